@@ -1,0 +1,68 @@
+# Every way in. `make` or `make help` lists them.
+SHELL := /bin/bash
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+.PHONY: env env-dev programs
+env: ## set up .venv with what a run needs
+	@tools/environment all
+env-dev: ## set up .venv with what the tests need
+	@tools/environment dev
+programs: env-dev ## bring the Kubernetes programs of the cluster tests (Go builds them once)
+	@$(PY) tests/cluster/programs.py
+
+.PHONY: run
+run: env ## train the digits example on this machine: master, 2 parameter servers, 2 workers
+	@.venv/bin/disttrain run examples/digits-ps.yaml
+
+.PHONY: test test-unit test-training test-apiserver test-cluster test-monitoring
+test: env-dev ## everything that CI runs: lint, types, unit, property, training, API-server, cluster tests
+	@tools/test
+test-unit: env-dev ## pure tests and properties, a minute
+	@tools/test unit
+test-training: env-dev ## real processes on loopback
+	@tools/test training
+test-apiserver: env-dev ## a real API server
+	@tools/test apiserver
+test-cluster: env-dev ## a real node: kubelet, containerd, both images
+	@tools/test cluster
+test-monitoring: env-dev ## a real Prometheus
+	@tools/test monitoring
+
+.PHONY: lint format crds lock
+lint: env-dev ## format check, lint, types, layers, stale CRD
+	@tools/test lint
+format: env-dev ## format the code
+	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+crds: env-dev ## generate crds/ from the models
+	@$(PY) -m disttrain.api.crd > crds/.new && mv crds/.new crds/disttrainjobs.yaml
+lock: env-dev ## write requirements/ from pyproject.toml
+	@tools/lock
+
+.PHONY: bench bench-ps bench-loop bench-burst
+bench: bench-ps bench-loop bench-burst ## all benchmarks, each as ratios against a peer or a limit
+bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
+	@$(PY) benchmarks/parameter_server.py
+bench-loop: env-dev ## our loop against a bare PyTorch loop
+	@$(PY) benchmarks/loop.py
+bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
+	@$(PY) benchmarks/burst.py
+
+.PHONY: simulation
+simulation: env-dev ## the wide property tests of the plan: minutes
+	@DISTTRAIN_SIMULATION=wide $(PYTEST) tests/simulation -q
+
+.PHONY: kind kind-down
+kind: ## a kind cluster with operator, Prometheus, Grafana and the example; needs Docker and kind
+	@deploy/kind/up.sh
+kind-down: ## delete the kind cluster
+	@deploy/kind/down.sh
+
+.PHONY: clean
+clean: ## remove .venv and what runs left in .disttrain
+	@rm -rf .venv .disttrain .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,69 @@
+"""The base of every API model: camelCase outside, frozen, no unknown field, and rules that hold in two languages.
+
+A `Rule` is stated once as CEL, for the API server, and once as Python, for `disttrain run` and `disttrain lint`; the corpus in
+tests/apiserver/inputs holds the two against each other. Not here: the fields (spec.py, status.py), the CRD (crd.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What must hold within one object.
+
+    cel: the expression for the API server (x-kubernetes-validations, KEP-2876).
+    check: the same in Python; None for a transition rule, which needs the old object.
+    message: what is expected and what to do, one line; the same in both.
+    field: the camelCase field to blame, "" for the object itself.
+    """
+
+    cel: str
+    check: Callable[[Any], bool] | None
+    message: str
+    field: str = ""
+
+    def as_validation(self) -> dict[str, str]:
+        """The entry of x-kubernetes-validations."""
+        validation = {"rule": self.cel, "message": self.message}
+        if self.field:
+            validation["fieldPath"] = f".{self.field}"
+        return validation
+
+
+class Model(BaseModel):
+    """An object of the API. Subclasses list what must hold between their fields in `RULES`."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        broken = [rule for rule in self.RULES if rule.check is not None and not rule.check(self)]
+        if broken:
+            text = "; ".join(f"{rule.field}: {rule.message}" if rule.field else rule.message for rule in broken)
+            raise PydanticCustomError("rule", "{text}", {"text": text})
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if cls.RULES:
+            schema["x-kubernetes-validations"] = [rule.as_validation() for rule in cls.RULES]
+        return schema
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object as the API server stores it: camelCase, JSON types, nothing that is None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,48 @@
+"""The environment of a training process and the exit codes it answers with."""
+
+from enum import IntEnum
+from typing import Final
+
+JOB: Final = "DISTTRAIN_JOB"
+"""The process's configuration, a `disttrain.api.runtime.JobConfig` as JSON."""
+ROLE: Final = "DISTTRAIN_ROLE"
+INDEX: Final = "DISTTRAIN_INDEX"
+"""The index of the pod within its role."""
+ATTEMPT: Final = "DISTTRAIN_ATTEMPT"
+CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
+DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
+METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
+TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
+PARENT_PID: Final = "DISTTRAIN_PARENT_PID"
+"""Local runs only: the process ends when this parent does, a SIGKILL of the parent included."""
+
+MASTER_ADDR: Final = "MASTER_ADDR"
+MASTER_PORT: Final = "MASTER_PORT"
+RANK: Final = "RANK"
+WORLD_SIZE: Final = "WORLD_SIZE"
+LOCAL_RANK: Final = "LOCAL_RANK"
+LOCAL_WORLD_SIZE: Final = "LOCAL_WORLD_SIZE"
+GROUP_RANK: Final = "GROUP_RANK"
+USE_AGENT_STORE: Final = "TORCHELASTIC_USE_AGENT_STORE"
+"""Tells torch's env:// rendezvous that somebody else hosts the store, as torchrun's agent does."""
+RESTART_COUNT: Final = "TORCHELASTIC_RESTART_COUNT"
+"""torch prefixes the store's keys with it, so that a new generation never reads the keys of an old one."""
+
+RESERVED: Final = frozenset(
+    {JOB, ROLE, INDEX, ATTEMPT, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
+    | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
+    | {USE_AGENT_STORE, RESTART_COUNT}
+)
+"""What a pod template may not set: the operator does."""
+
+
+class ExitCode(IntEnum):
+    """How a training process ends. 128 + n: ended by signal n."""
+
+    DONE = 0
+    USER_ERROR = 1
+    """The user's code raised; the termination message has the exception's last line."""
+    WRONG_INPUT = 2
+    """Something that the job names is missing or wrong: a module, a factory, a file."""
+    PEER_LOST = 75
+    """A peer was lost or a wait ran out (EX_TEMPFAIL). Never the root cause: it does not count towards the limit."""

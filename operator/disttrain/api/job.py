@@ -1,0 +1,52 @@
+"""The DistTrainJob itself: metadata, spec, status. Not here: the fields (spec.py, status.py)."""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from disttrain.api.base import Model, Rule
+from disttrain.api.names import MAX_JOB_NAME
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.status import DistTrainJobStatus
+
+NAME_RULE = Rule(
+    cel=f"self.metadata.name.size() <= {MAX_JOB_NAME} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    check=None,
+    message=f"metadata.name must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter first): "
+    "it becomes a Service name, and <name>-<role>-<index> must fit in 63",
+)
+
+
+class Metadata(Model):
+    """The part of ObjectMeta that DistTrain reads; the rest is kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    name: Annotated[str, Field(max_length=MAX_JOB_NAME, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class DistTrainJob(Model):
+    """A distributed training job: a master, parameter servers and workers, run to completion."""
+
+    CEL: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
+
+    api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
+    kind: Literal["DistTrainJob"] = "DistTrainJob"
+    metadata: Metadata
+    spec: DistTrainJobSpec
+    status: DistTrainJobStatus = DistTrainJobStatus()
+
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> "DistTrainJob":
+        """The job of an object as the API server or a file gives it. Raises pydantic.ValidationError."""
+        return cls.model_validate(body)

@@ -1,0 +1,76 @@
+"""Every name that more than one part must agree on: the API group, labels, children, ports. Not their content."""
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "disttrain.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "DistTrainJob"
+PLURAL: Final = "disttrainjobs"
+SINGULAR: Final = "disttrainjob"
+SHORT_NAME: Final = "dtj"
+
+MANAGED_BY: Final = "disttrain.dev/operator"
+"""The value of spec.managedBy that this operator serves; any other means: hands off (KEP-2232, MultiKueue)."""
+
+LABEL_JOB_NAME: Final = "disttrain.dev/job-name"
+LABEL_ROLE: Final = "disttrain.dev/role"
+LABEL_INDEX: Final = "disttrain.dev/index"
+LABEL_ATTEMPT: Final = "disttrain.dev/attempt"
+OWN_LABELS: Final = (LABEL_JOB_NAME, LABEL_ROLE, LABEL_INDEX, LABEL_ATTEMPT)
+
+FIELD_MANAGER: Final = "disttrain-operator"
+TRAINER_CONTAINER: Final = "trainer"
+"""The container that trains. A template's container of this name is merged into it; every other one is a sidecar."""
+
+MAX_JOB_NAME: Final = 40
+"""So that <job>-<role>-<index> fits in the 63 characters of a DNS label."""
+
+RENDEZVOUS_PORT: Final = 29500
+"""MASTER_PORT: the torch.distributed store. On the master for our own loop and scripts, on worker 0 for a command."""
+CONTROL_PORT: Final = 29400
+"""The master's control connection: membership, ledger, progress."""
+SERVER_PORT: Final = 29600
+"""A parameter server's data connection."""
+METRICS_PORT: Final = 9400
+
+CHECKPOINT_PATH: Final = "/checkpoints"
+SCRIPT_PATH: Final = "/script"
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+
+class Role(StrEnum):
+    """What a pod does; the value is that of the label `disttrain.dev/role` and of the metric label `role`."""
+
+    MASTER = "master"
+    """Hosts the rendezvous, the data ledger and the progress of the job. Never trains, needs no GPU."""
+    PARAMETER_SERVER = "parameter-server"
+    """Holds a shard of the parameters and of the optimiser's state."""
+    WORKER = "worker"
+    """Computes gradients."""
+
+    @property
+    def short(self) -> str:
+        """The part of a pod's name: master, ps, worker."""
+        return "ps" if self is Role.PARAMETER_SERVER else str(self.value)
+
+    @property
+    def status_name(self) -> str:
+        """The name in status.replicaStatuses: Master, ParameterServer, Worker."""
+        return {"master": "Master", "parameter-server": "ParameterServer", "worker": "Worker"}[self.value]
+
+
+def pod_name(job: str, role: Role, index: int) -> str:
+    """The name of a pod, the same in every attempt, so that a repeated create is a 409 and not a second pod."""
+    return f"{job}-{role.short}-{index}"
+
+
+def service_name(job: str) -> str:
+    """The headless Service that gives every pod of the job a stable name."""
+    return job
+
+
+def pod_host(job: str, role: Role, index: int) -> str:
+    """The DNS name of a pod within its namespace."""
+    return f"{pod_name(job, role, index)}.{service_name(job)}"

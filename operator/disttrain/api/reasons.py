@@ -1,0 +1,97 @@
+"""Condition types, reasons, states: the words with which a job says how it is. One constant, one meaning."""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """status.state: one word derived from the conditions, for the printer column."""
+
+    PENDING = "Pending"
+    SCHEDULING = "Scheduling"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    STALLED = "Stalled"
+    RESTARTING = "Restarting"
+    RESIZING = "Resizing"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """The types of status.conditions."""
+
+    VALID = "Valid"
+    """The job can be run as it is written."""
+    SUSPENDED = "Suspended"
+    """Every pod is freed; spec.suspend says so."""
+    SCHEDULED = "Scheduled"
+    """Every pod has a node."""
+    READY = "Ready"
+    """Every pod runs and the peers found one another."""
+    PROGRESSING = "Progressing"
+    """Steps are being made."""
+    RESTARTING = "Restarting"
+    """Something failed and is being replaced."""
+    COMPLETE = "Complete"
+    """Final: the job reached its end. Never true together with Failed."""
+    FAILED = "Failed"
+    """Final: the job will not be tried again."""
+
+
+class Reason(StrEnum):
+    """The reasons of conditions and Events; the message beside it names the pod and what to do."""
+
+    ACCEPTED = "Accepted"
+    NOT_YET_SUPPORTED = "NotYetSupported"
+    INVALID_SPEC = "InvalidSpec"
+    POD_REFUSED = "PodRefused"
+    """The API server refused a pod of the job: its message says why (quota, Pod Security, a missing account)."""
+    SECRET_NOT_FOUND = "SecretNotFound"
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    CLAIM_NOT_FOUND = "PersistentVolumeClaimNotFound"
+
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    NOT_SUSPENDED = "NotSuspended"
+
+    ALL_PODS_SCHEDULED = "AllPodsScheduled"
+    WAITING_FOR_GANG = "WaitingForGang"
+    UNSCHEDULABLE = "Unschedulable"
+    SCHEDULING = "Scheduling"
+
+    ALL_PODS_READY = "AllPodsReady"
+    IMAGE_PULL = "ImagePull"
+    CONTAINER_CONFIG = "ContainerConfig"
+    """A container cannot be made: a Secret, ConfigMap or key that it names is missing."""
+    STARTING = "Starting"
+    WAITING_FOR_PEERS = "WaitingForPeers"
+
+    TRAINING = "Training"
+    STALLED = "Stalled"
+    NO_REPORT = "NoReport"
+    """The master has not been heard; the training may well go on."""
+
+    REPLICA_FAILED = "ReplicaFailed"
+    PREEMPTED = "Preempted"
+    RECOVERED = "Recovered"
+
+    IN_PROGRESS = "InProgress"
+    WORKERS_SUCCEEDED = "WorkersSucceeded"
+
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    FAILURE_POLICY = "FailurePolicy"
+    USER_CODE = "UserCodeFailed"
+    """A rule of the failure policy ended the job because the user's code raised."""
+    NAN_LOSS = "NaNLoss"
+
+    CREATED = "Created"
+    CREATE_FAILED = "CreateFailed"
+    DELETED = "Deleted"
+    REPLACED = "Replaced"
+    """Somebody deleted a child of the job; it was made again."""
+
+
+FINAL = frozenset({State.COMPLETE, State.FAILED})

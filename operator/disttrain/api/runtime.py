@@ -1,0 +1,124 @@
+"""What a training process is told (JobConfig), what the master tells (Progress), and a process's last words (Termination).
+
+They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the pod's termination message.
+"""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from disttrain.api.base import Model
+from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
+from disttrain.api.types import DnsLabel
+
+Address = str
+"""host:port"""
+
+
+class Addresses(Model):
+    """Where the processes of the job listen. On a cluster these are DNS names of the job's Service, locally ports of loopback."""
+
+    control: Address
+    """The master's control connection."""
+    rendezvous: Address
+    """The torch.distributed store (MASTER_ADDR:MASTER_PORT)."""
+    parameter_servers: tuple[Address, ...] = ()
+    """The data connection of each server, by index."""
+
+
+class JobConfig(Model):
+    """The configuration of a training process; the same for every process of an attempt."""
+
+    namespace: str
+    name: DnsLabel
+    uid: str
+    """The job's uid: a process of another job of the same name is refused."""
+    attempt: Annotated[int, Field(ge=1)]
+    strategy: Strategy
+    trainer: Trainer
+    data: Data | None = None
+    checkpoint: Checkpoint | None = None
+    workers: Annotated[int, Field(ge=1)]
+    """Worker pods."""
+    processes_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Training processes in each."""
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
+    parameter_servers: Annotated[int, Field(ge=0)] = 0
+    addresses: Addresses
+    startup_timeout_seconds: Annotated[float, Field(gt=0)] = 600
+    """How long a process waits for its peers before it gives up with exit code 75."""
+    peer_timeout_seconds: Annotated[float, Field(gt=0)] = 30
+    """How long a silent peer is waited for in the middle of the training."""
+
+    @property
+    def world_size(self) -> int:
+        """Training processes of the whole job."""
+        return self.workers * self.processes_per_worker
+
+
+class ProgressCheckpoint(Model):
+    """A complete checkpoint."""
+
+    step: int
+    time: datetime
+
+
+class Progress(Model):
+    """What the master knows, served as JSON at /progress of its metrics port."""
+
+    attempt: int
+    """The attempt that this is about."""
+    step: int = 0
+    total_steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    """Mean loss of the last steps; None before the first, NaN never: see nan_loss."""
+    nan_loss: str | None = None
+    """Set when the loss was not finite: which rank, which step."""
+    samples_per_second: float | None = None
+    world_size: int = 0
+    """Training processes at work."""
+    max_staleness_seen: int | None = None
+    evaluation: dict[str, float] | None = None
+    last_update_time: datetime | None = None
+    """When the step last advanced, by the master's clock."""
+    last_checkpoint: ProgressCheckpoint | None = None
+    waiting_for: str | None = None
+    """What the job waits for, such as "worker-1, parameter-server-0 (31 s)"; None while it trains."""
+    generation: int = 0
+    """Worlds that the master formed in this attempt."""
+    redone_steps: int = 0
+    """Steps that were lost to a fault and done again."""
+    finished: bool = False
+    """Every step is done and the last checkpoint is complete."""
+
+
+class Termination(Model):
+    """The termination message of a training process, at most 4096 bytes of JSON."""
+
+    message: str = ""
+    """The last words: for a failure the exception's last line, or what the wait was for."""
+    where: str = ""
+    """For a failure of the user's code: file and line."""
+    progress: Progress | None = None
+    """The master's last word on the progress."""
+
+    def encode(self) -> str:
+        """JSON within the 4096 bytes that the kubelet keeps; a long message is cut in the middle."""
+        text = self.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= 4096:
+            return text
+        half = max(0, len(self.message) - (len(text.encode()) - 4000)) // 2
+        short = f"{self.message[:half]} … {self.message[len(self.message) - half :]}" if half else ""
+        return self.model_copy(update={"message": short, "where": self.where[:256]}).model_dump_json(
+            by_alias=True, exclude_none=True
+        )
+
+    @classmethod
+    def decode(cls, text: str) -> "Termination":
+        """What a pod's termination message says; a text that is not ours (a user's program) is kept as the message."""
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return cls(message=text.strip())

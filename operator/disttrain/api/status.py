@@ -1,0 +1,190 @@
+"""status of a DistTrainJob: what the operator writes, what `kubectl get dtj` and scripts read."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer, StringConstraints
+
+from disttrain.api.base import Model
+from disttrain.api.reasons import State
+
+Time = Annotated[
+    datetime,
+    PlainSerializer(lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str, when_used="json"),
+]
+"""A moment in UTC, to the second, as metav1.Time."""
+Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, StringConstraints(max_length=32768)]
+Short = Annotated[str, StringConstraints(max_length=253)]
+Number = Annotated[str, StringConstraints(max_length=32)]
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: Annotated[str, StringConstraints(max_length=316)]
+    """Type of the condition."""
+    status: Literal["True", "False", "Unknown"]
+    """True, False or Unknown."""
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    """One CamelCase word why."""
+    message: Text = ""
+    """A sentence: what, where, what to do."""
+    last_transition_time: Time
+    """When the status last changed."""
+    observed_generation: Count | None = None
+    """The generation of the spec that this is about."""
+
+
+class ReplicaStatus(Model):
+    """Counts of one role."""
+
+    role: Short
+    """Master, ParameterServer or Worker."""
+    desired: Count = 0
+    """Pods that shall be."""
+    ready: Count = 0
+    """Pods that run and are ready."""
+    succeeded: Count = 0
+    """Pods that ended well."""
+    failed: Count = 0
+    """Pods that failed and are not yet replaced."""
+    restarts: Count = 0
+    """Replacements of pods of this role since the job began."""
+
+
+class LastRestart(Model):
+    """The last failure that was answered with a restart."""
+
+    role: Short
+    """Role of the pod that failed first."""
+    index: Count
+    """Index of that pod."""
+    reason: Short
+    """Why: the container's reason such as OOMKilled or Error, or the pod's such as Evicted."""
+    exit_code: int | None = None
+    """Exit code of the trainer container, where it had one."""
+    message: Text = ""
+    """The last words of the container."""
+    time: Time
+    """When it failed."""
+
+
+class Restarts(Model):
+    """Failures so far."""
+
+    total: Count = 0
+    """Pods that failed and were replaced."""
+    counted_towards_limit: Count = 0
+    """Those that count towards runPolicy.backoffLimit; set back by a checkpoint with OnCheckpoint."""
+    last: LastRestart | None = None
+    """The last one."""
+    checkpoint_step: Count = 0
+    """Step of the last checkpoint when counted_towards_limit was last raised; a later one sets the count back."""
+    accounted: Annotated[tuple[Short, ...], Field(max_length=20_000)] = ()
+    """Uids of failed pods that are counted above and not gone yet. Each failure is written down before its pod
+    is deleted, so that none is counted twice or lost when the operator dies in between (as Job's uncountedTerminatedPods)."""
+
+
+class CheckpointStatus(Model):
+    """A checkpoint that is complete on the volume."""
+
+    step: Count
+    """Step whose state it holds."""
+    time: Time
+    """When it was complete."""
+
+
+class TrainingStatus(Model):
+    """Progress, as the master reported it."""
+
+    step: Count = 0
+    """Global steps done."""
+    total_steps: Count | None = None
+    """Global steps of the whole job, where it is known."""
+    epoch: Count | None = None
+    """Epoch in work, from 1."""
+    progress_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """step / totalSteps in percent."""
+    eta_seconds: Count | None = None
+    """Seconds to the end at the present speed."""
+    loss: Number | None = None
+    """Mean loss of the last steps, a decimal string."""
+    samples_per_second: Number | None = None
+    """Throughput of all workers together, a decimal string."""
+    world_size: Count | None = None
+    """Training processes at work."""
+    max_staleness_seen: Count | None = None
+    """BoundedStaleness: most steps that a worker was ahead of the slowest at the start of a step."""
+    evaluation: Annotated[dict[Short, Number], Field(max_length=32)] | None = None
+    """What trainer.evaluate found on the test data, by name, such as accuracy."""
+    last_update_time: Time | None = None
+    """When the step last advanced."""
+    last_checkpoint: CheckpointStatus | None = None
+    """The newest complete checkpoint."""
+
+
+class Goodput(Model):
+    """Where the time of the job went, in seconds."""
+
+    productive_seconds: Count = 0
+    """Steps that were kept."""
+    queued_seconds: Count = 0
+    """Waiting for nodes."""
+    starting_seconds: Count = 0
+    """Between the first node and the first step."""
+    redone_seconds: Count = 0
+    """Steps that were lost and done again."""
+    stalled_seconds: Count = 0
+    """No step although everything ran."""
+
+
+class WorkerStatus(Model):
+    """The simple path that the scale subresource needs: it may not index a list."""
+
+    ready_replicas: Count = 0
+    """Workers that are ready."""
+    selector: Short = ""
+    """Label selector of the workers."""
+
+
+class DistTrainJobStatus(Model):
+    """What the job is doing."""
+
+    observed_generation: Count | None = None
+    """Generation of the spec that this status is about."""
+    state: State | None = None
+    """One word: Pending, Scheduling, Starting, Training, Stalled, Restarting, Resizing, Suspended, Complete or Failed."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = ()
+    """Valid, Suspended, Scheduled, Ready, Progressing, Restarting, Complete, Failed."""
+    start_time: Time | None = None
+    """When the job first started; set anew on resume."""
+    completion_time: Time | None = None
+    """When it became Complete or Failed."""
+    replica_statuses: Annotated[
+        tuple[ReplicaStatus, ...],
+        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["role"]}),
+    ] = ()
+    """Counts by role."""
+    worker: WorkerStatus | None = None
+    """Workers, for the scale subresource."""
+    restarts: Restarts | None = None
+    """Failures so far."""
+    attempt: Count | None = None
+    """Executions of the job: 1, and one more for each restart of the whole job and each resume."""
+    training: TrainingStatus | None = None
+    """Progress."""
+    goodput: Goodput | None = None
+    """Where the time went."""
+
+    def condition(self, type_: str) -> Condition | None:
+        """The condition of a type, None when it was never set."""
+        return next((c for c in self.conditions if c.type == type_), None)
+
+    def is_true(self, type_: str) -> bool:
+        """Whether the condition is set and True."""
+        condition = self.condition(type_)
+        return condition is not None and condition.status == "True"

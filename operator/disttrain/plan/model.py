@@ -1,0 +1,150 @@
+"""What `decide` sees and what it answers: Snapshot and Plan. Frozen data, no behaviour beyond look-ups.
+
+The controller fills a Snapshot from its cache of the API server, `disttrain run` from its processes; both carry a Plan's actions out.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import Role
+from disttrain.api.runtime import Progress, Termination
+from disttrain.api.status import DistTrainJobStatus
+
+
+class Phase(StrEnum):
+    """Phase of a pod, as in the Pod API; a local process goes from Running to Succeeded or Failed."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """One pod of the job, owned by it, reduced to what decisions need."""
+
+    name: str
+    uid: str
+    role: Role
+    index: int
+    attempt: int
+    phase: Phase
+    created: datetime
+    ready: bool = False
+    scheduled: bool = False
+    deleting: bool = False
+    finished: datetime | None = None
+    """When the trainer container ended; for a pod that failed without (evicted), when the pod did."""
+    exit_code: int | None = None
+    """Exit code of the trainer container; None when it never ran to an end."""
+    reason: str = ""
+    """Why it failed or waits: OOMKilled, Error, Evicted, ErrImagePull, CreateContainerConfigError, Unschedulable …"""
+    message: str = ""
+    """The message beside the reason, as Kubernetes gives it."""
+    termination: Termination = field(default_factory=Termination)
+    """Last words of the trainer container; empty when it left none."""
+    conditions: frozenset[str] = frozenset()
+    """Types of the pod's conditions that are true, such as DisruptionTarget."""
+    node: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the pod has ended, well or badly."""
+        return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A child that could not be made, and why: what the API server said to the last attempt."""
+
+    name: str
+    message: str
+    retryable: bool
+    """False when only a change of the job can help (an invalid pod); True for quota, a missing account, and the like."""
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A job and its children at one moment. `now` is the only clock that a decision has."""
+
+    job: DistTrainJob
+    now: datetime
+    pods: tuple[PodView, ...] = ()
+    """Every pod whose controller is this very job (by uid), deleting ones included."""
+    service_exists: bool = False
+    network_policy_exists: bool = False
+    progress: Progress | None = None
+    """The master's newest report of this attempt, None when none was read."""
+    progress_read: datetime | None = None
+    """When it was read, by the clock of `now`."""
+    refusals: tuple[Refusal, ...] = ()
+    foreign: tuple[str, ...] = ()
+    """Names that the job needs and that objects of another owner hold."""
+
+    @property
+    def status(self) -> DistTrainJobStatus:
+        """The status that was last written."""
+        return self.job.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateService:
+    """Make the headless Service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateNetworkPolicy:
+    """Make the NetworkPolicy of network.policy JobOnly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatePod:
+    """Make the pod of a role and index."""
+
+    role: Role
+    index: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletePod:
+    """Delete a pod, by uid, so that its successor of the same name is never hit."""
+
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+    """None: the pod's own grace period; 0: at once (only where the node is known to be gone)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteJob:
+    """Delete the job itself: its TTL is over."""
+
+
+Action: TypeAlias = CreateService | CreateNetworkPolicy | CreatePod | DeletePod | DeleteJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """An Event to post about the job."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What shall be done now, in this order; then the status; then when to look again if nothing happens before."""
+
+    actions: tuple[Action, ...] = ()
+    status: DistTrainJobStatus
+    events: tuple[Event, ...] = ()
+    look_again: timedelta | None = None
+    """None: only when something happens."""
