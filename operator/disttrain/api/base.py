@@ -49,12 +49,23 @@ class Model(BaseModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        """As the API server has it: the null of a field that it knows is dropped, and the default arrives."""
+        if not isinstance(data, dict) or None not in data.values():
+            return data
+        known = {name for field, info in cls.model_fields.items() for name in (field, info.alias)}
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
         broken = [rule for rule in self.RULES if rule.check is not None and not rule.check(self)]
         if broken:
             text = "; ".join(f"{rule.field}: {rule.message}" if rule.field else rule.message for rule in broken)
-            raise PydanticCustomError("rule", "{text}", {"text": text})
+            raise PydanticCustomError(
+                "rule", "{text}", {"text": text, "broken": [(r.field, r.message) for r in broken]}
+            )
         return self
 
     @classmethod

@@ -1,9 +1,10 @@
 """The DistTrainJob itself: metadata, spec, status. Not here: the fields (spec.py, status.py)."""
 
+import re
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.alias_generators import to_camel
 
 from disttrain.api.base import Model, Rule
@@ -11,11 +12,13 @@ from disttrain.api.names import MAX_JOB_NAME
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus
 
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
 NAME_RULE = Rule(
-    cel=f"self.metadata.name.size() <= {MAX_JOB_NAME} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    check=None,
-    message=f"metadata.name must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter first): "
-    "it becomes a Service name, and <name>-<role>-<index> must fit in 63",
+    cel=f"self.metadata.name.size() <= {MAX_JOB_NAME} && self.metadata.name.matches('^{_NAME.pattern}$')",
+    check=lambda job: len(job.metadata.name) <= MAX_JOB_NAME and _NAME.fullmatch(job.metadata.name) is not None,
+    message=f"metadata.name must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter "
+    "first): it becomes a Service name, and <name>-<role>-<index> must fit in 63",
 )
 
 
@@ -24,7 +27,7 @@ class Metadata(Model):
 
     model_config = ConfigDict(extra="allow", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
-    name: Annotated[str, Field(max_length=MAX_JOB_NAME, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    name: str
     namespace: str = "default"
     uid: str = ""
     generation: int = 1
@@ -38,7 +41,7 @@ class Metadata(Model):
 class DistTrainJob(Model):
     """A distributed training job: a master, parameter servers and workers, run to completion."""
 
-    CEL: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
+    RULES = (NAME_RULE,)
 
     api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
     kind: Literal["DistTrainJob"] = "DistTrainJob"

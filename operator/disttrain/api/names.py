@@ -23,6 +23,7 @@ OWN_LABELS: Final = (LABEL_JOB_NAME, LABEL_ROLE, LABEL_INDEX, LABEL_ATTEMPT)
 FIELD_MANAGER: Final = "disttrain-operator"
 TRAINER_CONTAINER: Final = "trainer"
 """The container that trains. A template's container of this name is merged into it; every other one is a sidecar."""
+GPU: Final = "nvidia.com/gpu"
 
 MAX_JOB_NAME: Final = 40
 """So that <job>-<role>-<index> fits in the 63 characters of a DNS label."""

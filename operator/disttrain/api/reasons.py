@@ -51,7 +51,12 @@ class Reason(StrEnum):
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     CLAIM_NOT_FOUND = "PersistentVolumeClaimNotFound"
 
+    NAME_TAKEN = "NameTaken"
+    """An object of another owner holds a name that the job needs."""
+
     SUSPENDED = "Suspended"
+    SUSPENDING = "Suspending"
+    """The pods were told to end and are not all gone."""
     RESUMED = "Resumed"
     NOT_SUSPENDED = "NotSuspended"
 
@@ -75,6 +80,7 @@ class Reason(StrEnum):
     REPLICA_FAILED = "ReplicaFailed"
     PREEMPTED = "Preempted"
     RECOVERED = "Recovered"
+    NO_FAILURE = "NoFailure"
 
     IN_PROGRESS = "InProgress"
     WORKERS_SUCCEEDED = "WorkersSucceeded"

@@ -3,14 +3,24 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import CHECKPOINT_PATH, CONTROL_PORT, MANAGED_BY, METRICS_PORT, RENDEZVOUS_PORT, SERVER_PORT
 from disttrain.api.template import PodTemplate
-from disttrain.api.types import INT32_MAX, AbsolutePath, Argument, Decimal, DnsSubdomain, Factory, FileName, FreeForm
+from disttrain.api.types import (
+    INT32_MAX,
+    AbsolutePath,
+    Argument,
+    Decimal,
+    DnsLabel,
+    DnsSubdomain,
+    Factory,
+    FreeForm,
+    list_map,
+)
 
-Seconds = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Seconds = Annotated[StrictInt, Field(ge=1, le=INT32_MAX)]
 
 
 class StrategyType(StrEnum):
@@ -88,24 +98,24 @@ class ParameterServerStrategy(Model):
     )
     consistency: Consistency
     """Sync, Async or BoundedStaleness."""
-    max_staleness: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    max_staleness: Annotated[StrictInt, Field(ge=0, le=10_000)] | None = None
     """Steps that a worker may be ahead of the slowest one. Exactly with BoundedStaleness."""
-    backup_workers: Annotated[int, Field(ge=0, le=1000)] = 0
+    backup_workers: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
     """Sync only: of N workers, the gradients of the first N - backupWorkers count. Default: 0."""
-    replication: Annotated[int, Field(ge=1, le=3)] = 1
+    replication: Annotated[StrictInt, Field(ge=1, le=3)] = 1
     """Copies of each shard; with 2 a lost server costs nothing. Default: 1."""
 
 
 class ModelParallel(Model):
     """How the model is cut. Data parallel is what remains: workers x GPUs each / (tensor x pipeline)."""
 
-    tensor: Annotated[int, Field(ge=1, le=1024)] = 1
+    tensor: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
     """Processes that share each layer. Default: 1."""
-    pipeline: Annotated[int, Field(ge=1, le=1024)] = 1
+    pipeline: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
     """Stages that share the layers. Default: 1."""
     schedule: Schedule = Schedule.ONE_FORWARD_ONE_BACKWARD
     """Order of the pipeline's work. Default: OneForwardOneBackward."""
-    microbatches: Annotated[int, Field(ge=1, le=4096)] = 4
+    microbatches: Annotated[StrictInt, Field(ge=1, le=4096)] = 4
     """Parts of a batch in the pipeline. Default: 4."""
 
 
@@ -121,8 +131,9 @@ class Strategy(Model):
         ),
         Rule(
             cel="has(self.modelParallel) == (self.type in ['ModelParallel', 'Hybrid'])",
-            check=lambda s: (s.model_parallel is not None)
-            == (s.type in (StrategyType.MODEL_PARALLEL, StrategyType.HYBRID)),
+            check=lambda s: (
+                (s.model_parallel is not None) == (s.type in (StrategyType.MODEL_PARALLEL, StrategyType.HYBRID))
+            ),
             message="set it with type ModelParallel or Hybrid, and only then",
             field="modelParallel",
         ),
@@ -160,7 +171,9 @@ class Optimizer(Model):
         ),
         Rule(
             cel="self.name != 'SGD' || (!has(self.beta1) && !has(self.beta2) && !has(self.epsilon))",
-            check=lambda o: o.name is not OptimizerName.SGD or (o.beta1 is None and o.beta2 is None and o.epsilon is None),
+            check=lambda o: (
+                o.name is not OptimizerName.SGD or (o.beta1 is None and o.beta2 is None and o.epsilon is None)
+            ),
             message="beta1, beta2 and epsilon belong to Adam and AdamW; SGD has momentum",
         ),
     )
@@ -170,7 +183,7 @@ class Optimizer(Model):
     """Step size, a decimal string such as "0.1"."""
     momentum: Decimal | None = None
     """SGD: momentum, a decimal string. Default: none."""
-    nesterov: bool = False
+    nesterov: StrictBool = False
     """SGD: Nesterov's momentum. Default: false."""
     weight_decay: Decimal = "0"
     """L2 penalty (SGD, Adam) or decoupled decay (AdamW), a decimal string. Default: "0"."""
@@ -224,7 +237,8 @@ class Trainer(Model):
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
             "&& !has(self.epochs) && !has(self.maxSteps))",
             check=lambda t: t.model is not None or not (t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps),
-            message="loss, evaluate, optimizer, epochs and maxSteps are for our loop (model and dataset); a script or command brings its own",
+            message="loss, evaluate, optimizer, epochs and maxSteps are for our loop (model and dataset); "
+            "a script or command brings its own",
         ),
     )
     model: Factory | None = None
@@ -239,15 +253,15 @@ class Trainer(Model):
     """The optimiser of our loop."""
     config: FreeForm | None = None
     """Handed to the factories as it is. Default: {}."""
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     """Passes over the training data. Exactly one of epochs and maxSteps."""
-    max_steps: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_steps: Annotated[StrictInt, Field(ge=1, le=INT32_MAX)] | None = None
     """Steps of the global batch. Exactly one of epochs and maxSteps."""
-    batch_size: Annotated[int, Field(ge=1, le=16_777_216)] = 64
+    batch_size: Annotated[StrictInt, Field(ge=1, le=16_777_216)] = 64
     """Samples of one step over all workers together. Default: 64."""
-    seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
-    deterministic: bool = False
+    deterministic: StrictBool = False
     """Bit for bit the same result on every run. Default: false."""
     backend: Backend = Backend.AUTO
     """Auto, gloo or nccl. Default: Auto."""
@@ -272,6 +286,8 @@ class Volume(Model):
 
 
 class DataVolume(Volume):
+    """A PersistentVolumeClaim with data."""
+
     path: AbsolutePath = "/data"
     """Where it is mounted, read-only. Default: /data."""
 
@@ -279,9 +295,9 @@ class DataVolume(Volume):
 class Data(Model):
     """Where the data lies and how it is handed out."""
 
-    partitions: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    partitions: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     """Ranges handed out to the workers; every sample exactly once an epoch, through faults and resizes."""
-    replication: Annotated[int, Field(ge=1, le=16)] = 1
+    replication: Annotated[StrictInt, Field(ge=1, le=16)] = 1
     """Workers that hold a copy of each partition. Default: 1."""
     encryption: Encryption | None = None
     """AES-256-GCM at rest, with a key from a Secret."""
@@ -299,7 +315,7 @@ class Master(Model):
 class ParameterServer(Model):
     """The parameter servers."""
 
-    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    replicas: Annotated[StrictInt, Field(ge=1, le=1000)] = 1
     """Number of servers; each holds one shard. Default: 1."""
     template: PodTemplate | None = None
     """Pod template of the servers."""
@@ -316,9 +332,9 @@ class Elastic(Model):
             field="minReplicas",
         ),
     )
-    min_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    min_replicas: Annotated[StrictInt, Field(ge=1, le=10_000)]
     """Fewest workers with which the job goes on."""
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    max_replicas: Annotated[StrictInt, Field(ge=1, le=10_000)]
     """Most workers that the job uses."""
 
 
@@ -339,9 +355,9 @@ class Worker(Model):
             field="replicas",
         ),
     )
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    replicas: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
     """Number of worker pods. Default: 1."""
-    gpus_per_worker: Annotated[int, Field(ge=0, le=64)] = 0
+    gpus_per_worker: Annotated[StrictInt, Field(ge=0, le=64)] = 0
     """nvidia.com/gpu of each worker; one process runs on each GPU. Default: 0, one process on the CPU."""
     elastic: Elastic | None = None
     """Lets the number of workers change while the job runs. Default: fixed."""
@@ -354,9 +370,9 @@ class Checkpoint(Model):
 
     volume: Volume
     """Claim that every pod of the job can mount."""
-    every_steps: Annotated[int, Field(ge=1, le=INT32_MAX)] = 100
+    every_steps: Annotated[StrictInt, Field(ge=1, le=INT32_MAX)] = 100
     """Steps between two checkpoints. Default: 100."""
-    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    keep: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
     """Checkpoints that are kept; older ones are removed. Default: 3."""
 
 
@@ -376,17 +392,17 @@ class CleanPodPolicy(StrEnum):
 class RunPolicy(Model):
     """Retries, deadlines and what remains at the end."""
 
-    backoff_limit: Annotated[int, Field(ge=0, le=1000)] = 6
+    backoff_limit: Annotated[StrictInt, Field(ge=0, le=1000)] = 6
     """Failures that are retried before the job fails. Default: 6."""
     backoff_limit_reset: BackoffLimitReset = BackoffLimitReset.ON_CHECKPOINT
     """OnCheckpoint: count only the failures since the last checkpoint; or Never. Default: OnCheckpoint."""
-    startup_deadline_seconds: Seconds | None = 1800
+    startup_deadline_seconds: Seconds = 1800
     """Seconds until every pod must be ready, else the job fails. Default: 1800."""
-    progress_deadline_seconds: Seconds | None = 900
+    progress_deadline_seconds: Seconds = 900
     """Seconds without a step after which the job is Stalled and restarted. Default: 900."""
     active_deadline_seconds: Seconds | None = None
     """Seconds that the job may be active, else it fails; the clock begins anew on resume. Default: no limit."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    ttl_seconds_after_finished: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] | None = None
     """Seconds after which the finished job is deleted. Default: never."""
     clean_pod_policy: CleanPodPolicy = CleanPodPolicy.RUNNING
     """Running: delete what still runs at the end; All; None. Default: Running."""
@@ -410,27 +426,33 @@ class FailureRule(Model):
             message="set onExitCodes, onPodConditions or both",
         ),
     )
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+    name: DnsLabel
     """Name of the rule, for messages."""
-    on_exit_codes: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1, max_length=255)] | None = None
+    on_exit_codes: (
+        Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=255)], ...], Field(min_length=1, max_length=255)] | None
+    ) = None
     """Exit codes of the trainer container that match."""
     on_pod_conditions: (
         Annotated[
-            tuple[Annotated[str, StringConstraints(min_length=1, max_length=63)], ...], Field(min_length=1, max_length=16)
+            tuple[Annotated[str, StringConstraints(min_length=1, max_length=63)], ...],
+            Field(min_length=1, max_length=16),
         ]
         | None
     ) = None
     """Types of pod conditions that match when true, such as DisruptionTarget."""
     action: Action
     """RestartReplica, RestartJob or FailJob."""
-    count_towards_limit: bool = True
+    count_towards_limit: StrictBool = True
     """Whether the failure counts towards backoffLimit. Default: true."""
 
 
 DEFAULT_RULES = (
     FailureRule(name="bad-code", on_exit_codes=(1, 2, 126, 127), action=Action.FAIL_JOB),
     FailureRule(
-        name="preempted", on_pod_conditions=("DisruptionTarget",), action=Action.RESTART_REPLICA, count_towards_limit=False
+        name="preempted",
+        on_pod_conditions=("DisruptionTarget",),
+        action=Action.RESTART_REPLICA,
+        count_towards_limit=False,
     ),
 )
 
@@ -438,7 +460,7 @@ DEFAULT_RULES = (
 class FailurePolicy(Model):
     """What is done when a pod fails. The first rule that matches wins."""
 
-    rules: Annotated[tuple[FailureRule, ...], Field(max_length=20)] = DEFAULT_RULES
+    rules: Annotated[tuple[FailureRule, ...], *list_map("name", max_items=20)] = DEFAULT_RULES
     """Rules in order. Default: exit codes 1, 2, 126 and 127 fail the job, a disruption is not counted."""
     default_action: Action = Action.RESTART_REPLICA
     """When no rule matches. Default: RestartReplica."""
@@ -464,7 +486,9 @@ class Scheduling(Model):
     """Auto: what the cluster has; None; Coscheduling, Volcano or Kueue. Default: Auto."""
     timeout_seconds: Seconds = 600
     """Seconds that a part of a gang may hold nodes while it waits for the rest. Default: 600."""
-    priority_class_name: Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)] = ""
+    priority_class_name: Annotated[
+        str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)
+    ] = ""
     """PriorityClass of the pods. Default: none."""
     topology_key: Annotated[str, StringConstraints(pattern=r"^([-._/a-zA-Z0-9]+)?$", max_length=316)] = ""
     """Node label whose value all workers shall share, such as topology.kubernetes.io/zone. Default: none."""
@@ -501,9 +525,9 @@ class Observability(Model):
             field="metricsPort",
         ),
     )
-    metrics_port: Annotated[int, Field(ge=1024, le=65535)] = METRICS_PORT
+    metrics_port: Annotated[StrictInt, Field(ge=1024, le=65535)] = METRICS_PORT
     """Port of /metrics in every pod. Default: 9400."""
-    status_interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
+    status_interval_seconds: Annotated[StrictInt, Field(ge=1, le=3600)] = 5
     """Seconds between two updates of status.training. Default: 5."""
 
 
@@ -557,25 +581,30 @@ class DistTrainJobSpec(Model):
         Rule(
             cel="!has(self.strategy.parameterServer) || !has(self.parameterServer) || "
             "self.strategy.parameterServer.replication <= self.parameterServer.replicas",
-            check=lambda s: s.strategy.parameter_server is None
-            or s.parameter_server is None
-            or s.strategy.parameter_server.replication <= s.parameter_server.replicas,
+            check=lambda s: (
+                s.strategy.parameter_server is None
+                or s.parameter_server is None
+                or s.strategy.parameter_server.replication <= s.parameter_server.replicas
+            ),
             message="strategy.parameterServer.replication must be at most parameterServer.replicas",
             field="strategy",
         ),
         Rule(
             cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.backupWorkers < self.worker.replicas",
-            check=lambda s: s.strategy.parameter_server is None
-            or s.strategy.parameter_server.backup_workers < s.worker.replicas,
+            check=lambda s: (
+                s.strategy.parameter_server is None or s.strategy.parameter_server.backup_workers < s.worker.replicas
+            ),
             message="strategy.parameterServer.backupWorkers must be below worker.replicas",
             field="strategy",
         ),
         Rule(
             cel="!self.trainer.deterministic || !has(self.strategy.parameterServer) || "
             "self.strategy.parameterServer.consistency == 'Sync'",
-            check=lambda s: not s.trainer.deterministic
-            or s.strategy.parameter_server is None
-            or s.strategy.parameter_server.consistency is Consistency.SYNC,
+            check=lambda s: (
+                not s.trainer.deterministic
+                or s.strategy.parameter_server is None
+                or s.strategy.parameter_server.consistency is Consistency.SYNC
+            ),
             message="deterministic needs consistency Sync: the order of asynchronous updates is not repeatable",
             field="trainer",
         ),
@@ -588,24 +617,27 @@ class DistTrainJobSpec(Model):
         Rule(
             cel="!has(self.trainer.model) || self.trainer.batchSize >= self.worker.replicas * "
             "(self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)",
-            check=lambda s: s.trainer.model is None
-            or s.trainer.batch_size >= s.worker.replicas * max(1, s.worker.gpus_per_worker),
+            check=lambda s: (
+                s.trainer.model is None or s.trainer.batch_size >= s.worker.replicas * max(1, s.worker.gpus_per_worker)
+            ),
             message="trainer.batchSize is global and must give every worker process at least one sample",
             field="trainer",
         ),
         Rule(
             cel="!has(self.strategy.modelParallel) || self.worker.replicas * (self.worker.gpusPerWorker > 0 ? "
             "self.worker.gpusPerWorker : 1) % (self.strategy.modelParallel.tensor * self.strategy.modelParallel.pipeline) == 0",
-            check=lambda s: s.strategy.model_parallel is None
-            or s.worker.replicas
-            * max(1, s.worker.gpus_per_worker)
-            % (s.strategy.model_parallel.tensor * s.strategy.model_parallel.pipeline)
-            == 0,
+            check=lambda s: (
+                s.strategy.model_parallel is None
+                or s.worker.replicas
+                * max(1, s.worker.gpus_per_worker)
+                % (s.strategy.model_parallel.tensor * s.strategy.model_parallel.pipeline)
+                == 0
+            ),
             message="workers x GPUs each must be a multiple of tensor x pipeline",
             field="strategy",
         ),
     )
-    suspend: bool = False
+    suspend: StrictBool = False
     """true: checkpoint, then free every pod; back to false: go on where it was. Default: false."""
     managed_by: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", max_length=63)] = MANAGED_BY
     """Controller that runs the job; any other value than disttrain.dev/operator: hands off. Immutable. Default: disttrain.dev/operator."""

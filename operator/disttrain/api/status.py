@@ -7,6 +7,7 @@ from pydantic import Field, PlainSerializer, StringConstraints
 
 from disttrain.api.base import Model
 from disttrain.api.reasons import State
+from disttrain.api.types import list_map
 
 Time = Annotated[
     datetime,
@@ -137,6 +138,8 @@ class Goodput(Model):
     """Steps that were lost and done again."""
     stalled_seconds: Count = 0
     """No step although everything ran."""
+    accounted_until: Time | None = None
+    """The moment up to which the seconds above are told."""
 
 
 class WorkerStatus(Model):
@@ -146,6 +149,8 @@ class WorkerStatus(Model):
     """Workers that are ready."""
     selector: Short = ""
     """Label selector of the workers."""
+    completed_indexes: Text = ""
+    """Workers that succeeded in this attempt, such as "0-2,5"; it holds when their pods are gone (as Job's completedIndexes)."""
 
 
 class DistTrainJobStatus(Model):
@@ -155,19 +160,13 @@ class DistTrainJobStatus(Model):
     """Generation of the spec that this status is about."""
     state: State | None = None
     """One word: Pending, Scheduling, Starting, Training, Stalled, Restarting, Resizing, Suspended, Complete or Failed."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
-    ] = ()
+    conditions: Annotated[tuple[Condition, ...], *list_map("type", max_items=16)] = ()
     """Valid, Suspended, Scheduled, Ready, Progressing, Restarting, Complete, Failed."""
     start_time: Time | None = None
     """When the job first started; set anew on resume."""
     completion_time: Time | None = None
     """When it became Complete or Failed."""
-    replica_statuses: Annotated[
-        tuple[ReplicaStatus, ...],
-        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["role"]}),
-    ] = ()
+    replica_statuses: Annotated[tuple[ReplicaStatus, ...], *list_map("role", max_items=8)] = ()
     """Counts by role."""
     worker: WorkerStatus | None = None
     """Workers, for the scale subresource."""

@@ -4,14 +4,15 @@ Typed is what the operator merges or must refuse: container names, images, envir
 server itself when the operator makes the pod, so that the CRD stays small (TrainJob's is 450 KB, too large for `kubectl apply`).
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.environment import RESERVED
-from disttrain.api.types import DnsLabel, FreeForm, Quantity, StringMap
+from disttrain.api.names import GPU, TRAINER_CONTAINER
+from disttrain.api.types import DnsLabel, FreeForm, Quantity, StringMap, list_map, quantity_value
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
 _RESERVED_CEL = "[" + ", ".join(f"'{name}'" for name in sorted(RESERVED)) + "]"
@@ -52,6 +53,18 @@ class EnvVar(OpenModel):
 class Resources(OpenModel):
     """Requests and limits of a container."""
 
+    RULES = (
+        Rule(
+            cel="!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || "
+            "quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)",
+            check=lambda r: all(
+                name not in (r.limits or {}) or quantity_value(amount) <= quantity_value(r.limits[name])
+                for name, amount in (r.requests or {}).items()
+            ),
+            message="a request must be at most the limit of the same resource",
+            field="requests",
+        ),
+    )
     requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
     """What the scheduler reserves, by resource name, such as cpu: 500m or memory: 4Gi."""
     limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
@@ -61,11 +74,25 @@ class Resources(OpenModel):
 class Container(OpenModel):
     """A container; the one named `trainer` is merged into the training container, every other one is a sidecar."""
 
+    RULES = (
+        Rule(
+            cel="self.name != 'trainer' || !has(self.resources) || "
+            "!(has(self.resources.requests) && 'nvidia.com/gpu' in self.resources.requests) && "
+            "!(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
+            check=lambda c: (
+                c.name != TRAINER_CONTAINER
+                or c.resources is None
+                or GPU not in {**(c.resources.requests or {}), **(c.resources.limits or {})}
+            ),
+            message="nvidia.com/gpu of the trainer container is set by worker.gpusPerWorker, one process for each; set it there",
+            field="resources",
+        ),
+    )
     name: DnsLabel
     """Name of the container: `trainer`, or that of a sidecar."""
     image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=1024)] | None = None
     """Image of the container. Default for `trainer`: spec.image."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=256)] | None = None
+    env: Annotated[tuple[EnvVar, ...], *list_map("name", max_items=256)] | None = None
     """Environment variables, merged with those of the operator."""
     resources: Resources | None = None
     """Requests and limits."""
@@ -74,8 +101,12 @@ class Container(OpenModel):
 class PodSpec(OpenModel):
     """The pod's spec: containers, nodeSelector, tolerations, affinity, volumes, serviceAccountName and so on."""
 
-    containers: Annotated[tuple[Container, ...], Field(max_length=16)] | None = None
+    containers: Annotated[tuple[Container, ...], *list_map("name", max_items=16)] | None = None
     """The `trainer` container's own settings, and sidecars."""
+    node_selector: StringMap | None = None
+    """Labels that a node must have."""
+    restart_policy: Literal["Never"] | None = None
+    """Never: DistTrain replaces a failed pod itself, by failurePolicy."""
 
 
 class TemplateMetadata(Model):

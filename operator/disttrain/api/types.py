@@ -1,8 +1,12 @@
 """The scalar types of the API: decimals, quantities, names, bounded maps. What a Kubernetes API has instead of floats."""
 
+import decimal
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StrictInt, StringConstraints
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 INT32_MAX = 2_147_483_647
 
@@ -25,10 +29,11 @@ DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])
 DnsSubdomain = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
 ]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/([^/.][^/]*|\.[^/.][^/]*)(/([^/.][^/]*|\.[^/.][^/]*))*$", max_length=253)]
+AbsolutePath = Annotated[
+    str, StringConstraints(pattern=r"^/([^/.][^/]*|\.[^/.][^/]*)(/([^/.][^/]*|\.[^/.][^/]*))*$", max_length=253)
+]
 """An absolute path without `..` and without an empty part."""
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
 Argument = Annotated[str, StringConstraints(max_length=4096)]
 
 QUANTITY = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
@@ -40,7 +45,7 @@ QUANTITY_SCHEMA: dict[str, Any] = {
     "maxLength": 64,
 }
 Quantity = Annotated[
-    int | Annotated[str, StringConstraints(pattern=QUANTITY, max_length=64)],
+    StrictInt | Annotated[str, StringConstraints(pattern=QUANTITY, max_length=64)],
     Field(json_schema_extra=lambda schema: (schema.clear(), schema.update(QUANTITY_SCHEMA))[0]),
 ]
 
@@ -54,3 +59,39 @@ StringMap = Annotated[
     dict[str, Annotated[str, StringConstraints(max_length=4096)]],
     Field(max_length=64),
 ]
+
+
+_SUFFIXES = {
+    suffix: decimal.Decimal(1000) ** power
+    for power, suffix in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
+}
+_SUFFIXES |= {
+    suffix: decimal.Decimal(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)
+}
+
+
+def quantity_value(quantity: int | str) -> decimal.Decimal:
+    """What a Kubernetes quantity amounts to: 500m is 0.5, 1Ki is 1024, 1e3 is 1000."""
+    text = str(quantity)
+    number = text.rstrip("KMGTPEinumk")
+    return decimal.Decimal(number) * _SUFFIXES[text[len(number) :]]
+
+
+def list_map(key: str, *, max_items: int) -> tuple[FieldInfo, AfterValidator]:
+    """A list of objects that `key` tells apart, here and in server-side apply (x-kubernetes-list-type: map)."""
+
+    def unique(items: Sequence[Any]) -> Sequence[Any]:
+        seen: set[object] = set()
+        for position, item in enumerate(items):
+            value = getattr(item, key)
+            if value in seen:
+                raise PydanticCustomError(
+                    "duplicate",
+                    "Duplicate value: entry {position} repeats {key} {value}",
+                    {"position": position, "key": key, "value": value},
+                )
+            seen.add(value)
+        return items
+
+    extra: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+    return Field(max_length=max_items, json_schema_extra=extra), AfterValidator(unique)

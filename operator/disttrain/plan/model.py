@@ -38,6 +38,8 @@ class PodView:
     ready: bool = False
     scheduled: bool = False
     deleting: bool = False
+    deletion_deadline: datetime | None = None
+    """When the grace period of a deleting pod ends (its deletionTimestamp)."""
     finished: datetime | None = None
     """When the trainer container ended; for a pod that failed without (evicted), when the pod did."""
     exit_code: int | None = None
@@ -86,6 +88,8 @@ class Snapshot:
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""
+    log_hint: str = "kubectl logs -n {namespace} {pod}"
+    """How a user reads a pod's log; messages about failures end with it."""
 
     @property
     def status(self) -> DistTrainJobStatus:

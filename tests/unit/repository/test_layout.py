@@ -30,8 +30,18 @@ def test_importing_it_leaves_torch_out(module: str) -> None:
 
 
 def test_no_file_names_a_package_index_or_a_machine_path() -> None:
-    words = ["pypi" + ".org", "files.python" + "hosted", "proxy." + "golang", "registry." + "npmjs", "deb." + "debian.org", "/work" + "/", "../" + "shared"]
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    words = [
+        "pypi" + ".org",
+        "files.python" + "hosted",
+        "proxy." + "golang",
+        "registry." + "npmjs",
+        "deb." + "debian.org",
+        "/work" + "/",
+        "../" + "shared",
+    ]
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     found = [
         (name, word)
         for name in files.stdout.splitlines()

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# A kind cluster with DistTrain, Prometheus, Grafana and the digits example: make kind. Run again after a change: it updates the cluster.
+#   GRAFANA_PORT   Grafana's port on this machine [3000]
+#   TORCH_INDEX    package index to take torch from, such as PyTorch's of CPU wheels: an image of 1 GB in place of 6
+#   EXAMPLE        the job to start [examples/digits-ps.yaml]
+set -euo pipefail
+
+readonly CLUSTER=disttrain
+readonly CONTEXT=kind-$CLUSTER
+readonly TAG=dev
+readonly GRAFANA_PORT=${GRAFANA_PORT:-3000}
+readonly EXAMPLE=${EXAMPLE:-examples/digits-ps.yaml}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/../.."
+
+fail() {
+  echo "make kind: $*" >&2
+  exit 2
+}
+
+say() {
+  echo "==> $*"
+}
+
+cluster_kubectl() {
+  kubectl --context "$CONTEXT" "$@"
+}
+
+# --- what has to be there
+
+command -v docker >/dev/null || fail "docker is not installed: see https://docs.docker.com/get-docker/"
+command -v kind >/dev/null || fail "kind is not installed: see https://kind.sigs.k8s.io/docs/user/quick-start/#installation"
+command -v kubectl >/dev/null || fail "kubectl is not installed: see https://kubernetes.io/docs/tasks/tools/"
+docker info >/dev/null 2>&1 || fail "docker is installed, but its daemon does not answer: is it started, and may you use it?"
+[[ $GRAFANA_PORT =~ ^[0-9]+$ ]] || fail "GRAFANA_PORT=$GRAFANA_PORT is not a port"
+[[ -f $EXAMPLE ]] || fail "there is no file $EXAMPLE"
+
+# --- cluster
+
+if kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
+  say "the kind cluster $CLUSTER is there and is used"
+  fresh=false
+else
+  say "creating the kind cluster $CLUSTER"
+  sed "s/hostPort: 3000/hostPort: $GRAFANA_PORT/" deploy/kind/cluster.yaml | kind create cluster --config - --wait 120s
+  fresh=true
+fi
+
+# --- images
+
+for target in operator trainer; do
+  say "building disttrain/$target:$TAG"
+  docker build --target "$target" --tag "disttrain/$target:$TAG" ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"} .
+  say "loading disttrain/$target:$TAG into the cluster"
+  kind load docker-image "disttrain/$target:$TAG" --name "$CLUSTER"
+done
+
+# --- DistTrain
+
+say "installing the operator, Prometheus and Grafana"
+# The CRD first: what else is applied may stand on it.
+cluster_kubectl apply -k crds
+cluster_kubectl wait --for=condition=Established --timeout=60s crd/disttrainjobs.disttrain.dev
+cluster_kubectl apply -k deploy/overlays/kind
+if [[ $fresh == false ]]; then
+  # The tag is the same as before, so that nothing else would tell the pods of new images.
+  cluster_kubectl rollout restart deployment --namespace disttrain-system
+fi
+for namespace in disttrain-system disttrain-monitoring; do
+  for deployment in $(cluster_kubectl get deployment --namespace "$namespace" --output name); do
+    cluster_kubectl rollout status "$deployment" --namespace "$namespace" --timeout=300s ||
+      fail "$deployment did not become ready: kubectl --context $CONTEXT describe pods -n $namespace"
+  done
+done
+
+# --- a job
+
+say "starting $EXAMPLE"
+cluster_kubectl apply -f "$EXAMPLE"
+
+cat <<TEXT
+
+DistTrain runs. Grafana: http://localhost:$GRAFANA_PORT  (dashboards in the folder DistTrain)
+
+  kubectl --context $CONTEXT get dtj --watch
+  kubectl --context $CONTEXT get pods --selector disttrain.dev/job-name
+  kubectl --context $CONTEXT logs --follow --prefix --selector disttrain.dev/role=worker
+  kubectl --context $CONTEXT port-forward -n disttrain-monitoring svc/prometheus 9090
+
+To end it all: make kind-down
+TEXT

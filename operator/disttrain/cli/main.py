@@ -1,0 +1,75 @@
+"""`disttrain`, and under the name kubectl-disttrain `kubectl disttrain`: reads the arguments and hands over to one module a verb.
+
+Everything else is imported when its verb is called, so that `--help` and completion are quick. Not here: what a verb does.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from disttrain import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        match options.verb:
+            case "run":
+                from disttrain.cli.run import run
+
+                return run(
+                    options.file, resume=options.resume, json_output=options.output == "json", quiet=options.quiet
+                )
+            case "lint":
+                from disttrain.cli.lint import lint
+
+                return lint(options.files)
+            case _:
+                print(f"disttrain {__version__}")
+                return 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone, as with `| head`; the interpreter would complain once more when it flushes.
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="disttrain", description="Distributed training jobs.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser(
+        "run",
+        help="run a job on this machine, without a cluster",
+        description="Runs the DistTrainJob of a file on this machine: its pods are processes, its volumes folders under .disttrain/. "
+        "ConfigMaps and Secrets that it names are taken from the file. Every run is a job of its own and begins at step 0.",
+        epilog="exit codes: 0 complete, 1 failed, 2 wrong input, 130 interrupted",
+    )
+    run.add_argument("file", metavar="FILE", help="YAML file with one DistTrainJob; - reads standard input")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the newest run of this job, from its last checkpoint"
+    )
+    run.add_argument(
+        "-o",
+        "--output",
+        choices=["text", "json"],
+        default="text",
+        help="json: the final DistTrainJob on standard output",
+    )
+    run.add_argument(
+        "-q", "--quiet", action="store_true", help="leave out what the processes print; it is in their logs"
+    )
+
+    lint = verbs.add_parser(
+        "lint", help="check files without a cluster", description="Checks DistTrainJob files as the API server would."
+    )
+    lint.add_argument("files", metavar="FILE", nargs="+")
+
+    verbs.add_parser("version", help="print the version")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,46 @@
+"""What is said of a run when it is over: the outcome, the numbers, and where to look. Text only."""
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.reasons import ConditionType, State
+from disttrain.cli.words import duration
+from disttrain.local.folders import RunFolder
+
+
+def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted: bool) -> str:
+    """The last lines of a run."""
+    state = job.status.state
+    outcome = f"{state} in {duration(seconds)}" if state is State.COMPLETE else f"{state} after {duration(seconds)}"
+    if interrupted and state not in (State.COMPLETE, State.FAILED):
+        outcome = f"interrupted after {duration(seconds)}; `disttrain run --resume` goes on from the last checkpoint"
+    lines = [f"{job.metadata.name}: {outcome}"]
+    for type_ in (ConditionType.FAILED, ConditionType.VALID):
+        condition = job.status.condition(type_)
+        if condition is not None and condition.status == ("True" if type_ is ConditionType.FAILED else "False"):
+            lines.append(f"  {condition.reason}: {condition.message}")
+    lines += [f"  {name:<11} {text}" for name, text in _facts(job, folder)]
+    return "\n".join(lines)
+
+
+def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
+    facts = []
+    training, restarts = job.status.training, job.status.restarts
+    if training is not None:
+        epoch = f", epoch {training.epoch}" if training.epoch is not None else ""
+        facts.append(
+            ("steps", f"{training.step}{f' of {training.total_steps}' if training.total_steps else ''}{epoch}")
+        )
+        if training.loss is not None:
+            facts.append(("loss", training.loss))
+        if training.evaluation:
+            facts.append(("evaluation", ", ".join(f"{name} {value}" for name, value in training.evaluation.items())))
+    if restarts is not None and restarts.total:
+        last = restarts.last
+        why = f"; the last: {last.role} {last.index}, {last.reason}" if last else ""
+        why += f", exit code {last.exit_code}" if last and last.exit_code is not None else ""
+        redone = f"; {job.status.goodput.redone_seconds} s redone" if job.status.goodput else ""
+        facts.append(("restarts", f"{restarts.total}{why}{redone}"))
+    if job.spec.checkpoint is not None and training is not None and training.last_checkpoint is not None:
+        place = folder.checkpoints(job.spec.checkpoint.volume.persistent_volume_claim)
+        facts.append(("checkpoint", f"step {training.last_checkpoint.step} in {place}"))
+    facts.append(("logs", str(folder.path / "logs")))
+    return facts

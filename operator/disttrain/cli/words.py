@@ -1,0 +1,50 @@
+"""The progress of a job in words, for a terminal and for a log. No output here."""
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.reasons import ConditionType, State
+from disttrain.api.runtime import Progress
+
+_WAITING = (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY)
+
+
+def numbers(job: DistTrainJob, progress: Progress | None) -> str:
+    """Where the training is, or what it waits for."""
+    step, total = steps(job, progress)
+    if job.status.state in (State.COMPLETE, State.FAILED):
+        return f"step {step}/{total}" if total else ""
+    if job.status.state is not State.TRAINING or progress is None:
+        return _waiting(job)
+    parts = [f"step {step}/{total}" if total else f"step {step}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4g}")
+    if progress.samples_per_second:
+        parts.append(f"{progress.samples_per_second:.0f} samples/s")
+    if job.status.training is not None and job.status.training.eta_seconds is not None:
+        parts.append(f"ETA {duration(job.status.training.eta_seconds)}")
+    parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
+    return "  ".join(parts)
+
+
+def _waiting(job: DistTrainJob) -> str:
+    for type_ in _WAITING:
+        condition = job.status.condition(type_)
+        if condition is not None and condition.status != "True":
+            return condition.message or condition.reason
+    return ""
+
+
+def steps(job: DistTrainJob, progress: Progress | None) -> tuple[int, int | None]:
+    """Steps done and steps in all, by the newest report."""
+    training = job.status.training
+    if progress is not None and (training is None or progress.step >= training.step):
+        return progress.step, progress.total_steps
+    return (training.step, training.total_steps) if training is not None else (0, None)
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3:07, 1:02:09"""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

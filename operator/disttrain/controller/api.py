@@ -1,0 +1,233 @@
+"""The API server, as the operator talks to it: raw objects in and out, and errors that say what to do about them.
+
+`KubeApi` is all that the rest of the operator knows; `KubeClient` is it over kubernetes.aio, whose configuration, TLS and connections we
+use, and whose typed models we do not: parsing a list of 1000 pods into them costs seven times as much. Nothing is repeated or slept
+through in here: an `Unavailable` goes back to the queue, which knows when to try again.
+
+    ApiError
+    ├── NotFound       404
+    ├── Conflict       409  it exists already, or is not the one we meant (uid, resourceVersion)
+    ├── Refused        400, 403, 405, 422 …  the same request will not succeed until something changes
+    └── Unavailable    401, 408, 429, 5xx, no answer: the very same request may succeed later
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from disttrain.api.names import FIELD_MANAGER, GROUP, PLURAL, VERSION
+from disttrain.controller.metrics import API_REQUESTS
+
+Body: TypeAlias = dict[str, Any]
+
+PAGE = 500
+"""Objects of a list in one answer: bounds the memory that a resync takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of namespaced object: where it is found."""
+
+    prefix: str
+    plural: str
+
+    def path(self, namespace: str | None, *rest: str) -> str:
+        scope = (f"namespaces/{namespace}",) if namespace else ()
+        return "/".join((self.prefix, *scope, self.plural, *rest))
+
+
+JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
+PODS = Resource("/api/v1", "pods")
+SERVICES = Resource("/api/v1", "services")
+NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies")
+EVENTS = Resource("/api/v1", "events")
+
+
+class ApiError(Exception):
+    """The API server said no. `reason` is its one word, such as AlreadyExists."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds, where the server said how long to leave it alone."""
+
+
+class NotFound(ApiError): ...
+
+
+class Conflict(ApiError): ...
+
+
+class Refused(ApiError): ...
+
+
+class Unavailable(ApiError): ...
+
+
+class KubeApi(Protocol):
+    """What the operator needs of an API server."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body: ...
+
+    def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> "AsyncIterator[Page]":
+        """All objects, page by page, all as of one resource version."""
+        ...
+
+    async def create(self, resource: Resource, namespace: str, body: Body) -> Body: ...
+
+    async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        """A merge patch (RFC 7386)."""
+        ...
+
+    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        """A merge patch of the status subresource; with a resourceVersion in it, a Conflict when the object moved on."""
+        ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> Body:
+        """Deletes this very object, in the background for what it owns. Conflict when the name is another's by now."""
+        ...
+
+    async def proxy(self, namespace: str, pod: str, port: int, path: str) -> bytes:
+        """What a pod answers to a GET, through the API server."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    items: list[Body]
+    version: int
+    """The resource version that the whole list is of."""
+
+
+@contextlib.asynccontextmanager
+async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
+    """kubernetes.aio for the pod's own account, or outside a cluster for the current context of the kubeconfig."""
+    configuration = Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    configuration.connection_pool_maxsize = connections
+    async with ApiClient(configuration) as client:
+        yield client
+
+
+class KubeClient:
+    """`KubeApi` over kubernetes.aio."""
+
+    def __init__(self, client: ApiClient, *, timeout_seconds: float) -> None:
+        self._client = client
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body:
+        return await self._request("GET", "get", resource, resource.path(namespace, name))
+
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> AsyncIterator[Page]:
+        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            answer = await self._request("GET", "list", resource, resource.path(namespace), query=query)
+            metadata = answer["metadata"]
+            yield Page(answer["items"], int(metadata["resourceVersion"]))
+            if not (follows := metadata.get("continue")):
+                return
+            query["continue"] = follows
+
+    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+        return await self._request(
+            "POST", "create", resource, resource.path(namespace), query={"fieldManager": FIELD_MANAGER}, body=body
+        )
+
+    async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        return await self._patch(resource, resource.path(namespace, name), patch)
+
+    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        return await self._patch(resource, resource.path(namespace, name, "status"), patch)
+
+    async def _patch(self, resource: Resource, path: str, patch: Body) -> Body:
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._request(
+            "PATCH", "patch", resource, path, query=query, body=patch, content_type="application/merge-patch+json"
+        )
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> Body:
+        options: Body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        return await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=options)
+
+    async def proxy(self, namespace: str, pod: str, port: int, path: str) -> bytes:
+        return await self._exchange(
+            "GET", "proxy", PODS, PODS.path(namespace, f"{pod}:{port}", "proxy", path.lstrip("/"))
+        )
+
+    async def _request(self, method: str, verb: str, resource: Resource, path: str, **more: Any) -> Body:
+        answer: Body = json.loads(await self._exchange(method, verb, resource, path, **more))
+        return answer
+
+    async def _exchange(
+        self,
+        method: str,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Body | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        code = "none"
+        try:
+            answer = await self._client.call_api(
+                method, url, await self._headers(content_type), body=body, _request_timeout=self._timeout
+            )
+            data: bytes = await answer.read()  # type: ignore[no-untyped-call]
+            code = str(answer.status)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unavailable(0, type(error).__name__, f"no answer to {method} {path}: {error}") from error
+        finally:
+            API_REQUESTS.labels(verb, resource.plural, code).inc()
+        if answer.status >= 400:
+            raise _error(answer.status, data, answer.headers.get("Retry-After"))
+        return data
+
+    async def _headers(self, content_type: str) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+        # Asked each time: it is kubernetes.aio that knows when the account's token has to be read anew.
+        for setting in (await self._client.configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        return headers
+
+
+def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
+    try:
+        answer = json.loads(data)
+        reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
+    except (ValueError, AttributeError):  # a proxy in between, or a pod behind ours
+        reason, message = "", data[:500].decode(errors="replace")
+    kind: type[ApiError] = Refused
+    if status == 404:
+        kind = NotFound
+    elif status == 409:
+        kind = Conflict
+    elif status in (401, 408, 429) or status >= 500:
+        kind = Unavailable
+    wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+    return kind(status, reason, message, wait)

@@ -1,0 +1,97 @@
+"""Events about jobs: what `kubectl describe` shows. Posted in the background, best effort; the same again counts up the first one.
+
+An Event is news, not state: when the API server does not take it, it is dropped.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+from disttrain.api.names import API_VERSION, FIELD_MANAGER, KIND
+from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi, NotFound
+from disttrain.controller.cache import Key
+from disttrain.plan.model import Event
+
+log = logging.getLogger(__name__)
+
+WAITING = 1000
+"""Events that may wait to be posted; more are dropped rather than kept in memory."""
+REMEMBERED = 4000
+"""Newest different events whose repetition counts up instead of making another object."""
+
+
+class EventPoster:
+    """Takes Events at once and posts them when there is time."""
+
+    def __init__(self, api: KubeApi) -> None:
+        self._api = api
+        self._waiting: asyncio.Queue[tuple[Key, str, Event, datetime]] = asyncio.Queue(WAITING)
+        self._posted: OrderedDict[tuple[str, str, str], tuple[str, int]] = OrderedDict()
+
+    def post(self, job: Key, uid: str, event: Event) -> None:
+        try:
+            self._waiting.put_nowait((job, uid, event, datetime.now(UTC)))
+        except asyncio.QueueFull:
+            log.debug("too many events, one about %s is dropped: %s", job, event.message)
+
+    async def run(self) -> None:
+        """Posts until cancelled."""
+        while True:
+            await self.post_next()
+
+    async def post_next(self) -> None:
+        job, uid, event, time = await self._waiting.get()
+        try:
+            await self._post(job, uid, event, time)
+        except ApiError as error:
+            log.debug("an event about %s is lost: %s", job, error)
+
+    async def drain(self) -> None:
+        """Posts what waits; for the end."""
+        while not self._waiting.empty():
+            await self.post_next()
+
+    async def _post(self, job: Key, uid: str, event: Event, time: datetime) -> None:
+        same = (uid, event.reason, event.message)
+        known = self._posted.get(same)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        if known:
+            name, count = known[0], known[1] + 1
+            try:
+                await self._api.patch(EVENTS, job.namespace, name, {"count": count, "lastTimestamp": stamp})
+            except NotFound:  # events live for an hour
+                del self._posted[same]
+            else:
+                self._posted[same] = (name, count)
+                return
+        name = f"{job.name}.{uuid.uuid4().hex[:16]}"
+        await self._api.create(EVENTS, job.namespace, _body(job, uid, event, name, stamp))
+        self._posted[same] = (name, 1)
+        if len(self._posted) > REMEMBERED:
+            self._posted.popitem(last=False)
+
+
+def _body(job: Key, uid: str, event: Event, name: str, stamp: str) -> Body:
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": job.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": uid,
+        },
+        "type": "Warning" if event.warning else "Normal",
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "count": 1,
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "source": {"component": FIELD_MANAGER},
+        "reportingComponent": FIELD_MANAGER,
+        "reportingInstance": FIELD_MANAGER,
+    }

@@ -1,0 +1,52 @@
+"""Where news of the cluster comes in, from the watch and from the resync: into the cache, and the job's key into the queue.
+
+Old news and our own echo change nothing in the cache and queue nothing. Not here: requests, decisions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from disttrain.controller.api import JOBS, Resource
+from disttrain.controller.cache import Cache, Entry, Key
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.queue import WorkQueue
+from disttrain.controller.resync import Freshness
+from disttrain.controller.snapshot import Memories
+
+
+class Feed:
+    """Takes news in."""
+
+    def __init__(
+        self, cache: Cache, queue: WorkQueue[Key], expectations: Expectations, memories: Memories, freshness: Freshness
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._expectations = expectations
+        self._memories = memories
+        self._freshness = freshness
+
+    def take(self, resource: Resource, event: Mapping[str, Any]) -> None:
+        """A watch event; of type None, when it is of the watch's first list."""
+        body, gone = event["object"], event["type"] == "DELETED"
+        key, uid = Key(body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"]
+        store = self._cache.stores[resource]
+        self._freshness.told(resource)
+        news = store.drop(key, uid) if gone else store.put(body)
+        if known := news or store.get(key):
+            self.changed(resource, known, gone, queue=news is not None)
+
+    def changed(self, resource: Resource, entry: Entry[Any], gone: bool, *, queue: bool = True) -> None:
+        """An object is there in this version, or gone."""
+        job = entry.key if resource is JOBS else entry.job
+        if job is None:
+            return
+        self._expectations.seen(job, entry.uid, gone=gone)
+        if gone and (memory := self._memories.find(job)):
+            memory.foreign.pop(entry.key, None)  # the name is free
+        if queue:
+            self._queue.add(job)
+
+    def queue_all(self) -> None:
+        for job in self._cache.jobs:
+            self._queue.add(job.key)

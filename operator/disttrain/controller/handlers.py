@@ -1,0 +1,75 @@
+"""What kopf calls: decorators and one line each. A handler takes the news into the cache and queues the job; it never acts.
+
+Only `on.event`: kopf's other handlers are edge-triggered and write annotations and finalizers on the objects. No lost event matters, since
+`resync` finds whatever none told of.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import kopf
+
+from disttrain.api.names import GROUP, LABEL_JOB_NAME, PLURAL, VERSION
+from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES
+from disttrain.controller.feed import Feed
+
+
+def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
+    """The handlers of an operator that tells this feed, and awaits `end` when it is told to end."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> Any:
+        return kopf.login_via_client(**kwargs)
+
+    @kopf.on.cleanup(registry=registry)
+    async def cleanup(**_: Any) -> None:
+        await end()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def job(event: kopf.RawEvent, **_: Any) -> None:
+        feed.take(JOBS, event)
+
+    @kopf.on.event("", "v1", "pods", registry=registry)
+    async def pod(event: kopf.RawEvent, **_: Any) -> None:
+        feed.take(PODS, event)
+
+    @kopf.on.event("", "v1", "services", registry=registry)
+    async def service(event: kopf.RawEvent, **_: Any) -> None:
+        feed.take(SERVICES, event)
+
+    @kopf.on.event("networking.k8s.io", "v1", "networkpolicies", registry=registry)
+    async def network_policy(event: kopf.RawEvent, **_: Any) -> None:
+        feed.take(NETWORK_POLICIES, event)
+
+    return registry
+
+
+class _KeepNothing(kopf.DiffBaseStorage):
+    """kopf compares each object with what it last handled; our handlers know no last, and the deep copy was half the cost of an event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    """kopf as we use it: watches, and nothing else."""
+    settings.scanning.disabled = True  # else it lists and watches CRDs and namespaces, which a namespaced Role may not
+    settings.peering.standalone = True  # the Lease is our lock
+    settings.posting.enabled = False  # our Events are our own
+    for resource in ("pods", "services", "networkpolicies"):
+        settings.watching.label_selectors[resource] = LABEL_JOB_NAME
+    settings.watching.chunk_size = 500
+    settings.watching.server_timeout = 600  # stalled watches: nolar/kopf#585, #698
+    settings.watching.connect_timeout = 10
+    settings.watching.inactivity_timeout = 70
+    settings.networking.request_timeout = 30
+    settings.networking.enforce_retry_after = True
+    settings.queueing.idle_timeout = 1.0  # a task and a queue for each object that was heard of lately
+    settings.persistence.diffbase_storage = _KeepNothing()

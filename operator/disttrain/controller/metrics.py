@@ -1,0 +1,109 @@
+"""Every metric of the operator, and how a change of a job's status becomes one. No counter carries a job's name.
+
+Jobs by state is a gauge that is counted when somebody looks (`JobsCollector`), so that it cannot drift from the cache.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from disttrain.api.reasons import ConditionType, State
+from disttrain.api.status import DistTrainJobStatus
+
+REGISTRY = CollectorRegistry()
+_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+JOBS_FINISHED = Counter(
+    "disttrain_operator_jobs_finished_total", "Jobs that ended.", ["result", "reason"], registry=REGISTRY
+)
+RESTARTS = Counter(
+    "disttrain_operator_restarts_total", "Failed pods that were replaced.", ["role", "reason"], registry=REGISTRY
+)
+RECONCILE_SECONDS = Histogram(
+    "disttrain_operator_reconcile_duration_seconds",
+    "One pass over one job.",
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15),
+    registry=REGISTRY,
+)
+RECONCILE_ERRORS = Counter(
+    "disttrain_operator_reconcile_errors_total", "Passes that failed and were queued again.", registry=REGISTRY
+)
+QUEUE_DEPTH = Gauge("disttrain_operator_queue_depth", "Jobs that wait for a pass.", registry=REGISTRY)
+STARTUP_SECONDS = Histogram(
+    "disttrain_operator_startup_seconds",
+    "From the start of a job to all nodes found (schedule), from there to all pods ready (ready), to the first step (train).",
+    ["phase"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+RECOVERY_SECONDS = Histogram(
+    "disttrain_operator_recovery_seconds",
+    "From the failure of a pod until the job is whole again.",
+    ["role"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+API_REQUESTS = Counter(
+    "disttrain_operator_api_requests_total",
+    "Requests to the API server; code none: no answer.",
+    ["verb", "resource", "code"],
+    registry=REGISTRY,
+)
+WATCH_AGE = Gauge(
+    "disttrain_operator_watch_age_seconds",
+    "Since a watch last told something, or a resync found that it had nothing to tell.",
+    ["resource"],
+    registry=REGISTRY,
+)
+DRIFT = Counter(
+    "disttrain_operator_resync_drift_total",
+    "Objects that a watch had missed, by kind.",
+    ["resource"],
+    registry=REGISTRY,
+)
+LEADER = Gauge("disttrain_operator_leader", "1 while this replica acts.", registry=REGISTRY)
+
+
+class JobsCollector(Collector):
+    """disttrain_operator_jobs{state}, counted at scrape time."""
+
+    def __init__(self, states: Callable[[], Iterable[str]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        tally = Tally(self._states())
+        family = GaugeMetricFamily("disttrain_operator_jobs", "Jobs by state.", labels=["state"])
+        for state in State:
+            family.add_metric([state], tally[state])
+        yield family
+
+
+def observe(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
+    """Counts what happened between two states of a job, of which the newer was just written."""
+    for result in (ConditionType.COMPLETE, ConditionType.FAILED):
+        if new.is_true(result) and not old.is_true(result) and (condition := new.condition(result)):
+            JOBS_FINISHED.labels(result, condition.reason).inc()
+    before, after = old.restarts, new.restarts
+    if after and after.last and (more := after.total - (before.total if before else 0)) > 0:
+        RESTARTS.labels(after.last.role, after.last.reason).inc(more)
+    if old.is_true(ConditionType.RESTARTING) and not new.is_true(ConditionType.RESTARTING) and after and after.last:
+        RECOVERY_SECONDS.labels(after.last.role).observe(max(0.0, (now - after.last.time).total_seconds()))
+    if (after and after.total) or (new.attempt or 1) > 1:
+        return  # only a first start tells how long a start takes
+    for phase, begin, end in (
+        ("schedule", None, ConditionType.SCHEDULED),
+        ("ready", ConditionType.SCHEDULED, ConditionType.READY),
+        ("train", ConditionType.READY, ConditionType.PROGRESSING),
+    ):
+        since = new.start_time if begin is None else _since(new, begin)
+        if since and new.is_true(end) and not old.is_true(end):
+            STARTUP_SECONDS.labels(phase).observe(max(0.0, (now - since).total_seconds()))
+
+
+def _since(status: DistTrainJobStatus, type_: str) -> datetime | None:
+    condition = status.condition(type_)
+    return condition.last_transition_time if condition and condition.status == "True" else None

@@ -1,0 +1,67 @@
+"""The operator's own port: /healthz, /readyz and /metrics.
+
+/healthz asserts progress, not that a socket answers: a stalled watch or a blocked loop has to end in a restart by the kubelet
+(nolar/kopf#1276, dask/dask-kubernetes#620). Each check is a named function; the answer lists those that fail.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+Check = Callable[[], str | None]
+"""What is wrong, None when nothing is."""
+
+
+class LoopLag:
+    """How late the event loop is, measured once a second."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 1.0
+            await asyncio.sleep(1.0)
+            self.seconds = max(0.0, loop.time() - due)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    host: str,
+    port: int,
+    *,
+    live: Mapping[str, Check],
+    ready: Mapping[str, Check],
+    registry: CollectorRegistry,
+    before_scrape: Callable[[], None],
+) -> AsyncIterator[int]:
+    """Serves for a block; gives the port."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        before_scrape()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/healthz", _probe(live))
+    app.router.add_get("/readyz", _probe(ready))
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+def _probe(checks: Mapping[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(_: web.Request) -> web.Response:
+        wrong = [f"{name}: {problem}" for name, check in checks.items() if (problem := check())]
+        return web.Response(status=500 if wrong else 200, text="\n".join(wrong or ["ok"]) + "\n")
+
+    return answer

@@ -1,0 +1,132 @@
+"""The work queue: client-go's semantics in asyncio. Keys, not events; a burst of events for one job is one pass.
+
+- A key is handed out to one worker at a time. Added again meanwhile, it is handed out once more when that worker is done with it.
+- `add_after` keeps one timer a key, the earliest; a pass ends it, since the pass says anew when to look.
+- `add_rate_limited` waits longer with every failure in a row, until `forget`.
+Not here: what a key means.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+BACKOFF_FIRST = 0.2
+BACKOFF_MOST = 60.0
+
+
+class ShutDown(Exception):
+    """The queue hands out nothing any more."""
+
+
+class WorkQueue(Generic[K]):
+    """A queue of keys for one event loop; not thread-safe."""
+
+    def __init__(self, *, jitter: Callable[[], float] = random.random) -> None:
+        self._jitter = jitter
+        self._ready: deque[K] = deque()
+        self._since: dict[K, float] = {}
+        """When each key that waits (in `_ready`, or for its worker to be done) was added."""
+        self._processing: set[K] = set()
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._failures: dict[K, int] = {}
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def add(self, key: K) -> None:
+        if self._closed or key in self._since:
+            return
+        self._since[key] = asyncio.get_running_loop().time()
+        if key not in self._processing:
+            self._hand_in(key)
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Adds the key later, or when it was to be added anyway, whichever is sooner."""
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            return
+        if seconds <= 0:
+            self.add(key)
+            return
+        if timer := self._timers.get(key):
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self._due, key)
+
+    def add_rate_limited(self, key: K) -> None:
+        """Adds the key after a pause that doubles with each failure, with jitter so that what failed together does not retry together."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        pause = min(BACKOFF_FIRST * 2.0 ** min(failures, 30), BACKOFF_MOST)
+        self.add_after(key, pause * (0.75 + 0.5 * self._jitter()))
+
+    def failures(self, key: K) -> int:
+        return self._failures.get(key, 0)
+
+    def forget(self, key: K) -> None:
+        """The key is well again: its next failure waits shortly."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> K:
+        """The next key; `done` must follow. Raises ShutDown."""
+        while not self._ready:
+            if self._closed:
+                raise ShutDown
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                waiter.cancel()
+                self._wake()  # the wake-up may have been meant for us
+                raise
+        key = self._ready.popleft()
+        del self._since[key]
+        self._processing.add(key)
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        return key
+
+    def done(self, key: K) -> None:
+        self._processing.remove(key)
+        if key in self._since:
+            self._hand_in(key)
+
+    def oldest(self) -> float:
+        """Seconds that the key at the head of the queue has waited for a worker, 0 when none does."""
+        if not self._ready:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._since[self._ready[0]]
+
+    def shut_down(self) -> None:
+        """What waits is dropped, what is in work may end."""
+        self._closed = True
+        self._ready.clear()
+        self._since.clear()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        while self._waiters:
+            self._wake()
+
+    def _hand_in(self, key: K) -> None:
+        self._ready.append(key)
+        self._wake()
+
+    def _due(self, key: K) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return

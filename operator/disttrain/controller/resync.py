@@ -1,0 +1,111 @@
+"""Compares the cache with the API server, at the start and then every minute or so: the cure for whatever a watch has missed.
+
+kopf's watch does not tell of objects that vanished while it was away (410 Gone, a new list), and a stalled watch tells nothing at all.
+Lists are read page by page as raw JSON, projected and dropped. Every job is queued, so that a lost timer cannot stop one for ever.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from disttrain.api.names import LABEL_JOB_NAME
+from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Resource
+from disttrain.controller.cache import Cache, Entry
+from disttrain.controller.metrics import DRIFT
+
+log = logging.getLogger(__name__)
+
+SELECTORS = {PODS: LABEL_JOB_NAME, SERVICES: LABEL_JOB_NAME, NETWORK_POLICIES: LABEL_JOB_NAME, JOBS: ""}
+"""What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
+
+
+class Freshness:
+    """How old what a watch told last can be. A list that brings no news vouches for the watch: there was nothing to tell."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told = dict.fromkeys(SELECTORS, clock())
+        self.synced = False
+        """Whether everything was listed once."""
+        self.listed = clock()
+        """When everything was last listed."""
+
+    def told(self, resource: Resource) -> None:
+        self._told[resource] = self._clock()
+
+    def complete(self) -> None:
+        self.synced = True
+        self.listed = self._clock()
+
+    def age(self, resource: Resource) -> float:
+        return self._clock() - self._told[resource]
+
+
+class Resync:
+    """Lists everything and puts the cache right; `changed` hears of every object that this changed."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        cache: Cache,
+        freshness: Freshness,
+        *,
+        namespaces: Sequence[str],
+        changed: "Callable[[Resource, Entry[object], bool], None]",
+        queue_all: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._freshness = freshness
+        self._namespaces: Sequence[str | None] = namespaces or [None]
+        self._changed = changed
+        self._queue_all = queue_all
+
+    async def run(self, interval: float) -> None:
+        """Compares until cancelled. A comparison that fails is the next one's business: the probes tell how old the last one is."""
+        while True:
+            await asyncio.sleep(interval * random.uniform(0.9, 1.1))
+            try:
+                await self.once()
+            except ApiError as error:
+                log.warning("the comparison with the API server failed: %s", error)
+
+    async def first(self) -> None:
+        """The first comparison, tried until it succeeds: before it nothing can be decided."""
+        while True:
+            try:
+                return await self.once()
+            except NotFound:
+                log.warning("this cluster does not know DistTrainJobs yet: kubectl apply -f crds/")
+            except ApiError as error:
+                log.warning("the API server cannot be read yet: %s", error)
+            await asyncio.sleep(2)
+
+    async def once(self) -> None:
+        for resource, selector in SELECTORS.items():
+            news = sum([await self._compare(resource, namespace, selector) for namespace in self._namespaces])
+            if not news:
+                self._freshness.told(resource)
+            elif self._freshness.synced:
+                DRIFT.labels(resource.plural).inc(news)
+        self._freshness.complete()
+        self._queue_all()
+
+    async def _compare(self, resource: Resource, namespace: str | None, selector: str) -> int:
+        store = self._cache.stores[resource]
+        uids: set[str] = set()
+        version = news = 0
+        async for page in self._api.list(resource, namespace, selector=selector):
+            version = page.version
+            for body in page.items:
+                uids.add(body["metadata"]["uid"])
+                if entry := store.put(body):
+                    news += 1
+                    self._changed(resource, entry, False)
+        for entry in store.vanished(uids, version):
+            if namespace in (None, entry.key.namespace):
+                store.drop(entry.key, entry.uid)
+                news += 1
+                self._changed(resource, entry, True)
+        return news

@@ -1,0 +1,122 @@
+"""Where a local run keeps things: `.disttrain/` in the current folder.
+
+    .disttrain/
+      runs/<job>-<time>-<uid>/       one run: job.json (the final DistTrainJob), logs/, last-words/, config/ (its ConfigMaps)
+      claims/<claim>/                a PersistentVolumeClaim, shared by all runs as it is on a cluster
+      claims/<claim>/<run>/          the checkpoints of one run
+
+A run is a new job with a uid of its own and starts at step 0: it never finds, moves or overwrites the checkpoints of another one.
+`--resume` goes on with the newest run of that name instead: the same uid, the same folder, the next attempt. Not here: what is in
+the files of a checkpoint (the trainer's).
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from disttrain.api.job import DistTrainJob
+
+ROOT = Path(".disttrain")
+
+
+class NothingToResume(Exception):
+    """`--resume` found no run that it could go on with; the text says why."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, locked while the run goes on."""
+
+    root: Path
+    path: Path
+    uid: str
+    attempt: int
+    _lock: int
+
+    @classmethod
+    def new(cls, job_name: str, root: Path = ROOT) -> Self:
+        """A folder for a new run."""
+        uid = str(uuid.uuid4())
+        path = root / "runs" / f"{job_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uid[:8]}"
+        for part in ("logs", "last-words", "config"):
+            (path / part).mkdir(parents=True)
+        (root / ".gitignore").write_text("*\n")
+        lock = _lock(path)
+        assert lock is not None, "nobody else can know a folder that was just made"
+        return cls(root, path, uid, 1, lock)
+
+    @classmethod
+    def resume(cls, job_name: str, root: Path = ROOT) -> Self:
+        """The folder of the newest run of a job. Raises NothingToResume."""
+        for path in sorted(_runs(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
+            state = json.loads((path / "run.json").read_text())
+            lock = _lock(path)
+            if lock is None:
+                raise NothingToResume(f"the newest run of {job_name} is still going on ({path})")
+            return cls(root, path, state["uid"], state["attempt"] + 1, lock)
+        raise NothingToResume(f"there is no run of {job_name} in {root / 'runs'}; leave --resume out to start one")
+
+    def remember(self, attempt: int) -> None:
+        """Writes down what `--resume` needs."""
+        _write(self.path / "run.json", {"uid": self.uid, "attempt": attempt})
+
+    def keep(self, job: DistTrainJob) -> None:
+        """Writes the job, status and all."""
+        _write(self.path / "job.json", job.to_dict())
+
+    def log(self, label: str) -> Path:
+        """The log of a replica and of its successors."""
+        return self.path / "logs" / f"{label}.log"
+
+    def last_words(self, label: str, uid: str) -> Path:
+        """Where a process leaves its termination message."""
+        return self.path / "last-words" / f"{label}-{uid[:8]}.json"
+
+    def config(self, name: str) -> Path:
+        """The folder of a ConfigMap of the file."""
+        return self.path / "config" / name
+
+    def claim(self, name: str) -> Path:
+        """The folder that stands for a PersistentVolumeClaim; made when it is not there."""
+        path = self.root / "claims" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def checkpoints(self, claim: str) -> Path:
+        """Where this run keeps its checkpoints within a claim."""
+        path = self.claim(claim) / self.path.name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def close(self) -> None:
+        """Lets go of the lock."""
+        os.close(self._lock)
+
+
+def _runs(job_name: str, root: Path) -> Iterator[Path]:
+    # <job>-<date>-<time>-<uid>: a job's name may itself hold dashes, so that a pattern alone would find `a-b` for `a`.
+    for path in (root / "runs").glob(f"{job_name}-*/run.json"):
+        if path.parent.name.rsplit("-", 3)[0] == job_name:
+            yield path.parent
+
+
+def _lock(path: Path) -> int | None:
+    descriptor = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,168 @@
+"""One process of a local run, in the place of a pod: started in a session of its own, its lines kept, its end noticed at once.
+
+Not here: which process shall run (plan), what it is told (runner.py, volumes.py), and what happens if we are killed (guard.py).
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import Termination
+from disttrain.local.guard import kill_marked
+
+POD_MARK = "DISTTRAIN_POD_UID"
+"""In the environment of a process and of all that it starts: what kills a replica whole."""
+
+_LINE_LIMIT = 64 * 1024
+_DRAIN_SECONDS = 1.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Process:
+    """A replica that was started. `exit_code` is None while it runs."""
+
+    name: str
+    uid: str
+    role: Role
+    index: int
+    attempt: int
+    metrics_port: int
+    log: Path
+    termination_log: Path
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    finished: datetime | None = None
+    exit_code: int | None = None
+    not_started: str = ""
+    """Why the program could not be started at all."""
+    deleting: bool = False
+    _child: asyncio.subprocess.Process | None = None
+    _last_line: str = ""
+    _patience: float | None = None
+    """Grace period of a stop that was asked for; it may be asked for before the program is there."""
+    _kill_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def label(self) -> str:
+        """The short name before each line: worker-1, ps-0, master."""
+        return f"{self.role.short}-{self.index}" if self.role is not Role.MASTER else "master"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.finished is None
+
+    @property
+    def running(self) -> bool:
+        """Whether the program was started and still runs."""
+        return self._child is not None and self.alive
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        return self._child.pid if self._child is not None and self.running else None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in the words that Kubernetes has for a container."""
+        if self.not_started:
+            return "StartError"
+        return "Error" if self.exit_code else ""
+
+    def termination(self) -> Termination:
+        """Its last words; empty when it left none."""
+        if self.not_started:
+            return Termination(message=self.not_started)
+        try:
+            return Termination.decode(self.termination_log.read_text(errors="replace"))
+        except OSError:
+            # As terminationMessagePolicy FallbackToLogsOnError: the end of the log says most.
+            return Termination(message=self._last_line if self.exit_code else "")
+
+    async def run(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[["Process", str], None],
+    ) -> None:
+        """Starts the program and returns when it, and all that it started, has ended."""
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**environment, POD_MARK: self.uid},
+                start_new_session=True,  # Ctrl-C is for us; we then end our processes in order
+            )
+        except OSError as error:
+            # What a shell answers: 127 not found, 126 found but not runnable.
+            self.not_started = f"cannot start {arguments[0]!r}: {error.strerror or error}"
+            self._ended(127 if isinstance(error, FileNotFoundError) else 126)
+            on_line(self, self.not_started)
+            return
+        assert self._child.stdout is not None, "stdout is a pipe"
+        if self._patience is not None:
+            self.stop(self._patience)
+
+        def told(line: str) -> None:
+            self._last_line = line.strip() or self._last_line
+            on_line(self, line)
+
+        lines = asyncio.create_task(self._keep_lines(self._child.stdout, told))
+        code = await self._child.wait()
+        # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
+        await asyncio.to_thread(kill_marked, POD_MARK, self.uid)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lines, _DRAIN_SECONDS)
+        self._ended(code if code >= 0 else 128 - code)
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with less patience."""
+        self._patience = grace_seconds
+        if self._child is None or not self.alive:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = asyncio.get_running_loop().call_later(grace_seconds, self._kill)
+
+    def stop_once(self, grace_seconds: float) -> None:
+        """As `stop`, unless it was told already."""
+        if self._patience is None:
+            self.stop(grace_seconds)
+
+    def _kill(self) -> None:
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.kill()
+
+    def _ended(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        self.finished = datetime.now(UTC)
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+
+    async def _keep_lines(self, stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+        """Copies the output to the log as it comes, and hands it on line by line; a line without an end is cut at 64 KiB."""
+        rest = b""
+        with self.log.open("ab", buffering=0) as log:
+            while chunk := await stream.read(_LINE_LIMIT):
+                log.write(chunk)
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _LINE_LIMIT:
+                    whole, rest = [*whole, rest], b""
+                for line in whole:
+                    on_line(_text(line))
+            if rest:
+                on_line(_text(rest))
+
+
+def _text(line: bytes) -> str:
+    # Of a line that a progress bar rewrote with carriage returns, the last state counts.
+    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

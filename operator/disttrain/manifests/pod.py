@@ -1,0 +1,174 @@
+"""The pod of a role and index: the operator's part, and the role's template merged into it.
+
+Not here: the environment (environment.py), the security settings (security.py), how lists are merged (template.py).
+"""
+
+from typing import Any
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import (
+    CHECKPOINT_PATH,
+    CONTROL_PORT,
+    GPU,
+    LABEL_ATTEMPT,
+    LABEL_INDEX,
+    LABEL_ROLE,
+    RENDEZVOUS_PORT,
+    SCRIPT_PATH,
+    SERVER_PORT,
+    TERMINATION_LOG,
+    TRAINER_CONTAINER,
+    Role,
+    pod_name,
+    service_name,
+)
+from disttrain.manifests.environment import cluster_addresses, training_environment
+from disttrain.manifests.owner import child_metadata
+from disttrain.manifests.security import container_security, pod_security
+from disttrain.manifests.template import merge_by, restricted, split_containers, template_of
+
+ENTRYPOINT = ("python", "-m", "disttrain_trainer")
+GRACE_SECONDS = 30
+GRACE_SECONDS_WITH_CHECKPOINT = 60
+"""SIGTERM makes the job take a checkpoint first."""
+
+_Object = dict[str, Any]
+
+
+def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, trainer_image: str) -> _Object:
+    """The pod; `trainer_image` is the operator's own, for jobs that name none."""
+    template = template_of(job, role).pod_spec()
+    trainer, sidecars = split_containers(template)
+    init_containers = [*map(restricted, template.get("initContainers", [])), *sidecars]
+    default_grace = GRACE_SECONDS_WITH_CHECKPOINT if job.spec.checkpoint else GRACE_SECONDS
+    spec = {
+        "terminationGracePeriodSeconds": default_grace,
+        **template,
+        # A failed pod is replaced by the plan, which alone knows the failure policy.
+        "restartPolicy": "Never",
+        "hostname": pod_name(job.metadata.name, role, index),
+        "subdomain": service_name(job.metadata.name),
+        "automountServiceAccountToken": False,
+        # Else every Service of the namespace would be in the environment, MASTER_PORT of a Service "master" among them.
+        "enableServiceLinks": False,
+        "securityContext": pod_security(template.get("securityContext", {})),
+        "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
+        "volumes": _volumes(job, template),
+    }
+    if init_containers:
+        spec["initContainers"] = init_containers
+    if priority_class := job.spec.scheduling.priority_class_name:
+        spec["priorityClassName"] = priority_class
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(job, role, index, attempt), "spec": spec}
+
+
+def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int) -> _Object:
+    metadata = child_metadata(job, pod_name(job.metadata.name, role, index))
+    given = template_of(job, role).metadata
+    own_labels = {LABEL_ROLE: role.value, LABEL_INDEX: str(index), LABEL_ATTEMPT: str(attempt)}
+    defaults = {
+        # A mesh's proxy would outlive the trainer, and does not speak the protocols between the peers.
+        "sidecar.istio.io/inject": "false",
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(job.spec.observability.metrics_port),
+        "prometheus.io/path": "/metrics",
+    }
+    metadata["labels"] = {**((given and given.labels) or {}), **metadata["labels"], **own_labels}
+    metadata["annotations"] = {**defaults, **((given and given.annotations) or {})}
+    return metadata
+
+
+def _trainer_container(
+    job: DistTrainJob, role: Role, index: int, attempt: int, template: _Object, trainer_image: str
+) -> _Object:
+    command = job.spec.trainer.command if role is Role.WORKER else None
+    # The image of a command need not have our trainer in it.
+    image = trainer_image if job.spec.trainer.command and role is not Role.WORKER else job.spec.image or trainer_image
+    container = {
+        "image": image,
+        **template,
+        "name": TRAINER_CONTAINER,
+        "command": list(command or ENTRYPOINT),
+        "env": _environment(job, role, index, attempt, template),
+        "ports": merge_by("name", template.get("ports", []), _ports(job, role)),
+        "resources": _resources(job, role, template),
+        "securityContext": container_security(template.get("securityContext", {})),
+        "terminationMessagePath": TERMINATION_LOG,
+        # Our trainer writes its last words itself; of any other program the end of the log says most.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(job, template),
+    }
+    container.pop("args", None)
+    return container
+
+
+def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, template: _Object) -> list[_Object]:
+    variables = training_environment(
+        job,
+        role,
+        index,
+        attempt,
+        cluster_addresses(job),
+        metrics_port=job.spec.observability.metrics_port,
+        termination_log=TERMINATION_LOG,
+        checkpoint_dir=job.spec.checkpoint_path,
+        data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
+    )
+    # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
+    defaults = {"HOME": "/tmp", "USER": "disttrain"}
+    # The kubelet expands $(NAME) and makes $ of $$; the configuration shall arrive as it is.
+    exact = {name: value.replace("$", "$$") for name, value in variables.items()}
+    return merge_by("name", _as_env(defaults), template.get("env", []), _as_env(exact))
+
+
+def _as_env(variables: dict[str, str]) -> list[_Object]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def _ports(job: DistTrainJob, role: Role) -> list[_Object]:
+    ports = {"metrics": job.spec.observability.metrics_port}
+    if role is Role.MASTER:
+        ports |= {"control": CONTROL_PORT}
+    if role is Role.PARAMETER_SERVER:
+        ports |= {"server": SERVER_PORT}
+    if role is (Role.MASTER if job.spec.trainer.command is None else Role.WORKER):
+        ports |= {"rendezvous": RENDEZVOUS_PORT}
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
+
+
+def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
+    resources: _Object = dict(template.get("resources", {}))
+    if role is Role.WORKER and (gpus := job.spec.worker.gpus_per_worker):
+        # An extended resource is never overcommitted: request and limit are one number.
+        for kind in ("requests", "limits"):
+            resources[kind] = {**resources.get(kind, {}), GPU: str(gpus)}
+    return resources
+
+
+def _volumes(job: DistTrainJob, template: _Object) -> list[_Object]:
+    scratch = [{"name": "tmp", "emptyDir": {}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    own: list[_Object] = []
+    if job.spec.checkpoint is not None:
+        own.append(_claim("checkpoint", job.spec.checkpoint.volume.persistent_volume_claim))
+    if job.spec.data is not None and job.spec.data.volume is not None:
+        own.append(_claim("data", job.spec.data.volume.persistent_volume_claim))
+    if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
+        own.append({"name": "script", "configMap": {"name": job.spec.trainer.script.config_map}})
+    return merge_by("name", scratch, template.get("volumes", []), own)
+
+
+def _claim(name: str, claim: str) -> _Object:
+    return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
+
+
+def _mounts(job: DistTrainJob, template: _Object) -> list[_Object]:
+    """Scratch space that a template may replace, the template's mounts, and ours that it may not."""
+    scratch = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}]
+    own: list[_Object] = []
+    if job.spec.checkpoint is not None:
+        own.append({"name": "checkpoint", "mountPath": CHECKPOINT_PATH})
+    if job.spec.data is not None and job.spec.data.volume is not None:
+        own.append({"name": "data", "mountPath": job.spec.data.volume.path, "readOnly": True})
+    if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
+        own.append({"name": "script", "mountPath": SCRIPT_PATH, "readOnly": True})
+    return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

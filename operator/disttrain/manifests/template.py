@@ -1,0 +1,48 @@
+"""A role's pod template merged with what the operator makes: lists by name, as a strategic merge patch does. Not here: what we make."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import TRAINER_CONTAINER, Role
+from disttrain.api.template import PodTemplate
+from disttrain.manifests.security import sidecar_security
+
+Object = dict[str, Any]
+
+
+def template_of(job: DistTrainJob, role: Role) -> PodTemplate:
+    """The template of a role, an empty one when the job has none."""
+    owner = {
+        Role.MASTER: job.spec.master,
+        Role.PARAMETER_SERVER: job.spec.parameter_server,
+        Role.WORKER: job.spec.worker,
+    }[role]
+    return (owner.template if owner is not None else None) or PodTemplate()
+
+
+def merge_by(key: str, *layers: Iterable[Object]) -> list[Object]:
+    """Lists of objects in one; of two with the same key the later one counts, in the place of the first."""
+    merged: dict[str, Object] = {}
+    for layer in layers:
+        for item in layer:
+            merged[item[key]] = item
+    return list(merged.values())
+
+
+def split_containers(pod_spec: Object) -> tuple[Object, list[Object]]:
+    """The template's trainer container ({} when it has none), and its other containers as sidecars."""
+    trainer: Object = {}
+    sidecars = []
+    for container in pod_spec.get("containers", []):
+        if container["name"] == TRAINER_CONTAINER:
+            trainer = container
+        else:
+            # A native sidecar (KEP-753): it runs as long as the trainer does, and does not keep a finished pod alive.
+            sidecars.append(restricted({**container, "restartPolicy": "Always"}))
+    return trainer, sidecars
+
+
+def restricted(container: Object) -> Object:
+    """A container of the template with the security settings that every container has."""
+    return {**container, "securityContext": sidecar_security(container.get("securityContext", {}))}

@@ -1,0 +1,116 @@
+"""What a job is made of against what there is: the Service, the NetworkPolicy, the pods. Makes what is missing, removes what is old.
+
+Not here: whether a failed pod counts (restart.py). A pod is removed only after that was written down.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from disttrain.api.names import Role
+from disttrain.api.reasons import Reason
+from disttrain.api.spec import NetworkPolicyMode
+from disttrain.plan import lost_nodes, restart, words
+from disttrain.plan.model import (
+    Action,
+    CreateNetworkPolicy,
+    CreatePod,
+    CreateService,
+    DeletePod,
+    Event,
+    Phase,
+    PodView,
+    Refusal,
+)
+from disttrain.plan.step import Step
+from disttrain.plan.validity import unsupported
+from disttrain.plan.world import World
+
+RETRY = timedelta(seconds=10)
+"""Until a child that was refused, or whose name is taken, is tried again."""
+
+
+def converge(world: World) -> Step:
+    """What is missing is made, what is old is deleted."""
+    deletions = (*_deletions(world), *lost_nodes.forced(world))
+    waits = [moment for pod in world.failed if (moment := restart.release(world, pod)) > world.now]
+    waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
+    creations = () if blocked(world) or _held_until(world) is not None else tuple(_creations(world))
+    look = min(waits, default=None)
+    if world.started or not creations:
+        return Step(actions=(*deletions, *creations), look=look)
+    made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
+    return Step(
+        actions=(*deletions, *creations),
+        status={"start_time": world.second, "attempt": world.attempt},
+        events=(Event(reason=Reason.CREATED, message=f"Creating {made}"),),
+        look=look,
+    )
+
+
+def blocked(world: World) -> str:
+    """Why nothing can be made now, whatever the time; "" when it can. Part of a job would hold nodes and never train."""
+    if fields := unsupported(world.spec):
+        return f"Not supported by this version: {', '.join(fields)}"
+    if world.snapshot.foreign:
+        return f"Names that the job needs belong to other objects: {', '.join(sorted(world.snapshot.foreign))}; delete or rename them"
+    if refusal := final_refusal(world):
+        return f"{refusal.name} was refused: {refusal.message}"
+    return ""
+
+
+def blocked_reason(world: World) -> Reason:
+    """The reason to `blocked`."""
+    if unsupported(world.spec):
+        return Reason.NOT_YET_SUPPORTED
+    return Reason.NAME_TAKEN if world.snapshot.foreign else Reason.POD_REFUSED
+
+
+def final_refusal(world: World) -> Refusal | None:
+    """A refusal that only a change of the job can mend."""
+    return next((refusal for refusal in world.snapshot.refusals if not refusal.retryable), None)
+
+
+def retryable_refusal(world: World) -> Refusal | None:
+    """A refusal that may pass, such as a quota."""
+    return next((refusal for refusal in world.snapshot.refusals if refusal.retryable), None)
+
+
+def _held_until(world: World) -> datetime | None:
+    """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal."""
+    moments = [refusal.time + RETRY for refusal in world.snapshot.refusals if refusal.retryable]
+    if world.snapshot.foreign:
+        moments.append(world.now + RETRY)
+    if (moment := restart.next_attempt(world)) is not None:
+        moments.append(moment)
+    return max((moment for moment in moments if moment > world.now), default=None)
+
+
+def _deletions(world: World) -> Iterator[DeletePod]:
+    accounted = set(world.restarts.accounted)
+    for pod in world.outdated:
+        if not pod.deleting:
+            yield _delete(pod)
+    for pod in world.failed:
+        if pod.uid in accounted and restart.release(world, pod) <= world.now:
+            yield _delete(pod)
+    # A worker that comes again needs somebody to talk to, also when master and servers had already taken their leave.
+    if any(slot[0] is Role.WORKER and not world.settled(slot) and slot not in world.present for slot in world.wanted):
+        for (role, _), pod in world.present.items():
+            if role is not Role.WORKER and pod.phase is Phase.SUCCEEDED and not pod.deleting:
+                yield _delete(pod)
+
+
+def _creations(world: World) -> Iterator[Action]:
+    if not world.snapshot.service_exists:
+        yield CreateService()
+    if world.spec.network.policy is NetworkPolicyMode.JOB_ONLY and not world.snapshot.network_policy_exists:
+        yield CreateNetworkPolicy()
+    for slot in world.wanted:
+        # The name stays taken until a pod that is deleted or of an older attempt is really gone: never two of one place.
+        if not world.settled(slot) and world.name(slot) not in world.names_taken:
+            role, index = slot
+            yield CreatePod(role=role, index=index, attempt=world.attempt)
+
+
+def _delete(pod: PodView) -> DeletePod:
+    return DeletePod(name=pod.name, uid=pod.uid)

@@ -1,0 +1,201 @@
+"""What is seen of the pods and of the master's report, as the eight conditions. Transition times are kept while a status stays.
+
+A policy's own claims stand above what is seen here (report.py). Not here: the one word for the column (state.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
+
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.runtime import Progress
+from disttrain.api.status import Condition
+from disttrain.plan import children, words
+from disttrain.plan.model import Phase, PodView
+from disttrain.plan.step import Claim, Truth
+from disttrain.plan.world import World
+
+SILENCE = timedelta(seconds=60)
+"""After so long without a report nobody knows whether steps are made."""
+
+_IMAGE_REASONS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_MISSING: Mapping[str, Reason] = MappingProxyType(
+    {
+        "secret": Reason.SECRET_NOT_FOUND,
+        "configmap": Reason.CONFIG_MAP_NOT_FOUND,
+        "persistentvolumeclaim": Reason.CLAIM_NOT_FOUND,
+    }
+)
+
+
+def observe(world: World) -> tuple[Claim, ...]:
+    """The eight conditions as they are seen."""
+    scheduled, ready, progressing = _scheduled(world), _ready(world), _progressing(world)
+    return (
+        _valid(world),
+        _suspended(world),
+        scheduled,
+        ready,
+        progressing,
+        _restarting(world, ready),
+        Claim(type=ConditionType.COMPLETE, status="False", reason=Reason.IN_PROGRESS),
+        Claim(type=ConditionType.FAILED, status="False", reason=Reason.IN_PROGRESS),
+    )
+
+
+def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
+    """The conditions to store. The time changes only with the status, as the API conventions have it."""
+    merged = []
+    for claim in claims:
+        before = world.status.condition(claim.type)
+        since = before.last_transition_time if before is not None and before.status == claim.status else world.second
+        merged.append(
+            Condition(
+                type=claim.type.value,
+                status=claim.status,
+                reason=claim.reason.value,
+                message=claim.message,
+                last_transition_time=since,
+                observed_generation=world.job.metadata.generation,
+            )
+        )
+    return tuple(merged)
+
+
+def _valid(world: World) -> Claim:
+    if why := children.blocked(world):
+        return _claim(ConditionType.VALID, "False", children.blocked_reason(world), why)
+    return _claim(ConditionType.VALID, "True", Reason.ACCEPTED)
+
+
+def _suspended(world: World) -> Claim:
+    before = world.status.condition(ConditionType.SUSPENDED)
+    if before is not None and before.reason == Reason.RESUMED:
+        return _claim(ConditionType.SUSPENDED, "False", Reason.RESUMED, before.message)
+    return _claim(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
+
+
+def _scheduled(world: World) -> Claim:
+    pods = [world.present.get(slot) for slot in world.wanted if not world.settled(slot)]
+    without_node = [pod for pod in pods if pod is None or not (pod.scheduled or pod.done)]
+    if not without_node:
+        return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
+    if refusal := children.retryable_refusal(world):
+        return _claim(ConditionType.SCHEDULED, "False", Reason.POD_REFUSED, f"{refusal.name}: {refusal.message}")
+    for pod in without_node:
+        if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
+            reason = _missing(pod.message) or Reason.UNSCHEDULABLE
+            return _claim(ConditionType.SCHEDULED, "False", reason, f"{pod.name}: {pod.message}")
+    return _claim(ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes")
+
+
+def _ready(world: World) -> Claim:
+    waiting: list[PodView] = []
+    for slot in world.wanted:
+        pod = world.present.get(slot)
+        if world.settled(slot) or (
+            pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED)
+        ):
+            continue
+        if pod is None or pod.done or pod.deleting:
+            return _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {world.name(slot)}")
+        waiting.append(pod)
+    if waiting:
+        # A pod that cannot start says why; it is told before those that are merely on their way.
+        told = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
+        return told or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
+    progress = heard(world)
+    if progress is not None and progress.waiting_for and not world.status.is_true(ConditionType.PROGRESSING):
+        message = f"Waiting for {words.without_clock(progress.waiting_for)}"
+        return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
+    return _claim(ConditionType.READY, "True", Reason.ALL_PODS_READY)
+
+
+def heard(world: World) -> Progress | None:
+    """The master's report, while it is not too old to believe."""
+    read = world.snapshot.progress_read
+    old = read is not None and world.now - read > SILENCE
+    return None if old else world.progress
+
+
+def _progressing(world: World) -> Claim:
+    before = world.status.condition(ConditionType.PROGRESSING)
+    was_training = before is not None and before.status == "True"
+    progress = heard(world)
+    if progress is None:
+        return _unheard(world, before)
+    training = world.status.training
+    if (
+        before is not None
+        and before.reason == Reason.STALLED
+        and training is not None
+        and progress.step == training.step
+    ):
+        return _claim(ConditionType.PROGRESSING, "False", Reason.STALLED, before.message)
+    if progress.last_update_time is not None or was_training:
+        waits = f"Waiting for {words.without_clock(progress.waiting_for)}" if progress.waiting_for else ""
+        return _claim(ConditionType.PROGRESSING, "True", Reason.TRAINING, waits)
+    if world.spec.trainer.model is None:
+        message = "The program reports no steps; disttrain_trainer.session does it in a line"
+        return _claim(ConditionType.PROGRESSING, "Unknown", Reason.NO_REPORT, message)
+    return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
+
+
+def _unheard(world: World, before: Condition | None) -> Claim:
+    if before is None or before.reason == Reason.STARTING or not world.started:
+        return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
+    training = world.status.training
+    moments = (
+        before.last_transition_time,
+        training.last_update_time if training else None,
+        world.snapshot.progress_read,
+    )
+    if before.status == "True" and world.now - max(moment for moment in moments if moment is not None) <= SILENCE:
+        return _claim(ConditionType.PROGRESSING, "True", Reason.TRAINING, before.message)
+    return _claim(
+        ConditionType.PROGRESSING, "Unknown", Reason.NO_REPORT, "The master is not heard; the training may well go on"
+    )
+
+
+def _restarting(world: World, ready: Claim) -> Claim:
+    before = world.status.condition(ConditionType.RESTARTING)
+    if before is not None and before.status == "True":
+        if ready.status == "True":
+            return _claim(ConditionType.RESTARTING, "False", Reason.RECOVERED, before.message)
+        return _claim(ConditionType.RESTARTING, "True", Reason(before.reason), before.message)
+    if world.status.is_true(ConditionType.SCHEDULED):
+        for slot in world.wanted:
+            pod = world.present.get(slot)
+            if not world.settled(slot) and (pod is None or pod.deleting):
+                preempted = pod is not None and "DisruptionTarget" in pod.conditions
+                reason = Reason.PREEMPTED if preempted else Reason.REPLACED
+                message = f"Pod {world.name(slot)} was {'preempted' if preempted else 'deleted'}; it is made again"
+                return _claim(ConditionType.RESTARTING, "True", reason, message)
+    if before is not None:
+        return _claim(ConditionType.RESTARTING, "False", Reason(before.reason), before.message)
+    return _claim(ConditionType.RESTARTING, "False", Reason.NO_FAILURE)
+
+
+def _cannot_start(pod: PodView) -> Claim | None:
+    if pod.reason in _IMAGE_REASONS:
+        reason = Reason.IMAGE_PULL
+    elif pod.reason in _CONFIG_REASONS:
+        reason = _missing(pod.message) or Reason.CONTAINER_CONFIG
+    else:
+        return None
+    return _claim(ConditionType.READY, "False", reason, f"{pod.name}: {pod.message or pod.reason}")
+
+
+def _missing(message: str) -> Reason | None:
+    """Which kind of object a message says is not found."""
+    lower = message.lower()
+    if "not found" not in lower:
+        return None
+    return next((reason for kind, reason in _MISSING.items() if kind in lower), None)
+
+
+def _claim(type_: ConditionType, status: Truth, reason: Reason, message: str = "") -> Claim:
+    return Claim(type=type_, status=status, reason=reason, message=message)

@@ -1,0 +1,101 @@
+"""The three deadlines of a job: to be ready, to make a step, to be done.
+
+Not here: the waits inside the training (each has its own deadline there), the back-off (restart.py), the TTL (cleanup.py).
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from disttrain.api.names import Role
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.status import LastRestart
+from disttrain.plan import restart, words
+from disttrain.plan.ending import fail
+from disttrain.plan.model import Event
+from disttrain.plan.step import Claim, Step
+from disttrain.plan.world import World
+
+
+def passed(world: World) -> Step | None:
+    """What follows from a deadline that is over."""
+    if (moment := _active_until(world)) is not None and world.now >= moment:
+        seconds = world.spec.run_policy.active_deadline_seconds
+        return fail(world, Reason.DEADLINE_EXCEEDED, f"Not done within {seconds} s (runPolicy.activeDeadlineSeconds)")
+    if (moment := _ready_until(world)) is not None and world.now >= moment:
+        seconds = world.spec.run_policy.startup_deadline_seconds
+        text = f"Not every pod was ready within {seconds} s (runPolicy.startupDeadlineSeconds)"
+        return fail(world, Reason.STARTUP_DEADLINE_EXCEEDED, f"{text}. {_waits_for(world)}".strip())
+    if (moment := _step_until(world)) is not None and world.now >= moment:
+        return _stalled(world)
+    return None
+
+
+def upcoming(world: World) -> datetime | None:
+    """The next moment at which one of them may be over."""
+    moments: Iterator[datetime | None] = (deadline(world) for deadline in (_active_until, _ready_until, _step_until))
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _active_until(world: World) -> datetime | None:
+    return _after(world.status.start_time, world.spec.run_policy.active_deadline_seconds)
+
+
+def _ready_until(world: World) -> datetime | None:
+    """From the moment at which the job stopped being ready; each step of those who go on without the missing pod moves it."""
+    ready = world.status.condition(ConditionType.READY)
+    if world.status.start_time is None or ready is None or ready.status == "True":
+        return None
+    since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
+    return _after(since, world.spec.run_policy.startup_deadline_seconds)
+
+
+def _step_until(world: World) -> datetime | None:
+    """From the last step, once every pod runs. Only for a training that reports steps: silence of a user's script says nothing."""
+    ready = world.status.condition(ConditionType.READY)
+    if world.status.start_time is None or ready is None or ready.status != "True" or world.progress is None:
+        return None
+    if world.spec.trainer.model is None and world.progress.last_update_time is None:
+        return None
+    if world.status.training is not None and world.progress.step != world.status.training.step:
+        return None  # a step that is not written down yet; the clock starts when it is
+    since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
+    return _after(since, world.spec.run_policy.progress_deadline_seconds)
+
+
+def _last_step(world: World) -> datetime:
+    """When the step last changed, by the operator's clock: that of a master may be wrong."""
+    assert world.status.start_time is not None, "a deadline of a job that did not start"
+    training = world.status.training
+    return (training.last_update_time if training else None) or world.status.start_time
+
+
+def _stalled(world: World) -> Step:
+    """First the stall is written down, for everybody to see; then the job is restarted, which counts once."""
+    seconds = world.spec.run_policy.progress_deadline_seconds
+    step = world.progress.step if world.progress else 0
+    message = (
+        f"No step for {seconds} s (runPolicy.progressDeadlineSeconds), the last was {step}. {_waits_for(world)}".strip()
+    )
+    progressing = world.status.condition(ConditionType.PROGRESSING)
+    if progressing is None or progressing.reason != Reason.STALLED:
+        return Step(
+            claims=(Claim(type=ConditionType.PROGRESSING, status="False", reason=Reason.STALLED, message=message),),
+            events=(Event(reason=Reason.STALLED, message=message, warning=True),),
+            again=True,
+        )
+    if over := restart.limit_exceeded(world, message):
+        return over
+    last = LastRestart(role=Role.MASTER.status_name, index=0, reason=Reason.STALLED, message=message, time=world.second)
+    restarts = restart.record(world, failed=1, counted=True, last=last)
+    return restart.restart_job(world, blame=Role.MASTER, restarts=restarts, reason=Reason.STALLED, message=message)
+
+
+def _waits_for(world: World) -> str:
+    if world.progress is not None and world.progress.waiting_for:
+        return f"Waiting for {words.without_clock(world.progress.waiting_for)}"
+    ready = world.status.condition(ConditionType.READY)
+    return ready.message if ready is not None and ready.status != "True" else ""
+
+
+def _after(moment: datetime | None, seconds: int | None) -> datetime | None:
+    return None if moment is None or seconds is None else moment + timedelta(seconds=seconds)

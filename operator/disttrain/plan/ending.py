@@ -1,0 +1,31 @@
+"""How a job becomes Complete or Failed: one status, written once. Not here: when (success.py, restart.py, deadlines.py)."""
+
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.plan.model import Event
+from disttrain.plan.step import Claim, Step
+from disttrain.plan.world import World
+
+
+def complete(world: World, reason: Reason, message: str) -> Step:
+    """The job reached its end."""
+    return _end(world, ConditionType.COMPLETE, reason, message)
+
+
+def fail(world: World, reason: Reason, message: str) -> Step:
+    """The job will not be tried again."""
+    return _end(world, ConditionType.FAILED, reason, message)
+
+
+def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step:
+    other = ConditionType.FAILED if end is ConditionType.COMPLETE else ConditionType.COMPLETE
+    ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
+    return Step(
+        # The pods are cleaned up in later passes, when the end is written down: a crash in between must not undo it.
+        status={"completion_time": world.second},
+        claims=(
+            Claim(type=end, status="True", reason=reason, message=message),
+            *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
+        ),
+        events=(Event(reason=reason, message=message, warning=end is ConditionType.FAILED),),
+        again=True,
+    )

@@ -1,0 +1,30 @@
+"""Pods that cannot be deleted because their node is gone: nobody there confirms the end. Not for a node that is merely slow."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from disttrain.plan.model import DeletePod, Phase, PodView
+from disttrain.plan.world import World
+
+PATIENCE = timedelta(seconds=60)
+"""Beyond the grace period. A node that comes back after it finds its pod's successor at work; the trainers refuse the older incarnation."""
+NODE_LOST = "NodeLost"
+
+
+def forced(world: World) -> tuple[DeletePod, ...]:
+    """The deletions that no node will confirm."""
+    return tuple(
+        DeletePod(name=pod.name, uid=pod.uid, grace_seconds=0) for pod, moment in _waiting(world) if moment <= world.now
+    )
+
+
+def upcoming(world: World) -> datetime | None:
+    """When the next one is due."""
+    return min((moment for _, moment in _waiting(world) if moment > world.now), default=None)
+
+
+def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
+    for pod in world.snapshot.pods:
+        gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST
+        if gone and pod.deleting and pod.deletion_deadline is not None:
+            yield pod, pod.deletion_deadline + PATIENCE

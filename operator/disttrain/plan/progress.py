@@ -1,0 +1,91 @@
+"""The master's report as status.training: decimals as short strings, percent, time left; and how often that is worth a write."""
+
+from datetime import timedelta
+
+from disttrain.api.runtime import Progress
+from disttrain.api.status import CheckpointStatus, TrainingStatus
+from disttrain.plan.conditions import heard
+from disttrain.plan.model import Phase
+from disttrain.plan.world import World
+
+
+def training(world: World) -> TrainingStatus | None:
+    """status.training after this pass, if it is written at all; the stored one when there is no news."""
+    before = world.status.training
+    progress = _newest(world)
+    if progress is None:
+        return before
+    if before is not None and progress.step == before.step:
+        # No step: speed and time left would only decay. What can still come is the end of the job.
+        return before.model_copy(
+            update={"last_checkpoint": _checkpoint(progress) or before.last_checkpoint}
+            | ({"evaluation": _evaluation(progress)} if progress.evaluation else {})
+            | ({"world_size": progress.world_size} if progress.world_size else {})
+        )
+    return TrainingStatus(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        epoch=progress.epoch,
+        progress_percent=min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else None,
+        eta_seconds=_seconds_left(world, progress),
+        loss=None if progress.loss is None else number(progress.loss, 4),
+        samples_per_second=None if progress.samples_per_second is None else number(progress.samples_per_second, 5),
+        world_size=progress.world_size,
+        max_staleness_seen=progress.max_staleness_seen,
+        evaluation=_evaluation(progress),
+        last_update_time=world.second,
+        last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
+    )
+
+
+def due(world: World) -> bool:
+    """Whether progress alone is worth a write: not more often than statusIntervalSeconds."""
+    before = world.status.training
+    if before is None or before.last_update_time is None:
+        return True
+    return world.now - before.last_update_time >= interval(world)
+
+
+def interval(world: World) -> timedelta:
+    """Between two writes of the progress."""
+    return timedelta(seconds=world.spec.observability.status_interval_seconds)
+
+
+def number(value: float, digits: int) -> str:
+    """A decimal of so many significant digits, without an exponent where a whole number does: "0.1834", "5120.4", "131072"."""
+    return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
+
+
+def _newest(world: World) -> Progress | None:
+    """The last word of a pod that succeeded is newer than any report that was read before."""
+    words = [
+        pod.termination.progress
+        for pod in world.present.values()
+        if pod.phase is Phase.SUCCEEDED and pod.termination.progress is not None
+    ]
+    final = [progress for progress in words if progress.attempt == world.attempt]
+    return max(final, key=lambda progress: progress.step) if final else heard(world)
+
+
+def _seconds_left(world: World, progress: Progress) -> int | None:
+    if progress.finished:
+        return 0
+    if progress.total_steps is None:
+        return None
+    left = max(0, progress.total_steps - progress.step)
+    if world.spec.trainer.model is not None and progress.samples_per_second:
+        return round(left * world.spec.trainer.batch_size / progress.samples_per_second)
+    before = world.status.training
+    if before is None or before.last_update_time is None or progress.step <= before.step:
+        return None
+    elapsed = (world.now - before.last_update_time).total_seconds()
+    return round(left * elapsed / (progress.step - before.step))
+
+
+def _checkpoint(progress: Progress) -> CheckpointStatus | None:
+    newest = progress.last_checkpoint
+    return None if newest is None else CheckpointStatus(step=newest.step, time=newest.time.replace(microsecond=0))
+
+
+def _evaluation(progress: Progress) -> dict[str, str] | None:
+    return {name: number(value, 5) for name, value in progress.evaluation.items()} if progress.evaluation else None

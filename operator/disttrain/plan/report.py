@@ -1,0 +1,110 @@
+"""A policy's step made into a Plan: the whole status, written only if it says something new, and when to look again."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.spec import CleanPodPolicy
+from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
+from disttrain.plan import conditions, deadlines, goodput, progress, restart
+from disttrain.plan.indexes import format_indexes
+from disttrain.plan.model import Event, Phase, Plan
+from disttrain.plan.state import state
+from disttrain.plan.step import Claim, Step
+from disttrain.plan.world import World
+
+_TOLD = frozenset({Reason.REPLACED, Reason.PREEMPTED})
+"""Reasons of Restarting that no policy has posted an Event about."""
+_SOONEST = timedelta(seconds=1)
+
+
+def plan(world: World, step: Step) -> Plan:
+    """The Plan of a step."""
+    seen = {claim.type: claim for claim in conditions.observe(world)}
+    claims = tuple({**seen, **{claim.type: claim for claim in step.claims}}.values())
+    status = _status(world, step, claims)
+    return Plan(
+        actions=step.actions,
+        status=status,
+        events=(*_events(world, seen, step), *step.events),
+        look_again=timedelta(0) if step.again else _look_again(world, step, status),
+    )
+
+
+def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJobStatus:
+    fields: dict[str, Any] = {
+        "observed_generation": world.job.metadata.generation,
+        "state": state(world, claims),
+        "conditions": conditions.merge(world, claims),
+        "restarts": restart.carried_over(world),
+        **step.status,
+    }
+    same_attempt = fields.get("attempt", world.attempt) == world.attempt
+    fields["replica_statuses"] = _replica_statuses(world, fields)
+    fields["worker"] = WorkerStatus(
+        ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
+        selector=f"{LABEL_JOB_NAME}={world.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
+        completed_indexes=format_indexes(world.completed) if same_attempt else "",
+    )
+    status = world.status.model_copy(update=fields)
+    if status == world.status and not progress.due(world):
+        return world.status
+    training = progress.training(world)
+    if status == world.status and training == world.status.training:
+        return world.status
+    return status.model_copy(update={"training": training, "goodput": goodput.ledger(world, training)})
+
+
+def _replica_statuses(world: World, fields: dict[str, Any]) -> tuple[ReplicaStatus, ...]:
+    before = {status.role: status for status in fields.get("replica_statuses", world.status.replica_statuses)}
+    ended = "completion_time" in fields and world.spec.run_policy.clean_pod_policy is not CleanPodPolicy.NONE
+    statuses = []
+    for role, desired in world.replicas.items():
+        pods = [pod for (pod_role, _), pod in world.present.items() if pod_role is role and not pod.deleting]
+        succeeded = sum(pod.phase is Phase.SUCCEEDED for pod in pods)
+        statuses.append(
+            ReplicaStatus(
+                role=role.status_name,
+                desired=desired,
+                # The pods of a job that has just ended are on their way out.
+                ready=0 if ended else sum(pod.ready and not pod.done for pod in pods),
+                succeeded=len(world.completed) if role is Role.WORKER else succeeded,
+                failed=sum(pod.phase is Phase.FAILED for pod in pods),
+                restarts=before[role.status_name].restarts if role.status_name in before else 0,
+            )
+        )
+    return tuple(statuses)
+
+
+def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:
+    """What is seen for the first time and that no policy tells of."""
+    events = []
+    valid = seen[ConditionType.VALID]
+    before = world.status.condition(ConditionType.VALID)
+    if valid.status == "False" and (before is None or (before.status, before.reason) != (valid.status, valid.reason)):
+        events.append(Event(reason=valid.reason, message=valid.message, warning=True))
+    restarting = seen[ConditionType.RESTARTING]
+    overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
+    if (
+        restarting.status == "True"
+        and restarting.reason in _TOLD
+        and not overruled
+        and not world.status.is_true(ConditionType.RESTARTING)
+    ):
+        events.append(Event(reason=restarting.reason, message=restarting.message))
+    return tuple(events)
+
+
+def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedelta | None:
+    """The earliest moment at which time alone may change something."""
+    job = world.job.model_copy(update={"status": status})
+    after = World(replace(world.snapshot, job=job))
+    moments = [step.look]
+    if not world.spec.suspend:
+        moments.append(deadlines.upcoming(after))
+        if any(pod.phase is Phase.RUNNING for pod in after.present.values()):
+            moments.append(world.now + progress.interval(world))  # the master's next report
+    first = min((moment for moment in moments if moment is not None), default=None)
+    return None if first is None else max(first - world.now, _SOONEST)

@@ -1,0 +1,242 @@
+"""What follows from a failed pod: replace it, restart the job, or fail it; counted exactly once.
+
+A failure is written down before anything is done about it. Replaced is a pod one pass later, when its uid stands in
+`restarts.accounted`; a restart of the job is written down as the next attempt, and the pods of older attempts are never counted.
+Not here: the deletions and creations themselves (children.py), the waits of the whole job (deadlines.py).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from disttrain.api.names import Role
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
+from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
+from disttrain.plan import words
+from disttrain.plan.ending import fail
+from disttrain.plan.model import Event, PodView
+from disttrain.plan.step import Claim, Step
+from disttrain.plan.world import World
+
+BASE = timedelta(seconds=1)
+CAP = timedelta(seconds=300)
+SETTLE = timedelta(seconds=3)
+"""For a command: its peers fail from the loss of one, and the first to fail may be the last that we hear of."""
+
+
+def failures(world: World) -> Step | None:
+    """What to do about the failures that are not written down yet."""
+    if world.runs_command and (lost := _lost_worker(world)):
+        message = f"Pod {lost} was deleted; the others cannot go on without it"
+        return restart_job(world, blame=None, restarts=world.restarts, reason=Reason.REPLACED, message=message)
+    accounted = set(world.restarts.accounted)
+    fresh = [pod for pod in world.failed if pod.uid not in accounted]
+    if not fresh:
+        return None
+    if world.runs_command and (settled := min(finished(world, pod) for pod in fresh) + SETTLE) > world.now:
+        return Step(look=settled)
+    root = _root_cause(world, fresh)
+    if root is None:
+        return _replace(world, fresh, root=None, counted=False)
+
+    rule = _matching_rule(world.spec.failure_policy.rules, root)
+    action = rule.action if rule else world.spec.failure_policy.default_action
+    counted = rule.count_towards_limit if rule else True
+    message = words.failure(world, root)
+    if action is Action.FAIL_JOB:
+        if world.progress is not None and world.progress.nan_loss:
+            return fail(world, Reason.NAN_LOSS, f"The loss was not finite: {world.progress.nan_loss}. {message}")
+        reason = Reason.USER_CODE if root.exit_code == 1 else Reason.FAILURE_POLICY
+        return fail(world, reason, f"{message} (rule {rule.name})" if rule else message)
+    if counted and (over := limit_exceeded(world, message)):
+        return over
+    if action is Action.RESTART_JOB or world.runs_command:
+        last = words.last_restart(root, finished=finished(world, root))
+        reason = Reason.REPLICA_FAILED if counted else Reason.PREEMPTED
+        restarts = record(world, failed=1, counted=counted, last=last)
+        return restart_job(world, blame=root.role, restarts=restarts, reason=reason, message=message)
+    return _replace(world, fresh, root=root, counted=counted)
+
+
+def limit_exceeded(world: World, message: str) -> Step | None:
+    """The end of the job when one more failure is too many."""
+    limit = world.spec.run_policy.backoff_limit
+    if counted_so_far(world) < limit:
+        return None
+    tries = f"{limit} failure{'' if limit == 1 else 's'}"
+    since = " since the last checkpoint" if _checkpoint_resets(world) and world.checkpoint_step else ""
+    return fail(
+        world, Reason.BACKOFF_LIMIT_EXCEEDED, f"More than {tries}{since} (runPolicy.backoffLimit). The last: {message}"
+    )
+
+
+def counted_so_far(world: World) -> int:
+    """Failures that count towards the limit; a checkpoint since the last one has set them back."""
+    if _checkpoint_resets(world) and world.checkpoint_step > world.restarts.checkpoint_step:
+        return 0
+    return world.restarts.counted_towards_limit
+
+
+def record(world: World, *, failed: int, counted: bool, last: LastRestart | None) -> Restarts:
+    """The failures written down."""
+    before = world.restarts
+    return before.model_copy(
+        update={
+            "total": before.total + failed,
+            "counted_towards_limit": counted_so_far(world) + counted,
+            "checkpoint_step": max(before.checkpoint_step, world.checkpoint_step)
+            if counted
+            else before.checkpoint_step,
+            "last": last or before.last,
+        }
+    )
+
+
+def restart_job(world: World, *, blame: Role | None, restarts: Restarts, reason: Reason, message: str) -> Step:
+    """The next attempt, written down; its pods are made in the passes that follow."""
+    return Step(
+        status={
+            "attempt": world.attempt + 1,
+            # Pods of an older attempt are never counted, so there is nothing to remember of them.
+            "restarts": restarts.model_copy(update={"accounted": ()}),
+            **_replica_restarts(world, [blame] if blame else []),
+        },
+        claims=(
+            Claim(type=ConditionType.RESTARTING, status="True", reason=reason, message=message),
+            Claim(
+                type=ConditionType.SCHEDULED, status="False", reason=Reason.SCHEDULING, message="The job is restarted"
+            ),
+            Claim(type=ConditionType.READY, status="False", reason=Reason.STARTING, message="The job is restarted"),
+            Claim(
+                type=ConditionType.PROGRESSING, status="False", reason=Reason.STARTING, message="The job is restarted"
+            ),
+        ),
+        events=(
+            Event(reason=reason, message=f"Restarting the job (attempt {world.attempt + 1}): {message}", warning=True),
+        ),
+        again=True,
+    )
+
+
+def delay(counted: int) -> timedelta:
+    """How long a replacement waits, from the end of the failed pod: 1 s, 2 s, 4 s … 300 s."""
+    return min(CAP, BASE * (1 << min(max(counted, 1) - 1, 16)))
+
+
+def release(world: World, pod: PodView) -> datetime:
+    """When a failed pod may be replaced. Until then it stays, and its log with it."""
+    return finished(world, pod) + delay(counted_so_far(world))
+
+
+def next_attempt(world: World) -> datetime | None:
+    """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
+    if world.present or world.restarts.last is None or world.restarts.counted_towards_limit == 0:
+        return None
+    moment = world.restarts.last.time + delay(counted_so_far(world))
+    return moment if moment > world.now else None
+
+
+def finished(world: World, pod: PodView) -> datetime:
+    """When a pod ended; for one that does not say, now."""
+    return pod.finished or world.now
+
+
+def carried_over(world: World) -> Restarts | None:
+    """The account without the uids of pods that are gone, and set back by a new checkpoint; None while nothing ever failed."""
+    if world.status.restarts is None:
+        return None
+    uids = {pod.uid for pod in world.snapshot.pods}
+    accounted = tuple(uid for uid in world.restarts.accounted if uid in uids)
+    return world.restarts.model_copy(update={"accounted": accounted, "counted_towards_limit": counted_so_far(world)})
+
+
+def _checkpoint_resets(world: World) -> bool:
+    return world.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
+
+
+def _lost_worker(world: World) -> str | None:
+    """A worker of a command that somebody deleted after the world was complete."""
+    if not world.status.is_true(ConditionType.SCHEDULED):
+        return None
+    for slot in world.wanted:
+        pod = world.present.get(slot)
+        if slot[0] is Role.WORKER and not world.settled(slot) and (pod is None or pod.deleting):
+            return world.name(slot)
+    return None
+
+
+def _root_cause(world: World, fresh: list[PodView]) -> PodView | None:
+    """The pod that failed first, None when all of them are consequences of a failure that is written down or of no pod's."""
+    causes = [pod for pod in fresh if not world.lost_its_peers(pod)]
+    if not causes:
+        return None
+    # Finish times have seconds only: of two equal ones a signal (OOM, SIGKILL) is the cause and an exit code its consequence.
+    root = min(
+        causes, key=lambda pod: (finished(world, pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index)
+    )
+    earlier = _recorded_cause(world)
+    return None if earlier is not None and finished(world, earlier) <= finished(world, root) else root
+
+
+def _recorded_cause(world: World) -> PodView | None:
+    """The root cause that was written down last, while its pod waits for its replacement.
+
+    A consequence never takes this place: else two pods that fail in turn would hide one another from the limit for ever.
+    """
+    last = world.restarts.last
+    for pod in world.failed:
+        if (
+            last is not None
+            and pod.uid in world.restarts.accounted
+            and (pod.role.status_name, pod.index) == (last.role, last.index)
+            and finished(world, pod).replace(microsecond=0) == last.time
+            and not world.lost_its_peers(pod)
+        ):
+            return pod
+    return None
+
+
+def _matching_rule(rules: Iterable[FailureRule], pod: PodView) -> FailureRule | None:
+    for rule in rules:
+        code_matches = rule.on_exit_codes is None or pod.exit_code in rule.on_exit_codes
+        condition_matches = rule.on_pod_conditions is None or not pod.conditions.isdisjoint(rule.on_pod_conditions)
+        if code_matches and condition_matches:
+            return rule
+    return None
+
+
+def _replace(world: World, fresh: list[PodView], *, root: PodView | None, counted: bool) -> Step:
+    """The failures written down, so that their pods are replaced in a later pass."""
+    first = root or min(fresh, key=lambda pod: (finished(world, pod), pod.role.value, pod.index))
+    message = words.failure(world, first)
+    if len(fresh) > 1:
+        message += f" (and {len(fresh) - 1} more after it)"
+    reason = Reason.PREEMPTED if root is not None and not counted else Reason.REPLICA_FAILED
+    restarts = record(
+        world, failed=len(fresh), counted=counted, last=words.last_restart(first, finished=finished(world, first))
+    )
+    if root is None and _recorded_cause(world) is not None:
+        restarts = restarts.model_copy(update={"last": world.restarts.last})
+    uids = {pod.uid for pod in world.snapshot.pods}
+    kept = [uid for uid in world.restarts.accounted if uid in uids]
+    return Step(
+        status={
+            "restarts": restarts.model_copy(update={"accounted": (*kept, *sorted(pod.uid for pod in fresh))}),
+            **_replica_restarts(world, [pod.role for pod in fresh]),
+        },
+        claims=(Claim(type=ConditionType.RESTARTING, status="True", reason=reason, message=message),),
+        events=(Event(reason=reason, message=message, warning=True),),
+        again=True,
+    )
+
+
+def _replica_restarts(world: World, roles: Iterable[Role]) -> dict[str, Any]:
+    """replicaStatuses with the restarts of the roles raised; the other counts are filled in by report.py."""
+    more = Counter(roles)
+    statuses = []
+    for role in world.replicas:
+        before = world.replica_status(role) or ReplicaStatus(role=role.status_name)
+        statuses.append(before.model_copy(update={"restarts": before.restarts + more[role]}))
+    return {"replica_statuses": tuple(statuses)}

@@ -1,0 +1,40 @@
+"""What one policy answers: what shall be done, and what is to be said about it. Data, no behaviour.
+
+`decide` takes the first policy that answers; report.py makes the Plan of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.plan.model import Action, Event
+
+Truth: TypeAlias = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a condition shall say; when its status last changed is worked out from the stored one."""
+
+    type: ConditionType
+    status: Truth
+    reason: Reason
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The answer of a policy."""
+
+    actions: tuple[Action, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the status that change."""
+    claims: tuple[Claim, ...] = ()
+    """Conditions that this policy knows better than what is seen of the pods."""
+    events: tuple[Event, ...] = ()
+    look: datetime | None = None
+    """When to look again if nothing happens before."""
+    again: bool = False
+    """What follows from the new status is done in a pass of its own, once it is written down."""

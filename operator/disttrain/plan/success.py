@@ -1,0 +1,35 @@
+"""When the job is complete: its workers succeeded, and the master had a moment to say how it ended."""
+
+from datetime import timedelta
+
+from disttrain.api.names import Role
+from disttrain.api.reasons import Reason
+from disttrain.api.spec import SuccessPolicy
+from disttrain.plan.ending import complete
+from disttrain.plan.model import Phase
+from disttrain.plan.step import Step
+from disttrain.plan.world import World
+
+MASTER_GRACE = timedelta(seconds=10)
+"""For the master to end after the workers, and leave the final progress as its last words."""
+
+
+def reached(world: World) -> Step | None:
+    """The end of the job by its successPolicy. It stands above failures: what fails after the work is done does not matter."""
+    workers = world.spec.worker.replicas
+    done = world.completed & set(range(workers))
+    if not done or (world.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
+        return None
+    master = world.present.get((Role.MASTER, 0))
+    if master is not None and not master.done and not master.deleting:
+        ends = [
+            pod.finished
+            for (role, _), pod in world.present.items()
+            if role is Role.WORKER and pod.phase is Phase.SUCCEEDED and pod.finished is not None
+        ]
+        # A worker whose end nobody saw was remembered from an earlier pass: its moment is over.
+        patience = max(ends, default=world.now - MASTER_GRACE) + MASTER_GRACE
+        if world.now < patience:
+            return Step(look=patience)
+    message = f"{len(done)} of {workers} workers succeeded"
+    return complete(world, Reason.WORKERS_SUCCEEDED, message)

@@ -1,0 +1,56 @@
+"""The sentences about a pod that failed: which one, how, its last words, and where its log is. No decisions."""
+
+import re
+from datetime import datetime
+
+from disttrain.api.names import Role
+from disttrain.api.status import LastRestart
+from disttrain.plan.model import PodView
+from disttrain.plan.world import World
+
+_LONGEST = 1024
+"""Last words in a message; the whole text is in the pod's log."""
+_CLOCK = re.compile(r"\s*\(\d+ s\)")
+
+
+def failure(world: World, pod: PodView) -> str:
+    """Why a pod failed, in a sentence that can stand in a condition, an Event, or on a terminal."""
+    how = [pod.reason] if pod.reason and pod.reason != "Error" else []
+    if pod.exit_code is not None:
+        how.append(f"exit code {pod.exit_code}")
+    text = f"Pod {pod.name} failed" + (f" ({', '.join(how)})" if how else "")
+    if words := last_words(pod):
+        text += f": {words}"
+    hint = world.snapshot.log_hint.format(namespace=world.job.metadata.namespace, pod=pod.name)
+    return f"{text}; log: {hint}"
+
+
+def last_words(pod: PodView) -> str:
+    """What the container said last, else what Kubernetes says of the pod."""
+    words = pod.termination.message or pod.message
+    if pod.termination.message and pod.termination.where:
+        words = f"{words} ({pod.termination.where})"
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
+
+
+def last_restart(pod: PodView, *, finished: datetime) -> LastRestart:
+    """The failure of a pod as the status keeps it."""
+    return LastRestart(
+        role=pod.role.status_name,
+        index=pod.index,
+        reason=(pod.reason or "Error")[:253],
+        exit_code=pod.exit_code,
+        message=last_words(pod),
+        time=finished.replace(microsecond=0),
+    )
+
+
+def without_clock(text: str) -> str:
+    """A master's words without the running seconds: they would make every pass a change of the status."""
+    return _CLOCK.sub("", text)
+
+
+def count(number: int, role: Role) -> str:
+    """Such as "2 workers"."""
+    name = {Role.MASTER: "master", Role.PARAMETER_SERVER: "parameter server", Role.WORKER: "worker"}[role]
+    return f"{number} {name}{'' if number == 1 else 's'}"

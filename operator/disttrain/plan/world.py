@@ -1,0 +1,161 @@
+"""The snapshot put in order: which pods shall be, which are, and what was written down about them.
+
+Look-ups only, each computed once; every policy starts from here. Not here: any decision.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TypeAlias
+
+from disttrain.api.environment import ExitCode
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import Role, pod_name
+from disttrain.api.reasons import ConditionType
+from disttrain.api.runtime import Progress
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
+from disttrain.plan.indexes import parse_indexes
+from disttrain.plan.model import Phase, PodView, Snapshot
+
+Slot: TypeAlias = tuple[Role, int]
+"""A role and an index: the place of one pod."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One snapshot, seen from the job's present attempt."""
+
+    snapshot: Snapshot
+
+    @property
+    def job(self) -> DistTrainJob:
+        return self.snapshot.job
+
+    @property
+    def spec(self) -> DistTrainJobSpec:
+        return self.snapshot.job.spec
+
+    @property
+    def status(self) -> DistTrainJobStatus:
+        return self.snapshot.job.status
+
+    @property
+    def now(self) -> datetime:
+        return self.snapshot.now
+
+    @cached_property
+    def second(self) -> datetime:
+        """`now` as a status keeps it. With more digits a status that was read back would differ from the one written."""
+        return self.now.replace(microsecond=0)
+
+    @cached_property
+    def attempt(self) -> int:
+        return self.status.attempt or 1
+
+    @cached_property
+    def started(self) -> bool:
+        """Whether a pod of the job was ever made."""
+        return self.status.start_time is not None
+
+    @cached_property
+    def finished(self) -> bool:
+        return self.status.is_true(ConditionType.COMPLETE) or self.status.is_true(ConditionType.FAILED)
+
+    @cached_property
+    def replicas(self) -> dict[Role, int]:
+        """How many pods of each role shall be, in the order in which they are made."""
+        wanted = {Role.MASTER: 1}
+        if self.spec.parameter_server is not None:
+            wanted[Role.PARAMETER_SERVER] = self.spec.parameter_server.replicas
+        wanted[Role.WORKER] = self.spec.worker.replicas
+        return wanted
+
+    @cached_property
+    def wanted(self) -> tuple[Slot, ...]:
+        """Every pod that shall be: the master, the servers, the workers."""
+        return tuple((role, index) for role, count in self.replicas.items() for index in range(count))
+
+    @cached_property
+    def present(self) -> dict[Slot, PodView]:
+        """The pods of the present attempt, deleting ones included."""
+        slots = set(self.wanted)
+        return {
+            (pod.role, pod.index): pod
+            for pod in self.snapshot.pods
+            if pod.attempt == self.attempt and (pod.role, pod.index) in slots
+        }
+
+    @cached_property
+    def outdated(self) -> tuple[PodView, ...]:
+        """Pods of an older attempt, and those beyond the number of replicas. One of a newer attempt is not ours to judge:
+        it means that the status we see is old."""
+        slots = set(self.wanted)
+        return tuple(
+            pod
+            for pod in self.snapshot.pods
+            if pod.attempt < self.attempt or (pod.attempt == self.attempt and (pod.role, pod.index) not in slots)
+        )
+
+    @cached_property
+    def names_taken(self) -> frozenset[str]:
+        """Names of all pods that still exist; a successor has to wait for its name."""
+        return frozenset(pod.name for pod in self.snapshot.pods)
+
+    @cached_property
+    def completed(self) -> frozenset[int]:
+        """Workers that succeeded in this attempt, also those whose pod is gone since."""
+        remembered = parse_indexes(self.status.worker.completed_indexes) if self.status.worker else frozenset()
+        seen = {
+            pod.index
+            for (role, _), pod in self.present.items()
+            if role is Role.WORKER and pod.phase is Phase.SUCCEEDED and not pod.deleting
+        }
+        return remembered | seen
+
+    @cached_property
+    def failed(self) -> tuple[PodView, ...]:
+        """Failed pods of this attempt. One that somebody is deleting did not fail: it was told to end."""
+        return tuple(pod for pod in self.present.values() if pod.phase is Phase.FAILED and not pod.deleting)
+
+    @cached_property
+    def restarts(self) -> Restarts:
+        return self.status.restarts or Restarts()
+
+    @cached_property
+    def progress(self) -> Progress | None:
+        """The master's report, unless it is about another attempt."""
+        progress = self.snapshot.progress
+        return progress if progress is not None and progress.attempt == self.attempt else None
+
+    @cached_property
+    def checkpoint_step(self) -> int:
+        """Step of the newest checkpoint that anybody reported, 0 for none."""
+        reports = [self.progress, *(pod.termination.progress for pod in self.present.values())]
+        steps = [
+            report.last_checkpoint.step
+            for report in reports
+            if report is not None and report.last_checkpoint is not None
+        ]
+        if self.status.training is not None and self.status.training.last_checkpoint is not None:
+            steps.append(self.status.training.last_checkpoint.step)
+        return max(steps, default=0)
+
+    @property
+    def runs_command(self) -> bool:
+        """Whether the workers run a program of the user without our agent."""
+        return self.spec.trainer.command is not None
+
+    def name(self, slot: Slot) -> str:
+        return pod_name(self.job.metadata.name, *slot)
+
+    def settled(self, slot: Slot) -> bool:
+        """Whether the place needs no pod any more."""
+        return slot[0] is Role.WORKER and slot[1] in self.completed
+
+    def replica_status(self, role: Role) -> ReplicaStatus | None:
+        return next((r for r in self.status.replica_statuses if r.role == role.status_name), None)
+
+    def lost_its_peers(self, pod: PodView) -> bool:
+        """Whether the pod says itself that it is not the root cause. A program of the user knows no such exit code."""
+        return pod.exit_code == ExitCode.PEER_LOST and not (self.runs_command and pod.role is Role.WORKER)

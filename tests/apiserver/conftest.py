@@ -1,0 +1,19 @@
+"""One control plane for all tests of this folder; each test takes names of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.controlplane import ControlPlane
+from cluster.programs import require
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    require("apiserver")
+    with ControlPlane() as control_plane:
+        control_plane.kubectl("apply", "--server-side", "-f", "crds/")
+        control_plane.kubectl("wait", "--for=condition=Established", "crd/disttrainjobs.disttrain.dev")
+        yield control_plane

@@ -1,0 +1,318 @@
+"""One complete Kubernetes node for tests: etcd, API server, controllers, scheduler, kubelet, containerd, runc, pod network,
+kube-proxy, DNS; all real, in namespaces of its own (see `machine.py`), up in some eight seconds, gone in two. Needs root.
+
+    from cluster.node import Node
+    from cluster.programs import require
+
+    @pytest.fixture(scope="session")
+    def node():
+        require("cluster")
+        with Node(images=built_images()) as node:   # cluster.images; without it only the pause image is there
+            yield node
+
+    def test_something(node):
+        with node.namespace("team") as ns:                      # PodSecurity: restricted
+            folder = node.volume("data", namespace=ns)            # a claim `data`, bound to this folder of the host
+            node.kubectl("apply", "-n", ns, "-f", "-", input=pod)
+            node.kill_pod(ns, "digits-worker-0")                 # SIGKILL to the container's first process
+            node.run(".venv/bin/disttrain", "ls", user="jane")   # a program of the test's, in the node's network
+
+Nodes can run side by side: each has its own network, so that all have the same addresses. When a block ends with an exception
+the logs are kept in a folder that is named on standard error.
+
+What it does not have: a way out, dynamic volumes (see `volume`), NetworkPolicy (the bridge plugin ignores them), host ports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster import apiserver, kubelet, runs
+from cluster.containers import Containerd, clone_store
+from cluster.kubectl import run_kubectl
+from cluster.machine import NODE_IP, Machine, remove_cgroups
+from cluster.processes import Program, wait_for
+from cluster.programs import program
+
+NODE_NAME = "node-1"
+
+
+class Node:
+    """A cluster of one node; a context manager.
+
+    `images`: a containerd root with images, see `cluster.images`. `memory` ("4Gi") and `cpu` ("4") are what the node offers to
+    pods, less than the machine has; memory is a real limit too. `resources` are offered as well and exist on paper only
+    ({"nvidia.com/gpu": "8"})."""
+
+    def __init__(
+        self,
+        *,
+        images: Path | None = None,
+        memory: str | None = None,
+        cpu: str | None = None,
+        resources: Mapping[str, str] | None = None,
+        api_server_flags: Sequence[str] = (),
+    ) -> None:
+        self._images = images
+        self._limits = kubelet.Limits(memory=memory, cpu=cpu)
+        self._resources = dict(resources or {})
+        self._flags = list(api_server_flags)
+        self._users: dict[str, Path] = {}
+        self.programs: dict[str, Program] = {}
+        """By name: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy, coredns.
+        `.stop()` and `.start()` are for tests of what happens when one is away."""
+
+    # -- life
+
+    def up(self) -> Self:
+        runs.sweep("node", lambda folder: remove_cgroups(f"/disttrain-{folder.name}"))
+        self.folder = runs.new_run("node")
+        self.machine = Machine(self.folder)
+        try:
+            self._up()
+        except BaseException:
+            runs.keep_logs(self.folder, "The node did not come up")
+            self.down()
+            raise
+        return self
+
+    def _up(self) -> None:
+        self.machine.up()
+        layout = apiserver.Layout(folder=self.folder, ip=NODE_IP, prefix=self.machine.prefix, forks=True)
+        self.layout = layout
+        self.kubeconfig = self.kubeconfig_for("admin", groups=["system:masters"])
+        admin = (self.folder / "pki" / "admin.crt", self.folder / "pki" / "admin.key")
+        # All that does not need the API server starts beside it.
+        self._add(apiserver.etcd(layout)).start()
+        self._add(apiserver.kube_apiserver(layout, admin=admin, flags=self._flags)).start()
+        root = self.folder / "containerd"
+        if self._images is not None:
+            clone_store(self._images, root)
+        kubelet.write_cni(self.folder)
+        self.containerd = Containerd(self.machine, root)
+        self._add(self.containerd.start())
+        self.wait_for_api_server()
+        self._add(apiserver.controller_manager(layout, f"--cluster-cidr={kubelet.POD_RANGE}", "--allocate-node-cidrs=true")).start()
+        self._add(apiserver.scheduler(layout)).start()
+        self._add(kubelet.kubelet(layout, NODE_NAME, self.machine.cgroup, self._limits)).start()
+        self._add(kubelet.kube_proxy(layout, NODE_NAME)).start()
+        self._add(kubelet.coredns(layout, self.kubeconfig)).start()
+        self.wait_for("the node to be registered", lambda: self.kubectl("get", "node", NODE_NAME, "-o", "name"), 60)
+        self.kubectl("wait", "--for=condition=Ready", f"node/{NODE_NAME}", "--timeout=60s", timeout=70)
+        self.wait_for(
+            "the default service account", lambda: self.kubectl("get", "serviceaccount", "default", "-o", "name"), 30
+        )
+        kubelet.limit_memory(self.machine.cgroup, self._limits)
+        if self._resources:
+            self.offer(self._resources)
+
+    def down(self) -> None:
+        self.machine.down()  # the kernel ends every process in it, at once
+        for one in self.programs.values():
+            one.stop(signal.SIGKILL)
+        self.programs.clear()
+        runs.remove_run(self.folder)
+
+    def __enter__(self) -> Self:
+        return self.up()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            self.keep_logs("The test failed")
+        self.down()
+
+    def _add(self, one: Program) -> Program:
+        self.programs[one.name] = one
+        return one
+
+    def wait_for_api_server(self) -> None:
+        """For the time after a restart of it."""
+        self.wait_for("the API server to be ready", lambda: self.kubectl("get", "--raw", "/readyz"), 60)
+
+    def wait_for(self, what: str, condition: Any, seconds: float = 60, *, every: float = 0.1) -> Any:
+        """Looks until the condition returns something true; a program of the node that ended meanwhile is an error."""
+        started = [one for one in self.programs.values() if one.started]
+        return wait_for(what, condition, seconds, programs=started, every=every)
+
+    def keep_logs(self, why: str) -> Path:
+        """Keeps the programs' and pods' logs, and what the cluster looked like, in a folder that it returns and names."""
+        with contextlib.suppress(Exception):  # the API server may be the very thing that failed
+            state = self.kubectl("get", "pods,jobs,services,pvc,nodes", "-A", "-o", "wide", check=False, timeout=10)
+            events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False, timeout=10)
+            (self.folder / "log" / "objects.txt").write_text(state + "\n" + events)
+        pods = self.folder / "pod-logs"
+        if pods.exists():
+            shutil.copytree(pods, self.folder / "log" / "pods", dirs_exist_ok=True)
+        return runs.keep_logs(self.folder, why)
+
+    # -- the API
+
+    def kubectl(
+        self,
+        *args: str,
+        input: str | dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        user: str = "admin",
+        check: bool = True,
+        timeout: float = 60,
+    ) -> str:
+        """Standard output of `kubectl`; KubectlError (with .stderr) when it fails and `check` is on."""
+        config = self.kubeconfig_for(user)
+        prefix = self.machine.network_prefix
+        return run_kubectl(program("kubectl"), config, args, prefix=prefix, input=input, check=check, timeout=timeout)
+
+    def get(self, kind: str, name: str = "", *, namespace: str = "default") -> Any:
+        """An object, or with no name the list of a namespace's objects."""
+        found = json.loads(self.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json"))
+        return found if name else found["items"]
+
+    def kubeconfig_for(self, user: str, groups: Sequence[str] = (), *, namespace: str = "default") -> Path:
+        """A kubeconfig with a client certificate for a user, who may do what roles are bound to it: at first nothing."""
+        if user not in self._users:
+            name = user.replace(":", "-").replace("/", "-")
+            self._users[user] = self.layout.authority.kubeconfig(name, self.layout.server, user, groups, namespace)
+        return self._users[user]
+
+    def user(self, name: str, *, namespace: str, role: str = "edit") -> Path:
+        """A user with the rights of a ClusterRole (view, edit, admin) in one namespace and none elsewhere: its kubeconfig."""
+        config = self.kubeconfig_for(name, namespace=namespace)
+        self.kubectl(
+            "create", "rolebinding", f"{name}-{role}", f"--clusterrole={role}", f"--user={name}", "-n", namespace
+        )
+        return config
+
+    @contextlib.contextmanager
+    def namespace(self, name: str, *, security: str = "restricted") -> Iterator[str]:
+        """A namespace for a block, whose pods have to fit a Pod Security Standard. It is deleted at the end, not waited for."""
+        labels = {"pod-security.kubernetes.io/enforce": security}
+        self.kubectl("create", "-f", "-", input={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        self.wait_for(
+            f"namespace {name} to have its service account",
+            lambda: self.kubectl("get", "serviceaccount", "default", "-n", name, "-o", "name"),
+        )
+        try:
+            yield name
+        finally:
+            self.kubectl("delete", "namespace", name, "--wait=false")
+
+    def volume(
+        self, claim: str, *, namespace: str = "default", size: str = "1Gi", access: str = "ReadWriteMany", make_claim: bool = True
+    ) -> Path:
+        """A PersistentVolume for a claim, and unless told otherwise the claim: a folder of this machine, which is returned.
+        (There is no dynamic provisioner.)"""
+        folder = self.folder / "volumes" / f"{namespace}-{claim}"
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)  # hostPath knows no fsGroup, and the pods run as nobody in particular
+        volume = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{namespace}-{claim}"},
+            "spec": {
+                "capacity": {"storage": size},
+                "accessModes": [access],
+                "hostPath": {"path": str(folder)},
+                "claimRef": {"namespace": namespace, "name": claim},
+                "persistentVolumeReclaimPolicy": "Retain",
+            },
+        }
+        pvc = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": namespace},
+            "spec": {"accessModes": [access], "storageClassName": "", "resources": {"requests": {"storage": size}}},
+        }
+        self.kubectl("create", "-f", "-", input=[volume, pvc] if make_claim else [volume])
+        return folder
+
+    def offer(self, resources: Mapping[str, str]) -> None:
+        """Lets the node offer extended resources (`nvidia.com/gpu`) that the scheduler counts and nobody has."""
+        patch = {"status": {"capacity": dict(resources)}}
+        self.kubectl("patch", "node", NODE_NAME, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+        self.wait_for(
+            "the kubelet to offer them",
+            lambda: resources.keys() <= self.get("node", NODE_NAME)["status"]["allocatable"].keys(),
+        )
+
+    # -- pods
+
+    def container(self, namespace: str, pod: str, container: str | None = None) -> str:
+        """The id of a pod's running container (the first one, if none is named)."""
+        for status in self.get("pod", pod, namespace=namespace)["status"].get("containerStatuses", []):
+            if container in (None, status["name"]) and "running" in status["state"]:
+                return str(status["containerID"]).removeprefix("containerd://")
+        raise LookupError(f"pod {namespace}/{pod} has no running container{f' {container}' if container else ''}")
+
+    def kill_pod(
+        self, namespace: str, pod: str, sig: signal.Signals = signal.SIGKILL, *, container: str | None = None
+    ) -> None:
+        """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not told."""
+        self.containerd.kill(self.container(namespace, pod, container), sig)
+
+    def pid_of(self, namespace: str, pod: str, container: str | None = None) -> int:
+        """That first process's pid, as seen inside the machine (`node.machine.run(["kill", ...])`)."""
+        id = self.container(namespace, pod, container)
+        for line in self.containerd.ctr("tasks", "ls").splitlines()[1:]:
+            if line.split()[0] == id:
+                return int(line.split()[1])
+        raise LookupError(f"containerd has no task {id}")
+
+    # -- the network
+
+    def run(
+        self,
+        *argv: str | Path,
+        user: str = "admin",
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        input: str | None = None,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program of the test's in the node's network, with KUBECONFIG set for a user. It is not checked."""
+        return subprocess.run(
+            [*self.machine.network_prefix, *map(str, argv)],
+            env=self.environment(user, env),
+            cwd=cwd,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def popen(
+        self, *argv: str | Path, user: str = "admin", env: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> subprocess.Popen[str]:
+        """Like `run`, for what goes on running; it is the caller's to end (the pid is the program's)."""
+        command = ["setpriv", "--pdeathsig", "KILL", *self.machine.network_prefix, *map(str, argv)]
+        return subprocess.Popen(command, env=self.environment(user, env), text=True, **kwargs)
+
+    def environment(self, user: str = "admin", env: Mapping[str, str] | None = None) -> dict[str, str]:
+        proxies = {"http_proxy", "https_proxy", "all_proxy"}
+        own = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+        path = f"{program('kubectl').parent}:{own.get('PATH', os.defpath)}"
+        return {**own, "PATH": path, "KUBECONFIG": str(self.kubeconfig_for(user)), **(env or {})}
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """For the block, this thread opens its sockets in the node's network: a pod's or service's address can be dialled."""
+        with open("/proc/thread-self/ns/net") as own, open(f"/proc/{self.machine.first.pid}/ns/net") as theirs:
+            _setns(theirs.fileno())
+            try:
+                yield
+            finally:
+                _setns(own.fileno())
+
+
+def _setns(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns comes with Python 3.12
+    if libc.setns(fd, 0):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -1,0 +1,185 @@
+"""The programs that tests on a real API server and on a real node need: `python tests/cluster/programs.py [apiserver|cluster]`.
+
+Two sets: `apiserver` (the API server, etcd, kubectl, controllers, scheduler, kwok; no root needed) and `cluster` (all of it,
+and the Debian packages of a node). What is there already is left as it is, so the second run takes a second. Kubernetes' own
+programs are built from source with the Go module proxy, at the versions and checksums in `kube/`: that takes no more than Go, and
+go.sum vouches for every module. About ten minutes on two cores the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, NoReturn
+
+HERE = Path(__file__).resolve().parent
+KUBERNETES = "v1.34.4"
+_KUBE_LDFLAGS = (
+    f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}"
+    " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34"
+)
+
+Set = Literal["apiserver", "cluster"]
+
+
+@dataclass(frozen=True)
+class GoProgram:
+    """A program to build: the module in `kube/` that pins it, and its package."""
+
+    name: str
+    module: str
+    package: str
+    ldflags: str = "-s -w"
+
+
+GO_PROGRAMS: dict[Set, list[GoProgram]] = {
+    "apiserver": [
+        GoProgram("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
+        *(
+            GoProgram(name, ".", f"k8s.io/kubernetes/cmd/{name}", _KUBE_LDFLAGS)
+            for name in ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler")
+        ),
+        GoProgram("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
+    ],
+    "cluster": [
+        *(GoProgram(name, ".", f"k8s.io/kubernetes/cmd/{name}", _KUBE_LDFLAGS) for name in ("kubelet", "kube-proxy")),
+        GoProgram("coredns", "dns", "."),
+        GoProgram("pause", "pause", "."),
+        GoProgram("buildkitd", "buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
+        GoProgram("buildctl", "buildkit", "github.com/moby/buildkit/cmd/buildctl"),
+    ],
+}
+GO_PROGRAMS["cluster"] = GO_PROGRAMS["apiserver"] + GO_PROGRAMS["cluster"]
+
+# Debian package -> a file that shows it is there. Other distributions: the same programs from wherever they come.
+PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "containernetworking-plugins": "/usr/lib/cni/bridge",
+    "iproute2": "ip",
+    "nftables": "nft",
+    "conntrack": "conntrack",
+    "openssl": "openssl",
+    "debootstrap": "debootstrap",
+    "prometheus": "prometheus",
+}
+_ADMIN_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # where a user's PATH lacks the administrator's folders
+
+
+def cache_folder() -> Path:
+    """What is kept from one run to the next: programs, wheels, images."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disttrain"
+
+
+@cache
+def _folder() -> Path:
+    # The key holds all that decides what is built, so a new version lands beside the old one and a cache never lies.
+    digest = hashlib.sha256("|".join(map(repr, GO_PROGRAMS["cluster"])).encode())
+    for file in sorted(f for f in (HERE / "kube").rglob("*") if f.suffix in {".go", ".mod", ".sum"}):
+        digest.update(file.relative_to(HERE).as_posix().encode() + b"\0" + file.read_bytes())
+    return cache_folder() / f"bin-{digest.hexdigest()[:12]}"
+
+
+def program(name: str) -> Path:
+    """Where a program of the sets lies (or would lie)."""
+    return _folder() / name
+
+
+def missing(which: Set) -> str | None:
+    """One line that says what is missing and what to do, or None when everything is there."""
+    lacking = [p.name for p in GO_PROGRAMS[which] if not program(p.name).exists()]
+    if not _present("openssl"):
+        lacking.append("openssl")
+    if which == "cluster":
+        if os.geteuid() != 0:
+            return "a real node needs root (network namespaces, containers): run the tests as root"
+        lacking += [name for name, file in PACKAGES.items() if not _present(file) and name not in lacking]
+    if lacking:
+        return f"missing: {', '.join(lacking)}. Run `python tests/cluster/programs.py {which}` first"
+    return None
+
+
+def require(which: Set) -> None:
+    """Skips the test with the line of `missing`. In CI (CI=true), where a skipped test would hide a hole, it fails."""
+    if line := missing(which):
+        import pytest
+
+        if os.environ.get("CI", "").lower() in {"1", "true"}:
+            pytest.fail(line, pytrace=False)
+        pytest.skip(line)
+
+
+def _present(file: str) -> bool:
+    return Path(file).exists() if file.startswith("/") else shutil.which(file, path=_ADMIN_PATH) is not None
+
+
+def _fail(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _install_packages() -> None:
+    lacking = [name for name, file in PACKAGES.items() if not _present(file)]
+    for name in PACKAGES:
+        if name not in lacking:
+            print(f"  {name:28} present", flush=True)
+    if not lacking:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        _fail(f"install these Debian packages (or their like) as root: {' '.join(lacking)}")
+    # RUNLEVEL=1 tells Debian's maintainer scripts that services are not to be started: prometheus and containerd would be.
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for command in (
+        ["apt-get", "update", "-qq"],
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *lacking],
+    ):
+        print(f"  {' '.join(command)}", flush=True)
+        done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            _fail(f"`{' '.join(command)}` failed: {done.stderr.strip()[-600:]}")
+
+
+def _build(program_: GoProgram, go: str) -> None:
+    target = program(program_.name)
+    if target.exists():
+        print(f"  {program_.name:28} present", flush=True)
+        return
+    print(f"  {program_.name:28} building …", end="", flush=True)
+    begun = time.monotonic()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")  # renamed when whole: a program that exists is complete
+    argv = [go, "build", "-trimpath", "-mod=readonly", "-ldflags", program_.ldflags, "-o", str(partial), program_.package]
+    # No C: no compiler needed, and the programs are static. GOTOOLCHAIN=auto lets an older Go fetch the one that go.mod names.
+    env = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": os.environ.get("GOTOOLCHAIN", "auto")}
+    done = subprocess.run(argv, cwd=HERE / "kube" / program_.module, env=env, capture_output=True, text=True)
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        _fail(f" failed\n{done.stderr.strip()[-2000:]}")
+    partial.rename(target)
+    print(f" {time.monotonic() - begun:.0f} s, {target.stat().st_size >> 20} MB", flush=True)
+
+
+def main() -> None:
+    which: Set = "cluster" if "apiserver" not in sys.argv[1:] else "apiserver"
+    if which == "cluster":
+        print("Debian packages:", flush=True)
+        _install_packages()
+    print(f"Programs, in {_folder()}:", flush=True)
+    todo = [p for p in GO_PROGRAMS[which] if not program(p.name).exists()]
+    go = shutil.which("go")
+    if todo and not go:
+        _fail("Go 1.24 or later is missing: https://go.dev/dl")
+    for one in GO_PROGRAMS[which]:
+        _build(one, go or "")
+    print(missing(which) or "Everything is there.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A real Prometheus on loopback, for tests: over recorded data, or scraping. And promtool.
+
+Both are Debian's package `prometheus`, or whatever DISTTRAIN_PROMETHEUS and DISTTRAIN_PROMTOOL name.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Series = dict[str, Any]
+
+
+def program(name: str) -> str:
+    """The path of prometheus or promtool. Without it the test is skipped, and fails where CI is set."""
+    path = os.environ.get(f"DISTTRAIN_{name.upper()}") or shutil.which(name)
+    if path:
+        return path
+    message = f"{name} is not installed (Debian, Ubuntu: apt install prometheus)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:
+    """Its output; a failure is told with it."""
+    done = subprocess.run([program("promtool"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.fail(f"promtool {arguments[0]} {arguments[1]}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+class QueryError(Exception):
+    """Prometheus refused the query."""
+
+
+@dataclass
+class Prometheus:
+    url: str
+
+    def _get(self, path: str, **parameters: str | int) -> Any:
+        body = urllib.parse.urlencode(parameters).encode()
+        request = urllib.request.Request(f"{self.url}/api/v1/{path}", data=body if parameters else None)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read().decode()
+            raise QueryError(f"HTTP {error.code}: {text}") from None
+
+    def query(self, expr: str, *, time: int) -> list[Series]:
+        return self._get("query", query=expr, time=time)["result"]
+
+    def query_range(self, expr: str, *, start: int, end: int, step: int = 15) -> list[Series]:
+        return self._get("query_range", query=expr, start=start, end=end, step=step)["result"]
+
+    def label_values(self, label: str, matcher: str, *, start: int, end: int) -> list[str]:
+        words = urllib.parse.urlencode({"match[]": matcher, "start": start, "end": end})
+        return self._get(f"label/{label}/values?{words}")
+
+    def targets(self) -> list[dict[str, Any]]:
+        return self._get("targets?state=active")["activeTargets"]
+
+
+def free_port() -> int:
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        return each.getsockname()[1]
+
+
+@contextmanager
+def prometheus(folder: Path, config: Path, *flags: str) -> Iterator[Prometheus]:
+    """A Prometheus with its data in the folder, ready to answer; it ends with the block."""
+    port = free_port()
+    log = folder / "prometheus.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [
+                program("prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--storage.tsdb.retention.time=100y",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--log.level=warn",
+                *flags,
+            ],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_ready(process, port, log)
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        if process.poll() is not None:
+            pytest.fail(f"prometheus ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                pytest.fail(f"prometheus was not ready after 30 s:\n{log.read_text()}")
+            time.sleep(0.1)
+
+
+@contextmanager
+def replay(folder: Path, openmetrics: str) -> Iterator[Prometheus]:
+    """A Prometheus that holds a recording and scrapes nothing."""
+    source, config = folder / "recording.txt", folder / "empty.yml"
+    source.write_text(openmetrics)
+    config.write_text("scrape_configs: []\n")
+    promtool("tsdb", "create-blocks-from", "openmetrics", source, folder / "data")
+    # Blocks hold no staleness markers: a short look-back lets the series of a lost pod end as they do in a scraped one.
+    with prometheus(folder, config, "--query.lookback-delta=15s") as server:
+        yield server

@@ -1,0 +1,151 @@
+"""Every query of every panel, executed on a real Prometheus over a recorded run."""
+
+import math
+import re
+
+import pytest
+
+from monitoring.contract import METRICS
+from monitoring.grafana import DASHBOARDS, PICKED, fill, load, targets
+from monitoring.recording import DURATION, END, START, Recording
+from monitoring.server import Prometheus, QueryError
+
+QUERIES = [
+    pytest.param(name, panel, target, id=f"{name}-{panel['title']}-{target['refId']}")
+    for name in DASHBOARDS
+    for panel, target in targets(load(name))
+]
+LEGEND_LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+def run(server: Prometheus, name: str, target: dict) -> list[dict]:
+    expr = fill(target["expr"], PICKED[name], seconds=DURATION)
+    if target["instant"]:
+        return server.query(expr, time=END)
+    return server.query_range(expr, start=START, end=END)
+
+
+def numbers(series: dict) -> list[float]:
+    points = series["values"] if "values" in series else [series["value"]]
+    return [float(value) for _, value in points]
+
+
+@pytest.mark.parametrize(("name", "panel", "target"), QUERIES)
+def test_every_query_answers_with_data(replayed: Prometheus, name: str, panel: dict, target: dict) -> None:
+    result = run(replayed, name, target)
+    assert result, f"nothing for {target['expr']}"
+    finite = [value for series in result for value in numbers(series) if math.isfinite(value)]
+    assert finite, "only NaN or infinity"
+    wanted = set(LEGEND_LABEL.findall(target["legendFormat"])) - {"le"}
+    if panel["type"] == "table":
+        wanted = {"namespace", "job_name"}
+    for series in result:
+        assert wanted <= set(series["metric"]), f"the legend {target['legendFormat']} needs labels that are not in {series['metric']}"
+    keys = [tuple(sorted(series["metric"].items())) for series in result]
+    assert len(keys) == len(set(keys))
+    if "{{" not in target["legendFormat"] and panel["type"] != "table":
+        assert len(result) == 1, "several series and a legend that does not tell them apart"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_variable_finds_its_values(replayed: Prometheus, name: str) -> None:
+    for variable in load(name)["templating"]["list"]:
+        if variable["type"] == "query":
+            matcher, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()
+            found = replayed.label_values(label, fill(matcher, PICKED[name], seconds=DURATION), start=START, end=END)
+            assert PICKED[name][variable["name"]] in found or (variable["multi"] and found), variable["name"]
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_annotation_parses(replayed: Prometheus, name: str) -> None:
+    for annotation in load(name)["annotations"]["list"]:
+        result = replayed.query_range(fill(annotation["expr"], PICKED[name], seconds=DURATION), start=START, end=END)
+        if annotation["name"] == "Recovery":
+            assert result
+
+
+def test_a_job_without_parameter_servers_fills_all_other_panels(replayed: Prometheus) -> None:
+    dashboard = load("job")
+    empty = set()
+    for panel, target in targets(dashboard):
+        expr = fill(target["expr"], {"namespace": "research", "job_name": "chars", "rank": ".*"}, seconds=DURATION)
+        if not replayed.query_range(expr, start=START, end=END):
+            empty.add(panel["title"])
+    assert empty == {"Staleness", "Version by server", "Late gradients"}
+
+
+def test_a_misspelt_metric_and_a_syntax_error_would_be_seen(replayed: Prometheus) -> None:
+    assert replayed.query_range("disttrain_los", start=START, end=END) == []
+    with pytest.raises(QueryError, match="HTTP 400"):
+        replayed.query_range("sum(disttrain_loss", start=START, end=END)
+
+
+def expression(name: str, title: str, letter: str = "A") -> dict:
+    return next(t for panel, t in targets(load(name)) if panel["title"] == title and t["refId"] == letter)
+
+
+def test_loss_panel_shows_what_each_rank_reported(replayed: Prometheus, recording: Recording) -> None:
+    result = run(replayed, "job", expression("job", "Loss by rank"))
+    assert sorted(series["metric"]["rank"] for series in result) == ["0", "1", "2", "3"]
+    for series in result:
+        rank = series["metric"]["rank"]
+        truth = next(
+            samples
+            for (name, labels), samples in recording.truth.items()
+            if name == "disttrain_loss" and {("job_name", "digits"), ("rank", rank)} <= set(labels)
+        )
+        shown = {int(float(when)): float(value) for when, value in series["values"]}
+        assert all(shown[when] == truth[when] for when in shown if when in truth)
+        assert len(set(shown) & set(truth)) > 60
+
+
+def test_the_lost_worker_leaves_a_gap_in_the_worker_count(replayed: Prometheus) -> None:
+    (series,) = run(replayed, "job", expression("job", "Workers"))
+    counts = {int(when) - START: float(value) for when, value in series["values"]}
+    assert counts[285] == 4
+    assert counts[315] == 3
+    assert counts[360] == 4
+
+
+def test_the_slow_rank_stands_out_in_own_work_by_rank(replayed: Prometheus) -> None:
+    result = run(replayed, "job", expression("job", "Own work by rank"))
+    at = {series["metric"]["rank"]: dict(series["values"]) for series in result}
+    middle = START + 600
+    mean_of_others = sum(float(at[rank][middle]) for rank in "012") / 3
+    assert float(at["3"][middle]) > 1.6 * mean_of_others
+
+
+def test_the_phases_add_up_to_the_step(replayed: Prometheus) -> None:
+    phases = run(replayed, "job", expression("job", "Step time by phase"))
+    assert {series["metric"]["phase"] for series in phases} == {"data", "forward", "backward", "communicate", "optimize", "checkpoint"}
+    when = START + 1080
+    total = sum(float(dict(series["values"])[when]) for series in phases)
+    (mean,) = replayed.query(
+        'sum(rate(disttrain_step_duration_seconds_sum{job_name="digits"}[20s])) / sum(rate(disttrain_step_duration_seconds_count{job_name="digits"}[20s]))',
+        time=when,
+    )
+    assert total == pytest.approx(float(mean["value"][1]), rel=0.05)
+
+
+def test_state_tells_training_from_waiting_from_a_lost_loss(replayed: Prometheus) -> None:
+    (series,) = run(replayed, "job", expression("job", "State") | {"instant": False})
+    states = {int(when) - START: float(value) for when, value in series["values"]}
+    assert states[1200] == 1
+    assert set(states.values()) <= {0, 1}
+
+
+@pytest.mark.parametrize(("title", "count"), [("Restarts", 2), ("Failed", 1), ("Errors", 2)])
+def test_the_first_event_of_its_kind_is_counted(replayed: Prometheus, title: str, count: int) -> None:
+    (series,) = run(replayed, "operator", expression("operator", title))
+    assert float(series["value"][1]) == pytest.approx(count, rel=0.05)
+
+
+def test_every_metric_of_the_contract_is_recorded(recording: Recording) -> None:
+    assert recording.families == METRICS.keys() | {"up"}
+
+
+def test_every_metric_of_the_contract_is_shown_somewhere() -> None:
+    shown = " ".join(target["expr"] for name in DASHBOARDS for _, target in targets(load(name)))
+    unseen = {name for name in METRICS if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown)}
+    # Throughput is drawn from the counter, which is exact; the info metric is for joins in one's own queries.
+    assert unseen == {"disttrain_samples_per_second", "disttrain_job_info"}

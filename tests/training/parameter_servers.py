@@ -1,0 +1,200 @@
+"""Parameter servers and workers for the tests: in this process, with real sockets; and what they are held against."""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import Strategy, Trainer
+from disttrain_trainer.data.slices import Schedule, Slice
+from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
+
+T = TypeVar("T")
+
+SGD = {"name": "SGD", "learningRate": "0.1"}
+MOMENTUM = {"name": "SGD", "learningRate": "0.05", "momentum": "0.9", "weightDecay": "0.01"}
+NESTEROV = {"name": "SGD", "learningRate": "0.05", "momentum": "0.9", "nesterov": True}
+ADAM = {"name": "Adam", "learningRate": "0.01", "weightDecay": "0.01"}
+ADAMW = {"name": "AdamW", "learningRate": "0.01", "beta1": "0.8", "weightDecay": "0.1"}
+SYNC = {"consistency": "Sync"}
+ASYNC = {"consistency": "Async"}
+
+
+def bounded(staleness: int) -> dict[str, object]:
+    return {"consistency": "BoundedStaleness", "maxStaleness": staleness}
+
+
+def make_config(
+    *,
+    workers: int = 1,
+    servers: int = 1,
+    consistency: dict[str, object] = SYNC,
+    optimizer: dict[str, object] = SGD,
+    uid: str = "uid-1",
+    attempt: int = 1,
+    peer_timeout: float = 20,
+    startup_timeout: float = 30,
+) -> JobConfig:
+    return JobConfig(
+        namespace="default",
+        name="job",
+        uid=uid,
+        attempt=attempt,
+        strategy=Strategy.model_validate({"type": "ParameterServer", "parameterServer": consistency}),
+        trainer=Trainer.model_validate({"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": optimizer}),
+        workers=workers,
+        parameter_servers=servers,
+        addresses=Addresses(control="localhost:1", rendezvous="localhost:2"),
+        peer_timeout_seconds=peer_timeout,
+        startup_timeout_seconds=startup_timeout,
+    )
+
+
+@contextlib.contextmanager
+def serving(config: JobConfig, *, begin: bool = True, **options: object) -> Iterator[list[ShardServer]]:
+    """Every server of the job, in its first generation."""
+    servers = [
+        ShardServer(config=config, index=index, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
+        for index in range(config.parameter_servers)
+    ]
+    try:
+        for server in servers:
+            server.start()
+            if begin:
+                server.begin(1, None)
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def make_client(
+    servers: Sequence[ShardServer],
+    config: JobConfig,
+    *,
+    rank: int = 0,
+    incarnation: str | None = None,
+    generation: int = 1,
+    timeout: float = 10,
+) -> ShardedClient:
+    return ShardedClient(
+        addresses=[server.address for server in servers],
+        config=config,
+        rank=rank,
+        incarnation=incarnation or uuid.uuid4().hex,
+        generation=generation,
+        timeout=timeout,
+    )
+
+
+def mlp(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """10-20-10, seeded."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 10)).to(dtype)
+
+
+def regression(samples: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of shape (samples, 10)."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, 10, generator=generator, dtype=torch.float64)
+    return x.to(dtype), torch.sin(2 * x).to(dtype)
+
+
+class Worker:
+    """A worker's model and its gradient of a slice, with no loop of its own."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, samples: int = 40) -> None:
+        self.module = mlp(dtype)
+        self.flat = FlatModel(self.module)
+        self.x, self.y = regression(samples, dtype)
+
+    def gradient(self, work: Slice) -> tuple[torch.Tensor, ...] | None:
+        """Of the mean loss of the slice."""
+        if not work.samples:
+            return None
+        self.flat.zero_grad()
+        at = torch.from_numpy(np.array(work.indices))
+        nn.functional.mse_loss(self.module(self.x[at]), self.y[at]).backward()
+        return self.flat.gradients()
+
+
+def train_sync(
+    *,
+    workers: int,
+    servers: int,
+    optimizer: dict[str, object],
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    samples: int = 40,
+    batch_size: int = 12,
+    before_push: Callable[[int, int], None] = lambda rank, step: None,
+) -> tuple[torch.Tensor, ...]:
+    """The parameters after some synchronous steps."""
+    config = make_config(workers=workers, servers=servers, optimizer=optimizer)
+    schedule = Schedule(samples=samples, batch_size=batch_size, world_size=workers, seed=3, max_steps=steps)
+    with serving(config) as shards:
+
+        def work(rank: int) -> tuple[torch.Tensor, ...]:
+            worker = Worker(dtype, samples)
+            client = make_client(shards, config, rank=rank)
+            client.connect(worker.flat.layout)
+            client.initialize(worker.flat.parameters)
+            client.join()
+            assert client.pull(worker.flat.parameters, step=0) == (0,) * servers
+            for step in range(steps):
+                slice_ = schedule.slice(step * workers + rank)
+                gradient = worker.gradient(slice_)
+                before_push(rank, step)
+                versions = client.push_pull(slice_, gradient, worker.flat.parameters, step + 1)
+                assert versions == (step + 1,) * servers
+            client.close()
+            return worker.flat.parameters
+
+        results = in_threads([lambda rank=rank: work(rank) for rank in range(workers)])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    return results[0]
+
+
+def train_alone(
+    *, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], steps: int, dtype: torch.dtype, samples: int, batch_size: int
+) -> torch.Tensor:
+    """The same training in plain torch: one process, the whole batch."""
+    schedule = Schedule(samples=samples, batch_size=batch_size, world_size=1, seed=3, max_steps=steps)
+    module = mlp(dtype)
+    x, y = regression(samples, dtype)
+    stepper = optimizer(list(module.parameters()))
+    for step in range(steps):
+        at = torch.from_numpy(np.array(schedule.slice(step).indices))
+        stepper.zero_grad()
+        nn.functional.mse_loss(module(x[at]), y[at]).backward()
+        stepper.step()
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def in_threads(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of calls that run at the same time; the first exception is raised."""
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            results[number] = calls[number]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    assert len(results) == len(calls), "a thread hangs"
+    return [results[number] for number in range(len(calls))]

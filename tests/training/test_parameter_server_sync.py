@@ -1,0 +1,56 @@
+"""Synchronous training on parameter servers is the training of one process, whoever computes and wherever the model is cut."""
+
+import random
+import time
+
+import pytest
+import torch
+from training.parameter_servers import ADAM, ADAMW, MOMENTUM, NESTEROV, SGD, train_alone, train_sync
+
+OPTIMIZERS = {
+    "SGD": (SGD, lambda p: torch.optim.SGD(p, lr=0.1)),
+    "momentum": (MOMENTUM, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01)),
+    "Nesterov": (NESTEROV, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
+    "Adam": (ADAM, lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01)),
+    "AdamW": (ADAMW, lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.999), weight_decay=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("servers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [pytest.param(torch.float32, 1e-6, id="fp32"), pytest.param(torch.float64, 1e-12, id="fp64")]
+)
+def test_50_steps_equal_those_of_one_process_on_the_whole_batch(
+    name: str, servers: int, workers: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    settings, reference = OPTIMIZERS[name]
+    # 40 samples in batches of 12: the last batch of an epoch has 4, and slices are uneven.
+    (result,) = train_sync(workers=workers, servers=servers, optimizer=settings, steps=50, dtype=dtype)
+    alone = train_alone(optimizer=reference, steps=50, dtype=dtype, samples=40, batch_size=12)
+    torch.testing.assert_close(result, alone, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_number_of_servers_changes_not_a_bit(name: str) -> None:
+    settings, _ = OPTIMIZERS[name]
+    (one,), *others = (train_sync(workers=2, servers=servers, optimizer=settings, steps=20) for servers in (1, 2, 3, 5))
+    for (other,) in others:
+        assert torch.equal(one, other)
+
+
+def test_the_order_in_which_gradients_come_changes_not_a_bit() -> None:
+    def shuffled(seed: int):
+        randomness = random.Random(seed)
+        delays = {(rank, step): randomness.random() * 0.004 for rank in range(3) for step in range(20)}
+        return lambda rank, step: time.sleep(delays[rank, step])
+
+    results = [train_sync(workers=3, servers=2, optimizer=ADAM, steps=20, before_push=shuffled(seed)) for seed in range(4)]
+    assert all(torch.equal(result[0], results[0][0]) for result in results)
+
+
+def test_a_batch_with_fewer_samples_than_workers_leaves_some_slices_empty_and_the_result_right() -> None:
+    (result,) = train_sync(workers=3, servers=2, optimizer=MOMENTUM, steps=30, samples=13, batch_size=6)
+    alone = train_alone(optimizer=OPTIMIZERS["momentum"][1], steps=30, dtype=torch.float32, samples=13, batch_size=6)
+    torch.testing.assert_close(result, alone, atol=1e-6, rtol=0)

@@ -1,0 +1,256 @@
+"""A job, its pods and a clock, put into words: `make_job().workers(4).running().failed(rank=2).plan()`.
+
+`step` carries a plan out in the simplest way: what is created is Pending, what is deleted is gone. Crashes, lost events and grace
+periods are the matter of tests/simulation.
+"""
+
+import copy
+import itertools
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from disttrain.api import DistTrainJob, Progress, Termination
+from disttrain.api.names import Role, pod_name
+from disttrain.api.status import Condition, DistTrainJobStatus
+from disttrain.plan import Plan, Snapshot, decide
+from disttrain.plan.model import (
+    Action,
+    CreateNetworkPolicy,
+    CreatePod,
+    CreateService,
+    DeletePod,
+    Phase,
+    PodView,
+    Refusal,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+MASTER, SERVER, WORKER = Role.MASTER, Role.PARAMETER_SERVER, Role.WORKER
+
+_MODEL = {
+    "model": "digits:model",
+    "dataset": "digits:dataset",
+    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "epochs": 5,
+}
+
+
+def make_job(name: str = "digits") -> "Scene":
+    """A data parallel job of two workers."""
+    return Scene(
+        {
+            "metadata": {"name": name, "namespace": "team", "uid": "job-uid", "generation": 1},
+            "spec": {"strategy": {"type": "DataParallel"}, "trainer": copy.deepcopy(_MODEL), "worker": {"replicas": 2}},
+        }
+    )
+
+
+class Scene:
+    """What `decide` is going to see. Every method that changes it returns it."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+        self.now = NOON
+        self.pods: dict[str, PodView] = {}
+        self.status = DistTrainJobStatus()
+        self.service = False
+        self.network_policy = False
+        self.report: Progress | None = None
+        self.report_read: datetime | None = None
+        self.refusals: tuple[Refusal, ...] = ()
+        self.foreign: tuple[str, ...] = ()
+        self._uids = itertools.count(1)
+
+    # The job
+
+    def spec(self, **fields: Any) -> Self:
+        """Fields of the spec, in camelCase; objects are merged one level deep."""
+        for name, value in fields.items():
+            old = self.body["spec"].get(name)
+            self.body["spec"][name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        return self
+
+    def metadata(self, **fields: Any) -> Self:
+        self.body["metadata"] |= fields
+        return self
+
+    def workers(self, replicas: int) -> Self:
+        return self.spec(worker={"replicas": replicas})
+
+    def servers(self, replicas: int, **strategy: Any) -> Self:
+        server = {"consistency": "Sync", **strategy}
+        self.body["spec"]["strategy"] = {"type": "ParameterServer", "parameterServer": server}
+        return self.spec(parameterServer={"replicas": replicas})
+
+    def command(self, *words: str) -> Self:
+        self.body["spec"]["trainer"] = {"command": list(words or ("python", "-m", "mine"))}
+        return self
+
+    def script(self) -> Self:
+        self.body["spec"]["trainer"] = {"script": {"file": "train.py"}}
+        return self
+
+    def run_policy(self, **fields: Any) -> Self:
+        return self.spec(runPolicy=fields)
+
+    def rules(self, *rules: dict[str, Any], default: str = "RestartReplica") -> Self:
+        return self.spec(failurePolicy={"rules": list(rules), "defaultAction": default})
+
+    @property
+    def job(self) -> DistTrainJob:
+        return DistTrainJob.parse(self.body).model_copy(update={"status": self.status})
+
+    # The pods
+
+    def pod(self, rank: int, role: Role = WORKER) -> PodView:
+        return self.pods[pod_name(self.job.metadata.name, role, rank)]
+
+    def change(self, rank: int, role: Role = WORKER, **fields: Any) -> Self:
+        pod = self.pod(rank, role)
+        self.pods[pod.name] = replace(pod, **fields)
+        return self
+
+    def create(self, action: CreatePod) -> Self:
+        name = pod_name(self.job.metadata.name, action.role, action.index)
+        assert name not in self.pods, f"{name} exists"
+        self.pods[name] = PodView(
+            name=name,
+            uid=f"uid-{next(self._uids)}",
+            role=action.role,
+            index=action.index,
+            attempt=action.attempt,
+            phase=Phase.PENDING,
+            created=self.now,
+        )
+        return self
+
+    def started(self) -> Self:
+        """Every pod runs, and the operator has seen it."""
+        self.step()
+        return self.all_run().seen()
+
+    def training(self, step: int = 10) -> Self:
+        """As `started`, and the master reports steps."""
+        return self.started().reports(step).seen()
+
+    def all_run(self) -> Self:
+        for pod in list(self.pods.values()):
+            if not pod.done and not pod.deleting:
+                self.pods[pod.name] = replace(pod, phase=Phase.RUNNING, scheduled=True, ready=True, node="node-1")
+        return self
+
+    def failed(
+        self, rank: int, role: Role = WORKER, *, code: int | None = 137, reason: str = "", ago: float = 0, **more: Any
+    ) -> Self:
+        return self.change(
+            rank,
+            role,
+            phase=Phase.FAILED,
+            ready=False,
+            exit_code=code,
+            reason=reason or ("OOMKilled" if code == 137 else "Error"),
+            finished=self.now - timedelta(seconds=ago),
+            **more,
+        )
+
+    def succeeded(self, *ranks: int, role: Role = WORKER, ago: float = 0, **more: Any) -> Self:
+        finished = self.now - timedelta(seconds=ago)
+        for rank in ranks:
+            self.change(rank, role, phase=Phase.SUCCEEDED, ready=False, exit_code=0, finished=finished, **more)
+        return self
+
+    def gone(self, rank: int, role: Role = WORKER) -> Self:
+        """Somebody deleted the pod."""
+        del self.pods[self.pod(rank, role).name]
+        return self
+
+    # The world around
+
+    def after(self, seconds: float) -> Self:
+        self.now += timedelta(seconds=seconds)
+        return self
+
+    def reports(self, step: int, *, total: int | None = 100, **fields: Any) -> Self:
+        """The master's report, read now."""
+        fields = {"attempt": self.status.attempt or 1, "last_update_time": self.now, "world_size": 2, **fields}
+        self.report = Progress(step=step, total_steps=total, **fields)
+        self.report_read = self.now
+        return self
+
+    # Passes
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            job=self.job,
+            now=self.now,
+            pods=tuple(self.pods.values()),
+            service_exists=self.service,
+            network_policy_exists=self.network_policy,
+            progress=self.report,
+            progress_read=self.report_read,
+            refusals=self.refusals,
+            foreign=self.foreign,
+        )
+
+    def plan(self) -> Plan:
+        """What would be done now."""
+        return decide(self.snapshot)
+
+    def step(self) -> Plan:
+        """What is done now: the actions carried out and the status kept, as an API server gives it back."""
+        plan = self.plan()
+        for action in plan.actions:
+            self._carry_out(action)
+        self.status = read_back(plan.status)
+        return plan
+
+    def seen(self, passes: int = 4) -> Self:
+        """Passes at one moment, until nothing is left to do."""
+        for _ in range(passes):
+            before = self.status
+            if not self.step().actions and self.status == before:
+                return self
+        return self
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case CreateService():
+                self.service = True
+            case CreateNetworkPolicy():
+                self.network_policy = True
+            case CreatePod():
+                self.create(action)
+            case DeletePod(name=name, uid=uid):
+                if name in self.pods and self.pods[name].uid == uid:
+                    del self.pods[name]
+
+    # Shorthand for assertions
+
+    def condition(self, type_: str) -> Condition:
+        condition = self.status.condition(type_)
+        assert condition is not None, f"no condition {type_}"
+        return condition
+
+    def says(self, type_: str) -> tuple[str, str]:
+        """Status and reason of a condition."""
+        condition = self.condition(type_)
+        return condition.status, condition.reason
+
+
+def read_back(status: DistTrainJobStatus) -> DistTrainJobStatus:
+    """The status after a round trip through JSON."""
+    return DistTrainJobStatus.model_validate(status.to_dict())
+
+
+def created(plan: Plan) -> list[tuple[Role, int]]:
+    return [(action.role, action.index) for action in plan.actions if isinstance(action, CreatePod)]
+
+
+def deleted(plan: Plan) -> list[str]:
+    return [action.name for action in plan.actions if isinstance(action, DeletePod)]
+
+
+def words(message: str, where: str = "") -> Termination:
+    return Termination(message=message, where=where)

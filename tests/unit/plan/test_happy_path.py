@@ -1,0 +1,148 @@
+"""A job that meets no trouble: made, started, trained, complete, cleaned up."""
+
+from datetime import timedelta
+
+import pytest
+from disttrain.api.reasons import Reason, State
+from disttrain.plan import decide
+from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob
+from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
+
+
+def test_everything_is_made_in_one_pass_master_first():
+    plan = make_job().servers(2).workers(3).step()
+    assert plan.actions[:2] == (CreateService(), CreateNetworkPolicy())
+    assert created(plan) == [(MASTER, 0), (SERVER, 0), (SERVER, 1), (WORKER, 0), (WORKER, 1), (WORKER, 2)]
+    assert plan.status.start_time == NOON
+    assert plan.status.attempt == 1
+    assert [(event.reason, event.message) for event in plan.events] == [
+        (Reason.CREATED, "Creating 1 master, 2 parameter servers, 3 workers")
+    ]
+
+
+def test_network_policy_none_makes_none():
+    plan = make_job().spec(network={"policy": "None"}).step()
+    assert CreateNetworkPolicy() not in plan.actions
+
+
+def test_states_of_a_job_on_its_way():
+    scene = make_job()
+    states = []
+    for change in (
+        lambda: None,
+        lambda: None,
+        scene.all_run,
+        lambda: scene.reports(7),
+        lambda: scene.succeeded(0, 1, ago=20),
+    ):
+        change()
+        scene.seen()
+        states.append(scene.status.state)
+    assert states == [State.SCHEDULING, State.SCHEDULING, State.STARTING, State.TRAINING, State.COMPLETE]
+
+
+def test_a_pass_over_an_unchanged_world_changes_nothing():
+    scene = make_job().servers(1).training().after(3)
+    plan = scene.plan()
+    assert plan.status == scene.status
+    assert plan.actions == ()
+    assert plan.events == ()
+
+
+def test_complete_when_all_workers_succeeded_and_the_master_ended():
+    scene = make_job().training().succeeded(0, ago=3)
+    scene.seen()
+    assert scene.status.state is State.TRAINING
+    assert scene.status.worker.completed_indexes == "0"
+    scene.succeeded(1).succeeded(0, role=MASTER)
+    scene.step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
+    assert scene.says("Failed") == ("False", "WorkersSucceeded")
+    assert scene.condition("Complete").message == "2 of 2 workers succeeded"
+    assert scene.status.completion_time == scene.now
+
+
+def test_the_master_has_ten_seconds_to_end_after_the_workers():
+    scene = make_job().training().succeeded(0, 1)
+    assert scene.step().look_again == timedelta(seconds=5)  # the status interval comes first
+    assert scene.status.completion_time is None
+    scene.after(9).step()
+    assert scene.status.completion_time is None
+    scene.after(1).step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
+
+
+def test_the_final_progress_comes_from_the_last_words_of_the_master():
+    scene = make_job().training(step=97)
+    last = scene.reports(100, loss=0.25, finished=True, evaluation={"accuracy": 0.9712345}).report
+    scene.reports(97)
+    scene.succeeded(0, 1).succeeded(0, role=MASTER, termination=make_termination(last))
+    scene.step()
+    training = scene.status.training
+    assert (training.step, training.progress_percent, training.eta_seconds, training.loss) == (100, 100, 0, "0.25")
+    assert training.evaluation == {"accuracy": "0.97123"}
+
+
+def make_termination(progress):
+    from disttrain.api import Termination
+
+    return Termination(progress=progress)
+
+
+def test_any_worker_completes_the_job_when_the_policy_says_so():
+    scene = make_job().spec(successPolicy="AnyWorker").training().succeeded(1, ago=11)
+    scene.step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        pytest.param("Running", ["digits-master-0", "digits-ps-0"], id="Running deletes what still runs"),
+        pytest.param(
+            "All", ["digits-master-0", "digits-ps-0", "digits-worker-0", "digits-worker-1"], id="All deletes all"
+        ),
+        pytest.param("None", [], id="None deletes nothing"),
+    ],
+)
+def test_clean_pod_policy(policy, expected):
+    scene = make_job().servers(1).run_policy(cleanPodPolicy=policy).training().succeeded(0, 1, ago=30)
+    ended = scene.step()
+    assert deleted(ended) == [], "the end is written down before anything is cleaned up"
+    assert deleted(scene.step()) == expected
+    assert scene.step().actions == ()
+
+
+def test_the_status_of_a_finished_job_is_final():
+    scene = make_job().training().succeeded(0, 1, ago=30).seen()
+    final = scene.status
+    scene.gone(0).after(1000).spec(suspend=True)
+    plan = scene.plan()
+    assert plan.status == final
+    assert not [action for action in plan.actions if isinstance(action, CreatePod)]
+
+
+def test_a_finished_job_is_deleted_when_its_ttl_is_over():
+    scene = make_job().run_policy(ttlSecondsAfterFinished=60).training().succeeded(0, 1, ago=30).seen()
+    assert scene.plan().look_again == timedelta(seconds=60)
+    scene.after(59)
+    assert scene.plan().actions == ()
+    scene.after(1)
+    assert scene.plan().actions == (DeleteJob(),)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(make_job().spec(managedBy="kueue.x-k8s.io/multikueue"), id="a job of another controller"),
+        pytest.param(make_job().metadata(deletionTimestamp="2026-01-01T00:00:00Z"), id="a job that is being deleted"),
+    ],
+)
+def test_hands_off(scene):
+    plan = scene.plan()
+    assert (plan.actions, plan.status, plan.events, plan.look_again) == ((), scene.status, (), None)
+
+
+def test_decide_is_a_function():
+    scene = make_job().servers(2).training().failed(0).failed(1, SERVER)
+    assert decide(scene.snapshot) == decide(scene.snapshot)

@@ -1,0 +1,246 @@
+"""A process's end of the control connection: found by connecting, kept alive by beats, re-made when the master is replaced.
+
+One thread connects, reads and beats; the role's own thread sends, and waits for what the master says. Not here: the master's
+end (master/hub.py), and what the messages mean (each role).
+"""
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from disttrain.api.environment import ExitCode
+
+from disttrain_trainer.errors import PeerLost, Refused
+from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+from disttrain_trainer.process import Process, split_address
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two attempts to connect."""
+
+
+class Control:
+    """The connection to the master.
+
+    describe: what the process holds, sent with every hello, so that a new master knows.
+    on_message: called in the connection's thread, with `changed` held; must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        describe: Callable[[], Message],
+        on_message: Callable[[Message], None],
+        agent: bool = False,
+    ) -> None:
+        self.changed = threading.Condition()
+        """Held while a message is handled, notified after it."""
+        self.failure: PeerLost | None = None
+        """Set once the master is given up."""
+        self.finished = False
+        """The master said that the job is done."""
+        self.released = False
+        """The process said that it is leaving, and may."""
+        self._process = process
+        self._describe = describe
+        self._on_message = on_message
+        self._agent = agent
+        self._address = process.config.addresses.control
+        self._patience = process.config.startup_timeout_seconds
+        self._peer_timeout = process.config.peer_timeout_seconds
+        self._socket: socket.socket | None = None
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+        self._leaving = False
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Begins to connect; does not wait for it."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the connection: the master sees it at once."""
+        self._closed.set()
+        self._drop()
+
+    def send(self, kind: Say, **fields: object) -> bool:
+        """Sends a message; False when there is no connection now.
+
+        Change the state first, then send: the hello of the next connection tells the state, so that nothing needs to be sent again.
+        """
+        line = encode(kind, **fields)
+        try:
+            with self._sending:
+                if self._socket is None:
+                    return False
+                self._socket.sendall(line)
+        except OSError:
+            self._drop()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Says that this process received SIGTERM. It may end when `released`, or when the master is gone too."""
+        self._leaving = True
+        if not self.send(Say.LEAVING):
+            self._mark_released()
+
+    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None = None) -> T:
+        """The first result of `ready` that is not None; it is asked again after every message.
+
+        Raises PeerLost after `timeout` seconds (None: no deadline but that of the master's own silence), naming `what` is waited for.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.changed:
+            while (result := ready()) is None:
+                if self.failure is not None:
+                    raise self.failure
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise PeerLost(what, f"waited {timeout:g} s")
+                self.changed.wait(remaining)
+            return result
+
+    def check(self) -> None:
+        """Raises the failure, if the master was given up."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        lost_at = time.monotonic()
+        pause = FIRST_PAUSE
+        said = ""
+        while not self._closed.is_set():
+            heard_before = lost_at
+            try:
+                lost_at = self._converse() or lost_at
+                why = "the connection was closed"
+            except Refused as refusal:
+                self._fail(refusal)
+                return
+            except (OSError, ValueError) as error:
+                why = str(error)
+            finally:
+                self._drop()
+            if self._closed.is_set():
+                return
+            if self._leaving:
+                self._mark_released()
+            if lost_at != heard_before:  # it had been admitted: count the wait from now
+                lost_at, pause = time.monotonic(), FIRST_PAUSE
+            if time.monotonic() - lost_at > self._patience:
+                self._fail(PeerLost(f"master ({self._address})", f"waited {self._patience:g} s for it: {why}"))
+                return
+            if why != said:
+                log.info("waiting for the master at %s: %s", self._address, why)
+                said = why
+            self._closed.wait(pause * random.uniform(0.5, 1))
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+    def _converse(self) -> float | None:
+        """One connection from its hello to its end. The time when it was last heard, None when it never was admitted."""
+        beat = beat_interval(self._peer_timeout)
+        with socket.create_connection(split_address(self._address), timeout=self._peer_timeout) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._sending:
+                # One step for `send`: what changed before is in the hello, what changes after is sent behind it.
+                connection.sendall(self._hello())
+                self._socket = connection
+            connection.settimeout(beat)
+            heard = beaten = time.monotonic()
+            admitted = False
+            buffer = b""
+            while not self._closed.is_set():
+                now = time.monotonic()
+                if now - beaten >= beat and admitted:
+                    beaten = now
+                    self.send(Say.BEAT)
+                try:
+                    data = connection.recv(65536)
+                except TimeoutError:
+                    if time.monotonic() - heard > self._peer_timeout:
+                        raise TimeoutError(f"silent for {self._peer_timeout:g} s") from None
+                    continue
+                if not data:
+                    break
+                heard = time.monotonic()
+                *lines, buffer = (buffer + data).split(b"\n")
+                if len(buffer) > MAX_LINE:
+                    raise ValueError("the master sent a line that is too long")
+                for line in lines:
+                    message = decode(line)
+                    if message["type"] == Say.WELCOME:
+                        admitted = True
+                        if self._leaving:
+                            self.send(Say.LEAVING)
+                    self._handle(message)
+        return heard if admitted else None
+
+    def _hello(self) -> bytes:
+        process = self._process
+        return encode(
+            Say.HELLO,
+            job=process.config.uid,
+            attempt=process.config.attempt,
+            role=process.role,
+            rank=process.index if self._agent else process.rank,
+            incarnation=process.incarnation,
+            agent=self._agent,
+            **self._describe(),
+        )
+
+    def _handle(self, message: Message) -> None:
+        match message["type"]:
+            case Say.BEAT:
+                return
+            case Say.REFUSED if message.get("final"):
+                raise Refused(f"master ({self._address})", str(message.get("reason")))
+            case Say.REFUSED:
+                raise ConnectionError(str(message.get("reason")))
+        with self.changed:
+            match message["type"]:
+                case Say.FINISH:
+                    self.finished = True
+                case Say.RELEASED:
+                    self.released = True
+                case _:
+                    self._on_message(message)
+            self.changed.notify_all()
+
+    def _drop(self) -> None:
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _fail(self, failure: PeerLost) -> None:
+        with self.changed:
+            self.failure = failure
+            self.changed.notify_all()
+
+    def _mark_released(self) -> None:
+        with self.changed:
+            self.released = True
+            self.changed.notify_all()
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM and did what it could before. Not an Exception: no handler of a user catches it."""
+
+    exit_code = 128 + 15
+
+
+class Finished(BaseException):
+    """The master said that the job is done."""
+
+    exit_code = ExitCode.DONE

@@ -1,0 +1,194 @@
+"""The work of a job, cut into numbered slices, and sets of slice numbers. Pure: no torch, no I/O, no clock.
+
+A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; the last one of an epoch may be smaller.
+It is cut into `world_size` near-equal consecutive slices. Slices are numbered 0, 1, 2 … across the whole job, so that slice k
+belongs to step k // world_size; the number is the key by which work is handed out, counted and applied exactly once.
+
+Not here: who computes which slice (the master's ledger), and what is applied (the parameter servers).
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """A piece of work: samples whose mean loss gives one gradient."""
+
+    index: int
+    """The slice's number in the job."""
+    step: int
+    """The step it belongs to, from 0."""
+    epoch: int
+    """The epoch, from 1."""
+    samples: int
+    """Samples of the slice. 0 when the batch has fewer samples than slices: nothing to compute, but to be counted as applied."""
+    batch_samples: int
+    """Samples of the whole step; the slice's gradient counts samples / batch_samples in a synchronous step."""
+    indices: NDArray[np.int64]
+    """The samples' numbers in the dataset, shape (samples,), read-only."""
+
+
+class Schedule:
+    """Every slice of a job, as a function of its number. Safe to share between threads.
+
+    Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
+    in the middle. Raises ValueError for numbers that make no schedule.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int,
+        batch_size: int,
+        world_size: int,
+        seed: int,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        if min(samples, batch_size, world_size) < 1 or seed < 0:
+            raise ValueError(
+                f"samples ({samples}), batch_size ({batch_size}) and world_size ({world_size}) must be at least 1, "
+                f"seed ({seed}) at least 0"
+            )
+        limit = epochs if max_steps is None else max_steps
+        if limit is None or (epochs is not None and max_steps is not None) or limit < 1:
+            raise ValueError(f"set exactly one of epochs ({epochs}) and max_steps ({max_steps}), at least 1")
+        self.samples = samples
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.seed = seed
+        self.steps_per_epoch = -(-samples // batch_size)
+        self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
+        self.total_slices = self.total_steps * world_size
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def slice(self, index: int) -> Slice:
+        """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
+        if not 0 <= index < self.total_slices:
+            raise IndexError(f"slice {index} of {self.total_slices}")
+        step, part = divmod(index, self.world_size)
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size
+        batch_samples = min(self.batch_size, self.samples - start)
+        low = start + batch_samples * part // self.world_size
+        high = start + batch_samples * (part + 1) // self.world_size
+        return Slice(
+            index=index,
+            step=step,
+            epoch=epoch + 1,
+            samples=high - low,
+            batch_samples=batch_samples,
+            indices=self._order(epoch)[low:high],
+        )
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        order = self._orders.get(epoch)
+        if order is None:
+            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch))))
+            order = generator.permutation(self.samples).astype(np.int64, copy=False)
+            order.setflags(write=False)
+            # Two epochs: around their border, slices of both are asked for.
+            self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
+        return order
+
+
+class SliceSet:
+    """A set of slice numbers, kept as merged half-open intervals: small and fast while slices come nearly in order. Not thread-safe."""
+
+    __slots__ = ("_length", "_starts", "_stops")
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self._length = 0
+        for number in numbers:
+            self.add(number)
+
+    @classmethod
+    def from_intervals(cls, intervals: Iterable[tuple[int, int]]) -> "SliceSet":
+        """The set of these [start, stop), which must be ascending and apart; ValueError otherwise."""
+        result = cls()
+        last = -1
+        for start, stop in intervals:
+            if not last < start < stop:
+                raise ValueError(f"[{start}, {stop}) is empty, or not after the interval before it")
+            result._starts.append(start)
+            result._stops.append(stop)
+            result._length += stop - start
+            last = stop
+        return result
+
+    def intervals(self) -> list[tuple[int, int]]:
+        """The maximal [start, stop), ascending."""
+        return list(zip(self._starts, self._stops, strict=True))
+
+    def copy(self) -> "SliceSet":
+        return SliceSet.from_intervals(self.intervals())
+
+    def add(self, number: int) -> bool:
+        """Adds the number; False when it was in the set already."""
+        if number < 0:
+            raise ValueError(f"slice numbers begin at 0, not {number}")
+        at = bisect_right(self._starts, number)
+        # The interval before `at` begins at or before the number, the one at `at` after it.
+        if at and number < self._stops[at - 1]:
+            return False
+        extends_left = at > 0 and self._stops[at - 1] == number
+        extends_right = at < len(self._starts) and self._starts[at] == number + 1
+        if extends_left and extends_right:
+            self._stops[at - 1] = self._stops.pop(at)
+            del self._starts[at]
+        elif extends_left:
+            self._stops[at - 1] = number + 1
+        elif extends_right:
+            self._starts[at] = number
+        else:
+            self._starts.insert(at, number)
+            self._stops.insert(at, number + 1)
+        self._length += 1
+        return True
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._starts, number)
+        return at > 0 and number < self._stops[at - 1]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            yield from range(start, stop)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SliceSet) and self._starts == other._starts and self._stops == other._stops
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"SliceSet({', '.join(f'[{start}, {stop})' for start, stop in self.intervals())})"
+
+    @property
+    def floor(self) -> int:
+        """The first number that is not in the set: all below are."""
+        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
+
+    def missing(self, upto: int) -> Iterator[int]:
+        """The numbers of [0, upto) that are not in the set, ascending."""
+        at = 0
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            yield from range(at, min(start, upto))
+            at = stop
+        yield from range(at, upto)
+
+    def intersection(self, other: "SliceSet") -> "SliceSet":
+        """The numbers in both."""
+        both: list[tuple[int, int]] = []
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            for i in range(bisect_right(other._stops, start), bisect_left(other._starts, stop)):
+                both.append((max(start, other._starts[i]), min(stop, other._stops[i])))
+        return SliceSet.from_intervals(both)

@@ -1,0 +1,54 @@
+"""How a training process fails, and the exit code it answers with.
+
+TrainerError
+├── PeerLost            75: a peer was lost or a wait ran out; the process is restarted
+│   ├── GenerationOver      the world that the call belonged to is over; ask the master for the new one
+│   └── Refused             the peer answered, and wants nothing to do with this process
+├── WrongInput           2: something that the job names is missing, wrong or damaged
+└── UserError            1: the user's code raised
+"""
+
+from typing import ClassVar
+
+from disttrain.api.environment import ExitCode
+
+
+class TrainerError(Exception):
+    """The base of every error that ends a role on purpose."""
+
+    exit_code: ClassVar[ExitCode]
+
+
+class PeerLost(TrainerError):
+    """A peer was lost or a wait ran out. Never the root cause of a failed job.
+
+    what: the peer and its address, such as "parameter-server-1 (10.0.0.7:7780)".
+    why: what happened and what was waited for.
+    """
+
+    exit_code = ExitCode.PEER_LOST
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+        self.what = what
+        self.why = why
+
+
+class GenerationOver(PeerLost):
+    """The generation of the call is over: a server was lost, and the model rolled back. The process can go on in the next one."""
+
+
+class Refused(PeerLost):
+    """The peer refuses this process: it is of another job or attempt, or was replaced by a newer incarnation."""
+
+
+class WrongInput(TrainerError):
+    """Something that the job names is missing or wrong: a module, a factory, a file, a model that does not fit the checkpoint."""
+
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class UserError(TrainerError):
+    """The user's code raised."""
+
+    exit_code = ExitCode.USER_ERROR

@@ -1,0 +1,55 @@
+"""The last words of a process: what its termination message says, and the traceback that its user sees.
+
+A user's mistake never shows our own frames. Not here: which exit code means what (errors.py, disttrain.api.environment).
+"""
+
+import logging
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from disttrain.api.runtime import Termination
+
+_PACKAGE = Path(__file__).parent
+_EXAMPLES = _PACKAGE / "examples"
+
+log = logging.getLogger(__name__)
+
+
+def write(path: Path | None, termination: Termination) -> None:
+    """Leaves the termination message, where the environment names a file that can be written."""
+    if path is None:
+        return
+    try:
+        path.write_text(termination.encode())
+    except OSError as error:
+        log.warning("the termination message could not be written to %s: %s", path, error.strerror)
+
+
+def is_users(filename: str) -> bool:
+    """Whether a frame of this file is none of ours: the user's code, the examples, or a library that they called."""
+    path = Path(filename)
+    return _EXAMPLES in path.parents or not (
+        _PACKAGE in path.parents or filename.startswith("<frozen") or path.name == "runpy.py"
+    )
+
+
+def of_user_error(error: BaseException) -> tuple[str, Termination]:
+    """The traceback without our frames, and the termination message: the last line, and where the user's own code raised."""
+    shown = traceback.TracebackException(type(error), error, _strip(error.__traceback__), compact=True)
+    last_line = list(shown.format_exception_only())[-1].strip()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    own = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename]
+    where = (own or frames)[-1:]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        place = f"{where[0].filename}:{where[0].lineno}" if where else ""
+    return "".join(shown.format()), Termination(message=last_line, where=place)
+
+
+def _strip(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame of the user's on."""
+    while trace is not None and not is_users(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace

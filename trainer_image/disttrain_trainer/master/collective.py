@@ -1,0 +1,214 @@
+"""Worlds of equals, for DataParallel and scripts: formed when every member is ready, dissolved when one is lost.
+
+A world is a generation; the number goes into the prefix of the store's keys, so that no member reads what an older world wrote.
+The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from disttrain.api.runtime import ProgressCheckpoint
+
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.master.member import Member, Sender
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.messages import Message, Say
+
+
+class State(StrEnum):
+    """What a member does."""
+
+    READY = "ready"
+    """It waits for a world."""
+    RUNNING = "running"
+    """It is in a world."""
+    DONE = "done"
+    """It did all its work and waits for the others: one of them may still be lost and need it again."""
+
+
+@dataclass(slots=True)
+class _Place:
+    state: State
+    generation: int = 0
+    step: int = -1
+    """The step of the state that it holds, -1 for none."""
+    reforming: bool = False
+    """It was told to leave its world."""
+    evaluation: dict[str, float] | None = None
+
+
+class Collective:
+    """The coordinator of a collective world."""
+
+    def __init__(
+        self, *, sender: Sender, tracker: Tracker, members: tuple[Member, ...], processes: int = 1, saves: bool = False
+    ) -> None:
+        """processes: training processes of a member. saves: whether rank 0 can save the state when asked."""
+        self._sender = sender
+        self._tracker = tracker
+        self._members = members
+        self._processes = processes
+        self._saves = saves
+        self._places: dict[Member, _Place] = {}
+        self._absent: dict[Member, float] = {}
+        self._broken = False
+        """A member of the present world was lost."""
+        self._leavers: set[Member] = set()
+        self._saving = False
+        self._terminating = False
+        self.ended = False
+        self.released = False
+
+    def joined(self, member: Member, hello: Message, now: float) -> None:
+        if self.ended:
+            self._sender.send(member, Say.FINISH)
+            return
+        if member not in self._members:
+            return
+        self._absent.pop(member, None)
+        self._places[member] = _Place(
+            State(hello.get("state", State.READY)), int(hello.get("generation", 0)), int(hello.get("step", -1))
+        )
+        self._settle(now)
+
+    def lost(self, member: Member, now: float) -> None:
+        place = self._places.pop(member, None)
+        self._leavers.discard(member)
+        self._tracker.forget(member.rank)
+        if place is not None and not self.ended:
+            self._absent[member] = now
+            self._broken = True
+            self._settle(now)
+
+    def heard(self, member: Member, message: Message, now: float) -> None:
+        place = self._places.get(member)
+        if place is None:
+            return
+        match message["type"]:
+            case Say.READY:
+                place.state, place.reforming, place.step = State.READY, False, int(message["step"])
+            case Say.DONE:
+                place.state = State.DONE
+                place.evaluation = message.get("evaluation")
+            case Say.REPORT:
+                self.reported(member.rank, message, now)
+                return
+            case Say.SAVED:
+                self._saved(message)
+            case Say.NAN:
+                self._tracker.nan_loss = f"{member} at step {message['step']}"
+            case Say.LEAVING:
+                self._leavers.add(member)
+                self._save_or_release()
+        self._settle(now)
+
+    def reported(self, rank: int, message: Message, now: float) -> None:
+        """A rank made progress: our own loop says so, or a script by `session.report`."""
+        tracker = self._tracker
+        tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
+        tracker.total_steps = message.get("total_steps") or tracker.total_steps
+        if (epoch := message.get("epoch")) is not None:
+            tracker.epoch = int(epoch)
+        if (step := message.get("step")) is not None:
+            tracker.reach(int(step))
+        if (generation := message.get("generation")) is not None:  # of a script
+            tracker.generation = max(tracker.generation, int(generation))
+
+    def found(self, manifest: Manifest | None) -> None:
+        """What the checkpoint folder held when the master started."""
+        if manifest is None:
+            return
+        self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+        self._tracker.reach(manifest.step)
+        if manifest.finished:
+            self._tracker.evaluation = manifest.evaluation
+            self._finish()
+
+    def terminate(self, now: float) -> None:
+        self._terminating = True
+        self._save_or_release()
+
+    def waiting_for(self, now: float) -> str | None:
+        if self.ended or len(self._places) == len(self._members):
+            return None
+        missing = [m for m in self._members if m not in self._places]
+        for member in missing:
+            self._absent.setdefault(member, now)
+        longest = max(now - self._absent[m] for m in missing)
+        names = ", ".join(str(m) for m in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        return f"{names} ({longest:.0f} s)"
+
+    def _settle(self, now: float) -> None:
+        """Draws the conclusions of what is known."""
+        if self.ended:
+            return
+        places = list(self._places.values())
+        complete = len(places) == len(self._members)
+        if complete and all(p.state is State.READY for p in places):
+            self._begin_world()
+        elif complete and not self._broken and self._is_one_world(places):
+            # True after each message of a running world, and when all members come back to a master that is new.
+            self._tracker.generation = places[0].generation
+            self._tracker.world_size = len(places) * self._processes
+            if all(p.state is State.DONE for p in places):
+                self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
+                self._finish()
+        elif self._broken or any(p.state is State.READY for p in places):
+            self._dissolve()
+
+    @staticmethod
+    def _is_one_world(places: list[_Place]) -> bool:
+        return all(p.state is not State.READY and p.generation == places[0].generation for p in places)
+
+    def _begin_world(self) -> None:
+        generation = 1 + max(self._tracker.generation, *(p.generation for p in self._places.values()))
+        newest = max(self._places, key=lambda m: (self._places[m].step, -m.rank))
+        step = self._places[newest].step
+        if step >= 0:
+            self._tracker.fall_back(step)
+            self._tracker.reach(step)
+        self._broken = False
+        self._tracker.generation = generation
+        self._tracker.world_size = len(self._places) * self._processes
+        for member, place in self._places.items():
+            place.state, place.generation = State.RUNNING, generation
+            self._sender.send(member, Say.WORLD, generation=generation, source=newest.rank)
+
+    def _dissolve(self) -> None:
+        self._tracker.world_size = 0
+        for member, place in self._places.items():
+            if place.state is not State.READY and not place.reforming:
+                place.reforming = True
+                self._sender.send(member, Say.REFORM)
+        self._release()
+
+    def _save_or_release(self) -> None:
+        saver = self._places.get(self._members[0])
+        if self._saves and not self._broken and saver is not None and saver.state is State.RUNNING:
+            if not self._saving:
+                self._saving = True
+                self._sender.send(self._members[0], Say.SAVE)
+        else:
+            self._release()
+
+    def _saved(self, message: Message) -> None:
+        if message.get("step") is not None:
+            time = datetime.fromisoformat(message["time"])
+            self._tracker.last_checkpoint = ProgressCheckpoint(step=int(message["step"]), time=time)
+        if message.get("asked"):
+            self._release()
+
+    def _release(self) -> None:
+        self._saving = False
+        for member in self._leavers:
+            self._sender.send(member, Say.RELEASED)
+        self._leavers.clear()
+        if self._terminating:
+            self.released = True
+
+    def _finish(self) -> None:
+        self._tracker.finished = True
+        self.ended = True
+        for member in self._places:
+            self._sender.send(member, Say.FINISH)

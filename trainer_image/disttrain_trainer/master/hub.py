@@ -1,0 +1,162 @@
+"""The master's end of the control connections: admits processes, hears them, notices that one is gone.
+
+One asyncio loop, so that a coordinator is never entered twice at once. A process is lost when its connection ends, or when it was silent
+for the peer timeout. Not here: what follows from that (the coordinators).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+
+from disttrain_trainer.master.member import Coordinator, Member
+from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+
+log = logging.getLogger(__name__)
+
+MAX_UNSENT = 8 << 20
+"""Bytes that may wait for a process that does not read; then its connection is closed."""
+
+
+@dataclass(eq=False, slots=True)
+class _Peer:
+    member: Member
+    incarnation: str
+    writer: asyncio.StreamWriter
+    heard: float
+
+
+class Hub:
+    """The control server. `coordinator` is set before `serve`."""
+
+    coordinator: Coordinator
+
+    def __init__(self, *, config: JobConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._peers: dict[Member, _Peer] = {}
+        self._newest: dict[Member, str] = {}
+        self._retired: set[str] = set()
+        self._crash: asyncio.Future[None] | None = None
+
+    @property
+    def connected(self) -> int:
+        """Processes that are connected now."""
+        return len(self._peers)
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        """Sends, if the member is connected; never blocks."""
+        peer = self._peers.get(member)
+        if peer is None:
+            return
+        peer.writer.write(encode(kind, **fields))
+        if peer.writer.transport.get_write_buffer_size() > MAX_UNSENT:
+            log.warning("%s does not read; its connection is closed", member)
+            peer.writer.transport.abort()
+
+    async def serve(self, *, host: str | None, port: int) -> None:
+        """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
+        self._crash = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(self._accept, host, port, limit=MAX_LINE)
+        async with server:
+            beats = asyncio.create_task(self._beat())
+            try:
+                await asyncio.wait([beats, self._crash], return_when=asyncio.FIRST_COMPLETED)
+                self._crash.result() if self._crash.done() else beats.result()
+            finally:
+                beats.cancel()
+                for peer in list(self._peers.values()):
+                    peer.writer.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
+            hello = decode(line) if line else {}
+            await self._converse(hello, reader, writer)
+        except (OSError, ValueError, TimeoutError) as error:  # the connection broke, or this is no process of ours
+            log.debug("a connection ended: %s", error)
+        except Exception as error:
+            assert self._crash is not None
+            if not self._crash.done():
+                self._crash.set_exception(error)
+        finally:
+            writer.close()
+
+    async def _converse(self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not hello:
+            return
+        reason = self._unfit(hello)
+        if reason is not None:
+            writer.write(encode(Say.REFUSED, reason=reason, final=hello.get("incarnation") in self._retired))
+            return
+        writer.write(encode(Say.WELCOME))
+        if hello.get("session"):
+            await self._listen_to_session(int(hello["rank"]), reader)
+            return
+        peer = self._admit(hello, writer)
+        try:
+            self.coordinator.joined(peer.member, hello, self._clock())
+            while line := await reader.readline():
+                peer.heard = self._clock()
+                message = decode(line)
+                if message["type"] != Say.BEAT and self._peers.get(peer.member) is peer:
+                    self.coordinator.heard(peer.member, message, self._clock())
+        finally:
+            if self._peers.get(peer.member) is peer:
+                del self._peers[peer.member]
+                log.info("%s is gone", peer.member)
+                self.coordinator.lost(peer.member, self._clock())
+
+    async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
+        """Reports of a user's script. Who sends them is no member: nothing depends on it."""
+        while line := await reader.readline():
+            message = decode(line)
+            if message["type"] == Say.REPORT:
+                self.coordinator.reported(rank, message, self._clock())
+
+    def _unfit(self, hello: Message) -> str | None:
+        """Why the master does not talk to this process."""
+        config = self._config
+        if hello.get("type") != Say.HELLO or hello.get("role") not in list(Role):
+            return "this is the control port of a DistTrain master"
+        if hello.get("job") != config.uid:
+            return f"this is the master of {config.namespace}/{config.name} with uid {config.uid}, not of {hello.get('job')}"
+        if hello.get("attempt") != config.attempt:
+            return f"this master belongs to attempt {config.attempt}, not to {hello.get('attempt')}"
+        if hello.get("incarnation") in self._retired:
+            return f"a newer process took the place of {hello['role']}-{hello['rank']}"
+        return None
+
+    def _admit(self, hello: Message, writer: asyncio.StreamWriter) -> _Peer:
+        member, incarnation = Member(Role(hello["role"]), int(hello["rank"])), str(hello["incarnation"])
+        before = self._newest.get(member)
+        if before is not None and before != incarnation:
+            self._retired.add(before)
+        self._newest[member] = incarnation
+        old = self._peers.pop(member, None)
+        if old is not None:
+            old.writer.transport.abort()
+            self.coordinator.lost(member, self._clock())
+        peer = self._peers[member] = _Peer(member, incarnation, writer, self._clock())
+        log.info("%s joined%s", member, "" if before in (None, incarnation) else ", a replacement")
+        return peer
+
+    async def _beat(self) -> None:
+        interval = beat_interval(self._config.peer_timeout_seconds)
+        expected = self._clock() + interval
+        while True:
+            await asyncio.sleep(interval)
+            now = self._clock()
+            late, expected = now - expected, now + interval
+            for peer in list(self._peers.values()):
+                if late > interval:
+                    peer.heard = now  # it was the master that stood still: what the others said lies unread
+                if now - peer.heard > self._config.peer_timeout_seconds:
+                    log.warning("%s was silent for %.1f s", peer.member, now - peer.heard)
+                    peer.writer.transport.abort()
+                else:
+                    self.send(peer.member, Say.BEAT)

@@ -1,0 +1,115 @@
+"""How far the job is and how fast: step, loss, samples per second. Pure: time is given, nothing is sent.
+
+Not here: the ETA, which the operator computes; what is handed out (ledger.py).
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from disttrain.api.runtime import Progress, ProgressCheckpoint
+
+SPEED_WINDOW = 10.0
+"""Seconds over which samples per second are counted."""
+LOSS_WINDOW = 1.0
+"""Seconds of the newest reports over which the loss is averaged; at least the newest report of each rank."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    time: float
+    rank: int
+    samples: int
+    loss: float | None
+    """Sum over the samples; None when the report had no loss."""
+
+
+class Tracker:
+    """The progress of an attempt, from the reports of its workers."""
+
+    def __init__(self, *, attempt: int) -> None:
+        self.attempt = attempt
+        self.step = 0
+        self.total_steps: int | None = None
+        self.epoch: int | None = None
+        self.world_size = 0
+        self.generation = 0
+        self.redone_steps = 0
+        self.samples = 0
+        self.nan_loss: str | None = None
+        self.max_staleness_seen: int | None = None
+        self.evaluation: dict[str, float] | None = None
+        self.last_checkpoint: ProgressCheckpoint | None = None
+        self.finished = False
+        self._last_update: datetime | None = None
+        self._entries: deque[_Entry] = deque()
+        self._newest: dict[int, _Entry] = {}
+        self._began: float | None = None
+
+    def report(self, *, rank: int, samples: int, loss: float | None, now: float) -> None:
+        """Samples that a rank computed since its last report, and the sum of their losses."""
+        if self._began is None:
+            self._began = now
+        entry = _Entry(now, rank, samples, loss)
+        self.samples += samples
+        self._entries.append(entry)
+        if loss is not None:
+            self._newest[rank] = entry
+        while self._entries and self._entries[0].time < now - SPEED_WINDOW:
+            self._entries.popleft()
+
+    def reach(self, step: int, *, wall: datetime | None = None) -> None:
+        """Steps done."""
+        if step > self.step:
+            self.step = step
+            self._last_update = wall or datetime.now(UTC)
+
+    def fall_back(self, step: int) -> None:
+        """Steps after `step` were lost and are done again."""
+        self.redone_steps += max(0, self.step - step)
+        self.step = step
+
+    def forget(self, rank: int) -> None:
+        """The rank is gone: its last loss is no longer part of the mean."""
+        self._newest.pop(rank, None)
+
+    def loss(self) -> float | None:
+        """Mean over the samples of the newest reports."""
+        if not self._newest:
+            return None
+        newest = max(entry.time for entry in self._newest.values())
+        recent = [e for e in self._entries if e.loss is not None and e.time > newest - LOSS_WINDOW]
+        recent += [e for e in self._newest.values() if e.time <= newest - LOSS_WINDOW]
+        samples = sum(e.samples for e in recent)
+        return sum(e.loss or 0.0 for e in recent) / samples if samples else None
+
+    def samples_per_second(self, now: float) -> float | None:
+        """Of all ranks together, over the last seconds."""
+        if self._began is None:
+            return None
+        since = max(self._began, now - SPEED_WINDOW)
+        # The first report covers a time before it that is not known; it counts only once there are others.
+        samples = sum(e.samples for e in self._entries if e.time > since)
+        return samples / (now - since) if now > since else None
+
+    def progress(self, *, now: float, waiting_for: str | None) -> Progress:
+        """What /progress answers."""
+        speed = None if self.finished else self.samples_per_second(now)
+        return Progress(
+            attempt=self.attempt,
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            loss=self.loss(),
+            nan_loss=self.nan_loss,
+            samples_per_second=speed,
+            world_size=self.world_size,
+            max_staleness_seen=self.max_staleness_seen,
+            evaluation=self.evaluation,
+            last_update_time=self._last_update,
+            last_checkpoint=self.last_checkpoint,
+            waiting_for=waiting_for,
+            generation=self.generation,
+            redone_steps=self.redone_steps,
+            finished=self.finished,
+        )

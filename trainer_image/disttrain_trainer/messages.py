@@ -1,0 +1,91 @@
+"""What the master and the other processes say to one another on the control connection, and how it is framed.
+
+A message is one line of JSON, {"type": kind, ...}, of at most a mebibyte. Not here: sockets (control.py, master/hub.py).
+"""
+
+import json
+from enum import StrEnum
+from typing import Any
+
+MAX_LINE = 1 << 20
+"""Bytes of a line. The longest is a server's list of applied slices, whose intervals are few."""
+
+Message = dict[str, Any]
+
+
+class Say(StrEnum):
+    """The kinds of messages. Fields in brackets."""
+
+    HELLO = "hello"
+    """First words of a process [job, attempt, role, rank, incarnation, agent, and what it holds: see each role]."""
+    WELCOME = "welcome"
+    """The master admits it [generation]."""
+    REFUSED = "refused"
+    """The master does not [reason, final]: final when the process was replaced and shall end."""
+    BEAT = "beat"
+    """Nothing new, still here."""
+    LEAVING = "leaving"
+    """The process received SIGTERM; it stays until RELEASED."""
+    RELEASED = "released"
+    """What could be saved is saved: the process may end."""
+    FINISH = "finish"
+    """The job is done: end with exit code 0."""
+    FAILED = "failed"
+    """The process ends because of its own fault [message]."""
+    NAN = "nan"
+    """The loss was not finite [step]."""
+    REPORT = "report"
+    """What was done since the last report [step, steps, samples, loss (sum over the samples), epoch, total_steps]."""
+
+    # A collective world: DataParallel and scripts.
+    READY = "ready"
+    """The member is in no world and waits for one [step: of the state that it holds, -1 for none]."""
+    WORLD = "world"
+    """A world begins [generation, source: the rank whose state is the newest]. To workers of parameter servers [generation]."""
+    REFORM = "reform"
+    """A member was lost: leave the world and say READY."""
+    DONE = "done"
+    """The member did all its work [evaluation]."""
+    SAVE = "save"
+    """To rank 0: save the state now. To a server: save the shard [id, folder]."""
+    SAVED = "saved"
+    """It is saved [step, time, or error]; from a server [id, sha256, version, applied, or error]."""
+
+    # Parameter servers.
+    BEGIN = "begin"
+    """To a server: begin this generation from this checkpoint [generation, folder or null]."""
+    STATE = "state"
+    """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
+    DROP = "drop"
+    """To a server: a worker is lost [rank, id]; it answers with STATE."""
+    TAKE = "take"
+    """From a worker: hand out so many slices [count, done: slices applied since the last message]."""
+    TICKETS = "tickets"
+    """To a worker: compute these [generation, slices]."""
+    RECALL = "recall"
+    """To a worker: a peer was lost; give all tickets back, TAKE anew."""
+    EVALUATE = "evaluate"
+    """To a worker: all is applied; evaluate the final parameters."""
+    EVALUATED = "evaluated"
+    """[evaluation]"""
+
+
+def encode(kind: Say, **fields: object) -> bytes:
+    """The line of a message. Raises ValueError when it is longer than the other end accepts."""
+    line = json.dumps({"type": kind, **fields}, separators=(",", ":")).encode() + b"\n"
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a {kind} message of {len(line)} bytes; at most {MAX_LINE} are sent")
+    return line
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line. Raises ValueError when it is none."""
+    message = json.loads(line)
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ValueError("not a message of the control connection")
+    return message
+
+
+def beat_interval(peer_timeout: float) -> float:
+    """Seconds between two beats, so that several fit in the silence after which a peer counts as lost."""
+    return min(5.0, peer_timeout / 4)

@@ -1,0 +1,235 @@
+"""When a worker may start, and what becomes an update: the consistency models as pure state machines.
+
+No tensors, threads, clocks or I/O: a policy is told what happened and says what to do; `generation.py` does it under its lock.
+
+- `Sync` (BSP): step v+1 begins when every slice of step v is in, added in slice order.
+- `Async` (Downpour, Dean et al., NIPS 2012; Hogwild, Recht et al., NIPS 2011): each slice is an update at once.
+- `BoundedStaleness` (SSP, Ho et al., NIPS 2013): as Async, with a gate at the start of each iteration.
+
+Slices may come in any order, from anybody, more than once, or never. A policy keeps what it has accepted, and each slice counts once.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from disttrain.api import spec
+from disttrain_trainer.data.slices import SliceSet
+
+
+class OutOfStep(Exception):
+    """A worker does what no correct worker does, such as a gradient for a step that has not begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What to do when a slice is complete."""
+
+    add: tuple[int, ...]
+    """Slices whose gradients are to be added to the sum now, in this order."""
+    update: bool
+    """Then take an optimiser step with the sum, to the next version."""
+
+
+class Clocks:
+    """The iterations that each live worker has completed.
+
+    The minimum never decreases: who joins starts at it, and who leaves does not count any more.
+    """
+
+    def __init__(self) -> None:
+        self._completed: dict[int, int] = {}
+        self._last = 0
+
+    @property
+    def minimum(self) -> int:
+        """Of the live workers; with none, where the last one stopped."""
+        return min(self._completed.values(), default=self._last)
+
+    def join(self, worker: int, at: int = 0) -> int:
+        """Makes the worker a live one, at `at` or the minimum if that is later. Returns its clock."""
+        clock = max(at, self.minimum)
+        self._completed[worker] = clock
+        return clock
+
+    def leave(self, worker: int) -> None:
+        """Forgets the worker; the minimum is that of the others at once."""
+        if worker in self._completed:
+            self._last = self.minimum
+            del self._completed[worker]
+
+    def complete(self, worker: int, clock: int) -> None:
+        """The worker has completed iteration `clock`; told twice is the same as once."""
+        if worker in self._completed:
+            self._completed[worker] = max(self._completed[worker], clock + 1)
+
+    def __contains__(self, worker: int) -> bool:
+        return worker in self._completed
+
+    def at_minimum(self) -> list[int]:
+        """The live workers that all others wait for."""
+        minimum = self.minimum
+        return sorted(worker for worker, clock in self._completed.items() if clock == minimum)
+
+
+class Consistency(ABC):
+    """A policy: which slices were accepted, what becomes of them, who may start."""
+
+    def __init__(self, *, version: int = 0, accepted: SliceSet | None = None) -> None:
+        self.version = version
+        """Optimiser steps behind the current parameters."""
+        self.accepted = SliceSet() if accepted is None else accepted
+        """Every slice that counts; pushed again, it is ignored."""
+        self.late = 0
+        """Gradients that came for a slice that was accepted already."""
+        self.max_staleness_seen = 0
+        """Largest lead over the slowest live worker at the start of an iteration."""
+
+    def arrive(self, index: int, *, empty: bool) -> Arrival | None:
+        """A slice is complete; `empty`: it has no samples, so no gradient. None when it was accepted already. Raises OutOfStep."""
+        if index in self.accepted:
+            self.late += 1
+            return None
+        arrival = self._arrive(index, empty)
+        self.accepted.add(index)
+        self.version += arrival.update
+        return arrival
+
+    @property
+    def settled(self) -> SliceSet:
+        """The slices that are part of the current version: what a checkpoint of it may say."""
+        return self.accepted
+
+    @abstractmethod
+    def join(self, worker: int, at: int = 0) -> int:
+        """A worker begins (again), with clock `at` or later; returns its clock."""
+
+    @abstractmethod
+    def leave(self, worker: int) -> None:
+        """A worker is idle, ended or lost: nobody waits for it. Told twice is the same as once."""
+
+    @abstractmethod
+    def complete(self, worker: int, clock: int) -> None:
+        """A worker has pushed the gradient of its iteration `clock`."""
+
+    @abstractmethod
+    def start(self, worker: int, clock: int, step: int | None) -> bool:
+        """Whether the worker may read the parameters now, to start iteration `clock` on `step`. True counts as the start.
+
+        Raises OutOfStep for a worker that did not join.
+        """
+
+    @abstractmethod
+    def waits_for(self, step: int | None) -> str:
+        """What a worker that may not start waits for, for humans."""
+
+    @abstractmethod
+    def _arrive(self, index: int, empty: bool) -> Arrival: ...
+
+
+class Sync(Consistency):
+    """Each version is one update with all slices of one step, summed in slice order: bitwise the same whoever came first."""
+
+    def __init__(self, *, world_size: int, version: int = 0) -> None:
+        super().__init__(
+            version=version, accepted=SliceSet.from_intervals([(0, version * world_size)] if version else [])
+        )
+        self.world_size = world_size
+        self._next = version * world_size  # the first slice that is not in the sum
+        self._early: set[int] = set()
+
+    def _arrive(self, index: int, empty: bool) -> Arrival:
+        if index // self.world_size > self.version:
+            raise OutOfStep(f"slice {index} is of step {index // self.world_size}, but this shard is at {self.version}")
+        self._early.add(index)
+        first = self._next
+        while self._next in self._early:
+            self._early.remove(self._next)
+            self._next += 1
+        return Arrival(add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.world_size)
+
+    @property
+    def settled(self) -> SliceSet:
+        return SliceSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
+
+    def join(self, worker: int, at: int = 0) -> int:
+        return self.version
+
+    def leave(self, worker: int) -> None:
+        pass
+
+    def complete(self, worker: int, clock: int) -> None:
+        pass
+
+    def start(self, worker: int, clock: int, step: int | None) -> bool:
+        return step is None or self.version >= step
+
+    def waits_for(self, step: int | None) -> str:
+        missing = SliceSet(range(self.version * self.world_size, (self.version + 1) * self.world_size))
+        names = [str(index) for index in missing if index not in self.accepted]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return f"step {self.version} to be complete: slice {', '.join(names[:8])}{more} is missing"
+
+
+class Async(Consistency):
+    """Each slice is an update at once; nobody waits."""
+
+    def __init__(self, *, version: int = 0, accepted: SliceSet | None = None) -> None:
+        super().__init__(version=version, accepted=accepted)
+        self._clocks = Clocks()
+
+    def _arrive(self, index: int, empty: bool) -> Arrival:
+        return Arrival(add=(index,), update=not empty)
+
+    def join(self, worker: int, at: int = 0) -> int:
+        return self._clocks.join(worker, at)
+
+    def leave(self, worker: int) -> None:
+        self._clocks.leave(worker)
+
+    def complete(self, worker: int, clock: int) -> None:
+        self._clocks.complete(worker, clock)
+
+    def start(self, worker: int, clock: int, step: int | None) -> bool:
+        if worker not in self._clocks:
+            raise OutOfStep(f"worker {worker} starts iteration {clock}, but did not join or has left")
+        lead = clock - self._clocks.minimum
+        if not self._within(lead):
+            return False
+        self.max_staleness_seen = max(self.max_staleness_seen, lead)
+        return True
+
+    def waits_for(self, step: int | None) -> str:
+        slowest = ", ".join(map(str, self._clocks.at_minimum()))
+        return f"worker {slowest} to complete iteration {self._clocks.minimum}"
+
+    def _within(self, lead: int) -> bool:
+        return True
+
+
+class BoundedStaleness(Async):
+    """As Async, but iteration c starts only if c - min <= max_staleness, min over the live workers' completed iterations.
+
+    So a read at clock c contains every update of iterations <= c - max_staleness - 1 of every live worker, and each worker's own.
+    An iteration is completed when every shard has it, so the true clock is the least over the shards, and a gate on each shard
+    is the gate on the true minimum.
+    """
+
+    def __init__(self, *, max_staleness: int, version: int = 0, accepted: SliceSet | None = None) -> None:
+        super().__init__(version=version, accepted=accepted)
+        self.max_staleness = max_staleness
+
+    def _within(self, lead: int) -> bool:
+        return lead <= self.max_staleness
+
+
+def build(
+    strategy: spec.ParameterServerStrategy, *, world_size: int, version: int = 0, accepted: SliceSet | None = None
+) -> Consistency:
+    """The policy that the job names, going on from a checkpoint's version and accepted slices."""
+    match strategy.consistency:
+        case spec.Consistency.SYNC:
+            return Sync(world_size=world_size, version=version)
+        case spec.Consistency.ASYNC:
+            return Async(version=version, accepted=accepted)
+        case spec.Consistency.BOUNDED_STALENESS:
+            return BoundedStaleness(max_staleness=strategy.max_staleness or 0, version=version, accepted=accepted)

@@ -1,0 +1,285 @@
+"""A shard, its consistency policy and its workers under one lock: what the connections of one generation share.
+
+Every method may be called by any thread. Waiting is a condition variable that each change notifies; nothing polls. A generation
+that is over refuses everybody; its shard is garbage, and whoever still works on it harms nobody.
+
+Not here: sockets and threads (`server.py`), decisions (`consistency.py`), arithmetic (`shard.py`).
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disttrain.api import spec
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server import consistency
+from disttrain_trainer.parameter_server.layout import Layout
+from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.shard import Buffers, Shard
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.wire import Reason, Refusal
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A worker as one connection knows it: another connection of the same worker is another session."""
+
+    rank: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """What a worker says of the gradient that it pushes."""
+
+    index: int
+    """Number of the slice."""
+    samples: int
+    batch_samples: int
+    clock: int
+    """The worker's iteration."""
+    version: int
+    """Version of the parameters that it is of."""
+
+
+class Generation:
+    """One server's side of a generation, from the first parameters or from a checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        server: int,
+        servers: int,
+        world_size: int,
+        strategy: spec.ParameterServerStrategy,
+        optimizer: Optimizer,
+        checkpoint: ShardFile | None = None,
+        observe_staleness: Callable[[int], None] | None = None,
+    ) -> None:
+        self.number = number
+        self._place = (server, servers)
+        self._sync = strategy.consistency is spec.Consistency.SYNC
+        self._optimizer = optimizer
+        self._observe_staleness = observe_staleness
+        self._changed = threading.Condition()
+        self.over = False
+        """Whether `end` was called."""
+        self._shard: Shard | None = None
+        self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the slices before them
+        self._sessions: dict[int, Session] = {}
+        self._waited = 0.0
+        self._policy = consistency.build(
+            strategy,
+            world_size=world_size,
+            version=checkpoint.version if checkpoint else 0,
+            accepted=checkpoint.applied.copy() if checkpoint else None,
+        )
+        if checkpoint is not None:
+            if self._policy.accepted != checkpoint.applied:
+                raise WrongInput(
+                    f"the saved shard of version {checkpoint.version} has {len(checkpoint.applied)} slices applied, which no "
+                    f"synchronous training with {world_size} slices a step has"
+                )
+            self._shard = self._build(checkpoint.layout)
+            self._shard.restore(checkpoint)
+
+    def enter(self, session: Session, layout: Layout) -> tuple[int, bool]:
+        """A worker connects; returns the version and whether the parameters have values. Another session of its rank is out."""
+        with self._changed:
+            self._require_going_on()
+            if self._shard is None:
+                self._shard = self._build(layout)
+            elif self._shard.layout != layout:
+                raise Refusal(
+                    Reason.LAYOUT,
+                    f"this shard is of a model with layout {self._shard.layout.digest[:12]}, worker {session.rank} has one with "
+                    f"{layout.digest[:12]}: names, shapes or dtypes of the parameters differ",
+                )
+            if session.rank in self._sessions:
+                self._policy.leave(session.rank)
+                self._changed.notify_all()
+            self._sessions[session.rank] = session
+            return self._policy.version, self._shard.initialized
+
+    def exit(self, session: Session) -> bool:
+        """A worker's connection ended; nobody waits for it any more. False when another session had taken its place."""
+        with self._changed:
+            if self._sessions.get(session.rank) is not session:
+                return False
+            del self._sessions[session.rank]
+            self._policy.leave(session.rank)
+            self._changed.notify_all()
+            return True
+
+    def take(self) -> Buffers:
+        """Buffers to receive values or a gradient into; hand them to `initialize` or `push`, or `give` them back."""
+        with self._changed:
+            return self._known_shard().take()
+
+    def give(self, buffers: Buffers) -> None:
+        with self._changed:
+            self._known_shard().give(buffers)
+
+    def initialize(self, values: Buffers) -> bool:
+        """The first values win: False when there were some already."""
+        with self._changed:
+            self._require_going_on()
+            shard = self._known_shard()
+            if shard.initialized:
+                shard.give(values)
+                return False
+            shard.initialize(values)
+            self._changed.notify_all()
+            return True
+
+    def join(self, session: Session, at: int) -> int:
+        """The worker takes part from now on, with clock `at` or later; returns its clock."""
+        with self._changed:
+            self._require_current(session)
+            return self._policy.join(session.rank, at)
+
+    def leave(self, session: Session) -> None:
+        """The worker takes no part until it joins again."""
+        with self._changed:
+            self._require_current(session)
+            self._policy.leave(session.rank)
+            self._changed.notify_all()
+
+    def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> int:
+        """A whole gradient is here (None: of no samples). Applies it if its slice is new; returns the version then."""
+        with self._changed:
+            self._require_going_on()
+            shard = self._known_shard()
+            if not shard.initialized:
+                raise Refusal(
+                    Reason.MISTAKE, f"slice {gradient.index} has a gradient, but this shard has no parameters yet"
+                )
+            try:
+                arrival = self._policy.arrive(gradient.index, empty=buffers is None)
+            except consistency.OutOfStep as error:
+                raise Refusal(Reason.MISTAKE, str(error)) from None
+            if arrival is None:
+                if buffers is not None:
+                    shard.give(buffers)
+            else:
+                if buffers is not None:
+                    weight = gradient.samples / gradient.batch_samples if self._sync else 1.0
+                    self._held[gradient.index] = (buffers, weight)
+                ready = [self._held.pop(index) for index in arrival.add if index in self._held]
+                if self._observe_staleness is not None and buffers is not None:
+                    self._observe_staleness(max(0, shard.version - gradient.version))
+                shard.absorb(ready, update=arrival.update)
+            if self._sessions.get(session.rank) is session:
+                # Also for a slice that somebody else had done: the worker's iteration is complete all the same.
+                self._policy.complete(session.rank, gradient.clock)
+            self._changed.notify_all()
+            return self._policy.version
+
+    def pull(
+        self,
+        session: Session,
+        *,
+        clock: int,
+        step: int | None,
+        patience: float,
+        heartbeat: float,
+        still_waiting: Callable[[str], None],
+    ) -> Buffers:
+        """Waits until the worker may start, and returns the parameters to read; `release` them.
+
+        Calls `still_waiting` with the reason every `heartbeat` seconds, without the lock. Refuses after `patience` seconds.
+        """
+        begin = time.monotonic()
+        try:
+            while True:
+                with self._changed:
+                    if self._changed.wait_for(lambda: self.over or self._may_start(session, clock, step), heartbeat):
+                        self._require_going_on()
+                        return self._known_shard().acquire(step)
+                    reason = self._reason(step)
+                if time.monotonic() - begin >= patience:
+                    raise Refusal(Reason.TIMEOUT, f"waited {patience:g} s for {reason}")
+                still_waiting(reason)
+        finally:
+            with self._changed:
+                self._waited += time.monotonic() - begin
+
+    def release(self, buffers: Buffers) -> None:
+        """The end of a read."""
+        with self._changed:
+            self._known_shard().release(buffers)
+
+    def end(self) -> None:
+        """Ends the generation: whoever waits or asks is refused."""
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+
+    def snapshot(self) -> ShardFile:
+        """A copy of the current version. Refuses when there are no parameters yet."""
+        with self._changed:
+            shard = self._known_shard()
+            if not shard.initialized:
+                raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
+            return shard.snapshot(self._policy.settled)
+
+    def report(self) -> "Report":
+        """What the master and the metrics want to know."""
+        with self._changed:
+            return Report(
+                version=self._policy.version,
+                applied=self._policy.accepted.copy(),
+                max_staleness_seen=self._policy.max_staleness_seen,
+                late_gradients=self._policy.late,
+                initialized=self._shard is not None and self._shard.initialized,
+                shard_bytes=0 if self._shard is None else self._shard.nbytes,
+                wait_seconds=self._waited,
+                workers=tuple(sorted(self._sessions)),
+            )
+
+    def _build(self, layout: Layout) -> Shard:
+        server, servers = self._place
+        return Shard(layout=layout, server=server, servers=servers, optimizer=self._optimizer, history=self._sync)
+
+    def _may_start(self, session: Session, clock: int, step: int | None) -> bool:
+        self._require_current(session)
+        if not self._known_shard().initialized:
+            return False
+        try:
+            return self._policy.start(session.rank, clock, step)
+        except consistency.OutOfStep as error:
+            raise Refusal(Reason.MISTAKE, str(error)) from None
+
+    def _reason(self, step: int | None) -> str:
+        return self._policy.waits_for(step) if self._known_shard().initialized else "the first worker's parameters"
+
+    def _require_going_on(self) -> None:
+        if self.over:
+            raise Refusal(Reason.GENERATION, f"generation {self.number} is over")
+
+    def _require_current(self, session: Session) -> None:
+        self._require_going_on()
+        if self._sessions.get(session.rank) is not session:
+            raise Refusal(Reason.STRANGER, f"worker {session.rank} was dropped, or connected anew")
+
+    def _known_shard(self) -> Shard:
+        if self._shard is None:
+            raise Refusal(Reason.MISTAKE, "this shard has no layout yet")
+        return self._shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A generation at one moment; see `server.ShardState`."""
+
+    version: int
+    applied: SliceSet
+    max_staleness_seen: int
+    late_gradients: int
+    initialized: bool
+    shard_bytes: int
+    wait_seconds: float
+    workers: tuple[int, ...]

@@ -1,0 +1,160 @@
+"""SGD, Adam and AdamW on the flat parts of a shard: torch's own fused kernels, called block by block.
+
+All three are element-wise: element i of the result depends on element i of parameters, gradient and state alone, so that
+cutting a model over servers changes nothing. (LAMB, LARS, Muon and a clip by norm are not, and are not here.)
+
+Not bitwise for free: the fused kernels compute the last few elements of a call without fused multiply-add. So callers pad every
+part, and cut blocks, to a multiple of `PADDING` elements; then each element takes the vector path, wherever the model was cut.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from disttrain.api import spec
+from disttrain_trainer.errors import WrongInput
+
+PADDING = 64
+"""Elements. More than one turn of the widest kernel: 64 B registers of the narrowest dtype, twice unrolled."""
+
+
+class Optimizer(ABC):
+    """An optimiser over the parts of one shard. Bind it to parts before anything else; not thread-safe."""
+
+    name: ClassVar[str]
+    slots: ClassVar[tuple[str, ...]]
+    """The state beside each part; also the names in a saved shard."""
+
+    def __init__(self, settings: spec.Optimizer) -> None:
+        self.learning_rate = float(settings.learning_rate)
+        self.weight_decay = float(settings.weight_decay)
+        self.updates = 0
+        """Optimiser steps taken: Adam's t."""
+        self._state: list[dict[str, torch.Tensor]] = []
+
+    def bind(self, parts: Sequence[torch.Tensor]) -> None:
+        """Starts anew, with zero state shaped like these (padded) parts."""
+        self.updates = 0
+        self._state = [{slot: torch.zeros_like(part) for slot in self.slots} for part in parts]
+
+    def step(self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Updates `parameters` in place: the elements `block` of part number `part`. `gradient` may be overwritten.
+
+        One optimiser step is a call for every block of every part, and then `advance` once.
+        """
+        self._step(parameters, gradient, {slot: tensor[block] for slot, tensor in self._state[part].items()})
+
+    def advance(self) -> None:
+        """Ends an optimiser step."""
+        self.updates += 1
+
+    def state(self) -> list[dict[str, torch.Tensor]]:
+        """The state of each part, by slot; the tensors themselves."""
+        return self._state
+
+    @abstractmethod
+    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None: ...
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with L2 penalty, momentum and Nesterov's momentum, as torch.optim.SGD (dampening 0)."""
+
+    name = "SGD"
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+        self._sgd(parameters, gradient, momentum=0.0, nesterov=False, buffer=None)
+
+    def _sgd(
+        self,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        momentum: float,
+        nesterov: bool,
+        buffer: torch.Tensor | None,
+    ) -> None:
+        sgd(
+            [parameters],
+            [gradient],
+            [buffer],
+            fused=True,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=momentum,
+            dampening=0.0,
+            nesterov=nesterov,
+            maximize=False,
+        )
+
+
+class MomentumSGD(SGD):
+    """SGD with a momentum buffer. It starts at 0, where torch starts with the first gradient: with dampening 0 that is the same."""
+
+    slots: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def __init__(self, settings: spec.Optimizer) -> None:
+        super().__init__(settings)
+        self.momentum = float(settings.momentum or 0)
+        self.nesterov = settings.nesterov
+
+    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+        self._sgd(parameters, gradient, momentum=self.momentum, nesterov=self.nesterov, buffer=state["momentum"])
+
+
+class Adam(Optimizer):
+    """Kingma & Ba, ICLR 2015, with an L2 penalty, as torch.optim.Adam."""
+
+    name = "Adam"
+    slots: ClassVar[tuple[str, ...]] = ("mean", "square")
+    decoupled: ClassVar[bool] = False
+
+    def __init__(self, settings: spec.Optimizer) -> None:
+        super().__init__(settings)
+        self.beta1 = float(settings.beta1) if settings.beta1 is not None else 0.9
+        self.beta2 = float(settings.beta2) if settings.beta2 is not None else 0.999
+        self.epsilon = float(settings.epsilon) if settings.epsilon is not None else 1e-8
+
+    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+        adam(
+            [parameters],
+            [gradient],
+            [state["mean"]],
+            [state["square"]],
+            [],
+            [torch.tensor(float(self.updates))],  # the kernel adds 1
+            fused=True,
+            decoupled_weight_decay=self.decoupled,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), as torch.optim.AdamW."""
+
+    name = "AdamW"
+    decoupled: ClassVar[bool] = True
+
+
+def build(settings: spec.Optimizer) -> Optimizer:
+    """The optimiser that the job names. WrongInput for numbers that torch.optim would refuse."""
+    match settings.name:
+        case spec.OptimizerName.SGD:
+            optimizer: Optimizer = MomentumSGD(settings) if float(settings.momentum or 0) else SGD(settings)
+        case spec.OptimizerName.ADAM:
+            optimizer = Adam(settings)
+        case spec.OptimizerName.ADAMW:
+            optimizer = AdamW(settings)
+    if isinstance(optimizer, Adam) and not (optimizer.beta1 < 1 and optimizer.beta2 < 1):
+        raise WrongInput(f"optimizer: beta1 ({settings.beta1}) and beta2 ({settings.beta2}) must be below 1")
+    return optimizer

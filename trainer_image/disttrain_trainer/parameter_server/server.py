@@ -1,0 +1,432 @@
+"""A parameter server: one shard behind a port, one thread for each connection.
+
+`begin` starts a generation, `save` writes a checkpoint's file, `drop` sends a worker away that the master has given up; all may be
+called from any thread. Not here: what the requests do (`generation.py`), when to begin and save (the server's role, told by the
+master), HTTP and Prometheus (the role reads `state`).
+"""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server import optimizer as optimizers
+from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
+from disttrain_trainer.parameter_server.identity import config_digest
+from disttrain_trainer.parameter_server.layout import Layout, Vector
+from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.wire import (
+    Closed,
+    Header,
+    Hello,
+    Link,
+    Op,
+    ProtocolError,
+    Reason,
+    Refusal,
+    Silent,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedShard:
+    """What a checkpoint's manifest says of a shard."""
+
+    sha256: str
+    """Of the file, in hex."""
+    version: int
+    applied: SliceSet
+    """The slices in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """A server at one moment."""
+
+    generation: int
+    """0 before the first `begin`."""
+    version: int = 0
+    """Optimiser steps behind the parameters; Sync: steps."""
+    applied: SliceSet
+    """The slices that count here. Sync: with those of the step that is still incomplete."""
+    max_staleness_seen: int = 0
+    """Largest lead over the slowest live worker with which an iteration started."""
+    late_gradients: int = 0
+    """Gradients that were ignored because their slice counted already."""
+    initialized: bool = False
+    """Whether the parameters have values."""
+    shard_bytes: int = 0
+    wait_seconds: float = 0.0
+    """Time that workers have waited for others, or for the first parameters, summed over workers."""
+    workers: tuple[int, ...] = ()
+    """Ranks of the workers that are connected."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class _Connection:
+    """One accepted connection."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.session: Session | None = None
+        self.generation: Generation | None = None
+
+
+class ShardServer:
+    """Serves shard `index` of the job on host:port (port 0: any free one).
+
+    optimizer: makes the optimiser of each generation. Default: what the job names.
+    on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
+    on_staleness: called with each gradient's staleness: versions between the parameters that it is of and those it is applied to.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: JobConfig,
+        index: int,
+        host: str,
+        port: int,
+        optimizer: Callable[[], Optimizer] | None = None,
+        on_worker_lost: Callable[[int], None] | None = None,
+        on_staleness: Callable[[int], None] | None = None,
+    ) -> None:
+        strategy = config.strategy.parameter_server
+        settings = config.trainer.optimizer
+        if strategy is None or settings is None:
+            raise WrongInput("a parameter server needs strategy.parameterServer and trainer.optimizer")
+        self._config = config
+        self._strategy = strategy
+        self._index = index
+        self._bind = (host, port)
+        self._optimizer = optimizer or (lambda: optimizers.build(settings))
+        self._on_worker_lost = on_worker_lost
+        self._on_staleness = on_staleness
+        self._digest = config_digest(config)
+        self._changed = threading.Condition()
+        self._generation: Generation | None = None
+        self._connections: set[_Connection] = set()
+        self._incarnations: dict[int, str] = {}
+        self._retired: set[str] = set()
+        self._bytes = [0, 0]  # of connections that have ended
+        self._listener: socket.socket | None = None
+        self._stopped = False
+
+    @property
+    def address(self) -> str:
+        """host:port, after `start`."""
+        if self._listener is None:
+            raise RuntimeError("the server was not started")
+        host, port = self._listener.getsockname()[:2]
+        return f"{host}:{port}"
+
+    def start(self) -> None:
+        """Listens. Workers that come before `begin` wait. Raises OSError when the port is taken."""
+        family = socket.AF_INET6 if ":" in self._bind[0] else socket.AF_INET
+        self._listener = socket.create_server(self._bind, family=family, backlog=1024)
+        threading.Thread(target=self._accept, args=(self._listener,), name=f"shard-{self._index}", daemon=True).start()
+
+    def begin(self, generation: int, checkpoint: Path | None = None) -> None:
+        """Starts a generation, from this file or with no parameters; the one before is over, and its workers are sent away.
+
+        Raises WrongInput when the file is damaged or does not fit the job; then the old generation goes on. ValueError when the
+        generation is not a later one.
+        """
+        file = None if checkpoint is None else ShardFile.load(checkpoint)
+        try:
+            new = Generation(
+                number=generation,
+                server=self._index,
+                servers=self._config.parameter_servers,
+                world_size=self._config.world_size,
+                strategy=self._strategy,
+                optimizer=self._optimizer(),
+                checkpoint=file,
+                observe_staleness=self._on_staleness,
+            )
+        except WrongInput as error:
+            raise WrongInput(f"{checkpoint}: {error}") from None
+        with self._changed:
+            old = self._generation
+            if old is not None and generation <= old.number:
+                raise ValueError(f"generation {generation} cannot follow {old.number}")
+            self._generation = new
+            former = [c for c in self._connections if c.generation is old and old is not None]
+            self._changed.notify_all()
+        if old is not None:
+            old.end()
+        for connection in former:
+            connection.link.stop_reading()
+
+    def save(self, path: Path) -> SavedShard:
+        """Writes the current version, durable when this returns. Training stands still only while the shard is copied.
+
+        Raises RuntimeError when there are no parameters yet, OSError when the file cannot be written.
+        """
+        generation = self._generation
+        if generation is None:
+            raise RuntimeError("no generation has begun")
+        try:
+            file = generation.snapshot()
+        except Refusal as error:
+            raise RuntimeError(error.text) from None
+        return SavedShard(sha256=file.save(path), version=file.version, applied=file.applied)
+
+    def state(self) -> ShardState:
+        """The server now."""
+        with self._changed:
+            generation = self._generation
+            links = [connection.link for connection in self._connections]
+            bytes_in = self._bytes[0] + sum(link.received for link in links)
+            bytes_out = self._bytes[1] + sum(link.sent for link in links)
+        if generation is None:
+            return ShardState(generation=0, applied=SliceSet(), bytes_in=bytes_in, bytes_out=bytes_out)
+        report = generation.report()
+        return ShardState(
+            generation=generation.number,
+            version=report.version,
+            applied=report.applied,
+            max_staleness_seen=report.max_staleness_seen,
+            late_gradients=report.late_gradients,
+            initialized=report.initialized,
+            shard_bytes=report.shard_bytes,
+            wait_seconds=report.wait_seconds,
+            workers=report.workers,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+        )
+
+    def drop(self, worker_rank: int) -> None:
+        """Ends the worker's connection and waits for it no more; it may connect again. `on_worker_lost` is not called."""
+        with self._changed:
+            dropped = [c for c in self._connections if c.session is not None and c.session.rank == worker_rank]
+        for connection in dropped:
+            if connection.generation is not None and connection.session is not None:
+                connection.generation.exit(connection.session)
+            connection.link.abort()
+
+    def stop(self) -> None:
+        """Ends the generation, all connections, and the listener."""
+        with self._changed:
+            self._stopped = True
+            connections = list(self._connections)
+            self._changed.notify_all()
+        if self._generation is not None:
+            self._generation.end()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
+            self._listener.close()
+        for connection in connections:
+            connection.link.abort()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stopped:
+            try:
+                sock, peer = listener.accept()
+            except OSError as error:
+                if self._stopped:
+                    return
+                log.warning("shard %d cannot accept a connection: %s", self._index, error)
+                continue
+            connection = _Connection(Link(sock, timeout=self._config.peer_timeout_seconds))
+            with self._changed:
+                self._connections.add(connection)
+            threading.Thread(
+                target=self._serve, args=(connection, peer), name=f"shard-{self._index}-{peer[1]}", daemon=True
+            ).start()
+
+    def _serve(self, connection: _Connection, peer: tuple[object, ...]) -> None:
+        """One connection, from HELLO to its end."""
+        said_goodbye = False
+        try:
+            hello = self._hello(connection.link)
+            generation, session = self._admit(connection, hello)
+            said_goodbye = _Requests(
+                link=connection.link,
+                generation=generation,
+                session=session,
+                patience=self._config.startup_timeout_seconds,
+                heartbeat=hello.timeout_seconds / 4,
+            ).serve()
+        except Refusal as refusal:
+            with contextlib.suppress(Closed, Silent):
+                connection.link.send_text(Header(op=Op.REFUSED, code=refusal.reason), refusal.text)
+        except ProtocolError as error:
+            log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
+            with contextlib.suppress(Closed, Silent):
+                connection.link.send_text(Header(op=Op.REFUSED, code=Reason.MISTAKE), str(error))
+        except (Closed, Silent):
+            if connection.generation is not None and connection.generation.over:
+                with contextlib.suppress(Closed, Silent):
+                    text = f"generation {connection.generation.number} is over"
+                    connection.link.send_text(Header(op=Op.REFUSED, code=Reason.GENERATION), text)
+        finally:
+            self._forget(connection, said_goodbye)
+
+    def _hello(self, link: Link) -> Hello:
+        header = link.receive()
+        if header.op is not Op.HELLO:
+            raise ProtocolError(f"a connection begins with HELLO, not {header.op.name}")
+        hello = Hello.decode(link.receive_text(header))
+        for what, theirs, ours in (
+            ("job", hello.job_uid, self._config.uid),
+            ("attempt", hello.attempt, self._config.attempt),
+            ("configuration", hello.config_digest, self._digest),
+            ("server", (hello.server, hello.servers), (self._index, self._config.parameter_servers)),
+        ):
+            if theirs != ours:
+                raise Refusal(Reason.STRANGER, f"worker {hello.rank} is of {what} {theirs}, this server of {ours}")
+        return hello
+
+    def _admit(self, connection: _Connection, hello: Hello) -> tuple[Generation, Session]:
+        self._await_generation(connection.link, hello)
+        with self._changed:
+            generation = self._generation
+            if generation is None or generation.number != hello.generation:
+                raise Refusal(Reason.GENERATION, f"generation {hello.generation} is over")
+            if hello.incarnation in self._retired:
+                raise Refusal(Reason.STRANGER, f"worker {hello.rank} was replaced by a newer incarnation")
+            before = self._incarnations.get(hello.rank)
+            if before is not None and before != hello.incarnation:
+                self._retired.add(before)
+            self._incarnations[hello.rank] = hello.incarnation
+            session = Session(hello.rank, hello.incarnation)
+            layout = Layout(
+                vectors=tuple(Vector(dtype=v.dtype, length=v.length) for v in hello.vectors), digest=hello.layout_digest
+            )
+            version, initialized = generation.enter(session, layout)
+            replaced = [c for c in self._connections if c.session is not None and c.session.rank == hello.rank]
+            connection.session, connection.generation = session, generation
+        for old in replaced:
+            old.link.abort()
+        connection.link.send(Header(op=Op.WELCOME, code=initialized, version=version))
+        return generation, session
+
+    def _await_generation(self, link: Link, hello: Hello) -> None:
+        """Waits for `begin`: a worker may hear of a generation before its servers do."""
+        deadline = self._config.startup_timeout_seconds
+        waited = 0.0
+        heartbeat = hello.timeout_seconds / 4
+        while True:
+            with self._changed:
+                if self._changed.wait_for(
+                    lambda: (
+                        self._stopped or (self._generation is not None and self._generation.number >= hello.generation)
+                    ),
+                    heartbeat,
+                ):
+                    return
+            waited += heartbeat
+            reason = f"generation {hello.generation} to begin on server {self._index}"
+            if waited >= deadline:
+                raise Refusal(Reason.TIMEOUT, f"waited {deadline:g} s for {reason}")
+            link.send_text(Header(op=Op.WAIT), reason)
+
+    def _forget(self, connection: _Connection, said_goodbye: bool) -> None:
+        session, generation = connection.session, connection.generation
+        with self._changed:
+            self._connections.discard(connection)
+            self._bytes[0] += connection.link.received
+            self._bytes[1] += connection.link.sent
+            current = generation is not None and generation is self._generation and not self._stopped
+        connection.link.close()
+        if session is None or generation is None:
+            return
+        was_here = generation.exit(session)
+        if was_here and current and not said_goodbye:
+            log.info("shard %d lost worker %d", self._index, session.rank)
+            if self._on_worker_lost is not None:
+                self._on_worker_lost(session.rank)
+
+
+class _Requests:
+    """The requests of one connection, answered one after the other."""
+
+    def __init__(
+        self, *, link: Link, generation: Generation, session: Session, patience: float, heartbeat: float
+    ) -> None:
+        self._link = link
+        self._generation = generation
+        self._session = session
+        self._patience = patience
+        self._heartbeat = heartbeat
+
+    def serve(self) -> bool:
+        """Until the connection ends; True when the worker said goodbye."""
+        while True:
+            header = self._link.receive(patient=True)
+            match header.op:
+                case Op.INIT:
+                    self._initialize(header)
+                case Op.JOIN:
+                    self._done(clock=self._generation.join(self._session, header.clock))
+                case Op.LEAVE:
+                    self._generation.leave(self._session)
+                    self._done()
+                case Op.PUSH:
+                    self._done(version=self._push(header))
+                case Op.PULL:
+                    self._pull(header.clock, header.step)
+                case Op.PUSH_PULL:
+                    self._push(header)
+                    self._pull(header.clock + 1, header.step)
+                case Op.BYE:
+                    return True
+                case _:
+                    raise ProtocolError(f"{header.op.name} is not for a server")
+
+    def _done(self, *, code: int = 0, clock: int = 0, version: int = 0) -> None:
+        self._link.send(Header(op=Op.DONE, code=code, clock=clock, version=version))
+
+    def _initialize(self, header: Header) -> None:
+        buffers = self._generation.take()
+        self._link.receive_into(header, buffers.views)
+        self._done(code=self._generation.initialize(buffers))
+
+    def _push(self, header: Header) -> int:
+        gradient = Gradient(
+            index=header.index,
+            samples=header.samples,
+            batch_samples=header.batch_samples,
+            clock=header.clock,
+            version=header.version,
+        )
+        if not 0 <= gradient.samples <= gradient.batch_samples or not gradient.batch_samples:
+            raise ProtocolError(f"slice {gradient.index} has {gradient.samples} of {gradient.batch_samples} samples")
+        if not gradient.samples:
+            self._link.receive_into(header, [])
+            return self._generation.push(self._session, gradient, None)
+        buffers = self._generation.take()
+        # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
+        try:
+            self._link.receive_into(header, buffers.views)
+        except BaseException:
+            self._generation.give(buffers)
+            raise
+        return self._generation.push(self._session, gradient, buffers)
+
+    def _pull(self, clock: int, step: int) -> None:
+        buffers = self._generation.pull(
+            self._session,
+            clock=clock,
+            step=None if step < 0 else step,
+            patience=self._patience,
+            heartbeat=self._heartbeat,
+            still_waiting=lambda reason: self._link.send_text(Header(op=Op.WAIT), reason),
+        )
+        try:
+            nbytes = sum(len(view) for view in buffers.views)
+            self._link.send(Header(op=Op.VALUES, version=buffers.version, nbytes=nbytes), buffers.views)
+        finally:
+            self._generation.release(buffers)

@@ -1,0 +1,215 @@
+"""One server's part of the model: parameters, optimiser state and version, updated block by block.
+
+A shard does as it is told, by one thread at a time: what becomes an update is `consistency.py`, locking is `generation.py`,
+files are `shard_file.py`. There are two ways to keep the parameters, by `history`:
+
+- False: updated in place. A reader may see a part of an update that is being made (as in Hogwild).
+- True: each version is another buffer, and the previous version stays. A shard that is one version ahead can then still serve the
+  version that the other shards have, to a worker that redoes a lost slice of it. No shard is ever two ahead: gradients for a step
+  need the parameters of that version from all shards.
+
+Parameters of 16 bits have a 32-bit master, on which gradients are summed and the optimiser works; what workers read is rounded from it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.layout import Layout, Span, bytes_of
+from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+
+BLOCK = 1 << 16
+"""Elements that are summed, updated and rounded at a time: they stay in the core's cache from one to the next."""
+
+
+class Buffers:
+    """A gradient, or the parameters of one version: a padded tensor for each span, and its unpadded bytes for the network."""
+
+    __slots__ = ("parts", "readers", "retired", "version", "views")
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        # The padding is zero, and stays zero under every optimiser.
+        self.parts = [torch.zeros(-(-span.length // PADDING) * PADDING, dtype=span.dtype) for span in spans]
+        self.views = [bytes_of(part[: span.length]) for part, span in zip(self.parts, spans, strict=True)]
+        self.version = 0
+        self.readers = 0
+        self.retired = False
+
+
+class Shard:
+    """The part number `server` of `servers` of a model of this layout. Not thread-safe."""
+
+    def __init__(self, *, layout: Layout, server: int, servers: int, optimizer: Optimizer, history: bool) -> None:
+        self.layout = layout
+        self.spans = layout.spans(server=server, servers=servers)
+        self.initialized = False
+        """Whether the parameters have their first values."""
+        self.version = 0
+        """Optimiser steps behind the current parameters."""
+        self._place = (server, servers)
+        self._optimizer = optimizer
+        self._history = history
+        self._free: list[Buffers] = []
+        self._current = Buffers(self.spans)
+        self._previous: Buffers | None = None
+        self._sum: Buffers | None = None
+        wide = [part.dtype.itemsize == 2 for part in self._current.parts]
+        self._masters = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
+        self._wide_sums = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
+        optimizer.bind([part.float() if is16 else part for part, is16 in zip(self._current.parts, wide, strict=True)])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the parameters as workers read them, and of a gradient."""
+        return sum(span.nbytes for span in self.spans)
+
+    def take(self) -> Buffers:
+        """Buffers to receive into, with any content. Hand them back: to `give`, `initialize` or `absorb`."""
+        return self._free.pop() if self._free else Buffers(self.spans)
+
+    def give(self, buffers: Buffers) -> None:
+        """Takes back buffers that are not needed."""
+        self._free.append(buffers)
+
+    def initialize(self, values: Buffers) -> None:
+        """Sets the first parameters."""
+        for part, master in zip(values.parts, self._masters, strict=True):
+            if master is not None:
+                master.copy_(part)
+        values.version = self.version
+        self._free.append(self._current)
+        self._current = values
+        self.initialized = True
+
+    def absorb(self, gradients: Sequence[tuple[Buffers, float]], *, update: bool) -> None:
+        """Adds gradient x weight, in this order, to the sum; then, if `update`, takes an optimiser step with the sum, to a new version.
+
+        The sum of no gradients is no step, and no new version.
+        """
+        queue = list(gradients)
+        first = None
+        if self._sum is None:
+            if not queue:
+                return
+            # The first gradient's own memory becomes the sum.
+            first = queue.pop(0)
+            self._sum = first[0]
+        target = self._target() if update else None
+        for number, gradient in enumerate(self._sum.parts):
+            for start in range(0, gradient.numel(), BLOCK):
+                block = slice(start, min(start + BLOCK, gradient.numel()))
+                wide = self._wide_sums[number]
+                total = gradient[block] if wide is None else wide[block]
+                if first is not None:
+                    if wide is not None:
+                        total.copy_(gradient[block])
+                    if first[1] != 1.0:
+                        total.mul_(first[1])
+                for buffers, weight in queue:
+                    total.add_(buffers.parts[number][block], alpha=weight)
+                if target is not None:
+                    self._step(number, block, total, target)
+        self._free.extend(buffers for buffers, _ in queue)
+        if target is not None:
+            self._free.append(self._sum)
+            self._sum = None
+            self._optimizer.advance()
+            self.version += 1
+            self._publish(target)
+
+    def acquire(self, version: int | None) -> Buffers:
+        """The parameters of that version if they are here, else the current ones; to be read until `release`."""
+        wanted = self._previous if self._previous is not None and self._previous.version == version else self._current
+        wanted.readers += 1
+        return wanted
+
+    def release(self, buffers: Buffers) -> None:
+        """The end of a read."""
+        buffers.readers -= 1
+        self._recycle(buffers)
+
+    def snapshot(self, applied: SliceSet) -> ShardFile:
+        """A copy of the current version, to be written while the shard goes on. `applied`: the slices in it."""
+        tensors: dict[str, torch.Tensor] = {}
+        for number, span in enumerate(self.spans):
+            for name, tensor in self._tensors(number).items():
+                tensors[f"{number}.{name}"] = tensor[: span.length].clone()
+        server, servers = self._place
+        return ShardFile(
+            layout=self.layout,
+            server=server,
+            servers=servers,
+            version=self.version,
+            applied=applied.copy(),
+            optimizer=self._optimizer.name,
+            updates=self._optimizer.updates,
+            tensors=tensors,
+        )
+
+    def restore(self, file: ShardFile) -> None:
+        """Goes on from a file. WrongInput when it is of another model, another cut or another optimiser."""
+        self._check(file)
+        for number, span in enumerate(self.spans):
+            for name, tensor in self._tensors(number).items():
+                saved = file.tensors.get(f"{number}.{name}")
+                if saved is None or saved.dtype != tensor.dtype or saved.shape != (span.length,):
+                    raise WrongInput(
+                        f"the saved shard has no {name} of {span.length} x {tensor.dtype} for vector {number}"
+                    )
+                tensor[: span.length].copy_(saved)
+        self.version = self._current.version = file.version
+        self._optimizer.updates = file.updates
+        self.initialized = True
+
+    def _check(self, file: ShardFile) -> None:
+        if file.layout != self.layout:
+            raise WrongInput(
+                f"the saved shard is of another model: its layout is {file.layout.digest[:12]} with "
+                f"{[v.length for v in file.layout.vectors]} elements, the model's {self.layout.digest[:12]} with "
+                f"{[v.length for v in self.layout.vectors]}"
+            )
+        if (file.server, file.servers) != self._place:
+            raise WrongInput(
+                f"the saved shard is number {file.server} of {file.servers}; this is server {self._place[0]} of {self._place[1]}"
+            )
+        if file.optimizer != self._optimizer.name:
+            raise WrongInput(f"the saved shard was trained with {file.optimizer}; the job names {self._optimizer.name}")
+
+    def _tensors(self, number: int) -> dict[str, torch.Tensor]:
+        """Everything that one vector's part consists of."""
+        master = self._masters[number]
+        return {
+            "parameters": self._current.parts[number],
+            **({} if master is None else {"master": master}),
+            **self._optimizer.state()[number],
+        }
+
+    def _target(self) -> Buffers:
+        return self.take() if self._history else self._current
+
+    def _step(self, number: int, block: slice, gradient: torch.Tensor, target: Buffers) -> None:
+        published, master = target.parts[number][block], self._masters[number]
+        if master is not None:
+            self._optimizer.step(number, block, master[block], gradient)
+            published.copy_(master[block])
+            return
+        if target is not self._current:
+            published.copy_(self._current.parts[number][block])
+        self._optimizer.step(number, block, published, gradient)
+
+    def _publish(self, target: Buffers) -> None:
+        target.version = self.version
+        if target is not self._current:
+            oldest, self._previous, self._current = self._previous, self._current, target
+            if oldest is not None:
+                oldest.retired = True
+                self._recycle(oldest)
+
+    def _recycle(self, buffers: Buffers) -> None:
+        # A slow worker may still be reading an old version: its memory is used again when the last reader is done.
+        if buffers.retired and not buffers.readers:
+            buffers.retired = False
+            self._free.append(buffers)

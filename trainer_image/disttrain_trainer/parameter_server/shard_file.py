@@ -1,0 +1,111 @@
+"""A shard in a file: safetensors, so that reading it cannot run code; written so that a crash leaves the old file or the new one.
+
+The header's metadata says which version and slices, which layout and optimiser, and a sha256 over the tensors, so that a
+damaged file is refused by itself. The digest over the whole file, for a checkpoint's manifest, is what `save` returns.
+Not here: which files make a checkpoint, and when (the master).
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.layout import Layout, Vector, bytes_of
+
+FORMAT = "disttrain-shard-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """What a shard's file holds."""
+
+    layout: Layout
+    server: int
+    servers: int
+    version: int
+    applied: SliceSet
+    optimizer: str
+    """Name of the optimiser whose state this is."""
+    updates: int
+    """Steps that it has taken."""
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    """By "<number of the vector>.<what>", unpadded."""
+
+    def save(self, path: Path) -> str:
+        """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine."""
+        metadata = {
+            "format": FORMAT,
+            "layout": json.dumps(
+                {"digest": self.layout.digest, "vectors": [(v.dtype, v.length) for v in self.layout.vectors]}
+            ),
+            "server": json.dumps([self.server, self.servers]),
+            "version": str(self.version),
+            "applied": json.dumps(self.applied.intervals()),
+            "optimizer": json.dumps([self.optimizer, self.updates]),
+            "sha256": _digest(self.tensors),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            save_file(self.tensors, temporary, metadata=metadata)
+            with temporary.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return digest
+
+    @classmethod
+    def load(cls, path: Path) -> "ShardFile":
+        """Reads and checks the file; WrongInput that names it when it is missing, damaged, or no shard."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if metadata.get("format") != FORMAT:
+                raise WrongInput(f"{path} is no shard: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            layout = json.loads(metadata["layout"])
+            server, servers = json.loads(metadata["server"])
+            optimizer, updates = json.loads(metadata["optimizer"])
+            result = cls(
+                layout=Layout(
+                    digest=layout["digest"],
+                    vectors=tuple(Vector(dtype=dtype, length=length) for dtype, length in layout["vectors"]),
+                ),
+                server=server,
+                servers=servers,
+                version=int(metadata["version"]),
+                applied=SliceSet.from_intervals((start, stop) for start, stop in json.loads(metadata["applied"])),
+                optimizer=optimizer,
+                updates=updates,
+                tensors=tensors,
+            )
+        except OSError as error:
+            raise WrongInput(f"shard {path} cannot be read: {error}") from error
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise WrongInput(f"shard {path} is damaged: {error}") from error
+        if metadata["sha256"] != _digest(tensors):
+            raise WrongInput(f"shard {path} is damaged: its tensors do not have the digest in its header")
+        return result
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].numel()}\n".encode())
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()

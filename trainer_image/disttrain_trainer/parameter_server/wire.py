@@ -1,0 +1,305 @@
+"""The binary protocol between workers and parameter servers: frames on a blocking TCP socket.
+
+A frame is a header of 60 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
+in the order of the layout, JSON for HELLO, text for answers in words. Payload goes from and into tensor memory without a copy.
+
+    worker                          server
+    HELLO who I am, my layout   ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
+    INIT values                 ->  DONE
+    JOIN clock                  ->  DONE clock
+    LEAVE                       ->  DONE
+    PUSH slice, gradient        ->  DONE version
+    PULL clock, step            ->  VALUES version, parameters
+    PUSH_PULL slice, gradient   ->  VALUES version, parameters               push and pull in one round trip
+    BYE                         ->                                           the end, on purpose
+
+One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
+time-out: a silent server is a lost one. Nothing that arrives is trusted: sizes are known before a payload is read, nothing is
+unpickled, and whatever does not fit is a `ProtocolError`, which costs the sender its connection and nobody else anything.
+"""
+
+import contextlib
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from disttrain.api.base import Model
+
+MAGIC = b"DTPS"
+PROTOCOL = 1
+MAX_TEXT = 64 * 1024
+"""Bytes of a HELLO or of words."""
+CHUNK = 4 << 20
+"""Bytes that move in one system call: each has the time-out for itself."""
+
+_HEADER = struct.Struct("<4sBBHIIQqQQQI")
+SIZE = _HEADER.size
+"""Bytes of a header."""
+
+
+class ProtocolError(Exception):
+    """The peer does not speak this protocol, or breaks it."""
+
+
+class Refusal(Exception):
+    """A server's answer to a request that it does not fulfil."""
+
+    def __init__(self, reason: "Reason", text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+class Silent(Exception):
+    """The peer has neither sent nor taken anything for the time-out."""
+
+
+class Closed(Exception):
+    """The peer has closed the connection, or its end was lost."""
+
+
+class Op(IntEnum):
+    """What a frame is; see the table above."""
+
+    HELLO = 1
+    INIT = 2
+    JOIN = 3
+    LEAVE = 4
+    PUSH = 5
+    PULL = 6
+    PUSH_PULL = 7
+    BYE = 8
+    WELCOME = 65
+    DONE = 66
+    VALUES = 67
+    WAIT = 68
+    REFUSED = 69
+
+
+class Reason(IntEnum):
+    """Why a server refuses, in the code of REFUSED."""
+
+    NONE = 0
+    GENERATION = 1
+    """The generation is over."""
+    STRANGER = 2
+    """Another job, attempt, configuration or cut; or a replaced incarnation."""
+    LAYOUT = 3
+    """Another model than that of the first worker."""
+    TIMEOUT = 4
+    """The request has waited for too long."""
+    MISTAKE = 5
+    """What was asked makes no sense."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The head of a frame. A field that an op does not use is 0."""
+
+    op: Op
+    code: int = 0
+    """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`."""
+    samples: int = 0
+    """PUSH: samples of the slice; 0 means no gradient."""
+    batch_samples: int = 0
+    """PUSH: samples of the slice's step."""
+    index: int = 0
+    """PUSH: number of the slice."""
+    step: int = -1
+    """PULL: the step whose version is wanted, -1 for the current one."""
+    clock: int = 0
+    """The worker's iteration."""
+    version: int = 0
+    """PUSH: version of the parameters that the gradient is of. From the server: version of the shard."""
+    nbytes: int = 0
+    """Bytes of payload that follow."""
+
+    def encode(self) -> bytes:
+        """The 60 bytes."""
+        head = _HEADER.pack(
+            MAGIC,
+            PROTOCOL,
+            self.op,
+            self.code,
+            self.samples,
+            self.batch_samples,
+            self.index,
+            self.step,
+            self.clock,
+            self.version,
+            self.nbytes,
+            0,
+        )[:-4]
+        return head + struct.pack("<I", zlib.crc32(head))
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray) -> "Header":
+        """The header in these 60 bytes, or ProtocolError."""
+        if len(data) != SIZE:
+            raise ProtocolError(f"a header has {SIZE} bytes, not {len(data)}")
+        magic, protocol, op, code, samples, batch_samples, index, step, clock, version, nbytes, crc = _HEADER.unpack(
+            data
+        )
+        if magic != MAGIC:
+            raise ProtocolError(f"the peer does not speak DistTrain: it began with {bytes(data[:4])!r}")
+        if protocol != PROTOCOL:
+            raise ProtocolError(f"the peer speaks version {protocol} of the protocol, not {PROTOCOL}")
+        if crc != zlib.crc32(data[:-4]):
+            raise ProtocolError("a header is damaged: its CRC is wrong")
+        try:
+            known = Op(op)
+        except ValueError:
+            raise ProtocolError(f"there is no op {op}") from None
+        return cls(
+            op=known,
+            code=code,
+            samples=samples,
+            batch_samples=batch_samples,
+            index=index,
+            step=step,
+            clock=clock,
+            version=version,
+            nbytes=nbytes,
+        )
+
+
+class HelloVector(Model):
+    """A vector of the worker's layout."""
+
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    length: Annotated[int, Field(ge=1, le=1 << 40)]
+
+
+class Hello(Model):
+    """Who a worker is and which model it has."""
+
+    job_uid: Annotated[str, Field(max_length=256)]
+    config_digest: Annotated[str, Field(max_length=64)]
+    attempt: int
+    generation: int
+    server: int
+    """The server that the worker means to talk to, and of how many."""
+    servers: int
+    rank: Annotated[int, Field(ge=0, le=1 << 20)]
+    incarnation: Annotated[str, Field(min_length=1, max_length=64)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=86400)]
+    """The server is taken for lost when it is silent for so long."""
+    layout_digest: Annotated[str, Field(max_length=64)]
+    vectors: Annotated[tuple[HelloVector, ...], Field(min_length=1, max_length=4)]
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray) -> "Hello":
+        """The HELLO in this JSON, or ProtocolError."""
+        try:
+            return cls.model_validate_json(bytes(data))
+        except ValidationError as error:
+            raise ProtocolError(f"a HELLO is malformed: {error.errors()[0]['msg']}") from None
+
+
+class Link:
+    """One end of a connection; for one thread at a time.
+
+    timeout: seconds without progress after which a call raises Silent. A lost connection raises Closed, from any thread that
+    `abort` is called by as well.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float) -> None:
+        # Time-outs of the kernel: a socket with a time-out of Python is non-blocking, and costs a poll() with every call.
+        sock.settimeout(None)
+        interval = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6) or (1 if timeout < 1e-6 else 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket = sock
+        self._timeout = timeout
+        self._head = bytearray(SIZE)
+        self.received = 0
+        """Bytes so far."""
+        self.sent = 0
+
+    def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
+        """Sends a frame; the header says the size of the payload."""
+        try:
+            self._socket.sendall(header.encode(), socket.MSG_MORE if header.nbytes else 0)
+            for view in payload:
+                for start in range(0, len(view), CHUNK):
+                    self._socket.sendall(view[start : start + CHUNK])
+        except BlockingIOError:
+            raise Silent from None
+        except OSError as error:
+            raise Closed(_words(error)) from None
+        self.sent += SIZE + header.nbytes
+
+    def send_text(self, header: Header, text: str) -> None:
+        """Sends a frame with this text, cut to what a frame may hold; `header.nbytes` is set here."""
+        data = text.encode()[:MAX_TEXT]
+        self.send(Header(op=header.op, code=header.code, version=header.version, nbytes=len(data)), [memoryview(data)])
+
+    def receive(self, *, patient: bool = False) -> Header:
+        """The next header. `patient`: waits for its first byte for ever (a worker that computes is silent)."""
+        self._fill(memoryview(self._head), patient=patient)
+        return Header.decode(self._head)
+
+    def receive_into(self, header: Header, views: Sequence[memoryview]) -> None:
+        """The payload of this header, which must be exactly as long as the views."""
+        expected = sum(len(view) for view in views)
+        if header.nbytes != expected:
+            raise ProtocolError(
+                f"{header.op.name} has {header.nbytes} bytes of payload, not the {expected} of this shard"
+            )
+        for view in views:
+            self._fill(view)
+
+    def receive_text(self, header: Header) -> bytearray:
+        """The payload of a frame that is not raw data."""
+        if header.nbytes > MAX_TEXT:
+            raise ProtocolError(f"{header.op.name} has {header.nbytes} bytes of payload, more than {MAX_TEXT}")
+        data = bytearray(header.nbytes)
+        self._fill(memoryview(data))
+        return data
+
+    def abort(self) -> None:
+        """Ends the connection under the hands of whoever uses it, who gets Closed. For any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def stop_reading(self) -> None:
+        """Whoever reads gets Closed, but may still send a last word. For any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _fill(self, view: memoryview, *, patient: bool = False) -> None:
+        filled, size = 0, len(view)
+        while filled < size:
+            chunk = min(CHUNK, size - filled)
+            begin = time.monotonic()
+            try:
+                count = self._socket.recv_into(view[filled : filled + chunk], chunk, socket.MSG_WAITALL)
+            except BlockingIOError:
+                if patient and not filled:
+                    continue
+                raise Silent from None
+            except OSError as error:
+                raise Closed(_words(error)) from None
+            if not count:
+                raise Closed("closed by the peer")
+            filled += count
+            # A shorter count is the end of the connection, a signal, or the time-out.
+            if count < chunk and time.monotonic() - begin >= self._timeout:
+                raise Silent
+        self.received += size
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,97 @@
+"""Which process of the job this is: the environment, read once and checked. Not here: what the role does (entry.py)."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from disttrain.api import environment
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from pydantic import ValidationError
+
+from disttrain_trainer.errors import WrongInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process of a job."""
+
+    config: JobConfig
+    role: Role
+    index: int
+    """Index of the pod within its role."""
+    local_rank: int = 0
+    """Number of the training process within its pod."""
+    checkpoint_dir: Path | None = None
+    data_dir: Path | None = None
+    metrics_port: int | None = None
+    termination_log: Path | None = None
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Drawn at the start: a replacement of the same name is another process."""
+
+    @property
+    def rank(self) -> int:
+        """Number of the process within its role, over all pods."""
+        if self.role is Role.WORKER:
+            return self.index * self.config.processes_per_worker + self.local_rank
+        return self.index
+
+    @property
+    def name(self) -> str:
+        """How logs and messages call it: worker-1, or worker-1.3 where a pod has several processes."""
+        suffix = f".{self.local_rank}" if self.role is Role.WORKER and self.config.processes_per_worker > 1 else ""
+        return f"{self.role.value}-{self.index}{suffix}"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], *, local_rank: int = 0) -> "Process":
+        """The process that the environment describes. Raises WrongInput, which names the variable."""
+        try:
+            config = JobConfig.model_validate_json(_required(environ, environment.JOB))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field_name = ".".join(str(part) for part in first["loc"])
+            raise WrongInput(
+                f"{environment.JOB}: {field_name}: {first['msg']}; the operator or `disttrain run` sets it"
+            ) from None
+        role = _required(environ, environment.ROLE)
+        if role not in list(Role):
+            raise WrongInput(f"{environment.ROLE}: {role!r} is no role; expected one of {', '.join(Role)}")
+        return cls(
+            config=config,
+            role=Role(role),
+            index=_number(environ, environment.INDEX, default=0),
+            local_rank=local_rank,
+            checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR),
+            data_dir=_path(environ, environment.DATA_DIR),
+            metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
+            termination_log=_path(environ, environment.TERMINATION_LOG),
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise WrongInput(f"{name} is not set; start the job with the operator or `disttrain run`, which set it")
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: int) -> int:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise WrongInput(f"{name}: {text!r} is no number; expected one such as 0")
+    return int(text)
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    return Path(environ[name]) if environ.get(name) else None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """host and port of "host:port"; IPv6 hosts stand in brackets. Raises WrongInput."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise WrongInput(f"{address!r} is no address; expected host:port")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,148 @@
+"""What is trained: model, data, loss, optimiser of a job, made from its factories. The same for every strategy.
+
+Not here: how gradients travel (parallel/, parameter_server/), and the order of the samples (data/slices.py).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from disttrain.api.runtime import JobConfig
+from disttrain.api.spec import Backend, OptimizerName
+from torch import nn
+
+from disttrain_trainer.data.batches import Fetch, fetcher
+from disttrain_trainer.data.slices import Schedule, Slice
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.factories import add_current_folder, resolve
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+Evaluation = dict[str, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class Task:
+    """The user's part of a training, ready to be stepped through."""
+
+    model: nn.Module
+    loss: Loss
+    schedule: Schedule
+    fetch: Fetch
+    device: torch.device
+    evaluate: Callable[[], Evaluation] | None
+
+    def seed(self, piece: Slice) -> None:
+        """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts."""
+        seed = (self.schedule.seed << 40) + piece.index
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+
+def build(config: JobConfig, *, local_rank: int) -> Task:
+    """Makes the task. Raises WrongInput, or what the user's factories raise."""
+    trainer = config.trainer
+    assert trainer.model and trainer.dataset, "an agent runs scripts and commands"
+    add_current_folder()
+    resolved = {
+        "trainer.model": resolve("trainer.model", trainer.model),
+        "trainer.dataset": resolve("trainer.dataset", trainer.dataset),
+    }
+    loss = resolve("trainer.loss", trainer.loss) if trainer.loss else cross_entropy
+    evaluate = resolve("trainer.evaluate", trainer.evaluate) if trainer.evaluate else None
+    if trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    device = choose_device(config, local_rank=local_rank)
+    options = dict(trainer.config or {})
+    torch.manual_seed(trainer.seed)
+    model = resolved["trainer.model"](dict(options))
+    if not isinstance(model, nn.Module):
+        raise WrongInput(f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module")
+    dataset = resolved["trainer.dataset"](dict(options), "train")
+    fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}")
+    model.to(device)
+    schedule = Schedule(
+        samples=len(dataset),
+        batch_size=trainer.batch_size,
+        world_size=config.world_size,
+        seed=trainer.seed,
+        epochs=trainer.epochs,
+        max_steps=trainer.max_steps,
+    )
+
+    def evaluate_on_test() -> Evaluation:
+        assert evaluate is not None
+        test = resolved["trainer.dataset"](dict(options), "test")
+        model.eval()
+        with torch.no_grad():
+            found = evaluate(model, test)
+        model.train()
+        try:
+            return {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise WrongInput(
+                f"trainer.evaluate: {trainer.evaluate!r} returned {found!r:.200}; expected a dict of names and numbers"
+            ) from None
+
+    return Task(
+        model=model,
+        loss=loss,
+        schedule=schedule,
+        fetch=fetch,
+        device=device,
+        evaluate=evaluate_on_test if evaluate else None,
+    )
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss where the job names none: cross entropy of (input, target)."""
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs), targets)
+
+
+def choose_device(config: JobConfig, *, local_rank: int) -> torch.device:
+    """The GPU of this process, or the CPU. Raises WrongInput when the job asks for GPUs and none is there."""
+    if config.gpus_per_worker == 0:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise WrongInput(
+            f"worker.gpusPerWorker is {config.gpus_per_worker}, but torch sees {torch.cuda.device_count()} GPUs here; "
+            "use a node and an image with CUDA, or set it to 0"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def choose_backend(config: JobConfig, device: torch.device) -> str:
+    """nccl between GPUs, gloo elsewhere, unless the job says which."""
+    if config.trainer.backend is not Backend.AUTO:
+        return str(config.trainer.backend.value)
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def make_optimizer(config: JobConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """torch's optimiser of the job, over the trainable parameters."""
+    spec = config.trainer.optimizer
+    assert spec is not None, "the schema demands it beside a model"
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise WrongInput(f"trainer.model: {config.trainer.model!r} has no parameter to train")
+    rate, decay = float(spec.learning_rate), float(spec.weight_decay)
+    # fused: one kernel for all parameters instead of several for each.
+    if spec.name is OptimizerName.SGD:
+        momentum = float(spec.momentum or 0)
+        return torch.optim.SGD(
+            parameters, lr=rate, momentum=momentum, nesterov=spec.nesterov, weight_decay=decay, fused=True
+        )
+    kind = torch.optim.Adam if spec.name is OptimizerName.ADAM else torch.optim.AdamW
+    return kind(
+        parameters,
+        lr=rate,
+        betas=(float(spec.beta1 or "0.9"), float(spec.beta2 or "0.999")),
+        eps=float(spec.epsilon or "1e-8"),
+        weight_decay=decay,
+        fused=True,
+    )
