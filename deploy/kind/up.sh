@@ -38,7 +38,7 @@ docker info >/dev/null 2>&1 || fail "docker is installed, but its daemon does no
 
 # --- cluster
 
-if kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
+if kind get clusters 2>/dev/null | grep -x "$CLUSTER" >/dev/null; then
   say "the kind cluster $CLUSTER is there and is used"
   fresh=false
 else

@@ -21,6 +21,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 JOB = 'namespace="$namespace",job_name="$job_name"'
 WORKERS = f'{JOB},role="worker"'
+SERVERS = f'{JOB},role="parameter-server"'
 RANKS = f'{WORKERS},rank=~"$rank"'
 OPERATOR = 'namespace="$namespace",job="disttrain-operator"'
 WINDOW = "[$__rate_interval]"
@@ -74,6 +75,14 @@ def panel(
 
 def thresholds(*steps: tuple[float | None, str]) -> Json:
     return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}
+
+
+def override(field: str, *properties: tuple[str, Any]) -> Json:
+    """Other properties for the curve or column of that name."""
+    return {
+        "matcher": {"id": "byName", "options": field},
+        "properties": [{"id": name, "value": value} for name, value in properties],
+    }
 
 
 def stat(
@@ -137,9 +146,13 @@ def series(
     levels: Json | None = None,
     logarithmic: bool = False,
     dashed: str | None = None,
+    right: str | None = None,
+    colors: dict[str, str] | None = None,
     table: bool = False,
 ) -> Json:
-    """Curves over time. dashed: the legend of a curve that is a reference for the others. table: the legend with last and maximum."""
+    """Curves over time. dashed: the legend of a curve that is a reference for the others. right: of one with an axis of its
+    own. bars: for counts of rare events; each bar is a minute or more, so that an event is in one bar. table: the legend with
+    last and maximum."""
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineInterpolation": "stepAfter" if steps else "linear",
@@ -166,16 +179,18 @@ def series(
         defaults["max"] = most
     overrides = []
     if dashed is not None:
+        line = {"fill": "dash", "dash": [8, 6]}
         overrides.append(
-            {
-                "matcher": {"id": "byName", "options": dashed},
-                "properties": [
-                    {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 6]}},
-                    {"id": "custom.fillOpacity", "value": 0},
-                    {"id": "color", "value": {"mode": "fixed", "fixedColor": "text"}},
-                ],
-            }
+            override(
+                dashed, ("custom.lineStyle", line), ("custom.fillOpacity", 0), ("color", {"mode": "fixed", "fixedColor": "text"})
+            )
         )
+    if right is not None:
+        overrides.append(override(right, ("custom.axisPlacement", "right"), ("min", 0)))
+    for name, color in (colors or {}).items():
+        overrides.append(override(name, ("color", {"mode": "fixed", "fixedColor": color})))
+    if bars:
+        defaults["decimals"] = 0
     return panel(
         "timeseries",
         title,
@@ -193,6 +208,7 @@ def series(
             },
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
+        **({"interval": "1m"} if bars else {}),
     )
 
 
@@ -237,19 +253,11 @@ def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 
     )
 
 
-def jobs_table(title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, height: int = 8) -> Json:
+def jobs_table(title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, height: int = 6) -> Json:
     """A row for each job. columns: title -> (query, unit); the job's name leads to its dashboard."""
     names = {f"Value #{letter}": column for letter, column in zip("ABCDEFGH", columns, strict=False)}
-    overrides = [
-        {"matcher": {"id": "byName", "options": column}, "properties": [{"id": "unit", "value": unit}]}
-        for column, (_, unit) in columns.items()
-    ]
-    overrides.append(
-        {
-            "matcher": {"id": "byName", "options": "Job"},
-            "properties": [{"id": "links", "value": [{"title": "Open this job", "url": link, "targetBlank": False}]}],
-        }
-    )
+    overrides = [override(column, ("unit", unit)) for column, (_, unit) in columns.items()]
+    overrides.append(override("Job", ("links", [{"title": "Open this job", "url": link, "targetBlank": False}])))
     return panel(
         "table",
         title,
@@ -414,10 +422,10 @@ def job() -> Json:
     compute = f'disttrain_step_phase_seconds_total{{{RANKS},phase=~"data|forward|backward"}}{WINDOW}'
     goodput = f"increase(disttrain_goodput_seconds_total{{{JOB}}}[$__range])"
     productive = f'increase(disttrain_goodput_seconds_total{{{JOB},bucket="productive"}}[$__range])'
-    state = (
-        f"clamp_max((sum(increase(disttrain_steps_total{{{WORKERS}}}[5m])) > bool 0)"
-        f" + 2 * max(disttrain_loss{{{JOB}}} != bool disttrain_loss{{{JOB}}}), 2)"
-    )
+    # Each part alone may be empty: no steps before the first, no loss before the first.
+    steps_made = f"(sum(increase(disttrain_steps_total{{{WORKERS}}}[5m])) > bool 0 or 0 * max(up{{{JOB}}}))"
+    not_finite = f"(max(disttrain_loss{{{JOB}}} != bool disttrain_loss{{{JOB}}}) or vector(0))"
+    state = f"clamp_max({steps_made} + 2 * {not_finite}, 2)"
     overview = [
         stat(
             "State",
@@ -450,8 +458,8 @@ def job() -> Json:
         stat("Workers", "Training processes that answer the scrape.", f"count(disttrain_step{{{WORKERS}}})", decimals=0, spark=True),
         stat(
             "Recoveries",
-            "Lost pods and groups that the job survived, in the time shown.",
-            f"sum(increase(disttrain_recoveries_total{{{JOB}}}[$__range]))",
+            "Times that the job went on after losing processes, in the time shown, as the process that saw most of them counts.",
+            f"max(increase(disttrain_recoveries_total{{{JOB}}}[$__range]))",
             decimals=0,
             levels=thresholds((None, "green"), (1, "orange"), (10, "red")),
         ),
@@ -535,7 +543,8 @@ def job() -> Json:
             "Communication",
             "Bytes a second that training processes send and receive, by role.",
             target(
-                f"sum by (role, direction) (rate(disttrain_communication_bytes_total{{{JOB}}}{WINDOW}))", "{{role}} {{direction}}"
+                f'sum by (role, direction) (rate(disttrain_communication_bytes_total{{{JOB},role!="master"}}{WINDOW}))',
+                "{{role}} {{direction}}",
             ),
             unit="Bps",
             width=24,
@@ -546,14 +555,14 @@ def job() -> Json:
         series(
             "Staleness",
             "How many steps old the parameters were that a gradient was computed on, when it arrived. Sync keeps it at 0, BoundedStaleness below its bound.",
-            *quantiles("disttrain_ps_staleness_steps", JOB),
+            *quantiles("disttrain_ps_staleness_steps", SERVERS),
             unit=STEPS,
             width=8,
         ),
         series(
             "Version by server",
             "The version of the parameters that each server holds. They move together; one that stands still blocks the job. A drop is a roll-back to a checkpoint.",
-            target(f"disttrain_ps_version{{{JOB}}}", "server {{rank}}"),
+            target(f"disttrain_ps_version{{{SERVERS}}}", "server {{rank}}"),
             unit="none",
             width=8,
             steps=True,
@@ -561,7 +570,7 @@ def job() -> Json:
         series(
             "Late gradients",
             "Gradients a second that came too late to count: those of backup workers, and repeated ones.",
-            target(f"sum by (rank) (rate(disttrain_ps_late_gradients_total{{{JOB}}}{WINDOW}))", "server {{rank}}"),
+            target(f"sum by (rank) (rate(disttrain_ps_late_gradients_total{{{SERVERS}}}{WINDOW}))", "server {{rank}}"),
             unit="cps",
             width=8,
         ),
@@ -569,12 +578,14 @@ def job() -> Json:
     faults = [
         series(
             "Recoveries and lost steps",
-            "Faults that the job survived, and steps that had to be done again, shortly before each point.",
-            target(f"sum(increase(disttrain_recoveries_total{{{JOB}}}{WINDOW}))", "recoveries"),
+            "Faults that the job survived (left axis), and steps that had to be done again (right axis), in each bar.",
+            target(f"max(increase(disttrain_recoveries_total{{{JOB}}}{WINDOW}))", "recoveries"),
             target(f"sum(increase(disttrain_lost_steps_total{{{JOB}}}{WINDOW}))", "lost steps"),
             unit="none",
             width=8,
             bars=True,
+            right="lost steps",
+            colors={"recoveries": "orange", "lost steps": "purple"},
         ),
         series(
             "Where the time goes",
@@ -590,6 +601,7 @@ def job() -> Json:
             width=8,
             stacked=True,
             most=1,
+            colors={"productive": "green", "queued": "blue", "starting": "yellow", "redone": "purple", "stalled": "red"},
         ),
         series(
             "Checkpoint duration",
@@ -597,7 +609,7 @@ def job() -> Json:
             target(
                 mean(
                     f"sum by (role, rank) {happened('disttrain_checkpoint_duration_seconds_sum', JOB, '15m')}",
-                    f"sum by (role, rank) {happened('disttrain_checkpoint_duration_seconds_count', JOB, '15m')}",
+                    f"(sum by (role, rank) {happened('disttrain_checkpoint_duration_seconds_count', JOB, '15m')} > 0)",
                 ),
                 "{{role}} {{rank}}",
             ),
@@ -616,7 +628,7 @@ def job() -> Json:
             variable("rank", "Ranks", "Ranks shown in the panels by rank.", f"label_values(disttrain_step{{{WORKERS}}}, rank)", many=True),
         ],
         events=[
-            event("Recovery", f"sum(increase(disttrain_recoveries_total{{{JOB}}}[15s])) > 0", "orange"),
+            event("Recovery", f"max(increase(disttrain_recoveries_total{{{JOB}}}[15s])) > 0", "orange"),
             event("Alert", f'ALERTS{{{JOB},alertstate="firing"}}', "red", text="{{alertname}}", on=False),
         ],
         links=[link("Operator", "/d/disttrain-operator?var-datasource=${datasource}")],
@@ -631,6 +643,19 @@ def job() -> Json:
 
 
 # --- the operator
+
+STATE_COLORS = {
+    "Pending": "#8AB8FF",
+    "Scheduling": "#5794F2",
+    "Starting": "#3274D9",
+    "Training": "green",
+    "Stalled": "orange",
+    "Restarting": "yellow",
+    "Resizing": "super-light-purple",
+    "Suspended": "#8e8e8e",
+    "Complete": "dark-green",
+    "Failed": "red",
+}
 
 
 def operator() -> Json:
@@ -713,11 +738,13 @@ def operator() -> Json:
             target(f"max by (state) (disttrain_operator_jobs{{{OPERATOR}}})", "{{state}}"),
             unit="none",
             stacked=True,
+            steps=True,
+            colors=STATE_COLORS,
             table=True,
         ),
         series(
             "Finished jobs",
-            "Jobs that ended shortly before each point, by result and reason.",
+            "Jobs that ended, by result and reason.",
             target(
                 f"sum by (result, reason) {happened('disttrain_operator_jobs_finished_total', OPERATOR, '$__rate_interval')}",
                 "{{result}} {{reason}}",
@@ -738,7 +765,7 @@ def operator() -> Json:
                 ),
                 "Workers": ('count by (namespace, job_name) (disttrain_step{job="disttrain-trainer",role="worker"})', "none"),
                 "Recoveries": (
-                    'sum by (namespace, job_name) (increase(disttrain_recoveries_total{job="disttrain-trainer"}[$__range]))',
+                    'max by (namespace, job_name) (increase(disttrain_recoveries_total{job="disttrain-trainer"}[$__range]))',
                     "none",
                 ),
             },
@@ -747,8 +774,8 @@ def operator() -> Json:
     ]
     faults = [
         series(
-            "Restarts",
-            "Replaced pods shortly before each point, by role and cause.",
+            "Restarts by cause",
+            "Replaced pods, by role and cause.",
             target(
                 f"sum by (role, reason) {happened('disttrain_operator_restarts_total', OPERATOR, '$__rate_interval')}",
                 "{{role}} {{reason}}",
@@ -760,9 +787,12 @@ def operator() -> Json:
         ),
         series(
             "Recovery",
-            "Median seconds from the failure of a pod until the job is whole again, by role of that pod, over the last 15 minutes.",
+            "Mean seconds from the failure of a pod until the job is whole again, by role of that pod, over the last 15 minutes.",
             target(
-                f"histogram_quantile(0.5, sum by (le, role) {happened('disttrain_operator_recovery_seconds_bucket', OPERATOR, '15m')})",
+                mean(
+                    f"sum by (role) {happened('disttrain_operator_recovery_seconds_sum', OPERATOR, '15m')}",
+                    f"sum by (role) {happened('disttrain_operator_recovery_seconds_count', OPERATOR, '15m')}",
+                ),
                 "{{role}}",
             ),
             unit="s",

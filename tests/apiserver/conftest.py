@@ -14,6 +14,6 @@ from cluster.programs import require
 def control_plane() -> Iterator[ControlPlane]:
     require("apiserver")
     with ControlPlane() as control_plane:
-        control_plane.kubectl("apply", "--server-side", "-f", "crds/")
+        control_plane.kubectl("apply", "--server-side", "-f", "crds/disttrainjobs.yaml")
         control_plane.kubectl("wait", "--for=condition=Established", "crd/disttrainjobs.disttrain.dev")
         yield control_plane

@@ -62,7 +62,10 @@ def kube_apiserver(layout: Layout, *, admin: Sequence[Path], flags: Sequence[str
         "kube-apiserver",
         hosts=[
             *(f"IP:{ip}" for ip in dict.fromkeys((layout.ip, "127.0.0.1", SERVICE_IP))),
-            *(f"DNS:{name}" for name in ("localhost", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")),
+            *(
+                f"DNS:{name}"
+                for name in ("localhost", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
+            ),
         ],
     )
     return layout.program(
@@ -104,7 +107,9 @@ def controller_manager(layout: Layout, *flags: str) -> Program:
 
 def scheduler(layout: Layout, *flags: str) -> Program:
     kubeconfig = layout.authority.kubeconfig("scheduler", layout.server, "system:kube-scheduler")
-    return layout.program("kube-scheduler", f"--kubeconfig={kubeconfig}", "--leader-elect=false", *_serve_nowhere(layout), *flags)
+    return layout.program(
+        "kube-scheduler", f"--kubeconfig={kubeconfig}", "--leader-elect=false", *_serve_nowhere(layout), *flags
+    )
 
 
 def _serve_nowhere(layout: Layout) -> list[str]:
@@ -113,7 +118,7 @@ def _serve_nowhere(layout: Layout) -> list[str]:
 
 
 def answers(layout: Layout, client: Sequence[Path], path: str = "/readyz") -> bool:
-    """Whether the API server answers 200; only where this process shares its network."""
+    """Whether the API server answers 200. The calling thread has to be in its network."""
     context = ssl.create_default_context(cafile=str(layout.authority.ca))
     context.load_cert_chain(*client)
     connection = http.client.HTTPSConnection(layout.ip, layout.port, context=context, timeout=5)

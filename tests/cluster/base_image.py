@@ -19,12 +19,23 @@ from cluster.programs import cache_folder
 NAME = "docker.io/library/python:3.11-slim"
 _PACKAGES = "python3.11,python3-pip,ca-certificates"
 # What the official image does not have either, or nobody reads in a container.
-_DROP = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache", "var/lib/apt/lists", "var/log")
+_DROP = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "var/cache",
+    "var/lib/apt/lists",
+    "var/log",
+)
+
+RECIPE = hashlib.sha256(repr((_PACKAGES, _DROP, "version 1")).encode()).hexdigest()[:12]
+"""What decides how the image looks. Count the version up with any other change: all that was built on it is built again."""
 
 
 def archive() -> Path:
     """The image as an archive to import, in the cache folder; half a minute the first time."""
-    archive = cache_folder() / f"base-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}.tar"
+    archive = cache_folder() / f"base-{RECIPE}.tar"
     if archive.exists():
         return archive
     for old in archive.parent.glob("base-*"):

@@ -6,9 +6,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
-import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,10 +90,14 @@ def docker_archive(archive: Path, tag: str, files: dict[str, Path], *, entrypoin
             entry.size, entry.mode = file.stat().st_size, 0o755
             with file.open("rb") as data:
                 tar.addfile(entry, data)
-    write_docker_archive(archive, tag, layer, hashlib.sha256(layer.getbuffer()).hexdigest(), {"Entrypoint": list(entrypoint)})
+    write_docker_archive(
+        archive, tag, layer, hashlib.sha256(layer.getbuffer()).hexdigest(), {"Entrypoint": list(entrypoint)}
+    )
 
 
-def write_docker_archive(archive: Path, tag: str, layer: io.BytesIO | Path, digest: str, config: dict[str, object]) -> None:
+def write_docker_archive(
+    archive: Path, tag: str, layer: io.BytesIO | Path, digest: str, config: dict[str, object]
+) -> None:
     image = {
         "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64",
         "os": "linux",
@@ -115,16 +117,3 @@ def write_docker_archive(archive: Path, tag: str, layer: io.BytesIO | Path, dige
             entry.size = layer.getbuffer().nbytes
             layer.seek(0)
             tar.addfile(entry, layer)
-
-
-def clone_store(store: Path, root: Path) -> None:
-    """A node's own containerd root with all the images of the store, in a second and for no space.
-
-    Two containerds cannot share a root, and the trainer's image is too big to copy. But what it consists of, blobs and the
-    committed snapshots, is never written again, so hard links do; only the databases are copied."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "--archive", "--link", str(store), str(root)], check=True, timeout=120)
-    for database in root.glob("*/*.db"):
-        copy = database.with_suffix(".copy")
-        shutil.copy2(database, copy)
-        copy.rename(database)

@@ -18,7 +18,8 @@
 By default etcd and the API server alone: what is written stays as it is, no pod is ever scheduled, nothing is collected and no
 namespace ends. `ControlPlane(controllers=True)` adds kube-controller-manager (garbage collection, namespaces, service
 accounts), `scheduler=True` the scheduler, and `fake_nodes=N` N nodes of kwok, on which scheduled pods "run" (implies the
-other two). A pod of a fake node ends when a test says so: `end_pod(namespace, name, exit_code=137)`. `api_server.stop()` and `start_api_server()` make an outage; `kubeconfig_for(user)` another user.
+other two). A pod of a fake node ends when a test says so: `end_pod(namespace, name, exit_code=137)`.
+`api_server.stop()` and `start_api_server()` make an outage; `kubeconfig_for(user)` makes another user.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class ControlPlane:
         self.kubeconfig = self.kubeconfig_for("admin", groups=["system:masters"])
         self._admin = (self.folder / "pki" / "admin.crt", self.folder / "pki" / "admin.key")
         self.etcd = self._start(apiserver.etcd(self.layout))
-        flags = ["--endpoint-reconciler-type=none"]  # the address of the API server is loopback, which no endpoint may have
+        flags = [
+            "--endpoint-reconciler-type=none"
+        ]  # the address of the API server is loopback, which no endpoint may have
         if not self._controllers:
             # Without the controller manager nobody makes the service account that every pod would be given.
             flags.append("--disable-admission-plugins=ServiceAccount")
@@ -220,7 +223,10 @@ class ControlPlane:
             {
                 "apiVersion": "v1",
                 "kind": "Node",
-                "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "type": "kwok", **(labels or {})}},
+                "metadata": {
+                    "name": name,
+                    "labels": {"kubernetes.io/hostname": name, "type": "kwok", **(labels or {})},
+                },
                 "status": {"capacity": capacity, "allocatable": capacity},
             }
             for name in names
@@ -231,7 +237,11 @@ class ControlPlane:
 
     def end_pod(self, namespace: str, name: str, *, exit_code: int, message: str = "", reason: str = "") -> None:
         """Lets the containers of a pod on a fake node end so, with these last words (see stages.yaml), and waits for it."""
-        notes = {"exit-code": str(exit_code), "message": message, "reason": reason or ("Error" if exit_code else "Completed")}
+        notes = {
+            "exit-code": str(exit_code),
+            "message": message,
+            "reason": reason or ("Error" if exit_code else "Completed"),
+        }
         annotations = [f"test.disttrain.dev/{key}={value}" for key, value in notes.items()]
         self.kubectl("annotate", "--overwrite", "pod", name, "-n", namespace, *annotations)
         phase = "Failed" if exit_code else "Succeeded"

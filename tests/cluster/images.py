@@ -1,8 +1,8 @@
 """The images of the operator and the trainer, built from the repository's Dockerfile with BuildKit: no Docker, no registry.
 
-`built()` returns a containerd root that holds both; `Node(images=built())` takes it over (see `containers.clone_store`). The
-root is kept in the cache folder, in a store whose name is a digest of the locked requirements: PyTorch's layer, 5 GB with
-its CUDA libraries, is built once, and a change of the source rebuilds two thin layers in seconds. Nothing but the newest store is kept.
+`built()` returns a store that holds both, for `Node(images=built())`. It is kept in the cache folder, under a digest of the locked
+requirements: PyTorch's layer, 5 GB with its CUDA libraries, is built once, and a change of the source rebuilds two thin layers
+in seconds. Nothing but the newest store is kept.
 
 The build itself has no network. Wheels are downloaded before, by hash; the base image, which no registry within reach may have,
 is made of Debian bookworm's own Python 3.11 and carries the name that the Dockerfile asks for.
@@ -12,7 +12,6 @@ By hand: `PYTHONPATH=tests python -m cluster.images`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from cluster import base_image, runs
 from cluster.containers import Containerd
+from cluster.image_store import Store
 from cluster.machine import Machine, remove_cgroups
 from cluster.processes import CLEAN_ENV, Program, wait_for
 from cluster.programs import cache_folder, program
@@ -40,41 +40,42 @@ def image(name: str) -> str:
     return f"{IMAGES[name]}:{TAGS[0]}"
 
 
-def built(*names: str) -> Path:
-    """Makes sure that the images (both, if none is named) are as the source has them, and returns the root that holds them."""
+def built(*names: str) -> Store:
+    """Makes sure that the images (both, if none is named) are as the source has them, and returns the store that holds them."""
     wanted = names or tuple(IMAGES)
     store = _store()
-    store.mkdir(parents=True, exist_ok=True)
-    with _locked(store):
-        stamps = {name: _digest([ROOT / "Dockerfile", *_sources(), ROOT / f"requirements/{name}.txt"]) for name in wanted}
-        record = store / "built.json"
-        have: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    with store.building():
+        stamps = {
+            name: _digest([ROOT / "Dockerfile", *_sources(), ROOT / f"requirements/{name}.txt"]) for name in wanted
+        }
+        have = _record(store)
         todo = [name for name in wanted if have.get(name) != stamps[name]]
         if todo:
-            if "trainer" in todo and "trainer" not in have:
-                _check_space(store)
             with _builder(store) as (machine, containerd):
                 for name in todo:
                     _build(machine, store, name)
                     have[name] = stamps[name]
-                    record.write_text(json.dumps(have))
-                _forget_old(containerd)
-    for old in store.parent.glob("images-*"):
-        if old != store:
-            with contextlib.suppress(BlockingIOError), _locked(old, wait=False):
-                shutil.rmtree(old, ignore_errors=True)
-    return store / "containerd"
+                    (store.folder / "built.json").write_text(json.dumps(have))
+                with store.unused() as unused:
+                    if unused:
+                        _forget_old(containerd)
+    for old in store.folder.parent.glob("images-*/"):
+        if old != store.folder:
+            Store(old).delete_if_unused()
+    return store
 
 
-def _store() -> Path:
+def _store() -> Store:
     locks = [ROOT / f"requirements/{name}.txt" for name in ("operator", "trainer", "build")]
-    return cache_folder() / f"images-{_digest([*locks, Path(base_image.__file__)])}"
+    return Store(cache_folder() / f"images-{_digest(locks)}-{base_image.RECIPE}")
 
 
 def _sources() -> list[Path]:
     folders = [p for folder in ("operator", "trainer_image") for p in (ROOT / folder).rglob("*")]
     files = [p for p in folders if p.is_file() and p.suffix != ".pyc"]
-    return sorted(files) + [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "requirements/build.txt")]
+    return sorted(files) + [
+        ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "requirements/build.txt")
+    ]
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -84,18 +85,20 @@ def _digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-@contextlib.contextmanager
-def _locked(store: Path, *, wait: bool = True) -> Iterator[None]:
-    """One builder at a time, and none while a node takes the images over."""
-    with store.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+def missing() -> str | None:
+    """One line that says why the images cannot be built here, or None: PyTorch takes much room, the first time."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free >> 30
+    if "trainer" in _record(_store()) or free >= FREE_GB:
+        return None
+    return f"building the trainer's image takes {FREE_GB} GB of disk, and {folder} has {free}: free some, or set XDG_CACHE_HOME"
 
 
-def _check_space(store: Path) -> None:
-    free = shutil.disk_usage(store).free >> 30
-    if free < FREE_GB:
-        raise RuntimeError(f"building the trainer's image takes {FREE_GB} GB of disk, and {store.parent} has {free} free")
+def _record(store: Store) -> dict[str, str]:
+    """Which images the store has, and of which state of the source."""
+    file = store.folder / "built.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def _wheels(lock: Path) -> Path:
@@ -104,7 +107,15 @@ def _wheels(lock: Path) -> Path:
     if folder.exists():
         return folder
     partial = folder.with_suffix(".partial")
-    argv = [*_pip(), "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", "--python-version=3.11"]
+    argv = [
+        *_pip(),
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+        "--python-version=3.11",
+    ]
     _say(f"downloading the wheels of {lock.relative_to(ROOT)}")
     done = subprocess.run([*argv, "-r", str(lock), "-d", str(partial)], capture_output=True, text=True)
     if done.returncode:
@@ -123,13 +134,13 @@ def _pip() -> list[str]:
 
 
 @contextlib.contextmanager
-def _builder(store: Path) -> Iterator[tuple[Machine, Containerd]]:
+def _builder(store: Store) -> Iterator[tuple[Machine, Containerd]]:
     """containerd and buildkitd over the store, in a machine of their own, for as long as the block lasts."""
     runs.sweep("builder", lambda folder: remove_cgroups(f"/disttrain-{folder.name}"))
     machine = Machine(runs.new_run("builder"))
     try:
         machine.up()
-        containerd = Containerd(machine, store / "containerd")
+        containerd = Containerd(machine, store.root)
         containerd.start()
         if base_image.NAME not in containerd.images():
             _say("making the base image with debootstrap")
@@ -137,8 +148,12 @@ def _builder(store: Path) -> Iterator[tuple[Machine, Containerd]]:
         # BuildKit's steps run in containerd's network: the machine's, which has no way out. Its own garbage collection would
         # take PyTorch's layer away when the disk fills.
         argv = [
-            *(str(program("buildkitd")), "--addr", _BUILDKIT, "--root", str(store / "buildkit")),
-            *("--oci-worker=false", "--containerd-worker=true", "--containerd-worker-addr=/run/containerd/containerd.sock"),
+            *(str(program("buildkitd")), "--addr", _BUILDKIT, "--root", str(store.buildkit)),
+            *(
+                "--oci-worker=false",
+                "--containerd-worker=true",
+                "--containerd-worker-addr=/run/containerd/containerd.sock",
+            ),
             *("--containerd-worker-namespace=k8s.io", "--containerd-worker-net=host", "--containerd-worker-gc=false"),
         ]
         buildkitd = Program("buildkitd", argv, machine.folder, machine.prefix, forks=True).start()
@@ -168,7 +183,7 @@ def _buildctl(machine: Machine, *args: str) -> str:
     return machine.run([str(program("buildctl")), "--addr", _BUILDKIT, *args])
 
 
-def _build(machine: Machine, store: Path, name: str) -> None:
+def _build(machine: Machine, store: Store, name: str) -> None:
     begun = time.monotonic()
     tags = ",".join(f"{IMAGES[name]}:{tag}" for tag in TAGS)
     argv = [
@@ -184,7 +199,7 @@ def _build(machine: Machine, store: Path, name: str) -> None:
     # Compressing PyTorch's layer takes five minutes and helps nobody: the image never leaves this machine.
     argv += ["--output", f'type=image,"name={tags}",unpack=true,compression=uncompressed']
     _say(f"building {IMAGES[name]}")
-    log = store / f"build-{name}.log"
+    log = store.folder / f"build-{name}.log"
     with log.open("w") as out:
         done = subprocess.run(argv, env=CLEAN_ENV, cwd="/", stdout=out, stderr=out, timeout=1800)
     if done.returncode:
@@ -198,4 +213,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    print(built(*sys.argv[1:]))
+    print(built(*sys.argv[1:]).root)

@@ -33,7 +33,11 @@ def run_kubectl(
     if input is not None and not isinstance(input, str):
         items = [input] if isinstance(input, dict) else list(input)
         input = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-    env = {**os.environ, "KUBECACHEDIR": str(kubeconfig.parent / "kubectl-cache"), "KUBERC": "off"}  # nothing into ~/.kube
+    env = {
+        **os.environ,
+        "KUBECACHEDIR": str(kubeconfig.parent / "kubectl-cache"),
+        "KUBERC": "off",
+    }  # nothing into ~/.kube
     argv = [*prefix, str(program), "--kubeconfig", str(kubeconfig), *args]
     done = subprocess.run(argv, input=input, text=True, capture_output=True, timeout=timeout, env=env)
     if check and done.returncode:

@@ -50,7 +50,16 @@ class Machine:
         self.first = Program(
             "machine",
             [
-                *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation=private"),
+                *(
+                    "unshare",
+                    "--net",
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child=KILL",
+                    "--mount-proc",
+                    "--propagation=private",
+                ),
                 str(program("pause")),
             ],
             folder,
@@ -133,8 +142,10 @@ def remove_cgroups(name: str) -> None:
             continue
         if (top / "cgroup.kill").exists():
             (top / "cgroup.kill").write_text("1")
-        for folder in sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)) + [top]:
-            wait_for(f"{folder} to be empty", lambda folder=folder: _removed(folder), 10)  # dying processes hold it a moment
+        for folder in [*sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)), top]:
+            wait_for(
+                f"{folder} to be empty", lambda folder=folder: _removed(folder), 10
+            )  # dying processes hold it a moment
 
 
 def _removed(folder: Path) -> bool:

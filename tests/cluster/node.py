@@ -35,10 +35,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from cluster import apiserver, kubelet, runs
-from cluster.containers import Containerd, clone_store
+from cluster.containers import Containerd
+from cluster.image_store import Store
 from cluster.kubectl import run_kubectl
 from cluster.machine import NODE_IP, Machine, remove_cgroups
 from cluster.processes import Program, wait_for
@@ -50,14 +51,14 @@ NODE_NAME = "node-1"
 class Node:
     """A cluster of one node; a context manager.
 
-    `images`: a containerd root with images, see `cluster.images`. `memory` ("4Gi") and `cpu` ("4") are what the node offers to
+    `images`: a store of images, see `cluster.images`. `memory` ("4Gi") and `cpu` ("4") are what the node offers to
     pods, less than the machine has; memory is a real limit too. `resources` are offered as well and exist on paper only
     ({"nvidia.com/gpu": "8"})."""
 
     def __init__(
         self,
         *,
-        images: Path | None = None,
+        images: Store | None = None,
         memory: str | None = None,
         cpu: str | None = None,
         resources: Mapping[str, str] | None = None,
@@ -68,6 +69,7 @@ class Node:
         self._resources = dict(resources or {})
         self._flags = list(api_server_flags)
         self._users: dict[str, Path] = {}
+        self._lease: IO[str] | None = None
         self.programs: dict[str, Program] = {}
         """By name: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy, coredns.
         `.stop()` and `.start()` are for tests of what happens when one is away."""
@@ -97,12 +99,14 @@ class Node:
         self._add(apiserver.kube_apiserver(layout, admin=admin, flags=self._flags)).start()
         root = self.folder / "containerd"
         if self._images is not None:
-            clone_store(self._images, root)
+            self._lease = self._images.take_over(root)
         kubelet.write_cni(self.folder)
         self.containerd = Containerd(self.machine, root)
         self._add(self.containerd.start())
         self.wait_for_api_server()
-        self._add(apiserver.controller_manager(layout, f"--cluster-cidr={kubelet.POD_RANGE}", "--allocate-node-cidrs=true")).start()
+        self._add(
+            apiserver.controller_manager(layout, f"--cluster-cidr={kubelet.POD_RANGE}", "--allocate-node-cidrs=true")
+        ).start()
         self._add(apiserver.scheduler(layout)).start()
         self._add(kubelet.kubelet(layout, NODE_NAME, self.machine.cgroup, self._limits)).start()
         self._add(kubelet.kube_proxy(layout, NODE_NAME)).start()
@@ -122,6 +126,8 @@ class Node:
             one.stop(signal.SIGKILL)
         self.programs.clear()
         runs.remove_run(self.folder)
+        if self._lease is not None:
+            self._lease.close()
 
     def __enter__(self) -> Self:
         return self.up()
@@ -137,7 +143,13 @@ class Node:
 
     def wait_for_api_server(self) -> None:
         """For the time after a restart of it."""
-        self.wait_for("the API server to be ready", lambda: self.kubectl("get", "--raw", "/readyz"), 60)
+        pki = self.folder / "pki"
+
+        def answers() -> bool:
+            with self.network():
+                return apiserver.answers(self.layout, (pki / "admin.crt", pki / "admin.key"))
+
+        self.wait_for("the API server to be ready", answers, 60)
 
     def wait_for(self, what: str, condition: Any, seconds: float = 60, *, every: float = 0.1) -> Any:
         """Looks until the condition returns something true; a program of the node that ended meanwhile is an error."""
@@ -194,7 +206,12 @@ class Node:
     def namespace(self, name: str, *, security: str = "restricted") -> Iterator[str]:
         """A namespace for a block, whose pods have to fit a Pod Security Standard. It is deleted at the end, not waited for."""
         labels = {"pod-security.kubernetes.io/enforce": security}
-        self.kubectl("create", "-f", "-", input={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        self.kubectl(
+            "create",
+            "-f",
+            "-",
+            input={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
+        )
         self.wait_for(
             f"namespace {name} to have its service account",
             lambda: self.kubectl("get", "serviceaccount", "default", "-n", name, "-o", "name"),
@@ -205,7 +222,13 @@ class Node:
             self.kubectl("delete", "namespace", name, "--wait=false")
 
     def volume(
-        self, claim: str, *, namespace: str = "default", size: str = "1Gi", access: str = "ReadWriteMany", make_claim: bool = True
+        self,
+        claim: str,
+        *,
+        namespace: str = "default",
+        size: str = "1Gi",
+        access: str = "ReadWriteMany",
+        make_claim: bool = True,
     ) -> Path:
         """A PersistentVolume for a claim, and unless told otherwise the claim: a folder of this machine, which is returned.
         (There is no dynamic provisioner.)"""

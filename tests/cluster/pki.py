@@ -28,7 +28,9 @@ class Authority:
         self.account_key = folder / "sa.key"
         self.account_public = folder / "sa.pub"
         folder.mkdir(parents=True, exist_ok=True)
-        _openssl("req", "-x509", *CURVE, "-keyout", folder / "ca.key", "-out", self.ca, "-days", "30", "-subj", "/CN=test-ca")
+        _openssl(
+            "req", "-x509", *CURVE, "-keyout", folder / "ca.key", "-out", self.ca, "-days", "30", "-subj", "/CN=test-ca"
+        )
         _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-out", self.account_key)
         _openssl("pkey", "-in", self.account_key, "-pubout", "-out", self.account_public)
 
@@ -47,7 +49,9 @@ class Authority:
         csr.unlink()
         return crt, key
 
-    def kubeconfig(self, name: str, server: str, user: str, groups: Sequence[str] = (), namespace: str = "default") -> Path:
+    def kubeconfig(
+        self, name: str, server: str, user: str, groups: Sequence[str] = (), namespace: str = "default"
+    ) -> Path:
         """A kubeconfig for a new client certificate. It names its files by absolute path, and only works on this machine."""
         crt, key = self.issue(name, user, groups)
         file = self.folder.parent / f"{name}.kubeconfig"

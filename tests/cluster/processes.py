@@ -56,7 +56,9 @@ class Program:
     folder: Path
     prefix: Sequence[str] = ()  # what puts it somewhere, for example into a namespace; has to end in an exec
     env: Mapping[str, str] = field(default_factory=dict)
-    forks: bool = False  # the prefix does not exec but forks (nsenter into a PID namespace): the program is its only child
+    forks: bool = (
+        False  # the prefix does not exec but forks (nsenter into a PID namespace): the program is its only child
+    )
     _popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,7 +96,10 @@ class Program:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**CLEAN_ENV, **self.env},  # not the test's own: a proxy set there would catch the cluster's traffic
+                env={
+                    **CLEAN_ENV,
+                    **self.env,
+                },  # not the test's own: a proxy set there would catch the cluster's traffic
                 start_new_session=True,  # Ctrl-C is for the test, which then stops its programs in order
             )
         write_pid(self.folder / f"{self.name}.pid", self._popen.pid)
@@ -125,7 +130,9 @@ class Program:
     def _children(self) -> list[int]:
         assert self._popen is not None, "only of a started program"
         try:
-            return [int(pid) for pid in Path(f"/proc/{self._popen.pid}/task/{self._popen.pid}/children").read_text().split()]
+            return [
+                int(pid) for pid in Path(f"/proc/{self._popen.pid}/task/{self._popen.pid}/children").read_text().split()
+            ]
         except OSError:
             return []
 
@@ -157,7 +164,9 @@ def wait_for(
             why = f"; the last try said: {error}"
         for program in programs:
             if not program.alive:
-                raise ProgramDied(f"{program.name} ended while waiting for {what}. Its last words ({program.log}):\n{program.tail()}")
+                raise ProgramDied(
+                    f"{program.name} ended while waiting for {what}. Its last words ({program.log}):\n{program.tail()}"
+                )
         if time.monotonic() > deadline:
             tails = "".join(f"\n--- {p.name} ({p.log}):\n{p.tail()}" for p in programs)
             raise TimeoutError(f"waited {seconds:g} s for {what}{why}{tails}")

@@ -3,7 +3,7 @@
 Two sets: `apiserver` (the API server, etcd, kubectl, controllers, scheduler, kwok; no root needed) and `cluster` (all of it,
 and the Debian packages of a node). What is there already is left as it is, so the second run takes a second. Kubernetes' own
 programs are built from source with the Go module proxy, at the versions and checksums in `kube/`: that takes no more than Go, and
-go.sum vouches for every module. About ten minutes on two cores the first time.
+go.sum vouches for every module. About ten minutes on two cores the first time, and with `cluster` three for the images.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "prometheus": "prometheus",
 }
-_ADMIN_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # where a user's PATH lacks the administrator's folders
+_ADMIN_PATH = (
+    os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+)  # where a user's PATH lacks the administrator's folders
 
 
 def cache_folder() -> Path:
@@ -107,13 +109,18 @@ def missing(which: Set) -> str | None:
 
 
 def require(which: Set) -> None:
-    """Skips the test with the line of `missing`. In CI (CI=true), where a skipped test would hide a hole, it fails."""
+    """Skips the test when something of the set is missing, with the line that says what."""
     if line := missing(which):
-        import pytest
+        skip(line)
 
-        if os.environ.get("CI", "").lower() in {"1", "true"}:
-            pytest.fail(line, pytrace=False)
-        pytest.skip(line)
+
+def skip(line: str) -> NoReturn:
+    """Skips the test with this line. In CI (CI=true), where a skipped test would hide a hole, it fails."""
+    import pytest  # not at the top: this file also runs as a program, before there is any environment
+
+    if os.environ.get("CI", "").lower() in {"1", "true"}:
+        pytest.fail(line, pytrace=False)
+    pytest.skip(line)
 
 
 def _present(file: str) -> bool:
@@ -154,8 +161,20 @@ def _build(program_: GoProgram, go: str) -> None:
     print(f"  {program_.name:28} building …", end="", flush=True)
     begun = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")  # renamed when whole: a program that exists is complete
-    argv = [go, "build", "-trimpath", "-mod=readonly", "-ldflags", program_.ldflags, "-o", str(partial), program_.package]
+    partial = target.with_name(
+        f"{target.name}.{os.getpid()}.partial"
+    )  # renamed when whole: a program that exists is complete
+    argv = [
+        go,
+        "build",
+        "-trimpath",
+        "-mod=readonly",
+        "-ldflags",
+        program_.ldflags,
+        "-o",
+        str(partial),
+        program_.package,
+    ]
     # No C: no compiler needed, and the programs are static. GOTOOLCHAIN=auto lets an older Go fetch the one that go.mod names.
     env = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": os.environ.get("GOTOOLCHAIN", "auto")}
     done = subprocess.run(argv, cwd=HERE / "kube" / program_.module, env=env, capture_output=True, text=True)
@@ -166,19 +185,35 @@ def _build(program_: GoProgram, go: str) -> None:
     print(f" {time.monotonic() - begun:.0f} s, {target.stat().st_size >> 20} MB", flush=True)
 
 
+def _build_all(programs: list[GoProgram]) -> None:
+    go = shutil.which("go")
+    for one in programs:
+        if not go and not program(one.name).exists():
+            _fail(f"{one.name} is missing, and Go 1.24 or later to build it: https://go.dev/dl")
+        _build(one, go or "")
+
+
 def main() -> None:
     which: Set = "cluster" if "apiserver" not in sys.argv[1:] else "apiserver"
+    print(f"Programs, in {_folder()}:", flush=True)
+    _build_all(GO_PROGRAMS["apiserver"])
     if which == "cluster":
+        if os.geteuid() != 0:
+            _fail(missing(which) or "")
+        _build_all([one for one in GO_PROGRAMS["cluster"] if one not in GO_PROGRAMS["apiserver"]])
         print("Debian packages:", flush=True)
         _install_packages()
-    print(f"Programs, in {_folder()}:", flush=True)
-    todo = [p for p in GO_PROGRAMS[which] if not program(p.name).exists()]
-    go = shutil.which("go")
-    if todo and not go:
-        _fail("Go 1.24 or later is missing: https://go.dev/dl")
-    for one in GO_PROGRAMS[which]:
-        _build(one, go or "")
-    print(missing(which) or "Everything is there.")
+    if line := missing(which):
+        _fail(line)
+    if which == "cluster":
+        print("Images:", flush=True)
+        sys.path.insert(0, str(HERE.parent))  # as a program, this file is outside the package that the tests see
+        from cluster import images
+
+        if line := images.missing():
+            _fail(line)
+        images.built()
+    print("Everything is there.")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ TRAINER_METRICS = {
     "disttrain_recoveries_total": _metric("counter"),
     "disttrain_lost_steps_total": _metric("counter"),
     "disttrain_goodput_seconds_total": _metric("counter", "bucket"),
-    "disttrain_job_info": _metric("gauge", "strategy", "attempt"),
+    "disttrain_job_info": _metric("gauge", "strategy", "attempt", "world_size"),
 }
 OPERATOR_METRICS = {
     "disttrain_operator_jobs": _metric("gauge", "state"),

@@ -30,6 +30,12 @@ def targets(dashboard: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[st
             yield panel, target
 
 
+def interval(panel: dict[str, Any], seconds: int = 15) -> int:
+    """The distance of two points: what the width of the panel makes of the time range, or the panel's own minimum."""
+    least = {"": 0, "1m": 60}[panel.get("interval", "")]
+    return max(least, seconds)
+
+
 def fill(expr: str, picked: dict[str, str], *, seconds: int, interval: int = 15, scrape: int = 5) -> str:
     """Grafana's own variables as Grafana computes them, then the user's."""
     values = picked | {

@@ -1,8 +1,8 @@
-"""Plays two training runs and an operator, and writes their metrics down in OpenMetrics, for `promtool tsdb create-blocks-from`.
+"""Plays three training runs and an operator, and writes their metrics down in OpenMetrics, for `promtool tsdb create-blocks-from`.
 
 Deterministic: 20 minutes at the scrape interval of 5 s. The job `digits` (4 workers, 2 servers, bounded staleness) loses a
 worker at minute 5, has a slow worker from 8 to 12, and loses a server at 14, which takes it back to a checkpoint. `chars` (data
-parallel, 3 workers) has no servers. What it is not: a model of training; only the shapes of the metrics are true.
+parallel, 3 workers) has no servers; the loss of `diverged` is NaN from minute 15. What it is not: a model of training; only the shapes of the metrics are true.
 """
 
 import math
@@ -18,14 +18,15 @@ SCRAPE = 5
 DURATION = 20 * 60
 END = START + DURATION
 
-STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10)
-STALENESS_BUCKETS = (0, 1, 2, 3, 4, 8, 16)
+STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+STALENESS_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
+CHECKPOINT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SECONDS_BUCKETS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 RECONCILE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15)
 BUCKETS_OF = {
     "disttrain_step_duration_seconds": STEP_BUCKETS,
     "disttrain_ps_staleness_steps": STALENESS_BUCKETS,
-    "disttrain_checkpoint_duration_seconds": SECONDS_BUCKETS,
+    "disttrain_checkpoint_duration_seconds": CHECKPOINT_BUCKETS,
     "disttrain_operator_reconcile_duration_seconds": RECONCILE_BUCKETS,
     "disttrain_operator_startup_seconds": SECONDS_BUCKETS,
     "disttrain_operator_recovery_seconds": SECONDS_BUCKETS,
@@ -56,9 +57,13 @@ class Process:
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         key = (name, _labels(labels))
-        counts = self.observed.setdefault(key, [0.0] * (len(BUCKETS_OF[name]) + 1))
-        counts[next((i for i, bound in enumerate(BUCKETS_OF[name]) if value <= bound), len(BUCKETS_OF[name]))] += 1
+        self.expect(name, **labels)
+        self.observed[key][next((i for i, bound in enumerate(BUCKETS_OF[name]) if value <= bound), len(BUCKETS_OF[name]))] += 1
         self.sums[key] += value
+
+    def expect(self, name: str, **labels: str) -> None:
+        """The histogram is exported before its first observation."""
+        self.observed.setdefault((name, _labels(labels)), [0.0] * (len(BUCKETS_OF[name]) + 1))
 
     def restart(self) -> None:
         self.values.clear()
@@ -144,9 +149,25 @@ class Job:
         self.stall = 0.0
         for bucket in BUCKETS:
             self.master.set("disttrain_goodput_seconds_total", 0, bucket=bucket)
-        for name_ in ("disttrain_recoveries_total", "disttrain_lost_steps_total"):
-            self.master.set(name_, 0)
-        self.master.set("disttrain_job_info", 1, strategy="ParameterServer" if servers else "DataParallel", attempt="1")
+        self.strategy = "ParameterServer" if servers else "DataParallel"
+        for process in self.processes:
+            self._begin(process)
+
+    def _begin(self, process: Process) -> None:
+        """What a trainer exports from its start."""
+        for name in ("steps", "samples", "recoveries", "lost_steps"):
+            process.set(f"disttrain_{name}_total", 0)
+        for direction in ("sent", "received"):
+            process.set("disttrain_communication_bytes_total", 0, direction=direction)
+        process.expect("disttrain_checkpoint_duration_seconds")
+        if process.target["role"] == "worker":
+            process.expect("disttrain_step_duration_seconds")
+            for phase in PHASES:
+                process.set("disttrain_step_phase_seconds_total", 0, phase=phase)
+        if process.target["role"] == "parameter-server":
+            process.set("disttrain_ps_late_gradients_total", 0)
+            process.expect("disttrain_ps_staleness_steps")
+        process.set("disttrain_job_info", 1, strategy=self.strategy, attempt="1", world_size=str(len(self.workers)))
 
     def _process(self, role: str, index: int, short: str) -> Process:
         pod = f"{self.name}-{short if role != 'master' else 'master-0'}"
@@ -169,7 +190,9 @@ class Job:
     def lose_server(self, index: int, now: int, seconds: int) -> None:
         """Everything goes back to the checkpoint."""
         self.servers[index].restart()
-        self.master.add("disttrain_recoveries_total", 1)
+        self._begin(self.servers[index])
+        for process in (self.master, *(worker.process for worker in self.workers)):
+            process.add("disttrain_recoveries_total", 1)
         self.master.add("disttrain_lost_steps_total", self.step - self.checkpoint)
         self.slices = self.checkpoint * len(self.workers)
         self.paused_until = now + seconds
@@ -179,6 +202,7 @@ class Job:
             if now >= back:
                 del self.gone_until[rank]
                 self.workers[rank].process.restart()
+                self._begin(self.workers[rank].process)
                 self.workers[rank].process.up = True
         if now < self.paused_until or now < START + 20:
             self.master.add("disttrain_goodput_seconds_total", SCRAPE, bucket="starting" if now < START + 20 else "stalled")
@@ -200,6 +224,7 @@ class Job:
                 return
             worker.owed -= work + wait
             self.slices += 1
+            self.master.add("disttrain_samples_total", self.batch / len(self.workers))
             shares = {"data": 0.08 * work, "forward": 0.32 * work, "backward": 0.55 * work, "optimize": 0.05 * work}
             for phase in PHASES:
                 process.add("disttrain_step_phase_seconds_total", shares.get(phase, wait if phase == "communicate" else 0), phase=phase)
@@ -218,7 +243,8 @@ class Job:
         step = self.step
         if step - self.checkpoint >= 200:
             self.checkpoint = step // 200 * 200
-            self.master.observe("disttrain_checkpoint_duration_seconds", self.random.uniform(0.3, 1.4))
+            for writer in self.servers or [self.workers[0].process]:
+                writer.observe("disttrain_checkpoint_duration_seconds", self.random.uniform(0.3, 1.4))
             for worker in self.workers:
                 if worker.process.up:
                     worker.process.add("disttrain_step_phase_seconds_total", 0.4, phase="checkpoint")
@@ -231,6 +257,8 @@ class Job:
             process = worker.process
             if process.up:
                 process.set("disttrain_step", step)
+                if self.servers:
+                    process.set("disttrain_ps_version", step)
                 process.set("disttrain_epoch", 1 + step * self.batch // 60_000)
                 if step:
                     noise = self.random.gauss(0, 0.03)
@@ -311,17 +339,20 @@ def play() -> Recording:
     recording = Recording()
     digits = Job("demo", "digits", workers=4, servers=2, batch=64, seconds=0.11, seed=7)
     chars = Job("research", "chars", workers=3, servers=0, batch=96, seconds=0.35, seed=8)
+    diverged = Job("research", "diverged", workers=1, servers=0, batch=32, seconds=0.5, seed=9)
     operator = Operator()
     for since in range(0, DURATION + 1, SCRAPE):
         now = START + since
-        if since == 300:
+        if since == 310:
             digits.lose_worker(1, now, 25)
         if since in (480, 720):
             digits.workers[3].seconds = 0.2 if since == 480 else 0.11
-        if since == 840:
+        if since == 850:
             digits.lose_server(0, now, 12)
-        for job in (digits, chars):
+        for job in (digits, chars, diverged):
             job.tick(now)
+            if job is diverged and since >= 900:
+                job.workers[0].process.set("disttrain_loss", math.nan)
             for process in job.processes:
                 recording.scrape(process, now)
         operator.tick(now)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from monitoring.contract import METRICS
-from monitoring.grafana import DASHBOARDS, PICKED, fill, load, targets
+from monitoring.grafana import DASHBOARDS, PICKED, fill, interval, load, targets
 from monitoring.recording import DURATION, END, START, Recording
 from monitoring.server import Prometheus, QueryError
 
@@ -18,11 +18,12 @@ QUERIES = [
 LEGEND_LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
-def run(server: Prometheus, name: str, target: dict) -> list[dict]:
-    expr = fill(target["expr"], PICKED[name], seconds=DURATION)
+def run(server: Prometheus, name: str, panel: dict, target: dict) -> list[dict]:
+    step = interval(panel)
+    expr = fill(target["expr"], PICKED[name], seconds=DURATION, interval=step)
     if target["instant"]:
         return server.query(expr, time=END)
-    return server.query_range(expr, start=START, end=END)
+    return server.query_range(expr, start=START, end=END, step=step)
 
 
 def numbers(series: dict) -> list[float]:
@@ -32,7 +33,7 @@ def numbers(series: dict) -> list[float]:
 
 @pytest.mark.parametrize(("name", "panel", "target"), QUERIES)
 def test_every_query_answers_with_data(replayed: Prometheus, name: str, panel: dict, target: dict) -> None:
-    result = run(replayed, name, target)
+    result = run(replayed, name, panel, target)
     assert result, f"nothing for {target['expr']}"
     finite = [value for series in result for value in numbers(series) if math.isfinite(value)]
     assert finite, "only NaN or infinity"
@@ -80,12 +81,16 @@ def test_a_misspelt_metric_and_a_syntax_error_would_be_seen(replayed: Prometheus
         replayed.query_range("sum(disttrain_loss", start=START, end=END)
 
 
-def expression(name: str, title: str, letter: str = "A") -> dict:
-    return next(t for panel, t in targets(load(name)) if panel["title"] == title and t["refId"] == letter)
+def ask(server: Prometheus, name: str, title: str, letter: str = "A") -> list[dict]:
+    return next(
+        run(server, name, panel, target)
+        for panel, target in targets(load(name))
+        if panel["title"] == title and target["refId"] == letter
+    )
 
 
 def test_loss_panel_shows_what_each_rank_reported(replayed: Prometheus, recording: Recording) -> None:
-    result = run(replayed, "job", expression("job", "Loss by rank"))
+    result = ask(replayed, "job", "Loss by rank")
     assert sorted(series["metric"]["rank"] for series in result) == ["0", "1", "2", "3"]
     for series in result:
         rank = series["metric"]["rank"]
@@ -100,15 +105,15 @@ def test_loss_panel_shows_what_each_rank_reported(replayed: Prometheus, recordin
 
 
 def test_the_lost_worker_leaves_a_gap_in_the_worker_count(replayed: Prometheus) -> None:
-    (series,) = run(replayed, "job", expression("job", "Workers"))
+    (series,) = ask(replayed, "job", "Workers")
     counts = {int(when) - START: float(value) for when, value in series["values"]}
     assert counts[285] == 4
-    assert counts[315] == 3
+    assert counts[330] == 3
     assert counts[360] == 4
 
 
 def test_the_slow_rank_stands_out_in_own_work_by_rank(replayed: Prometheus) -> None:
-    result = run(replayed, "job", expression("job", "Own work by rank"))
+    result = ask(replayed, "job", "Own work by rank")
     at = {series["metric"]["rank"]: dict(series["values"]) for series in result}
     middle = START + 600
     mean_of_others = sum(float(at[rank][middle]) for rank in "012") / 3
@@ -116,7 +121,7 @@ def test_the_slow_rank_stands_out_in_own_work_by_rank(replayed: Prometheus) -> N
 
 
 def test_the_phases_add_up_to_the_step(replayed: Prometheus) -> None:
-    phases = run(replayed, "job", expression("job", "Step time by phase"))
+    phases = ask(replayed, "job", "Step time by phase")
     assert {series["metric"]["phase"] for series in phases} == {"data", "forward", "backward", "communicate", "optimize", "checkpoint"}
     when = START + 1080
     total = sum(float(dict(series["values"])[when]) for series in phases)
@@ -127,17 +132,33 @@ def test_the_phases_add_up_to_the_step(replayed: Prometheus) -> None:
     assert total == pytest.approx(float(mean["value"][1]), rel=0.05)
 
 
-def test_state_tells_training_from_waiting_from_a_lost_loss(replayed: Prometheus) -> None:
-    (series,) = run(replayed, "job", expression("job", "State") | {"instant": False})
-    states = {int(when) - START: float(value) for when, value in series["values"]}
-    assert states[1200] == 1
-    assert set(states.values()) <= {0, 1}
+@pytest.mark.parametrize(
+    ("namespace", "job_name", "seconds", "state"),
+    [
+        pytest.param("demo", "digits", 10, 0, id="waiting before the first step"),
+        pytest.param("demo", "digits", 60, 1, id="training"),
+        pytest.param("research", "diverged", 600, 1, id="training before its loss is lost"),
+        pytest.param("research", "diverged", 1000, 2, id="loss is NaN"),
+    ],
+)
+def test_state_tells_training_from_waiting_from_a_lost_loss(
+    replayed: Prometheus, namespace: str, job_name: str, seconds: int, state: int
+) -> None:
+    expr = next(target["expr"] for panel, target in targets(load("job")) if panel["title"] == "State")
+    (series,) = replayed.query(fill(expr, {"namespace": namespace, "job_name": job_name}, seconds=DURATION), time=START + seconds)
+    assert float(series["value"][1]) == state
 
 
 @pytest.mark.parametrize(("title", "count"), [("Restarts", 2), ("Failed", 1), ("Errors", 2)])
 def test_the_first_event_of_its_kind_is_counted(replayed: Prometheus, title: str, count: int) -> None:
-    (series,) = run(replayed, "operator", expression("operator", title))
+    (series,) = ask(replayed, "operator", title)
     assert float(series["value"][1]) == pytest.approx(count, rel=0.05)
+
+
+@pytest.mark.parametrize(("title", "total"), [("Finished jobs", 3), ("Restarts by cause", 2)])
+def test_an_event_is_in_one_bar(replayed: Prometheus, title: str, total: int) -> None:
+    bars = [value for series in ask(replayed, "operator", title) for value in numbers(series) if value > 0.5]
+    assert sum(map(round, bars)) == total
 
 
 def test_every_metric_of_the_contract_is_recorded(recording: Recording) -> None:

@@ -16,6 +16,7 @@ from disttrain_trainer.data.slices import Schedule, Slice
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 
 T = TypeVar("T")
+_SEEDING = threading.Lock()
 
 SGD = {"name": "SGD", "learningRate": "0.1"}
 MOMENTUM = {"name": "SGD", "learningRate": "0.05", "momentum": "0.9", "weightDecay": "0.01"}
@@ -95,8 +96,9 @@ def make_client(
 
 def mlp(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """10-20-10, seeded."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 10)).to(dtype)
+    with _SEEDING:  # torch's generator is the process's
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 10)).to(dtype)
 
 
 def regression(samples: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +165,12 @@ def train_sync(
 
 
 def train_alone(
-    *, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], steps: int, dtype: torch.dtype, samples: int, batch_size: int
+    *,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    steps: int,
+    dtype: torch.dtype,
+    samples: int,
+    batch_size: int,
 ) -> torch.Tensor:
     """The same training in plain torch: one process, the whole batch."""
     schedule = Schedule(samples=samples, batch_size=batch_size, world_size=1, seed=3, max_steps=steps)

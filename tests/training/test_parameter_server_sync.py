@@ -20,7 +20,8 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [pytest.param(torch.float32, 1e-6, id="fp32"), pytest.param(torch.float64, 1e-12, id="fp64")]
+    ("dtype", "tolerance"),
+    [pytest.param(torch.float32, 1e-6, id="fp32"), pytest.param(torch.float64, 1e-12, id="fp64")],
 )
 def test_50_steps_equal_those_of_one_process_on_the_whole_batch(
     name: str, servers: int, workers: int, dtype: torch.dtype, tolerance: float
@@ -46,7 +47,9 @@ def test_the_order_in_which_gradients_come_changes_not_a_bit() -> None:
         delays = {(rank, step): randomness.random() * 0.004 for rank in range(3) for step in range(20)}
         return lambda rank, step: time.sleep(delays[rank, step])
 
-    results = [train_sync(workers=3, servers=2, optimizer=ADAM, steps=20, before_push=shuffled(seed)) for seed in range(4)]
+    results = [
+        train_sync(workers=3, servers=2, optimizer=ADAM, steps=20, before_push=shuffled(seed)) for seed in range(4)
+    ]
     assert all(torch.equal(result[0], results[0][0]) for result in results)
 
 

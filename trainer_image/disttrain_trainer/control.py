@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from disttrain.api.environment import ExitCode
-
-from disttrain_trainer.errors import PeerLost, Refused
+from disttrain_trainer.address import split_address
+from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
 from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
-from disttrain_trainer.process import Process, split_address
+from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ class Control:
 
     describe: what the process holds, sent with every hello, so that a new master knows.
     on_message: called in the connection's thread, with `changed` held; must not block.
+    on_released: called after `leave`, when the process may end: what could be saved is saved, or the master is gone too.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class Control:
         process: Process,
         describe: Callable[[], Message],
         on_message: Callable[[Message], None],
+        on_released: Callable[[], None],
         agent: bool = False,
     ) -> None:
         self.changed = threading.Condition()
         """Held while a message is handled, notified after it."""
-        self.failure: PeerLost | None = None
-        """Set once the master is given up."""
+        self.failure: TrainerError | None = None
+        """Set once the master is given up, or does not want this process."""
         self.finished = False
         """The master said that the job is done."""
-        self.released = False
-        """The process said that it is leaving, and may."""
         self._process = process
         self._describe = describe
         self._on_message = on_message
+        self._on_released = on_released
         self._agent = agent
         self._address = process.config.addresses.control
         self._patience = process.config.startup_timeout_seconds
@@ -88,10 +88,10 @@ class Control:
         return True
 
     def leave(self) -> None:
-        """Says that this process received SIGTERM. It may end when `released`, or when the master is gone too."""
+        """Says that this process received SIGTERM."""
         self._leaving = True
         if not self.send(Say.LEAVING):
-            self._mark_released()
+            self._on_released()
 
     def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None = None) -> T:
         """The first result of `ready` that is not None; it is asked again after every message.
@@ -133,7 +133,7 @@ class Control:
             if self._closed.is_set():
                 return
             if self._leaving:
-                self._mark_released()
+                self._on_released()
             if lost_at != heard_before:  # it had been admitted: count the wait from now
                 lost_at, pause = time.monotonic(), FIRST_PAUSE
             if time.monotonic() - lost_at > self._patience:
@@ -209,8 +209,11 @@ class Control:
             match message["type"]:
                 case Say.FINISH:
                     self.finished = True
+                    self._on_message(message)
                 case Say.RELEASED:
-                    self.released = True
+                    self._on_released()
+                case Say.WRONG:
+                    self.failure = WrongInput(str(message["reason"]))
                 case _:
                     self._on_message(message)
             self.changed.notify_all()
@@ -223,24 +226,7 @@ class Control:
             except OSError:
                 pass
 
-    def _fail(self, failure: PeerLost) -> None:
+    def _fail(self, failure: TrainerError) -> None:
         with self.changed:
             self.failure = failure
             self.changed.notify_all()
-
-    def _mark_released(self) -> None:
-        with self.changed:
-            self.released = True
-            self.changed.notify_all()
-
-
-class Terminated(BaseException):
-    """The process was asked to end by SIGTERM and did what it could before. Not an Exception: no handler of a user catches it."""
-
-    exit_code = 128 + 15
-
-
-class Finished(BaseException):
-    """The master said that the job is done."""
-
-    exit_code = ExitCode.DONE

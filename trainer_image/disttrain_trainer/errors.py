@@ -8,7 +8,7 @@ TrainerError
 └── UserError            1: the user's code raised
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from disttrain.api.environment import ExitCode
 
@@ -52,3 +52,22 @@ class UserError(TrainerError):
     """The user's code raised."""
 
     exit_code = ExitCode.USER_ERROR
+
+
+class ProgramFailed(TrainerError):
+    """The user's script or command failed; this process answers with the same code.
+
+    last_line, where: what the program said last, and the file and line in it.
+    """
+
+    def __init__(self, code: int, message: str, *, last_line: str = "", where: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.last_line = last_line
+        self.where = where
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM, and did before what it could. Not an Exception: no handler of a user catches it."""
+
+    exit_code: Final = 128 + 15

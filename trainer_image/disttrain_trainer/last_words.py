@@ -5,9 +5,11 @@ A user's mistake never shows our own frames. Not here: which exit code means wha
 
 import logging
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from disttrain.api import environment
 from disttrain.api.runtime import Termination
 
 _PACKAGE = Path(__file__).parent
@@ -26,17 +28,26 @@ def write(path: Path | None, termination: Termination) -> None:
         log.warning("the termination message could not be written to %s: %s", path, error.strerror)
 
 
+def path_in(environ: Mapping[str, str]) -> Path | None:
+    """Where the environment wants the termination message, for a process that could not read the rest of it."""
+    name = environ.get(environment.TERMINATION_LOG)
+    return Path(name) if name else None
+
+
 def is_users(filename: str) -> bool:
     """Whether a frame of this file is none of ours: the user's code, the examples, or a library that they called."""
     path = Path(filename)
     return _EXAMPLES in path.parents or not (
-        _PACKAGE in path.parents or filename.startswith("<frozen") or path.name == "runpy.py"
+        _PACKAGE in path.parents or filename.startswith("<frozen") or "importlib" in path.parts
     )
 
 
 def of_user_error(error: BaseException) -> tuple[str, Termination]:
     """The traceback without our frames, and the termination message: the last line, and where the user's own code raised."""
-    shown = traceback.TracebackException(type(error), error, _strip(error.__traceback__), compact=True)
+    trace = _strip(error.__traceback__)
+    if trace is None and not isinstance(error, SyntaxError):
+        trace = error.__traceback__  # no user took part: the mistake is ours, and all of it is shown
+    shown = traceback.TracebackException(type(error), error, trace, compact=True)
     last_line = list(shown.format_exception_only())[-1].strip()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
     own = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename]

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from pydantic import ValidationError
-
 from disttrain_trainer.errors import WrongInput
 
 
@@ -87,11 +87,3 @@ def _number(environ: Mapping[str, str], name: str, *, default: int) -> int:
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:
     return Path(environ[name]) if environ.get(name) else None
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """host and port of "host:port"; IPv6 hosts stand in brackets. Raises WrongInput."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise WrongInput(f"{address!r} is no address; expected host:port")
-    return host.strip("[]"), int(port)

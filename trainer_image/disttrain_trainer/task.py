@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Backend, OptimizerName
 from torch import nn
 
+from disttrain.api.runtime import JobConfig
+from disttrain.api.spec import Backend, OptimizerName
 from disttrain_trainer.data.batches import Fetch, fetcher
 from disttrain_trainer.data.slices import Schedule, Slice
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, resolve
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -60,7 +60,9 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
     torch.manual_seed(trainer.seed)
     model = resolved["trainer.model"](dict(options))
     if not isinstance(model, nn.Module):
-        raise WrongInput(f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module")
+        raise WrongInput(
+            f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
+        )
     dataset = resolved["trainer.dataset"](dict(options), "train")
     fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}")
     model.to(device)
@@ -95,6 +97,26 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
         device=device,
         evaluate=evaluate_on_test if evaluate else None,
     )
+
+
+class Objective(nn.Module):
+    """Model and loss as one module: DDP sees all that is computed, and the user's loss sees the user's own model."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        if batch is None:  # an empty slice: nothing to compute, but its gradients take part
+            return torch.stack([p.sum() * 0 for p in self.model.parameters() if p.requires_grad]).sum()
+        loss = self._loss(self.model, batch)
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
+            raise UserError(
+                f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor"
+            )
+        return loss
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:

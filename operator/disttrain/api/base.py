@@ -20,7 +20,7 @@ class Rule:
     cel: the expression for the API server (x-kubernetes-validations, KEP-2876).
     check: the same in Python; None for a transition rule, which needs the old object.
     message: what is expected and what to do, one line; the same in both.
-    field: the camelCase field to blame, "" for the object itself.
+    field: the camelCase field to blame, dotted if it is deeper, "" for the object itself.
     """
 
     cel: str

@@ -35,7 +35,7 @@ _DROPPED: Final = frozenset(
 _OBJECT_META: Final[Schema] = {
     "apiVersion": {"type": "string", "description": f"API group and version: {GROUP}/{VERSION}."},
     "kind": {"type": "string", "description": f"Kind of the object: {KIND}."},
-    "metadata": {"type": "object"},
+    "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
 }
 """What the API server knows itself about every object; a CRD may not say more."""
 

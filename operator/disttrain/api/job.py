@@ -17,8 +17,9 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 NAME_RULE = Rule(
     cel=f"self.metadata.name.size() <= {MAX_JOB_NAME} && self.metadata.name.matches('^{_NAME.pattern}$')",
     check=lambda job: len(job.metadata.name) <= MAX_JOB_NAME and _NAME.fullmatch(job.metadata.name) is not None,
-    message=f"metadata.name must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter "
-    "first): it becomes a Service name, and <name>-<role>-<index> must fit in 63",
+    message=f"must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter first): "
+    "it becomes a Service name, and <name>-<role>-<index> must fit in 63",
+    field="metadata.name",
 )
 
 

@@ -149,7 +149,7 @@ class WorkerStatus(Model):
     """Workers that are ready."""
     selector: Short = ""
     """Label selector of the workers."""
-    completed_indexes: Text = ""
+    completed_indexes: Text | None = None
     """Workers that succeeded in this attempt, such as "0-2,5"; it holds when their pods are gone (as Job's completedIndexes)."""
 
 

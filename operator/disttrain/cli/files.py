@@ -112,7 +112,9 @@ def read(name: str, text: str | None = None) -> JobFile:
             )
             continue
         seen[kind, own_name] = line
-        if kind == KIND:
+        if kind == KIND and "apiVersion" not in value.value:
+            problems.append(Problem(name, line, f"apiVersion: is required; it is {API_VERSION}"))
+        elif kind == KIND:
             try:
                 jobs.append(FoundJob(DistTrainJob.parse(value.value), name, value))
             except ValidationError as error:
@@ -138,8 +140,13 @@ def read(name: str, text: str | None = None) -> JobFile:
 
 def _explain(error: ValidationError) -> Iterator[tuple[Path, str]]:
     """The path and the sentence of each problem."""
-    for details in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for details in found:
         path = tuple(details["loc"])
+        if details["type"] == "too_short" and any(
+            other["loc"][: len(path)] == path for other in found if other is not details
+        ):
+            continue  # a list of which entries are wrong counts as one without them
         if details["type"] == "rule":
             for blamed, message in details["ctx"]["broken"]:
                 where = (*path, *blamed.split(".")) if blamed else path
@@ -165,6 +172,8 @@ def _sentence(path: Path, details: ErrorDetails) -> str:
             return details["msg"]
         case "model_type" | "dict_type":
             return f"must be an object (got {_shown(details['input'])}){about}"
+        case "tuple_type":
+            return f"must be a list (got {_shown(details['input'])}){about}"
         case _:
             return f"{details['msg']} (got {_shown(details['input'])}){about}"
 

@@ -123,6 +123,8 @@ async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     configuration.connection_pool_maxsize = connections
+    # Else aiohttp looks for a .netrc in a thread of its own, for every single request. A proxy of the kubeconfig is still used.
+    configuration.client_session_kwargs = {"trust_env": False}
     async with ApiClient(configuration) as client:
         yield client
 

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from disttrain.controller.api import JOBS, Resource
-from disttrain.controller.cache import Cache, Entry, Key
+from disttrain.controller.cache import Cache, CachedPod, Entry, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
 from disttrain.controller.snapshot import Memories
+
+
+SETTLE_SECONDS = 0.2
+"""The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
 
 
 class Feed:
@@ -45,8 +49,13 @@ class Feed:
         if gone and (memory := self._memories.find(job)):
             memory.foreign.pop(entry.key, None)  # the name is free
         if queue:
-            self._queue.add(job)
+            self._queue.add_after(job, 0.0 if gone or _urgent(entry.value) else SETTLE_SECONDS)
 
     def queue_all(self) -> None:
         for job in self._cache.jobs:
             self._queue.add(job.key)
+
+
+def _urgent(value: object) -> bool:
+    """Whether something has to be done about it, rather than only written down."""
+    return not isinstance(value, CachedPod) or value.view is None or value.view.done or value.view.deleting

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from disttrain.controller.api import connect
 from disttrain.controller.metrics import LEADER
@@ -22,8 +22,8 @@ RETRY_SECONDS = 2
 
 
 @contextlib.asynccontextmanager
-async def leadership(settings: Settings, lost: asyncio.Event) -> AsyncIterator[None]:
-    """Waits for the Lease, holds it for the block, and sets `lost` when it could not be renewed."""
+async def leadership(settings: Settings, *, lost: Callable[[], None]) -> AsyncIterator[None]:
+    """Waits for the Lease, holds it for the block, and calls `lost` when it could not be renewed."""
     if not settings.leader_elect:
         LEADER.set(1)
         yield
@@ -41,7 +41,7 @@ async def leadership(settings: Settings, lost: asyncio.Event) -> AsyncIterator[N
     async def stopped() -> None:
         log.error("lost the Lease %s/%s, ending", settings.lease_namespace, settings.lease_name)
         LEADER.set(0)
-        lost.set()
+        lost()
 
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with connect(connections=2) as client:

@@ -5,7 +5,9 @@ Not here: which process shall run (plan), what it is told (runner.py, volumes.py
 
 import asyncio
 import contextlib
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,7 +42,7 @@ class Process:
     not_started: str = ""
     """Why the program could not be started at all."""
     deleting: bool = False
-    _child: asyncio.subprocess.Process | None = None
+    _child: subprocess.Popen[bytes] | None = None
     _last_line: str = ""
     _patience: float | None = None
     """Grace period of a stop that was asked for; it may be asked for before the program is there."""
@@ -91,11 +93,11 @@ class Process:
     ) -> None:
         """Starts the program and returns when it, and all that it started, has ended."""
         try:
-            self._child = await asyncio.create_subprocess_exec(
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+            child = self._child = subprocess.Popen(  # noqa: ASYNC220 - it blocks until exec alone, a millisecond
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**environment, POD_MARK: self.uid},
                 start_new_session=True,  # Ctrl-C is for us; we then end our processes in order
             )
@@ -105,7 +107,6 @@ class Process:
             self._ended(127 if isinstance(error, FileNotFoundError) else 126)
             on_line(self, self.not_started)
             return
-        assert self._child.stdout is not None, "stdout is a pipe"
         if self._patience is not None:
             self.stop(self._patience)
 
@@ -113,21 +114,20 @@ class Process:
             self._last_line = line.strip() or self._last_line
             on_line(self, line)
 
-        lines = asyncio.create_task(self._keep_lines(self._child.stdout, told))
-        code = await self._child.wait()
+        lines = asyncio.create_task(self._keep_lines(child, told))
+        await _end_of(child)
         # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
         await asyncio.to_thread(kill_marked, POD_MARK, self.uid)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lines, _DRAIN_SECONDS)
-        self._ended(code if code >= 0 else 128 - code)
+        self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with less patience."""
         self._patience = grace_seconds
         if self._child is None or not self.alive:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._child.send_signal(signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
+        self._child.send_signal(signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
         if self._kill_timer is not None:
             self._kill_timer.cancel()
         self._kill_timer = asyncio.get_running_loop().call_later(grace_seconds, self._kill)
@@ -138,9 +138,8 @@ class Process:
             self.stop(grace_seconds)
 
     def _kill(self) -> None:
-        if self._child is not None and self._child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
+        if self._child is not None:
+            self._child.kill()  # which does nothing to one that was waited for
 
     def _ended(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -148,19 +147,38 @@ class Process:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
 
-    async def _keep_lines(self, stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+    async def _keep_lines(self, child: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
         """Copies the output to the log as it comes, and hands it on line by line; a line without an end is cut at 64 KiB."""
+        stream = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(stream)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, child.stdout)
         rest = b""
-        with self.log.open("ab", buffering=0) as log:
-            while chunk := await stream.read(_LINE_LIMIT):
-                log.write(chunk)
-                *whole, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _LINE_LIMIT:
-                    whole, rest = [*whole, rest], b""
-                for line in whole:
-                    on_line(_text(line))
+        try:
+            with self.log.open("ab", buffering=0) as log:
+                while chunk := await stream.read(_LINE_LIMIT):
+                    log.write(chunk)
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    if len(rest) > _LINE_LIMIT:
+                        whole, rest = [*whole, rest], b""
+                    for line in whole:
+                        on_line(_text(line))
+        finally:
+            transport.close()
             if rest:
                 on_line(_text(rest))
+
+
+async def _end_of(child: subprocess.Popen[bytes]) -> None:
+    """Waits for the end of the process itself. asyncio's own `wait` also waits for the pipe, which a grandchild may hold."""
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(child.pid)
+    asyncio.get_running_loop().add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+    child.wait()
 
 
 def _text(line: bytes) -> str:

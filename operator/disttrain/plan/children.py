@@ -35,16 +35,9 @@ def converge(world: World) -> Step:
     waits = [moment for pod in world.failed if (moment := restart.release(world, pod)) > world.now]
     waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
     creations = () if blocked(world) or _held_until(world) is not None else tuple(_creations(world))
-    look = min(waits, default=None)
-    if world.started or not creations:
-        return Step(actions=(*deletions, *creations), look=look)
     made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
-    return Step(
-        actions=(*deletions, *creations),
-        status={"start_time": world.second, "attempt": world.attempt},
-        events=(Event(reason=Reason.CREATED, message=f"Creating {made}"),),
-        look=look,
-    )
+    news = (Event(reason=Reason.CREATED, message=f"Creating {made}"),) if creations and not world.started else ()
+    return Step(actions=(*deletions, *creations), events=news, look=min(waits, default=None))
 
 
 def blocked(world: World) -> str:

@@ -4,14 +4,14 @@ A policy's own claims stand above what is seen here (report.py). Not here: the o
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import Condition
 from disttrain.plan import children, words
-from disttrain.plan.model import Phase, PodView
+from disttrain.plan.model import DISRUPTED, Phase, PodView
 from disttrain.plan.step import Claim, Truth
 from disttrain.plan.world import World
 
@@ -33,13 +33,13 @@ _MISSING: Mapping[str, Reason] = MappingProxyType(
 
 def observe(world: World) -> tuple[Claim, ...]:
     """The eight conditions as they are seen."""
-    scheduled, ready, progressing = _scheduled(world), _ready(world), _progressing(world)
+    ready = _ready(world)
     return (
         _valid(world),
         _suspended(world),
-        scheduled,
+        _scheduled(world),
         ready,
-        progressing,
+        _progressing(world, ready),
         _restarting(world, ready),
         Claim(type=ConditionType.COMPLETE, status="False", reason=Reason.IN_PROGRESS),
         Claim(type=ConditionType.FAILED, status="False", reason=Reason.IN_PROGRESS),
@@ -121,12 +121,12 @@ def heard(world: World) -> Progress | None:
     return None if old else world.progress
 
 
-def _progressing(world: World) -> Claim:
+def _progressing(world: World, ready: Claim) -> Claim:
     before = world.status.condition(ConditionType.PROGRESSING)
     was_training = before is not None and before.status == "True"
     progress = heard(world)
     if progress is None:
-        return _unheard(world, before)
+        return _unheard(world, before, ready)
     training = world.status.training
     if (
         before is not None
@@ -144,20 +144,34 @@ def _progressing(world: World) -> Claim:
     return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
 
 
-def _unheard(world: World, before: Condition | None) -> Claim:
-    if before is None or before.reason == Reason.STARTING or not world.started:
+def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
+    """Without a report: what was known holds for a while, then nothing is known."""
+    if before is None or (before.status == "False" and ready.status != "True"):
         return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
-    training = world.status.training
-    moments = (
-        before.last_transition_time,
-        training.last_update_time if training else None,
-        world.snapshot.progress_read,
-    )
-    if before.status == "True" and world.now - max(moment for moment in moments if moment is not None) <= SILENCE:
+    if before.status == "Unknown" or world.now - _last_sign(world, before) > SILENCE:
+        return _claim(
+            ConditionType.PROGRESSING,
+            "Unknown",
+            Reason.NO_REPORT,
+            "The master is not heard; the training may well go on",
+        )
+    if before.status == "True":
         return _claim(ConditionType.PROGRESSING, "True", Reason.TRAINING, before.message)
-    return _claim(
-        ConditionType.PROGRESSING, "Unknown", Reason.NO_REPORT, "The master is not heard; the training may well go on"
-    )
+    return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
+
+
+def _last_sign(world: World, progressing: Condition) -> datetime:
+    """When the master was heard last; before its first report, when it could have begun to report."""
+    if progressing.status == "True":
+        training = world.status.training
+        moments = (
+            progressing.last_transition_time,
+            world.snapshot.progress_read,
+            training.last_update_time if training else None,
+        )
+        return max(moment for moment in moments if moment is not None)
+    ready = world.status.condition(ConditionType.READY)
+    return ready.last_transition_time if ready is not None and ready.status == "True" else world.now
 
 
 def _restarting(world: World, ready: Claim) -> Claim:
@@ -170,7 +184,7 @@ def _restarting(world: World, ready: Claim) -> Claim:
         for slot in world.wanted:
             pod = world.present.get(slot)
             if not world.settled(slot) and (pod is None or pod.deleting):
-                preempted = pod is not None and "DisruptionTarget" in pod.conditions
+                preempted = pod is not None and DISRUPTED in pod.conditions
                 reason = Reason.PREEMPTED if preempted else Reason.REPLACED
                 message = f"Pod {world.name(slot)} was {'preempted' if preempted else 'deleted'}; it is made again"
                 return _claim(ConditionType.RESTARTING, "True", reason, message)

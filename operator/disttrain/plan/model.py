@@ -13,6 +13,9 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
 from disttrain.api.status import DistTrainJobStatus
 
+DISRUPTED = "DisruptionTarget"
+"""Pod condition: the pod is or was evicted, preempted, or its node is drained or gone."""
+
 
 class Phase(StrEnum):
     """Phase of a pod, as in the Pod API; a local process goes from Running to Succeeded or Failed."""

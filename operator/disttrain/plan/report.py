@@ -10,7 +10,7 @@ from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
 from disttrain.plan import conditions, deadlines, goodput, progress, restart
 from disttrain.plan.indexes import format_indexes
-from disttrain.plan.model import Event, Phase, Plan
+from disttrain.plan.model import CreatePod, Event, Phase, Plan
 from disttrain.plan.state import state
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
@@ -39,6 +39,7 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
         "state": state(world, claims),
         "conditions": conditions.merge(world, claims),
         "restarts": restart.carried_over(world),
+        **_beginning(world, step),
         **step.status,
     }
     same_attempt = fields.get("attempt", world.attempt) == world.attempt
@@ -46,7 +47,7 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     fields["worker"] = WorkerStatus(
         ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
         selector=f"{LABEL_JOB_NAME}={world.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
-        completed_indexes=format_indexes(world.completed) if same_attempt else "",
+        completed_indexes=(format_indexes(world.completed) or None) if same_attempt else None,
     )
     status = world.status.model_copy(update=fields)
     if status == world.status and not progress.due(world):
@@ -55,6 +56,16 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     if status == world.status and training == world.status.training:
         return world.status
     return status.model_copy(update={"training": training, "goodput": goodput.ledger(world, training)})
+
+
+def _beginning(world: World, step: Step) -> dict[str, Any]:
+    """Start and first attempt. Pods without either were made by a pass that did not live to write it down."""
+    making = any(isinstance(action, CreatePod) for action in step.actions)
+    return (
+        {}
+        if world.started or not (making or world.snapshot.pods)
+        else {"start_time": world.second, "attempt": world.attempt}
+    )
 
 
 def _replica_statuses(world: World, fields: dict[str, Any]) -> tuple[ReplicaStatus, ...]:

@@ -7,6 +7,7 @@ Not here: the deletions and creations themselves (children.py), the waits of the
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
 from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
 from disttrain.plan import words
 from disttrain.plan.ending import fail
-from disttrain.plan.model import Event, PodView
+from disttrain.plan.model import DISRUPTED, Event, PodView
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
 
@@ -35,7 +36,7 @@ def failures(world: World) -> Step | None:
     fresh = [pod for pod in world.failed if pod.uid not in accounted]
     if not fresh:
         return None
-    if world.runs_command and (settled := min(finished(world, pod) for pod in fresh) + SETTLE) > world.now:
+    if world.runs_command and (settled := min(finished(pod) for pod in fresh) + SETTLE) > world.now:
         return Step(look=settled)
     root = _root_cause(world, fresh)
     if root is None:
@@ -46,17 +47,16 @@ def failures(world: World) -> Step | None:
     counted = rule.count_towards_limit if rule else True
     message = words.failure(world, root)
     if action is Action.FAIL_JOB:
-        if world.progress is not None and world.progress.nan_loss:
-            return fail(world, Reason.NAN_LOSS, f"The loss was not finite: {world.progress.nan_loss}. {message}")
+        if where := _nan_loss(world):
+            return fail(world, Reason.NAN_LOSS, f"The loss was not finite: {where}. {message}")
         reason = Reason.USER_CODE if root.exit_code == 1 else Reason.FAILURE_POLICY
         return fail(world, reason, f"{message} (rule {rule.name})" if rule else message)
     if counted and (over := limit_exceeded(world, message)):
         return over
     if action is Action.RESTART_JOB or world.runs_command:
-        last = words.last_restart(root, finished=finished(world, root))
-        reason = Reason.REPLICA_FAILED if counted else Reason.PREEMPTED
+        last = words.last_restart(root, finished=finished(root))
         restarts = record(world, failed=1, counted=counted, last=last)
-        return restart_job(world, blame=root.role, restarts=restarts, reason=reason, message=message)
+        return restart_job(world, blame=root.role, restarts=restarts, reason=_reason(root), message=message)
     return _replace(world, fresh, root=root, counted=counted)
 
 
@@ -127,7 +127,7 @@ def delay(counted: int) -> timedelta:
 
 def release(world: World, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
-    return finished(world, pod) + delay(counted_so_far(world))
+    return finished(pod) + delay(counted_so_far(world))
 
 
 def next_attempt(world: World) -> datetime | None:
@@ -138,9 +138,9 @@ def next_attempt(world: World) -> datetime | None:
     return moment if moment > world.now else None
 
 
-def finished(world: World, pod: PodView) -> datetime:
-    """When a pod ended; for one that does not say, now."""
-    return pod.finished or world.now
+def finished(pod: PodView) -> datetime:
+    """When a pod ended. One that does not say was refused by its node, right after it was made."""
+    return pod.finished or pod.created
 
 
 def carried_over(world: World) -> Restarts | None:
@@ -173,11 +173,9 @@ def _root_cause(world: World, fresh: list[PodView]) -> PodView | None:
     if not causes:
         return None
     # Finish times have seconds only: of two equal ones a signal (OOM, SIGKILL) is the cause and an exit code its consequence.
-    root = min(
-        causes, key=lambda pod: (finished(world, pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index)
-    )
+    root = min(causes, key=lambda pod: (finished(pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index))
     earlier = _recorded_cause(world)
-    return None if earlier is not None and finished(world, earlier) <= finished(world, root) else root
+    return None if earlier is not None and finished(earlier) <= finished(root) else root
 
 
 def _recorded_cause(world: World) -> PodView | None:
@@ -191,7 +189,7 @@ def _recorded_cause(world: World) -> PodView | None:
             last is not None
             and pod.uid in world.restarts.accounted
             and (pod.role.status_name, pod.index) == (last.role, last.index)
-            and finished(world, pod).replace(microsecond=0) == last.time
+            and finished(pod).replace(microsecond=0) == last.time
             and not world.lost_its_peers(pod)
         ):
             return pod
@@ -209,27 +207,42 @@ def _matching_rule(rules: Iterable[FailureRule], pod: PodView) -> FailureRule | 
 
 def _replace(world: World, fresh: list[PodView], *, root: PodView | None, counted: bool) -> Step:
     """The failures written down, so that their pods are replaced in a later pass."""
-    first = root or min(fresh, key=lambda pod: (finished(world, pod), pod.role.value, pod.index))
-    message = words.failure(world, first)
-    if len(fresh) > 1:
-        message += f" (and {len(fresh) - 1} more after it)"
-    reason = Reason.PREEMPTED if root is not None and not counted else Reason.REPLICA_FAILED
-    restarts = record(
-        world, failed=len(fresh), counted=counted, last=words.last_restart(first, finished=finished(world, first))
+    first = root or min(fresh, key=lambda pod: (finished(pod), pod.role.value, pod.index))
+    last = (
+        None
+        if _recorded_cause(world) is not None and root is None
+        else words.last_restart(first, finished=finished(first))
     )
-    if root is None and _recorded_cause(world) is not None:
-        restarts = restarts.model_copy(update={"last": world.restarts.last})
     uids = {pod.uid for pod in world.snapshot.pods}
     kept = [uid for uid in world.restarts.accounted if uid in uids]
-    return Step(
+    restarts = record(world, failed=len(fresh), counted=counted, last=last)
+    step = Step(
         status={
             "restarts": restarts.model_copy(update={"accounted": (*kept, *sorted(pod.uid for pod in fresh))}),
             **_replica_restarts(world, [pod.role for pod in fresh]),
         },
-        claims=(Claim(type=ConditionType.RESTARTING, status="True", reason=reason, message=message),),
-        events=(Event(reason=reason, message=message, warning=True),),
         again=True,
     )
+    if root is None and world.status.is_true(ConditionType.RESTARTING):
+        return step  # what is said already names the cause; these are its consequences
+    message = words.failure(world, first)
+    if len(fresh) > 1:
+        message += f" (and {len(fresh) - 1} more after it)"
+    return replace(
+        step,
+        claims=(Claim(type=ConditionType.RESTARTING, status="True", reason=_reason(first), message=message),),
+        events=(Event(reason=_reason(first), message=message, warning=True),),
+    )
+
+
+def _reason(pod: PodView) -> Reason:
+    return Reason.PREEMPTED if DISRUPTED in pod.conditions else Reason.REPLICA_FAILED
+
+
+def _nan_loss(world: World) -> str:
+    """Where the loss was not finite, "" when nobody said so."""
+    reports = [world.progress, *(pod.termination.progress for pod in world.present.values())]
+    return next((report.nan_loss for report in reports if report is not None and report.nan_loss), "")
 
 
 def _replica_restarts(world: World, roles: Iterable[Role]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class World:
     @cached_property
     def completed(self) -> frozenset[int]:
         """Workers that succeeded in this attempt, also those whose pod is gone since."""
-        remembered = parse_indexes(self.status.worker.completed_indexes) if self.status.worker else frozenset()
+        remembered = parse_indexes((self.status.worker and self.status.worker.completed_indexes) or "")
         seen = {
             pod.index
             for (role, _), pod in self.present.items()

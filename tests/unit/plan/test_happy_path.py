@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 import pytest
+
+from disttrain.api import Termination
 from disttrain.api.reasons import Reason, State
 from disttrain.plan import decide
 from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob
@@ -76,17 +78,11 @@ def test_the_final_progress_comes_from_the_last_words_of_the_master():
     scene = make_job().training(step=97)
     last = scene.reports(100, loss=0.25, finished=True, evaluation={"accuracy": 0.9712345}).report
     scene.reports(97)
-    scene.succeeded(0, 1).succeeded(0, role=MASTER, termination=make_termination(last))
+    scene.succeeded(0, 1).succeeded(0, role=MASTER, termination=Termination(progress=last))
     scene.step()
     training = scene.status.training
     assert (training.step, training.progress_percent, training.eta_seconds, training.loss) == (100, 100, 0, "0.25")
     assert training.evaluation == {"accuracy": "0.97123"}
-
-
-def make_termination(progress):
-    from disttrain.api import Termination
-
-    return Termination(progress=progress)
 
 
 def test_any_worker_completes_the_job_when_the_policy_says_so():

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from disttrain.api.runtime import JobConfig
 from pydantic import ValidationError
 
+from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest, configuration, difference, digest
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ import json
 from datetime import datetime
 from typing import Any, Literal
 
-from disttrain.api.runtime import JobConfig
 from pydantic import BaseModel, ConfigDict, Field
+
+from disttrain.api.runtime import JobConfig
 
 NAME = "manifest.json"
 FORMAT = 1

@@ -34,7 +34,7 @@ def fetcher(dataset: Any, *, device: torch.device, field: str) -> Fetch:
 
 
 def _tensor(indices: NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(indices)
+    return torch.from_numpy(indices.copy())  # torch takes no read-only memory
 
 
 def _collater(dataset: Dataset[Any]) -> Fetch:

@@ -36,7 +36,9 @@ def dataset(config: Config, split: str) -> TensorDataset:
     table = _table()
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(table))
     rows = table[order[TEST_SAMPLES:] if split == "train" else order[:TEST_SAMPLES]]
-    return TensorDataset(torch.tensor(rows[:, :-1] / 16, dtype=torch.float32), torch.tensor(rows[:, -1], dtype=torch.int64))
+    return TensorDataset(
+        torch.tensor(rows[:, :-1] / 16, dtype=torch.float32), torch.tensor(rows[:, -1], dtype=torch.int64)
+    )
 
 
 def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:

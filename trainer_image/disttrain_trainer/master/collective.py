@@ -4,21 +4,25 @@ A world is a generation; the number goes into the prefix of the store's keys, so
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from disttrain.api.runtime import ProgressCheckpoint
-
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.master.member import Member, Sender
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
 
+log = logging.getLogger(__name__)
+
 
 class State(StrEnum):
     """What a member does."""
 
+    STARTING = "starting"
+    """It imports, builds its model, loads its data."""
     READY = "ready"
     """It waits for a world."""
     RUNNING = "running"
@@ -52,6 +56,7 @@ class Collective:
         self._saves = saves
         self._places: dict[Member, _Place] = {}
         self._absent: dict[Member, float] = {}
+        self._open = False
         self._broken = False
         """A member of the present world was lost."""
         self._leavers: set[Member] = set()
@@ -88,6 +93,8 @@ class Collective:
         match message["type"]:
             case Say.READY:
                 place.state, place.reforming, place.step = State.READY, False, int(message["step"])
+            case Say.FAILED:
+                self._failed(member, message)
             case Say.DONE:
                 place.state = State.DONE
                 place.evaluation = message.get("evaluation")
@@ -115,7 +122,12 @@ class Collective:
         if (generation := message.get("generation")) is not None:  # of a script
             tracker.generation = max(tracker.generation, int(generation))
 
-    def found(self, manifest: Manifest | None) -> None:
+    def open(self, now: float) -> None:
+        """The store is there: worlds may begin."""
+        self._open = True
+        self._settle(now)
+
+    def found(self, manifest: Manifest | None, now: float) -> None:
         """What the checkpoint folder held when the master started."""
         if manifest is None:
             return
@@ -123,7 +135,7 @@ class Collective:
         self._tracker.reach(manifest.step)
         if manifest.finished:
             self._tracker.evaluation = manifest.evaluation
-            self._finish()
+            self._finish(now)
 
     def terminate(self, now: float) -> None:
         self._terminating = True
@@ -146,20 +158,21 @@ class Collective:
         places = list(self._places.values())
         complete = len(places) == len(self._members)
         if complete and all(p.state is State.READY for p in places):
-            self._begin_world()
+            if self._open:
+                self._begin_world()
         elif complete and not self._broken and self._is_one_world(places):
             # True after each message of a running world, and when all members come back to a master that is new.
             self._tracker.generation = places[0].generation
             self._tracker.world_size = len(places) * self._processes
             if all(p.state is State.DONE for p in places):
                 self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
-                self._finish()
-        elif self._broken or any(p.state is State.READY for p in places):
+                self._finish(now)
+        elif self._broken or any(p.state in (State.READY, State.STARTING) for p in places):
             self._dissolve()
 
     @staticmethod
     def _is_one_world(places: list[_Place]) -> bool:
-        return all(p.state is not State.READY and p.generation == places[0].generation for p in places)
+        return all(p.state in (State.RUNNING, State.DONE) and p.generation == places[0].generation for p in places)
 
     def _begin_world(self) -> None:
         generation = 1 + max(self._tracker.generation, *(p.generation for p in self._places.values()))
@@ -178,10 +191,17 @@ class Collective:
     def _dissolve(self) -> None:
         self._tracker.world_size = 0
         for member, place in self._places.items():
-            if place.state is not State.READY and not place.reforming:
+            if place.state in (State.RUNNING, State.DONE) and not place.reforming:
                 place.reforming = True
                 self._sender.send(member, Say.REFORM)
         self._release()
+
+    def _failed(self, member: Member, message: Message) -> None:
+        """The first failure of a world is its root cause; what fails after it, or after a loss, fails because of it."""
+        if not self._broken:
+            self._broken = True
+            log.error("%s failed: %s", member, message.get("message"))
+            self._sender.send(member, Say.FAILED)
 
     def _save_or_release(self) -> None:
         saver = self._places.get(self._members[0])
@@ -207,8 +227,8 @@ class Collective:
         if self._terminating:
             self.released = True
 
-    def _finish(self) -> None:
-        self._tracker.finished = True
+    def _finish(self, now: float) -> None:
+        self._tracker.finish(now)
         self.ended = True
         for member in self._places:
             self._sender.send(member, Say.FINISH)

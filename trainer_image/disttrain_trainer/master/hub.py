@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-
 from disttrain_trainer.master.member import Coordinator, Member
 from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
 
@@ -42,6 +41,7 @@ class Hub:
         self._newest: dict[Member, str] = {}
         self._retired: set[str] = set()
         self._crash: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
 
     @property
     def connected(self) -> int:
@@ -57,6 +57,16 @@ class Hub:
         if peer.writer.transport.get_write_buffer_size() > MAX_UNSENT:
             log.warning("%s does not read; its connection is closed", member)
             peer.writer.transport.abort()
+
+    def poke(self) -> None:
+        """Something changed: whoever waits in `until` looks again."""
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds; asked after everything that a process said."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def serve(self, *, host: str | None, port: int) -> None:
         """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
@@ -100,16 +110,19 @@ class Hub:
         peer = self._admit(hello, writer)
         try:
             self.coordinator.joined(peer.member, hello, self._clock())
+            self.poke()
             while line := await reader.readline():
                 peer.heard = self._clock()
                 message = decode(line)
                 if message["type"] != Say.BEAT and self._peers.get(peer.member) is peer:
                     self.coordinator.heard(peer.member, message, self._clock())
+                    self.poke()
         finally:
             if self._peers.get(peer.member) is peer:
                 del self._peers[peer.member]
                 log.info("%s is gone", peer.member)
                 self.coordinator.lost(peer.member, self._clock())
+                self.poke()
 
     async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
         """Reports of a user's script. Who sends them is no member: nothing depends on it."""

@@ -9,14 +9,42 @@ import heapq
 from disttrain_trainer.data.slices import SliceSet
 
 
+class _Lane:
+    """Slices first, first + stride, first + 2 stride …: a cursor, and those behind it that came back."""
+
+    __slots__ = ("cursor", "returned", "stride")
+
+    def __init__(self, *, first: int, stride: int) -> None:
+        self.cursor = first
+        self.stride = stride
+        self.returned: list[int] = []
+
+    def next(self, done: SliceSet) -> int:
+        """The lowest slice of the lane that nobody has and that is not done."""
+        while self.returned and self.returned[0] in done:
+            heapq.heappop(self.returned)
+        if self.returned:
+            return self.returned[0]
+        while self.cursor in done:
+            self.cursor += self.stride
+        return self.cursor
+
+    def advance(self) -> None:
+        """Takes what `next` returned."""
+        if self.returned:
+            heapq.heappop(self.returned)
+        else:
+            self.cursor += self.stride
+
+
 class Ledger:
     """The slices [0, total) of a job.
 
     aligned: for synchronous steps. Slice k is kept for rank k % world_size while that worker lives, so that the slices of a step
     are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any slice.
 
-    A worker must compute its slices in ascending order. Then the lowest slice that is not done is always the next one of somebody,
-    or free, and the job moves on.
+    A worker computes its slices in ascending order. Then the lowest slice that is not done is always the next one of somebody, or
+    free: but whoever waits for it in vain, because it became free, must give its own back and take anew.
     """
 
     def __init__(self, *, total: int, world_size: int, aligned: bool, done: SliceSet | None = None) -> None:
@@ -25,11 +53,8 @@ class Ledger:
         self.limit = total
         """Slices from here on are not handed out yet."""
         self._done = done.copy() if done is not None else SliceSet()
-        self._lanes = list(range(world_size)) if aligned else [0]
-        """The next slice of each lane. Aligned: lane i has the slices k with k % world_size == i."""
-        self._stride = len(self._lanes)
-        self._returned: list[int] = []
-        """A heap of slices that lost their worker."""
+        count = world_size if aligned else 1
+        self._lanes = [_Lane(first=number, stride=count) for number in range(count)]
         self._leases: dict[int, set[int]] = {}
 
     @property
@@ -48,81 +73,73 @@ class Ledger:
 
     @property
     def handed_out(self) -> int:
-        """One more than the highest slice that anybody has or had."""
-        highest = max((max(lease) for lease in self._leases.values() if lease), default=-1)
+        """One more than the highest slice that is done, or that anybody has."""
         done = self._done.intervals()
-        return max(highest, done[-1][1] - 1 if done else -1) + 1
+        highest = max((index for lease in self._leases.values() for index in lease), default=-1)
+        return max(highest + 1, done[-1][1] if done else 0)
 
     def join(self, worker: int) -> None:
-        """The worker lives: its lane is its own."""
-        self._leases.setdefault(worker, set())
+        """The worker lives, and has nothing."""
+        if worker in self._leases:
+            self._give_back(worker)
+        self._leases[worker] = set()
 
     def leave(self, worker: int) -> bool:
-        """The worker is lost: what it has returns, its lane is everybody's. Whether it had been there."""
+        """The worker is lost: what it has returns, its lane is everybody's. False when it was not there."""
         if worker not in self._leases:
             return False
-        self.give_back(worker)
+        self._give_back(worker)
         del self._leases[worker]
         return True
-
-    def give_back(self, worker: int) -> None:
-        """The worker computes none of its slices."""
-        lease = self._leases[worker]
-        for index in lease:
-            heapq.heappush(self._returned, index)
-        lease.clear()
 
     def take(self, worker: int, count: int) -> list[int]:
         """At most `count` slices for the worker, ascending; none while there are none below the limit."""
         lease = self._leases[worker]
+        single = len(self._lanes) == 1
+        lanes = [
+            lane for number, lane in enumerate(self._lanes) if single or number == worker or number not in self._leases
+        ]
         taken: list[int] = []
-        while len(taken) < count and (index := self._next(worker)) is not None:
+        while len(taken) < count:
+            lane = min(lanes, key=lambda lane: lane.next(self._done))
+            index = lane.next(self._done)
+            if index >= self.limit:
+                break
+            lane.advance()
             lease.add(index)
             taken.append(index)
         return taken
 
-    def _next(self, worker: int) -> int | None:
-        while self._returned and self._returned[0] in self._done:
-            heapq.heappop(self._returned)
-        best = self._returned[0] if self._returned else self.limit
-        source = -1
-        for lane in range(len(self._lanes)):
-            owner_lives = self._stride > 1 and lane in self._leases and lane != worker
-            if owner_lives:
-                continue
-            while self._lanes[lane] in self._done:
-                self._lanes[lane] += self._stride
-            if self._lanes[lane] < best:
-                best, source = self._lanes[lane], lane
-        if best >= self.limit:
-            return None
-        if source >= 0:
-            self._lanes[source] += self._stride
-        else:
-            heapq.heappop(self._returned)
-        return best
-
-    def finish(self, worker: int, slices: list[int]) -> int:
-        """The worker says that every server applied these; how many of them are news."""
+    def finish(self, worker: int, slices: list[int]) -> None:
+        """The worker says that every server applied these."""
         lease = self._leases.get(worker, set())
-        news = 0
         for index in slices:
             lease.discard(index)
-            news += index < self.total and self._done.add(index)
-        return news
+            if 0 <= index < self.total:
+                self._done.add(index)
 
-    def learn(self, applied: SliceSet) -> int:
-        """The servers say that all of them applied these; how many are news."""
-        news = [index for index in applied if index < self.total and index not in self._done]
-        for index in news:
-            self._done.add(index)
-        return len(news)
+    def learn(self, applied: SliceSet) -> None:
+        """The servers say that all of them applied these."""
+        merged: list[tuple[int, int]] = []
+        for start, stop in sorted(self._done.intervals() + applied.intervals()):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+            else:
+                merged.append((start, stop))
+        self._done = SliceSet.from_intervals(merged)
 
-    def missing(self, applied: SliceSet) -> list[int]:
-        """Slices that were counted as done, but are not applied everywhere: to be computed again. They return to the free ones."""
-        gone = [index for index in self._done if index not in applied]
-        if gone:
-            self._done = self._done.intersection(applied)
-            for index in gone:
-                heapq.heappush(self._returned, index)
+    def unlearn(self, applied: SliceSet) -> list[int]:
+        """Exactly these are applied everywhere: slices that were counted, but are not among them, return. They should be none."""
+        before, self._done = self._done, self._done.intersection(applied)
+        gone = [] if len(before) == len(self._done) else [index for index in before if index not in applied]
+        for index in gone:
+            self._return(index)
         return gone
+
+    def _give_back(self, worker: int) -> None:
+        for index in self._leases[worker]:
+            self._return(index)
+        self._leases[worker] = set()
+
+    def _return(self, index: int) -> None:
+        heapq.heappush(self._lanes[index % len(self._lanes)].returned, index)

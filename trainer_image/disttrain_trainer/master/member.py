@@ -3,7 +3,6 @@
 from typing import NamedTuple, Protocol
 
 from disttrain.api.names import Role
-
 from disttrain_trainer.messages import Message, Say
 
 

@@ -45,6 +45,7 @@ class Tracker:
         self._entries: deque[_Entry] = deque()
         self._newest: dict[int, _Entry] = {}
         self._began: float | None = None
+        self._final_speed: float | None = None
 
     def report(self, *, rank: int, samples: int, loss: float | None, now: float) -> None:
         """Samples that a rank computed since its last report, and the sum of their losses."""
@@ -73,6 +74,11 @@ class Tracker:
         """The rank is gone: its last loss is no longer part of the mean."""
         self._newest.pop(rank, None)
 
+    def finish(self, now: float) -> None:
+        """The job is done; the speed stays what it was."""
+        self._final_speed = self.samples_per_second(now)
+        self.finished = True
+
     def loss(self) -> float | None:
         """Mean over the samples of the newest reports."""
         if not self._newest:
@@ -94,7 +100,7 @@ class Tracker:
 
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:
         """What /progress answers."""
-        speed = None if self.finished else self.samples_per_second(now)
+        speed = self._final_speed if self.finished else self.samples_per_second(now)
         return Progress(
             attempt=self.attempt,
             step=self.step,

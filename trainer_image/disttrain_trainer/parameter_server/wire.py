@@ -37,7 +37,7 @@ PROTOCOL = 1
 MAX_TEXT = 64 * 1024
 """Bytes of a HELLO or of words."""
 CHUNK = 4 << 20
-"""Bytes that move in one system call: each has the time-out for itself."""
+"""Bytes of one system call, which must move within the time-out."""
 
 _HEADER = struct.Struct("<4sBBHIIQqQQQI")
 SIZE = _HEADER.size
@@ -206,8 +206,8 @@ class Hello(Model):
 class Link:
     """One end of a connection; for one thread at a time.
 
-    timeout: seconds without progress after which a call raises Silent. A lost connection raises Closed, from any thread that
-    `abort` is called by as well.
+    timeout: seconds; a call raises Silent when the peer has not moved the next CHUNK for so long. A lost connection raises Closed,
+    and so does one that another thread has aborted.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float) -> None:
@@ -227,15 +227,9 @@ class Link:
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
         """Sends a frame; the header says the size of the payload."""
-        try:
-            self._socket.sendall(header.encode(), socket.MSG_MORE if header.nbytes else 0)
-            for view in payload:
-                for start in range(0, len(view), CHUNK):
-                    self._socket.sendall(view[start : start + CHUNK])
-        except BlockingIOError:
-            raise Silent from None
-        except OSError as error:
-            raise Closed(_words(error)) from None
+        self._drain(memoryview(header.encode()), socket.MSG_MORE if header.nbytes else 0)
+        for view in payload:
+            self._drain(view)
         self.sent += SIZE + header.nbytes
 
     def send_text(self, header: Header, text: str) -> None:
@@ -279,6 +273,20 @@ class Link:
     def close(self) -> None:
         self._socket.close()
 
+    def _drain(self, view: memoryview, flags: int = 0) -> None:
+        sent, size = 0, len(view)
+        while sent < size:
+            chunk = view[sent : sent + CHUNK]
+            begin = time.monotonic()
+            try:
+                count = self._socket.send(chunk, flags)
+            except BlockingIOError:
+                raise Silent from None
+            except OSError as error:
+                raise Closed(_words(error)) from None
+            self._require_progress(count, len(chunk), begin)
+            sent += count
+
     def _fill(self, view: memoryview, *, patient: bool = False) -> None:
         filled, size = 0, len(view)
         while filled < size:
@@ -294,11 +302,14 @@ class Link:
                 raise Closed(_words(error)) from None
             if not count:
                 raise Closed("closed by the peer")
+            self._require_progress(count, chunk, begin)
             filled += count
-            # A shorter count is the end of the connection, a signal, or the time-out.
-            if count < chunk and time.monotonic() - begin >= self._timeout:
-                raise Silent
         self.received += size
+
+    def _require_progress(self, moved: int, wanted: int, begin: float) -> None:
+        # Less than was wanted is the end of the connection or a signal, and then the next call tells; or the time-out.
+        if moved < wanted and time.monotonic() - begin >= self._timeout:
+            raise Silent
 
 
 def _words(error: OSError) -> str:

@@ -1,0 +1,327 @@
+"""A synchronous parameter-server step against its peers and its limit.
+
+    python benchmarks/parameter_server.py [--rounds 12] [--steps 5] [--mib 32]
+
+Two workers exchange the gradients and parameters of a model of 32 MiB, each process with one thread for arithmetic, over loopback:
+
+- ours: two servers; push, sum in slice order, SGD, pull
+- all_reduce: torch.distributed over gloo, the same bytes, and no optimiser
+- rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
+- bare: the traffic of ours (same processes, connections, threads and bytes) with no sum, no protocol and nobody waiting for another
+
+All are set up first, and then take turns, so that whatever else the machine does hits each of them. Compare ratios, not times.
+"""
+
+import argparse
+import multiprocessing
+import os
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import rpc
+
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import Strategy, Trainer
+from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.parameter_server import Layout, ShardedClient, ShardServer
+
+WORKERS = SERVERS = 2
+RATE = 0.1
+
+Step = Callable[[], object]
+"""One step of one worker."""
+
+
+def model(elements: int) -> Layout:
+    return Layout.of(torch.nn.ParameterList([torch.zeros(elements)]))
+
+
+# Ours.
+
+
+def our_config() -> JobConfig:
+    trainer = {"model": "a:b", "dataset": "a:c", "maxSteps": 1, "optimizer": {"name": "SGD", "learningRate": str(RATE)}}
+    return JobConfig(
+        namespace="default",
+        name="benchmark",
+        uid="benchmark",
+        attempt=1,
+        strategy=Strategy.model_validate({"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}),
+        trainer=Trainer.model_validate(trainer),
+        workers=WORKERS,
+        parameter_servers=SERVERS,
+        addresses=Addresses(control="localhost:1", rendezvous="localhost:2"),
+    )
+
+
+def our_server(index: int, control: Connection, elements: int) -> None:
+    server = ShardServer(config=our_config(), index=index, host="127.0.0.1", port=0)
+    server.start()
+    server.begin(1, None)
+    control.send(server.address)
+    control.recv()
+
+
+def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
+    layout = model(elements)
+    schedule = Schedule(samples=2, batch_size=2, world_size=WORKERS, seed=0, max_steps=1_000_000)
+    parameters, gradient = (torch.zeros(elements),), (torch.ones(elements),)
+    client = ShardedClient(
+        addresses=addresses, config=our_config(), rank=index, incarnation=f"worker-{index}", generation=1, timeout=30
+    )
+    client.connect(layout)
+    client.initialize(parameters)
+    client.pull(parameters, step=0)
+    steps = iter(range(1_000_000))
+
+    def step() -> None:
+        number = next(steps)
+        client.push_pull(schedule.slice(number * WORKERS + index), gradient, parameters, number + 1)
+
+    return step
+
+
+# torch.distributed.rpc.
+
+
+class RpcShard:
+    """The shard of one RPC server, as PyTorch's tutorial on batched RPC has it."""
+
+    instance: "RpcShard"
+
+    def __init__(self, elements: int) -> None:
+        self.parameters = torch.zeros(elements)
+        self.total = torch.zeros(elements)
+        self.arrived = 0
+        self.lock = threading.Lock()
+        self.done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+
+    @staticmethod
+    @rpc.functions.async_execution
+    def push_pull(gradient: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+        self = RpcShard.instance
+        with self.lock:
+            self.total.add_(gradient, alpha=1 / WORKERS)
+            self.arrived += 1
+            done = self.done
+            if self.arrived == WORKERS:
+                self.parameters.add_(self.total, alpha=-RATE)
+                self.total.zero_()
+                self.arrived, self.done = 0, torch.futures.Future()
+                done.set_result(self.parameters)
+        return done
+
+
+def rpc_start(name: str, rank: int, store: str) -> None:
+    os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    options = rpc.TensorPipeRpcBackendOptions(
+        init_method=f"file://{store}", num_worker_threads=4, _transports=["uv"], _channels=["mpt_uv", "basic"]
+    )
+    rpc.init_rpc(name, rank=rank, world_size=WORKERS + SERVERS, rpc_backend_options=options)
+
+
+def rpc_server(index: int, control: Connection, elements: int) -> None:
+    RpcShard.instance = RpcShard(elements // SERVERS)
+    control.send("")
+    rpc_start(f"server-{index}", WORKERS + index, control.recv())
+    control.recv()
+
+
+def rpc_worker(index: int, addresses: Sequence[str], elements: int, store: str) -> Step:
+    rpc_start(f"worker-{index}", index, store)
+    parameters, gradients = torch.zeros(elements), torch.ones(elements).chunk(SERVERS)
+    parts = parameters.chunk(SERVERS)
+
+    def step() -> None:
+        replies = [
+            rpc.rpc_async(f"server-{i}", RpcShard.push_pull, args=(gradient,)) for i, gradient in enumerate(gradients)
+        ]
+        for part, reply in zip(parts, replies, strict=True):
+            part.copy_(reply.wait())
+
+    return step
+
+
+# gloo's all_reduce.
+
+
+def gloo_worker(index: int, addresses: Sequence[str], elements: int, store: str) -> Step:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=WORKERS)
+    gradient = torch.ones(elements)
+    return lambda: dist.all_reduce(gradient)
+
+
+# Bare sockets.
+
+
+def bare_server(index: int, control: Connection, elements: int) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    control.send(f"127.0.0.1:{listener.getsockname()[1]}")
+
+    def serve(sock: socket.socket) -> None:
+        buffer = memoryview(bytearray(4 * elements // SERVERS))
+        with suppress(OSError):
+            while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL):
+                sock.sendall(buffer)
+
+    for _ in range(WORKERS):
+        sock, _ = listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=serve, args=(sock,), daemon=True).start()
+    control.recv()
+
+
+def bare_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
+    size = 4 * elements // SERVERS
+    sends, receives = memoryview(bytearray(4 * elements)), memoryview(bytearray(4 * elements))
+    sockets = []
+    for address in addresses:
+        host, port = address.split(":")
+        sockets.append(socket.create_connection((host, int(port))))
+        sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    starts = [threading.Semaphore(0) for _ in sockets]
+    ends = threading.Semaphore(0)
+
+    def exchange(number: int) -> None:
+        part = slice(number * size, (number + 1) * size)
+        while True:
+            starts[number].acquire()
+            sockets[number].sendall(sends[part])
+            sockets[number].recv_into(receives[part], size, socket.MSG_WAITALL)
+            ends.release()
+
+    for number in range(len(sockets)):
+        threading.Thread(target=exchange, args=(number,), daemon=True).start()
+
+    def step() -> None:
+        for start in starts:
+            start.release()
+        for _ in sockets:
+            ends.acquire()
+
+    return step
+
+
+# The race.
+
+
+def serve(target: Callable[..., None], index: int, control: Connection, elements: int) -> None:
+    torch.set_num_threads(1)
+    with suppress(EOFError, KeyboardInterrupt):
+        target(index, control, elements)
+    os._exit(0)
+
+
+def work(build: Callable[..., Step], control: Connection, arguments: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    with suppress(EOFError, KeyboardInterrupt):
+        step = build(*arguments)
+        step()
+        control.send(None)
+        while True:
+            steps = control.recv()
+            begin = time.perf_counter()
+            for _ in range(steps):
+                step()
+            control.send((time.perf_counter() - begin) / steps)
+    os._exit(0)
+
+
+class Contender:
+    """The processes of one way to do it."""
+
+    def __init__(
+        self,
+        *,
+        elements: int,
+        worker: Callable[..., Step],
+        server: Callable[..., None] | None = None,
+        store: str | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.rpc"])
+        self._servers: list[Connection] = []
+        self._workers: list[Connection] = []
+        self._pids: list[int] = []
+        addresses: list[str] = []
+        if server is not None:
+            for index in range(SERVERS):
+                ours, theirs = context.Pipe()
+                self._start(context.Process(target=serve, args=(server, index, theirs, elements), daemon=True))
+                addresses.append(ours.recv())
+                if store is not None:
+                    ours.send(store)
+                self._servers.append(ours)
+        for index in range(WORKERS):
+            ours, theirs = context.Pipe()
+            arguments = (index, addresses, elements, *([] if store is None else [store]))
+            self._start(context.Process(target=work, args=(worker, theirs, arguments), daemon=True))
+            self._workers.append(ours)
+        for control in self._workers:
+            control.recv()
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds of a step by the clock, for the slowest worker, and of CPU time, for all processes together."""
+        before = self._cpu()
+        for control in self._workers:
+            control.send(steps)
+        return max(control.recv() for control in self._workers), (self._cpu() - before) / steps
+
+    def _start(self, process: BaseProcess) -> None:
+        process.start()
+        self._pids.append(process.pid or 0)
+
+    def _cpu(self) -> float:
+        ticks = 0
+        for pid in self._pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
+    parser.add_argument("--mib", type=int, default=32, help="size of the model")
+    arguments = parser.parse_args()
+    elements = arguments.mib * (1 << 18)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = {
+            "ours": Contender(elements=elements, worker=our_worker, server=our_server),
+            "all_reduce": Contender(elements=elements, worker=gloo_worker, store=f"{folder}/gloo"),
+            "rpc": Contender(elements=elements, worker=rpc_worker, server=rpc_server, store=f"{folder}/rpc"),
+            "bare": Contender(elements=elements, worker=bare_worker, server=bare_server),
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        cpu = dict.fromkeys(contenders, 0.0)
+        for _ in range(arguments.rounds):
+            for name, contender in contenders.items():
+                seconds, work_seconds = contender.run(arguments.steps)
+                times[name].append(seconds)
+                cpu[name] += work_seconds / arguments.rounds
+    print(f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB; {arguments.rounds} rounds of {arguments.steps} steps each")
+    print(f"{'':12}{'best ms':>10}{'median ms':>11}{'CPU ms':>8}{'ours / it: best':>17}{'median':>8}{'target':>9}")
+    targets = {"all_reduce": 1.3, "rpc": 1.0, "bare": 1.3}
+    for name, measured in times.items():
+        best, median = min(measured), statistics.median(measured)
+        ratios = [ours / theirs for ours, theirs in zip(times["ours"], measured, strict=True)]
+        line = f"{name:12}{best * 1e3:10.1f}{median * 1e3:11.1f}{cpu[name] * 1e3:8.0f}"
+        if name in targets:
+            line += f"{min(times['ours']) / best:17.2f}{statistics.median(ratios):8.2f}{'<= ' + str(targets[name]):>9}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Wrong input is refused by the API server itself, with the path, the value and what to do; and the Python models agree."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apiserver.corpus import files, unmatched
+from cluster.controlplane import ControlPlane
+from cluster.kubectl import KubectlError
+from disttrain.api.job import DistTrainJob
+from disttrain.cli.files import WrongInput, read
+
+
+def named(kind: str) -> list[Any]:
+    return [pytest.param(file, id=file.stem) for file in files(kind)]
+
+
+@pytest.mark.parametrize("file", named("bad"))
+def test_the_api_server_refuses(control_plane: ControlPlane, file: Path) -> None:
+    with pytest.raises(KubectlError) as refused:
+        control_plane.kubectl("create", "--dry-run=server", "-f", str(file))
+    assert not unmatched(file, refused.value.stderr), refused.value.stderr
+
+
+@pytest.mark.parametrize("file", named("bad"))
+def test_lint_refuses_what_the_api_server_refuses(file: Path) -> None:
+    with pytest.raises(WrongInput) as refused:
+        read(str(file))
+    assert not unmatched(file, str(refused.value)), str(refused.value)
+    assert len(refused.value.problems) == (2 if file.stem.endswith("spec-empty") else 1), "one mistake, one line"
+
+
+@pytest.mark.parametrize("file", named("good"))
+def test_good_input_is_accepted_and_read_alike(control_plane: ControlPlane, file: Path) -> None:
+    stored = yaml.safe_load(control_plane.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", str(file)))
+    (found,) = read(str(file)).jobs
+    # What the API server stored after defaulting and pruning is what the models make of the file.
+    assert found.job.to_dict()["spec"] == stored["spec"]
+    assert DistTrainJob.parse(stored).spec == found.job.spec
+
+
+@pytest.mark.parametrize("file", named("transition"))
+def test_what_may_change_in_a_job_that_exists(control_plane: ControlPlane, file: Path) -> None:
+    before, after = yaml.safe_load_all(file.read_text())
+    control_plane.kubectl("create", "-f", "-", input=before)
+    assert unmatched(file, _refusal(control_plane, after)) == []
+
+
+def _refusal(control_plane: ControlPlane, body: dict[str, Any]) -> str:
+    try:
+        control_plane.kubectl("replace", "-f", "-", input=body)
+    except KubectlError as error:
+        return error.stderr
+    return ""
+
+
+def test_a_file_larger_than_etcd_takes_is_refused_by_both(control_plane: ControlPlane, tmp_path: Path) -> None:
+    body = yaml.safe_load(files("good")[0].read_text())
+    body["spec"]["trainer"]["config"] = {"text": "x" * 4_000_000}
+    file = tmp_path / "huge.yaml"
+    file.write_text(yaml.safe_dump(body))
+    with pytest.raises(KubectlError, match=r"too large|larger than|limit"):
+        control_plane.kubectl("create", "-f", str(file))
+    with pytest.raises(WrongInput, match="larger than"):
+        read(str(file))
+
+
+def test_a_bomb_of_aliases_is_refused_by_both(control_plane: ControlPlane, tmp_path: Path) -> None:
+    bomb = "\n".join(
+        f"    l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" if n else "    l0: &l0 [x]" for n in range(10)
+    )
+    text = (
+        files("good")[0]
+        .read_text()
+        .replace("  trainer: {command: [python, -m, mine]}", f"  trainer:\n   command: [x]\n   config:\n{bomb}")
+    )
+    file = tmp_path / "bomb.yaml"
+    file.write_text(text)
+    with pytest.raises(KubectlError, match="excessive aliasing"):
+        control_plane.kubectl("create", "-f", str(file))
+    with pytest.raises(WrongInput, match="aliases are counted"):
+        read(str(file))
+
+
+def test_a_status_in_the_file_is_ignored_by_the_api_server(control_plane: ControlPlane) -> None:
+    body = yaml.safe_load(files("good")[0].read_text())
+    body["metadata"]["name"] = "claims-to-be-complete"
+    body["status"] = {"state": "Complete"}
+    control_plane.kubectl("create", "-f", "-", input=body)
+    assert "status" not in control_plane.get("disttrainjob", "claims-to-be-complete", namespace="default")
+
+
+def test_an_old_object_reads_back_as_it_was_written(control_plane: ControlPlane) -> None:
+    body = yaml.safe_load(files("good")[0].read_text())
+    body["metadata"]["name"] = "read-back"
+    control_plane.kubectl("create", "-f", "-", input=body)
+    stored = control_plane.get("disttrainjob", "read-back", namespace="default")
+    again = copy.deepcopy(stored)
+    again["spec"] = DistTrainJob.parse(stored).to_dict()["spec"]
+    control_plane.kubectl("replace", "-f", "-", input=again)
+    assert control_plane.get("disttrainjob", "read-back", namespace="default")["metadata"]["generation"] == 1

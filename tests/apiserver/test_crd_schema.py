@@ -1,0 +1,238 @@
+"""The CRD itself, on a real API server: accepted, explained field by field, defaulted as in Python, and nothing valid is pruned."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apiserver.corpus import files, wanted
+from cluster.controlplane import ControlPlane
+from disttrain.api import crd
+from disttrain.api.names import API_VERSION, KIND
+from disttrain.api.status import DistTrainJobStatus
+
+FILE = Path("crds/disttrainjobs.yaml")
+Schema = dict[str, Any]
+
+
+def root() -> Schema:
+    schema: Schema = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def nodes(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Every node of a schema with its path; [0] stands for an entry of a list."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}".removeprefix("."))
+    if "items" in schema:
+        yield from nodes(schema["items"], f"{path}[0]")
+    if "additionalProperties" in schema:
+        yield from nodes(schema["additionalProperties"], f"{path}.KEY")
+
+
+def job(name: str, **spec: Any) -> dict[str, Any]:
+    trainer = {"command": ["python", "-m", "mine"]}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"strategy": {"type": "DataParallel"}, "trainer": trainer} | spec,
+    }
+
+
+def test_the_file_is_up_to_date() -> None:
+    assert FILE.read_text() == crd.render(), "run `python -m disttrain.api.crd > crds/disttrainjobs.yaml`"
+
+
+def test_a_stale_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stale = tmp_path / "crd.yaml"
+    stale.write_text(crd.render().replace("maximum: 10000", "maximum: 9999"))
+    assert crd.main(["--check", str(stale)]) == 1
+    assert "is stale: run" in capsys.readouterr().err
+    assert crd.main(["--check", str(FILE)]) == 0
+
+
+def test_it_is_small_enough_for_a_plain_apply() -> None:
+    assert FILE.stat().st_size < 200_000
+
+
+def test_a_plain_apply_takes_it(control_plane: ControlPlane) -> None:
+    # Client-side apply keeps the whole object in an annotation of at most 256 KiB; --dry-run leaves the installed one alone.
+    control_plane.kubectl("create", "--dry-run=server", "--save-config", "-f", "-", input=_renamed())
+    conditions = control_plane.get("crd", "disttrainjobs.disttrain.dev")["status"]["conditions"]
+    states = {condition["type"]: condition["status"] for condition in conditions}
+    assert states["Established"] == "True"
+    assert states.get("NonStructuralSchema", "False") == "False"
+
+
+def _renamed() -> dict[str, Any]:
+    body = crd.crd()
+    body["metadata"]["name"] = "othertrainjobs.disttrain.dev"
+    names = body["spec"]["names"]
+    names |= {
+        "kind": "OtherTrainJob",
+        "listKind": "OtherTrainJobList",
+        "plural": "othertrainjobs",
+        "singular": "othertrainjob",
+    }
+    names["shortNames"] = ["otj"]
+    return body
+
+
+def test_every_field_has_a_description() -> None:
+    silent = [
+        path
+        for path, node in nodes(root())
+        for name, child in node.get("properties", {}).items()
+        if not child.get("description") and f"{path}.{name}" not in (".metadata", ".metadata.name", "metadata.name")
+    ]
+    assert silent == []
+
+
+def test_every_default_is_told_in_the_description() -> None:
+    silent = [
+        path
+        for path, node in nodes(root())
+        if not isinstance(node.get("default", {}), dict) and "Default" not in node["description"]
+    ]
+    assert silent == []
+
+
+def test_explain_is_the_manual(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("api-resources")  # which asks anew: explain takes what kubectl cached before the CRD came
+    text = control_plane.kubectl("explain", "dtj.spec.strategy.parameterServer")
+    assert "enum: Sync, Async, BoundedStaleness" in text
+    assert "Steps that a worker may be ahead of the slowest one" in text
+    text = control_plane.kubectl("explain", "dtj.status.training.lastCheckpoint")
+    assert "step" in text
+
+
+def test_every_rule_has_an_input_that_breaks_it() -> None:
+    """The inputs are tried in test_crd_inputs.py; here: none of the rules is left out there."""
+    wants = [want for kind in ("bad", "transition") for file in files(kind) for want in wanted(file)]
+    rules = {
+        rule["message"]: path + rule.get("fieldPath", "")
+        for path, node in nodes(root())
+        if ".template." not in path or path.startswith("spec.worker.")
+        for rule in node.get("x-kubernetes-validations", [])
+    }
+    untried = [
+        message
+        for message, path in rules.items()
+        if not any(want.search(f"{path.removeprefix('.')}: {message}") and not want.search(path) for want in wants)
+    ]
+    assert untried == []
+
+
+def test_columns_and_names(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "-f", "-", input=job("columns", worker={"replicas": 3}))
+    status = {
+        "state": "Training",
+        "worker": {"readyReplicas": 3, "selector": "a=b"},
+        "restarts": {"total": 2},
+        "training": {
+            "step": 1250,
+            "progressPercent": 27,
+            "loss": "0.1834",
+            "samplesPerSecond": "5120.4",
+            "etaSeconds": 41,
+        },
+    }
+    _write_status(control_plane, "columns", status)
+    header, row = control_plane.kubectl("get", "dtj", "columns", "-n", "default").splitlines()
+    assert " ".join(header.split()) == "NAME STATE STRATEGY WORKERS STEP PROGRESS LOSS SAMPLES/S RESTARTS ETA AGE"
+    assert " ".join(row.split()[:-1]) == "columns Training DataParallel 3 1250 27 0.1834 5120.4 2 41"
+    assert "disttrainjob.disttrain.dev/columns" in control_plane.kubectl(
+        "get", "training,all", "-n", "default", "-o", "name"
+    )
+
+
+def test_scale_reaches_the_workers_within_elastic_only(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "-f", "-", input=job("fixed", worker={"replicas": 2}))
+    control_plane.kubectl(
+        "create",
+        "-f",
+        "-",
+        input=job("elastic", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 4}}),
+    )
+    control_plane.kubectl("scale", "dtj/elastic", "--replicas=3", "-n", "default")
+    assert control_plane.get("disttrainjob", "elastic", namespace="default")["spec"]["worker"]["replicas"] == 3
+    with pytest.raises(RuntimeError, match="changes only within elastic"):
+        control_plane.kubectl("scale", "dtj/fixed", "--replicas=3", "-n", "default")
+
+
+def test_a_diff_after_apply_is_empty(control_plane: ControlPlane, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job("diff", runPolicy={"backoffLimit": 2})))
+    control_plane.kubectl("apply", "-f", str(file))
+    assert control_plane.kubectl("diff", "-f", str(file)) == ""
+
+
+def test_a_full_status_is_stored_unpruned(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "-f", "-", input=job("full-status"))
+    status = _sample(root()["properties"]["status"])
+    assert _write_status(control_plane, "full-status", status) == status
+    assert DistTrainJobStatus.model_validate(status).to_dict() == status
+
+
+def _write_status(control_plane: ControlPlane, name: str, status: dict[str, Any]) -> Any:
+    body = control_plane.get("disttrainjob", name, namespace="default") | {"status": status}
+    control_plane.kubectl("replace", "--subresource=status", "-f", "-", input=body)
+    return control_plane.get("disttrainjob", name, namespace="default")["status"]
+
+
+def _sample(schema: Schema) -> Any:
+    """A value with every field of a schema set."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema["type"]:
+        case "object" if "properties" in schema:
+            return {name: _sample(child) for name, child in schema["properties"].items()}
+        case "object":
+            return {"accuracy": _sample(schema["additionalProperties"])}
+        case "array":
+            return [_sample(schema["items"])]
+        case "integer":
+            return schema.get("minimum", 0) + 1
+        case "boolean":
+            return True
+        case _:
+            return "2026-01-02T03:04:05Z" if schema.get("format") == "date-time" else "0.5"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_not_typed_is_kept(control_plane: ControlPlane, seed: int) -> None:
+    """The user's own objects come back as they are: config, and all of a pod template that DistTrain does not type."""
+    chance = random.Random(seed)
+    pod_spec = {f"x{n}": _anything(chance) for n in range(4)}
+    container = {f"y{n}": _anything(chance) for n in range(4)} | {
+        "name": "trainer",
+        "env": [{"name": "A", "valueFrom": {"z": _anything(chance)}}],
+    }
+    body = job(
+        f"kept-{seed}",
+        trainer={"command": ["x"], "config": {f"c{n}": _anything(chance) for n in range(4)}},
+        worker={"template": {"spec": pod_spec | {"containers": [container]}}},
+    )
+    control_plane.kubectl("create", "-f", "-", input=body)
+    stored = control_plane.get("disttrainjob", f"kept-{seed}", namespace="default")["spec"]
+    assert stored["trainer"]["config"] == body["spec"]["trainer"]["config"]
+    assert stored["worker"]["template"] == body["spec"]["worker"]["template"]
+
+
+def _anything(chance: random.Random, depth: int = 3) -> Any:
+    leaf = chance.choice([True, -7, 0.25, 2**40, "", "text", "ünï", [], {}])
+    match chance.randrange(3) if depth else 0:
+        case 1:
+            return [_anything(chance, depth - 1) for _ in range(chance.randrange(3))]
+        case 2:
+            return {f"k{n}": _anything(chance, depth - 1) for n in range(chance.randrange(3))}
+        case _:
+            return json.loads(json.dumps(leaf))

@@ -1,0 +1,191 @@
+"""What a user does, on a real node with the real images: install, apply the examples, watch, kill things, read the numbers.
+
+Jane has the rights of `edit` in one namespace, which enforces the restricted Pod Security Standard, and none elsewhere.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.images import built
+from cluster.node import Node
+from cluster.programs import require
+from cluster.prometheus import Prometheus, prometheus
+
+ROOT = Path(__file__).parents[2]
+JANE = "jane"
+TEAM = "team"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    require("cluster")
+    with Node(images=built()) as node:
+        node.kubectl("apply", "-k", str(ROOT / "tests/cluster/install"), timeout=120)
+        node.kubectl(
+            "-n",
+            "disttrain-system",
+            "rollout",
+            "status",
+            "deployment/disttrain-operator",
+            "--timeout=120s",
+            timeout=130,
+        )
+        with node.namespace(TEAM):
+            node.user(JANE, namespace=TEAM)
+            yield node
+
+
+@pytest.fixture(scope="module")
+def metrics(node: Node) -> Iterator[Prometheus]:
+    with prometheus(node) as running:
+        yield running
+
+
+def documents(example: str) -> list[dict[str, Any]]:
+    return [doc for doc in yaml.safe_load_all((ROOT / "examples" / example).read_text()) if doc]
+
+
+def apply(node: Node, example: str) -> str:
+    """As Jane; volumes for the claims of the file are the cluster's business. Returns the job's name."""
+    docs = documents(example)
+    for doc in docs:
+        if doc["kind"] == "PersistentVolumeClaim":
+            node.volume(doc["metadata"]["name"], namespace=TEAM, access=doc["spec"]["accessModes"][0], make_claim=False)
+    node.kubectl("apply", "-n", TEAM, "-f", str(ROOT / "examples" / example), user=JANE)
+    name: str = next(doc["metadata"]["name"] for doc in docs if doc["kind"] == "DistTrainJob")
+    return name
+
+
+def complete(node: Node, name: str, *, seconds: int = 240) -> dict[str, Any]:
+    """Waits as a script would, and returns the status."""
+    node.kubectl(
+        "wait",
+        "--for=condition=Complete",
+        f"dtj/{name}",
+        "-n",
+        TEAM,
+        f"--timeout={seconds}s",
+        user=JANE,
+        timeout=seconds + 10,
+    )
+    status: dict[str, Any] = node.get("dtj", name, namespace=TEAM)["status"]
+    return status
+
+
+def training(node: Node, name: str) -> dict[str, Any]:
+    status: dict[str, Any] = node.get("dtj", name, namespace=TEAM).get("status", {}).get("training") or {}
+    return status
+
+
+def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node, metrics: Prometheus) -> None:
+    name = apply(node, "digits-ps.yaml")
+    status = complete(node, name)
+    assert status["state"] == "Complete"
+    assert float(status["training"]["evaluation"]["accuracy"]) >= 0.97
+    assert status["training"]["step"] == status["training"]["totalSteps"]
+    assert "restarts" not in status or status["restarts"]["total"] == 0
+
+    header, row = node.kubectl("get", "dtj", name, "-n", TEAM, user=JANE).splitlines()
+    assert header.split() == [
+        "NAME",
+        "STATE",
+        "STRATEGY",
+        "WORKERS",
+        "STEP",
+        "PROGRESS",
+        "LOSS",
+        "SAMPLES/S",
+        "RESTARTS",
+        "ETA",
+        "AGE",
+    ]
+    assert row.split()[:3] == [name, "Complete", "ParameterServer"]
+
+    of_job = f'namespace="{TEAM}",job_name="{name}"'
+    ranks = {
+        labels["rank"] for labels in metrics.labels(f'max_over_time(disttrain_loss{{{of_job},role="worker"}}[10m])')
+    }
+    assert ranks == {"0", "1"}
+    [loss] = metrics.query(f"min(min_over_time(disttrain_loss{{{of_job}}}[10m]))")
+    assert 0 < float(loss["value"][1]) < 2.3  # below ln 10, the loss of a guess among ten digits
+    [rate] = metrics.query(f'max(max_over_time(disttrain_samples_per_second{{{of_job},role="master"}}[10m]))')
+    assert float(rate["value"][1]) > 0
+    assert metrics.query('disttrain_operator_jobs_finished_total{result="Complete"}')
+
+    events = node.kubectl("get", "events", "-n", TEAM, "--field-selector", f"involvedObject.name={name}", user=JANE)
+    assert "Created" in events
+
+
+def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
+    [_claim, job] = documents("digits-ps.yaml")
+    job["metadata"]["name"] = "killed"
+    job["spec"]["trainer"]["epochs"] = 4 * job["spec"]["trainer"].get("epochs", 10)
+    del job["spec"]["checkpoint"]
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
+    node.wait_for("the job to train", lambda: training(node, "killed").get("step", 0) > 0, 120)
+    node.kill_pod(TEAM, "killed-worker-1")
+    status = complete(node, "killed")
+    assert status["restarts"]["total"] == 1
+    assert status["restarts"]["last"]["role"] == "Worker"
+    assert status["restarts"]["last"]["exitCode"] == 137
+    assert float(status["training"]["evaluation"]["accuracy"]) >= 0.97
+
+
+@pytest.mark.parametrize("example", ["digits-ddp.yaml", "mlp-sync.yaml", "torchrun-script.yaml", "command.yaml"])
+def test_the_other_examples_complete(node: Node, example: str) -> None:
+    status = complete(node, apply(node, example))
+    assert status["state"] == "Complete"
+
+
+def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
+    [_claim, job] = documents("digits-ps.yaml")
+    job["metadata"]["name"] = "gone"
+    del job["spec"]["checkpoint"]
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
+    selector = "disttrain.dev/job-name=gone"
+    node.wait_for("its pods", lambda: node.kubectl("get", "pods", "-n", TEAM, "-l", selector, "-o", "name"), 60)
+    node.kubectl("delete", "dtj", "gone", "-n", TEAM, user=JANE)
+
+    def left() -> list[str]:
+        kinds = "pods,services,networkpolicies"
+        return node.kubectl("get", kinds, "-n", TEAM, "-l", selector, "-o", "name").split()
+
+    node.wait_for("everything of the job to be gone", lambda: not left(), 60)
+
+
+def test_a_missing_secret_is_named_in_the_condition(node: Node) -> None:
+    job = documents("command.yaml")[-1]
+    job["metadata"]["name"] = "secretless"
+    env = [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "token"}}}]
+    job["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
+
+    def ready() -> str:
+        conditions = node.get("dtj", "secretless", namespace=TEAM).get("status", {}).get("conditions", [])
+        return next((c["message"] for c in conditions if c["type"] == "Ready" and "nowhere" in c["message"]), "")
+
+    message = node.wait_for("the condition to name the Secret", ready, 60)
+    assert "secretless-worker-" in message
+    node.kubectl("delete", "dtj", "secretless", "-n", TEAM, user=JANE)
+
+
+def test_the_operator_may_do_what_it_needs_and_no_more(node: Node) -> None:
+    account = "system:serviceaccount:disttrain-system:disttrain-operator"
+    for verb, resource in [("get", "secrets"), ("create", "pods/exec"), ("delete", "namespaces"), ("*", "*")]:
+        answer = node.kubectl("auth", "can-i", verb, resource, "-n", TEAM, f"--as={account}", check=False)
+        assert answer.strip() == "no", f"{verb} {resource}"
+    roles = json.loads(
+        node.kubectl("get", "clusterroles,roles", "-A", "-l", "app.kubernetes.io/part-of=disttrain", "-o", "json")
+    )
+    rules = [rule for role in roles["items"] for rule in role["rules"] or []]
+    assert rules
+    assert not any(
+        "*" in word for rule in rules for key in ("verbs", "resources", "apiGroups") for word in rule.get(key, [])
+    )

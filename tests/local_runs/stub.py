@@ -1,0 +1,71 @@
+"""A trainer without a training: what `python -m disttrain_trainer` starts when the current folder holds this instead of the real one.
+
+The master serves the progress that it is told, servers wait, workers do what the job's config says: so that local runs can be tested in
+milliseconds and in ways in which no training would fail.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TRAINER = """
+import http.server, json, os, signal, sys, time
+
+job = json.loads(os.environ["DISTTRAIN_JOB"])
+role, index = os.environ["DISTTRAIN_ROLE"], os.environ["DISTTRAIN_INDEX"]
+config = job["trainer"].get("config", {})
+print(f"{role} {index} of attempt {os.environ['DISTTRAIN_ATTEMPT']} is here", flush=True)
+
+if role == "master":
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({"attempt": job["attempt"], "worldSize": job["workers"]} | config.get("progress", {})).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+        def log_message(self, *_):
+            pass
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler).serve_forever()
+elif role == "parameter-server":
+    signal.pause()
+else:
+    exec(config.get(f"worker-{index}") or config.get("worker", ""))
+"""
+
+
+def install(folder: Path) -> None:
+    """Puts the stub where `python -m disttrain_trainer` finds it first."""
+    package = folder / "disttrain_trainer"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(TRAINER)
+
+
+def write_job(folder: Path, *, name: str = "stub", config: dict[str, Any] | None = None, **spec: Any) -> str:
+    """A job file for the stub; its name."""
+    trainer = {
+        "model": "any:model",
+        "dataset": "any:dataset",
+        "optimizer": {"name": "SGD", "learningRate": "0.1"},
+        "epochs": 1,
+        "config": config or {},
+    }
+    strategy = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
+    body = {
+        "apiVersion": "disttrain.dev/v1alpha1",
+        "kind": "DistTrainJob",
+        "metadata": {"name": name},
+        "spec": {
+            "strategy": strategy,
+            "trainer": trainer,
+            "parameterServer": {"replicas": 1},
+            "worker": {"replicas": 2},
+        }
+        | spec,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    return f"{name}.yaml"

@@ -1,0 +1,238 @@
+"""A cluster in memory that does to a job what a real one does, and worse: it lags, loses events, and the operator dies anywhere.
+
+`Cluster` is the API server with its kubelets; `Operator` is a controller with a cache that only moves forward, as an informer's does.
+Both are deterministic: what happens when is decided by the test. Not here: what must hold (test_any_order.py).
+"""
+
+import itertools
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from disttrain.api import DistTrainJob, Progress, Termination
+from disttrain.api.names import Role, pod_name
+from disttrain.api.status import DistTrainJobStatus
+from disttrain.plan import Plan, Snapshot, decide
+from disttrain.plan.model import (
+    Action,
+    CreateNetworkPolicy,
+    CreatePod,
+    CreateService,
+    DeleteJob,
+    DeletePod,
+    Event,
+    Phase,
+    PodView,
+)
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Cluster:
+    """The truth: the job as stored, and its pods."""
+
+    body: dict[str, Any]
+    now: datetime = START
+    status: DistTrainJobStatus = field(default_factory=DistTrainJobStatus)
+    pods: dict[str, PodView] = field(default_factory=dict)
+    service: bool = False
+    network_policy: bool = False
+    deleted: bool = False
+    writes: list[DistTrainJobStatus] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    own_failures: set[str] = field(default_factory=set)
+    """Uids of the pods that failed without being told to end."""
+    made_after_the_end: list[str] = field(default_factory=list)
+    step: int = 0
+    """What the master has reached."""
+    checkpoint: int = 0
+    _uids: itertools.count = field(default_factory=itertools.count)
+
+    @property
+    def job(self) -> DistTrainJob:
+        return DistTrainJob.parse(self.body).model_copy(update={"status": self.status})
+
+    @property
+    def finished(self) -> bool:
+        return self.status.is_true("Complete") or self.status.is_true("Failed")
+
+    def suspend(self, value: bool) -> None:
+        self.body["spec"]["suspend"] = value
+        self.body["metadata"]["generation"] += 1
+
+    # What kubelets and users do
+
+    def run(self, name: str) -> None:
+        """One phase further: scheduled, then running and ready."""
+        pod = self.pods[name]
+        if pod.done:
+            return
+        self.pods[name] = (
+            replace(pod, phase=Phase.RUNNING, ready=not pod.deleting)
+            if pod.scheduled
+            else replace(pod, scheduled=True, node="node-1")
+        )
+
+    def end(self, name: str, code: int, *, conditions: frozenset[str] = frozenset()) -> None:
+        """The trainer container ends by itself, or because it was told to."""
+        pod = self.pods[name]
+        if pod.done:
+            return
+        if code and not pod.deleting:
+            self.own_failures.add(pod.uid)
+        self.pods[name] = replace(
+            pod,
+            phase=Phase.FAILED if code else Phase.SUCCEEDED,
+            scheduled=True,
+            ready=False,
+            exit_code=code,
+            reason="Error" if code else "",
+            finished=self.now.replace(microsecond=0),
+            termination=Termination(message=f"exit {code}" if code else ""),
+            conditions=conditions,
+        )
+
+    def delete(self, name: str) -> None:
+        """A pod that has ended goes at once; a running one is told to end and has its grace period."""
+        pod = self.pods[name]
+        if pod.done or not pod.scheduled:
+            del self.pods[name]
+        elif not pod.deleting:
+            self.pods[name] = replace(
+                pod, deleting=True, ready=False, deletion_deadline=self.now + timedelta(seconds=30)
+            )
+
+    def vanish(self, name: str) -> None:
+        """The end of a grace period."""
+        if self.pods[name].deleting:
+            del self.pods[name]
+
+    def train(self, steps: int, *, checkpoint: bool) -> None:
+        """Only a complete world makes steps."""
+        if self.master_runs:
+            self.step += steps
+            self.checkpoint = self.step if checkpoint else self.checkpoint
+
+    @property
+    def master_runs(self) -> bool:
+        return any(pod.role is Role.MASTER and pod.phase is Phase.RUNNING for pod in self.pods.values())
+
+    def report(self) -> Progress | None:
+        """What the master's /progress says."""
+        master = next((pod for pod in self.pods.values() if pod.role is Role.MASTER), None)
+        if master is None or master.phase is not Phase.RUNNING:
+            return None
+        newest = {"step": self.checkpoint, "time": START} if self.checkpoint else None
+        return Progress.model_validate(
+            {
+                "attempt": master.attempt,
+                "step": self.step,
+                "totalSteps": 1000,
+                "lastUpdateTime": self.now if self.step else None,
+                "lastCheckpoint": newest,
+            }
+        )
+
+    # What the API server answers to the operator
+
+    def carry_out(self, action: Action) -> None:
+        match action:
+            case CreateService():
+                self.service = True
+            case CreateNetworkPolicy():
+                self.network_policy = True
+            case CreatePod(role=role, index=index, attempt=attempt):
+                name = pod_name(self.body["metadata"]["name"], role, index)
+                if name in self.pods:
+                    return  # 409, and it is ours: harmless
+                if self.finished:
+                    self.made_after_the_end.append(name)
+                self.pods[name] = PodView(
+                    name=name,
+                    uid=f"uid-{next(self._uids)}",
+                    role=role,
+                    index=index,
+                    attempt=attempt,
+                    phase=Phase.PENDING,
+                    created=self.now,
+                )
+            case DeletePod(name=name, uid=uid):
+                if name in self.pods and self.pods[name].uid == uid:
+                    self.delete(name)
+            case DeleteJob():
+                self.deleted = True
+
+    def write(self, status: DistTrainJobStatus) -> None:
+        self.status = DistTrainJobStatus.model_validate(status.to_dict())
+        self.writes.append(self.status)
+
+
+@dataclass
+class Operator:
+    """One process of the operator. It sees its own writes, and pods as late as the test likes."""
+
+    cluster: Cluster
+    job: DistTrainJob = field(init=False)
+    pods: dict[str, PodView] = field(init=False)
+    report: Progress | None = None
+    report_read: datetime | None = None
+    children: tuple[bool, bool] = (False, False)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process begins with a complete list."""
+        self.report = self.report_read = None
+        self.job = self.cluster.job
+        self.hear_all()
+
+    def hear(self, name: str) -> None:
+        """One watch event. It holds the newest state: those in between are lost."""
+        if name in self.cluster.pods:
+            self.pods[name] = self.cluster.pods[name]
+        else:
+            self.pods.pop(name, None)
+
+    def hear_all(self) -> None:
+        self.pods = dict(self.cluster.pods)
+        self.children = (self.cluster.service, self.cluster.network_policy)
+        self.job = self.cluster.job
+
+    def poll(self) -> None:
+        """Reads the master's /progress; a report that cannot be read leaves the old one."""
+        if (report := self.cluster.report()) is not None:
+            self.report, self.report_read = report, self.cluster.now
+
+    @property
+    def snapshot(self) -> Snapshot:
+        service, network_policy = self.children
+        return Snapshot(
+            job=self.job,
+            now=self.cluster.now,
+            pods=tuple(self.pods.values()),
+            service_exists=service,
+            network_policy_exists=network_policy,
+            progress=self.report,
+            progress_read=self.report_read,
+        )
+
+    def reconcile(self, *, stop_after: int | None = None) -> Plan:
+        """One pass. With `stop_after` it ends after so many actions, with the status unwritten: a time-out or a crash."""
+        plan = decide(self.snapshot)
+        for number, action in enumerate(plan.actions):
+            if number == stop_after:
+                return plan
+            self.cluster.carry_out(action)
+        if stop_after is not None:
+            return plan
+        current = self.cluster.job
+        if self.job.metadata.generation != current.metadata.generation:
+            self.job = current  # 409: the job changed under us; the next pass sees it
+            return plan
+        if plan.status != self.job.status:
+            self.cluster.write(plan.status)
+            self.cluster.events.extend(plan.events)
+        self.job = self.cluster.job
+        return plan

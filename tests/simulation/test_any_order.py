@@ -1,0 +1,287 @@
+"""Whatever happens to the pods, in whatever order, however late the operator hears of it and wherever it dies: the promises hold.
+
+A quick slice runs with every `make test`; `DISTTRAIN_SIMULATION=wide` searches for minutes.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from disttrain.plan import decide
+from disttrain.plan.model import CreatePod, Phase
+from simulation.cluster import Cluster, Operator
+
+WIDE = os.environ.get("DISTTRAIN_SIMULATION") == "wide"
+EXIT_CODES = (1, 2, 75, 134, 137, 143)
+MODEL = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": "0.1"}, "epochs": 1}
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> dict[str, Any]:
+    """A small job: every kind of training, limits that are soon reached."""
+    kind = draw(st.sampled_from(("model", "server", "script", "command")))
+    trainer = {"model": MODEL, "server": MODEL, "script": {"script": {"file": "t.py"}}, "command": {"command": ["x"]}}[
+        kind
+    ]
+    spec: dict[str, Any] = {
+        "strategy": {"type": "DataParallel"},
+        "trainer": trainer,
+        "worker": {"replicas": draw(st.integers(1, 3))},
+        "runPolicy": {
+            "backoffLimit": draw(st.integers(0, 3)),
+            "backoffLimitReset": draw(st.sampled_from(("OnCheckpoint", "Never"))),
+            "cleanPodPolicy": draw(st.sampled_from(("Running", "All", "None"))),
+            "progressDeadlineSeconds": 60,
+            "startupDeadlineSeconds": draw(st.sampled_from((120, 3600))),
+        },
+        "successPolicy": draw(st.sampled_from(("AllWorkers", "AnyWorker"))),
+    }
+    if kind == "server":
+        spec["strategy"] = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
+        spec["parameterServer"] = {"replicas": draw(st.integers(1, 2))}
+    if draw(st.booleans()):
+        rules = [
+            {
+                "name": "gone",
+                "onPodConditions": ["DisruptionTarget"],
+                "action": "RestartReplica",
+                "countTowardsLimit": False,
+            }
+        ]
+        spec["failurePolicy"] = {
+            "rules": rules,
+            "defaultAction": draw(st.sampled_from(("RestartReplica", "RestartJob"))),
+        }
+    return {"metadata": {"name": "job", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec}
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """One job, its cluster and its operator."""
+
+    @initialize(body=jobs())
+    def begin(self, body: dict[str, Any]) -> None:
+        self.cluster = Cluster(body)
+        self.operator = Operator(self.cluster)
+        self.accounted: set[str] = set()
+        self.seen_writes = 0
+
+    # The world
+
+    @rule(seconds=st.sampled_from((0.4, 1, 2, 5, 11, 61, 400)))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.now += timedelta(seconds=seconds)
+
+    @rule(data=st.data())
+    def a_pod_comes_along(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.run(name)
+
+    @rule()
+    def all_pods_come_along(self) -> None:
+        for name in list(self.cluster.pods):
+            self.cluster.run(name)
+            self.cluster.run(name)
+
+    @rule(data=st.data(), code=st.sampled_from(EXIT_CODES), evicted=st.booleans())
+    def a_pod_fails(self, data: st.DataObject, code: int, evicted: bool) -> None:
+        if name := self._a_pod(data):
+            self.cluster.end(name, code, conditions=frozenset({"DisruptionTarget"} if evicted else ()))
+
+    @rule(data=st.data())
+    def a_pod_succeeds(self, data: st.DataObject) -> None:
+        if (name := self._a_pod(data)) and self.cluster.pods[name].phase is Phase.RUNNING:
+            self.cluster.end(name, 0)
+
+    @rule(data=st.data())
+    def somebody_deletes_a_pod(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.delete(name)
+
+    @rule(data=st.data())
+    def a_grace_period_is_over(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.vanish(name)
+
+    @rule(steps=st.integers(1, 50), checkpoint=st.booleans())
+    def steps_are_made(self, steps: int, checkpoint: bool) -> None:
+        self.cluster.train(steps, checkpoint=checkpoint)
+
+    @rule(value=st.booleans())
+    def the_user_suspends_or_resumes(self, value: bool) -> None:
+        self.cluster.suspend(value)
+
+    @rule()
+    def somebody_deletes_the_service(self) -> None:
+        self.cluster.service = False
+
+    # The operator
+
+    @rule(data=st.data())
+    def an_event_arrives(self, data: st.DataObject) -> None:
+        names = sorted({*self.cluster.pods, *self.operator.pods})
+        if names:
+            self.operator.hear(data.draw(st.sampled_from(names)))
+
+    @rule(poll=st.booleans())
+    def a_pass(self, poll: bool) -> None:
+        if poll:
+            self.operator.poll()
+        self.operator.reconcile()
+
+    @rule()
+    def a_pass_that_sees_everything(self) -> None:
+        self.operator.hear_all()
+        self.operator.poll()
+        self.operator.reconcile()
+
+    @rule(actions=st.integers(0, 6), dies=st.booleans())
+    def a_pass_that_ends_half_way(self, actions: int, dies: bool) -> None:
+        self.operator.reconcile(stop_after=actions)
+        if dies:
+            self.operator.restart()
+
+    @rule()
+    def another_operator_takes_over(self) -> None:
+        self.operator.restart()
+
+    # What must hold
+
+    @invariant()
+    def nothing_is_made_for_a_finished_job(self) -> None:
+        assert self.cluster.made_after_the_end == []
+
+    @invariant()
+    def one_pod_in_one_place(self) -> None:
+        places = [(pod.role, pod.index) for pod in self.cluster.pods.values()]
+        assert len(places) == len(set(places))
+
+    @invariant()
+    def every_write_is_sound(self) -> None:
+        """Looks at each status once, with the one before it."""
+        for number in range(self.seen_writes, len(self.cluster.writes)):
+            self._check_write(self.cluster.writes[number - 1] if number else None, self.cluster.writes[number])
+        self.seen_writes = len(self.cluster.writes)
+
+    def _check_write(self, before: Any, after: Any) -> None:
+        assert before != after, "a write that says nothing"
+        assert not (after.is_true("Complete") and after.is_true("Failed"))
+        assert before is None or not (before.is_true("Complete") or before.is_true("Failed")), (
+            "a final status was changed"
+        )
+        assert [condition.type for condition in after.conditions] == [
+            "Valid", "Suspended", "Scheduled", "Ready", "Progressing", "Restarting", "Complete", "Failed",
+        ]  # fmt: skip
+        self._check_account(before, after)
+        self._check_times(before, after)
+
+    def _check_account(self, before: Any, after: Any) -> None:
+        total_before = before.restarts.total if before and before.restarts else 0
+        total = after.restarts.total if after.restarts else 0
+        counted_before = before.restarts.counted_towards_limit if before and before.restarts else 0
+        counted = after.restarts.counted_towards_limit if after.restarts else 0
+        assert counted <= self.cluster.body["spec"]["runPolicy"]["backoffLimit"]
+        assert counted <= counted_before + 1
+        assert sum(replica.restarts for replica in after.replica_statuses) == total
+        uids_before = set(before.restarts.accounted) if before and before.restarts else set()
+        fresh = set(after.restarts.accounted if after.restarts else ()) - uids_before
+        assert fresh.isdisjoint(self.accounted), "a failure was counted twice"
+        assert fresh <= self.cluster.own_failures, "a pod that was told to end was counted"
+        self.accounted |= fresh
+        new_attempt = ((before and before.attempt) or 1) < (after.attempt or 1)
+        assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})
+
+    def _check_times(self, before: Any, after: Any) -> None:
+        assert (after.completion_time is not None) == (after.is_true("Complete") or after.is_true("Failed"))
+        if before is None:
+            return
+        assert (after.attempt or 1) - (before.attempt or 1) in (0, 1)
+        if before.start_time is not None and after.attempt == before.attempt:
+            assert after.start_time == before.start_time
+        for condition in after.conditions:
+            old = before.condition(condition.type)
+            if old is not None and old.status == condition.status:
+                assert old.last_transition_time == condition.last_transition_time
+
+    @invariant()
+    def the_same_snapshot_gives_the_same_plan(self) -> None:
+        assert decide(self.operator.snapshot) == decide(self.operator.snapshot)
+
+    def teardown(self) -> None:
+        """A world that lets things happen: the job rests soon, and then comes to its end."""
+        if not hasattr(self, "cluster"):
+            return
+        self._rest()
+        self.cluster.suspend(False)
+        for _ in range(400):
+            if self.cluster.finished:
+                break
+            self._quiet_pass()
+            self._pods_do_their_work()
+            self.cluster.now += timedelta(seconds=7)
+        self.every_write_is_sound()
+        assert self.cluster.finished, f"never ends: {self.cluster.status.state}"
+        for _ in range(40):
+            self._quiet_pass()
+            self._grace_periods_end()
+        self.nothing_is_made_for_a_finished_job()
+        if self.cluster.body["spec"]["runPolicy"]["cleanPodPolicy"] == "All":
+            assert self.cluster.pods == {}
+
+    def _rest(self) -> None:
+        """With nothing happening, passes come to rest, and further passes as time goes on write nothing but a deadline's end."""
+        for _ in range(12):
+            self._grace_periods_end()
+            if not self._quiet_pass():
+                break
+        else:
+            raise AssertionError("the passes do not come to rest")
+        writes = len(self.cluster.writes)
+        for _ in range(20):
+            self.cluster.now += timedelta(seconds=1)
+            self._quiet_pass()
+            self._grace_periods_end()
+        # A back-off, the grace of the master or a deadline may end meanwhile: a few writes, not one for each pass.
+        assert len(self.cluster.writes) - writes <= 8, [w.state for w in self.cluster.writes[writes:]]
+        self.every_write_is_sound()
+
+    def _quiet_pass(self) -> bool:
+        """Whether the pass did anything."""
+        self.operator.hear_all()
+        self.operator.poll()
+        writes = len(self.cluster.writes)
+        plan = self.operator.reconcile()
+        assert not (self.cluster.finished and any(isinstance(action, CreatePod) for action in plan.actions))
+        return bool(plan.actions) or len(self.cluster.writes) > writes
+
+    def _grace_periods_end(self) -> None:
+        for name in list(self.cluster.pods):
+            self.cluster.vanish(name)
+
+    def _pods_do_their_work(self) -> None:
+        self._grace_periods_end()
+        pods = list(self.cluster.pods.values())
+        if all(pod.phase in (Phase.RUNNING, Phase.SUCCEEDED) for pod in pods) and self.cluster.status.is_true("Ready"):
+            for pod in pods:
+                self.cluster.end(pod.name, 0)
+        for pod in pods:
+            self.cluster.run(pod.name)
+            self.cluster.run(pod.name)
+
+    def _a_pod(self, data: st.DataObject) -> str | None:
+        names = sorted(self.cluster.pods)
+        return data.draw(st.sampled_from(names)) if names else None
+
+
+AnyOrder.TestCase.settings = settings(
+    max_examples=int(os.environ.get("N", "20000")) if WIDE else 80,
+    stateful_step_count=60 if WIDE else 30,
+    deadline=None,
+    derandomize=not WIDE,
+    suppress_health_check=list(HealthCheck),
+)
+TestAnyOrder = pytest.mark.timeout(0 if WIDE else 120)(AnyOrder.TestCase)

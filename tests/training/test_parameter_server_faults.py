@@ -1,0 +1,401 @@
+"""What happens to a parameter server's shards when something dies, freezes, comes back, or talks nonsense."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training.parameter_servers import (
+    ASYNC,
+    MOMENTUM,
+    SYNC,
+    Worker,
+    in_threads,
+    make_client,
+    make_config,
+    serving,
+)
+from training.test_parameter_server_async import ONE, vector_model, whole_gradient
+
+from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.parameter_server.wire import Header, Op
+
+TESTS = Path(__file__).parents[1]
+
+
+def soon(condition, seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@contextlib.contextmanager
+def python(program: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs this program; it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_slice_is_done_by_another() -> None:
+    config = make_config(workers=2, servers=2, consistency=SYNC, optimizer=ONE)
+    schedule = Schedule(samples=8, batch_size=4, world_size=2, seed=0, max_steps=10)
+    length = 1_000_000
+    lost: list[int] = []
+    with serving(config, on_worker_lost=lost.append) as servers:
+        flat = vector_model(length)
+        client = make_client(servers, config, rank=0)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        client.pull(flat.parameters, step=0)
+        client.push(schedule.slice(0), whole_gradient(0, length))
+        # The worker of slice 1 sends all of its gradient to shard 0, and half of it to shard 1.
+        with python(f"""
+            import os, signal
+            from training.parameter_servers import make_client, make_config
+            from training.test_parameter_server_async import vector_model, whole_gradient
+            from disttrain.api.runtime import JobConfig
+            from disttrain_trainer.data.slices import Schedule
+            from disttrain_trainer.parameter_server import ShardedClient
+            from disttrain_trainer.parameter_server.wire import Header, Op
+
+            config = JobConfig.model_validate_json({config.model_dump_json(by_alias=True)!r})
+            schedule = Schedule(samples=8, batch_size=4, world_size=2, seed=0, max_steps=10)
+            flat = vector_model({length})
+            client = ShardedClient(
+                addresses={[server.address for server in servers]!r},
+                config=config, rank=1, incarnation="first", generation=1, timeout=10,
+            )
+            client.connect(flat.layout)
+            client.pull(flat.parameters, step=0)
+            gradient = whole_gradient(1, {length})
+            for shard, part in zip(client._shards, (1, 0.5)):
+                (view,) = shard.views(gradient)
+                header = client._push_header(shard, Op.PUSH, schedule.slice(1))
+                shard.link.send(header, [view[: int(len(view) * part)]])
+            os.kill(os.getpid(), signal.SIGKILL)
+        """) as process:
+            assert process.wait(60) == -signal.SIGKILL
+        assert soon(lambda: lost == [1, 1])
+        assert [server.state().version for server in servers] == [1, 0]
+        assert [server.state().applied.intervals() for server in servers] == [[(0, 2)], [(0, 1)]]
+
+        # Another worker redoes slice 1 on version 0, which shard 0 has left already, but keeps.
+        other, values = make_client(servers, config, rank=1, incarnation="second"), vector_model(length)
+        other.connect(values.layout)
+        assert other.pull(values.parameters, step=0) == (0, 0)
+        assert torch.equal(values.parameters[0], torch.zeros(length))
+        other.push(schedule.slice(1), whole_gradient(1, length))
+        assert client.pull(flat.parameters, step=1) == (1, 1)
+        mean = (whole_gradient(0, length)[0] + whole_gradient(1, length)[0]) / 2
+        assert torch.equal(flat.parameters[0], -mean)
+        assert [server.state().late_gradients for server in servers] == [1, 0]
+
+
+SERVER = """
+    import sys, threading
+    from disttrain.api.runtime import JobConfig
+    from disttrain_trainer.parameter_server import ShardServer
+
+    config = JobConfig.model_validate_json({config!r})
+    server = ShardServer(config=config, index=1, host="127.0.0.1", port=0)
+    server.start()
+    server.begin(1, None)
+    print(server.address, flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_one_is_noticed_at_once() -> None:
+    config = make_config(workers=1, servers=2, consistency=SYNC, optimizer=ONE)
+    schedule = Schedule(samples=8, batch_size=4, world_size=1, seed=0, max_steps=10)
+    length = 8_000_000  # more than the sockets' buffers hold
+    with serving(config) as servers, python(SERVER.format(config=config.model_dump_json(by_alias=True))) as process:
+        assert process.stdout is not None
+        remote = process.stdout.readline().strip()
+
+        class Remote:
+            address = remote
+
+        flat = vector_model(length)
+
+        def connected():
+            client = make_client([servers[0], Remote()], config, timeout=1)  # type: ignore[list-item]
+            client.connect(flat.layout)
+            client.initialize(flat.parameters)
+            client.pull(flat.parameters)
+            return client
+
+        for call in (
+            lambda client: client.pull(flat.parameters, step=0),
+            lambda client: client.push_pull(schedule.slice(0), whole_gradient(0, length), flat.parameters, 1),
+            lambda client: client.join(),
+        ):
+            client = connected()
+            process.send_signal(signal.SIGSTOP)
+            begin = time.monotonic()
+            with pytest.raises(PeerLost, match=rf"parameter-server-1 \({remote}\): silent for 1 s; waited for"):
+                call(client)
+            assert 0.9 < time.monotonic() - begin < 2.2
+            process.send_signal(signal.SIGCONT)
+            client.close()
+
+        client = connected()
+        threading.Timer(0.2, process.kill).start()
+        begin = time.monotonic()
+        with pytest.raises(PeerLost, match="parameter-server-1"):
+            client.pull(flat.parameters, step=5)
+        assert time.monotonic() - begin < 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"uid": "uid-2"}, "job uid-2", id="another job of the same name"),
+        pytest.param({"attempt": 2}, "attempt 2", id="another attempt"),
+        pytest.param({"optimizer": MOMENTUM}, "configuration", id="another configuration"),
+    ],
+)
+def test_strangers_are_refused_with_a_reason(changes: dict, reason: str) -> None:
+    config = make_config()
+    with serving(config) as servers:
+        client = make_client(servers, make_config(**changes))
+        with pytest.raises(Refused, match=reason):
+            client.connect(vector_model().layout)
+
+
+def test_an_older_incarnation_is_sent_away_and_cannot_come_back() -> None:
+    config = make_config()
+    lost: list[int] = []
+    with serving(config, on_worker_lost=lost.append) as servers:
+        layout = vector_model().layout
+        old = make_client(servers, config, incarnation="old")
+        old.connect(layout)
+        new = make_client(servers, config, incarnation="new")
+        new.connect(layout)
+        with pytest.raises(PeerLost):
+            old.join()
+        with pytest.raises(Refused, match="replaced by a newer incarnation"):
+            make_client(servers, config, incarnation="old").connect(layout)
+        new.join()
+        again = make_client(servers, config, incarnation="new")
+        again.connect(layout)
+        again.join()
+        assert lost == []
+
+
+def test_a_worker_with_another_model_is_refused() -> None:
+    config = make_config(workers=2)
+    with serving(config) as servers:
+        make_client(servers, config, rank=0).connect(vector_model(100).layout)
+        with pytest.raises(WrongInput, match="names, shapes or dtypes of the parameters differ"):
+            make_client(servers, config, rank=1).connect(vector_model(101).layout)
+
+
+def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    config = make_config(workers=2, servers=2, consistency=ASYNC, optimizer=MOMENTUM)
+    schedule = Schedule(samples=80, batch_size=4, world_size=2, seed=0, max_steps=20)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config, incarnation="one")
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        client.join()
+
+        def steps(first: int) -> torch.Tensor:
+            for index in range(first, first + 5):
+                client.push_pull(schedule.slice(index), whole_gradient(index), flat.parameters)
+            return flat.parameters[0].clone()
+
+        steps(0)
+        saved = [server.save(tmp_path / f"shard-{i}.safetensors") for i, server in enumerate(servers)]
+        assert [(s.version, s.applied.floor) for s in saved] == [(5, 5), (5, 5)]
+        before = steps(5)
+        waiting = make_client(servers, config, rank=1)
+        waiting.connect(flat.layout)
+
+        for i, server in enumerate(servers):
+            server.begin(2, tmp_path / f"shard-{i}.safetensors")
+        with pytest.raises(GenerationOver):
+            client.pull(flat.parameters)
+        with pytest.raises(GenerationOver, match="generation 1 is over"):
+            make_client(servers, config, incarnation="one").connect(flat.layout)
+        client = make_client(servers, config, incarnation="one", generation=2)
+        client.connect(flat.layout)
+        assert client.initialized
+        client.join()
+        assert client.pull(flat.parameters) == (5, 5)
+        assert torch.equal(steps(5), before)
+
+
+def test_who_waits_when_the_generation_ends_is_told() -> None:
+    config = make_config(workers=2, servers=1)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        threading.Timer(0.2, servers[0].begin, (2,)).start()
+        with pytest.raises(GenerationOver, match="generation 1 is over"):
+            client.pull(flat.parameters, step=1)
+
+
+def test_a_worker_may_come_before_its_servers_and_before_the_generation() -> None:
+    config = make_config(workers=1, servers=1)
+    with serving(config, begin=False) as servers:
+        threading.Timer(0.6, servers[0].begin, (1,)).start()
+        client = make_client(servers, config, timeout=0.2)
+        client.connect(vector_model().layout)
+        client.join()
+
+
+def test_a_wait_that_runs_out_names_what_is_missing() -> None:
+    config = make_config(workers=3, servers=1, startup_timeout=0.3)
+    schedule = Schedule(samples=30, batch_size=3, world_size=3, seed=0, max_steps=10)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config, timeout=1)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        with pytest.raises(PeerLost, match=r"waited 0.3 s for step 0 to be complete: slice 0, 2 is missing"):
+            client.push_pull(schedule.slice(1), whole_gradient(1), flat.parameters, 1)
+
+
+def test_garbage_on_the_port_disturbs_nobody() -> None:
+    config = make_config(workers=1, servers=1, peer_timeout=0.5)
+    schedule = Schedule(samples=400, batch_size=3, world_size=1, seed=0, max_steps=100)
+    with serving(config) as servers:
+        host, _, port = servers[0].address.rpartition(":")
+        flat = vector_model()
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        huge = Header(op=Op.HELLO, nbytes=1 << 60).encode()
+        early = Header(op=Op.PUSH, index=1, samples=1, batch_samples=1, nbytes=400).encode()
+        answers = []
+        for index, garbage in enumerate(
+            (b"GET / HTTP/1.1\r\n" + b"x" * 100, os.urandom(5000), huge, early, b"", b"DTPS")
+        ):
+            with socket.create_connection((host, int(port))) as sock:
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(garbage)
+                    sock.settimeout(3)
+                    answers.append(sock.recv(4096))
+                assert client.push_pull(schedule.slice(index), whole_gradient(0), flat.parameters, index + 1) == (
+                    index + 1,
+                )
+        assert any(b"does not speak DistTrain" in answer for answer in answers)
+        assert any(b"more than 65536" in answer for answer in answers)
+        assert any(b"begins with HELLO" in answer for answer in answers)
+        assert soon(lambda: len(servers[0]._connections) == 1)
+
+
+@pytest.mark.parametrize("name", ["WELCOME is not for a server", "0 of 0 samples", "bytes of payload"])
+def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_nobody_else(name: str) -> None:
+    config = make_config(workers=2, servers=1, consistency=ASYNC)
+    with serving(config) as servers:
+        flat = vector_model()
+        good, bad = (make_client(servers, config, rank=rank) for rank in range(2))
+        for client in (good, bad):
+            client.connect(flat.layout)
+            client.initialize(flat.parameters)
+            client.join()
+        link = bad._shards[0].link
+        assert link is not None
+        link.send(
+            {
+                "WELCOME is not for a server": Header(op=Op.WELCOME),
+                "0 of 0 samples": Header(op=Op.PUSH),
+                "bytes of payload": Header(op=Op.PUSH, samples=1, batch_samples=1, nbytes=3),
+            }[name],
+            [memoryview(b"abc")] if "payload" in name else [],
+        )
+        with pytest.raises(Refused, match=name):
+            bad._shards[0].receive(Op.DONE)
+        good.pull(flat.parameters)
+
+
+def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
+    config = make_config(workers=1, servers=1)
+    schedule = Schedule(samples=30, batch_size=3, world_size=1, seed=0, max_steps=10)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        with pytest.raises(Refused, match="slice 4 is of step 4, but this shard is at 0"):
+            client.push(schedule.slice(4), whole_gradient(4))
+
+
+def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) -> None:
+    """Slices of workers that die are done by whoever comes: a synchronous training does not depend on who computes."""
+    steps = 30
+    config = make_config(workers=3, servers=2, optimizer=MOMENTUM)
+    schedule = Schedule(samples=40, batch_size=12, world_size=3, seed=3, max_steps=steps)
+
+    def run(deaths: frozenset[int]) -> torch.Tensor:
+        todo = list(range(schedule.total_slices))
+        lock = threading.Lock()
+        dying = set(deaths)
+        final = []
+        with serving(config) as servers:
+
+            def work(rank: int) -> None:
+                worker, client = Worker(), None
+                while True:
+                    with lock:
+                        if not todo:
+                            break
+                        index = todo.pop(0)
+                    if client is None:
+                        client = make_client(servers, config, rank=rank)
+                        client.connect(worker.flat.layout)
+                        client.initialize(worker.flat.parameters)
+                    work = schedule.slice(index)
+                    client.pull(worker.flat.parameters, step=work.step)
+                    gradient = worker.gradient(work)
+                    if index in dying:
+                        with lock:
+                            dying.remove(index)
+                            todo.insert(0, index)
+                        # It dies when it has pushed to the first shard alone, or to none.
+                        if index % 2:
+                            shard = client._shards[0]
+                            shard.push(client._push_header(shard, Op.PUSH, work), work, gradient)
+                            shard.receive(Op.DONE)
+                        client.close(goodbye=False)
+                        client = None
+                        continue
+                    client.push(work, gradient)
+                if client is not None:
+                    client.pull(worker.flat.parameters, step=steps)
+                    final.append(worker.flat.parameters[0])
+                    client.close()
+
+            in_threads([lambda rank=rank: work(rank) for rank in range(3)])
+        return final[0]
+
+    assert torch.equal(run(frozenset()), run(frozenset(range(4, 90, 5))))

@@ -1,0 +1,250 @@
+"""What `kubectl apply -k` would apply: rendered by kubectl itself, held to the API's schemas and to our own rules."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+KUSTOMIZATIONS = sorted(
+    str(path.parent.relative_to(ROOT))
+    for path in (ROOT / "deploy").rglob("kustomization.yaml")
+    if path.parent.parent.name in ("deploy", "overlays")
+)
+WITH_MONITORING = [name for name in KUSTOMIZATIONS if name.endswith(("overlays/monitoring", "overlays/kind"))]
+VERSIONS = ["1.32", "1.34"]
+OWN_IMAGES = ("disttrain/operator", "disttrain/trainer")
+
+Object = dict[str, Any]
+
+
+@functools.cache
+def _render(name: str) -> tuple[Object, ...]:
+    done = subprocess.run(["kubectl", "kustomize", name], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "kustomize warns"
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def render(name: str) -> tuple[Object, ...]:
+    if shutil.which("kubectl") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("kubectl is not installed")
+    return _render(name)
+
+
+def key(each: Object) -> str:
+    return f"{each['kind']}/{each['metadata'].get('namespace', '')}/{each['metadata']['name']}"
+
+
+def find(objects: tuple[Object, ...], kind: str, name: str = "") -> list[Object]:
+    return [each for each in objects if each["kind"] == kind and each["metadata"]["name"].startswith(name)]
+
+
+def pod_specs(objects: tuple[Object, ...]) -> list[tuple[str, Object]]:
+    return [(key(each), each["spec"]["template"]["spec"]) for each in objects if "template" in each.get("spec", {})]
+
+
+def containers(spec: Object) -> list[Object]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def each_kustomization(names: list[str] = KUSTOMIZATIONS) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", names)
+
+
+@each_kustomization()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_fits_the_schema_of_kubernetes(name: str, version: str) -> None:
+    for each in render(name):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_a_misspelt_field_would_be_seen() -> None:
+    (deployment,) = find(render("deploy/monitoring"), "Deployment", "grafana")
+    with pytest.raises(kubernetes_validate.ValidationError, match="replicaz"):
+        kubernetes_validate.validate(deployment | {"spec": deployment["spec"] | {"replicaz": 2}}, "1.34", strict=True)
+
+
+@each_kustomization()
+def test_no_object_is_there_twice_and_each_has_a_namespace_that_exists(name: str) -> None:
+    objects = render(name)
+    keys = [key(each) for each in objects]
+    assert len(keys) == len(set(keys))
+    namespaces = {each["metadata"]["name"] for each in find(objects, "Namespace")}
+    assert {each["metadata"]["namespace"] for each in objects if "namespace" in each["metadata"]} <= namespaces
+    for each in find(objects, "Namespace"):
+        assert each["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@each_kustomization()
+def test_every_pod_is_restricted(name: str) -> None:
+    for where, spec in pod_specs(render(name)):
+        pod = spec.get("securityContext", {})
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), where
+        assert not [volume for volume in spec.get("volumes", []) if "hostPath" in volume], where
+        for container in containers(spec):
+            own = container["securityContext"]
+            merged = pod | own
+            assert merged["runAsNonRoot"] is True, where
+            assert merged.get("runAsUser", 1) != 0, where
+            assert merged["seccompProfile"] == {"type": "RuntimeDefault"}, where
+            assert own["allowPrivilegeEscalation"] is False, where
+            assert own["readOnlyRootFilesystem"] is True, where
+            assert own["capabilities"] == {"drop": ["ALL"]}, where
+
+
+@each_kustomization()
+def test_every_container_has_resources_probes_and_a_pinned_image(name: str) -> None:
+    for where, spec in pod_specs(render(name)):
+        for container in containers(spec):
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), where
+            assert "memory" in container["resources"]["limits"], where
+            image, _, tag = container["image"].rpartition(":")
+            assert image, f"{where}: {container['image']} has no tag"
+            assert tag != "latest" or image in OWN_IMAGES, where
+        for container in spec["containers"]:
+            assert {"readinessProbe", "livenessProbe"} <= container.keys(), where
+
+
+@each_kustomization()
+def test_roles_name_what_they_allow(name: str) -> None:
+    for role in (each for each in render(name) if each["kind"] in ("Role", "ClusterRole")):
+        for rule in role["rules"]:
+            words = [*rule.get("apiGroups", []), *rule.get("resources", []), *rule["verbs"], *rule.get("nonResourceURLs", [])]
+            assert not [word for word in words if "*" in word], key(role)
+            # A right over workloads of others, or to more rights, is the cluster.
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"]), key(role)
+            assert not {"pods/exec", "pods/attach", "nodes/proxy", "serviceaccounts/token"} & set(rule.get("resources", [])), key(role)
+            assert "secrets" not in rule.get("resources", []), key(role)
+
+
+@each_kustomization()
+def test_every_binding_leads_to_a_role_and_an_account_that_exist(name: str) -> None:
+    objects = render(name)
+    roles = {(each["kind"], each["metadata"]["name"]) for each in objects if each["kind"] in ("Role", "ClusterRole")}
+    accounts = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in find(objects, "ServiceAccount")}
+    for binding in (each for each in objects if each["kind"] in ("RoleBinding", "ClusterRoleBinding")):
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in roles, key(binding)
+        for subject in binding["subjects"]:
+            assert (subject["namespace"], subject["name"]) in accounts, key(binding)
+    for where, spec in pod_specs(objects):
+        assert (where.split("/")[1], spec["serviceAccountName"]) in accounts, where
+
+
+@each_kustomization()
+def test_every_config_map_service_port_and_selector_meets_its_counterpart(name: str) -> None:
+    objects = render(name)
+    maps = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in find(objects, "ConfigMap")}
+    for where, spec in pod_specs(objects):
+        for volume in spec.get("volumes", []):
+            if "configMap" in volume:
+                assert (where.split("/")[1], volume["configMap"]["name"]) in maps, where
+        mounted = {mount["name"] for container in containers(spec) for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in spec.get("volumes", [])}, where
+    for service in find(objects, "Service"):
+        selected = [
+            each
+            for each in objects
+            if "template" in each.get("spec", {})
+            and each["metadata"].get("namespace") == service["metadata"]["namespace"]
+            and service["spec"]["selector"].items() <= each["spec"]["template"]["metadata"]["labels"].items()
+        ]
+        assert len(selected) == 1, key(service)
+        ports = {port["name"] for container in selected[0]["spec"]["template"]["spec"]["containers"] for port in container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, key(service)
+
+
+def test_people_with_view_see_jobs_and_people_with_edit_change_all_but_the_status() -> None:
+    roles = {each["metadata"]["name"]: each for each in find(render("deploy/base"), "ClusterRole", "disttrainjob-")}
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    view, edit = roles["disttrainjob-view"], roles["disttrainjob-edit"]
+    assert {prefix + "view", prefix + "edit", prefix + "admin"} <= view["metadata"]["labels"].keys()
+    assert {prefix + "edit", prefix + "admin"} <= edit["metadata"]["labels"].keys()
+    assert prefix + "view" not in edit["metadata"]["labels"]
+    assert {verb for rule in view["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert "disttrainjobs/status" not in [resource for rule in edit["rules"] for resource in rule["resources"]]
+
+
+def test_base_carries_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (operator,) = find(render("deploy/base"), "Deployment", "disttrain-operator")
+    (container,) = operator["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"disttrain/operator:{version}"
+    assert f"disttrain/trainer:{version}" in [variable.get("value") for variable in container["env"]]
+
+
+def test_kind_runs_the_images_that_the_script_loads_and_asks_no_registry() -> None:
+    script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
+    tag = re.search(r"^readonly TAG=(\w+)$", script, re.MULTILINE)
+    assert tag is not None
+    (operator,) = find(render("deploy/overlays/kind"), "Deployment", "disttrain-operator")
+    (container,) = operator["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"disttrain/operator:{tag[1]}"
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert f"disttrain/trainer:{tag[1]}" in [variable.get("value") for variable in container["env"]]
+
+
+def test_kind_maps_grafanas_node_port_to_loopback() -> None:
+    cluster = yaml.safe_load((ROOT / "deploy" / "kind" / "cluster.yaml").read_text())
+    (mapping,) = cluster["nodes"][0]["extraPortMappings"]
+    (service,) = find(render("deploy/overlays/kind"), "Service", "grafana")
+    assert service["spec"]["type"] == "NodePort"
+    assert service["spec"]["ports"][0]["nodePort"] == mapping["containerPort"]
+    assert mapping["listenAddress"] == "127.0.0.1"
+
+
+@each_kustomization(WITH_MONITORING)
+def test_prometheus_may_find_pods_and_nothing_else(name: str) -> None:
+    (role,) = find(render(name), "ClusterRole", "disttrain-prometheus")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+
+
+@each_kustomization(WITH_MONITORING)
+def test_prometheus_finds_the_operator(name: str) -> None:
+    """By namespace, label and port name."""
+    objects = render(name)
+    (config,) = find(objects, "ConfigMap", "prometheus")
+    scrape = next(
+        each for each in yaml.safe_load(config["data"]["prometheus.yml"])["scrape_configs"] if each["job_name"] == "disttrain-operator"
+    )
+    (discovery,) = scrape["kubernetes_sd_configs"]
+    (operator,) = find(objects, "Deployment", "disttrain-operator")
+    label, _, value = discovery["selectors"][0]["label"].partition("=")
+    template = operator["spec"]["template"]
+    assert discovery["namespaces"]["names"] == [operator["metadata"]["namespace"]]
+    assert template["metadata"]["labels"][label] == value
+    names = [port["name"] for container in template["spec"]["containers"] for port in container["ports"]]
+    assert len([each for each in names if re.fullmatch("metrics|http", each)]) == 1
+
+
+@each_kustomization(WITH_MONITORING)
+def test_grafana_is_given_its_data_source_and_both_dashboards_and_no_password(name: str) -> None:
+    objects = render(name)
+    (dashboards,) = find(objects, "ConfigMap", "grafana-dashboards")
+    assert dashboards["data"].keys() == {"job.json", "operator.json"}
+    # kubectl apply keeps a copy in an annotation, of which all together may have 262144 bytes
+    assert sum(map(len, dashboards["data"].values())) < 180_000
+    (datasources,) = find(objects, "ConfigMap", "grafana-datasources")
+    (datasource,) = yaml.safe_load(datasources["data"]["datasources.yml"])["datasources"]
+    (service,) = find(objects, "Service", "prometheus")
+    assert datasource["url"] == f"http://prometheus:{service['spec']['ports'][0]['port']}"
+    (config,) = find(objects, "ConfigMap", "prometheus")
+    assert datasource["jsonData"]["timeInterval"] == yaml.safe_load(config["data"]["prometheus.yml"])["global"]["scrape_interval"]
+    (grafana,) = find(objects, "Deployment", "grafana")
+    (container,) = grafana["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert not [each for each in environment if "PASSWORD" in each]
+    (providers,) = find(objects, "ConfigMap", "grafana-dashboard-providers")
+    (provider,) = yaml.safe_load(providers["data"]["providers.yml"])["providers"]
+    assert provider["options"]["path"] in [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{provider['options']['path']}/operator.json"

@@ -1,0 +1,51 @@
+"""Where a run keeps things, and which run `--resume` goes on with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from disttrain.local.folders import NothingToResume, RunFolder
+
+
+def test_two_runs_of_a_job_share_a_claim_and_nothing_else(tmp_path: Path) -> None:
+    first, second = RunFolder.new("digits", tmp_path), RunFolder.new("digits", tmp_path)
+    assert first.claim("data") == second.claim("data")
+    assert first.uid != second.uid
+    assert first.path != second.path
+    assert first.checkpoints("ckpt") != second.checkpoints("ckpt")
+    first.close()
+    second.close()
+
+
+def test_resume_goes_on_with_the_newest_run_of_that_very_name(tmp_path: Path) -> None:
+    for age, name in enumerate(("digits", "digits", "digits-ps"), 1):
+        folder = RunFolder.new(name, tmp_path)
+        folder.remember(attempt=age)
+        os.utime(folder.path, (age, age))
+        folder.close()
+    resumed = RunFolder.resume("digits", tmp_path)
+    assert resumed.attempt == 3
+    assert resumed.path.name.startswith("digits-2")
+    resumed.close()
+
+
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    folder = RunFolder.new("digits", tmp_path)
+    folder.remember(1)
+    with pytest.raises(NothingToResume, match="still going on"):
+        RunFolder.resume("digits", tmp_path)
+    folder.close()
+    RunFolder.resume("digits", tmp_path).close()
+
+
+def test_nothing_to_resume_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NothingToResume, match="leave --resume out"):
+        RunFolder.resume("digits", tmp_path)
+
+
+def test_git_does_not_see_the_folder(tmp_path: Path) -> None:
+    RunFolder.new("digits", tmp_path / ".disttrain").close()
+    assert (tmp_path / ".disttrain" / ".gitignore").read_text() == "*\n"

@@ -1,0 +1,164 @@
+"""One process: its lines, its exit code, its end, and the end of all that it started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.processes import wait_for
+from disttrain.api.names import Role
+from disttrain.local import guard
+from disttrain.local.processes import Process
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Process:
+    return Process(
+        name="job-worker-1",
+        uid=f"test-{os.getpid()}-{time.monotonic_ns()}",
+        role=Role.WORKER,
+        index=1,
+        attempt=1,
+        metrics_port=1,
+        log=tmp_path / "log",
+        termination_log=tmp_path / "words",
+    )
+
+
+class Lines(list[str]):
+    def __call__(self, process: Process, text: str) -> None:
+        self.append(text)
+
+
+def run(process: Process, *arguments: str, meanwhile: Callable[[], None] = lambda: None) -> Lines:
+    """Runs the program to its end; `meanwhile` is called at once, or when it has printed "up" if it does."""
+    lines = Lines()
+
+    async def both() -> None:
+        task = asyncio.create_task(process.run(arguments, os.environ, lines))
+        if "up" in arguments[-1]:
+            await asyncio.to_thread(wait_for, "the program", lambda: lines == ["up"], 20)
+        meanwhile()
+        await asyncio.wait_for(task, 20)
+
+    asyncio.run(both())
+    return lines
+
+
+def python(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+def test_lines_come_one_by_one_and_are_kept(process: Process) -> None:
+    lines = run(
+        process, *python("import sys; print('out', flush=True); print('err', file=sys.stderr); print('end', end='')")
+    )
+    assert lines == ["out", "err", "end"]
+    assert process.log.read_text() == "out\nerr\nend"
+    assert (process.exit_code, process.reason, process.alive) == (0, "", False)
+    assert process.termination().message == ""
+
+
+def test_of_a_progress_bar_the_last_state_is_shown(process: Process) -> None:
+    assert run(process, *python("print('10%\\r50%\\r100%')")) == ["100%"]
+
+
+def test_a_line_without_end_is_cut_and_kept_whole_in_the_log(process: Process) -> None:
+    lines = run(process, *python("print('x' * 1_000_000)"))
+    assert max(map(len, lines)) <= 2 * 64 * 1024
+    assert process.log.stat().st_size == 1_000_001
+
+
+def test_bytes_that_are_no_text_do_no_harm(process: Process) -> None:
+    assert run(process, *python("import os; os.write(1, b'\\xff\\xfe\\n')")) == ["\ufffd\ufffd"]
+
+
+def test_the_last_words_are_the_message_that_it_left(process: Process) -> None:
+    run(
+        process,
+        *python(f"open({str(process.termination_log)!r}, 'w').write('{{\"message\": \"boom\"}}'); raise SystemExit(3)"),
+    )
+    assert (process.exit_code, process.reason, process.termination().message) == (3, "Error", "boom")
+
+
+def test_without_a_message_the_last_line_is_the_last_word(process: Process) -> None:
+    run(process, *python("raise ValueError('of the user')"))
+    assert process.termination().message == "ValueError: of the user"
+
+
+def test_a_signal_is_told_as_a_shell_tells_it(process: Process) -> None:
+    run(process, *python("import os; os.kill(os.getpid(), 9)"))
+    assert process.exit_code == 137
+
+
+@pytest.mark.parametrize(("program", "code"), [("/nowhere/at/all", 127), ("/etc/passwd", 126)])
+def test_a_program_that_cannot_be_started_is_a_failure_of_its_own(process: Process, program: str, code: int) -> None:
+    lines = run(process, program)
+    assert process.exit_code == code
+    assert process.reason == "StartError"
+    assert program in process.termination().message
+    assert lines == [process.termination().message]
+
+
+def test_stop_asks_first(process: Process) -> None:
+    program = python(
+        "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
+    )
+    run(process, *program, meanwhile=lambda: process.stop(10))
+    assert process.exit_code == 7
+
+
+def test_who_does_not_listen_is_killed_after_the_grace_period(process: Process) -> None:
+    program = python("import signal; signal.signal(15, 1); print('up', flush=True); signal.pause(); signal.pause()")
+    began = time.monotonic()
+    run(process, *program, meanwhile=lambda: process.stop(0.3))
+    assert process.exit_code == 137
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_a_stop_before_the_start_is_not_forgotten(process: Process) -> None:
+    program = python("import time; time.sleep(60)")
+    run(process, *program, meanwhile=lambda: process.stop(5))
+    assert process.exit_code == 143
+
+
+def test_the_end_of_the_first_process_is_the_end_of_all(process: Process) -> None:
+    """As in a container. The child is in a session of its own, ignores signals, and holds the pipe."""
+    child = "import signal, time; [signal.signal(s, 1) for s in (1, 2, 15)]; print('child', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(0.5)"
+    began = time.monotonic()
+    lines = run(process, *python(parent))
+    assert lines == ["child"]
+    assert time.monotonic() - began < 10
+    assert process.exit_code == 0
+    assert guard.marked("DISTTRAIN_POD_UID", process.uid) == []
+
+
+def test_the_guard_clears_up_when_the_run_is_killed() -> None:
+    """A parent that starts a guard and a marked child with a marked, detached grandchild; SIGKILL; nothing remains."""
+    value = f"test-{os.getpid()}-{time.monotonic_ns()}"
+    grandchild = "import time; time.sleep(60)"
+    start = f"subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True)"
+    child = f"import subprocess, sys, time; {start}; time.sleep(60)"
+    parent = f"""
+import os, subprocess, sys, time
+from disttrain.local import guard
+subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, {value!r}], stdin=subprocess.PIPE)
+subprocess.Popen([sys.executable, "-c", {child!r}], env={{**os.environ, guard.MARK: {value!r}}}, start_new_session=True)
+time.sleep(60)
+"""
+    program = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+        wait_for("both to run", lambda: len(guard.marked(guard.MARK, value)) == 2, 20)
+    finally:
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+    wait_for("nothing to remain", lambda: not guard.marked(guard.MARK, value), 10)

@@ -1,0 +1,83 @@
+"""The jobs of the golden files: between them every branch of the manifests."""
+
+from typing import Any
+
+from disttrain.api import DistTrainJob
+from disttrain.api.names import Role
+
+MODEL = {
+    "model": "disttrain_trainer.examples.digits:model",
+    "dataset": "disttrain_trainer.examples.digits:dataset",
+    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "epochs": 5,
+}
+
+
+def job(name: str = "digits", **spec: Any) -> DistTrainJob:
+    """A job in namespace `team`; data parallel with two workers where the spec does not say otherwise."""
+    body = {"strategy": {"type": "DataParallel"}, "trainer": MODEL, "worker": {"replicas": 2}, **spec}
+    return DistTrainJob.parse({"metadata": {"name": name, "namespace": "team", "uid": f"uid-of-{name}"}, "spec": body})
+
+
+PARAMETER_SERVER = {
+    "strategy": {"type": "ParameterServer", "parameterServer": {"consistency": "BoundedStaleness", "maxStaleness": 4}},
+    "parameterServer": {"replicas": 2},
+}
+VOLUMES = {
+    "checkpoint": {"volume": {"persistentVolumeClaim": "ckpt"}, "everySteps": 50},
+    "data": {"volume": {"persistentVolumeClaim": "images", "path": "/images"}},
+}
+TEMPLATE = {
+    "metadata": {"labels": {"team": "vision"}, "annotations": {"sidecar.istio.io/inject": "true"}},
+    "spec": {
+        "nodeSelector": {"gpu": "h100"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "terminationGracePeriodSeconds": 120,
+        "securityContext": {"runAsUser": 1000, "fsGroup": 1000, "runAsNonRoot": False},
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
+            {"name": "logs", "emptyDir": {}},
+        ],
+        "initContainers": [{"name": "fetch", "image": "fetch:1"}],
+        "containers": [
+            {
+                "name": "trainer",
+                "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "HOME", "value": "/logs"}],
+                "resources": {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "16Gi"}},
+                "volumeMounts": [{"name": "logs", "mountPath": "/logs"}],
+                "securityContext": {"privileged": True, "capabilities": {"add": ["SYS_ADMIN"]}, "runAsUser": 1000},
+                "command": ["rm"],
+                "args": ["-rf", "/"],
+            },
+            {"name": "tensorboard", "image": "tensorboard:2", "volumeMounts": [{"name": "logs", "mountPath": "/logs"}]},
+        ],
+    },
+}
+
+JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
+    "data-parallel": (job(), ((Role.MASTER, 0), (Role.WORKER, 1))),
+    "parameter-server": (
+        job(**PARAMETER_SERVER, **VOLUMES, image="team/train:1"),
+        ((Role.MASTER, 0), (Role.PARAMETER_SERVER, 1), (Role.WORKER, 0)),
+    ),
+    "gpus-and-template": (
+        job(
+            worker={"replicas": 4, "gpusPerWorker": 8, "template": TEMPLATE},
+            scheduling={"priorityClassName": "high"},
+            observability={"metricsPort": 9500},
+        ),
+        ((Role.WORKER, 3),),
+    ),
+    "script": (
+        job(trainer={"script": {"configMap": "code", "file": "train.py", "args": ["--lr", "0.1"]}}),
+        ((Role.WORKER, 0),),
+    ),
+    "command": (
+        job(
+            trainer={"command": ["python", "-m", "mine"]},
+            image="team/mine:1",
+            worker={"replicas": 2, "gpusPerWorker": 2},
+        ),
+        ((Role.MASTER, 0), (Role.WORKER, 1)),
+    ),
+}

@@ -1,0 +1,52 @@
+"""The manifests, word for word.
+
+After a wanted change `python tests/unit/manifests/test_golden.py` writes the files anew; read the diff.
+"""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from disttrain.manifests import build_network_policy, build_pod, build_service
+
+FOLDER = Path(__file__).parent / "golden"
+IMAGE = "disttrain/trainer:test"
+
+
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors: what two places share is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def manifests(name: str) -> str:
+    """All that a job of jobs.py becomes, as one YAML stream."""
+    from unit.manifests.jobs import JOBS
+
+    job, pods = JOBS[name]
+    objects = [build_service(job), build_network_policy(job)]
+    objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE) for role, index in pods]
+    return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=140)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_manifests_are_as_written_down(name: str) -> None:
+    assert manifests(name) == (FOLDER / f"{name}.yaml").read_text()
+
+
+def test_every_job_has_its_golden_file() -> None:
+    from unit.manifests.jobs import JOBS
+
+    assert sorted(JOBS) == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from unit.manifests.jobs import JOBS
+
+    for each in JOBS:
+        (FOLDER / f"{each}.yaml").write_text(manifests(each))

@@ -1,0 +1,134 @@
+"""Startup, progress, active: when their clocks run, when they do not, and what follows."""
+
+from datetime import timedelta
+
+import pytest
+
+from disttrain.api.reasons import State
+from unit.plan.builders import MASTER, NOON, make_job
+
+
+def test_a_job_that_is_not_ready_in_time_fails_and_says_what_it_waited_for():
+    scene = make_job().run_policy(startupDeadlineSeconds=60)
+    scene.seen().all_run()
+    scene.change(
+        1, ready=False, phase="Pending", reason="ImagePullBackOff", message='Back-off pulling image "nope:1"'
+    ).seen()
+    scene.after(59).step()
+    assert scene.status.completion_time is None
+    scene.after(1).step()
+    assert scene.says("Failed") == ("True", "StartupDeadlineExceeded")
+    assert 'digits-worker-1: Back-off pulling image "nope:1"' in scene.condition("Failed").message
+
+
+def test_the_startup_clock_stands_while_the_others_make_steps():
+    scene = make_job().servers(1).run_policy(startupDeadlineSeconds=60).training()
+    scene.gone(1).seen()
+    for step in range(20):
+        scene.after(10).reports(20 + step).seen()
+    assert not scene.status.is_true("Failed")
+    assert scene.status.state is State.RESTARTING
+    scene.after(60).step()
+    assert scene.says("Failed") == ("True", "StartupDeadlineExceeded")
+
+
+def test_a_stall_is_shown_then_the_job_is_restarted_and_counted_once():
+    scene = make_job().run_policy(progressDeadlineSeconds=60).training()
+    scene.after(59).step()
+    assert scene.status.state is State.TRAINING
+    scene.after(1).reports(10, last_update_time=scene.now, waiting_for="worker-1 (59 s)")
+    plan = scene.step()
+    assert scene.status.state is State.STALLED
+    assert [event.reason for event in plan.events] == ["Stalled"]
+    assert plan.look_again == timedelta(0)
+    message = "No step for 60 s (runPolicy.progressDeadlineSeconds), the last was 10. Waiting for worker-1"
+    assert scene.condition("Progressing").message == message
+    scene.step()
+    assert scene.status.attempt == 2
+    assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (1, 1)
+    assert scene.status.restarts.last.reason == "Stalled"
+    assert scene.says("Restarting") == ("True", "Stalled")
+    scene.seen()
+    assert scene.status.attempt == 2
+
+
+def test_a_stall_beyond_the_limit_fails_the_job():
+    scene = make_job().run_policy(progressDeadlineSeconds=60, backoffLimit=0).training().after(60)
+    scene.reports(10).seen()
+    assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+    assert "No step for 60 s" in scene.condition("Failed").message
+
+
+def test_a_step_in_time_moves_the_deadline():
+    scene = make_job().run_policy(progressDeadlineSeconds=60).training()
+    for step in range(11, 30):
+        scene.after(50).reports(step).seen()
+    assert scene.status.state is State.TRAINING
+
+
+def test_the_clock_of_the_master_does_not_matter():
+    scene = make_job().run_policy(progressDeadlineSeconds=60).training()
+    an_hour_ago = scene.now - timedelta(hours=1)
+    for step in range(11, 20):
+        scene.after(50).reports(step, last_update_time=an_hour_ago).seen()
+    assert scene.status.state is State.TRAINING
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(make_job().script().started(), id="a script of which nothing was read"),
+        pytest.param(
+            make_job().script().started().reports(0, last_update_time=None).seen(), id="a script that reports no steps"
+        ),
+        pytest.param(make_job().command().started().reports(0, last_update_time=None).seen(), id="a command"),
+        pytest.param(make_job().started(), id="a master that cannot be reached"),
+    ],
+)
+def test_silence_is_no_stall(scene):
+    for _ in range(200):
+        scene.after(60).step()
+    assert scene.status.attempt == 1
+    assert scene.says("Progressing") == ("Unknown", "NoReport")
+
+
+def test_a_script_that_reported_steps_can_stall():
+    scene = make_job().script().started().reports(3).seen().after(901).reports(3, last_update_time=NOON)
+    scene.seen()
+    assert scene.status.attempt == 2
+
+
+def test_a_job_that_never_makes_its_first_step_stalls():
+    scene = make_job().run_policy(progressDeadlineSeconds=60).started().reports(0, last_update_time=None).seen()
+    scene.after(61).reports(0, last_update_time=None).seen()
+    assert scene.status.attempt == 2
+
+
+def test_a_new_attempt_has_a_new_progress_clock():
+    scene = make_job().run_policy(progressDeadlineSeconds=60).training().after(61).reports(10).seen()
+    scene.after(600).seen().all_run().seen()
+    scene.reports(10, last_update_time=None).seen().after(30).reports(10, last_update_time=None).seen()
+    assert scene.status.attempt == 2
+
+
+def test_active_deadline():
+    scene = make_job().run_policy(activeDeadlineSeconds=100).training().after(99).reports(50)
+    scene.step()
+    assert scene.status.state is State.TRAINING
+    assert scene.plan().look_again == timedelta(seconds=1)
+    scene.after(1).step()
+    assert scene.says("Failed") == ("True", "DeadlineExceeded")
+    assert scene.says("Complete") == ("False", "DeadlineExceeded")
+
+
+def test_active_deadline_does_not_undo_success():
+    scene = (
+        make_job()
+        .run_policy(activeDeadlineSeconds=100)
+        .training()
+        .succeeded(0, 1)
+        .succeeded(0, role=MASTER)
+        .after(1000)
+    )
+    scene.step()
+    assert scene.status.is_true("Complete")

@@ -1,0 +1,121 @@
+"""status.training and status.goodput: what they say, and how seldom they are written."""
+
+from datetime import timedelta
+
+import pytest
+
+from disttrain.plan.indexes import format_indexes, parse_indexes
+from disttrain.plan.progress import number
+from unit.plan.builders import NOON, make_job
+
+
+def test_the_report_in_short_strings():
+    scene = make_job().started()
+    scene.reports(
+        27, total=100, epoch=2, loss=0.183444, samples_per_second=64.0, world_size=2, max_staleness_seen=3
+    ).seen()
+    training = scene.status.training
+    assert (training.step, training.total_steps, training.progress_percent, training.epoch) == (27, 100, 27, 2)
+    assert (training.loss, training.samples_per_second, training.max_staleness_seen) == ("0.1834", "64", 3)
+    assert training.eta_seconds == 73, "73 steps of 64 samples at 64 samples a second"
+    assert training.last_update_time == NOON
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.183444, 4, "0.1834"),
+        (5120.41, 5, "5120.4"),
+        (131072.4, 5, "131072"),
+        (0.00001234, 4, "1.234e-05"),
+        (0.0, 4, "0"),
+        (2.5e20, 4, "2.5e+20"),
+        (-1.5, 4, "-1.5"),
+        (float("nan"), 5, "nan"),
+    ],
+)
+def test_numbers(value, digits, text):
+    assert number(value, digits) == text
+
+
+def test_the_time_left_of_a_script_comes_from_its_steps():
+    scene = make_job().script().started().reports(10).seen().after(10).reports(30).seen()
+    assert scene.status.training.eta_seconds == 35
+
+
+def test_progress_alone_is_written_once_in_an_interval():
+    scene = make_job().training(step=0)
+    writes = 0
+    for second in range(1, 61):
+        before = scene.status
+        scene.after(1).reports(second).step()
+        writes += scene.status != before
+    assert writes == 12
+
+
+def test_what_else_changes_takes_the_progress_along():
+    scene = make_job().training(step=1).after(1).reports(2)
+    assert scene.plan().status == scene.status
+    scene.failed(0).step()
+    assert scene.status.training.step == 2
+
+
+def test_speed_without_steps_is_no_news():
+    scene = make_job().training()
+    before = scene.status
+    for rate in (9.0, 5.0, 1.0):
+        scene.after(10).reports(10, samples_per_second=rate).step()
+    assert scene.status == before
+
+
+def test_a_report_of_another_attempt_is_ignored():
+    scene = make_job().started().reports(50, attempt=7).seen()
+    assert scene.status.training is None
+
+
+def test_a_rollback_is_shown():
+    scene = make_job().servers(1).training(step=50).after(10).reports(40).seen()
+    assert scene.status.training.step == 40
+
+
+def test_every_second_is_in_one_bucket():
+    scene = make_job().seen()
+    scene.after(10).seen()
+    scene.all_run().seen().after(5).reports(1).seen()
+    for step in range(2, 22):
+        scene.after(5).reports(step).seen()
+    scene.failed(0).seen().after(3).seen().all_run().seen()
+    scene.spec(suspend=True).seen().after(1000).spec(suspend=False).seen().after(7).all_run().seen()
+    scene.succeeded(0, 1, ago=20).seen()
+    ledger = scene.status.goodput
+    told = [ledger.queued_seconds, ledger.starting_seconds, ledger.productive_seconds, ledger.stalled_seconds]
+    assert told == [10 + 7, 5 + 3, 100, 0]
+    assert ledger.accounted_until == scene.status.completion_time
+
+
+def test_steps_that_are_done_again_were_not_productive():
+    scene = make_job().servers(1).training(step=0).after(100).reports(100).seen().after(5).reports(75).seen()
+    ledger = scene.status.goodput
+    assert (ledger.productive_seconds, ledger.redone_seconds) == (79, 26)
+    assert ledger.productive_seconds + ledger.redone_seconds == 105
+
+
+@pytest.mark.parametrize(
+    ("indexes", "text"),
+    [
+        ((), ""),
+        ((3,), "3"),
+        ((0, 1, 2), "0-2"),
+        ((5, 0, 2, 1), "0-2,5"),
+        ((0, 2, 4), "0,2,4"),
+        ((9, 10, 11, 13, 14), "9-11,13-14"),
+    ],
+)
+def test_indexes_are_short_and_come_back(indexes, text):
+    assert format_indexes(indexes) == text
+    assert parse_indexes(text) == frozenset(indexes)
+
+
+def test_polling_goes_on_while_pods_run():
+    scene = make_job().spec(observability={"statusIntervalSeconds": 7}).training()
+    assert scene.plan().look_again == timedelta(seconds=7)

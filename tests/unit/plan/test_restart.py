@@ -1,0 +1,321 @@
+"""Failed pods: what follows, which one is to blame, and that each is counted once."""
+
+from datetime import timedelta
+
+import pytest
+
+from disttrain.api import Termination
+from disttrain.api.reasons import Reason, State
+from disttrain.plan.restart import delay
+from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
+
+FAIL = {"action": "FailJob"}
+REPLICA = {"action": "RestartReplica"}
+JOB = {"action": "RestartJob"}
+
+
+def test_a_failure_is_written_down_before_its_pod_is_touched():
+    scene = make_job().training().failed(1)
+    recorded = scene.step()
+    assert recorded.actions == ()
+    assert recorded.look_again == timedelta(0)
+    assert scene.status.restarts.total == 1
+    assert scene.status.restarts.counted_towards_limit == 1
+    assert scene.status.restarts.accounted == (scene.pod(1).uid,)
+    assert scene.status.state is State.RESTARTING
+    scene.after(1)
+    assert deleted(scene.step()) == ["digits-worker-1"]
+    assert created(scene.step()) == [(WORKER, 1)]
+    assert scene.status.restarts.accounted == ()
+    scene.all_run().seen()
+    assert scene.says("Restarting") == ("False", "Recovered")
+    assert scene.status.restarts.total == 1
+
+
+def test_a_crash_after_the_write_neither_loses_nor_doubles_the_count():
+    scene = make_job().training().failed(1)
+    scene.step()
+    for _ in range(3):
+        scene.step()
+    assert scene.status.restarts.total == 1
+
+
+def test_the_message_names_the_pod_its_end_its_last_words_and_its_log():
+    scene = make_job().training()
+    scene.failed(1, code=134, termination=words("CUDA error: unspecified launch failure", "train.py:12"))
+    plan = scene.step()
+    expected = (
+        "Pod digits-worker-1 failed (exit code 134): CUDA error: unspecified launch failure (train.py:12); "
+        "log: kubectl logs -n team digits-worker-1"
+    )
+    assert scene.condition("Restarting").message == expected
+    assert [(event.reason, event.message, event.warning) for event in plan.events] == [
+        ("ReplicaFailed", expected, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counted", "seconds"),
+    [(0, 1), (1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (1000, 300)],
+)
+def test_the_back_off_doubles_up_to_five_minutes(counted, seconds):
+    assert delay(counted) == timedelta(seconds=seconds)
+
+
+def test_the_back_off_is_measured_from_the_end_of_the_pod_which_stays_that_long():
+    scene = make_job().training()
+    for failure, wait in enumerate((1, 2, 4, 8), start=1):
+        scene.failed(0).seen()
+        assert scene.status.restarts.counted_towards_limit == failure
+        scene.after(wait - 0.5)
+        assert deleted(scene.step()) == []
+        scene.after(0.5)
+        assert deleted(scene.step()) == ["digits-worker-0"]
+        scene.seen().all_run().seen()
+
+
+def test_a_checkpoint_sets_the_count_back():
+    scene = make_job().training()
+    scene.failed(0).seen().after(1).seen().all_run().seen()
+    assert scene.status.restarts.counted_towards_limit == 1
+    scene.after(5).reports(20, last_checkpoint={"step": 20, "time": scene.now}).seen()
+    assert scene.status.restarts.counted_towards_limit == 0
+    scene.failed(0).seen()
+    assert scene.status.restarts.counted_towards_limit == 1
+    assert scene.status.restarts.checkpoint_step == 20
+    assert scene.status.restarts.total == 2
+
+
+def test_no_checkpoint_sets_it_back_when_the_policy_says_never():
+    scene = make_job().run_policy(backoffLimitReset="Never").training()
+    scene.failed(0).seen().after(1).seen().all_run().seen()
+    scene.after(5).reports(20, last_checkpoint={"step": 20, "time": scene.now}).seen()
+    assert scene.status.restarts.counted_towards_limit == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_the_job_fails_with_one_failure_more_than_the_limit(limit):
+    scene = make_job().run_policy(backoffLimit=limit).training()
+    for _ in range(limit):
+        scene.failed(0).seen()
+        assert scene.status.state is State.RESTARTING
+        scene.after(300).seen().all_run().seen()
+    scene.failed(0).seen()
+    assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+    assert "digits-worker-0 failed (OOMKilled, exit code 137)" in scene.condition("Failed").message
+    assert scene.status.restarts is None or scene.status.restarts.total == limit
+
+
+@pytest.mark.parametrize("code", [1, 2, 126, 127])
+def test_by_default_the_users_error_fails_the_job_at_once(code):
+    scene = make_job().training().failed(0, code=code, termination=words("ModuleNotFoundError: No module named 'mine'"))
+    scene.step()
+    assert scene.says("Failed") == ("True", "UserCodeFailed" if code == 1 else "FailurePolicy")
+    assert scene.status.state is State.FAILED
+    assert "No module named 'mine'" in scene.condition("Failed").message
+    assert "rule bad-code" in scene.condition("Failed").message
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    scene = make_job().training().reports(11, nan_loss="rank 1, step 11").failed(1, code=1)
+    scene.step()
+    assert scene.says("Failed") == ("True", "NaNLoss")
+    assert "rank 1, step 11" in scene.condition("Failed").message
+
+
+@pytest.mark.parametrize(
+    ("rules", "pod", "outcome"),
+    [
+        pytest.param([], {"code": 1}, "replica", id="no rule matches: the default action"),
+        pytest.param([{"name": "a", "onExitCodes": [9], **FAIL}], {"code": 1}, "replica", id="another exit code"),
+        pytest.param([{"name": "a", "onExitCodes": [9], **JOB}], {"code": 9}, "job", id="a rule restarts the job"),
+        pytest.param(
+            [{"name": "a", "onExitCodes": [9], **JOB}, {"name": "b", "onExitCodes": [9], **FAIL}],
+            {"code": 9},
+            "job",
+            id="the first rule wins",
+        ),
+        pytest.param(
+            [{"name": "a", "onExitCodes": [9], "onPodConditions": ["X"], **FAIL}],
+            {"code": 9},
+            "replica",
+            id="both parts of a rule must hold",
+        ),
+        pytest.param(
+            [{"name": "a", "onExitCodes": [9], "onPodConditions": ["X"], **FAIL}],
+            {"code": 9, "conditions": frozenset({"X"})},
+            "failed",
+            id="both parts of a rule hold",
+        ),
+        pytest.param(
+            [{"name": "a", "onPodConditions": ["X"], **FAIL}],
+            {"code": None, "conditions": frozenset({"X"})},
+            "failed",
+            id="by condition",
+        ),
+    ],
+)
+def test_failure_rules(rules, pod, outcome):
+    scene = make_job().rules(*rules).training().failed(0, **pod)
+    scene.step()
+    actual = "failed" if scene.status.is_true("Failed") else "job" if scene.status.attempt == 2 else "replica"
+    assert actual == outcome
+
+
+def test_a_preempted_pod_is_replaced_without_counting():
+    scene = (
+        make_job().run_policy(backoffLimit=0).training().failed(0, code=143, conditions=frozenset({"DisruptionTarget"}))
+    )
+    scene.step()
+    assert scene.says("Restarting") == ("True", "Preempted")
+    assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (1, 0)
+
+
+def test_a_lost_peer_is_never_the_root_cause():
+    scene = make_job().workers(3).training().failed(0, code=75, ago=2).failed(1, code=137, ago=1).failed(2, code=75)
+    scene.step()
+    assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
+    assert (scene.status.restarts.last.index, scene.status.restarts.last.reason) == (1, "OOMKilled")
+    assert scene.condition("Restarting").message.endswith("(and 2 more after it)")
+
+
+def test_lost_peers_alone_are_replaced_without_counting():
+    scene = make_job().run_policy(backoffLimit=0).training().failed(0, code=75).failed(1, code=75)
+    scene.step()
+    assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (2, 0)
+
+
+def test_what_fails_after_the_root_cause_is_its_consequence_also_when_it_is_seen_later():
+    scene = make_job().workers(3).training().failed(0)
+    scene.step()
+    scene.after(0.5).failed(1, code=1).step()
+    assert not scene.status.is_true("Failed")
+    assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (2, 1)
+    assert scene.status.restarts.last.index == 0
+
+
+def test_consequences_cannot_hide_one_another_from_the_limit():
+    scene = make_job().run_policy(backoffLimit=3, backoffLimitReset="Never").training()
+    for _ in range(60):
+        for rank in (0, 1):
+            if f"digits-worker-{rank}" in scene.pods and not scene.pod(rank).done:
+                scene.all_run().failed(rank, code=134).seen()
+                break
+        scene.after(0.7).seen()
+    assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+
+
+def test_of_two_pods_that_ended_in_one_second_the_signal_is_the_cause():
+    scene = make_job().training().failed(0, code=1).failed(1, code=137)
+    scene.step()
+    assert not scene.status.is_true("Failed")
+    assert scene.status.restarts.last.index == 1
+
+
+def test_a_restart_of_the_job_is_written_down_then_pods_are_deleted_then_made():
+    scene = make_job().rules(default="RestartJob").training().failed(0)
+    recorded = scene.step()
+    assert (recorded.actions, recorded.status.attempt, recorded.status.restarts.total) == ((), 2, 1)
+    assert sorted(deleted(scene.step())) == ["digits-master-0", "digits-worker-0", "digits-worker-1"]
+    assert created(scene.step()) == [], "the back-off is not over"
+    scene.after(1)
+    plan = scene.step()
+    assert created(plan) == [(MASTER, 0), (WORKER, 0), (WORKER, 1)]
+    assert {pod.attempt for pod in scene.pods.values()} == {2}
+
+
+def test_pods_of_an_older_attempt_are_deleted_and_never_counted():
+    scene = make_job().rules(default="RestartJob").training().failed(0)
+    scene.step()
+    scene.failed(1, code=1)
+    assert len(deleted(scene.step())) == 3
+    assert scene.status.restarts.total == 1
+    assert not scene.status.is_true("Failed")
+
+
+def test_a_deleting_pod_blocks_its_successor():
+    scene = make_job().training().change(1, deleting=True)
+    assert created(scene.step()) == []
+    scene.gone(1)
+    assert created(scene.step()) == [(WORKER, 1)]
+
+
+def test_a_pod_that_somebody_deleted_is_made_again_without_counting():
+    scene = make_job().training().gone(1)
+    plan = scene.step()
+    assert created(plan) == [(WORKER, 1)]
+    assert scene.status.restarts is None
+    assert scene.says("Restarting") == ("True", "Replaced")
+    assert [(event.reason, event.warning) for event in plan.events] == [("Replaced", False)]
+
+
+def test_a_pod_that_is_told_to_end_does_not_fail():
+    scene = make_job().training().change(1, deleting=True).failed(1, code=143)
+    plan = scene.step()
+    assert plan.actions == ()
+    assert scene.status.restarts is None
+
+
+def test_a_succeeded_worker_is_remembered_when_its_pod_is_gone():
+    scene = make_job().training().succeeded(0).seen().gone(0)
+    assert scene.step().actions == ()
+    scene.succeeded(1, ago=20).step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
+
+
+def test_a_worker_that_comes_again_finds_a_master():
+    scene = make_job().training().succeeded(0).succeeded(0, role=MASTER).failed(1).seen().after(1)
+    assert "digits-worker-1" in deleted(scene.step())
+    scene.seen()
+    assert scene.pod(0, MASTER).uid != "uid-1"
+    assert not scene.pod(0, MASTER).done
+
+
+class TestCommand:
+    """No agent of ours in the pod: the loss of one worker is the loss of all."""
+
+    def test_the_judgement_waits_until_the_first_failure_shows(self):
+        scene = make_job().command().started().failed(0, code=1)
+        assert scene.step().look_again == timedelta(seconds=3)
+        assert not scene.status.is_true("Failed")
+        scene.after(1).failed(1, code=137, ago=2).after(2).step()
+        assert scene.status.attempt == 2
+        assert scene.status.restarts.last.index == 1
+
+    def test_every_failure_restarts_the_job(self):
+        scene = make_job().command().started().failed(0, code=134, ago=3)
+        scene.step()
+        assert (scene.status.attempt, scene.status.restarts.counted_towards_limit) == (2, 1)
+
+    def test_the_users_error_still_fails_the_job(self):
+        scene = make_job().command().started().failed(0, code=1, ago=4).failed(1, code=134, ago=3)
+        scene.step()
+        assert scene.says("Failed") == ("True", "UserCodeFailed")
+
+    def test_75_is_an_exit_code_like_any_other(self):
+        scene = make_job().command().started().failed(0, code=75, ago=3)
+        scene.step()
+        assert scene.status.restarts.counted_towards_limit == 1
+
+    def test_a_deleted_worker_restarts_the_job_without_counting(self):
+        scene = make_job().command().started().gone(1).failed(0, code=1)
+        scene.step()
+        assert scene.status.attempt == 2
+        assert scene.says("Restarting") == ("True", Reason.REPLACED)
+        assert scene.status.restarts.total == 0
+
+
+def test_a_failed_server_is_replaced_alone():
+    scene = make_job().servers(2).training().failed(1, SERVER).seen().after(1)
+    assert deleted(scene.step()) == ["digits-ps-1"]
+    assert {status.role: status.restarts for status in scene.status.replica_statuses} == {
+        "Master": 0,
+        "ParameterServer": 1,
+        "Worker": 0,
+    }
+
+
+def test_last_words_are_cut():
+    scene = make_job().training().failed(0, termination=Termination(message="x" * 5000))
+    scene.step()
+    assert len(scene.status.restarts.last.message) == 1024

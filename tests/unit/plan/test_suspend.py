@@ -1,0 +1,101 @@
+"""spec.suspend at any time: every pod freed, and a new attempt on resume."""
+
+import pytest
+
+from disttrain.api.reasons import State
+from unit.plan.builders import MASTER, WORKER, created, deleted, make_job
+
+
+def suspended():
+    scene = make_job().training().failed(0).seen()
+    scene.after(1).seen().all_run().seen()
+    return scene.spec(suspend=True)
+
+
+def test_pods_get_their_own_grace_period_and_the_job_is_suspended_only_when_they_are_gone():
+    scene = suspended()
+    plan = scene.plan()
+    assert sorted(deleted(plan)) == ["digits-master-0", "digits-worker-0", "digits-worker-1"]
+    assert {action.grace_seconds for action in plan.actions} == {None}
+    for rank in (0, 1):
+        scene.change(rank, deleting=True)
+    scene.change(0, MASTER, deleting=True)
+    assert scene.step().actions == ()
+    assert scene.says("Suspended") == ("False", "Suspending")
+    assert scene.status.state is State.TRAINING
+    scene.pods.clear()
+    plan = scene.step()
+    assert scene.says("Suspended") == ("True", "Suspended")
+    assert scene.status.state is State.SUSPENDED
+    assert [event.reason for event in plan.events] == ["Suspended"]
+    assert (scene.plan().actions, scene.plan().look_again, scene.plan().events) == ((), None, ())
+
+
+def test_pods_that_fail_on_their_way_out_are_not_counted():
+    scene = suspended()
+    before = scene.status.restarts
+    scene.change(0, deleting=True).failed(0, code=1).change(1, deleting=True).failed(1, code=143)
+    scene.step()
+    assert scene.status.restarts == before
+
+
+def test_a_failure_at_the_moment_of_suspension_does_not_fail_the_job():
+    scene = suspended().failed(1, code=1)
+    scene.seen()
+    assert scene.status.state is State.SUSPENDED
+
+
+def test_resume_is_a_new_attempt_with_new_clocks():
+    scene = suspended().seen().after(3600).spec(suspend=False)
+    recorded = scene.step()
+    assert recorded.actions == ()
+    assert (scene.status.attempt, scene.status.start_time) == (2, scene.now)
+    assert (scene.status.restarts.counted_towards_limit, scene.status.restarts.total) == (0, 1)
+    assert scene.says("Suspended") == ("False", "Resumed")
+    assert created(scene.step()) == [(MASTER, 0), (WORKER, 0), (WORKER, 1)]
+    scene.all_run().reports(10).seen()
+    assert scene.status.state is State.TRAINING
+    assert scene.says("Suspended") == ("False", "Resumed")
+
+
+def test_resume_before_the_last_pod_is_gone_waits_for_it():
+    scene = suspended()
+    for rank in (0, 1):
+        scene.change(rank, deleting=True)
+    scene.change(0, MASTER, deleting=True).step()
+    scene.spec(suspend=False).step()
+    assert scene.status.attempt == 2
+    assert created(scene.step()) == []
+    scene.pods.clear()
+    assert len(created(scene.step())) == 3
+
+
+def test_a_job_that_is_created_suspended_gets_nothing():
+    scene = make_job().spec(suspend=True)
+    assert scene.step().actions == ()
+    assert scene.status.state is State.SUSPENDED
+    assert (scene.status.attempt, scene.status.start_time) == (None, None)
+    scene.after(100).spec(suspend=False)
+    scene.step()
+    assert (scene.status.attempt, scene.status.start_time) == (1, scene.now)
+
+
+@pytest.mark.parametrize("field", ["startupDeadlineSeconds", "activeDeadlineSeconds", "progressDeadlineSeconds"])
+def test_no_deadline_runs_while_suspended_and_each_begins_anew(field):
+    scene = suspended().run_policy(**{field: 600})
+    scene.seen().after(100_000).seen()
+    assert scene.status.state is State.SUSPENDED
+    scene.spec(suspend=False).seen().after(590).seen()
+    assert not scene.status.is_true("Failed")
+
+
+def test_work_that_is_done_is_complete_whatever_the_suspension():
+    scene = make_job().training().succeeded(0, 1, ago=20).spec(suspend=True)
+    scene.step()
+    assert scene.status.state is State.COMPLETE
+
+
+def test_workers_that_had_succeeded_run_again_in_the_new_attempt():
+    scene = make_job().training().succeeded(0).seen().spec(suspend=True).seen().spec(suspend=False).seen()
+    assert sorted(name for name in scene.pods if "worker" in name) == ["digits-worker-0", "digits-worker-1"]
+    assert scene.status.worker.completed_indexes is None

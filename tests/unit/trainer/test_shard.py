@@ -1,0 +1,204 @@
+"""A shard's arithmetic, its versions, and its file."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from disttrain.api.spec import Optimizer as Settings
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.layout import Layout, bytes_of
+from disttrain_trainer.parameter_server.optimizer import build
+from disttrain_trainer.parameter_server.shard import BLOCK, Buffers, Shard
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+
+SGD = {"name": "SGD", "learningRate": "0.1"}
+ADAM = {"name": "Adam", "learningRate": "0.01"}
+
+
+def make_shard(
+    length: int = 1000,
+    *,
+    optimizer: dict[str, str] = ADAM,
+    history: bool = True,
+    dtype: torch.dtype = torch.float32,
+    server: int = 0,
+    servers: int = 1,
+) -> Shard:
+    layout = Layout.of(nn.ParameterList([torch.zeros(length, dtype=dtype)]))
+    shard = Shard(
+        layout=layout, server=server, servers=servers, optimizer=build(Settings.model_validate(optimizer)), history=history
+    )
+    shard.initialize(filled(shard, 0))
+    return shard
+
+
+def filled(shard: Shard, seed: int) -> Buffers:
+    buffers = shard.take()
+    for part, span in zip(buffers.parts, shard.spans, strict=True):
+        values = torch.randn(span.stop, generator=torch.Generator().manual_seed(seed))
+        part[: span.length] = values[span.start : span.stop]
+    return buffers
+
+
+def values(shard: Shard) -> torch.Tensor:
+    buffers = shard.acquire(None)
+    try:
+        return buffers.parts[0][: shard.spans[0].length].clone()
+    finally:
+        shard.release(buffers)
+
+
+@pytest.mark.parametrize("history", [True, False])
+@pytest.mark.parametrize("optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}])
+def test_cutting_a_shard_anywhere_changes_not_a_bit(history: bool, optimizer: dict[str, str]) -> None:
+    length = 2 * BLOCK + 777
+    results = []
+    for servers in (1, 2, 3, 7):
+        parts = []
+        for server in range(servers):
+            shard = make_shard(length, optimizer=optimizer, history=history, server=server, servers=servers)
+            for step in range(3):
+                shard.absorb([(filled(shard, 2 * step + 1), 0.25)], update=False)
+                shard.absorb([(filled(shard, 2 * step + 2), 0.75)], update=True)
+            parts.append(values(shard))
+        results.append(torch.cat(parts))
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_the_version_before_stays_readable_and_a_slow_reader_keeps_older_ones_whole() -> None:
+    shard = make_shard(optimizer=SGD)
+    seen = [values(shard)]
+    slow = shard.acquire(0)
+    for step in range(4):
+        shard.absorb([(filled(shard, step), 1.0)], update=True)
+        seen.append(values(shard))
+    previous = shard.acquire(3)
+    assert torch.equal(previous.parts[0][:1000], seen[3])
+    assert torch.equal(slow.parts[0][:1000], seen[0]), "its memory is not used again while it is read"
+    assert shard.acquire(2).version == 4, "what is gone is answered with what is current"
+
+
+def test_memory_does_not_grow_with_steps() -> None:
+    shard = make_shard()
+    for step in range(50):
+        buffers = [filled(shard, step), filled(shard, step + 1)]
+        shard.absorb([(buffers[0], 0.5), (buffers[1], 0.5)], update=True)
+        shard.release(shard.acquire(None))
+    # The current and the previous version are held; free are two gradients, and one version to write the next into.
+    assert len(shard._free) <= 3
+
+
+def test_a_sum_of_nothing_is_no_step() -> None:
+    shard = make_shard()
+    before = values(shard)
+    shard.absorb([], update=True)
+    assert shard.version == 0
+    assert torch.equal(values(shard), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "deep" / "shard-0.safetensors"
+    shard = make_shard(dtype=dtype)
+    for step in range(5):
+        shard.absorb([(filled(shard, step), 1.0)], update=True)
+    digest = shard.snapshot(SliceSet(range(10))).save(path)
+    other = make_shard(dtype=dtype)
+    file = ShardFile.load(path)
+    other.restore(file)
+    assert (file.version, file.applied.intervals(), other.version) == (5, [(0, 10)], 5)
+    assert len(digest) == 64
+    for step in range(5, 9):
+        for each in (shard, other):
+            each.absorb([(filled(each, step), 1.0)], update=True)
+        assert torch.equal(values(shard), values(other))
+    assert [p.name for p in path.parent.iterdir()] == ["shard-0.safetensors"], "no temporary file stays"
+
+
+def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
+    shard = make_shard(history=False)
+    snapshot = shard.snapshot(SliceSet())
+    before = snapshot.tensors["0.parameters"].clone()
+    shard.absorb([(filled(shard, 1), 1.0)], update=True)
+    assert torch.equal(snapshot.tensors["0.parameters"], before)
+
+
+def damage_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+
+
+def damage_garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(500))
+
+
+def damage_other_format(path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, path)
+
+
+def damage_metadata(path: Path) -> None:
+    save_file(load_file(path), path, metadata={"format": "disttrain-shard-1", "layout": json.dumps({})})
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_garbage, damage_other_format, damage_metadata, Path.unlink])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
+    path = tmp_path / "shard-0.safetensors"
+    make_shard().snapshot(SliceSet()).save(path)
+    damage(path)
+    with pytest.raises(WrongInput, match=r"shard-0\.safetensors"):
+        ShardFile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        pytest.param({"length": 999}, "another model", id="another model"),
+        pytest.param({"optimizer": SGD}, "trained with Adam; the job names SGD", id="another optimiser"),
+        pytest.param({"servers": 2}, "number 0 of 1; this is server 0 of 2", id="another cut"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_difference(other: dict, reason: str) -> None:
+    with pytest.raises(WrongInput, match=reason):
+        make_shard(**other).restore(make_shard().snapshot(SliceSet()))
+
+
+def test_momentum_cannot_be_made_up_when_the_file_has_none() -> None:
+    with pytest.raises(WrongInput, match="no momentum"):
+        make_shard(optimizer={**SGD, "momentum": "0.9"}).restore(make_shard(optimizer=SGD).snapshot(SliceSet()))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shard-0.safetensors"
+    file = make_shard().snapshot(SliceSet())
+    file.save(path)
+    before = path.read_bytes()
+
+    def full(fd: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        file.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_buffers_of_a_shard_with_nothing_are_empty() -> None:
+    shard = make_shard(3, server=1, servers=5)
+    assert shard.nbytes == 0
+    shard.absorb([(shard.take(), 1.0)], update=True)
+    assert shard.version == 1
+    assert len(bytes_of(shard.acquire(None).parts[0])) == 0

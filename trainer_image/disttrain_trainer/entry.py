@@ -1,0 +1,159 @@
+"""From the environment to a role, and from its end to an exit code and last words. Not here: the roles.
+
+The connection to the master is made first, so that it knows who is there; torch, which takes seconds to import, comes after.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from disttrain.api import environment
+from disttrain.api.environment import ExitCode
+from disttrain.api.names import Role
+from disttrain.api.runtime import Progress, Termination
+from disttrain_trainer import last_words, logs, machine
+from disttrain_trainer.address import listening_host, split_address
+from disttrain_trainer.control import Control
+from disttrain_trainer.errors import ProgramFailed, Terminated, TrainerError
+from disttrain_trainer.messages import Message, Say
+from disttrain_trainer.metrics import Metrics, serve
+from disttrain_trainer.process import Process
+
+log = logging.getLogger(__name__)
+
+
+class Entry:
+    """One run of this program."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._progress: Progress | None = None
+        self._control: Control | None = None
+
+    def run(self, *, local_rank: int | None) -> int:
+        """Runs the role to its end; the exit code."""
+        try:
+            self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
+            logs.configure(process.name)
+            self._take_role(process, is_rank=local_rank is not None)
+        except Terminated as ended:
+            return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))
+        except KeyboardInterrupt:
+            return self._end(130, Termination(message="interrupted"))
+        except ProgramFailed as failed:
+            log.error("%s", failed)
+            return self._end(failed.code, Termination(message=failed.last_line or str(failed), where=failed.where))
+        except TrainerError as error:
+            log.error("%s", error)
+            return self._end(error.exit_code, Termination(message=str(error)))
+        except BaseException as error:
+            shown, termination = last_words.of_user_error(error)
+            print(shown, end="", file=sys.stderr)
+            return self._end(ExitCode.USER_ERROR, termination)
+        return self._end(ExitCode.DONE, Termination())
+
+    def _end(self, code: int, termination: Termination) -> int:
+        if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
+            self._control.send(Say.FAILED, message=termination.message)
+        path = self._process.termination_log if self._process else last_words.path_in(os.environ)
+        last_words.write(path, termination.model_copy(update={"progress": self._progress}))
+        return code
+
+    def _take_role(self, process: Process, *, is_rank: bool) -> None:
+        config, trainer = process.config, process.config.trainer
+        if process.role is Role.MASTER:
+            from disttrain_trainer.master import main as master
+
+            master.run(process, Metrics(process), self._report)
+        elif trainer.command is not None:
+            _become(trainer.command)
+        elif process.role is Role.WORKER and trainer.script is not None:
+            from disttrain_trainer import agent
+
+            agent.run(process, self._serve_metrics(process))
+        elif process.role is Role.WORKER and config.processes_per_worker > 1 and not is_rank:
+            from disttrain_trainer import launcher
+
+            launcher.run(process)
+        else:
+            self._compute(process, self._serve_metrics(process))
+
+    def _compute(self, process: Process, metrics: Metrics) -> None:
+        """The roles that import torch."""
+        config = process.config
+        machine.set_threads(os.environ, processes=config.processes_per_worker if process.role is Role.WORKER else 1)
+        if process.role is Role.PARAMETER_SERVER:
+            from disttrain_trainer.server import Server
+
+            server = Server(process, metrics)
+            server.run(self._connect(process, server.describe, server.on_message))
+        elif config.strategy.parameter_server is not None:
+            from disttrain_trainer.membership import Membership
+
+            membership = Membership()
+            control = self._connect(process, membership.describe, membership.on_message)
+            control.start()
+            from disttrain_trainer import worker
+
+            worker.run(process, metrics, control, membership)
+        else:
+            from disttrain_trainer.membership import Rank
+
+            rank = Rank()
+            control = self._connect(process, rank.describe, rank.on_message)
+            control.start()
+            machine.set_interface(os.environ, toward=split_address(config.addresses.rendezvous)[0])
+            from disttrain_trainer.parallel import data
+
+            data.run(process, metrics, control, rank)
+
+    def _connect(
+        self, process: Process, describe: Callable[[], Message], on_message: Callable[[Message], None]
+    ) -> Control:
+        """The control connection, and with it what SIGTERM does: the process leaves when the master lets it."""
+        control = Control(process=process, describe=describe, on_message=on_message, on_released=self._end_at_once)
+        self._control = control
+        machine.on_sigterm(control.leave)
+        return control
+
+    def _end_at_once(self) -> None:
+        """The end after SIGTERM: all is saved, and the main thread may be anywhere in torch or in the user's code."""
+        self._end(Terminated.exit_code, Termination(message="ended by SIGTERM"))
+        os._exit(Terminated.exit_code)
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @staticmethod
+    def _serve_metrics(process: Process) -> Metrics:
+        metrics = Metrics(process)
+        if process.metrics_port is not None and process.local_rank == 0:
+            host = listening_host(split_address(process.config.addresses.control)[0]) or ""
+            serve(metrics, host=host, port=process.metrics_port)
+        return metrics
+
+
+def _become(command: tuple[str, ...]) -> None:
+    """Replaces this process by the user's program. 126 and 127 as a shell answers."""
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        raise ProgramFailed(127, f"trainer.command: there is no program {command[0]!r}") from None
+    except OSError as error:
+        raise ProgramFailed(126, f"trainer.command: {command[0]!r} cannot be run: {error.strerror}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs this process's role to its end; the exit code."""
+    parser = argparse.ArgumentParser(prog="disttrain_trainer", description="A training process of a DistTrainJob.")
+    parser.add_argument(
+        "--local-rank", type=int, help="number of a training process within its pod; the pod starts these"
+    )
+    options = parser.parse_args(arguments)
+    parent = os.environ.get(environment.PARENT_PID, "")
+    if parent.isdecimal():
+        machine.die_with_parent(int(parent))
+    logs.configure("-")
+    return Entry().run(local_rank=options.local_rank)

@@ -1,0 +1,81 @@
+"""A pod with several training processes, one for each of its GPUs: starts them, and ends when they do.
+
+Each of them is a rank with its own connection to the master. Not here: ranks; the programs of a script (agent.py).
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from disttrain.api import environment
+from disttrain.api.environment import ExitCode
+from disttrain.api.runtime import Termination
+from disttrain_trainer.errors import ProgramFailed, Terminated
+from disttrain_trainer.process import Process
+
+log = logging.getLogger(__name__)
+
+
+def run(process: Process) -> None:
+    """Supervises the pod's ranks. Raises ProgramFailed with the code and the last words of the first that failed."""
+    count = process.config.processes_per_worker
+    terminated = False
+    with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
+        words = [Path(folder) / str(rank) for rank in range(count)]
+        ranks = {
+            (child := _start(process, local_rank, words[local_rank])).pid: (local_rank, child)
+            for local_rank in range(count)
+        }
+
+        def forward(_signal: int, _frame: FrameType | None) -> None:
+            nonlocal terminated
+            terminated = True
+            _signal_all(ranks, signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, forward)
+        while ranks:
+            pid, status = os.wait()
+            if pid not in ranks:
+                continue
+            local_rank, child = ranks.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            child.returncode = code  # reaped here: Popen must not wait for it again
+            code = 128 - code if code < 0 else code
+            if code == ExitCode.DONE:
+                continue
+            _signal_all(ranks, signal.SIGKILL)
+            for _, other in ranks.values():
+                other.wait()
+            if terminated:
+                raise Terminated
+            said = Termination.decode(words[local_rank].read_text()) if words[local_rank].exists() else Termination()
+            name = f"training process {local_rank} of {process.name}"
+            raise ProgramFailed(code, f"{name} ended with code {code}", last_line=said.message, where=said.where)
+        if terminated:
+            raise Terminated
+
+
+def _start(process: Process, local_rank: int, words: Path) -> subprocess.Popen[bytes]:
+    rank = process.index * process.config.processes_per_worker + local_rank
+    return subprocess.Popen(
+        [sys.executable, "-m", "disttrain_trainer", "--local-rank", str(local_rank)],
+        env={
+            **os.environ,
+            environment.LOCAL_RANK: str(local_rank),
+            environment.RANK: str(rank),
+            environment.TERMINATION_LOG: str(words),
+            environment.PARENT_PID: str(os.getpid()),
+        },
+    )
+
+
+def _signal_all(ranks: dict[int, tuple[int, subprocess.Popen[bytes]]], number: signal.Signals) -> None:
+    for pid in list(ranks):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,231 @@
+"""The role of the master: puts its parts together, and keeps what blocks away from the control connections.
+
+Not here: decisions (collective.py, servers.py), who talks (hub.py).
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig, Progress
+from disttrain_trainer import metrics as metrics_module
+from disttrain_trainer.address import listening_host, split_address
+from disttrain_trainer.checkpoint import folder as checkpoints
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.errors import PeerLost, Terminated
+from disttrain_trainer.master.bystander import Bystander
+from disttrain_trainer.master.collective import Collective
+from disttrain_trainer.master.hub import Hub
+from disttrain_trainer.master.member import Coordinator, Member
+from disttrain_trainer.master.servers import ServedTraining
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.process import Process
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GOODBYE_SECONDS = 5.0
+"""How long the master waits for the others to go, once they were told that the job is done."""
+
+
+class Master:
+    """The master of one attempt."""
+
+    def __init__(self, process: Process, metrics: Metrics) -> None:
+        self._process = process
+        self._config: JobConfig = process.config
+        self._metrics = metrics
+        self._hub = Hub(config=self._config)
+        self._tracker = Tracker(attempt=self._config.attempt)
+        self._store: object = None
+        self._coordinator: Coordinator = self._coordinate()
+        self._hub.coordinator = self._coordinator
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    def progress(self) -> Progress:
+        """The progress now. Called by the thread of /progress too: it only reads."""
+        now = time.monotonic()
+        return self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
+
+    def count(self) -> None:
+        """Brings the master's metrics up to date."""
+        progress, metrics = self.progress(), self._metrics
+        metrics.loss, metrics.step, metrics.epoch = progress.loss, progress.step, progress.epoch
+        metrics.samples_per_second, metrics.samples = progress.samples_per_second, self._tracker.samples
+        metrics.recoveries, metrics.lost_steps = max(0, progress.generation - 1), progress.redone_steps
+        metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None
+
+    async def run(self) -> None:
+        """Until the job is done; raises Terminated after a SIGTERM, PeerLost when a port is taken."""
+        coordinator, hub = self._coordinator, self._hub
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
+        host, port = split_address(self._config.addresses.control)
+        serving = asyncio.create_task(hub.serve(host=listening_host(host), port=port))
+        ending = asyncio.create_task(
+            hub.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
+        )
+        self._begin()
+        try:
+            await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            if self._failure is not None:
+                raise self._failure
+            # Everybody hears how it ended before the connections do.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    hub.until(lambda: not hub.connected), GOODBYE_SECONDS if coordinator.ended else 0.2
+                )
+            if not coordinator.ended:
+                raise Terminated
+            log.info("the job is done at step %d", self._tracker.step)
+        except OSError as error:
+            raise PeerLost(f"port {port}", f"the control connection cannot listen: {error.strerror}") from None
+        finally:
+            serving.cancel()
+            ending.cancel()
+
+    def _terminate(self) -> None:
+        self._coordinator.terminate(time.monotonic())
+        self._hub.poke()
+
+    def _coordinate(self) -> Coordinator:
+        """The decisions of the job's strategy."""
+        config, trainer = self._config, self._config.trainer
+        if trainer.command is not None:
+            return Bystander(tracker=self._tracker)
+        if config.strategy.parameter_server is not None:
+            return ServedTraining(
+                sender=self._hub,
+                archive=self if self._process.checkpoint_dir else None,
+                tracker=self._tracker,
+                config=config,
+            )
+        if trainer.script is not None:
+            return Collective(
+                sender=self._hub,
+                tracker=self._tracker,
+                members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
+                processes=config.processes_per_worker,
+            )
+        return Collective(
+            sender=self._hub,
+            tracker=self._tracker,
+            members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
+            saves=self._process.checkpoint_dir is not None,
+        )
+
+    def _begin(self) -> None:
+        coordinator = self._coordinator
+        if isinstance(coordinator, Collective):
+            self._run_apart(self._host_store, self._keep_store)
+            if self._config.trainer.model is not None and self._process.checkpoint_dir is not None:
+                self.find()
+        elif isinstance(coordinator, ServedTraining):
+            coordinator.begin(time.monotonic())
+
+    # The archive: what blocks runs in a thread, its answer comes back in the loop.
+
+    def find(self) -> None:
+        """See master.member.Archive."""
+        self._run_apart(lambda: checkpoints.newest(self._root, self._config), self._found)
+
+    def prepare(self, step: int) -> None:
+        """See master.member.Archive."""
+
+        def answer(folder: Path | OSError) -> None:
+            assert isinstance(self._coordinator, ServedTraining)
+            self._coordinator.prepared(step, None if isinstance(folder, OSError) else folder.name, time.monotonic())
+
+        self._run_apart(lambda: _or_error(lambda: checkpoints.prepare(self._root, step)), answer)
+
+    def publish(self, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        """See master.member.Archive."""
+
+        def write() -> Manifest:
+            folder = self._root / checkpoints.name_of(step)
+            manifest = checkpoints.publish(
+                folder,
+                config=self._config,
+                step=step,
+                slices=slices,
+                files=files,
+                finished=finished,
+                evaluation=self._tracker.evaluation,
+            )
+            assert self._config.checkpoint is not None
+            checkpoints.prune(self._root, keep=self._config.checkpoint.keep)
+            return manifest
+
+        def answer(written: Manifest | OSError) -> None:
+            assert isinstance(self._coordinator, ServedTraining)
+            self._coordinator.published(written, time.monotonic())
+
+        self._run_apart(lambda: _or_error(write), answer)
+
+    @property
+    def _root(self) -> Path:
+        assert self._process.checkpoint_dir is not None
+        return self._process.checkpoint_dir
+
+    def _found(self, checkpoint: checkpoints.Checkpoint | None) -> None:
+        if isinstance(self._coordinator, Collective | ServedTraining):
+            self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
+
+    def _host_store(self) -> object:
+        """The store of torch's rendezvous. Importing torch takes seconds, in which members already join."""
+        from torch.distributed import TCPStore
+
+        host, port = split_address(self._config.addresses.rendezvous)
+        return TCPStore(listening_host(host) or "0.0.0.0", port, is_master=True, wait_for_workers=False)
+
+    def _keep_store(self, store: object) -> None:
+        self._store = store
+        assert isinstance(self._coordinator, Collective)
+        self._coordinator.open(time.monotonic())
+
+    def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None]) -> None:
+        async def go() -> None:
+            try:
+                answer(await asyncio.to_thread(work))
+            except Exception as error:
+                self._failure = error
+            self._hub.poke()
+
+        task = asyncio.get_running_loop().create_task(go())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _or_error(work: Callable[[], T]) -> T | OSError:
+    try:
+        return work()
+    except OSError as error:
+        return error
+
+
+def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) -> None:
+    """The role of the master. `report` gets the final progress, however it ends. Raises Terminated after a SIGTERM."""
+    master = Master(process, metrics)
+    metrics.before_scrape = master.count
+    if process.metrics_port is not None:
+        host = listening_host(split_address(process.config.addresses.control)[0]) or ""
+        metrics_module.serve(
+            metrics,
+            host=host,
+            port=process.metrics_port,
+            progress=lambda: master.progress().model_dump_json(by_alias=True),
+        )
+    try:
+        asyncio.run(master.run())
+    finally:
+        report(master.progress())

@@ -1,0 +1,544 @@
+"""Training with parameter servers, as the master decides it: generations, the ledger, checkpoints, the end.
+
+The servers hold the truth (which slices are applied), the workers come and go. A generation begins with every server at the same
+checkpoint, and ends when one of them is lost. Pure: time is given, sending is the sender's, files are the archive's.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import reduce
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig, ProgressCheckpoint
+from disttrain.api.spec import Consistency
+from disttrain_trainer.checkpoint.folder import name_of
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.data.slices import Schedule, SliceSet
+from disttrain_trainer.master.ledger import Ledger
+from disttrain_trainer.master.member import Archive, Member, Sender
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.messages import Message, Say
+
+log = logging.getLogger(__name__)
+
+INQUIRY_INTERVAL = 1.0
+"""Seconds between two questions to the servers about what they hold."""
+
+
+class _Phase(Enum):
+    LOOKING = auto()
+    """For the newest checkpoint."""
+    GATHERING = auto()
+    """A server is missing."""
+    BEGINNING = auto()
+    """The servers load the checkpoint."""
+    TRAINING = auto()
+    EVALUATING = auto()
+    """All slices are applied; a worker looks at the final parameters."""
+    ENDED = auto()
+
+
+@dataclass(slots=True)
+class _Server:
+    generation: int
+    applied: SliceSet
+
+
+@dataclass(slots=True)
+class _Save:
+    """A checkpoint that is being written."""
+
+    step: int
+    final: bool
+    files: dict[str, str] = field(default_factory=dict)
+    applied: list[SliceSet] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Inquiry:
+    """A question to all servers."""
+
+    then: Callable[[SliceSet], None]
+    applied: list[SliceSet] = field(default_factory=list)
+
+
+class ServedTraining:
+    """The coordinator of strategy ParameterServer."""
+
+    def __init__(self, *, sender: Sender, archive: Archive | None, tracker: Tracker, config: JobConfig) -> None:
+        strategy = config.strategy.parameter_server
+        assert strategy is not None
+        self._sender = sender
+        self._archive = archive
+        self._tracker = tracker
+        self._config = config
+        self._sync = strategy.consistency is Consistency.SYNC
+        self._every = config.checkpoint.every_steps if archive is not None and config.checkpoint else 0
+        self._phase = _Phase.LOOKING
+        self._generation = 0
+        self._checkpoint: Manifest | None = None
+        self._servers: dict[int, _Server] = {}
+        self._workers: dict[int, int | None] = {}
+        """Live workers, and how many samples each one's dataset has; None while it is starting."""
+        self._samples: int | None = None
+        self._ledger: Ledger | None = None
+        self._wants: dict[int, int] = {}
+        """Workers that asked for slices and got none yet."""
+        self._save: _Save | None = None
+        self._attempted = 0
+        """Step of the last checkpoint that was begun: one that failed is not tried again before the next is due."""
+        self._inquiries: dict[int, _Inquiry] = {}
+        self._asked = 0
+        self._asked_at = 0.0
+        self._confirming = False
+        self._evaluator: int | None = None
+        self._leavers: set[Member] = set()
+        self._terminating = False
+        self._hurry = False
+        """A process is leaving: save as soon as the steps in work are whole."""
+        self._absent: dict[Member, float] = {}
+        self.released = False
+
+    @property
+    def ended(self) -> bool:
+        return self._phase is _Phase.ENDED
+
+    def begin(self, now: float) -> None:
+        """The master's start."""
+        self._look(now)
+
+    def found(self, manifest: Manifest | None, now: float) -> None:
+        """The archive's answer to `find`."""
+        if self.ended:
+            return
+        self._checkpoint = manifest
+        if manifest is not None:
+            self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+            if manifest.finished:
+                self._tracker.evaluation = manifest.evaluation
+                self._tracker.reach(manifest.step)
+                self._finish(now)
+                return
+        self._phase = _Phase.GATHERING
+        self._gather(now)
+
+    def joined(self, member: Member, hello: Message, now: float) -> None:
+        self._absent.pop(member, None)
+        if self.ended:
+            self._sender.send(member, Say.FINISH)
+        elif member.role is Role.PARAMETER_SERVER:
+            self._servers[member.rank] = _Server(int(hello["generation"]), _slices(hello["applied"]))
+            self._server_joined(now)
+        elif member.role is Role.WORKER:
+            self._workers[member.rank] = None
+            if hello.get("samples") is not None:
+                self._worker_ready(member.rank, hello, now)
+
+    def heard(self, member: Member, message: Message, now: float) -> None:
+        match member.role, message["type"]:
+            case _, Say.LEAVING:
+                self._leavers.add(member)
+                self._save_soon(now)
+            case Role.PARAMETER_SERVER, Say.STATE:
+                self._server_state(member.rank, message, now)
+            case Role.PARAMETER_SERVER, Say.SAVED:
+                self._server_saved(member.rank, message, now)
+            case Role.WORKER, Say.READY:
+                self._worker_ready(member.rank, message, now)
+            case Role.WORKER, Say.TAKE:
+                self._worker_takes(member.rank, message, now)
+            case Role.WORKER, Say.REPORT:
+                self.reported(member.rank, message, now)
+            case Role.WORKER, Say.NAN:
+                self._tracker.nan_loss = f"{member} at step {message['step']}"
+            case Role.WORKER, Say.EVALUATED if member.rank == self._evaluator:
+                self._tracker.evaluation = message["evaluation"]
+                self._evaluator = None
+                self._conclude(now)
+        if now - self._asked_at > INQUIRY_INTERVAL and self._phase is _Phase.TRAINING:
+            self._ask(Say.STATE, self._learn, now)
+
+    def reported(self, rank: int, message: Message, now: float) -> None:
+        """What a worker computed. Which steps are done is the ledger's to say."""
+        self._tracker.report(rank=rank, samples=int(message["samples"]), loss=message.get("loss"), now=now)
+        self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
+        self._tracker.epoch = message.get("epoch") or self._tracker.epoch
+
+    def lost(self, member: Member, now: float) -> None:
+        self._leavers.discard(member)
+        if self.ended:
+            return
+        self._absent[member] = now
+        if member.role is Role.PARAMETER_SERVER:
+            self._servers.pop(member.rank, None)
+            # What it was asked will not be answered; if it comes back as it was, it is asked again.
+            self._save, self._confirming = None, False
+            self._inquiries.clear()
+            self._release()
+        elif member.role is Role.WORKER:
+            self._worker_lost(member.rank, now)
+
+    def terminate(self, now: float) -> None:
+        self._terminating = True
+        self._save_soon(now)
+
+    def waiting_for(self, now: float) -> str | None:
+        servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._config.parameter_servers)]
+        missing = [m for m in servers if m.rank not in self._servers]
+        if self.ended or (not missing and any(samples is not None for samples in list(self._workers.values()))):
+            return None
+        workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
+        missing = [m for m in workers if m.rank not in self._workers] + missing
+        if not missing:
+            return None
+        longest = max(now - self._absent.setdefault(m, now) for m in missing)
+        names = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        return f"{names} ({longest:.0f} s)"
+
+    # Generations.
+
+    def _look(self, now: float) -> None:
+        self._phase = _Phase.LOOKING
+        if self._archive is not None:
+            self._archive.find()
+        else:
+            log.info("there is no checkpoint volume: if a server is lost, the training begins anew")
+            self.found(None, now)
+
+    def _server_joined(self, now: float) -> None:
+        if self._phase is _Phase.GATHERING or self._same_generation():
+            self._gather(now)
+        elif self._phase is not _Phase.LOOKING:
+            # A server without the present generation: its shard is lost, and with it the generation.
+            self._begin_anew(now)
+
+    def _same_generation(self) -> bool:
+        return all(server.generation == self._generation for server in self._servers.values())
+
+    def _gather(self, now: float) -> None:
+        """With every server here: go on with the generation that they all have, or begin one."""
+        if len(self._servers) < self._config.parameter_servers:
+            return
+        generations = {server.generation for server in self._servers.values()}
+        if generations in ({0}, {self._generation}) or len(generations) == 1:
+            if 0 in generations:
+                self._begin_generation(now)
+            elif self._phase is _Phase.GATHERING:
+                # The master is new, the servers are not.
+                self._generation = generations.pop()
+                self._open(now)
+            else:
+                self._advance(now)
+        else:
+            self._begin_anew(now)
+
+    def _begin_anew(self, now: float) -> None:
+        """The generation is lost: back to the newest checkpoint."""
+        log.warning("a server was lost: every shard goes back to the last checkpoint")
+        self._ledger = None
+        self._save, self._confirming, self._evaluator, self._tracker.evaluation = None, False, None, None
+        self._inquiries.clear()
+        self._release()
+        self._generation = max(self._generation, *(server.generation for server in self._servers.values()))
+        for server in self._servers.values():
+            server.generation = 0
+        for rank in self._workers:
+            self._sender.send(Member(Role.WORKER, rank), Say.REFORM)
+        self._look(now)
+
+    def _begin_generation(self, now: float) -> None:
+        self._phase = _Phase.BEGINNING
+        self._generation += 1
+        folder = name_of(self._checkpoint.step) if self._checkpoint else None
+        for index in self._servers:
+            self._send_server(index, Say.BEGIN, generation=self._generation, folder=folder)
+
+    def _server_state(self, index: int, message: Message, now: float) -> None:
+        server = self._servers[index]
+        server.generation, server.applied = int(message["generation"]), _slices(message["applied"])
+        if message.get("max_staleness_seen") is not None:
+            seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
+            self._tracker.max_staleness_seen = seen
+        if self._phase is _Phase.BEGINNING:
+            complete = len(self._servers) == self._config.parameter_servers
+            if complete and self._same_generation():
+                self._open(now)
+            return
+        inquiry = self._inquiries.get(int(message.get("id") or 0))
+        if inquiry is not None:
+            inquiry.applied.append(server.applied)
+            if len(inquiry.applied) == self._config.parameter_servers:
+                del self._inquiries[int(message["id"])]
+                inquiry.then(reduce(SliceSet.intersection, inquiry.applied))
+                self._advance(now)
+
+    def _open(self, now: float) -> None:
+        """Every server has the generation: the workers may come."""
+        self._phase = _Phase.TRAINING
+        self._tracker.generation = self._generation
+        self._make_ledger()
+        for rank, samples in self._workers.items():
+            if samples is not None:
+                self._invite(rank)
+        self._advance(now)
+
+    def _make_ledger(self) -> None:
+        if self._samples is None or self._phase is not _Phase.TRAINING or self._ledger is not None:
+            return
+        trainer, world_size = self._config.trainer, self._config.world_size
+        schedule = Schedule(
+            samples=self._samples,
+            batch_size=trainer.batch_size,
+            world_size=world_size,
+            seed=trainer.seed,
+            epochs=trainer.epochs,
+            max_steps=trainer.max_steps,
+        )
+        applied = reduce(SliceSet.intersection, (server.applied for server in self._servers.values()))
+        self._ledger = Ledger(total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=applied)
+        self._tracker.total_steps = schedule.total_steps
+        self._tracker.fall_back(self._ledger.step)
+        self._tracker.reach(self._ledger.step)
+        self._attempted = self._ledger.step
+        self._raise_limit()
+        log.info("generation %d begins at step %d", self._generation, self._ledger.step)
+
+    # Workers.
+
+    def _worker_ready(self, rank: int, message: Message, now: float) -> None:
+        samples = int(message["samples"])
+        if self._samples not in (None, samples):
+            reason = f"worker-{rank} has {samples} training samples, others have {self._samples}: trainer.dataset must be the same everywhere"
+            self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
+            return
+        self._samples = samples
+        self._workers[rank] = samples
+        self._wants.pop(rank, None)
+        self._make_ledger()
+        if self._phase in (_Phase.TRAINING, _Phase.EVALUATING):
+            self._invite(rank)
+            self._advance(now)
+
+    def _invite(self, rank: int) -> None:
+        assert self._ledger is not None
+        self._ledger.join(rank)
+        self._count_workers()
+        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, generation=self._generation)
+
+    def _worker_takes(self, rank: int, message: Message, now: float) -> None:
+        if self._ledger is None or message["generation"] != self._generation:
+            return
+        self._ledger.finish(rank, message["done"])
+        if message["count"]:
+            self._wants[rank] = int(message["count"])
+        self._advance(now)
+
+    def _worker_lost(self, rank: int, now: float) -> None:
+        self._workers.pop(rank, None)
+        self._wants.pop(rank, None)
+        self._tracker.forget(rank)
+        self._count_workers()
+        if self._evaluator == rank:
+            self._evaluator = None
+        if self._ledger is None or not self._ledger.leave(rank):
+            return
+        self._ask(Say.DROP, self._learn, now, rank=rank)
+        if self._sync:
+            # The others may wait for a slice of the lost one: only a worker that starts anew, from the lowest slice, computes it.
+            for other in self._workers:
+                self._sender.send(Member(Role.WORKER, other), Say.REFORM)
+        self._advance(now)
+
+    def _count_workers(self) -> None:
+        self._tracker.world_size = sum(samples is not None for samples in self._workers.values())
+
+    def _serve(self) -> None:
+        """Hands out what is free to those who wait."""
+        ledger = self._ledger
+        if ledger is None or self._phase is not _Phase.TRAINING:
+            return
+        for rank in list(self._wants):
+            slices = ledger.take(rank, self._fair(self._wants[rank]))
+            if slices:
+                del self._wants[rank]
+                self._sender.send(Member(Role.WORKER, rank), Say.TICKETS, generation=self._generation, slices=slices)
+
+    def _fair(self, count: int) -> int:
+        """Toward the end in smaller portions, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck 1987)."""
+        assert self._ledger is not None
+        rest = self._ledger.total - self._ledger.done
+        return max(1, min(count, rest // (2 * max(1, len(self._workers)))))
+
+    # Checkpoints and the end.
+
+    def _advance(self, now: float) -> None:
+        """Draws the conclusions of what is known: progress, a checkpoint that is due, the end."""
+        ledger = self._ledger
+        if ledger is None or self._phase not in (_Phase.TRAINING, _Phase.EVALUATING):
+            return
+        self._tracker.reach(ledger.step)
+        if len(self._servers) < self._config.parameter_servers:
+            return
+        if ledger.finished:
+            self._confirm(now)
+        elif self._save is None and self._is_due():
+            self._start_save(now, final=False)
+        self._serve()
+
+    def _is_due(self) -> bool:
+        ledger = self._ledger
+        assert ledger is not None
+        if self._archive is None or self._tracker.nan_loss or (not self._every and not self._hurry):
+            return False
+        if self._sync:
+            return ledger.done >= ledger.limit
+        return self._hurry or ledger.step // self._every > self._attempted // self._every
+
+    def _raise_limit(self) -> None:
+        """Sync: up to the next checkpoint, at which all shards must be at one version."""
+        if self._ledger is not None and self._sync and self._every:
+            step = (self._ledger.step // self._every + 1) * self._every
+            self._ledger.limit = min(self._ledger.total, step * self._config.world_size)
+
+    def _save_soon(self, now: float) -> None:
+        """Somebody leaves: save as soon as it can be done, then let them go."""
+        ledger = self._ledger
+        if (
+            self._archive is None
+            or ledger is None
+            or self._phase is not _Phase.TRAINING
+            or self._tracker.nan_loss
+            or len(self._servers) < self._config.parameter_servers
+            or ledger.step == (self._checkpoint.step if self._checkpoint else 0)
+        ):
+            self._release()
+            return
+        self._hurry = True
+        if self._sync:
+            steps = -(-ledger.handed_out // self._config.world_size)
+            ledger.limit = min(ledger.limit, steps * self._config.world_size)
+        self._advance(now)
+
+    def _start_save(self, now: float, *, final: bool) -> None:
+        assert self._ledger is not None
+        self._save = _Save(step=self._ledger.step, final=final)
+        self._attempted = self._ledger.step
+        assert self._archive is not None
+        self._archive.prepare(self._ledger.step)
+
+    def prepared(self, step: int, folder: str | None, now: float) -> None:
+        """The archive's answer to `prepare`; None when it could not."""
+        if self._save is None or self._save.step != step:
+            return
+        if folder is None:
+            self._saved(f"the folder of step {step} cannot be made", now)
+            return
+        for index in self._servers:
+            self._send_server(index, Say.SAVE, folder=folder)
+
+    def _server_saved(self, index: int, message: Message, now: float) -> None:
+        save = self._save
+        if save is None or message["folder"] != name_of(save.step):
+            return
+        if message.get("error"):
+            self._saved(f"parameter-server-{index}: {message['error']}", now)
+            return
+        save.files[f"shard-{index}.safetensors"] = message["sha256"]
+        save.applied.append(_slices(message["applied"]))
+        if len(save.files) == self._config.parameter_servers:
+            assert self._archive is not None
+            slices = len(reduce(SliceSet.intersection, save.applied))
+            self._archive.publish(step=save.step, slices=slices, files=save.files, finished=save.final)
+
+    def published(self, manifest: Manifest | OSError, now: float) -> None:
+        """The archive's answer to `publish`."""
+        if isinstance(manifest, OSError):
+            self._saved(str(manifest), now)
+            return
+        self._checkpoint = manifest
+        self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+        self._saved(None, now)
+
+    def _saved(self, error: str | None, now: float) -> None:
+        """A checkpoint is complete, or is given up."""
+        save, self._save = self._save, None
+        if error is not None:
+            log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
+        self._hurry = False
+        self._raise_limit()
+        self._release()
+        if save is not None and save.final:
+            self._finish(now)
+        else:
+            self._advance(now)
+
+    def _confirm(self, now: float) -> None:
+        """Every slice was said to be applied: ask the servers, who know."""
+        if self._phase is _Phase.EVALUATING:
+            self._conclude(now)
+        elif not self._confirming:
+            self._confirming = True
+
+            def then(applied: SliceSet) -> None:
+                self._confirming = False
+                assert self._ledger is not None
+                gone = self._ledger.unlearn(applied)
+                if gone:
+                    log.warning(
+                        "%d slices were counted, but are not applied on every server; they are done again", len(gone)
+                    )
+                else:
+                    self._phase = _Phase.EVALUATING
+
+            self._ask(Say.STATE, then, now)
+
+    def _conclude(self, now: float) -> None:
+        """All is applied: evaluate, save, finish."""
+        if self._save is not None:
+            return
+        if self._config.trainer.evaluate is not None and self._tracker.evaluation is None:
+            ready = sorted(rank for rank, samples in self._workers.items() if samples is not None)
+            if self._evaluator is None and ready:
+                self._evaluator = ready[0]
+                self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
+        elif self._archive is not None and not self._tracker.nan_loss:
+            self._start_save(now, final=True)
+        else:
+            self._finish(now)
+
+    def _finish(self, now: float) -> None:
+        self._phase = _Phase.ENDED
+        self._tracker.finish(now)
+        for rank in self._workers:
+            self._sender.send(Member(Role.WORKER, rank), Say.FINISH)
+        for index in self._servers:
+            self._send_server(index, Say.FINISH)
+
+    def _release(self) -> None:
+        for member in self._leavers:
+            self._sender.send(member, Say.RELEASED)
+        self._leavers.clear()
+        self._hurry = False
+        self.released = self._terminating
+
+    # Questions to the servers.
+
+    def _ask(self, kind: Say, then: Callable[[SliceSet], None], now: float, **fields: object) -> None:
+        self._asked += 1
+        self._asked_at = now
+        self._inquiries[self._asked] = _Inquiry(then)
+        for index in self._servers:
+            self._send_server(index, kind, id=self._asked, **fields)
+
+    def _learn(self, applied: SliceSet) -> None:
+        if self._ledger is not None:
+            self._ledger.learn(applied)
+
+    def _send_server(self, index: int, kind: Say, **fields: object) -> None:
+        self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
+
+
+def _slices(intervals: list[list[int]]) -> SliceSet:
+    return SliceSet.from_intervals((start, stop) for start, stop in intervals)

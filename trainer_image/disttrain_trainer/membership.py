@@ -1,0 +1,122 @@
+"""What the master knows of a training process, and told it: the part of a role that the control thread may touch.
+
+Apart from the roles, so that a process can say hello before it imports torch. Not here: what the role does about it.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from disttrain_trainer.control import Control
+from disttrain_trainer.master.collective import State
+from disttrain_trainer.messages import Message, Say
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class World:
+    """One stay in a generation: another object for each, also within the same generation."""
+
+    generation: int
+    source: int = 0
+    """A collective world's rank with the newest state."""
+
+
+class Rank:
+    """A member of a collective world: a rank of our loop, or the agent of a script."""
+
+    def __init__(self) -> None:
+        self.state = State.STARTING
+        self.step = -1
+        """Steps in the state that this rank holds; -1 for none."""
+        self.world: World | None = None
+        self.save_asked = False
+        self.blamed = False
+        """The master says that this member's failure is the root cause."""
+        self.evaluation: dict[str, float] | None = None
+        self._generation = 0
+
+    def describe(self) -> Message:
+        """What a new master needs to know."""
+        said: Message = {"state": self.state, "generation": self._generation, "step": self.step}
+        return said | ({"evaluation": self.evaluation} if self.evaluation else {})
+
+    def on_message(self, message: Message) -> None:
+        match message["type"]:
+            case Say.WORLD:
+                self._generation = int(message["generation"])
+                self.world = World(self._generation, int(message["source"]))
+                self.state, self.save_asked, self.blamed = State.RUNNING, False, False
+            case Say.REFORM:
+                self.world = None
+            case Say.SAVE:
+                self.save_asked = True
+            case Say.FAILED:
+                self.blamed = True
+
+    def get_ready(self, control: Control) -> None:
+        """Leaves the world, and says so."""
+        with control.changed:
+            self.state, self.world = State.READY, None
+        control.send(Say.READY, step=self.step)
+
+    def get_done(self, control: Control) -> None:
+        """All its work is done; says so."""
+        with control.changed:
+            self.state = State.DONE
+        control.send(Say.DONE, evaluation=self.evaluation)
+
+    def await_world(self, control: Control, *, timeout: float) -> World | None:
+        """The next world; None when the job is done."""
+        found = control.wait(
+            lambda: "finished" if control.finished else self.world,
+            what="the other workers and the master",
+            timeout=timeout,
+        )
+        return found if isinstance(found, World) else None
+
+    def await_end(self, control: Control, world: World) -> bool:
+        """Waits until everybody is done: True. False when somebody was lost before, and the world is over."""
+        control.wait(lambda: True if control.finished or self.world is not world else None, what="the others to finish")
+        return control.finished
+
+
+class _Interruptible(Protocol):
+    def close(self, *, goodbye: bool = True) -> None: ...
+
+
+class Membership:
+    """A worker of parameter servers. Changed with `control.changed` held."""
+
+    def __init__(self) -> None:
+        self.samples: int | None = None
+        """Size of the data set, once it is known: then the worker is ready."""
+        self.world: World | None = None
+        self.tickets: deque[int] = deque()
+        self.asked = False
+        """A TAKE is not answered yet."""
+        self.evaluate = False
+        self.client: _Interruptible | None = None
+        """The connections to the servers, in which the main thread may wait."""
+
+    def describe(self) -> Message:
+        """What a new master needs to know."""
+        return {"samples": self.samples}
+
+    def on_message(self, message: Message) -> None:
+        match message["type"]:
+            case Say.WORLD:
+                self._enter(World(int(message["generation"])))
+            case Say.REFORM | Say.FINISH:
+                self._enter(None)
+            case Say.TICKETS if self.world is not None and self.world.generation == message["generation"]:
+                self.tickets.extend(message["slices"])
+                self.asked = False
+            case Say.EVALUATE:
+                self.evaluate = True
+
+    def _enter(self, world: World | None) -> None:
+        self.world = world
+        self.tickets.clear()
+        self.asked = self.evaluate = False
+        if self.client is not None:
+            self.client.close(goodbye=False)

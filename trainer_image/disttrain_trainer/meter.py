@@ -1,0 +1,74 @@
+"""What a training loop says about itself: losses, samples, times; added up at each step, reported some times a second.
+
+Not here: torch, the connection to the master (the loop passes `send`), the exposition (metrics.py).
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+from disttrain_trainer import logs
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.metrics import Metrics
+
+REPORT_INTERVAL = 0.1
+"""Seconds between two reports to the master, at least."""
+
+
+class NonFiniteLoss(UserError):
+    """The loss is NaN or infinite."""
+
+    def __init__(self, *, who: str, step: int, loss: float) -> None:
+        super().__init__(
+            f"the loss is {loss} on {who} at step {step}: lower trainer.optimizer.learningRate, "
+            "or look for bad values in the data and in the loss function"
+        )
+        self.step = step
+
+
+class Meter:
+    """The counts of one loop since its last report. `send` gets the fields of a report."""
+
+    def __init__(
+        self, *, who: str, metrics: Metrics, total_steps: int, send: Callable[[dict[str, object]], object]
+    ) -> None:
+        self._who = who
+        self._metrics = metrics
+        self._total_steps = total_steps
+        self._send = send
+        self._loss = 0.0
+        self._samples = 0
+        self._began = self._next_report = time.monotonic()
+
+    def check(self, loss: float, *, step: int) -> None:
+        """Raises NonFiniteLoss when it is."""
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(who=self._who, step=step, loss=loss)
+
+    def add(self, *, loss: float, samples: int) -> None:
+        """A slice was computed: its mean loss."""
+        self._loss += loss * samples
+        self._samples += samples
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for a report."""
+        return now >= self._next_report
+
+    def report(self, *, step: int, epoch: int, now: float) -> None:
+        """Tells the master, the metrics and the log where the loop is: `step` steps are done."""
+        samples, metrics = self._samples, self._metrics
+        if samples:
+            self._send({
+                "step": step,
+                "epoch": epoch,
+                "samples": samples,
+                "loss": self._loss,
+                "total_steps": self._total_steps,
+            })  # fmt: skip
+            metrics.loss = self._loss / samples
+            metrics.samples += samples
+            metrics.samples_per_second = samples / (now - self._began) if now > self._began else None
+        metrics.step, metrics.epoch = step, epoch
+        logs.at_step(step)
+        self._loss, self._samples = 0.0, 0
+        self._began, self._next_report = now, now + REPORT_INTERVAL

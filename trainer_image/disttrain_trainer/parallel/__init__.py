@@ -1,0 +1,1 @@
+"""Training with collectives: every worker has the model, and gradients are reduced between them."""

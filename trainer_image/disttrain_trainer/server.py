@@ -1,0 +1,110 @@
+"""The role of a parameter server: a shard that does what the master says, one order at a time.
+
+Not here: the shard and its connections (parameter_server/), when to begin and save (master/servers.py).
+"""
+
+import logging
+import queue
+import time
+from typing import Any
+
+from disttrain_trainer.address import listening_host, split_address
+from disttrain_trainer.control import Control
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.messages import Message, Say
+from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.parameter_server.server import ShardServer
+from disttrain_trainer.process import Process
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One parameter server. `describe` and `on_message` are the control thread's, `run` is the main thread's."""
+
+    def __init__(self, process: Process, metrics: Metrics) -> None:
+        config = process.config
+        host, port = split_address(config.addresses.parameter_servers[process.index])
+        self._process = process
+        self._metrics = metrics
+        self._orders: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._shard = ShardServer(
+            config=config,
+            index=process.index,
+            host=listening_host(host) or "0.0.0.0",
+            port=port,
+            on_staleness=metrics.staleness.observe,
+        )
+        metrics.before_scrape = self._count
+
+    def describe(self) -> Message:
+        """What a new master needs to know."""
+        state = self._shard.state()
+        return {
+            "generation": state.generation if state.initialized or state.generation else 0,
+            "applied": state.applied.intervals(),
+        }
+
+    def on_message(self, message: Message) -> None:
+        self._orders.put(message)
+
+    def run(self, control: Control) -> None:
+        """Serves until the master says that the job is done. Raises WrongInput, or PeerLost when the master is given up."""
+        self._shard.start()
+        control.start()
+        log.info("shard %d listens on %s", self._process.index, self._shard.address)
+        while True:
+            try:
+                order = self._orders.get(timeout=1)
+            except queue.Empty:
+                control.check()
+                continue
+            if order["type"] == Say.FINISH:
+                break
+            self._obey(order, control)
+        self._shard.stop()
+
+    def _obey(self, order: Message, control: Control) -> None:
+        match order["type"]:
+            case Say.BEGIN:
+                folder, root = order["folder"], self._process.checkpoint_dir
+                file = root / folder / self._file if root is not None and folder is not None else None
+                self._shard.begin(int(order["generation"]), file)
+                log.info("generation %d begins from %s", order["generation"], folder or "the first worker's parameters")
+                control.send(Say.STATE, **self._state())
+            case Say.STATE:
+                control.send(Say.STATE, id=order["id"], **self._state())
+            case Say.DROP:
+                self._shard.drop(int(order["rank"]))
+                control.send(Say.STATE, id=order["id"], **self._state())
+            case Say.SAVE:
+                control.send(Say.SAVED, folder=order["folder"], **self._save(order["folder"]))
+
+    @property
+    def _file(self) -> str:
+        return f"shard-{self._process.index}.safetensors"
+
+    def _state(self) -> dict[str, Any]:
+        state = self._shard.state()
+        return {
+            "generation": state.generation,
+            "applied": state.applied.intervals(),
+            "max_staleness_seen": state.max_staleness_seen,
+        }
+
+    def _save(self, folder: str) -> dict[str, Any]:
+        root = self._process.checkpoint_dir
+        if root is None:
+            return {"error": "it has no checkpoint volume"}
+        began = time.perf_counter()
+        try:
+            saved = self._shard.save(root / folder / self._file)
+        except (OSError, RuntimeError, UserError) as error:
+            return {"error": str(error)}
+        self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
+        return {"sha256": saved.sha256, "applied": saved.applied.intervals()}
+
+    def _count(self) -> None:
+        state, metrics = self._shard.state(), self._metrics
+        metrics.version, metrics.late_gradients = state.version, state.late_gradients
+        metrics.bytes_received, metrics.bytes_sent = state.bytes_in, state.bytes_out

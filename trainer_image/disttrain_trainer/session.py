@@ -1,0 +1,132 @@
+"""For a user's own script or program: where its checkpoints and data lie, and what it reports. All of it is optional.
+
+    from disttrain_trainer import session
+
+    session.report(step=step, loss=loss.item(), samples=len(batch), total_steps=steps)
+
+Outside of DistTrain nothing happens. A report never blocks and never fails: what cannot be sent is dropped.
+Not here: torch, which this module must not import; the reports of our own loop (meter.py).
+"""
+
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+
+from disttrain.api import environment
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.address import split_address
+from disttrain_trainer.messages import Say, encode
+
+INTERVAL = 0.1
+"""Seconds between two messages to the master, at least."""
+PAUSE = 1.0
+"""Seconds before a lost connection is made again."""
+
+__all__ = ["checkpoint_dir", "data_dir", "report"]
+
+
+def report(
+    *, step: int | None = None, loss: float | None = None, samples: int = 0, total_steps: int | None = None
+) -> None:
+    """Tells how far this process is, as often as you like.
+
+    step: steps done. loss: mean loss of the samples since the last report. samples: how many these were, in this process.
+    total_steps: steps of the whole job.
+    """
+    reporter = _reporter()
+    if reporter is not None:
+        reporter.add(step=step, loss=loss, samples=samples, total_steps=total_steps)
+
+
+def checkpoint_dir() -> Path | None:
+    """The folder that outlives this process; None when the job has no checkpoint volume."""
+    return _folder(environment.CHECKPOINT_DIR)
+
+
+def data_dir() -> Path | None:
+    """The folder of the data volume; None when the job has none."""
+    return _folder(environment.DATA_DIR)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+class _Reporter:
+    """Adds reports up, and sends them from a thread of its own."""
+
+    def __init__(self, config: JobConfig, rank: int) -> None:
+        self._address = split_address(config.addresses.control)
+        self._hello = encode(
+            Say.HELLO,
+            job=config.uid,
+            attempt=config.attempt,
+            role=Role.WORKER,
+            rank=rank,
+            incarnation=secrets.token_hex(8),
+            session=True,
+        )
+        self._generation = int(os.environ.get(environment.RESTART_COUNT) or 0)
+        self._changed = threading.Condition()
+        self._step: int | None = None
+        self._total_steps: int | None = None
+        self._loss = 0.0
+        self._samples = 0
+        self._news = False
+        threading.Thread(target=self._run, name="session", daemon=True).start()
+
+    def add(self, *, step: int | None, loss: float | None, samples: int, total_steps: int | None) -> None:
+        with self._changed:
+            self._step = step if step is not None else self._step
+            self._total_steps = total_steps if total_steps is not None else self._total_steps
+            if loss is not None:
+                # Without a count of samples each report weighs the same.
+                self._loss += loss * (samples or 1)
+                self._samples += samples or 1
+            self._news = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                with socket.create_connection(self._address, timeout=10) as connection:
+                    connection.sendall(self._hello)
+                    while True:
+                        connection.sendall(self._next())
+                        pause.wait(INTERVAL)
+            except OSError:
+                pause.wait(PAUSE)
+
+    def _next(self) -> bytes:
+        """The next message, as soon as there is something to say."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._news)
+            fields: dict[str, object] = {
+                "step": self._step,
+                "total_steps": self._total_steps,
+                "samples": self._samples,
+                "loss": self._loss if self._samples else None,
+                "generation": self._generation,
+            }
+            self._loss, self._samples, self._news = 0.0, 0, False
+        return encode(Say.REPORT, **fields)
+
+
+_lock = threading.Lock()
+_made: list[_Reporter | None] = []
+
+
+def _reporter() -> _Reporter | None:
+    """The reporter of this process, made at the first report; None outside of DistTrain."""
+    with _lock:
+        if not _made:
+            try:
+                config = JobConfig.model_validate_json(os.environ.get(environment.JOB, ""))
+                _made.append(_Reporter(config, int(os.environ.get(environment.RANK) or 0)))
+            except ValueError:
+                _made.append(None)
+        return _made[0]

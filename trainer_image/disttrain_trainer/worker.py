@@ -1,0 +1,266 @@
+"""The role of a worker of parameter servers: take slices from the master, compute their gradients, exchange them with the servers.
+
+The control thread keeps the tickets filled while the main thread computes, so that no step waits for the master. Whatever is lost
+on the way, the worker leaves the world and asks for the next one; the servers know which slices count.
+Not here: what the servers do with a gradient (parameter_server/), who gets which slice (master/ledger.py).
+"""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from disttrain.api.spec import Consistency
+from disttrain_trainer import task as tasks
+from disttrain_trainer.control import Control
+from disttrain_trainer.data.slices import Slice
+from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.membership import Membership, World
+from disttrain_trainer.messages import Say
+from disttrain_trainer.meter import Meter, NonFiniteLoss
+from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.parameter_server.client import ShardedClient
+from disttrain_trainer.parameter_server.layout import FlatModel
+from disttrain_trainer.process import Process
+
+log = logging.getLogger(__name__)
+
+AHEAD = 0.25
+"""Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""
+MAX_TICKETS = 4096
+IDLE = 0.02
+"""Seconds without a ticket after which a worker takes no part any more, so that nobody waits for it."""
+RETRY = 0.2
+"""Seconds before a world is tried again that broke without news from the master."""
+
+
+class Worker:
+    """One worker of the job."""
+
+    def __init__(self, *, process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+        strategy = process.config.strategy.parameter_server
+        assert strategy is not None
+        self._process = process
+        self._config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._membership = membership
+        self._sync = strategy.consistency is Consistency.SYNC
+        self._task = tasks.build(self._config, local_rank=process.local_rank)
+        self._objective = tasks.Objective(self._task.model, self._task.loss)
+        self._flat = FlatModel(self._task.model)
+        # On a GPU the network gets copies in the host's memory; on the CPU it shares the model's own.
+        self._on_gpu = self._task.device.type == "cuda"
+        self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
+        self._gradients = self._host_copies() if self._on_gpu else ()
+        self._meter = Meter(
+            who=process.name,
+            metrics=metrics,
+            total_steps=self._task.schedule.total_steps,
+            send=lambda fields: control.send(Say.REPORT, **fields),
+        )
+        self._done: list[int] = []
+        """Slices that every server took, and that the master was not told of."""
+        self._seconds = 0.0
+        """Mean duration of a slice, lately."""
+        self._moved = time.monotonic()
+        """When a slice was last done."""
+
+    def run(self) -> None:
+        """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
+        control, membership = self._control, self._membership
+        with control.changed:
+            membership.samples = self._task.schedule.samples
+        while not control.finished:
+            if membership.world is None:
+                control.send(Say.READY, samples=membership.samples)
+            world = control.wait(
+                lambda: "finished" if control.finished else membership.world,
+                what="the parameter servers and the master",
+                timeout=self._config.startup_timeout_seconds,
+            )
+            if isinstance(world, World):
+                self._live_in(world)
+
+    def _live_in(self, world: World) -> None:
+        """Stays with the servers until the world is over."""
+        client = ShardedClient(
+            addresses=self._config.addresses.parameter_servers,
+            config=self._config,
+            rank=self._process.rank,
+            incarnation=self._process.incarnation,
+            generation=world.generation,
+            timeout=self._config.peer_timeout_seconds,
+        )
+        with self._control.changed:
+            if self._membership.world is not world:
+                return
+            self._membership.client = client
+        try:
+            client.connect(self._flat.layout)
+            if not client.initialized:
+                client.initialize(self._parameters)
+            log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
+            self._work(client, world)
+        except NonFiniteLoss as error:
+            self._control.send(Say.NAN, step=error.step)
+            raise
+        except PeerLost as error:
+            self._world_broke(world, error)
+        finally:
+            self._metrics.bytes_sent += client.bytes_sent
+            self._metrics.bytes_received += client.bytes_received
+            with self._control.changed:
+                self._membership.client = None
+            client.close()
+
+    def _world_broke(self, world: World, error: PeerLost) -> None:
+        """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
+        control, membership = self._control, self._membership
+        self._metrics.recoveries += 1
+        with control.changed:
+            if membership.world is not world:
+                return
+            log.warning("%s", error)
+            if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
+                raise error
+            control.changed.wait_for(lambda: membership.world is not world, RETRY)
+            if membership.world is world:
+                membership.world = None
+
+    def _work(self, client: ShardedClient, world: World) -> None:
+        task, membership, metrics = self._task, self._membership, self._metrics
+        phases, clock = metrics.phase_seconds, time.perf_counter
+        participates = current = False
+        """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
+        while (index := self._ticket(client, world, participates)) is not None:
+            if index < 0:
+                participates = current = False
+                continue
+            began = clock()
+            piece = task.schedule.slice(index)
+            if not participates:
+                client.join()
+                participates = True
+            if not current:
+                current = self._received(client.pull(self._parameters, step=piece.step if self._sync else None), piece)
+            if not current:
+                self._finished(index, began)  # its step is over: somebody else computed it
+                continue
+            pulled = clock()
+            phases["communicate"] += pulled - began
+            gradients = self._compute(piece, pulled) if piece.samples else None
+            computed = clock()
+            following = membership.tickets[0] if membership.tickets else None
+            if following is None:
+                client.push(piece, gradients)
+                current = False
+            else:
+                after = task.schedule.slice(following)
+                step = after.step if self._sync else None
+                current = self._received(client.push_pull(piece, gradients, self._parameters, step), after)
+            phases["communicate"] += clock() - computed
+            metrics.version = client.versions[0]
+            self._finished(index, began)
+            now = time.monotonic()
+            if self._meter.due(now):
+                self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=now)
+                self._take(world, force=True)
+
+    def _compute(self, piece: Slice, began: float) -> tuple[torch.Tensor, ...]:
+        """The gradient of the slice's mean loss, in memory that the network may read."""
+        task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
+        task.seed(piece)
+        batch = task.fetch(piece.indices)
+        fetched = clock()
+        self._flat.zero_grad()
+        loss = self._objective(batch)
+        value = loss.item()
+        self._meter.check(value, step=piece.step)
+        self._meter.add(loss=value, samples=piece.samples)
+        forwarded = clock()
+        loss.backward()
+        gradients = self._flat.gradients()
+        if self._on_gpu:
+            for host, device in zip(self._gradients, gradients, strict=True):
+                host.copy_(device)
+            gradients = self._gradients
+        phases["data"] += fetched - began
+        phases["forward"] += forwarded - fetched
+        phases["backward"] += clock() - forwarded
+        return gradients
+
+    def _received(self, versions: tuple[int, ...], piece: Slice) -> bool:
+        """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""
+        if self._on_gpu:
+            for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                device.copy_(host)
+        return not self._sync or all(version == piece.step for version in versions)
+
+    def _finished(self, index: int, began: float) -> None:
+        seconds = time.perf_counter() - began
+        self._done.append(index)
+        self._moved = time.monotonic()
+        self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
+        self._metrics.steps += 1
+        self._metrics.step_seconds.observe(seconds)
+
+    def _take(self, world: World, *, force: bool = False) -> None:
+        """Tells what is done, and asks for tickets when half of them are gone."""
+        membership = self._membership
+        wanted = min(MAX_TICKETS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
+        missing = wanted - len(membership.tickets)
+        count = missing if 2 * missing >= wanted and not membership.asked else 0
+        if count or (force and self._done):
+            done, self._done = self._done, []
+            membership.asked = membership.asked or count > 0
+            self._control.send(Say.TAKE, generation=world.generation, count=count, done=done)
+
+    def _ticket(self, client: ShardedClient, world: World, participates: bool) -> int | None:
+        """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""
+        control, membership = self._control, self._membership
+        if membership.world is not world:
+            return None
+        self._take(world)
+        try:
+            return membership.tickets.popleft()
+        except IndexError:
+            pass
+        self._take(world, force=True)
+
+        def news() -> bool:
+            return bool(membership.tickets) or membership.evaluate or membership.world is not world
+
+        with control.changed:
+            idle = not control.changed.wait_for(news, IDLE)
+        if idle:
+            if participates:
+                client.leave()
+            control.wait(lambda: news() or None, what="slices to compute")
+        if membership.evaluate:
+            self._evaluate(client)
+        return -1 if idle or not membership.tickets else membership.tickets.popleft()
+
+    def _evaluate(self, client: ShardedClient) -> None:
+        """All slices are applied: what the user's `evaluate` says of the final parameters."""
+        self._membership.evaluate = False
+        client.join()
+        client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
+        client.leave()
+        if self._on_gpu:
+            for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                device.copy_(host)
+        if self._task.evaluate is None:
+            raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
+        evaluation = self._task.evaluate()
+        log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
+        self._control.send(Say.EVALUATED, evaluation=evaluation)
+
+    def _host_copies(self) -> tuple[Any, ...]:
+        return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)
+
+
+def run(process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+    """The role of a worker of parameter servers."""
+    Worker(process=process, metrics=metrics, control=control, membership=membership).run()
