@@ -33,7 +33,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from apiserver.operating import JOBS, PODS, Operator, Rest, eventually, job  # noqa: E402
 from cluster.controlplane import ControlPlane  # noqa: E402
-
 from disttrain.api import DistTrainJob  # noqa: E402
 from disttrain.api.names import Role  # noqa: E402
 from disttrain.manifests import build_network_policy, build_pod, build_service  # noqa: E402
@@ -45,7 +44,10 @@ POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]}, {"level": "None"}],
+    "rules": [
+        {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
+        {"level": "None"},
+    ],
 }
 
 
@@ -73,7 +75,7 @@ def main() -> None:
     flags = [f"--audit-policy-file={folder / 'policy.json'}", f"--audit-log-path={audit}", "--audit-log-mode=batch"]
     with ControlPlane(fake_nodes=10, api_server_flags=flags) as control_plane:
         control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/disttrainjobs.yaml"))
-        control_plane.kubectl("wait", "--for=condition=Established", "crd/disttrainjobs.disttrain.dev")
+        eventually(lambda: Rest(control_plane)("GET", JOBS))
         rounds = []
         for number in range(given.rounds):
             for who in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
@@ -138,10 +140,17 @@ async def create_all(control_plane: ControlPlane, namespace: str, stored: list[A
             core = f"/api/v1/namespaces/{namespace}"
             await asyncio.gather(
                 create(f"{core}/services", build_service(parsed)),
-                create(f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies", build_network_policy(parsed)),
+                create(
+                    f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies", build_network_policy(parsed)
+                ),
                 *(
                     create(f"{core}/pods", build_pod(parsed, role, index, 1, trainer_image="x"))
-                    for role, index in ((Role.MASTER, 0), (Role.PARAMETER_SERVER, 0), (Role.WORKER, 0), (Role.WORKER, 1))
+                    for role, index in (
+                        (Role.MASTER, 0),
+                        (Role.PARAMETER_SERVER, 0),
+                        (Role.WORKER, 0),
+                        (Role.WORKER, 1),
+                    )
                 ),
             )
 
@@ -160,7 +169,12 @@ def read_audit(audit: Path, namespace: str, begin: float) -> tuple[list[float], 
             if where.get("namespace") != namespace or entry["responseStatus"]["code"] >= 300:
                 continue
             time_ = datetime.fromisoformat(entry["stageTimestamp"]).timestamp()
-            if entry["verb"] == "create" and where["resource"] == "pods" and not where.get("subresource") and time_ >= begin:
+            if (
+                entry["verb"] == "create"
+                and where["resource"] == "pods"
+                and not where.get("subresource")
+                and time_ >= begin
+            ):
                 created.append(time_)
             if entry.get("userAgent", "").startswith("disttrain-operator"):
                 writes["/".join(filter(None, (where["resource"], where.get("subresource")))) + " " + entry["verb"]] += 1
@@ -197,7 +211,9 @@ def memory(pid: int) -> float:
 def report(rounds: list[Round], jobs: int) -> None:
     ours = [one for one in rounds if one.who == "ours"]
     bare = [one for one in rounds if one.who == "bare"]
-    print(f"\n{jobs} jobs of {PODS_EACH} pods, {CONCURRENCY} requests in flight, {len(ours)} rounds in turns; median (least to most)\n")
+    print(
+        f"\n{jobs} jobs of {PODS_EACH} pods, {CONCURRENCY} requests in flight, {len(ours)} rounds in turns; median (least to most)\n"
+    )
     rows = [
         ("pods created per second, operator", spread([one.pods_per_second for one in ours], "{:.0f}")),
         ("pods created per second, bare client", spread([one.pods_per_second for one in bare], "{:.0f}")),
@@ -205,7 +221,10 @@ def report(rounds: list[Round], jobs: int) -> None:
             "operator / bare client",
             spread([a.pods_per_second / b.pods_per_second for a, b in zip(ours, bare, strict=True)], "{:.2f}"),
         ),
-        ("operator's CPU per job, ms, until all are ready", spread([1000 * one.cpu_seconds / jobs for one in ours], "{:.1f}")),
+        (
+            "operator's CPU per job, ms, until all are ready",
+            spread([1000 * one.cpu_seconds / jobs for one in ours], "{:.1f}"),
+        ),
         ("operator's peak memory, MiB", spread([one.memory_mib for one in ours], "{:.0f}")),
         ("API writes per job", spread([sum(one.writes.values()) / jobs for one in ours], "{:.2f}")),
     ]

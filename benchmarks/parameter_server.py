@@ -34,6 +34,7 @@ from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.parameter_server import Layout, ShardedClient, ShardServer
+from disttrain_trainer.parameter_server.wire import LOCAL_BUFFER
 
 WORKERS = SERVERS = 2
 RATE = 0.1
@@ -165,6 +166,14 @@ def gloo_worker(index: int, addresses: Sequence[str], elements: int, store: str)
 # Bare sockets.
 
 
+def bare_socket(sock: socket.socket) -> socket.socket:
+    """With what makes it fastest here, which is what ours does, too."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+    return sock
+
+
 def bare_server(index: int, control: Connection, elements: int) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     control.send(f"127.0.0.1:{listener.getsockname()[1]}")
@@ -176,8 +185,7 @@ def bare_server(index: int, control: Connection, elements: int) -> None:
                 sock.sendall(buffer)
 
     for _ in range(WORKERS):
-        sock, _ = listener.accept()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = bare_socket(listener.accept()[0])
         threading.Thread(target=serve, args=(sock,), daemon=True).start()
     control.recv()
 
@@ -188,8 +196,7 @@ def bare_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
     sockets = []
     for address in addresses:
         host, port = address.split(":")
-        sockets.append(socket.create_connection((host, int(port))))
-        sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.append(bare_socket(socket.create_connection((host, int(port)))))
     starts = [threading.Semaphore(0) for _ in sockets]
     ends = threading.Semaphore(0)
 
@@ -311,7 +318,9 @@ def main() -> None:
                 seconds, work_seconds = contender.run(arguments.steps)
                 times[name].append(seconds)
                 cpu[name] += work_seconds / arguments.rounds
-    print(f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB; {arguments.rounds} rounds of {arguments.steps} steps each")
+    print(
+        f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB; {arguments.rounds} rounds of {arguments.steps} steps each"
+    )
     print(f"{'':12}{'best ms':>10}{'median ms':>11}{'CPU ms':>8}{'ours / it: best':>17}{'median':>8}{'target':>9}")
     targets = {"all_reduce": 1.3, "rpc": 1.0, "bare": 1.3}
     for name, measured in times.items():

@@ -59,9 +59,6 @@ done
 # --- DistTrain
 
 say "installing the operator, Prometheus and Grafana"
-# The CRD first: what else is applied may stand on it.
-cluster_kubectl apply -k crds
-cluster_kubectl wait --for=condition=Established --timeout=60s crd/disttrainjobs.disttrain.dev
 cluster_kubectl apply -k deploy/overlays/kind
 if [[ $fresh == false ]]; then
   # The tag is the same as before, so that nothing else would tell the pods of new images.

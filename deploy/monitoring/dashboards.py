@@ -182,7 +182,10 @@ def series(
         line = {"fill": "dash", "dash": [8, 6]}
         overrides.append(
             override(
-                dashed, ("custom.lineStyle", line), ("custom.fillOpacity", 0), ("color", {"mode": "fixed", "fixedColor": "text"})
+                dashed,
+                ("custom.lineStyle", line),
+                ("custom.fillOpacity", 0),
+                ("color", {"mode": "fixed", "fixedColor": "text"}),
             )
         )
     if right is not None:
@@ -216,7 +219,10 @@ def quantiles(metric: str, selector: str, *, by: str = "", legend: str = "") -> 
     """Median, 90th and 99th percentile of a histogram."""
     group = f"le, {by}" if by else "le"
     return [
-        target(f"histogram_quantile({q}, sum by ({group}) (rate({metric}_bucket{{{selector}}}{WINDOW})))", f"{legend}{name}")
+        target(
+            f"histogram_quantile({q}, sum by ({group}) (rate({metric}_bucket{{{selector}}}{WINDOW})))",
+            f"{legend}{name}",
+        )
         for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))
     ]
 
@@ -241,7 +247,14 @@ def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 
             "calculate": False,
             "cellGap": 1,
             "cellValues": {"unit": "short"},
-            "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "reverse": False, "exponent": 0.5, "fill": "dark-orange"},
+            "color": {
+                "mode": "scheme",
+                "scheme": "Oranges",
+                "steps": 64,
+                "reverse": False,
+                "exponent": 0.5,
+                "fill": "dark-orange",
+            },
             "exemplars": {"color": "rgba(255,0,255,0.7)"},
             "filterValues": {"le": 1e-9},
             "legend": {"show": True},
@@ -253,7 +266,9 @@ def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 
     )
 
 
-def jobs_table(title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, height: int = 6) -> Json:
+def jobs_table(
+    title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, height: int = 6
+) -> Json:
     """A row for each job. columns: title -> (query, unit); the job's name leads to its dashboard."""
     names = {f"Value #{letter}": column for letter, column in zip("ABCDEFGH", columns, strict=False)}
     overrides = [override(column, ("unit", unit)) for column, (_, unit) in columns.items()]
@@ -272,7 +287,12 @@ def jobs_table(title: str, description: str, columns: dict[str, tuple[str, str]]
             "noValue": "",
         },
         overrides=overrides,
-        options={"frameIndex": 0, "showHeader": True, "cellHeight": "sm", "sortBy": [{"displayName": "Namespace", "desc": False}]},
+        options={
+            "frameIndex": 0,
+            "showHeader": True,
+            "cellHeight": "sm",
+            "sortBy": [{"displayName": "Namespace", "desc": False}],
+        },
         transformations=[
             {"id": "merge", "options": {}},
             {
@@ -345,7 +365,13 @@ def flow(sections: list[tuple[str, list[Json]]]) -> list[Json]:
     placed: list[Json] = []
     y = 0
     for title, panels in sections:
-        row = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}}
+        row = {
+            "type": "row",
+            "title": title,
+            "collapsed": False,
+            "panels": [],
+            "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+        }
         placed.append(row)
         x, y, tallest = 0, y + 1, 0
         for each in panels:
@@ -429,7 +455,8 @@ def job() -> Json:
     overview = [
         stat(
             "State",
-            "Training: at least one step in the last 5 minutes. Waiting: pods answer, but no step was made: starting, recovering or stalled.",
+            "Training: at least one step in the last 5 minutes. Waiting: pods answer, but no step was made: "
+            "starting, recovering or stalled.",
             state,
             background=True,
             levels=thresholds((None, "blue")),
@@ -444,9 +471,15 @@ def job() -> Json:
                 }
             ],
         ),
-        stat("Step", "The newest global step that any rank reports.", f"max(disttrain_step{{{JOB}}})", decimals=0, spark=True),
+        stat(
+            "Step",
+            "The newest global step that any rank reports.",
+            f"max(disttrain_step{{{JOB}}})",
+            decimals=0,
+            spark=True,
+        ),
         stat("Epoch", "The epoch in work, counted from 1.", f"max(disttrain_epoch{{{JOB}}})", decimals=0),
-        stat("Loss", "Mean of the ranks' last loss.", f"avg(disttrain_loss{{{WORKERS}}})", decimals=4, spark=True),
+        stat("Loss", "Mean of the ranks' last loss.", f"avg(disttrain_loss{{{WORKERS}}})", spark=True),
         stat(
             "Throughput",
             "Samples that all workers together train on, each second.",
@@ -455,17 +488,25 @@ def job() -> Json:
             decimals=0,
             spark=True,
         ),
-        stat("Workers", "Training processes that answer the scrape.", f"count(disttrain_step{{{WORKERS}}})", decimals=0, spark=True),
+        stat(
+            "Workers",
+            "Training processes that answer the scrape.",
+            f"count(disttrain_step{{{WORKERS}}})",
+            decimals=0,
+            spark=True,
+        ),
         stat(
             "Recoveries",
-            "Times that the job went on after losing processes, in the time shown, as the process that saw most of them counts.",
+            "Times that the job went on after losing processes, in the time shown, as the process that saw most "
+            "of them counts.",
             f"max(increase(disttrain_recoveries_total{{{JOB}}}[$__range]))",
             decimals=0,
             levels=thresholds((None, "green"), (1, "orange"), (10, "red")),
         ),
         stat(
             "Goodput",
-            "Share of the time shown that went into steps that counted; the rest was queueing, starting, redoing lost steps or standing still.",
+            "Share of the time shown that went into steps that counted; the rest was queueing, starting, redoing "
+            "lost steps or standing still.",
             f"sum({productive}) / sum({goodput})",
             unit="percentunit",
             decimals=1,
@@ -475,7 +516,8 @@ def job() -> Json:
     learning = [
         series(
             "Loss by rank",
-            "The loss each rank reported last, and their mean. A rank that leaves the bundle reads other data or diverges.",
+            "The loss each rank reported last, and their mean. A rank that leaves the bundle reads other data or "
+            "diverges.",
             target(f"disttrain_loss{{{RANKS}}}", "rank {{rank}}"),
             target(f"avg(disttrain_loss{{{WORKERS}}})", "mean"),
             unit="none",
@@ -485,7 +527,8 @@ def job() -> Json:
         ),
         series(
             "Step and checkpoint",
-            "The global step, and the step that the newest complete checkpoint holds. Their distance is what a lost server or a restart of the job costs.",
+            "The global step, and the step that the newest complete checkpoint holds. Their distance is what a "
+            "lost server or a restart of the job costs.",
             target(f"max(disttrain_step{{{JOB}}})", "step"),
             target(f"max(disttrain_checkpoint_last_step{{{JOB}}})", "checkpoint"),
             unit="none",
@@ -501,7 +544,8 @@ def job() -> Json:
         ),
         series(
             "Gradient norm",
-            "Norm of the gradient on each rank, on a logarithmic axis. Growing without end announces a loss of NaN; lower the learning rate or clip.",
+            "Norm of the gradient on each rank, on a logarithmic axis. Growing without end announces a loss of "
+            "NaN; lower the learning rate or clip.",
             target(f"disttrain_gradient_norm{{{RANKS}}}", "rank {{rank}}"),
             unit="none",
             logarithmic=True,
@@ -510,7 +554,8 @@ def job() -> Json:
     speed = [
         series(
             "Step time by phase",
-            "Where a mean step of a mean worker spends its time. Much communicate: the network, or waiting for a slow rank. Much data: the input pipeline.",
+            "Where a mean step of a mean worker spends its time. Much communicate: the network, or waiting for a "
+            "slow rank. Much data: the input pipeline.",
             target(mean(f"sum by (phase) (rate({phases}))", f"scalar({steps})"), "{{phase}}"),
             unit="s",
             stacked=True,
@@ -523,7 +568,8 @@ def job() -> Json:
         ),
         series(
             "Own work by rank",
-            "Seconds a step for data, forward and backward, without waiting for others. In a synchronous job the rank on top holds all others up.",
+            "Seconds a step for data, forward and backward, without waiting for others. In a synchronous job the "
+            "rank on top holds all others up.",
             target(
                 mean(
                     f"sum by (rank) (rate({compute}))",
@@ -554,14 +600,16 @@ def job() -> Json:
     servers = [
         series(
             "Staleness",
-            "How many steps old the parameters were that a gradient was computed on, when it arrived. Sync keeps it at 0, BoundedStaleness below its bound.",
+            "How many steps old the parameters were that a gradient was computed on, when it arrived. Sync keeps "
+            "it at 0, BoundedStaleness below its bound.",
             *quantiles("disttrain_ps_staleness_steps", SERVERS),
             unit=STEPS,
             width=8,
         ),
         series(
             "Version by server",
-            "The version of the parameters that each server holds. They move together; one that stands still blocks the job. A drop is a roll-back to a checkpoint.",
+            "The version of the parameters that each server holds. They move together; one that stands still "
+            "blocks the job. A drop is a roll-back to a checkpoint.",
             target(f"disttrain_ps_version{{{SERVERS}}}", "server {{rank}}"),
             unit="none",
             width=8,
@@ -601,7 +649,13 @@ def job() -> Json:
             width=8,
             stacked=True,
             most=1,
-            colors={"productive": "green", "queued": "blue", "starting": "yellow", "redone": "purple", "stalled": "red"},
+            colors={
+                "productive": "green",
+                "queued": "blue",
+                "starting": "yellow",
+                "redone": "purple",
+                "stalled": "red",
+            },
         ),
         series(
             "Checkpoint duration",
@@ -624,8 +678,19 @@ def job() -> Json:
         span="30m",
         variables=[
             variable("namespace", "Namespace", "Namespace of the job.", "label_values(disttrain_step, namespace)"),
-            variable("job_name", "Job", "Name of the DistTrainJob.", 'label_values(disttrain_step{namespace="$namespace"}, job_name)'),
-            variable("rank", "Ranks", "Ranks shown in the panels by rank.", f"label_values(disttrain_step{{{WORKERS}}}, rank)", many=True),
+            variable(
+                "job_name",
+                "Job",
+                "Name of the DistTrainJob.",
+                'label_values(disttrain_step{namespace="$namespace"}, job_name)',
+            ),
+            variable(
+                "rank",
+                "Ranks",
+                "Ranks shown in the panels by rank.",
+                f"label_values(disttrain_step{{{WORKERS}}}, rank)",
+                many=True,
+            ),
         ],
         events=[
             event("Recovery", f"max(increase(disttrain_recoveries_total{{{JOB}}}[15s])) > 0", "orange"),
@@ -664,7 +729,8 @@ def operator() -> Json:
     overview = [
         stat(
             "Operator",
-            "Whether an operator answers and holds the lease. Jobs go on training without one, but nothing is repaired.",
+            "Whether an operator answers and holds the lease. Jobs go on training without one, but nothing is "
+            "repaired.",
             f"max(disttrain_operator_leader{{{OPERATOR}}})",
             background=True,
             levels=thresholds((None, "red"), (1, "green")),
@@ -717,7 +783,8 @@ def operator() -> Json:
         ),
         stat(
             "Oldest watch",
-            "Seconds since the quietest watch told something, or a resync found nothing to tell; a healthy one stays near the resync period of 60 s.",
+            "Seconds since the quietest watch told something, or a resync found nothing to tell; a healthy one "
+            "stays near the resync period of 60 s.",
             f"max(disttrain_operator_watch_age_seconds{{{OPERATOR}}})",
             unit="s",
             spark=True,
@@ -758,12 +825,18 @@ def operator() -> Json:
             "Every job whose pods answer now. The name leads to the dashboard of the job.",
             {
                 "Step": ('max by (namespace, job_name) (disttrain_step{job="disttrain-trainer"})', "none"),
-                "Loss": ('avg by (namespace, job_name) (disttrain_loss{job="disttrain-trainer",role="worker"})', "none"),
+                "Loss": (
+                    'avg by (namespace, job_name) (disttrain_loss{job="disttrain-trainer",role="worker"})',
+                    "none",
+                ),
                 "Samples/s": (
                     'sum by (namespace, job_name) (rate(disttrain_samples_total{job="disttrain-trainer",role="worker"}[$__rate_interval]))',
                     SAMPLES_PER_SECOND,
                 ),
-                "Workers": ('count by (namespace, job_name) (disttrain_step{job="disttrain-trainer",role="worker"})', "none"),
+                "Workers": (
+                    'count by (namespace, job_name) (disttrain_step{job="disttrain-trainer",role="worker"})',
+                    "none",
+                ),
                 "Recoveries": (
                     'max by (namespace, job_name) (increase(disttrain_recoveries_total{job="disttrain-trainer"}[$__range]))',
                     "none",
@@ -787,7 +860,8 @@ def operator() -> Json:
         ),
         series(
             "Recovery",
-            "Mean seconds from the failure of a pod until the job is whole again, by role of that pod, over the last 15 minutes.",
+            "Mean seconds from the failure of a pod until the job is whole again, by role of that pod, over the "
+            "last 15 minutes.",
             target(
                 mean(
                     f"sum by (role) {happened('disttrain_operator_recovery_seconds_sum', OPERATOR, '15m')}",
@@ -800,7 +874,8 @@ def operator() -> Json:
         ),
         series(
             "Startup by phase",
-            "Mean seconds until all nodes are found (schedule), from there until all pods are ready (ready), and to the first step (train); over the last 15 minutes.",
+            "Mean seconds until all nodes are found (schedule), from there until all pods are ready (ready), and "
+            "to the first step (train); over the last 15 minutes.",
             target(
                 mean(
                     f"sum by (phase) {happened('disttrain_operator_startup_seconds_sum', OPERATOR, '15m')}",
@@ -814,7 +889,12 @@ def operator() -> Json:
         ),
     ]
     loop = [
-        series("Reconcile duration", "Median, 90th and 99th percentile of one pass over a job.", *quantiles(reconcile, OPERATOR), unit="s"),
+        series(
+            "Reconcile duration",
+            "Median, 90th and 99th percentile of one pass over a job.",
+            *quantiles(reconcile, OPERATOR),
+            unit="s",
+        ),
         heatmap(
             "Reconcile durations",
             "How many passes took how long.",
@@ -851,29 +931,35 @@ def operator() -> Json:
             "API requests",
             "Requests to the API server, each second, by verb and resource.",
             target(
-                f"sum by (verb, resource) (rate(disttrain_operator_api_requests_total{{{OPERATOR}}}{WINDOW}))", "{{verb}} {{resource}}"
+                f"sum by (verb, resource) (rate(disttrain_operator_api_requests_total{{{OPERATOR}}}{WINDOW}))",
+                "{{verb}} {{resource}}",
             ),
             unit="reqps",
             table=True,
         ),
         series(
             "API answers",
-            "Requests a second by status code. 409 is a harmless repeat; 403 a missing permission; 429 and 5xx a busy API server.",
+            "Requests a second by status code. 409 is a harmless repeat; 403 a missing permission; 429 and 5xx a "
+            "busy API server.",
             target(f"sum by (code) (rate(disttrain_operator_api_requests_total{{{OPERATOR}}}{WINDOW}))", "{{code}}"),
             unit="reqps",
             stacked=True,
         ),
         series(
             "Age of the watches",
-            "Seconds since each watch told something, or a resync found nothing to tell. One that grows past 5 minutes is dead.",
+            "Seconds since each watch told something, or a resync found nothing to tell. One that grows past 5 "
+            "minutes is dead.",
             target(f"max by (resource) (disttrain_operator_watch_age_seconds{{{OPERATOR}}})", "{{resource}}"),
             unit="s",
             width=8,
         ),
         series(
             "Missed by a watch",
-            "Objects that a resync found changed and that the watch had not told of, each second. Anything but 0 is worth a look at the API server.",
-            target(f"sum by (resource) (rate(disttrain_operator_resync_drift_total{{{OPERATOR}}}{WINDOW}))", "{{resource}}"),
+            "Objects that a resync found changed and that the watch had not told of, each second. Anything but 0 "
+            "is worth a look at the API server.",
+            target(
+                f"sum by (resource) (rate(disttrain_operator_resync_drift_total{{{OPERATOR}}}{WINDOW}))", "{{resource}}"
+            ),
             unit="cps",
             width=8,
         ),
@@ -900,7 +986,9 @@ def operator() -> Json:
                 'label_values(disttrain_operator_leader{job="disttrain-operator"}, namespace)',
             )
         ],
-        events=[event("Alert", 'ALERTS{alertname=~"Operator.*",alertstate="firing"}', "red", text="{{alertname}}", on=False)],
+        events=[
+            event("Alert", 'ALERTS{alertname=~"Operator.*",alertstate="firing"}', "red", text="{{alertname}}", on=False)
+        ],
         links=[link("Job", "/d/disttrain-job?var-datasource=${datasource}")],
         sections=[
             ("Now", overview),
@@ -915,7 +1003,8 @@ def operator() -> Json:
 def render() -> dict[str, str]:
     """File name -> content."""
     return {
-        f"{name}.json": json.dumps(build(), indent=1, ensure_ascii=False) + "\n" for name, build in (("job", job), ("operator", operator))
+        f"{name}.json": json.dumps(build(), indent=1, ensure_ascii=False) + "\n"
+        for name, build in (("job", job), ("operator", operator))
     }
 
 

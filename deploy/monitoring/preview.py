@@ -134,7 +134,7 @@ class Picture:
         return [x / self.width, 1 - (y + h) / self.height, w / self.width, h / self.height]
 
     def note(self, place: Json, x: float, y: float, text: str, size: float, color: str = TEXT, **more: Any) -> None:
-        left, bottom, width, height = self.box(place)
+        left, bottom, _, height = self.box(place)
         at = (left + x / self.width, bottom + height - y / self.height)
         self.figure.text(*at, text, fontsize=size, color=color, va="top", **more)
 
@@ -149,7 +149,13 @@ class Picture:
         title = self.dashboard["title"] + "    " + "  ".join(f"{name}: {word}" for name, word in self.picked.items())
         self.figure.text(12 / self.width, 1 - 12 / self.height, title, fontsize=12, color=TEXT, va="top", weight="bold")
         self.figure.text(
-            1 - 12 / self.width, 1 - 14 / self.height, "preview, not drawn by Grafana", fontsize=8, color=FAINT, va="top", ha="right"
+            1 - 12 / self.width,
+            1 - 14 / self.height,
+            "preview, not drawn by Grafana",
+            fontsize=8,
+            color=FAINT,
+            va="top",
+            ha="right",
         )
         for panel in self.dashboard["panels"]:
             place = panel["gridPos"]
@@ -157,7 +163,9 @@ class Picture:
                 self.note(place, 6, 8, "⌄  " + panel["title"], 10, weight="bold")
                 continue
             x, y, w, h = self.box(place)
-            self.figure.add_artist(FancyBboxPatch((x, y), w, h, boxstyle="square,pad=0", fc=CARD, ec=GRID, lw=0.8, zorder=-1))
+            self.figure.add_artist(
+                FancyBboxPatch((x, y), w, h, boxstyle="square,pad=0", fc=CARD, ec=GRID, lw=0.8, zorder=-1)
+            )
             self.note(place, 8, 7, panel["title"], 8.5, weight="bold")
             getattr(self, panel["type"])(panel, place)
 
@@ -195,7 +203,9 @@ class Picture:
         color = level(value, defaults)
         if panel["options"]["colorMode"] == "background":
             x, y, w, h = self.box(place)
-            self.figure.add_artist(FancyBboxPatch((x, y), w, h, boxstyle="square,pad=0", fc=color, ec=color, zorder=-0.5))
+            self.figure.add_artist(
+                FancyBboxPatch((x, y), w, h, boxstyle="square,pad=0", fc=color, ec=color, zorder=-0.5)
+            )
             color = "white"
         if panel["options"]["graphMode"] == "area" and len(finite) > 1:
             spark = self.figure.add_axes(self.box(place, top=place["h"] * LINE * 0.6, bottom=3, left=3, right=3))
@@ -204,7 +214,16 @@ class Picture:
             spark.fill_between(xs, ys, min(ys), color=color, alpha=0.25, lw=0)
             spark.plot(xs, ys, color=color, lw=0.8)
         text = words(value, defaults)
-        self.note(place, place["w"] * CELL / 2 - 4, place["h"] * LINE * 0.36, text, 17 if len(text) < 11 else 12, color, ha="center", weight="bold")
+        self.note(
+            place,
+            place["w"] * CELL / 2 - 4,
+            place["h"] * LINE * 0.36,
+            text,
+            17 if len(text) < 11 else 12,
+            color,
+            ha="center",
+            weight="bold",
+        )
 
     def timeseries(self, panel: Json, place: Json) -> None:
         defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
@@ -213,12 +232,16 @@ class Picture:
         curves = [
             (legend(target, series["metric"]), [(float(t), float(v)) for t, v in series["values"]])
             for target in panel["targets"]
-            for series in sorted(self.ask(target, instant=False, step=step), key=lambda each: sorted(each["metric"].items()))
+            for series in sorted(
+                self.ask(target, instant=False, step=step), key=lambda each: sorted(each["metric"].items())
+            )
         ]
         if not curves:
             return self.nothing(panel, place)
         table = options["legend"]["displayMode"] == "table"
-        axes = self.axes(place, bottom=44 if not table else 26, right=30 if not table else int(place["w"] * CELL * 0.36))
+        axes = self.axes(
+            place, bottom=44 if not table else 26, right=30 if not table else int(place["w"] * CELL * 0.36)
+        )
         every = range(self.start, self.end + 1, step)
         stacked = custom["stacking"]["mode"] == "normal"
         floor = [0.0] * len(every)
@@ -241,28 +264,42 @@ class Picture:
                 else:
                     shift, share = 0.0, 0.8
                 (second if aside else axes).bar(
-                    [x + shift for x in xs], heights, bottom=floor if stacked else None, width=self._when(step) * share, color=color, label=name
+                    [x + shift for x in xs],
+                    heights,
+                    bottom=floor if stacked else None,
+                    width=self._when(step) * share,
+                    color=color,
+                    label=name,
                 )
                 floor = [a + b for a, b in zip(floor, heights, strict=True)] if stacked else floor
             elif stacked:
                 heights = [0 if math.isnan(y) else y for y in ys]
                 top = [a + b for a, b in zip(floor, heights, strict=True)]
                 edge = "post" if custom["lineInterpolation"] == "stepAfter" else None
-                axes.fill_between(xs, floor, top, color=color, alpha=custom["fillOpacity"] / 100, lw=0, label=name, step=edge)
+                axes.fill_between(
+                    xs, floor, top, color=color, alpha=custom["fillOpacity"] / 100, lw=0, label=name, step=edge
+                )
                 floor = top
             else:
                 style = "steps-post" if custom["lineInterpolation"] == "stepAfter" else "default"
                 axes.plot(xs, ys, color=color, lw=1.1, label=name, ls="--" if name in dashed else "-", drawstyle=style)
-                if name not in dashed and custom["scaleDistribution"]["type"] == "linear" and len(curves) < 5 and defaults.get("min") == 0:
+                if (
+                    name not in dashed
+                    and custom["scaleDistribution"]["type"] == "linear"
+                    and len(curves) < 5
+                    and defaults.get("min") == 0
+                ):
                     axes.fill_between(xs, ys, 0, color=color, alpha=custom["fillOpacity"] / 100, lw=0)
         if custom["scaleDistribution"]["type"] == "log":
             axes.set_yscale("log")
         if "min" in defaults:
-            low, high = axes.get_ylim()
+            _, high = axes.get_ylim()
             axes.set_ylim(bottom=defaults["min"], top=high if high > defaults["min"] else 1)
         if "max" in defaults:
             axes.set_ylim(top=defaults["max"])
-        axes.yaxis.set_major_formatter(lambda value, _: shown(value, "none" if defaults["unit"].startswith("suffix") else defaults["unit"]))
+        axes.yaxis.set_major_formatter(
+            lambda value, _: shown(value, "none" if defaults["unit"].startswith("suffix") else defaults["unit"])
+        )
         axes.yaxis.set_minor_formatter(lambda *_: "")
         handles, names = axes.get_legend_handles_labels()
         if second is not None:
@@ -313,7 +350,10 @@ class Picture:
     def table(self, panel: Json, place: Json) -> None:
         organize = next(each["options"] for each in panel["transformations"] if each["id"] == "organize")
         names = organize["renameByName"]
-        units = {override["matcher"]["options"]: override["properties"][0]["value"] for override in panel["fieldConfig"]["overrides"]}
+        units = {
+            override["matcher"]["options"]: override["properties"][0]["value"]
+            for override in panel["fieldConfig"]["overrides"]
+        }
         rows: dict[tuple[str, str], dict[str, str]] = {}
         for target in panel["targets"]:
             column = names[f"Value #{target['refId']}"]
@@ -353,7 +393,9 @@ def main() -> int:
         picture.draw()
     picture.figure.savefig(arguments.file, facecolor=BACK)
     drawn = len(panels(picture.dashboard))
-    print(f"{arguments.file}: {drawn} panels" + (f", without data: {', '.join(picture.empty)}" if picture.empty else ""))
+    print(
+        f"{arguments.file}: {drawn} panels" + (f", without data: {', '.join(picture.empty)}" if picture.empty else "")
+    )
     return 0
 
 

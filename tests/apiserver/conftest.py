@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from apiserver.operating import JOBS, Rest, eventually
 from cluster.controlplane import ControlPlane
 from cluster.programs import require
 
@@ -15,5 +16,5 @@ def control_plane() -> Iterator[ControlPlane]:
     require("apiserver")
     with ControlPlane() as control_plane:
         control_plane.kubectl("apply", "--server-side", "-f", "crds/disttrainjobs.yaml")
-        control_plane.kubectl("wait", "--for=condition=Established", "crd/disttrainjobs.disttrain.dev")
+        eventually(lambda: Rest(control_plane)("GET", JOBS))
         yield control_plane

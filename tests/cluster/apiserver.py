@@ -120,7 +120,7 @@ def _serve_nowhere(layout: Layout) -> list[str]:
 def answers(layout: Layout, client: Sequence[Path], path: str = "/readyz") -> bool:
     """Whether the API server answers 200. The calling thread has to be in its network."""
     context = ssl.create_default_context(cafile=str(layout.authority.ca))
-    context.load_cert_chain(*client)
+    context.load_cert_chain(client[0], client[1])
     connection = http.client.HTTPSConnection(layout.ip, layout.port, context=context, timeout=5)
     try:
         connection.request("GET", path)

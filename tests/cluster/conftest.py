@@ -1,6 +1,6 @@
 """What the tests on a real node share: one node for all of them, with both images."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -8,6 +8,16 @@ from cluster import images as images_
 from cluster.image_store import Store
 from cluster.node import Node
 from cluster.programs import require, skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed keeps the logs of the node that it used: the node's own block goes on, and would throw them away."""
+    report = yield
+    node = getattr(item, "funcargs", {}).get("node")
+    if report.failed and isinstance(node, Node):
+        report.sections.append(("the node's logs", str(node.keep_logs(f"{item.nodeid} failed"))))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.apiserver import Layout
+from cluster.machine import Machine
 from cluster.processes import Program
+from cluster.programs import program
 
 POD_RANGE = "10.244.0.0/16"
 DOMAIN = "cluster.local"
@@ -55,10 +57,10 @@ def limit_memory(cgroup: str, limits: Limits) -> None:
             file.write_text(str(limits.memory_bytes))
 
 
-def kubelet(layout: Layout, name: str, cgroup: str, limits: Limits) -> Program:
-    folder, pki = layout.folder, layout.authority
-    kubeconfig = pki.kubeconfig("kubelet", layout.server, f"system:node:{name}", ["system:nodes"])
-    crt, key = pki.issue("kubelet-serving", f"system:node:{name}", hosts=[f"IP:{layout.ip}", f"DNS:{name}"])
+def kubelet(layout: Layout, machine: Machine, name: str, limits: Limits) -> Program:
+    folder, pki = machine.folder, layout.authority
+    kubeconfig = pki.kubeconfig(f"kubelet-{name}", layout.server, f"system:node:{name}", ["system:nodes"])
+    crt, key = pki.issue(f"kubelet-{name}-serving", f"system:node:{name}", hosts=[f"IP:{machine.ip}", f"DNS:{name}"])
     (folder / "resolv.conf").write_text(f"nameserver {layout.ip}\n")
     config = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -72,7 +74,7 @@ def kubelet(layout: Layout, name: str, cgroup: str, limits: Limits) -> Program:
         "tlsCertFile": str(crt),
         "tlsPrivateKeyFile": str(key),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": cgroup,
+        "cgroupRoot": machine.cgroup,
         "failCgroupV1": False,  # many a machine still mounts cgroup version 1, which Kubernetes 1.35 refuses unless told
         "failSwapOn": False,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
@@ -87,26 +89,28 @@ def kubelet(layout: Layout, name: str, cgroup: str, limits: Limits) -> Program:
         "podLogsDir": str(folder / "pod-logs"),
         "volumePluginDir": str(folder / "volume-plugins"),
         "shutdownGracePeriod": "0s",
-        # Tests wait for what a node says: the defaults (10 s and more) are for clusters of thousands.
+        # Tests wait for what a node says: the defaults are for clusters of thousands. (The lease is renewed after a quarter.)
         "nodeStatusUpdateFrequency": "4s",
+        "nodeLeaseDurationSeconds": 12,
         "syncFrequency": "10s",
         "fileCheckFrequency": "1h",
         "registerNode": True,
     }
     file = folder / "kubelet.json"
     file.write_text(json.dumps(config, indent=1))
-    return layout.program(
+    return machine.program(
         "kubelet",
+        str(program("kubelet")),
         f"--kubeconfig={kubeconfig}",
         f"--config={file}",
         f"--root-dir={folder / 'kubelet'}",
         f"--hostname-override={name}",
-        f"--node-ip={layout.ip}",
+        f"--node-ip={machine.ip}",
     )
 
 
-def kube_proxy(layout: Layout, name: str) -> Program:
-    kubeconfig = layout.authority.kubeconfig("kube-proxy", layout.server, "system:kube-proxy")
+def kube_proxy(layout: Layout, machine: Machine, name: str) -> Program:
+    kubeconfig = layout.authority.kubeconfig(f"kube-proxy-{name}", layout.server, "system:kube-proxy")
     config = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -116,13 +120,13 @@ def kube_proxy(layout: Layout, name: str) -> Program:
         "hostnameOverride": name,
         "conntrack": {"maxPerCore": 0},  # a setting of the whole machine: not ours to change
     }
-    file = layout.folder / "kube-proxy.json"
+    file = machine.folder / "kube-proxy.json"
     file.write_text(json.dumps(config, indent=1))
-    return layout.program("kube-proxy", f"--config={file}")
+    return machine.program("kube-proxy", str(program("kube-proxy")), f"--config={file}")
 
 
-def write_cni(folder: Path) -> None:
-    """The pods' network: a bridge. No masquerading, as there is no way out, and so no iptables."""
+def write_cni(folder: Path, pods: str) -> None:
+    """The network of the pods with these addresses: a bridge. No masquerading, as there is no way out, and so no iptables."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -130,7 +134,7 @@ def write_cni(folder: Path) -> None:
         "hairpinMode": True,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": POD_RANGE.replace("/16", "/24")}]],
+            "ranges": [[{"subnet": pods}]],
             "routes": [{"dst": "0.0.0.0/0"}],
             "dataDir": str(folder / "cni-addresses"),
         },

@@ -10,21 +10,23 @@ CNI plugins write to fixed places there.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster.processes import CLEAN_ENV, Program, wait_for
 from cluster.programs import program
 
-NODE_IP = "10.200.0.1"  # every machine has the same: its network is its own
+NODE_IP = "10.200.0.1"  # of the first machine of every cluster: each cluster's network is its own
 
-_NETWORK = f"""
+_NETWORK = """
 ip link set lo up
 # A bridge as the node's interface: some kernels have no dummy driver. It has no port, and the route to it leads nowhere, so that
 # packets to the pods' and services' private ranges, which exist in many an office too, never leave.
 ip link add node0 type bridge
-ip addr add {NODE_IP}/24 dev node0
+ip addr add "$1/24" dev node0
 ip link set node0 up
 ip route add default dev node0
 echo 1 > /proc/sys/net/ipv4/ip_forward
@@ -44,9 +46,10 @@ mkdir -p /var/lib/cni /var/lib/kubelet
 class Machine:
     """Namespaces and cgroups with a folder, alive from `up` to `down`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ip: str = NODE_IP, cgroup: str | None = None) -> None:
         self.folder = folder
-        self.cgroup = f"/disttrain-{folder.name}"
+        self.ip = ip
+        self.cgroup = cgroup or cgroup_of(folder)
         self.first = Program(
             "machine",
             [
@@ -77,13 +80,17 @@ class Machine:
             programs=[self.first],
             every=0.01,
         )
-        self.shell(_NETWORK)
+        self.shell(_NETWORK, self.ip)
         self.shell(_MOUNTS, str(self.folder))
         make_cgroups(self.cgroup)
 
     def down(self) -> None:
         self.first.stop()  # and with it every process of the machine
         remove_cgroups(self.cgroup)
+
+    def program(self, name: str, *argv: str) -> Program:
+        """One to be started in this machine."""
+        return Program(name, argv, self.folder, self.prefix, forks=True)
 
     @property
     def prefix(self) -> list[str]:
@@ -112,6 +119,11 @@ class Machine:
         return done.stdout
 
 
+def cgroup_of(run: Path) -> str:
+    """The cgroup of a run's first machine; those of further ones begin with it."""
+    return f"/disttrain-{run.name}"
+
+
 def _hierarchies() -> list[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [Path(mount[1]) for mount in mounts if mount[2] in {"cgroup", "cgroup2"}]
@@ -135,19 +147,18 @@ def make_cgroups(name: str) -> None:
 
 
 def remove_cgroups(name: str) -> None:
-    """Removes them, deepest first; ends what still runs in them (a run whose machine did not die, which should not be)."""
-    for root in _hierarchies():
-        top = root / name.lstrip("/")
-        if not top.exists():
-            continue
+    """Removes it and those whose names begin with its own, deepest first.
+
+    It ends what still runs in them: a machine's processes are gone before, and if not, that is better than a leftover."""
+    tops = [top for root in _hierarchies() for top in root.glob(f"{name.lstrip('/')}*")]
+    for top in tops:
         if (top / "cgroup.kill").exists():
             (top / "cgroup.kill").write_text("1")
         for folder in [*sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)), top]:
-            wait_for(
-                f"{folder} to be empty", lambda folder=folder: _removed(folder), 10
-            )  # dying processes hold it a moment
+            wait_for(f"{folder} to be empty", partial(_removed, folder), 10)  # dying processes hold it a moment
 
 
 def _removed(folder: Path) -> bool:
-    folder.rmdir()  # EBUSY until the last process in it is gone
+    with contextlib.suppress(FileNotFoundError):  # another run that starts sweeps too
+        folder.rmdir()  # EBUSY until the last process in it is gone
     return True

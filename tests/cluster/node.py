@@ -1,4 +1,4 @@
-"""One complete Kubernetes node for tests: etcd, API server, controllers, scheduler, kubelet, containerd, runc, pod network,
+"""A complete Kubernetes cluster of one node for tests: etcd, API server, controllers, scheduler, kubelet, containerd, runc, pod network,
 kube-proxy, DNS; all real, in namespaces of its own (see `machine.py`), up in some eight seconds, gone in two. Needs root.
 
     from cluster.node import Node
@@ -7,7 +7,7 @@ kube-proxy, DNS; all real, in namespaces of its own (see `machine.py`), up in so
     @pytest.fixture(scope="session")
     def node():
         require("cluster")
-        with Node(images=built_images()) as node:   # cluster.images; without it only the pause image is there
+        with Node(images=built()) as node:   # cluster.images; without it only the pause image is there
             yield node
 
     def test_something(node):
@@ -17,7 +17,8 @@ kube-proxy, DNS; all real, in namespaces of its own (see `machine.py`), up in so
             node.kill_pod(ns, "digits-worker-0")                 # SIGKILL to the container's first process
             node.run(".venv/bin/disttrain", "ls", user="jane")   # a program of the test's, in the node's network
 
-Nodes can run side by side: each has its own network, so that all have the same addresses. When a block ends with an exception
+Several can run side by side: each has its own network, so that all have the same addresses. `add_node` makes a cluster of more nodes,
+and `lose_node` switches one off. When a block ends with an exception
 the logs are kept in a folder that is named on standard error.
 
 What it does not have: a way out, dynamic volumes (see `volume`), NetworkPolicy (the bridge plugin ignores them), host ports.
@@ -35,21 +36,21 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from cluster import apiserver, kubelet, runs
-from cluster.containers import Containerd
 from cluster.image_store import Store
 from cluster.kubectl import run_kubectl
-from cluster.machine import NODE_IP, Machine, remove_cgroups
+from cluster.machine import NODE_IP, Machine, cgroup_of, remove_cgroups
 from cluster.processes import Program, wait_for
 from cluster.programs import program
+from cluster.worker import Worker, connect
 
 NODE_NAME = "node-1"
 
 
 class Node:
-    """A cluster of one node; a context manager.
+    """A cluster of one node, or with `add_node` more; a context manager.
 
     `images`: a store of images, see `cluster.images`. `memory` ("4Gi") and `cpu` ("4") are what the node offers to
     pods, less than the machine has; memory is a real limit too. `resources` are offered as well and exist on paper only
@@ -69,15 +70,16 @@ class Node:
         self._resources = dict(resources or {})
         self._flags = list(api_server_flags)
         self._users: dict[str, Path] = {}
-        self._lease: IO[str] | None = None
+        self.workers: dict[str, Worker] = {}
+        """The nodes by name, at first `node-1`, where the control plane runs too."""
         self.programs: dict[str, Program] = {}
-        """By name: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy, coredns.
-        `.stop()` and `.start()` are for tests of what happens when one is away."""
+        """By name: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, coredns; a worker has containerd, kubelet and
+        kube-proxy. `.stop()` and `.start()` are for tests of what happens when one is away."""
 
     # -- life
 
     def up(self) -> Self:
-        runs.sweep("node", lambda folder: remove_cgroups(f"/disttrain-{folder.name}"))
+        runs.sweep("node", lambda folder: remove_cgroups(cgroup_of(folder)))
         self.folder = runs.new_run("node")
         self.machine = Machine(self.folder)
         try:
@@ -97,37 +99,39 @@ class Node:
         # All that does not need the API server starts beside it.
         self._add(apiserver.etcd(layout)).start()
         self._add(apiserver.kube_apiserver(layout, admin=admin, flags=self._flags)).start()
-        root = self.folder / "containerd"
-        if self._images is not None:
-            self._lease = self._images.take_over(root)
-        kubelet.write_cni(self.folder)
-        self.containerd = Containerd(self.machine, root)
-        self._add(self.containerd.start())
+        first = self._worker(NODE_NAME, self.machine)
+        first.start_runtime()
         self.wait_for_api_server()
         self._add(
-            apiserver.controller_manager(layout, f"--cluster-cidr={kubelet.POD_RANGE}", "--allocate-node-cidrs=true")
+            apiserver.controller_manager(
+                layout,
+                f"--cluster-cidr={kubelet.POD_RANGE}",
+                "--allocate-node-cidrs=true",
+                "--node-monitor-grace-period=20s",  # after which a silent node is NotReady; the default is 50 s
+                "--node-monitor-period=2s",
+            )
         ).start()
         self._add(apiserver.scheduler(layout)).start()
-        self._add(kubelet.kubelet(layout, NODE_NAME, self.machine.cgroup, self._limits)).start()
-        self._add(kubelet.kube_proxy(layout, NODE_NAME)).start()
+        first.start()
         self._add(kubelet.coredns(layout, self.kubeconfig)).start()
-        self.wait_for("the node to be registered", lambda: self.kubectl("get", "node", NODE_NAME, "-o", "name"), 60)
-        self.kubectl("wait", "--for=condition=Ready", f"node/{NODE_NAME}", "--timeout=60s", timeout=70)
+        self._wait_for_node(NODE_NAME)
         self.wait_for(
             "the default service account", lambda: self.kubectl("get", "serviceaccount", "default", "-o", "name"), 30
         )
-        kubelet.limit_memory(self.machine.cgroup, self._limits)
         if self._resources:
             self.offer(self._resources)
 
     def down(self) -> None:
-        self.machine.down()  # the kernel ends every process in it, at once
+        for worker in reversed(
+            self.workers.values()
+        ):  # the first one's cgroups are named like the beginning of the others'
+            worker.down()
+        self.workers.clear()
+        self.machine.down()  # again, should it have come to no worker yet
         for one in self.programs.values():
             one.stop(signal.SIGKILL)
         self.programs.clear()
         runs.remove_run(self.folder)
-        if self._lease is not None:
-            self._lease.close()
 
     def __enter__(self) -> Self:
         return self.up()
@@ -141,6 +145,44 @@ class Node:
         self.programs[one.name] = one
         return one
 
+    # -- further nodes
+
+    def add_node(self) -> str:
+        """Another node of this cluster, on a machine of its own; returns its name. It has the same limits and images."""
+        number = max(int(name.removeprefix("node-")) for name in self.workers) + 1
+        name = f"node-{number}"
+        folder = self.folder / name
+        folder.mkdir()
+        address = NODE_IP.rpartition(".")[0] + f".{number}"
+        machine = Machine(folder, ip=address, cgroup=f"{cgroup_of(self.folder)}-{name}")
+        others = dict(self.workers)
+        worker = self._worker(name, machine)
+        machine.up()
+        connect(others[NODE_NAME], others, worker)
+        worker.start_runtime()
+        worker.start()
+        self._wait_for_node(name)
+        return name
+
+    def lose_node(self, name: str) -> None:
+        """Switches a further node's machine off, as a power cut would. The API server notices after some 20 seconds."""
+        if name == NODE_NAME:
+            raise ValueError("the control plane runs on node-1")
+        self.workers.pop(name).down()
+
+    def _worker(self, name: str, machine: Machine) -> Worker:
+        index = int(name.removeprefix("node-")) - 1
+        self.workers[name] = Worker(
+            name, index, machine=machine, layout=self.layout, limits=self._limits, images=self._images
+        )
+        return self.workers[name]
+
+    def _wait_for_node(self, name: str) -> None:
+        self.wait_for(f"{name} to be registered", lambda: self.kubectl("get", "node", name, "-o", "name"), 60)
+        self.kubectl("wait", "--for=condition=Ready", f"node/{name}", "--timeout=60s", timeout=70)
+
+    # -- waiting, and the traces of a failure
+
     def wait_for_api_server(self) -> None:
         """For the time after a restart of it."""
         pki = self.folder / "pki"
@@ -153,7 +195,11 @@ class Node:
 
     def wait_for(self, what: str, condition: Any, seconds: float = 60, *, every: float = 0.1) -> Any:
         """Looks until the condition returns something true; a program of the node that ended meanwhile is an error."""
-        started = [one for one in self.programs.values() if one.started]
+        running = [
+            *self.programs.values(),
+            *(one for worker in self.workers.values() for one in worker.programs.values()),
+        ]
+        started = [one for one in running if one.started]
         return wait_for(what, condition, seconds, programs=started, every=every)
 
     def keep_logs(self, why: str) -> Path:
@@ -162,9 +208,12 @@ class Node:
             state = self.kubectl("get", "pods,jobs,services,pvc,nodes", "-A", "-o", "wide", check=False, timeout=10)
             events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False, timeout=10)
             (self.folder / "log" / "objects.txt").write_text(state + "\n" + events)
-        pods = self.folder / "pod-logs"
-        if pods.exists():
-            shutil.copytree(pods, self.folder / "log" / "pods", dirs_exist_ok=True)
+        for worker in self.workers.values():
+            source, log = worker.machine.folder, self.folder / "log"
+            if (source / "pod-logs").exists():
+                shutil.copytree(source / "pod-logs", log / f"pods-{worker.name}", dirs_exist_ok=True)
+            if source != self.folder:
+                shutil.copytree(source / "log", log / worker.name, dirs_exist_ok=True)
         return runs.keep_logs(self.folder, why)
 
     # -- the API
@@ -278,15 +327,18 @@ class Node:
         self, namespace: str, pod: str, sig: signal.Signals = signal.SIGKILL, *, container: str | None = None
     ) -> None:
         """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not told."""
-        self.containerd.kill(self.container(namespace, pod, container), sig)
+        self._worker_of(namespace, pod).containerd.kill(self.container(namespace, pod, container), sig)
 
     def pid_of(self, namespace: str, pod: str, container: str | None = None) -> int:
-        """That first process's pid, as seen inside the machine (`node.machine.run(["kill", ...])`)."""
+        """That first process's pid, as seen inside its machine."""
         id = self.container(namespace, pod, container)
-        for line in self.containerd.ctr("tasks", "ls").splitlines()[1:]:
+        for line in self._worker_of(namespace, pod).containerd.ctr("tasks", "ls").splitlines()[1:]:
             if line.split()[0] == id:
                 return int(line.split()[1])
         raise LookupError(f"containerd has no task {id}")
+
+    def _worker_of(self, namespace: str, pod: str) -> Worker:
+        return self.workers[self.get("pod", pod, namespace=namespace)["spec"]["nodeName"]]
 
     # -- the network
 

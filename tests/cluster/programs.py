@@ -96,6 +96,8 @@ def program(name: str) -> Path:
 
 def missing(which: Set) -> str | None:
     """One line that says what is missing and what to do, or None when everything is there."""
+    if sys.platform != "linux":
+        return "Kubernetes' own programs run on Linux only: use a container or a virtual machine for these tests"
     lacking = [p.name for p in GO_PROGRAMS[which] if not program(p.name).exists()]
     if not _present("openssl"):
         lacking.append("openssl")

@@ -43,7 +43,7 @@ def sweep(kind: str, clean: Callable[[Path], None]) -> None:
 
 def kill_recorded(folder: Path) -> None:
     """Ends the programs whose pid files lie in the folder: those very processes, never another that got the same number."""
-    for file in folder.glob("*.pid"):
+    for file in (*folder.glob("*.pid"), *folder.glob("*/*.pid")):  # of the run, and of its further machines
         if (pid := read_pid(file)) is not None:
             os.kill(pid, signal.SIGKILL)
 
@@ -53,8 +53,11 @@ def remove_run(folder: Path) -> None:
 
 
 def keep_logs(folder: Path, why: str) -> Path:
-    """Keeps a failed run's logs, in a folder that it names on standard error, and nothing else of it."""
+    """Keeps a failed run's logs, in a folder that it returns and names on standard error; of the last twenty runs."""
     kept = cache_folder() / "failed" / folder.name
+    older = sorted(kept.parent.glob("*"), key=lambda p: p.stat().st_mtime)[:-20] if kept.parent.exists() else []
+    for one in older:
+        shutil.rmtree(one, ignore_errors=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(kept, ignore_errors=True)
     if (folder / "log").exists():

@@ -52,22 +52,33 @@ def end_of(node: Node, namespace: str, pod: str) -> str:
     return output
 
 
+# That a user has a name, modules come with bytecode (a read-only root could never keep it), and no compiler is there.
+_CHECKS = """
+import getpass, importlib, os, shutil, sys
+modules = [importlib.import_module(name) for name in sys.argv[1:]]
+print(getpass.getuser(), os.getuid(), all(os.path.exists(m.__cached__) for m in modules), shutil.which("cc") or shutil.which("gcc"))
+"""
+
+
 def test_trainer_image_runs_restricted(node: Node) -> None:
-    code = "import torch, numpy, disttrain_trainer, getpass, os; print(getpass.getuser(), torch.ones(2).sum().item(), os.getuid())"
+    modules = ["torch", "numpy", "disttrain_trainer", "json"]
     with node.namespace("trainer-image") as ns:
-        node.kubectl("apply", "-n", ns, "-f", "-", input=make_pod("imports", "trainer", "python", "-c", code))
-        assert end_of(node, ns, "imports").split() == ["disttrain", "2.0", "65532"]
+        pod = make_pod("imports", "trainer", "python", "-c", _CHECKS, *modules)
+        node.kubectl("apply", "-n", ns, "-f", "-", input=pod)
+        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "None"]
 
 
-def test_operator_image_holds_no_torch_and_starts_its_program(node: Node) -> None:
-    code = "import importlib.util as u, disttrain.controller.main; print(u.find_spec('torch'))"
+def test_operator_image_runs_restricted_and_holds_no_torch(node: Node) -> None:
+    find_torch = "import importlib.util as u; print(u.find_spec('torch'))"
     with node.namespace("operator-image") as ns:
         pods = [
-            make_pod("imports", "operator", "python", "-c", code),
+            make_pod("imports", "operator", "python", "-c", _CHECKS, "disttrain.controller.main", "json"),
+            make_pod("torch", "operator", "python", "-c", find_torch),
             make_pod("helps", "operator", "disttrain-operator", "--help"),
         ]
         node.kubectl("apply", "-n", ns, "-f", "-", input=pods)
-        assert end_of(node, ns, "imports").split() == ["None"]
+        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "None"]
+        assert end_of(node, ns, "torch").split() == ["None"]
         assert "usage" in end_of(node, ns, "helps").lower()
 
 
@@ -141,6 +152,23 @@ def test_user_may_do_nothing_outside_the_own_namespace(node: Node) -> None:
         with pytest.raises(RuntimeError) as refused:
             node.kubectl("get", "pods", "-n", "default", user="jane")
         assert "forbidden" in str(refused.value)
+
+
+def test_second_node_joins_and_is_lost(images: Store) -> None:
+    with Node(images=images) as cluster:
+        second = cluster.add_node()
+        reach = "import urllib.request as r; print(r.urlopen('http://10.244.0.' + '%s:8000', timeout=5).status)"
+        server = make_pod("server", "operator", "python", "-m", "http.server", "8000", nodeName="node-1")
+        server["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+        cluster.kubectl("create", "-f", "-", input=server)
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/server", "--timeout=60s")
+        host = cluster.get("pod", "server")["status"]["podIP"].rpartition(".")[2]
+        client = make_pod("client", "operator", "python", "-c", reach % host, nodeName=second)
+        sleeper = make_pod("sleeper", "operator", "sleep", "1000", nodeName=second)
+        cluster.kubectl("create", "-f", "-", input=[client, sleeper])
+        assert end_of(cluster, "default", "client").strip() == "200"
+        cluster.lose_node(second)
+        cluster.kubectl("wait", "--for=condition=Ready=Unknown", f"node/{second}", "--timeout=60s", timeout=70)
 
 
 def _traces(folder: Path) -> list[str]:

@@ -95,7 +95,8 @@ def run(folder: Path, *arguments: str, seconds: float = 90, environment: dict[st
 def left_behind(folder: Path) -> list[int]:
     """Processes that still run and belong to a run of this folder."""
     uids = [json.loads(file.read_text())["uid"] for file in folder.glob(".disttrain/runs/*/run.json")]
-    assert uids, "no run ever began here"
+    if not uids:
+        raise LookupError("no run ever began here")
     return [pid for uid in uids for pid in guard.marked(guard.MARK, uid)]
 
 

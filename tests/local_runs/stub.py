@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 TRAINER = """
-import http.server, json, os, signal, sys, time
+import datetime, http.server, json, os, signal, sys, threading, time, urllib.request
 
 job = json.loads(os.environ["DISTTRAIN_JOB"])
 role, index = os.environ["DISTTRAIN_ROLE"], os.environ["DISTTRAIN_INDEX"]
@@ -20,20 +20,35 @@ config = job["trainer"].get("config", {})
 print(f"{role} {index} of attempt {os.environ['DISTTRAIN_ATTEMPT']} is here", flush=True)
 
 if role == "master":
+    done = set()
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = json.dumps({"attempt": job["attempt"], "worldSize": job["workers"]} | config.get("progress", {})).encode()
+            if self.path.startswith("/done/"):
+                done.add(self.path)
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+            told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now} | config.get("progress", {})
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(json.dumps(told).encode())
+            if len(done) == job["workers"]:
+                threading.Thread(target=server.shutdown).start()
         def log_message(self, *_):
             pass
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler).serve_forever()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler)
+    control = http.server.ThreadingHTTPServer(("127.0.0.1", int(job["addresses"]["control"].split(":")[1])), Handler)
+    threading.Thread(target=control.serve_forever, daemon=True).start()
+    server.serve_forever()
 elif role == "parameter-server":
     signal.pause()
 else:
     exec(config.get(f"worker-{index}") or config.get("worker", ""))
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(f"http://{job['addresses']['control']}/done/{index}").close()
+            break
+        except OSError:
+            time.sleep(0.05)
 """
 
 

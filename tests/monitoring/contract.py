@@ -15,7 +15,11 @@ class Metric:
 
     def names(self, name: str) -> frozenset[str]:
         """The names of its series."""
-        return frozenset(name + suffix for suffix in ("_bucket", "_sum", "_count")) if self.kind == "histogram" else frozenset({name})
+        return (
+            frozenset(name + suffix for suffix in ("_bucket", "_sum", "_count"))
+            if self.kind == "histogram"
+            else frozenset({name})
+        )
 
 
 def _metric(kind: str, *labels: str) -> Metric:

@@ -2,7 +2,8 @@
 
 Deterministic: 20 minutes at the scrape interval of 5 s. The job `digits` (4 workers, 2 servers, bounded staleness) loses a
 worker at minute 5, has a slow worker from 8 to 12, and loses a server at 14, which takes it back to a checkpoint. `chars` (data
-parallel, 3 workers) has no servers; the loss of `diverged` is NaN from minute 15. What it is not: a model of training; only the shapes of the metrics are true.
+parallel, 3 workers) has no servers; the loss of `diverged` is NaN from minute 15. What it is not: a model of training; only the
+shapes of the metrics are true.
 """
 
 import math
@@ -58,7 +59,9 @@ class Process:
     def observe(self, name: str, value: float, **labels: str) -> None:
         key = (name, _labels(labels))
         self.expect(name, **labels)
-        self.observed[key][next((i for i, bound in enumerate(BUCKETS_OF[name]) if value <= bound), len(BUCKETS_OF[name]))] += 1
+        self.observed[key][
+            next((i for i, bound in enumerate(BUCKETS_OF[name]) if value <= bound), len(BUCKETS_OF[name]))
+        ] += 1
         self.sums[key] += value
 
     def expect(self, name: str, **labels: str) -> None:
@@ -135,7 +138,9 @@ class Worker:
 class Job:
     """A job that trains, with the faults that it is told."""
 
-    def __init__(self, namespace: str, name: str, *, workers: int, servers: int, batch: int, seconds: float, seed: int) -> None:
+    def __init__(
+        self, namespace: str, name: str, *, workers: int, servers: int, batch: int, seconds: float, seed: int
+    ) -> None:
         self.random = random.Random(seed)
         self.name, self.batch = name, batch
         self.common = {"job": "disttrain-trainer", "namespace": namespace, "job_name": name}
@@ -205,7 +210,9 @@ class Job:
                 self._begin(self.workers[rank].process)
                 self.workers[rank].process.up = True
         if now < self.paused_until or now < START + 20:
-            self.master.add("disttrain_goodput_seconds_total", SCRAPE, bucket="starting" if now < START + 20 else "stalled")
+            self.master.add(
+                "disttrain_goodput_seconds_total", SCRAPE, bucket="starting" if now < START + 20 else "stalled"
+            )
         else:
             for worker in self.workers:
                 if worker.process.up:
@@ -227,12 +234,18 @@ class Job:
             self.master.add("disttrain_samples_total", self.batch / len(self.workers))
             shares = {"data": 0.08 * work, "forward": 0.32 * work, "backward": 0.55 * work, "optimize": 0.05 * work}
             for phase in PHASES:
-                process.add("disttrain_step_phase_seconds_total", shares.get(phase, wait if phase == "communicate" else 0), phase=phase)
+                process.add(
+                    "disttrain_step_phase_seconds_total",
+                    shares.get(phase, wait if phase == "communicate" else 0),
+                    phase=phase,
+                )
             process.observe("disttrain_step_duration_seconds", work + wait)
             process.add("disttrain_steps_total", 1)
             process.add("disttrain_samples_total", self.batch / len(self.workers))
             for direction in ("sent", "received"):
-                process.add("disttrain_communication_bytes_total", 203_000 * rand.uniform(0.99, 1.01), direction=direction)
+                process.add(
+                    "disttrain_communication_bytes_total", 203_000 * rand.uniform(0.99, 1.01), direction=direction
+                )
             for server in self.servers:
                 server.observe("disttrain_ps_staleness_steps", rand.choices((0, 1, 2, 3, 4), (20, 42, 25, 10, 3))[0])
                 server.add("disttrain_ps_late_gradients_total", 1 if rand.random() < 0.004 else 0)
@@ -263,7 +276,9 @@ class Job:
                 if step:
                     noise = self.random.gauss(0, 0.03)
                     process.set("disttrain_loss", 0.08 + 2.22 * math.exp(-step / 1200) * (1 + noise) + abs(noise) * 0.2)
-                    process.set("disttrain_gradient_norm", 0.4 + 3 * math.exp(-step / 900) * self.random.uniform(0.7, 1.5))
+                    process.set(
+                        "disttrain_gradient_norm", 0.4 + 3 * math.exp(-step / 900) * self.random.uniform(0.7, 1.5)
+                    )
                     process.set("disttrain_samples_per_second", self.batch / len(self.workers) / (worker.seconds * 1.4))
 
 
@@ -313,11 +328,18 @@ class Operator:
         if since in (60, 200, 500, 900):
             for phase, seconds in (("schedule", 0.8), ("ready", 3.1), ("train", 2.4)):
                 leader.observe("disttrain_operator_startup_seconds", seconds * rand.uniform(0.8, 1.3), phase=phase)
-        for when, result, reason in ((400, "Complete", "AllWorkersSucceeded"), (700, "Complete", "AllWorkersSucceeded"), (1000, "Failed", "NaNLoss")):
+        for when, result, reason in (
+            (400, "Complete", "AllWorkersSucceeded"),
+            (700, "Complete", "AllWorkersSucceeded"),
+            (1000, "Failed", "NaNLoss"),
+        ):
             if since == when:
                 leader.add("disttrain_operator_jobs_finished_total", 1, result=result, reason=reason)
                 self.done += result == "Complete"
-        for when, role, reason, seconds in ((330, "Worker", "OOMKilled", 24.0), (850, "ParameterServer", "Error", 12.0)):
+        for when, role, reason, seconds in (
+            (330, "Worker", "OOMKilled", 24.0),
+            (850, "ParameterServer", "Error", 12.0),
+        ):
             if since == when:
                 leader.add("disttrain_operator_restarts_total", 1, role=role, reason=reason)
                 leader.observe("disttrain_operator_recovery_seconds", seconds, role=role)

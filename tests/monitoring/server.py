@@ -37,7 +37,9 @@ def program(name: str) -> str:
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:
     """Its output; a failure is told with it."""
-    done = subprocess.run([program("promtool"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [program("promtool"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
     if done.returncode:
         pytest.fail(f"promtool {arguments[0]} {arguments[1]}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout

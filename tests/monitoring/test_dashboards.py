@@ -41,7 +41,9 @@ def test_every_query_answers_with_data(replayed: Prometheus, name: str, panel: d
     if panel["type"] == "table":
         wanted = {"namespace", "job_name"}
     for series in result:
-        assert wanted <= set(series["metric"]), f"the legend {target['legendFormat']} needs labels that are not in {series['metric']}"
+        assert wanted <= set(series["metric"]), (
+            f"the legend {target['legendFormat']} needs labels that are not in {series['metric']}"
+        )
     keys = [tuple(sorted(series["metric"].items())) for series in result]
     assert len(keys) == len(set(keys))
     if "{{" not in target["legendFormat"] and panel["type"] != "table":
@@ -122,11 +124,19 @@ def test_the_slow_rank_stands_out_in_own_work_by_rank(replayed: Prometheus) -> N
 
 def test_the_phases_add_up_to_the_step(replayed: Prometheus) -> None:
     phases = ask(replayed, "job", "Step time by phase")
-    assert {series["metric"]["phase"] for series in phases} == {"data", "forward", "backward", "communicate", "optimize", "checkpoint"}
+    assert {series["metric"]["phase"] for series in phases} == {
+        "data",
+        "forward",
+        "backward",
+        "communicate",
+        "optimize",
+        "checkpoint",
+    }
     when = START + 1080
     total = sum(float(dict(series["values"])[when]) for series in phases)
     (mean,) = replayed.query(
-        'sum(rate(disttrain_step_duration_seconds_sum{job_name="digits"}[20s])) / sum(rate(disttrain_step_duration_seconds_count{job_name="digits"}[20s]))',
+        'sum(rate(disttrain_step_duration_seconds_sum{job_name="digits"}[20s]))'
+        ' / sum(rate(disttrain_step_duration_seconds_count{job_name="digits"}[20s]))',
         time=when,
     )
     assert total == pytest.approx(float(mean["value"][1]), rel=0.05)
@@ -145,7 +155,9 @@ def test_state_tells_training_from_waiting_from_a_lost_loss(
     replayed: Prometheus, namespace: str, job_name: str, seconds: int, state: int
 ) -> None:
     expr = next(target["expr"] for panel, target in targets(load("job")) if panel["title"] == "State")
-    (series,) = replayed.query(fill(expr, {"namespace": namespace, "job_name": job_name}, seconds=DURATION), time=START + seconds)
+    (series,) = replayed.query(
+        fill(expr, {"namespace": namespace, "job_name": job_name}, seconds=DURATION), time=START + seconds
+    )
     assert float(series["value"][1]) == state
 
 

@@ -31,7 +31,9 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 
 def test_every_alert_is_seen_to_fire_and_to_be_silent() -> None:
     checks = [
-        check for test in yaml.safe_load((HERE / "rules_test.yml").read_text())["tests"] for check in test.get("alert_rule_test", [])
+        check
+        for test in yaml.safe_load((HERE / "rules_test.yml").read_text())["tests"]
+        for check in test.get("alert_rule_test", [])
     ]
     assert {check["alertname"] for check in checks if check["exp_alerts"]} == alerts().keys()
     assert {check["alertname"] for check in checks if not check["exp_alerts"]} == alerts().keys()

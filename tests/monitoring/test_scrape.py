@@ -47,10 +47,22 @@ class Pod:
 
     def manifest(self) -> dict:
         return {
-            "metadata": {"namespace": self.namespace, "name": self.name, "uid": self.name, "labels": self.labels, "resourceVersion": "1"},
+            "metadata": {
+                "namespace": self.namespace,
+                "name": self.name,
+                "uid": self.name,
+                "labels": self.labels,
+                "resourceVersion": "1",
+            },
             "spec": {
                 "nodeName": "node-a",
-                "containers": [{"name": self.container, "image": "x", "ports": [{"name": self.port_name, "containerPort": self.port}]}],
+                "containers": [
+                    {
+                        "name": self.container,
+                        "image": "x",
+                        "ports": [{"name": self.port_name, "containerPort": self.port}],
+                    }
+                ],
             },
             "status": {"phase": self.phase, "podIP": "127.0.0.1", "hostIP": "127.0.0.1"},
         }
@@ -74,7 +86,14 @@ def pods() -> list[Pod]:
     return [
         trainer("demo", "digits", "master", "master", 0, step(10, **own("digits", 0, "master"))),
         trainer("demo", "digits", "worker", "worker", 0, step(11, **own("digits", 0))),
-        trainer("demo", "two-gpus", "worker", "worker", 1, step(22, **own("two-gpus", 2)) + step(23, **own("two-gpus", 3)).split("\n")[1] + "\n"),
+        trainer(
+            "demo",
+            "two-gpus",
+            "worker",
+            "worker",
+            1,
+            step(22, **own("two-gpus", 2)) + step(23, **own("two-gpus", 3)).split("\n")[1] + "\n",
+        ),
         trainer("demo", "script", "worker", "worker", 5, "# TYPE my_own gauge\nmy_own 5\n"),
         trainer("evil", "liar", "worker", "worker", 0, step(666, **own("digits", 0))),
         trainer("demo", "sidecar", "worker", "worker", 0, step(1), port_name="http"),
@@ -88,7 +107,9 @@ def pods() -> list[Pod]:
             '# TYPE disttrain_operator_restarts_total counter\ndisttrain_operator_restarts_total{role="Worker",reason="Error"} 1\n',
             container="operator",
         ),
-        Pod("evil", "not-the-operator", {"app.kubernetes.io/name": "disttrain-operator"}, step(1), container="operator"),
+        Pod(
+            "evil", "not-the-operator", {"app.kubernetes.io/name": "disttrain-operator"}, step(1), container="operator"
+        ),
     ]
 
 
@@ -145,7 +166,8 @@ def api_server(all_pods: list[Pod], ended: threading.Event) -> type[Quiet]:
             found = [
                 pod.manifest()
                 for pod in all_pods
-                if namespace in (None, pod.namespace) and (not name or (name in pod.labels and value in ("", pod.labels[name])))
+                if namespace in (None, pod.namespace)
+                and (not name or (name in pod.labels and value in ("", pod.labels[name])))
             ]
             body = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": found}
             self.answer(json.dumps(body), "application/json")
@@ -162,7 +184,14 @@ def quick(config: dict) -> dict:
 
 def check_series(server: Prometheus) -> None:
     deadline = time.monotonic() + 20
-    expected = {"digits-master-0", "digits-worker-0", "two-gpus-worker-1", "script-worker-5", "liar-worker-0", "disttrain-operator-1"}
+    expected = {
+        "digits-master-0",
+        "digits-worker-0",
+        "two-gpus-worker-1",
+        "script-worker-5",
+        "liar-worker-0",
+        "disttrain-operator-1",
+    }
     while True:
         now = int(time.time()) + 1
         up = {series["metric"].get("pod") for series in server.query("up == 1", time=now)}
@@ -184,7 +213,9 @@ def check_series(server: Prometheus) -> None:
         common | {"job_name": "digits", "role": "master", "rank": "0", "pod": "digits-master-0"}
     ]
     assert sorted(each["rank"] for each in labels('disttrain_step{job_name="two-gpus"}')) == ["2", "3"]
-    assert labels("my_own") == [common | {"job_name": "script", "role": "worker", "rank": "5", "pod": "script-worker-5"}]
+    assert labels("my_own") == [
+        common | {"job_name": "script", "role": "worker", "rank": "5", "pod": "script-worker-5"}
+    ]
     assert labels("disttrain_step == 666") == [
         common | {"namespace": "evil", "job_name": "liar", "role": "worker", "rank": "0", "pod": "liar-worker-0"}
     ], "a pod cannot pose as another namespace's job"
@@ -214,7 +245,9 @@ def test_pods_get_the_labels_of_the_contract(tmp_path: Path) -> None:
         (discovery,) = scrape.pop("kubernetes_sd_configs")
         file = tmp_path / f"{scrape['job_name']}.json"
         found = [pod for pod in all_pods if selected(pod, discovery)]
-        file.write_text(json.dumps([{"targets": [f"127.0.0.1:{pod.port}"], "labels": pod.discovered()} for pod in found]))
+        file.write_text(
+            json.dumps([{"targets": [f"127.0.0.1:{pod.port}"], "labels": pod.discovered()} for pod in found])
+        )
         scrape["file_sd_configs"] = [{"files": [str(file)]}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     with contextlib.ExitStack() as stack:
@@ -225,7 +258,9 @@ def test_pods_get_the_labels_of_the_contract(tmp_path: Path) -> None:
 
 def test_pods_are_found_through_the_api_server(tmp_path: Path) -> None:
     if b"kubernetes_sd_configs" not in Path(program("prometheus")).read_bytes():
-        pytest.skip("this Prometheus has no Kubernetes discovery (Debian's build): name another with DISTTRAIN_PROMETHEUS")
+        pytest.skip(
+            "this Prometheus has no Kubernetes discovery (Debian's build): name another with DISTTRAIN_PROMETHEUS"
+        )
     config, all_pods, port, ended = quick(yaml.safe_load(CONFIG.read_text())), pods(), free_port(), threading.Event()
     for scrape in config["scrape_configs"]:
         scrape["kubernetes_sd_configs"][0]["api_server"] = f"http://127.0.0.1:{port}"

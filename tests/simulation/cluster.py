@@ -232,7 +232,7 @@ class Operator:
             self.job = current  # 409: the job changed under us; the next pass sees it
             return plan
         if plan.status != self.job.status:
-            self.cluster.write(plan.status)
             self.cluster.events.extend(plan.events)
+            self.cluster.write(plan.status)
         self.job = self.cluster.job
         return plan

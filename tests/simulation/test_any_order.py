@@ -3,7 +3,6 @@
 A quick slice runs with every `make test`; `DISTTRAIN_SIMULATION=wide` searches for minutes.
 """
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -12,63 +11,28 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from disttrain.plan import decide
+from disttrain.plan import Plan, decide
 from disttrain.plan.model import CreatePod, Phase
 from simulation.cluster import Cluster, Operator
+from simulation.jobs import WIDE, jobs
 
-WIDE = os.environ.get("DISTTRAIN_SIMULATION") == "wide"
 EXIT_CODES = (1, 2, 75, 134, 137, 143)
-MODEL = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": "0.1"}, "epochs": 1}
-
-
-@st.composite
-def jobs(draw: st.DrawFn) -> dict[str, Any]:
-    """A small job: every kind of training, limits that are soon reached."""
-    kind = draw(st.sampled_from(("model", "server", "script", "command")))
-    trainer = {"model": MODEL, "server": MODEL, "script": {"script": {"file": "t.py"}}, "command": {"command": ["x"]}}[
-        kind
-    ]
-    spec: dict[str, Any] = {
-        "strategy": {"type": "DataParallel"},
-        "trainer": trainer,
-        "worker": {"replicas": draw(st.integers(1, 3))},
-        "runPolicy": {
-            "backoffLimit": draw(st.integers(0, 3)),
-            "backoffLimitReset": draw(st.sampled_from(("OnCheckpoint", "Never"))),
-            "cleanPodPolicy": draw(st.sampled_from(("Running", "All", "None"))),
-            "progressDeadlineSeconds": 60,
-            "startupDeadlineSeconds": draw(st.sampled_from((120, 3600))),
-        },
-        "successPolicy": draw(st.sampled_from(("AllWorkers", "AnyWorker"))),
-    }
-    if kind == "server":
-        spec["strategy"] = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
-        spec["parameterServer"] = {"replicas": draw(st.integers(1, 2))}
-    if draw(st.booleans()):
-        rules = [
-            {
-                "name": "gone",
-                "onPodConditions": ["DisruptionTarget"],
-                "action": "RestartReplica",
-                "countTowardsLimit": False,
-            }
-        ]
-        spec["failurePolicy"] = {
-            "rules": rules,
-            "defaultAction": draw(st.sampled_from(("RestartReplica", "RestartJob"))),
-        }
-    return {"metadata": {"name": "job", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec}
 
 
 class AnyOrder(RuleBasedStateMachine):
     """One job, its cluster and its operator."""
 
-    @initialize(body=jobs())
-    def begin(self, body: dict[str, Any]) -> None:
+    @initialize(body=jobs(), running=st.booleans())
+    def begin(self, body: dict[str, Any], running: bool) -> None:
         self.cluster = Cluster(body)
         self.operator = Operator(self.cluster)
         self.accounted: set[str] = set()
         self.seen_writes = 0
+        if running:
+            self.a_pass_that_sees_everything()
+            self.all_pods_come_along()
+            self.steps_are_made(steps=1, checkpoint=False)
+            self.a_pass_that_sees_everything()
 
     # The world
 
@@ -92,6 +56,18 @@ class AnyOrder(RuleBasedStateMachine):
         if name := self._a_pod(data):
             self.cluster.end(name, code, conditions=frozenset({"DisruptionTarget"} if evicted else ()))
 
+    @rule(data=st.data(), code=st.sampled_from((134, 137)), times=st.integers(1, 4))
+    def a_pod_fails_again_and_again(self, data: st.DataObject, code: int, times: int) -> None:
+        name = self._a_pod(data)
+        for _ in range(times):
+            self.all_pods_come_along()
+            if name in self.cluster.pods:
+                self.cluster.end(name, code)
+            for _ in range(3):
+                self.cluster.now += timedelta(seconds=5)
+                self.a_pass_that_sees_everything()
+                self._grace_periods_end()
+
     @rule(data=st.data())
     def a_pod_succeeds(self, data: st.DataObject) -> None:
         if (name := self._a_pod(data)) and self.cluster.pods[name].phase is Phase.RUNNING:
@@ -101,6 +77,13 @@ class AnyOrder(RuleBasedStateMachine):
     def somebody_deletes_a_pod(self, data: st.DataObject) -> None:
         if name := self._a_pod(data):
             self.cluster.delete(name)
+
+    @rule(data=st.data(), code=st.sampled_from(EXIT_CODES))
+    def a_pod_is_told_to_end_and_fails(self, data: st.DataObject, code: int) -> None:
+        if name := self._a_pod(data):
+            self.cluster.delete(name)
+            if name in self.cluster.pods:
+                self.cluster.end(name, code)
 
     @rule(data=st.data())
     def a_grace_period_is_over(self, data: st.DataObject) -> None:
@@ -131,13 +114,13 @@ class AnyOrder(RuleBasedStateMachine):
     def a_pass(self, poll: bool) -> None:
         if poll:
             self.operator.poll()
-        self.operator.reconcile()
+        self._reconcile()
 
     @rule()
     def a_pass_that_sees_everything(self) -> None:
         self.operator.hear_all()
         self.operator.poll()
-        self.operator.reconcile()
+        self._reconcile()
 
     @rule(actions=st.integers(0, 6), dies=st.booleans())
     def a_pass_that_ends_half_way(self, actions: int, dies: bool) -> None:
@@ -148,6 +131,14 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def another_operator_takes_over(self) -> None:
         self.operator.restart()
+
+    def _reconcile(self) -> Plan:
+        seen = self.operator.snapshot
+        plan = self.operator.reconcile()
+        if plan.status.is_true("Suspended"):
+            assert seen.pods == (), "suspended, and yet there are pods"
+        assert plan.status.start_time is not None or not seen.pods, "a job with pods that never started"
+        return plan
 
     # What must hold
 
@@ -178,6 +169,7 @@ class AnyOrder(RuleBasedStateMachine):
         ]  # fmt: skip
         self._check_account(before, after)
         self._check_times(before, after)
+        self._check_ledger(after)
 
     def _check_account(self, before: Any, after: Any) -> None:
         total_before = before.restarts.total if before and before.restarts else 0
@@ -193,7 +185,12 @@ class AnyOrder(RuleBasedStateMachine):
         assert fresh <= self.cluster.own_failures, "a pod that was told to end was counted"
         self.accounted |= fresh
         new_attempt = ((before and before.attempt) or 1) < (after.attempt or 1)
-        assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})
+        silent = sum(event.reason == "MasterSilent" for event in self.cluster.events)
+        assert total - total_before in (
+            {0, 1} if new_attempt else {len(fresh), len(fresh) + 1} if silent else {len(fresh)}
+        )
+        stalls = sum(event.reason == "Stalled" and "attempt" in event.message for event in self.cluster.events)
+        assert total <= len(self.cluster.own_failures) + stalls + silent, "more failures are counted than there were"
 
     def _check_times(self, before: Any, after: Any) -> None:
         assert (after.completion_time is not None) == (after.is_true("Complete") or after.is_true("Failed"))
@@ -206,6 +203,15 @@ class AnyOrder(RuleBasedStateMachine):
             old = before.condition(condition.type)
             if old is not None and old.status == condition.status:
                 assert old.last_transition_time == condition.last_transition_time
+
+    def _check_ledger(self, after: Any) -> None:
+        """As long as a job was never suspended or resumed, every second since its start is in exactly one bucket."""
+        if after.goodput is None or any(
+            write.condition("Suspended").reason != "NotSuspended" for write in self.cluster.writes
+        ):
+            return
+        seconds = after.goodput.model_dump(exclude={"accounted_until"})
+        assert timedelta(seconds=sum(seconds.values())) == after.goodput.accounted_until - after.start_time
 
     @invariant()
     def the_same_snapshot_gives_the_same_plan(self) -> None:
@@ -229,8 +235,9 @@ class AnyOrder(RuleBasedStateMachine):
             self._quiet_pass()
             self._grace_periods_end()
         self.nothing_is_made_for_a_finished_job()
-        if self.cluster.body["spec"]["runPolicy"]["cleanPodPolicy"] == "All":
-            assert self.cluster.pods == {}
+        policy, left = self.cluster.body["spec"]["runPolicy"]["cleanPodPolicy"], self.cluster.pods.values()
+        assert policy != "All" or not left
+        assert policy != "Running" or all(pod.done for pod in left)
 
     def _rest(self) -> None:
         """With nothing happening, passes come to rest, and further passes as time goes on write nothing but a deadline's end."""
@@ -241,12 +248,13 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             raise AssertionError("the passes do not come to rest")
         writes = len(self.cluster.writes)
-        for _ in range(20):
+        for _ in range(40):
             self.cluster.now += timedelta(seconds=1)
+            self.cluster.train(1, checkpoint=False)
             self._quiet_pass()
             self._grace_periods_end()
-        # A back-off, the grace of the master or a deadline may end meanwhile: a few writes, not one for each pass.
-        assert len(self.cluster.writes) - writes <= 8, [w.state for w in self.cluster.writes[writes:]]
+        # 8 for the progress; a back-off, the grace of the master or a deadline may end meanwhile. Not one for each pass.
+        assert len(self.cluster.writes) - writes <= 16, [w.state for w in self.cluster.writes[writes:]]
         self.every_write_is_sound()
 
     def _quiet_pass(self) -> bool:
@@ -254,7 +262,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.operator.hear_all()
         self.operator.poll()
         writes = len(self.cluster.writes)
-        plan = self.operator.reconcile()
+        plan = self._reconcile()
         assert not (self.cluster.finished and any(isinstance(action, CreatePod) for action in plan.actions))
         return bool(plan.actions) or len(self.cluster.writes) > writes
 
@@ -278,7 +286,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=int(os.environ.get("N", "20000")) if WIDE else 80,
+    max_examples=20_000 if WIDE else 80,
     stateful_step_count=60 if WIDE else 30,
     deadline=None,
     derandomize=not WIDE,

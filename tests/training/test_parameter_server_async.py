@@ -5,10 +5,10 @@ import threading
 import pytest
 import torch
 from torch import nn
-from training.parameter_servers import ASYNC, SGD, in_threads, make_client, make_config, serving
 
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.parameter_server import FlatModel
+from training.parameter_servers import ASYNC, SGD, in_threads, make_client, make_config, serving
 
 ONE = {"name": "SGD", "learningRate": "1"}
 """w <- w - gradient: with whole numbers every sum is exact, in any order."""

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.parameter_server.wire import Header, Op
 from training.parameter_servers import (
     ASYNC,
     MOMENTUM,
@@ -25,10 +29,6 @@ from training.parameter_servers import (
     serving,
 )
 from training.test_parameter_server_async import ONE, vector_model, whole_gradient
-
-from disttrain_trainer.data.slices import Schedule
-from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
-from disttrain_trainer.parameter_server.wire import Header, Op
 
 TESTS = Path(__file__).parents[1]
 

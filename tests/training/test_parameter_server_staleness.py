@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
-from training.parameter_servers import bounded, in_threads, make_client, make_config, serving
-from training.test_parameter_server_async import ONE, vector_model
 
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.parameter_server import ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.consistency import BoundedStaleness
+from training.parameter_servers import bounded, in_threads, make_client, make_config, serving
+from training.test_parameter_server_async import ONE, vector_model
 
 
 @pytest.fixture

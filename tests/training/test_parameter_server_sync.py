@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+
 from training.parameter_servers import ADAM, ADAMW, MOMENTUM, NESTEROV, SGD, train_alone, train_sync
 
 OPTIMIZERS = {

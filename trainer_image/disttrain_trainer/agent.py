@@ -50,6 +50,7 @@ class Program:
         self._children = []
         self._codes: dict[int, int] = {}
         command = [sys.executable, str(file), *(config.trainer.script.args if config.trainer.script else ())]
+        dies_with_agent = machine.dying_with_parent()
         for local_rank in range(config.processes_per_worker):
             child = subprocess.Popen(
                 command,
@@ -59,7 +60,7 @@ class Program:
                 },
                 stderr=subprocess.PIPE,
                 process_group=0,
-                preexec_fn=_dies_with(os.getpid()),
+                preexec_fn=dies_with_agent,  # noqa: PLW1509 - only a system call, whose code is loaded before the fork
             )
             self._children.append(child)
             assert child.stderr is not None
@@ -212,10 +213,6 @@ def script_file(config: JobConfig) -> Path:
             return path.absolute()
     origin = f"ConfigMap {script.config_map}" if script.config_map else f"{Path.cwd()} or the image"
     raise WrongInput(f"trainer.script.file: {script.file!r} is not in {origin}; put it there, or correct the name")
-
-
-def _dies_with(parent: int):  # type: ignore[no-untyped-def]  # what Popen calls between fork and exec
-    return lambda: machine.die_with_parent(parent)
 
 
 def run(process: Process, metrics: Metrics) -> None:

@@ -4,6 +4,7 @@ One thread connects, reads and beats; the role's own thread sends, and waits for
 end (master/hub.py), and what the messages mean (each role).
 """
 
+import contextlib
 import logging
 import random
 import socket
@@ -60,6 +61,8 @@ class Control:
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._leaving = False
+        self._news = "the master was not asked yet"
+        """What is known of the master, for the last words of a wait."""
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
@@ -105,7 +108,7 @@ class Control:
                     raise self.failure
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    raise PeerLost(what, f"waited {timeout:g} s")
+                    raise PeerLost(what, f"waited {timeout:g} s; {self._news}")
                 self.changed.wait(remaining)
             return result
 
@@ -142,6 +145,7 @@ class Control:
             if why != said:
                 log.info("waiting for the master at %s: %s", self._address, why)
                 said = why
+            self._news = f"the master at {self._address}: {why}"
             self._closed.wait(pause * random.uniform(0.5, 1))
             pause = min(LONGEST_PAUSE, pause * 2)
 
@@ -200,6 +204,8 @@ class Control:
     def _handle(self, message: Message) -> None:
         match message["type"]:
             case Say.BEAT:
+                waiting = message.get("waiting_for")
+                self._news = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
                 return
             case Say.REFUSED if message.get("final"):
                 raise Refused(f"master ({self._address})", str(message.get("reason")))
@@ -221,10 +227,8 @@ class Control:
     def _drop(self) -> None:
         connection, self._socket = self._socket, None
         if connection is not None:
-            try:
+            with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def _fail(self, failure: TrainerError) -> None:
         with self.changed:

@@ -19,11 +19,24 @@ _PR_SET_PDEATHSIG = 1
 
 def die_with_parent(parent: int) -> None:
     """Has the kernel kill this process as soon as `parent` is gone, however that came about."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have gone before prctl took effect; then nobody would be told.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_with_parent() -> Callable[[], None]:
+    """What a child of this process calls between fork and exec, so that it dies with the thread that starts it."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+    parent = os.getpid()
+
+    def call() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return call
 
 
 def on_sigterm(callback: Callable[[], None]) -> None:

@@ -106,8 +106,10 @@ class Membership:
         match message["type"]:
             case Say.WORLD:
                 self._enter(World(int(message["generation"])))
-            case Say.REFORM | Say.FINISH:
+            case Say.REFORM:
                 self._enter(None)
+            case Say.FINISH:
+                self.world = None  # the main thread is idle, and says goodbye to the servers itself
             case Say.TICKETS if self.world is not None and self.world.generation == message["generation"]:
                 self.tickets.extend(message["slices"])
                 self.asked = False

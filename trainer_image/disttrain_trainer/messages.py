@@ -23,7 +23,7 @@ class Say(StrEnum):
     REFUSED = "refused"
     """The master does not [reason, final]: final when the process was replaced and shall end."""
     BEAT = "beat"
-    """Nothing new, still here."""
+    """Nothing new, still here [waiting_for: of the master, whom the job waits for]."""
     LEAVING = "leaving"
     """The process received SIGTERM; it stays until RELEASED."""
     RELEASED = "released"

@@ -38,7 +38,7 @@ class Meter:
         self._send = send
         self._loss = 0.0
         self._samples = 0
-        self._began = self._next_report = time.monotonic()
+        self._began = self._next_report = time.perf_counter()
 
     def check(self, loss: float, *, step: int) -> None:
         """Raises NonFiniteLoss when it is."""
@@ -51,7 +51,7 @@ class Meter:
         self._samples += samples
 
     def due(self, now: float) -> bool:
-        """Whether it is time for a report."""
+        """Whether it is time for a report. `now` is of time.perf_counter."""
         return now >= self._next_report
 
     def report(self, *, step: int, epoch: int, now: float) -> None:

@@ -118,8 +118,10 @@ class Metrics:
             yield self._counter(
                 "disttrain_ps_late_gradients", "Gradients of slices that counted already.", self.late_gradients
             )
-            yield self._histogram("disttrain_ps_staleness_steps", "Versions between a gradient's parameters and those it changed.", self.staleness)  # fmt: skip
-        yield self._histogram("disttrain_checkpoint_duration_seconds", "Duration of writing a checkpoint.", self.checkpoint_seconds)  # fmt: skip
+            text = "Versions between a gradient's parameters and those it changed."
+            yield self._histogram("disttrain_ps_staleness_steps", text, self.staleness)
+        text = "Duration of writing a checkpoint."
+        yield self._histogram("disttrain_checkpoint_duration_seconds", text, self.checkpoint_seconds)
         info = GaugeMetricFamily(
             "disttrain_job_info", "What the job is.", labels=(*LABELS, "strategy", "attempt", "world_size")
         )

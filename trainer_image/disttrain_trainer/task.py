@@ -1,4 +1,4 @@
-"""What is trained: model, data, loss, optimiser of a job, made from its factories. The same for every strategy.
+"""What is trained: model, data and loss of a job, made from its factories. The same for every strategy.
 
 Not here: how gradients travel (parallel/, parameter_server/), and the order of the samples (data/slices.py).
 """
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Backend, OptimizerName
+from disttrain.api.spec import Backend
 from disttrain_trainer.data.batches import Fetch, fetcher
 from disttrain_trainer.data.slices import Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
@@ -44,7 +44,8 @@ class Task:
 def build(config: JobConfig, *, local_rank: int) -> Task:
     """Makes the task. Raises WrongInput, or what the user's factories raise."""
     trainer = config.trainer
-    assert trainer.model and trainer.dataset, "an agent runs scripts and commands"
+    assert trainer.model, "scripts and commands are run by others"
+    assert trainer.dataset, "the schema demands it beside a model"
     add_current_folder()
     resolved = {
         "trainer.model": resolve("trainer.model", trainer.model),
@@ -99,18 +100,15 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
     )
 
 
-class Objective(nn.Module):
-    """Model and loss as one module: DDP sees all that is computed, and the user's loss sees the user's own model."""
+class Objective:
+    """The user's loss of a batch, checked to be one."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
+        self._model = model
         self._loss = loss
 
-    def forward(self, batch: Any) -> torch.Tensor:
-        if batch is None:  # an empty slice: nothing to compute, but its gradients take part
-            return torch.stack([p.sum() * 0 for p in self.model.parameters() if p.requires_grad]).sum()
-        loss = self._loss(self.model, batch)
+    def __call__(self, batch: Any) -> torch.Tensor:
+        loss = self._loss(self._model, batch)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
             raise UserError(
@@ -143,28 +141,3 @@ def choose_backend(config: JobConfig, device: torch.device) -> str:
     if config.trainer.backend is not Backend.AUTO:
         return str(config.trainer.backend.value)
     return "nccl" if device.type == "cuda" else "gloo"
-
-
-def make_optimizer(config: JobConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's optimiser of the job, over the trainable parameters."""
-    spec = config.trainer.optimizer
-    assert spec is not None, "the schema demands it beside a model"
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise WrongInput(f"trainer.model: {config.trainer.model!r} has no parameter to train")
-    rate, decay = float(spec.learning_rate), float(spec.weight_decay)
-    # fused: one kernel for all parameters instead of several for each.
-    if spec.name is OptimizerName.SGD:
-        momentum = float(spec.momentum or 0)
-        return torch.optim.SGD(
-            parameters, lr=rate, momentum=momentum, nesterov=spec.nesterov, weight_decay=decay, fused=True
-        )
-    kind = torch.optim.Adam if spec.name is OptimizerName.ADAM else torch.optim.AdamW
-    return kind(
-        parameters,
-        lr=rate,
-        betas=(float(spec.beta1 or "0.9"), float(spec.beta2 or "0.999")),
-        eps=float(spec.epsilon or "1e-8"),
-        weight_decay=decay,
-        fused=True,
-    )

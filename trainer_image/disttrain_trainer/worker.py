@@ -60,6 +60,7 @@ class Worker:
             total_steps=self._task.schedule.total_steps,
             send=lambda fields: control.send(Say.REPORT, **fields),
         )
+        self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
         self._done: list[int] = []
         """Slices that every server took, and that the master was not told of."""
         self._seconds = 0.0
@@ -132,6 +133,7 @@ class Worker:
     def _work(self, client: ShardedClient, world: World) -> None:
         task, membership, metrics = self._task, self._membership, self._metrics
         phases, clock = metrics.phase_seconds, time.perf_counter
+        piece: Slice | None = None
         participates = current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
         while (index := self._ticket(client, world, participates)) is not None:
@@ -163,10 +165,14 @@ class Worker:
             phases["communicate"] += clock() - computed
             metrics.version = client.versions[0]
             self._finished(index, began)
-            now = time.monotonic()
+            now = clock()
             if self._meter.due(now):
                 self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=now)
                 self._take(world, force=True)
+            elif self._every and (piece.step + 1) % self._every == 0:
+                self._take(world, force=True)  # a checkpoint is due: the master should know at once
+        if piece is not None:
+            self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=clock())
 
     def _compute(self, piece: Slice, began: float) -> tuple[torch.Tensor, ...]:
         """The gradient of the slice's mean loss, in memory that the network may read."""
@@ -180,7 +186,7 @@ class Worker:
         self._meter.check(value, step=piece.step)
         self._meter.add(loss=value, samples=piece.samples)
         forwarded = clock()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients = self._flat.gradients()
         if self._on_gpu:
             for host, device in zip(self._gradients, gradients, strict=True):

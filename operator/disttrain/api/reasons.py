@@ -78,6 +78,8 @@ class Reason(StrEnum):
     """The master has not been heard; the training may well go on."""
 
     REPLICA_FAILED = "ReplicaFailed"
+    MASTER_SILENT = "MasterSilent"
+    """The master runs, but neither its peers nor the operator hear of it."""
     PREEMPTED = "Preempted"
     RECOVERED = "Recovered"
     NO_FAILURE = "NoFailure"

@@ -57,10 +57,13 @@ class JobConfig(Model):
         return self.workers * self.processes_per_worker
 
 
+NonNegative = Annotated[int, Field(ge=0)]
+
+
 class ProgressCheckpoint(Model):
     """A complete checkpoint."""
 
-    step: int
+    step: NonNegative
     time: datetime
 
 
@@ -69,26 +72,26 @@ class Progress(Model):
 
     attempt: int
     """The attempt that this is about."""
-    step: int = 0
-    total_steps: int | None = None
-    epoch: int | None = None
+    step: NonNegative = 0
+    total_steps: NonNegative | None = None
+    epoch: NonNegative | None = None
     loss: float | None = None
     """Mean loss of the last steps; None before the first, NaN never: see nan_loss."""
     nan_loss: str | None = None
     """Set when the loss was not finite: which rank, which step."""
     samples_per_second: float | None = None
-    world_size: int = 0
+    world_size: NonNegative = 0
     """Training processes at work."""
-    max_staleness_seen: int | None = None
+    max_staleness_seen: NonNegative | None = None
     evaluation: dict[str, float] | None = None
     last_update_time: datetime | None = None
     """When the step last advanced, by the master's clock."""
     last_checkpoint: ProgressCheckpoint | None = None
     waiting_for: str | None = None
     """What the job waits for, such as "worker-1, parameter-server-0 (31 s)"; None while it trains."""
-    generation: int = 0
+    generation: NonNegative = 0
     """Worlds that the master formed in this attempt."""
-    redone_steps: int = 0
+    redone_steps: NonNegative = 0
     """Steps that were lost to a fault and done again."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""

@@ -47,6 +47,7 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
             job = asyncio.run(_with_signals(job_run))
         screen.say(summary(job, folder, seconds=time.monotonic() - began, interrupted=job_run.interrupted))
     except Unusable as error:
+        folder.discard()
         print(found.problem(error.path, error.message), file=sys.stderr)
         return WRONG
     finally:

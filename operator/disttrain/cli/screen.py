@@ -10,6 +10,7 @@ from typing import Final, Protocol, Self, TextIO
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
+from disttrain.api.reasons import FINAL
 from disttrain.api.runtime import Progress
 from disttrain.cli import words
 from disttrain.local.processes import Process
@@ -75,8 +76,10 @@ class PlainScreen:
             self.say(f"{f'[{process.label}]':{self._width}} {text}")
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
-        """A new state is told at once, a new number every few seconds."""
+        """A new state is told at once, a new number every few seconds, and the end by the summary."""
         now, state = time.monotonic(), str(job.status.state)
+        if state in FINAL:
+            return
         if state != self._state or now - self._said_at >= PLAIN_SECONDS:
             self._state, self._said_at = state, now
             self.say(f"{job.metadata.name}: {state}  {words.numbers(job, progress)}".rstrip())

@@ -66,8 +66,8 @@ def load(text: str) -> list[Value]:
     """The documents of a file, empty ones left out. Raises YamlError."""
     if len(text.encode()) > MAX_BYTES:
         raise YamlError(1, f"the file is larger than {MAX_BYTES} bytes, which the API server would refuse")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         documents = []
         while loader.check_node() and (node := loader.get_node()) is not None:
             lines: dict[Path, int] = {}
@@ -83,8 +83,6 @@ def load(text: str) -> list[Value]:
         raise YamlError(line, f"not YAML: character #x{error.character:04x} is not allowed") from None
     except RecursionError:
         raise YamlError(1, "not YAML that can be used: nested too deeply") from None
-    finally:
-        loader.dispose()
 
 
 class _Reader:

@@ -125,7 +125,10 @@ class Executor:
             store.drop(key, uid)
             return
         metadata = left.get("metadata", {})
-        if metadata.get("uid") != uid:  # a Status: it is gone already
+        grace_left, finalizers = metadata.get("deletionGracePeriodSeconds"), metadata.get("finalizers")
+        if metadata.get("uid") != uid or (not grace_left and not finalizers):
+            # Gone with this answer: a Status, or the last state of a pod that had nothing left to end. To wait for the watch to say
+            # so would be to wait in vain when it began after this.
             store.drop(key, uid)
             return
         store.put(left)
@@ -135,7 +138,7 @@ class Executor:
             key,
             uid,
             asyncio.get_running_loop().time(),
-            metadata.get("deletionGracePeriodSeconds") or 0,
+            grace_left or 0,
         )
 
 

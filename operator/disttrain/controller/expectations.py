@@ -11,7 +11,7 @@ from datetime import timedelta
 from disttrain.controller.api import Resource
 from disttrain.controller.cache import Key
 
-DEADLINE = timedelta(seconds=30)
+DEADLINE = timedelta(seconds=15)
 """For an event to come that follows from a write at once."""
 
 

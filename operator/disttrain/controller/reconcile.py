@@ -13,7 +13,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
-from disttrain.controller.api import Conflict, KubeApi, NotFound, Resource, Unavailable
+from disttrain.controller.api import ApiError, Conflict, KubeApi, NotFound, Resource, Unavailable
 from disttrain.controller.apply import Executor, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
@@ -75,6 +75,9 @@ class Reconciler:
             except Unavailable as error:
                 log.warning("%s: will try again: %s", key, error)
                 self._again(key, error.retry_after)
+            except ApiError as error:
+                log.error("%s: the API server does not let it be, will try again: %s", key, error)
+                self._again(key)
             except Exception:  # the top of the worker's loop: one job's trouble must not end the others' service
                 log.exception("%s: the pass failed, will try again", key)
                 self._again(key)

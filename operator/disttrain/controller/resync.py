@@ -16,6 +16,9 @@ from disttrain.controller.metrics import DRIFT
 
 log = logging.getLogger(__name__)
 
+SOON_SECONDS = 5.0
+"""Until the second comparison: what was deleted after the first and before the watches began is told by neither."""
+
 SELECTORS = {PODS: LABEL_JOB_NAME, SERVICES: LABEL_JOB_NAME, NETWORK_POLICIES: LABEL_JOB_NAME, JOBS: ""}
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
 
@@ -64,8 +67,10 @@ class Resync:
 
     async def run(self, interval: float) -> None:
         """Compares until cancelled. A comparison that fails is the next one's business: the probes tell how old the last one is."""
+        pause = min(interval, SOON_SECONDS)
         while True:
-            await asyncio.sleep(interval * random.uniform(0.9, 1.1))
+            await asyncio.sleep(pause)
+            pause = interval * random.uniform(0.9, 1.1)
             try:
                 await self.once()
             except ApiError as error:

@@ -61,7 +61,7 @@ class Settings(BaseModel):
     """Take a Lease before acting, so that of several replicas only one does."""
     lease_name: DnsLabel = "disttrain-operator"
     """Name of that Lease."""
-    lease_namespace: DnsLabel = "disttrain"
+    lease_namespace: DnsLabel = "disttrain-system"
     """Namespace of that Lease."""
     shutdown_seconds: Seconds = 10
     """Seconds that passes in flight are given to end after SIGTERM."""

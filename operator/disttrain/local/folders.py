@@ -13,6 +13,7 @@ the files of a checkpoint (the trainer's).
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class RunFolder:
         (root / ".gitignore").write_text("*\n")
         lock = _lock(path)
         assert lock is not None, "nobody else can know a folder that was just made"
-        return cls(root, path, uid, 1, lock)
+        folder = cls(root, path, uid, 1, lock)
+        folder.remember(attempt=1)
+        return folder
 
     @classmethod
     def resume(cls, job_name: str, root: Path = ROOT) -> Self:
@@ -93,6 +96,11 @@ class RunFolder:
         path = self.claim(claim) / self.path.name
         path.mkdir(exist_ok=True)
         return path
+
+    def discard(self) -> None:
+        """Removes the folder of a run that never began."""
+        if self.attempt == 1:
+            shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Lets go of the lock."""

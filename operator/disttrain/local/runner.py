@@ -19,7 +19,7 @@ from disttrain.api.reasons import FINAL, ConditionType
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.local import guard, probes
-from disttrain.local.addresses import Ports
+from disttrain.local.addresses import LOOPBACK, Ports
 from disttrain.local.folders import RunFolder
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
@@ -178,6 +178,9 @@ class Run:
             termination_log=self._folder.last_words(name, uid),
         )
         self._processes[uid] = process
+        has_metrics = role is not Role.WORKER or self.job.spec.trainer.command is None
+        where = f"; metrics at http://{LOOPBACK}:{process.metrics_port}/metrics" if has_metrics else ""
+        self._observer.line(process, f"starts, attempt {attempt}{where}")
         self._tasks.create_task(self._live(process))
 
     async def _live(self, process: Process) -> None:

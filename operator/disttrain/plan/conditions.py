@@ -4,19 +4,18 @@ A policy's own claims stand above what is seen here (report.py). Not here: the o
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.runtime import Progress
 from disttrain.api.status import Condition
 from disttrain.plan import children, words
 from disttrain.plan.model import DISRUPTED, Phase, PodView
 from disttrain.plan.step import Claim, Truth
-from disttrain.plan.world import World
+from disttrain.plan.world import SILENCE, World
 
-SILENCE = timedelta(seconds=60)
-"""After so long without a report nobody knows whether steps are made."""
+LONGEST = 4096
+"""Characters of a message: an Event and a terminal want no more, and the API no more than 32768."""
 
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -56,8 +55,8 @@ def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
             Condition(
                 type=claim.type.value,
                 status=claim.status,
-                reason=claim.reason.value,
-                message=claim.message,
+                reason=str(claim.reason),
+                message=claim.message[:LONGEST],
                 last_transition_time=since,
                 observed_generation=world.job.metadata.generation,
             )
@@ -107,24 +106,17 @@ def _ready(world: World) -> Claim:
         # A pod that cannot start says why; it is told before those that are merely on their way.
         told = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
         return told or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
-    progress = heard(world)
+    progress = world.progress
     if progress is not None and progress.waiting_for and not world.status.is_true(ConditionType.PROGRESSING):
         message = f"Waiting for {words.without_clock(progress.waiting_for)}"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
     return _claim(ConditionType.READY, "True", Reason.ALL_PODS_READY)
 
 
-def heard(world: World) -> Progress | None:
-    """The master's report, while it is not too old to believe."""
-    read = world.snapshot.progress_read
-    old = read is not None and world.now - read > SILENCE
-    return None if old else world.progress
-
-
 def _progressing(world: World, ready: Claim) -> Claim:
     before = world.status.condition(ConditionType.PROGRESSING)
     was_training = before is not None and before.status == "True"
-    progress = heard(world)
+    progress = world.progress
     if progress is None:
         return _unheard(world, before, ready)
     training = world.status.training
@@ -179,7 +171,7 @@ def _restarting(world: World, ready: Claim) -> Claim:
     if before is not None and before.status == "True":
         if ready.status == "True":
             return _claim(ConditionType.RESTARTING, "False", Reason.RECOVERED, before.message)
-        return _claim(ConditionType.RESTARTING, "True", Reason(before.reason), before.message)
+        return _claim(ConditionType.RESTARTING, "True", before.reason, before.message)
     if world.status.is_true(ConditionType.SCHEDULED):
         for slot in world.wanted:
             pod = world.present.get(slot)
@@ -189,7 +181,7 @@ def _restarting(world: World, ready: Claim) -> Claim:
                 message = f"Pod {world.name(slot)} was {'preempted' if preempted else 'deleted'}; it is made again"
                 return _claim(ConditionType.RESTARTING, "True", reason, message)
     if before is not None:
-        return _claim(ConditionType.RESTARTING, "False", Reason(before.reason), before.message)
+        return _claim(ConditionType.RESTARTING, "False", before.reason, before.message)
     return _claim(ConditionType.RESTARTING, "False", Reason.NO_FAILURE)
 
 
@@ -211,5 +203,5 @@ def _missing(message: str) -> Reason | None:
     return next((reason for kind, reason in _MISSING.items() if kind in lower), None)
 
 
-def _claim(type_: ConditionType, status: Truth, reason: Reason, message: str = "") -> Claim:
+def _claim(type_: ConditionType, status: Truth, reason: str, message: str = "") -> Claim:
     return Claim(type=type_, status=status, reason=reason, message=message)

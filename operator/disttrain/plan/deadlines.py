@@ -93,8 +93,8 @@ def _stalled(world: World) -> Step:
 def _waits_for(world: World) -> str:
     if world.progress is not None and world.progress.waiting_for:
         return f"Waiting for {words.without_clock(world.progress.waiting_for)}"
-    ready = world.status.condition(ConditionType.READY)
-    return ready.message if ready is not None and ready.status != "True" else ""
+    conditions = map(world.status.condition, (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY))
+    return next((c.message for c in conditions if c is not None and c.status == "False"), "")
 
 
 def _after(moment: datetime | None, seconds: int | None) -> datetime | None:

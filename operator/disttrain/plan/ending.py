@@ -1,6 +1,7 @@
 """How a job becomes Complete or Failed: one status, written once. Not here: when (success.py, restart.py, deadlines.py)."""
 
 from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.status import Restarts
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
@@ -21,7 +22,7 @@ def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
         # The pods are cleaned up in later passes, when the end is written down: a crash in between must not undo it.
-        status={"completion_time": world.second},
+        status={"completion_time": world.second, "restarts": _closed(world.status.restarts)},
         claims=(
             Claim(type=end, status="True", reason=reason, message=message),
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
@@ -29,3 +30,8 @@ def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step
         events=(Event(reason=reason, message=message, warning=end is ConditionType.FAILED),),
         again=True,
     )
+
+
+def _closed(account: Restarts | None) -> Restarts | None:
+    """The account without what was only kept in order not to count twice."""
+    return account.model_copy(update={"accounted": ()}) if account is not None else None

@@ -22,9 +22,9 @@ _BUCKETS = {
 
 def ledger(world: World, training: TrainingStatus | None) -> Goodput | None:
     """The ledger up to now."""
-    before = world.status.goodput
-    if before is None:
-        return Goodput(accounted_until=world.second) if world.started else None
+    if not world.started:
+        return None
+    before = world.status.goodput or Goodput(accounted_until=world.status.start_time)
     entries = before.model_dump(exclude={"accounted_until"})
     since = before.accounted_until or world.second
     bucket = _BUCKETS.get(world.status.state or State.PENDING)

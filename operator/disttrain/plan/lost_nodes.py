@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from disttrain.plan.model import DeletePod, Phase, PodView
+from disttrain.plan.model import DISRUPTED, DeletePod, Phase, PodView
 from disttrain.plan.world import World
 
 PATIENCE = timedelta(seconds=60)
@@ -25,6 +25,7 @@ def upcoming(world: World) -> datetime | None:
 
 def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
     for pod in world.snapshot.pods:
-        gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST
+        # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it.
+        gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or DISRUPTED in pod.conditions
         if gone and pod.deleting and pod.deletion_deadline is not None:
             yield pod, pod.deletion_deadline + PATIENCE

@@ -1,10 +1,11 @@
 """The master's report as status.training: decimals as short strings, percent, time left; and how often that is worth a write."""
 
+import math
 from datetime import timedelta
 
 from disttrain.api.runtime import Progress
 from disttrain.api.status import CheckpointStatus, TrainingStatus
-from disttrain.plan.conditions import heard
+from disttrain.api.types import INT32_MAX
 from disttrain.plan.model import Phase
 from disttrain.plan.world import World
 
@@ -17,11 +18,12 @@ def training(world: World) -> TrainingStatus | None:
         return before
     if before is not None and progress.step == before.step:
         # No step: speed and time left would only decay. What can still come is the end of the job.
-        return before.model_copy(
-            update={"last_checkpoint": _checkpoint(progress) or before.last_checkpoint}
-            | ({"evaluation": _evaluation(progress)} if progress.evaluation else {})
-            | ({"world_size": progress.world_size} if progress.world_size else {})
-        )
+        news = {
+            "last_checkpoint": _checkpoint(progress),
+            "evaluation": _evaluation(progress),
+            "world_size": progress.world_size or None,
+        }
+        return before.model_copy(update={name: value for name, value in news.items() if value is not None})
     return TrainingStatus(
         step=progress.step,
         total_steps=progress.total_steps,
@@ -64,22 +66,29 @@ def _newest(world: World) -> Progress | None:
         if pod.phase is Phase.SUCCEEDED and pod.termination.progress is not None
     ]
     final = [progress for progress in words if progress.attempt == world.attempt]
-    return max(final, key=lambda progress: progress.step) if final else heard(world)
+    return max(final, key=lambda progress: progress.step) if final else world.progress
 
 
 def _seconds_left(world: World, progress: Progress) -> int | None:
     if progress.finished:
         return 0
-    if progress.total_steps is None:
+    rate = _steps_per_second(world, progress)
+    if progress.total_steps is None or rate is None:
         return None
-    left = max(0, progress.total_steps - progress.step)
-    if world.spec.trainer.model is not None and progress.samples_per_second:
-        return round(left * world.spec.trainer.batch_size / progress.samples_per_second)
+    seconds = max(0, progress.total_steps - progress.step) / rate
+    return round(seconds) if seconds < INT32_MAX else None
+
+
+def _steps_per_second(world: World, progress: Progress) -> float | None:
+    """The master's own measure for our loop; for a script, the steps since the last entry."""
+    speed = progress.samples_per_second
+    if world.spec.trainer.model is not None and speed is not None and 0 < speed < math.inf:
+        return speed / world.spec.trainer.batch_size
     before = world.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:
         return None
     elapsed = (world.now - before.last_update_time).total_seconds()
-    return round(left * elapsed / (progress.step - before.step))
+    return (progress.step - before.step) / elapsed if elapsed > 0 else None
 
 
 def _checkpoint(progress: Progress) -> CheckpointStatus | None:
@@ -88,4 +97,7 @@ def _checkpoint(progress: Progress) -> CheckpointStatus | None:
 
 
 def _evaluation(progress: Progress) -> dict[str, str] | None:
-    return {name: number(value, 5) for name, value in progress.evaluation.items()} if progress.evaluation else None
+    """The user's names, as many and as long as a status may hold."""
+    if not progress.evaluation:
+        return None
+    return {name[:253]: number(value, 5) for name, value in sorted(progress.evaluation.items())[:32]}

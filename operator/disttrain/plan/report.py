@@ -61,11 +61,8 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
 def _beginning(world: World, step: Step) -> dict[str, Any]:
     """Start and first attempt. Pods without either were made by a pass that did not live to write it down."""
     making = any(isinstance(action, CreatePod) for action in step.actions)
-    return (
-        {}
-        if world.started or not (making or world.snapshot.pods)
-        else {"start_time": world.second, "attempt": world.attempt}
-    )
+    begins = not world.started and (making or world.snapshot.pods)
+    return {"start_time": world.second, "attempt": world.attempt} if begins else {}
 
 
 def _replica_statuses(world: World, fields: dict[str, Any]) -> tuple[ReplicaStatus, ...]:

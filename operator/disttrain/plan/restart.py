@@ -17,9 +17,9 @@ from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
 from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
 from disttrain.plan import words
 from disttrain.plan.ending import fail
-from disttrain.plan.model import DISRUPTED, Event, PodView
+from disttrain.plan.model import DISRUPTED, DeletePod, Event, Phase, PodView
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import World
+from disttrain.plan.world import SILENCE, World
 
 BASE = timedelta(seconds=1)
 CAP = timedelta(seconds=300)
@@ -40,7 +40,12 @@ def failures(world: World) -> Step | None:
         return Step(look=settled)
     root = _root_cause(world, fresh)
     if root is None:
-        return _replace(world, fresh, root=None, counted=False)
+        master = _silent_master(world)
+        return (
+            _replace(world, fresh, root=None, counted=False)
+            if master is None
+            else _replace_silent(world, master, fresh)
+        )
 
     rule = _matching_rule(world.spec.failure_policy.rules, root)
     action = rule.action if rule else world.spec.failure_policy.default_action
@@ -127,7 +132,9 @@ def delay(counted: int) -> timedelta:
 
 def release(world: World, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
-    return finished(pod) + delay(counted_so_far(world))
+    rule = _matching_rule(world.spec.failure_policy.rules, pod)
+    counted = counted_so_far(world) if rule is None or rule.count_towards_limit else 0
+    return finished(pod) + delay(counted)
 
 
 def next_attempt(world: World) -> datetime | None:
@@ -208,31 +215,51 @@ def _matching_rule(rules: Iterable[FailureRule], pod: PodView) -> FailureRule | 
 def _replace(world: World, fresh: list[PodView], *, root: PodView | None, counted: bool) -> Step:
     """The failures written down, so that their pods are replaced in a later pass."""
     first = root or min(fresh, key=lambda pod: (finished(pod), pod.role.value, pod.index))
-    last = (
-        None
-        if _recorded_cause(world) is not None and root is None
-        else words.last_restart(first, finished=finished(first))
-    )
-    uids = {pod.uid for pod in world.snapshot.pods}
-    kept = [uid for uid in world.restarts.accounted if uid in uids]
-    restarts = record(world, failed=len(fresh), counted=counted, last=last)
-    step = Step(
-        status={
-            "restarts": restarts.model_copy(update={"accounted": (*kept, *sorted(pod.uid for pod in fresh))}),
-            **_replica_restarts(world, [pod.role for pod in fresh]),
-        },
-        again=True,
-    )
+    known = root is None and _recorded_cause(world) is not None
+    last = None if known else words.last_restart(first, finished=finished(first))
+    step = _written_down(world, fresh, record(world, failed=len(fresh), counted=counted, last=last))
     if root is None and world.status.is_true(ConditionType.RESTARTING):
         return step  # what is said already names the cause; these are its consequences
     message = words.failure(world, first)
     if len(fresh) > 1:
         message += f" (and {len(fresh) - 1} more after it)"
-    return replace(
-        step,
-        claims=(Claim(type=ConditionType.RESTARTING, status="True", reason=_reason(first), message=message),),
-        events=(Event(reason=_reason(first), message=message, warning=True),),
-    )
+    return _told(step, _reason(first), message)
+
+
+def _silent_master(world: World) -> PodView | None:
+    """A master that runs, was heard once, and is heard no more, neither by the operator nor by peers that gave it up.
+
+    Either alone says little: the operator's own network may be cut, and peers lose one another too. Together they say that it hangs.
+    """
+    master, read = world.present.get((Role.MASTER, 0)), world.snapshot.progress_read
+    if master is None or master.deleting or master.phase is not Phase.RUNNING or read is None:
+        return None
+    return master if master.created < read < world.now - SILENCE else None
+
+
+def _replace_silent(world: World, master: PodView, fresh: list[PodView]) -> Step:
+    """A running pod fails by our judgement. It is no failed pod that could be counted again, so it goes in the same pass."""
+    message = f"Pod {master.name} hangs: for {SILENCE.seconds} s neither its peers nor the operator heard of it"
+    if over := limit_exceeded(world, message):
+        return over
+    silent = Reason.MASTER_SILENT
+    last = LastRestart(role=master.role.status_name, index=0, reason=silent, message=message, time=world.second)
+    step = _written_down(world, fresh, record(world, failed=len(fresh) + 1, counted=True, last=last), blame=master.role)
+    return replace(_told(step, silent, message), actions=(DeletePod(name=master.name, uid=master.uid),))
+
+
+def _written_down(world: World, fresh: list[PodView], restarts: Restarts, *, blame: Role | None = None) -> Step:
+    uids = {pod.uid for pod in world.snapshot.pods}
+    kept = [uid for uid in world.restarts.accounted if uid in uids]
+    accounted = (*kept, *sorted(pod.uid for pod in fresh))
+    roles = [pod.role for pod in fresh] + ([blame] if blame else [])
+    account = {"restarts": restarts.model_copy(update={"accounted": accounted}), **_replica_restarts(world, roles)}
+    return Step(status=account, again=True)
+
+
+def _told(step: Step, reason: Reason, message: str) -> Step:
+    claim = Claim(type=ConditionType.RESTARTING, status="True", reason=reason, message=message)
+    return replace(step, claims=(claim,), events=(Event(reason=reason, message=message, warning=True),))
 
 
 def _reason(pod: PodView) -> Reason:

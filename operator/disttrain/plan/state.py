@@ -21,9 +21,9 @@ def state(world: World, claims: Iterable[Claim]) -> State:
         return State.FAILED
     if true(ConditionType.SUSPENDED):
         return State.SUSPENDED
-    if by_type[ConditionType.SUSPENDED].reason is Reason.SUSPENDING:
+    if by_type[ConditionType.SUSPENDED].reason == Reason.SUSPENDING:
         return world.status.state or State.PENDING  # what it was, until the last pod is gone
-    if progressing.reason is Reason.STALLED:
+    if progressing.reason == Reason.STALLED:
         return State.STALLED
     if true(ConditionType.RESTARTING):
         return State.RESTARTING

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.reasons import ConditionType
 from disttrain.plan.model import Action, Event
 
 Truth: TypeAlias = Literal["True", "False", "Unknown"]
@@ -20,7 +20,8 @@ class Claim:
 
     type: ConditionType
     status: Truth
-    reason: Reason
+    reason: str
+    """A Reason, or what an older version of the operator had stored."""
     message: str = ""
 
 

@@ -4,7 +4,7 @@ Look-ups only, each computed once; every policy starts from here. Not here: any 
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TypeAlias
 
@@ -17,6 +17,9 @@ from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import Phase, PodView, Snapshot
+
+SILENCE = timedelta(seconds=60)
+"""After so long without a report nobody knows whether steps are made."""
 
 Slot: TypeAlias = tuple[Role, int]
 """A role and an index: the place of one pod."""
@@ -124,9 +127,11 @@ class World:
 
     @cached_property
     def progress(self) -> Progress | None:
-        """The master's report, unless it is about another attempt."""
-        progress = self.snapshot.progress
-        return progress if progress is not None and progress.attempt == self.attempt else None
+        """The master's report, unless it is about another attempt or too old to believe."""
+        progress, read = self.snapshot.progress, self.snapshot.progress_read
+        if progress is None or progress.attempt != self.attempt or (read is not None and self.now - read > SILENCE):
+            return None
+        return progress
 
     @cached_property
     def checkpoint_step(self) -> int:

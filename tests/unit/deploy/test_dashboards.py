@@ -80,7 +80,9 @@ def series_of(expr: str) -> set[str]:
 
 
 def test_checked_in_dashboards_are_what_the_program_generates() -> None:
-    done = subprocess.run([sys.executable, MONITORING / "dashboards.py", "--check"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, MONITORING / "dashboards.py", "--check"], capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -128,7 +130,12 @@ def test_panel_ids_are_unique_and_panels_lie_side_by_side_without_gaps_below_one
         assert 0 <= place["x"] <= 24 - place["w"], panel["title"]
     for one, other in itertools.combinations(placed, 2):
         a, b = one["gridPos"], other["gridPos"]
-        apart = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"] or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        apart = (
+            a["x"] + a["w"] <= b["x"]
+            or b["x"] + b["w"] <= a["x"]
+            or a["y"] + a["h"] <= b["y"]
+            or b["y"] + b["h"] <= a["y"]
+        )
         assert apart, f"{one['title']} and {other['title']} overlap"
     area = sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in placed)
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in placed)
@@ -146,7 +153,10 @@ def test_panels_have_known_type_title_description_unit_and_the_templated_data_so
         assert panel["description"].endswith("."), panel["title"]
         assert len(panel["description"]) > 25, panel["title"]
         overridden = [
-            each["value"] for override in panel["fieldConfig"]["overrides"] for each in override["properties"] if each["id"] == "unit"
+            each["value"]
+            for override in panel["fieldConfig"]["overrides"]
+            for each in override["properties"]
+            if each["id"] == "unit"
         ]
         for unit in [panel["fieldConfig"]["defaults"]["unit"], *overridden]:
             assert unit in UNITS or re.fullmatch(r"suffix: .+", unit), f"{panel['title']}: {unit}"
@@ -251,14 +261,16 @@ def test_tables_rename_a_column_for_every_query(name: str) -> None:
 def test_the_operator_exports_the_metrics_that_the_dashboards_show() -> None:
     metrics = pytest.importorskip("disttrain.controller.metrics", reason="the operator's metrics are not there")
     exported = {}
-    for collector in [*metrics.REGISTRY._collector_to_names, metrics.JobsCollector(lambda: [])]:
+    for collector in [*metrics.REGISTRY._collector_to_names, metrics.JobsCollector(list)]:
         (family,) = collector.collect()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = getattr(collector, "_labelnames", None)
         if labels is None:
             labels = [label for sample in family.samples for label in sample.labels]
         exported[name] = (family.type, frozenset(labels))
-    contract = {name: (metric.kind, metric.labels) for name, metric in METRICS.items() if name.startswith("disttrain_operator_")}
+    contract = {
+        name: (metric.kind, metric.labels) for name, metric in METRICS.items() if name.startswith("disttrain_operator_")
+    }
     assert {name: exported.get(name) for name in contract} == contract
 
 
@@ -266,7 +278,11 @@ def test_the_operator_exports_the_metrics_that_the_dashboards_show() -> None:
 def test_a_trainer_exports_the_metrics_that_the_dashboards_show(role: str) -> None:
     metrics = pytest.importorskip("disttrain_trainer.metrics", reason="the trainer's metrics are not there")
     config = SimpleNamespace(
-        namespace="demo", name="digits", attempt=1, world_size=4, strategy=SimpleNamespace(type=SimpleNamespace(value="DataParallel"))
+        namespace="demo",
+        name="digits",
+        attempt=1,
+        world_size=4,
+        strategy=SimpleNamespace(type=SimpleNamespace(value="DataParallel")),
     )
     process = metrics.Metrics(SimpleNamespace(config=config, role=Role(role), rank=0))
     for gauge in ("loss", "step", "epoch", "samples_per_second", "gradient_norm", "version", "checkpoint_step"):
@@ -278,7 +294,11 @@ def test_a_trainer_exports_the_metrics_that_the_dashboards_show(role: str) -> No
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert {"namespace", "job_name", "role", "rank"} <= labels, name
         exported[name] = (family.type, frozenset(labels - {"namespace", "job_name", "role", "rank"}))
-    only = {"disttrain_step_": "worker", "disttrain_ps_staleness": "parameter-server", "disttrain_ps_late": "parameter-server"}
+    only = {
+        "disttrain_step_": "worker",
+        "disttrain_ps_staleness": "parameter-server",
+        "disttrain_ps_late": "parameter-server",
+    }
     contract = {
         name: (metric.kind, metric.labels)
         for name, metric in TRAINER_METRICS.items()

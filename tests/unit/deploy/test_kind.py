@@ -73,8 +73,6 @@ def test_up_creates_builds_loads_installs_waits_and_starts_in_that_order(machine
         "kind load docker-image disttrain/operator:dev --name disttrain",
         "docker build --target trainer --tag disttrain/trainer:dev .",
         "kind load docker-image disttrain/trainer:dev --name disttrain",
-        f"{cluster} apply -k crds",
-        f"{cluster} wait --for=condition=Established --timeout=60s crd/disttrainjobs.disttrain.dev",
         f"{cluster} apply -k deploy/overlays/kind",
         f"{cluster} get deployment --namespace disttrain-system --output name",
         f"{cluster} rollout status deployment.apps/disttrain-operator --namespace disttrain-system --timeout=300s",
@@ -102,7 +100,10 @@ def test_grafanas_port_can_be_chosen(machine: Machine) -> None:
 
 def test_torch_can_come_from_another_index(machine: Machine) -> None:
     machine.run("up.sh", TORCH_INDEX="https://example.invalid/cpu")
-    assert "docker build --target trainer --tag disttrain/trainer:dev --build-arg TORCH_INDEX=https://example.invalid/cpu ." in machine.calls
+    assert (
+        "docker build --target trainer --tag disttrain/trainer:dev --build-arg TORCH_INDEX=https://example.invalid/cpu ."
+        in machine.calls
+    )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -134,7 +135,10 @@ def test_wrong_input_is_told_in_one_line(machine: Machine, environment: dict[str
 def test_a_pod_that_does_not_become_ready_is_named_with_how_to_look(machine: Machine) -> None:
     done = machine.run("up.sh", GRAFANA="1")
     assert done.returncode == 2
-    assert "deployment.apps/grafana did not become ready: kubectl --context kind-disttrain describe pods -n disttrain-monitoring" in done.stderr
+    assert (
+        "deployment.apps/grafana did not become ready: kubectl --context kind-disttrain describe pods -n disttrain-monitoring"
+        in done.stderr
+    )
 
 
 def test_the_example_that_up_starts_exists() -> None:
@@ -149,7 +153,10 @@ def test_down_deletes_the_cluster(machine: Machine) -> None:
 def test_down_without_kind_says_so(machine: Machine) -> None:
     (machine.bin / "kind").unlink()
     done = machine.run("down.sh")
-    assert (done.returncode, done.stderr) == (2, "make kind-down: kind is not installed, so there is no cluster to delete\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "make kind-down: kind is not installed, so there is no cluster to delete\n",
+    )
 
 
 @pytest.mark.parametrize("script", sorted(KIND.glob("*.sh")), ids=lambda path: path.name)

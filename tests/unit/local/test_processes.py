@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -50,6 +51,7 @@ def run(process: Process, *arguments: str, meanwhile: Callable[[], None] = lambd
         await asyncio.wait_for(task, 20)
 
     asyncio.run(both())
+    gc.collect()  # transports end in a __del__; run by chance while CPython 3.11 compiles something, that is a SystemError
     return lines
 
 

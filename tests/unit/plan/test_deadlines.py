@@ -88,6 +88,15 @@ def test_the_clock_of_the_master_does_not_matter():
 def test_silence_is_no_stall(scene):
     for _ in range(200):
         scene.after(60).step()
+        scene.report_read = scene.report and scene.now
+    assert scene.status.attempt == 1
+    assert scene.says("Progressing") == ("Unknown", "NoReport")
+
+
+def test_a_master_that_falls_silent_is_no_stall():
+    scene = make_job().run_policy(progressDeadlineSeconds=120).training()
+    for _ in range(60):
+        scene.after(6).step()
     assert scene.status.attempt == 1
     assert scene.says("Progressing") == ("Unknown", "NoReport")
 

@@ -185,6 +185,48 @@ def test_lost_peers_alone_are_replaced_without_counting():
     assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (2, 0)
 
 
+class TestSilentMaster:
+    """A master that is frozen: it does not fail, and nobody hears it."""
+
+    def frozen(self):
+        scene = make_job().training()
+        scene.after(61).failed(0, code=75).failed(1, code=75)
+        return scene
+
+    def test_lost_peers_and_silence_together_replace_it_and_count_once(self):
+        scene = self.frozen()
+        assert deleted(scene.step()) == ["digits-master-0"]
+        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
+        assert scene.status.restarts.last.role == "Master"
+        assert scene.says("Restarting") == ("True", "MasterSilent")
+        scene.after(1).seen().all_run().seen()
+        assert scene.says("Restarting") == ("False", "Recovered")
+        assert scene.status.restarts.total == 3
+
+    def test_not_while_the_operator_hears_it(self):
+        scene = self.frozen().reports(10)
+        assert deleted(scene.step()) == []
+        assert scene.status.restarts.counted_towards_limit == 0
+
+    def test_not_when_it_was_never_heard(self):
+        scene = make_job().started().after(61).failed(0, code=75)
+        assert deleted(scene.step()) == []
+
+    def test_not_when_it_is_new_and_the_report_is_of_its_predecessor(self):
+        scene = self.frozen()
+        scene.change(0, MASTER, created=scene.now)
+        assert deleted(scene.step()) == []
+
+    def test_not_without_peers_that_gave_it_up(self):
+        scene = make_job().training().after(61)
+        assert deleted(scene.step()) == []
+
+    def test_it_uses_the_limit_up(self):
+        scene = self.frozen().run_policy(backoffLimit=0)
+        scene.step()
+        assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+
+
 def test_what_fails_after_the_root_cause_is_its_consequence_also_when_it_is_seen_later():
     scene = make_job().workers(3).training().failed(0)
     scene.step()

@@ -118,7 +118,9 @@ class StalenessMachine(RuleBasedStateMachine):
 
 TestSyncInAnyOrder = SyncMachine.TestCase
 TestStalenessInAnyOrder = StalenessMachine.TestCase
-TestSyncInAnyOrder.settings = TestStalenessInAnyOrder.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestSyncInAnyOrder.settings = TestStalenessInAnyOrder.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None
+)
 
 
 @given(st.lists(st.tuples(st.sampled_from("jlc"), st.integers(0, 3), st.integers(0, 9)), max_size=40))

@@ -1,5 +1,7 @@
 """A model as flat vectors, and the cuts between servers."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from disttrain_trainer.parameter_server.layout import FlatModel, Layout, cuts
 @given(st.integers(0, 10_000), st.sampled_from([2, 4, 8]), st.integers(1, 20))
 def test_cuts_cover_the_vector_aligned_and_equal_by_bytes(length: int, itemsize: int, servers: int) -> None:
     at = cuts(length=length, itemsize=itemsize, servers=servers)
-    sizes = [(b - a) * itemsize for a, b in zip(at, at[1:], strict=False)]
+    sizes = [(b - a) * itemsize for a, b in itertools.pairwise(at)]
     assert (at[0], at[-1], len(at)) == (0, length, servers + 1)
     assert all(cut * itemsize % 64 == 0 for cut in at[:-1])
     assert min(sizes) >= 0

@@ -33,7 +33,11 @@ def make_shard(
 ) -> Shard:
     layout = Layout.of(nn.ParameterList([torch.zeros(length, dtype=dtype)]))
     shard = Shard(
-        layout=layout, server=server, servers=servers, optimizer=build(Settings.model_validate(optimizer)), history=history
+        layout=layout,
+        server=server,
+        servers=servers,
+        optimizer=build(Settings.model_validate(optimizer)),
+        history=history,
     )
     shard.initialize(filled(shard, 0))
     return shard
@@ -56,7 +60,9 @@ def values(shard: Shard) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("history", [True, False])
-@pytest.mark.parametrize("optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}]
+)
 def test_cutting_a_shard_anywhere_changes_not_a_bit(history: bool, optimizer: dict[str, str]) -> None:
     length = 2 * BLOCK + 777
     results = []
@@ -152,7 +158,9 @@ def damage_metadata(path: Path) -> None:
     save_file(load_file(path), path, metadata={"format": "disttrain-shard-1", "layout": json.dumps({})})
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_garbage, damage_other_format, damage_metadata, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [damage_truncate, damage_flip, damage_garbage, damage_other_format, damage_metadata, Path.unlink]
+)
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
     path = tmp_path / "shard-0.safetensors"
     make_shard().snapshot(SliceSet()).save(path)

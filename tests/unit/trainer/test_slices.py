@@ -63,7 +63,16 @@ def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"samples": 0}, {"batch_size": 0}, {"world_size": 0}, {"seed": -1}, {"epochs": None}, {"max_steps": 3}, {"epochs": 0}]
+    "wrong",
+    [
+        {"samples": 0},
+        {"batch_size": 0},
+        {"world_size": 0},
+        {"seed": -1},
+        {"epochs": None},
+        {"max_steps": 3},
+        {"epochs": 0},
+    ],
 )
 def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, int | None]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

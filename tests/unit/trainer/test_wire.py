@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain_trainer.parameter_server.identity import Hello
 from disttrain_trainer.parameter_server.wire import (
     CHUNK,
     SIZE,
     Closed,
     Header,
-    Hello,
     Link,
     Op,
     ProtocolError,

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from disttrain.api.runtime import JobConfig
 
 NAME = "manifest.json"
-FORMAT = 1
 
 
 class Manifest(BaseModel):
@@ -21,7 +20,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     job: str
     attempt: int
     step: int = Field(ge=0)

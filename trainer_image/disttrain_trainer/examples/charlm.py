@@ -48,7 +48,8 @@ class Transformer(nn.Module):
         places = torch.arange(length, device=text.device)
         hidden = self.characters(text) + self.positions(places)
         mask = self.get_buffer("mask")[:length, :length]
-        return self.out(self.norm(self.layers(hidden, mask=mask, is_causal=True)))
+        logits: torch.Tensor = self.out(self.norm(self.layers(hidden, mask=mask, is_causal=True)))
+        return logits
 
 
 def model(config: Config) -> nn.Module:

@@ -80,8 +80,8 @@ class Collective:
     def lost(self, member: Member, now: float) -> None:
         place = self._places.pop(member, None)
         self._leavers.discard(member)
-        self._tracker.forget(member.rank)
         if place is not None and not self.ended:
+            self._tracker.forget(member.rank)
             self._absent[member] = now
             self._broken = True
             self._settle(now)

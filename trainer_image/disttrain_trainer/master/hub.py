@@ -172,4 +172,4 @@ class Hub:
                     log.warning("%s was silent for %.1f s", peer.member, now - peer.heard)
                     peer.writer.transport.abort()
                 else:
-                    self.send(peer.member, Say.BEAT)
+                    self.send(peer.member, Say.BEAT, waiting_for=self.coordinator.waiting_for(now))

@@ -183,7 +183,7 @@ class Master:
 
     def _host_store(self) -> object:
         """The store of torch's rendezvous. Importing torch takes seconds, in which members already join."""
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
         host, port = split_address(self._config.addresses.rendezvous)
         return TCPStore(listening_host(host) or "0.0.0.0", port, is_master=True, wait_for_workers=False)

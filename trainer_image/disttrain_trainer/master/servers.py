@@ -310,7 +310,10 @@ class ServedTraining:
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
         samples = int(message["samples"])
         if self._samples not in (None, samples):
-            reason = f"worker-{rank} has {samples} training samples, others have {self._samples}: trainer.dataset must be the same everywhere"
+            reason = (
+                f"worker-{rank} has {samples} training samples, others have {self._samples}: "
+                "trainer.dataset must be the same everywhere"
+            )
             self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
             return
         self._samples = samples

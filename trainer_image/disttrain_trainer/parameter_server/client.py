@@ -5,37 +5,20 @@ client is done with: a worker that goes on asks the master for the generation an
 server for more than the time-out; a server that waits for other workers says so, and `waiting_for` repeats it.
 """
 
-import contextlib
-import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-import torch
-
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.slices import Slice
-from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
-from disttrain_trainer.parameter_server.identity import config_digest
-from disttrain_trainer.parameter_server.layout import Layout, Span, Vectors, bytes_of
-from disttrain_trainer.parameter_server.wire import (
-    Closed,
-    Header,
-    Hello,
-    HelloVector,
-    Link,
-    Op,
-    ProtocolError,
-    Reason,
-    Silent,
-)
+from disttrain_trainer.errors import GenerationOver, PeerLost
+from disttrain_trainer.parameter_server.connection import ServerConnection
+from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
+from disttrain_trainer.parameter_server.layout import Layout, Vectors
+from disttrain_trainer.parameter_server.wire import Closed, Header, Op, ProtocolError, Silent
 
 T = TypeVar("T")
-
-_PAUSE = 0.05
-"""Seconds before a refused connection is tried again; twice as long each time, up to a second."""
 
 
 class ShardedClient:
@@ -62,8 +45,9 @@ class ShardedClient:
         self._incarnation = incarnation
         self._generation = generation
         self._timeout = timeout
-        self._shards = [_Connection(number, address, timeout) for number, address in enumerate(addresses)]
+        self._shards = [ServerConnection(number, address, timeout) for number, address in enumerate(addresses)]
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
+        self._calls = threading.Lock()  # held by a call
         self._clock = 0
         self.versions: tuple[int, ...] = ()
         """Version of each shard's parameters as of the last pull."""
@@ -90,9 +74,8 @@ class ShardedClient:
 
     def connect(self, layout: Layout) -> None:
         """Connects to every server; waits for those that do not listen yet, and for the generation to begin."""
-        self._layout = layout
 
-        def one(shard: "_Connection") -> Header:
+        def one(shard: ServerConnection) -> Header:
             shard.spans = layout.spans(server=shard.number, servers=len(self._shards))
             hello = Hello(
                 job_uid=self._config.uid,
@@ -118,9 +101,8 @@ class ShardedClient:
     def initialize(self, flat: Vectors) -> bool:
         """Offers the first parameters. False when some shard had parameters already: `pull` then."""
 
-        def one(shard: "_Connection") -> bool:
-            views = shard.views(flat)
-            shard.send(Header(op=Op.INIT, nbytes=_nbytes(views)), views)
+        def one(shard: ServerConnection) -> bool:
+            shard.send(Header(op=Op.INIT, nbytes=shard.nbytes), shard.views(flat))
             return bool(shard.receive(Op.DONE).code)
 
         return all(self._all("to take the first parameters", one))
@@ -147,7 +129,7 @@ class ShardedClient:
         BoundedStaleness: waits at the gate. Async: does not wait.
         """
 
-        def one(shard: "_Connection") -> int:
+        def one(shard: ServerConnection) -> int:
             shard.send(Header(op=Op.PULL, clock=self._clock, step=-1 if step is None else step))
             return shard.receive_values(into)
 
@@ -159,7 +141,7 @@ class ShardedClient:
         A slice that was pushed before, by anybody, is ignored by the shards that have it.
         """
 
-        def one(shard: "_Connection") -> Header:
+        def one(shard: ServerConnection) -> Header:
             shard.push(self._push_header(shard, Op.PUSH, slice), slice, gradient)
             return shard.receive(Op.DONE)
 
@@ -171,7 +153,7 @@ class ShardedClient:
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
-        def one(shard: "_Connection") -> int:
+        def one(shard: ServerConnection) -> int:
             shard.push(self._push_header(shard, Op.PUSH_PULL, slice, next_step), slice, gradient)
             return shard.receive_values(into)
 
@@ -180,12 +162,21 @@ class ShardedClient:
         return self._pulled(versions)
 
     def close(self, *, goodbye: bool = True) -> None:
-        """Ends the connections. `goodbye`: on purpose, so that no server reports this worker as lost."""
-        for shard in self._shards:
-            shard.close(goodbye)
-        self._threads.shutdown(wait=False)
+        """Ends the connections. `goodbye`: on purpose, so that no server reports this worker as lost.
 
-    def _push_header(self, shard: "_Connection", op: Op, slice: Slice, step: int | None = None) -> Header:
+        From another thread than the one that calls: the call in progress raises PeerLost, and its thread must close, too.
+        """
+        idle = self._calls.acquire(blocking=False)
+        for shard in self._shards:
+            if not idle:
+                shard.abort()
+            else:
+                shard.close(goodbye=goodbye)
+        if idle:
+            self._threads.shutdown(wait=False)
+            self._calls.release()
+
+    def _push_header(self, shard: ServerConnection, op: Op, slice: Slice, step: int | None = None) -> Header:
         return Header(
             op=op,
             samples=slice.samples,
@@ -201,21 +192,29 @@ class ShardedClient:
         self.versions = tuple(versions)
         return self.versions
 
-    def _all(self, what: str, ask: Callable[["_Connection"], T]) -> list[T]:
+    def _all(self, what: str, ask: Callable[[ServerConnection], T]) -> list[T]:
         """Asks every shard in parallel."""
-        if len(self._shards) == 1:
-            return [self._one(self._shards[0], what, ask)]
-        futures: list[Future[T]] = [self._threads.submit(self._one, shard, what, ask) for shard in self._shards]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed = [error for future in futures if future.done() and (error := future.exception())]
-        if failed:
-            for shard in self._shards:
-                shard.abort()
-            wait(futures)
-            raise next((error for error in failed if isinstance(error, GenerationOver)), failed[0])
-        return [future.result() for future in futures]
+        with self._calls:
+            if len(self._shards) == 1:
+                return [self._one(self._shards[0], what, ask)]
+            futures = [self._threads.submit(self._one, shard, what, ask) for shard in self._shards]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            except BaseException:  # raised by a signal's handler
+                self._give_up(futures)
+                raise
+            errors = [error for future in futures if future.done() and (error := future.exception())]
+            if errors:
+                self._give_up(futures)
+                raise next((error for error in errors if isinstance(error, GenerationOver)), errors[0])
+            return [future.result() for future in futures]
 
-    def _one(self, shard: "_Connection", what: str, ask: Callable[["_Connection"], T]) -> T:
+    def _give_up(self, futures: Sequence[Future[T]]) -> None:
+        for shard in self._shards:
+            shard.abort()
+        wait(futures)
+
+    def _one(self, shard: ServerConnection, what: str, ask: Callable[[ServerConnection], T]) -> T:
         shard.waiting_for = ""
         try:
             return ask(shard)
@@ -226,137 +225,3 @@ class ShardedClient:
             raise PeerLost(shard.name, f"{error}; waited for {what}") from None
         except ProtocolError as error:
             raise PeerLost(shard.name, f"{error}; waited for {what}") from error
-
-
-class _Connection:
-    """One server, as this worker sees it."""
-
-    def __init__(self, number: int, address: str, timeout: float) -> None:
-        self.number = number
-        self.name = f"parameter-server-{number} ({address})"
-        self.link: Link | None = None
-        self.spans: tuple[Span, ...] = ()
-        self.waiting_for = ""
-        self._address = address
-        self._timeout = timeout
-        self._closed = threading.Event()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(span.nbytes for span in self.spans)
-
-    def open(self, hello: Hello, patience: float) -> Header:
-        """Connects, introduces this worker, and returns the welcome."""
-        self.link = Link(self._dial(patience), timeout=self._timeout)
-        data = hello.model_dump_json().encode()
-        self.link.send(Header(op=Op.HELLO, nbytes=len(data)), [memoryview(data)])
-        return self.receive(Op.WELCOME)
-
-    def ask(self, header: Header, answer: Op) -> Header:
-        """One request without payload."""
-        self.send(header)
-        return self.receive(answer)
-
-    def push(self, header: Header, slice: Slice, gradient: Vectors | None) -> None:
-        """Sends a gradient."""
-        if not slice.samples:
-            self.send(header)
-        elif gradient is None:
-            raise ValueError(f"slice {slice.index} has {slice.samples} samples, but no gradient")
-        else:
-            self.send(header, self.views(gradient))
-
-    def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
-        link = self._open_link()
-        try:
-            link.send(header, payload)
-        except Closed:
-            # The server may have said why before it closed the connection.
-            self.receive(Op.DONE)
-            raise
-
-    def receive(self, op: Op) -> Header:
-        """The answer, after any number of WAITs. What REFUSED says is raised."""
-        link = self._open_link()
-        while True:
-            header = link.receive()
-            if header.op is Op.WAIT:
-                self.waiting_for = link.receive_text(header).decode(errors="replace")
-            elif header.op is Op.REFUSED:
-                raise self._refusal(header.code, link.receive_text(header).decode(errors="replace"))
-            elif header.op is op:
-                return header
-            else:
-                raise ProtocolError(f"answered {header.op.name}, not {op.name}")
-
-    def receive_values(self, into: Vectors) -> int:
-        """The parameters of this shard, into their place; returns their version."""
-        header = self.receive(Op.VALUES)
-        self._open_link().receive_into(header, self.views(into))
-        return header.version
-
-    def views(self, vectors: Vectors) -> list[memoryview]:
-        """The bytes of this shard's part of the vectors. ValueError when they are not of the layout."""
-        if len(vectors) != len(self.spans):
-            raise ValueError(f"the layout has {len(self.spans)} vectors, not {len(vectors)}")
-        return [_bytes_of(vector, span) for vector, span in zip(vectors, self.spans, strict=True)]
-
-    def abort(self) -> None:
-        """Ends the connection under the hands of the thread that uses it."""
-        self._closed.set()
-        if self.link is not None:
-            self.link.abort()
-
-    def close(self, goodbye: bool) -> None:
-        if self.link is not None and goodbye and not self._closed.is_set():
-            with contextlib.suppress(Closed, Silent):
-                self.link.send(Header(op=Op.BYE))
-        self.abort()
-        if self.link is not None:
-            self.link.close()
-
-    def _open_link(self) -> Link:
-        if self.link is None or self._closed.is_set():
-            raise Closed("the connection was given up")
-        return self.link
-
-    def _dial(self, patience: float) -> socket.socket:
-        """Tries until the server listens and its name resolves, which in a cluster takes up to half a minute."""
-        host, _, port = self._address.rpartition(":")
-        deadline = time.monotonic() + patience
-        pause = _PAUSE
-        while True:
-            try:
-                return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
-            except OSError as error:
-                if time.monotonic() + pause > deadline:
-                    raise PeerLost(
-                        self.name, f"{error.strerror or error}; tried to connect for {patience:g} s"
-                    ) from None
-            if self._closed.wait(pause):
-                raise Closed("the connection was given up")
-            pause = min(2 * pause, 1.0)
-
-    def _refusal(self, code: int, text: str) -> Exception:
-        match code:
-            case Reason.GENERATION:
-                return GenerationOver(self.name, text)
-            case Reason.LAYOUT:
-                return WrongInput(f"{self.name}: {text}")
-            case Reason.TIMEOUT:
-                return PeerLost(self.name, text)
-            case _:
-                return Refused(self.name, text)
-
-
-def _bytes_of(vector: torch.Tensor, span: Span) -> memoryview:
-    if vector.dtype != span.dtype or vector.dim() != 1 or not vector.is_contiguous() or vector.device.type != "cpu":
-        raise ValueError(
-            f"a vector must be one-dimensional, contiguous, {span.dtype} and on the CPU; this is {vector.dtype} on {vector.device}"
-        )
-    size = span.dtype.itemsize
-    return bytes_of(vector)[span.start * size : span.stop * size]
-
-
-def _nbytes(views: Sequence[memoryview]) -> int:
-    return sum(len(view) for view in views)

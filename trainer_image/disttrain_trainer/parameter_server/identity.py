@@ -1,14 +1,65 @@
-"""What two processes must agree on before they exchange parameters."""
+"""Who a worker is, and what it must agree on with a server before they exchange parameters: the body of HELLO."""
 
 import hashlib
 import json
+from typing import Annotated, Literal
 
+from pydantic import Field, ValidationError
+
+from disttrain.api.base import Model
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.parameter_server.layout import Layout, Vector
+from disttrain_trainer.parameter_server.wire import ProtocolError
+
+
+class HelloVector(Model):
+    """A vector of the worker's layout."""
+
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    length: Annotated[int, Field(ge=1, le=1 << 40)]
+
+
+class Hello(Model):
+    """A worker introduces itself. The bounds are there because anybody may send one."""
+
+    job_uid: Annotated[str, Field(max_length=256)]
+    config_digest: Annotated[str, Field(max_length=64)]
+    attempt: int
+    generation: int
+    server: int
+    """The server that the worker means to talk to, and of how many."""
+    servers: int
+    rank: Annotated[int, Field(ge=0, le=1 << 20)]
+    incarnation: Annotated[str, Field(min_length=1, max_length=64)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=86400)]
+    """The server is taken for lost when it is silent for so long."""
+    layout_digest: Annotated[str, Field(max_length=64)]
+    vectors: Annotated[tuple[HelloVector, ...], Field(min_length=1, max_length=4)]
+
+    @property
+    def layout(self) -> Layout:
+        """The worker's model."""
+        return Layout(
+            vectors=tuple(Vector(dtype=v.dtype, length=v.length) for v in self.vectors), digest=self.layout_digest
+        )
+
+    def encode(self) -> bytes:
+        """The body of the frame."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray) -> "Hello":
+        """The HELLO in this body, or ProtocolError."""
+        try:
+            return cls.model_validate_json(bytes(data))
+        except ValidationError as error:
+            raise ProtocolError(f"a HELLO is malformed: {error.errors()[0]['msg']}") from None
 
 
 def config_digest(config: JobConfig) -> str:
     """sha256 over what decides the result of the training; addresses and time-outs may differ between processes."""
     decisive = config.model_dump(
-        mode="json", include={"strategy", "trainer", "data", "workers", "processes_per_worker", "parameter_servers"}
+        mode="json",
+        include={"strategy", "trainer", "data", "workers", "processes_per_worker", "parameter_servers"},
     )
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

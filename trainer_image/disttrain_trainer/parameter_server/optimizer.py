@@ -36,17 +36,19 @@ class Optimizer(ABC):
         """Optimiser steps taken: Adam's t."""
         self._state: list[dict[str, torch.Tensor]] = []
 
-    def bind(self, parts: Sequence[torch.Tensor]) -> None:
-        """Starts anew, with zero state shaped like these (padded) parts."""
+    def bind(self, parts: Sequence[torch.Tensor], *, block: int) -> None:
+        """Starts anew, with zero state shaped like these (padded) parts. block: the most elements of a `step`."""
         self.updates = 0
         self._state = [{slot: torch.zeros_like(part) for slot in self.slots} for part in parts]
 
-    def step(self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Updates `parameters` in place: the elements `block` of part number `part`. `gradient` may be overwritten.
+    @abstractmethod
+    def step(
+        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
+    ) -> None:
+        """Updates a block: the elements `block` of part number `part`. The result goes to `out`: `parameters` or `gradient` itself.
 
-        One optimiser step is a call for every block of every part, and then `advance` once.
+        `gradient` is lost. One optimiser step is a call for every block of every part, and then `advance` once.
         """
-        self._step(parameters, gradient, {slot: tensor[block] for slot, tensor in self._state[part].items()})
 
     def advance(self) -> None:
         """Ends an optimiser step."""
@@ -56,45 +58,50 @@ class Optimizer(ABC):
         """The state of each part, by slot; the tensors themselves."""
         return self._state
 
+
+class _InPlace(Optimizer):
+    """An optimiser whose kernel updates the parameters in place; elsewhere it works on a scratch block that stays in the cache."""
+
+    def bind(self, parts: Sequence[torch.Tensor], *, block: int) -> None:
+        super().bind(parts, block=block)
+        self._scratch = [torch.empty_like(part[:block]) for part in parts]
+
+    def step(
+        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
+    ) -> None:
+        state = {slot: tensor[block] for slot, tensor in self._state[part].items()}
+        if out is parameters:
+            self._step(parameters, gradient, state)
+        else:
+            scratch = self._scratch[part][: len(parameters)].copy_(parameters)
+            self._step(scratch, gradient, state)
+            out.copy_(scratch)
+
     @abstractmethod
     def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None: ...
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with L2 penalty, momentum and Nesterov's momentum, as torch.optim.SGD (dampening 0)."""
+    """Stochastic gradient descent with an L2 penalty, as torch.optim.SGD without momentum."""
 
     name = "SGD"
     slots: ClassVar[tuple[str, ...]] = ()
 
-    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
-        self._sgd(parameters, gradient, momentum=0.0, nesterov=False, buffer=None)
-
-    def _sgd(
-        self,
-        parameters: torch.Tensor,
-        gradient: torch.Tensor,
-        *,
-        momentum: float,
-        nesterov: bool,
-        buffer: torch.Tensor | None,
+    def step(
+        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
     ) -> None:
-        sgd(
-            [parameters],
-            [gradient],
-            [buffer],
-            fused=True,
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            momentum=momentum,
-            dampening=0.0,
-            nesterov=nesterov,
-            maximize=False,
-        )
+        if self.weight_decay:
+            gradient.add_(parameters, alpha=self.weight_decay)
+        torch.add(parameters, gradient, alpha=-self.learning_rate, out=out)
 
 
-class MomentumSGD(SGD):
-    """SGD with a momentum buffer. It starts at 0, where torch starts with the first gradient: with dampening 0 that is the same."""
+class MomentumSGD(_InPlace):
+    """SGD with momentum, or Nesterov's, as torch.optim.SGD with dampening 0.
 
+    The momentum starts at 0, where torch starts with the first gradient: without dampening that is the same.
+    """
+
+    name = "SGD"
     slots: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def __init__(self, settings: spec.Optimizer) -> None:
@@ -103,10 +110,21 @@ class MomentumSGD(SGD):
         self.nesterov = settings.nesterov
 
     def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
-        self._sgd(parameters, gradient, momentum=self.momentum, nesterov=self.nesterov, buffer=state["momentum"])
+        sgd(
+            [parameters],
+            [gradient],
+            [state["momentum"]],
+            fused=True,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            dampening=0.0,
+            nesterov=self.nesterov,
+            maximize=False,
+        )
 
 
-class Adam(Optimizer):
+class Adam(_InPlace):
     """Kingma & Ba, ICLR 2015, with an L2 penalty, as torch.optim.Adam."""
 
     name = "Adam"

@@ -17,15 +17,14 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server import optimizer as optimizers
-from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
-from disttrain_trainer.parameter_server.identity import config_digest
-from disttrain_trainer.parameter_server.layout import Layout, Vector
+from disttrain_trainer.parameter_server.generation import Generation, Session
+from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.requests import Requests
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.parameter_server.wire import (
     Closed,
     Header,
-    Hello,
     Link,
     Op,
     ProtocolError,
@@ -35,6 +34,9 @@ from disttrain_trainer.parameter_server.wire import (
 )
 
 log = logging.getLogger(__name__)
+
+HEARTBEAT = 0.5
+"""Seconds between two signs of life to a worker that waits, and until its own death in the wait is noticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,12 +254,12 @@ class ShardServer:
         try:
             hello = self._hello(connection.link)
             generation, session = self._admit(connection, hello)
-            said_goodbye = _Requests(
+            said_goodbye = Requests(
                 link=connection.link,
                 generation=generation,
                 session=session,
                 patience=self._config.startup_timeout_seconds,
-                heartbeat=hello.timeout_seconds / 4,
+                heartbeat=min(hello.timeout_seconds / 4, HEARTBEAT),
             ).serve()
         except Refusal as refusal:
             with contextlib.suppress(Closed, Silent):
@@ -302,10 +304,7 @@ class ShardServer:
                 self._retired.add(before)
             self._incarnations[hello.rank] = hello.incarnation
             session = Session(hello.rank, hello.incarnation)
-            layout = Layout(
-                vectors=tuple(Vector(dtype=v.dtype, length=v.length) for v in hello.vectors), digest=hello.layout_digest
-            )
-            version, initialized = generation.enter(session, layout)
+            version, initialized = generation.enter(session, hello.layout)
             replaced = [c for c in self._connections if c.session is not None and c.session.rank == hello.rank]
             connection.session, connection.generation = session, generation
         for old in replaced:
@@ -317,7 +316,7 @@ class ShardServer:
         """Waits for `begin`: a worker may hear of a generation before its servers do."""
         deadline = self._config.startup_timeout_seconds
         waited = 0.0
-        heartbeat = hello.timeout_seconds / 4
+        heartbeat = min(hello.timeout_seconds / 4, HEARTBEAT)
         while True:
             with self._changed:
                 if self._changed.wait_for(
@@ -348,85 +347,3 @@ class ShardServer:
             log.info("shard %d lost worker %d", self._index, session.rank)
             if self._on_worker_lost is not None:
                 self._on_worker_lost(session.rank)
-
-
-class _Requests:
-    """The requests of one connection, answered one after the other."""
-
-    def __init__(
-        self, *, link: Link, generation: Generation, session: Session, patience: float, heartbeat: float
-    ) -> None:
-        self._link = link
-        self._generation = generation
-        self._session = session
-        self._patience = patience
-        self._heartbeat = heartbeat
-
-    def serve(self) -> bool:
-        """Until the connection ends; True when the worker said goodbye."""
-        while True:
-            header = self._link.receive(patient=True)
-            match header.op:
-                case Op.INIT:
-                    self._initialize(header)
-                case Op.JOIN:
-                    self._done(clock=self._generation.join(self._session, header.clock))
-                case Op.LEAVE:
-                    self._generation.leave(self._session)
-                    self._done()
-                case Op.PUSH:
-                    self._done(version=self._push(header))
-                case Op.PULL:
-                    self._pull(header.clock, header.step)
-                case Op.PUSH_PULL:
-                    self._push(header)
-                    self._pull(header.clock + 1, header.step)
-                case Op.BYE:
-                    return True
-                case _:
-                    raise ProtocolError(f"{header.op.name} is not for a server")
-
-    def _done(self, *, code: int = 0, clock: int = 0, version: int = 0) -> None:
-        self._link.send(Header(op=Op.DONE, code=code, clock=clock, version=version))
-
-    def _initialize(self, header: Header) -> None:
-        buffers = self._generation.take()
-        self._link.receive_into(header, buffers.views)
-        self._done(code=self._generation.initialize(buffers))
-
-    def _push(self, header: Header) -> int:
-        gradient = Gradient(
-            index=header.index,
-            samples=header.samples,
-            batch_samples=header.batch_samples,
-            clock=header.clock,
-            version=header.version,
-        )
-        if not 0 <= gradient.samples <= gradient.batch_samples or not gradient.batch_samples:
-            raise ProtocolError(f"slice {gradient.index} has {gradient.samples} of {gradient.batch_samples} samples")
-        if not gradient.samples:
-            self._link.receive_into(header, [])
-            return self._generation.push(self._session, gradient, None)
-        buffers = self._generation.take()
-        # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
-        try:
-            self._link.receive_into(header, buffers.views)
-        except BaseException:
-            self._generation.give(buffers)
-            raise
-        return self._generation.push(self._session, gradient, buffers)
-
-    def _pull(self, clock: int, step: int) -> None:
-        buffers = self._generation.pull(
-            self._session,
-            clock=clock,
-            step=None if step < 0 else step,
-            patience=self._patience,
-            heartbeat=self._heartbeat,
-            still_waiting=lambda reason: self._link.send_text(Header(op=Op.WAIT), reason),
-        )
-        try:
-            nbytes = sum(len(view) for view in buffers.views)
-            self._link.send(Header(op=Op.VALUES, version=buffers.version, nbytes=nbytes), buffers.views)
-        finally:
-            self._generation.release(buffers)

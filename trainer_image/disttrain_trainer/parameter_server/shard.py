@@ -21,7 +21,7 @@ from disttrain_trainer.parameter_server.layout import Layout, Span, bytes_of
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements that are summed, updated and rounded at a time: they stay in the core's cache from one to the next."""
 
 
@@ -59,7 +59,9 @@ class Shard:
         wide = [part.dtype.itemsize == 2 for part in self._current.parts]
         self._masters = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
         self._wide_sums = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
-        optimizer.bind([part.float() if is16 else part for part, is16 in zip(self._current.parts, wide, strict=True)])
+        optimizer.bind(
+            [part.float() if is16 else part for part, is16 in zip(self._current.parts, wide, strict=True)], block=BLOCK
+        )
 
     @property
     def nbytes(self) -> int:
@@ -97,28 +99,25 @@ class Shard:
             # The first gradient's own memory becomes the sum.
             first = queue.pop(0)
             self._sum = first[0]
-        target = self._target() if update else None
-        for number, gradient in enumerate(self._sum.parts):
-            for start in range(0, gradient.numel(), BLOCK):
-                block = slice(start, min(start + BLOCK, gradient.numel()))
-                wide = self._wide_sums[number]
-                total = gradient[block] if wide is None else wide[block]
+        for number, (part, wide) in enumerate(zip(self._sum.parts, self._wide_sums, strict=True)):
+            for start in range(0, part.numel(), BLOCK):
+                block = slice(start, min(start + BLOCK, part.numel()))
+                total = part[block] if wide is None else wide[block]
                 if first is not None:
                     if wide is not None:
-                        total.copy_(gradient[block])
+                        total.copy_(part[block])
                     if first[1] != 1.0:
                         total.mul_(first[1])
                 for buffers, weight in queue:
                     total.add_(buffers.parts[number][block], alpha=weight)
-                if target is not None:
-                    self._step(number, block, total, target)
+                if update:
+                    self._step(number, block, total, part[block])
         self._free.extend(buffers for buffers, _ in queue)
-        if target is not None:
-            self._free.append(self._sum)
-            self._sum = None
+        if update:
             self._optimizer.advance()
             self.version += 1
-            self._publish(target)
+            self._publish(self._sum)
+            self._sum = None
 
     def acquire(self, version: int | None) -> Buffers:
         """The parameters of that version if they are here, else the current ones; to be read until `release`."""
@@ -187,26 +186,27 @@ class Shard:
             **self._optimizer.state()[number],
         }
 
-    def _target(self) -> Buffers:
-        return self.take() if self._history else self._current
+    def _step(self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor) -> None:
+        """Updates a block. With history the next version is written to `following`, over the gradient: no memory is moved for it."""
+        current, master = self._current.parts[number][block], self._masters[number]
+        out = following if self._history else current
+        if master is None:
+            self._optimizer.step(number, block, current, gradient, out=out)
+        else:
+            values = master[block]
+            self._optimizer.step(number, block, values, gradient, out=values)
+            out.copy_(values)
 
-    def _step(self, number: int, block: slice, gradient: torch.Tensor, target: Buffers) -> None:
-        published, master = target.parts[number][block], self._masters[number]
-        if master is not None:
-            self._optimizer.step(number, block, master[block], gradient)
-            published.copy_(master[block])
+    def _publish(self, buffers: Buffers) -> None:
+        if not self._history:
+            self._current.version = self.version
+            self._free.append(buffers)
             return
-        if target is not self._current:
-            published.copy_(self._current.parts[number][block])
-        self._optimizer.step(number, block, published, gradient)
-
-    def _publish(self, target: Buffers) -> None:
-        target.version = self.version
-        if target is not self._current:
-            oldest, self._previous, self._current = self._previous, self._current, target
-            if oldest is not None:
-                oldest.retired = True
-                self._recycle(oldest)
+        buffers.version = self.version
+        oldest, self._previous, self._current = self._previous, self._current, buffers
+        if oldest is not None:
+            oldest.retired = True
+            self._recycle(oldest)
 
     def _recycle(self, buffers: Buffers) -> None:
         # A slow worker may still be reading an old version: its memory is used again when the last reader is done.

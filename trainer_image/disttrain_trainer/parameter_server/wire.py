@@ -19,6 +19,7 @@ unpickled, and whatever does not fit is a `ProtocolError`, which costs the sende
 """
 
 import contextlib
+import select
 import socket
 import struct
 import time
@@ -26,11 +27,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Literal
-
-from pydantic import Field, ValidationError
-
-from disttrain.api.base import Model
 
 MAGIC = b"DTPS"
 PROTOCOL = 1
@@ -38,6 +34,9 @@ MAX_TEXT = 64 * 1024
 """Bytes of a HELLO or of words."""
 CHUNK = 4 << 20
 """Bytes of one system call, which must move within the time-out."""
+LOCAL_BUFFER = 256 << 10
+"""Bytes of a socket's buffers when both ends are on one machine. Left alone, the kernel lets them grow to megabytes, for networks with
+a delay; here a small one keeps what is in flight in the processor's cache, which doubles the throughput."""
 
 _HEADER = struct.Struct("<4sBBHIIQqQQQI")
 SIZE = _HEADER.size
@@ -170,39 +169,6 @@ class Header:
         )
 
 
-class HelloVector(Model):
-    """A vector of the worker's layout."""
-
-    dtype: Literal["float32", "float64", "bfloat16", "float16"]
-    length: Annotated[int, Field(ge=1, le=1 << 40)]
-
-
-class Hello(Model):
-    """Who a worker is and which model it has."""
-
-    job_uid: Annotated[str, Field(max_length=256)]
-    config_digest: Annotated[str, Field(max_length=64)]
-    attempt: int
-    generation: int
-    server: int
-    """The server that the worker means to talk to, and of how many."""
-    servers: int
-    rank: Annotated[int, Field(ge=0, le=1 << 20)]
-    incarnation: Annotated[str, Field(min_length=1, max_length=64)]
-    timeout_seconds: Annotated[float, Field(gt=0, le=86400)]
-    """The server is taken for lost when it is silent for so long."""
-    layout_digest: Annotated[str, Field(max_length=64)]
-    vectors: Annotated[tuple[HelloVector, ...], Field(min_length=1, max_length=4)]
-
-    @classmethod
-    def decode(cls, data: bytes | bytearray) -> "Hello":
-        """The HELLO in this JSON, or ProtocolError."""
-        try:
-            return cls.model_validate_json(bytes(data))
-        except ValidationError as error:
-            raise ProtocolError(f"a HELLO is malformed: {error.errors()[0]['msg']}") from None
-
-
 class Link:
     """One end of a connection; for one thread at a time.
 
@@ -218,6 +184,9 @@ class Link:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sock.getsockname()[0] == sock.getpeername()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
         self._socket = sock
         self._timeout = timeout
         self._head = bytearray(SIZE)
@@ -264,6 +233,13 @@ class Link:
         """Ends the connection under the hands of whoever uses it, who gets Closed. For any thread."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed its end. For the thread that uses the connection, while it reads nothing."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def stop_reading(self) -> None:
         """Whoever reads gets Closed, but may still send a last word. For any thread."""

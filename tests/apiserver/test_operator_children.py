@@ -1,0 +1,261 @@
+"""A job on a real API server: what it becomes, and that it is kept so. No kubelet: the test plays it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from apiserver.operating import (
+    EVENTS,
+    JOBS,
+    PODS,
+    POLICIES,
+    SERVICES,
+    Kubelet,
+    Operator,
+    Rest,
+    eventually,
+    job,
+    pod_names,
+)
+from cluster.controlplane import ControlPlane
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane) -> Iterator[Operator]:
+    with Operator(control_plane, "--namespaces=children", name="operator-children") as operator:
+        yield operator
+
+
+@pytest.fixture(scope="module")
+def rest(control_plane: ControlPlane) -> Rest:
+    control_plane.kubectl("create", "namespace", "children")
+    return Rest(control_plane, "children")
+
+
+@pytest.fixture
+def kubelet(rest: Rest) -> Kubelet:
+    return Kubelet(rest)
+
+
+def pods_of(rest: Rest, name: str) -> dict[str, str]:
+    """Names and uids."""
+    pods = rest.list(PODS, f"disttrain.dev/job-name={name}")
+    return {
+        pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods if "deletionTimestamp" not in pod["metadata"]
+    }
+
+
+def started(rest: Rest, name: str, **spec: object) -> dict[str, str]:
+    rest.create(JOBS, job(name, **spec))
+    return complete(rest, name)
+
+
+def complete(rest: Rest, name: str) -> dict[str, str]:
+    def check() -> dict[str, str]:
+        pods = pods_of(rest, name)
+        return pods if sorted(pods) == pod_names(name) else {}
+
+    return eventually(check)
+
+
+def status_of(rest: Rest, name: str) -> dict[str, object]:
+    status: dict[str, object] = rest.get(JOBS, name).get("status", {})
+    return status
+
+
+def condition(rest: Rest, name: str, type_: str) -> tuple[str, str]:
+    found = {c["type"]: (c["status"], c["reason"]) for c in status_of(rest, name).get("conditions", ())}  # type: ignore[attr-defined]
+    return found.get(type_, ("", ""))
+
+
+def test_job_becomes_pods_and_service_and_network_policy_that_it_owns(rest: Rest, operator: Operator) -> None:
+    started(rest, "made")
+    uid = rest.get(JOBS, "made")["metadata"]["uid"]
+    children = [
+        rest.get(SERVICES, "made"),
+        rest.get(POLICIES, "made"),
+        *(rest.get(PODS, name) for name in pod_names("made")),
+    ]
+    for child in children:
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["kind"]) == (uid, True, "DistTrainJob")
+        assert child["metadata"]["labels"]["disttrain.dev/job-name"] == "made"
+    assert eventually(lambda: condition(rest, "made", "Valid")) == ("True", "Accepted")
+    assert eventually(
+        lambda: [e for e in rest.list(EVENTS) if e["involvedObject"].get("uid") == uid and e["reason"] == "Created"]
+    )
+
+
+def test_deleted_child_is_replaced_within_seconds(rest: Rest, operator: Operator) -> None:
+    before = started(rest, "kept")
+    for path, name in ((PODS, "kept-worker-1"), (SERVICES, "kept"), (POLICIES, "kept")):
+        uid = rest.get(path, name)["metadata"]["uid"]
+        options = {"gracePeriodSeconds": 0} if path == PODS else {}
+        rest.delete(path, name, **options)
+        eventually(lambda path=path, name=name, uid=uid: rest.get(path, name)["metadata"]["uid"] != uid, seconds=5)
+    after = complete(rest, "kept")
+    assert {name for name in before if before[name] != after[name]} == {"kept-worker-1"}
+
+
+def test_failed_pod_is_replaced_and_counted_once(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    before = started(rest, "failing")
+    for name in before:
+        kubelet.run(name)
+    kubelet.fail("failing-worker-0", code=137, reason="OOMKilled")
+    eventually(
+        lambda: (
+            pods_of(rest, "failing").get("failing-worker-0", before["failing-worker-0"]) != before["failing-worker-0"]
+        )
+    )
+    restarts = eventually(lambda: status_of(rest, "failing").get("restarts"))
+    assert (restarts["total"], restarts["countedTowardsLimit"]) == (1, 1)
+    assert (restarts["last"]["reason"], restarts["last"]["exitCode"], restarts["last"]["index"]) == (
+        "OOMKilled",
+        137,
+        0,
+    )
+    eventually(lambda: status_of(rest, "failing")["restarts"]["accounted"] == [])  # type: ignore[index]
+    after = complete(rest, "failing")
+    assert {name for name in before if before[name] != after[name]} == {"failing-worker-0"}
+
+
+def test_users_own_fault_fails_the_job_with_its_last_words(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    for name in started(rest, "faulty"):
+        kubelet.run(name)
+    kubelet.fail(
+        "faulty-worker-1", code=1, message='{"message": "NameError: name \'x\' is not defined", "where": "net.py:3"}'
+    )
+    eventually(lambda: condition(rest, "faulty", "Failed")[0] == "True")
+    text = next(c["message"] for c in status_of(rest, "faulty")["conditions"] if c["type"] == "Failed")  # type: ignore[attr-defined]
+    assert "faulty-worker-1" in text
+    assert "NameError" in text
+    assert status_of(rest, "faulty")["state"] == "Failed"
+
+
+def test_workers_that_succeed_complete_the_job(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    names = started(rest, "done")
+    for name in names:
+        kubelet.run(name)
+    progress = '{"progress": {"attempt": 1, "step": 90, "totalSteps": 90, "finished": true, "loss": 0.25}}'
+    for name in sorted(names, reverse=True):
+        kubelet.succeed(name, progress if "master" in name else "")
+    eventually(lambda: condition(rest, "done", "Complete")[0] == "True")
+    eventually(lambda: status_of(rest, "done").get("training", {}).get("step") == 90)  # type: ignore[attr-defined]
+    metrics = operator.answer("/metrics")[1]
+    assert 'disttrain_operator_jobs{state="Complete"}' in metrics
+    assert 'disttrain_operator_jobs_finished_total{reason="WorkersSucceeded",result="Complete"}' in metrics
+
+
+def test_suspend_frees_every_pod_and_resume_begins_a_new_attempt(
+    rest: Rest, operator: Operator, kubelet: Kubelet
+) -> None:
+    before = started(rest, "paused")
+    for name in before:
+        kubelet.run(name)
+    rest.merge(f"{JOBS}/paused", {"spec": {"suspend": True}})
+    eventually(lambda: pods_of(rest, "paused") == {})
+    for name in rest.list(PODS, "disttrain.dev/job-name=paused"):
+        kubelet.gone(name["metadata"]["name"])
+    eventually(lambda: condition(rest, "paused", "Suspended")[0] == "True")
+    assert status_of(rest, "paused")["state"] == "Suspended"
+    rest.merge(f"{JOBS}/paused", {"spec": {"suspend": False}})
+    after = complete(rest, "paused")
+    assert set(after.values()).isdisjoint(before.values())
+    eventually(lambda: status_of(rest, "paused")["attempt"] == 2)
+
+
+def test_finished_job_is_deleted_when_its_time_is_over(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    names = started(rest, "short", runPolicy={"ttlSecondsAfterFinished": 1})
+    for name in names:
+        kubelet.run(name)
+        kubelet.succeed(name)
+    eventually(lambda: rest.find(JOBS, "short") is None)
+
+
+def test_what_is_not_supported_yet_makes_no_pods_and_says_so(rest: Rest, operator: Operator) -> None:
+    rest.create(JOBS, job("later", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 3}}))
+    eventually(lambda: condition(rest, "later", "Valid") == ("False", "NotYetSupported"))
+    assert rest.list(PODS, "disttrain.dev/job-name=later") == []
+
+
+def test_job_of_another_controller_is_left_alone(rest: Rest, operator: Operator) -> None:
+    rest.create(JOBS, job("theirs", managedBy="kueue.x-k8s.io/multikueue"))
+    started(rest, "after-theirs")  # the operator has been past it
+    assert "status" not in rest.get(JOBS, "theirs")
+    assert rest.list(PODS, "disttrain.dev/job-name=theirs") == []
+    assert rest.find(SERVICES, "theirs") is None
+
+
+def test_object_of_another_owner_is_never_adopted(rest: Rest, operator: Operator) -> None:
+    theirs = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "taken-worker-0"}}
+    theirs["spec"] = {"containers": [{"name": "own", "image": "x"}]}
+    uid = rest.create(PODS, theirs)["metadata"]["uid"]
+    rest.create(JOBS, job("taken"))
+    eventually(lambda: "taken-worker-0" in str(status_of(rest, "taken").get("conditions")))
+    pod = rest.get(PODS, "taken-worker-0")
+    assert pod["metadata"]["uid"] == uid
+    assert "ownerReferences" not in pod["metadata"]
+    rest.delete(PODS, "taken-worker-0", gracePeriodSeconds=0)
+    eventually(lambda: sorted(pods_of(rest, "taken")) == pod_names("taken"), seconds=30)
+
+
+def test_pods_of_a_former_job_of_the_same_name_are_not_taken_over(
+    rest: Rest, operator: Operator, kubelet: Kubelet
+) -> None:
+    former = started(rest, "again")
+    for name in former:
+        kubelet.run(name)
+    rest.delete(JOBS, "again")
+    for name in former:  # what a garbage collector that is late has not come to yet
+        assert rest.find(PODS, name)
+    rest.create(JOBS, job("again"))
+    eventually(lambda: "again-" in str(status_of(rest, "again").get("conditions")))
+    assert pods_of(rest, "again") == former
+    for path, names in ((PODS, former), (SERVICES, ["again"]), (POLICIES, ["again"])):
+        for name in names:
+            rest.delete(path, name, gracePeriodSeconds=0)
+    eventually(lambda: set(pods_of(rest, "again")) == set(former), seconds=30)
+
+
+def test_refused_pod_is_told_and_tried_again(rest: Rest, operator: Operator) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    quotas = "api/v1/{}/resourcequotas"
+    created = rest.create(quotas, quota)
+    rest.merge(f"{quotas}/none/status", {"status": {"hard": created["spec"]["hard"], "used": {"pods": "0"}}})
+    try:
+        rest.create(JOBS, job("refused"))
+        eventually(lambda: "PodRefused" in str(status_of(rest, "refused").get("conditions")), seconds=20)
+        assert "exceeded quota" in str(status_of(rest, "refused"))
+    finally:
+        rest.delete(quotas, "none")
+    eventually(lambda: sorted(pods_of(rest, "refused")) == pod_names("refused"), seconds=30)
+
+
+def test_unchanged_world_costs_no_write(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    for name in started(rest, "still"):
+        kubelet.run(name)
+    eventually(lambda: condition(rest, "still", "Ready")[0] == "True")
+    other = Operator.requests(operator)
+    # Each write of a label is news of the job, and a pass; none of them changes anything that was to be done.
+    for number in range(5):
+        rest.merge(f"{JOBS}/still", {"metadata": {"labels": {"touched": str(number)}}})
+    version = rest.get(JOBS, "still")["metadata"]["resourceVersion"]
+    started(rest, "after-still")
+    assert rest.get(JOBS, "still")["metadata"]["resourceVersion"] == version
+    assert operator.requests()["create", "pods", "201"] == other["create", "pods", "201"] + 4
+
+
+def test_operator_leaves_no_mark_of_kopf(rest: Rest, operator: Operator) -> None:
+    started(rest, "clean")
+    for path, name in ((JOBS, "clean"), (PODS, "clean-master-0"), (SERVICES, "clean")):
+        metadata = rest.get(path, name)["metadata"]
+        assert "finalizers" not in metadata
+        assert not [key for key in metadata.get("annotations", {}) if "kopf" in key]
+
+
+def test_probes_say_that_it_lives(operator: Operator) -> None:
+    assert operator.answer("/healthz") == (200, "ok\n")
+    assert operator.answer("/readyz") == (200, "ok\n")
+    assert 'disttrain_operator_watch_age_seconds{resource="pods"}' in operator.answer("/metrics")[1]

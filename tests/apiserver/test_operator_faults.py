@@ -1,0 +1,192 @@
+"""What the operator survives: its own death at any moment, an API server that goes away, events that never come, a job it cannot read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from apiserver.operating import JOBS, PODS, SERVICES, Kubelet, Operator, Rest, eventually, job, pod_names
+from cluster.controlplane import ControlPlane
+
+NAMESPACE = "faults"
+
+
+@pytest.fixture(scope="module")
+def rest(control_plane: ControlPlane) -> Rest:
+    control_plane.kubectl("create", "namespace", NAMESPACE)
+    return Rest(control_plane, NAMESPACE)
+
+
+@pytest.fixture
+def kubelet(rest: Rest) -> Kubelet:
+    return Kubelet(rest)
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Operator]:
+    operator = Operator(
+        control_plane, f"--namespaces={NAMESPACE}", "--progress=Pod", name=f"operator-{request.node.name}"
+    )
+    yield operator
+    operator.kill()
+
+
+def names(rest: Rest, name: str) -> list[str]:
+    pods = rest.list(PODS, f"disttrain.dev/job-name={name}")
+    return sorted(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
+
+
+def status(rest: Rest, name: str) -> Any:
+    return rest.get(JOBS, name).get("status", {})
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.2])
+def test_failure_is_counted_once_though_the_operator_is_killed_over_it(
+    rest: Rest, operator: Operator, kubelet: Kubelet, moment: float
+) -> None:
+    name = f"killed-{int(moment * 1000)}"
+    rest.create(JOBS, job(name))
+    operator.start()
+    eventually(lambda: names(rest, name) == pod_names(name))
+    for pod in pod_names(name):
+        kubelet.run(pod)
+    uid = rest.get(PODS, f"{name}-worker-1")["metadata"]["uid"]
+    kubelet.fail(f"{name}-worker-1")
+    time.sleep(moment)  # no waiting for something: the moment of the kill is the input of this test
+    operator.kill()
+    operator.start()
+    eventually(lambda: rest.get(PODS, f"{name}-worker-1")["metadata"]["uid"] != uid)
+    eventually(lambda: status(rest, name)["restarts"]["accounted"] == [])
+    assert status(rest, name)["restarts"]["total"] == 1
+    assert names(rest, name) == pod_names(name)
+
+
+def test_killed_in_the_middle_of_a_burst_it_finishes_it_after_its_restart(rest: Rest, operator: Operator) -> None:
+    jobs = [f"burst-{number}" for number in range(20)]
+    operator.start()
+    for name in jobs:
+        rest.create(JOBS, job(name))
+    operator.kill()
+    operator.start()
+    started = time.monotonic()
+    for name in jobs:
+        eventually(lambda name=name: names(rest, name) == pod_names(name), seconds=30)
+    assert time.monotonic() - started < 30
+    for name in jobs:
+        rest.delete(JOBS, name)
+
+
+def test_what_happens_while_it_is_away_is_found_when_it_comes_back(
+    rest: Rest, operator: Operator, kubelet: Kubelet
+) -> None:
+    rest.create(JOBS, job("away"))
+    operator.start()
+    eventually(lambda: names(rest, "away") == pod_names("away"))
+    operator.kill()
+    rest.delete(PODS, "away-ps-0", gracePeriodSeconds=0)
+    rest.delete(SERVICES, "away")
+    rest.merge(f"{JOBS}/away", {"spec": {"runPolicy": {"backoffLimit": 2}}})
+    operator.start()
+    eventually(lambda: names(rest, "away") == pod_names("away") and rest.find(SERVICES, "away"))
+    eventually(lambda: status(rest, "away")["observedGeneration"] == 2)
+
+
+def test_sigterm_ends_it_in_order(rest: Rest, operator: Operator) -> None:
+    operator.start()
+    began = time.monotonic()
+    assert operator.stop() == 0
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in operator.log
+
+
+def test_job_that_cannot_be_read_is_told_and_not_touched(
+    control_plane: ControlPlane, rest: Rest, operator: Operator
+) -> None:
+    operator.start()
+    crds = "apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    crd = rest.get(crds, "disttrainjobs.disttrain.dev")
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    loose = json.loads(json.dumps(crd))
+    for version in loose["spec"]["versions"]:
+        version["schema"] = {"openAPIV3Schema": anything}
+    body = job("unreadable")
+    body["spec"]["worker"] = {"replicas": 0}
+    rest("PUT", f"{crds}/disttrainjobs.disttrain.dev", loose)
+    try:
+        eventually(lambda: rest.create(JOBS, body))
+    finally:
+        newest = rest.get(crds, "disttrainjobs.disttrain.dev")
+        newest["spec"] = crd["spec"]
+        rest("PUT", f"{crds}/disttrainjobs.disttrain.dev", newest)
+    rest.create(JOBS, job("readable"))
+    eventually(lambda: names(rest, "readable") == pod_names("readable"))
+    conditions = eventually(lambda: status(rest, "unreadable").get("conditions"))
+    assert [(c["type"], c["status"], c["reason"]) for c in conditions] == [("Valid", "False", "InvalidSpec")]
+    assert "worker.replicas" in conditions[0]["message"]
+    assert names(rest, "unreadable") == []
+    assert operator.answer("/healthz")[0] == 200
+    rest.delete(JOBS, "unreadable")
+
+
+def test_api_server_that_goes_away_for_a_while(control_plane: ControlPlane, rest: Rest, operator: Operator) -> None:
+    operator.start()
+    rest.create(JOBS, job("outage"))
+    eventually(lambda: names(rest, "outage") == pod_names("outage"))
+    control_plane.api_server.stop()
+    time.sleep(2)  # long enough for requests to fail
+    control_plane.start_api_server()
+    rest.delete(PODS, "outage-worker-0", gracePeriodSeconds=0)
+    eventually(lambda: names(rest, "outage") == pod_names("outage"), seconds=60)
+    assert operator.answer("/healthz")[0] == 200
+
+
+def test_event_that_never_came_is_made_good_by_the_comparison(rest: Rest, control_plane: ControlPlane) -> None:
+    operator = Operator(control_plane, f"--namespaces={NAMESPACE}", "--resync-seconds=1", name="operator-resync")
+    with operator:
+        rest.create(JOBS, job("missed"))
+        eventually(lambda: names(rest, "missed") == pod_names("missed"))
+        # A pod without its label is not in the watch any more, and its deletion is told to nobody.
+        rest.merge(f"{PODS}/missed-worker-1", {"metadata": {"labels": {"disttrain.dev/job-name": None}}})
+        rest.delete(PODS, "missed-worker-1", gracePeriodSeconds=0)
+        eventually(lambda: names(rest, "missed") == pod_names("missed"))
+
+
+def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    report = {
+        "attempt": 1,
+        "step": 41,
+        "totalSteps": 90,
+        "loss": 0.5,
+        "worldSize": 2,
+        "lastUpdateTime": "2026-01-01T00:00:00Z",
+    }
+
+    class Master(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(report).encode()
+            self.send_response(200 if self.path == "/progress" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Master)
+    Thread(target=server.serve_forever, daemon=True).start()
+    operator.start()
+    rest.create(JOBS, job("told", observability={"metricsPort": server.server_port, "statusIntervalSeconds": 1}))
+    eventually(lambda: names(rest, "told") == pod_names("told"))
+    for pod in pod_names("told"):
+        kubelet.run(pod, ip="127.0.0.1")
+    assert eventually(lambda: status(rest, "told").get("training"))["step"] == 41
+    report["step"] = 60
+    eventually(lambda: status(rest, "told")["training"]["step"] == 60)
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,137 @@
+"""A real training on this machine, scraped by a real Prometheus: what its processes export fills the dashboard of the job."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from monitoring.grafana import MONITORING, fill, load, targets
+from monitoring.server import Prometheus, prometheus
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+ROOT = MONITORING.parents[1]
+PICKED = {"namespace": "default", "job_name": "digits-ps", "rank": ".*"}
+MINUTE = 60
+NOT_EXPORTED_YET = {"Gradient norm", "Goodput", "Where the time goes"}
+"""Panels whose metrics the trainer's loops do not fill."""
+WITHOUT_EVENTS = {"Checkpoint duration"}
+"""Panels that may have nothing to show in so short a run."""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            yield int(child)
+            yield from descendants(int(child))
+
+
+def training_processes(pid: int) -> list[dict[str, str]]:
+    """Their environments."""
+    found = []
+    for child in descendants(pid):
+        try:
+            pairs = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        environment = dict(pair.partition("=")[::2] for pair in pairs if "=" in pair)
+        if "DISTTRAIN_METRICS_PORT" in environment:
+            found.append(environment)
+    return found
+
+
+def discovered(process: dict[str, str]) -> dict:
+    """The target, as Prometheus finds it on a cluster."""
+    role, index = process["DISTTRAIN_ROLE"], process["DISTTRAIN_INDEX"]
+    labels = {
+        "namespace": PICKED["namespace"],
+        "pod_name": f"digits-ps-{role}-{index}",
+        "pod_node_name": "here",
+        "pod_phase": "Running",
+        "pod_container_name": "trainer",
+        "pod_container_port_name": "metrics",
+        "pod_label_disttrain_dev_job_name": PICKED["job_name"],
+        "pod_label_disttrain_dev_role": role,
+        "pod_label_disttrain_dev_index": index,
+    }
+    target = f"127.0.0.1:{process['DISTTRAIN_METRICS_PORT']}"
+    return {"targets": [target], "labels": {f"__meta_kubernetes_{name}": value for name, value in labels.items()}}
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, str]]]:
+    """Its processes, which train until the tests are done."""
+    folder = tmp_path_factory.mktemp("training")
+    example = (ROOT / "examples" / "digits-ps.yaml").read_text()
+    assert "epochs: 30" in example
+    (folder / "job.yaml").write_text(example.replace("epochs: 30", "epochs: 1000000"))
+    command = [Path(sys.executable).with_name("disttrain"), "run", "job.yaml"]
+    with (folder / "log").open("wb") as log:
+        run = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while len(processes := training_processes(run.pid)) < 5:
+            assert run.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield processes
+    finally:
+        run.send_signal(signal.SIGINT)
+        try:
+            run.wait(30)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+
+
+@pytest.fixture(scope="module")
+def scraped(training: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """After half a minute of training."""
+    folder = tmp_path_factory.mktemp("scraped")
+    config = yaml.safe_load((MONITORING / "prometheus" / "prometheus.yml").read_text())
+    config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    config["rule_files"] = []
+    (scrape,) = [each for each in config["scrape_configs"] if each["job_name"] == "disttrain-trainer"]
+    del scrape["kubernetes_sd_configs"]
+    scrape["file_sd_configs"] = [{"files": [str(folder / "targets.json")]}]
+    config["scrape_configs"] = [scrape]
+    (folder / "targets.json").write_text(json.dumps([discovered(process) for process in training]))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with prometheus(folder, folder / "prometheus.yml") as server:
+        deadline = time.monotonic() + 60
+        while not server.query('max(disttrain_step{role="worker"}) > 200', time=int(time.time()) + 1):
+            assert time.monotonic() < deadline, server.targets()
+            time.sleep(0.5)
+        time.sleep(10)
+        yield server
+
+
+def test_every_process_of_the_job_answers_the_scrape(scraped: Prometheus, training: list[dict[str, str]]) -> None:
+    up = scraped.query('up{job="disttrain-trainer"} == 1', time=int(time.time()))
+    assert len(up) == len(training) == 5
+
+
+def test_a_real_training_fills_the_dashboard(scraped: Prometheus) -> None:
+    now = int(time.time())
+    empty = set()
+    for panel, target in targets(load("job")):
+        expr = fill(target["expr"], PICKED, seconds=MINUTE, interval=5, scrape=1)
+        result = scraped.query_range(expr, start=now - MINUTE, end=now, step=5)
+        if not [value for series in result for _, value in series["values"] if value != "NaN"]:
+            empty.add(panel["title"])
+    assert empty <= NOT_EXPORTED_YET | WITHOUT_EVENTS
+
+
+def test_the_throughput_of_the_workers_is_the_masters_own_count(scraped: Prometheus) -> None:
+    now = int(time.time())
+    own, masters = (
+        float(scraped.query(f'sum(increase(disttrain_samples_total{{role="{role}"}}[8s]))', time=now)[0]["value"][1])
+        for role in ("worker", "master")
+    )
+    assert own == pytest.approx(masters, rel=0.2)

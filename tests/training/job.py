@@ -1,0 +1,317 @@
+"""A job as real processes on loopback: started, killed, frozen and replaced the way the operator and `disttrain run` do it.
+
+    with Job(folder=tmp_path, spec=digits(strategy=...)) as job:
+        job.start()
+        job.until(lambda progress: progress.step >= 20)
+        job.kill(Role.WORKER, 0)
+        assert job.supervise() == 0
+
+Processes are forked from a server that has imported torch once, so that one starts in 30 ms and not in 3 s; `program=True` starts
+`python -m disttrain_trainer` instead. Not here: plan.decide; what counts as a retry is the table of the design, in `RETRYABLE`.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any
+
+from disttrain.api import environment
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses, JobConfig, Progress, Termination
+from disttrain.api.spec import DistTrainJobSpec
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RETRYABLE = frozenset({int(environment.ExitCode.PEER_LOST), *(128 + number for number in range(1, 65))})
+Key = tuple[Role, int]
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(
+    ["disttrain_trainer.entry", "disttrain_trainer.worker", "disttrain_trainer.server", "disttrain_trainer.parallel.data"]
+)
+
+
+def digits(**changes: Any) -> dict[str, Any]:
+    """The spec of a digits job, with these fields changed: strategy, trainer (merged), worker, parameterServer, checkpoint."""
+    trainer = {
+        "model": "disttrain_trainer.examples.digits:model",
+        "dataset": "disttrain_trainer.examples.digits:dataset",
+        "loss": "disttrain_trainer.examples.digits:loss",
+        "evaluate": "disttrain_trainer.examples.digits:evaluate",
+        "optimizer": {"name": "SGD", "learningRate": "0.1", "momentum": "0.9"},
+        "batchSize": 64,
+        "epochs": 10,
+    } | changes.pop("trainer", {})
+    return {
+        "strategy": {"type": "DataParallel"},
+        "worker": {"replicas": 2},
+        "trainer": {name: value for name, value in trainer.items() if value is not None},
+        **changes,
+    }
+
+
+def served(consistency: str, *, servers: int = 2, staleness: int | None = None) -> dict[str, Any]:
+    """The fields of a spec that make it one with parameter servers."""
+    chosen: dict[str, Any] = {"consistency": consistency}
+    if staleness is not None:
+        chosen["maxStaleness"] = staleness
+    return {
+        "strategy": {"type": "ParameterServer", "parameterServer": chosen},
+        "parameterServer": {"replicas": servers},
+    }
+
+
+def checkpoints(every: int, *, keep: int = 3) -> dict[str, Any]:
+    """The field of a spec that asks for checkpoints."""
+    return {"checkpoint": {"volume": {"persistentVolumeClaim": "claim"}, "everySteps": every, "keep": keep}}
+
+
+@dataclass(eq=False)
+class _Started:
+    """A process of the job."""
+
+    process: Any
+    termination: Path
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    @property
+    def sentinel(self) -> int:
+        return int(self.process.sentinel) if hasattr(self.process, "sentinel") else self.pidfd
+
+    def __post_init__(self) -> None:
+        self.pidfd = -1 if hasattr(self.process, "sentinel") else os.pidfd_open(self.pid)
+
+    def code(self, timeout: float) -> int:
+        """The exit code, 128 + n after signal n. TimeoutError when it runs on."""
+        if isinstance(self.process, subprocess.Popen):
+            try:
+                code = self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError from None
+        else:
+            self.process.join(timeout)
+            code = self.process.exitcode
+            if code is None:
+                raise TimeoutError
+        return 128 - code if code < 0 else code
+
+
+class Job:
+    """The processes of one attempt. A context: what still runs at its end is killed."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        spec: dict[str, Any],
+        peer_timeout: float = 10,
+        startup_timeout: float = 60,
+        attempt: int = 1,
+        uid: str = "11111111-2222-3333-4444-555555555555",
+        program: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        parsed = DistTrainJobSpec.model_validate(spec)
+        servers = parsed.parameter_server.replicas if parsed.parameter_server else 0
+        ports = [_free_port() for _ in range(3 + servers)]
+        self.folder = folder
+        self.metrics_port = ports[2]
+        self.checkpoints = folder / "checkpoints" if parsed.checkpoint else None
+        self.config = JobConfig(
+            namespace="default",
+            name="job",
+            uid=uid,
+            attempt=attempt,
+            strategy=parsed.strategy,
+            trainer=parsed.trainer,
+            checkpoint=parsed.checkpoint,
+            workers=parsed.worker.replicas,
+            processes_per_worker=parsed.processes_per_worker,
+            parameter_servers=servers,
+            addresses=Addresses(
+                control=f"127.0.0.1:{ports[0]}",
+                rendezvous=f"127.0.0.1:{ports[1]}",
+                parameter_servers=tuple(f"127.0.0.1:{port}" for port in ports[3:]),
+            ),
+            startup_timeout_seconds=startup_timeout,
+            peer_timeout_seconds=peer_timeout,
+        )
+        self.processes: dict[Key, _Started] = {}
+        self.restarts: dict[Key, int] = {}
+        self._program = program
+        self._env = env or {}
+        self._count = 0
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self.processes):
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(key[0], key[1])
+            self.processes[key].code(10)
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every process that the job wants."""
+        return [
+            (Role.MASTER, 0),
+            *((Role.PARAMETER_SERVER, index) for index in range(self.config.parameter_servers)),
+            *((Role.WORKER, index) for index in range(self.config.workers)),
+        ]
+
+    def start(self) -> None:
+        """Starts every process."""
+        for role, index in self.keys:
+            self.start_one(role, index)
+
+    def start_one(self, role: Role, index: int = 0) -> None:
+        """Starts a process, or its replacement."""
+        self._count += 1
+        name = f"{role.value}-{index}.{self._count}"
+        termination, log = self.folder / f"{name}.termination", self.folder / f"{name}.log"
+        env = self.environment(role, index) | {environment.TERMINATION_LOG: str(termination)}
+        process: Any
+        if self._program:
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "disttrain_trainer"],
+                    env={**os.environ, **env, environment.PARENT_PID: str(os.getpid())},
+                    cwd=self.folder,
+                    stderr=file,
+                    stdout=file,
+                )
+        else:
+            process = _forks.Process(target=_run, args=(env, str(log), str(self.folder)), name=name)
+            process.start()
+        self.processes[role, index] = _Started(process, termination, log)
+
+    def environment(self, role: Role, index: int) -> dict[str, str]:
+        """What the operator sets in the process's environment."""
+        env = {
+            environment.JOB: self.config.model_dump_json(by_alias=True, exclude_none=True),
+            environment.ROLE: role.value,
+            environment.INDEX: str(index),
+            environment.ATTEMPT: str(self.config.attempt),
+            **self._env,
+        }
+        if role is Role.MASTER:
+            env[environment.METRICS_PORT] = str(self.metrics_port)
+        if self.checkpoints is not None:
+            env[environment.CHECKPOINT_DIR] = str(self.checkpoints)
+        return env
+
+    def kill(self, role: Role, index: int = 0, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal: SIGKILL, SIGTERM, SIGSTOP, SIGCONT."""
+        os.kill(self.processes[role, index].pid, number)
+
+    def wait(self, role: Role, index: int = 0, *, timeout: float = 60) -> int:
+        """The exit code of a process, 128 + n after signal n. TimeoutError, with its log, when it runs on."""
+        try:
+            return self.processes[role, index].code(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{role.value}-{index} runs on after {timeout} s\n{self.log(role, index)}") from None
+
+    def supervise(self, *, timeout: float = 60) -> int:
+        """Replaces what fails with a retryable code, until the master ends; its exit code, or the first one that is final."""
+        deadline = time.monotonic() + timeout
+        watched = dict(self.processes)
+        while True:
+            left = deadline - time.monotonic()
+            ended = wait_for_any([started.sentinel for started in watched.values()], max(0, left))
+            if not ended:
+                raise TimeoutError(f"the job runs on after {timeout} s\n{self.logs()}")
+            for key, started in list(watched.items()):
+                if started.sentinel not in ended:
+                    continue
+                del watched[key]
+                code = started.code(1)
+                if code in RETRYABLE:
+                    self.restarts[key] = self.restarts.get(key, 0) + 1
+                    self.start_one(*key)
+                    watched[key] = self.processes[key]
+                elif code or key[0] is Role.MASTER:
+                    return code
+
+    def progress(self) -> Progress | None:
+        """What the master says now; None when it cannot be asked."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/progress", timeout=5) as answer:
+                return Progress.model_validate_json(answer.read())
+        except OSError:
+            return None
+
+    def metrics(self) -> str:
+        """The master's metrics, in the exposition format."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def until(self, condition: Callable[[Progress], bool], *, timeout: float = 60) -> Progress:
+        """The first progress for which the condition holds, as the operator would see it. TimeoutError, with all logs."""
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while time.monotonic() < deadline:
+            progress = self.progress()
+            if progress is not None and condition(progress):
+                return progress
+            for (role, index), started in self.processes.items():
+                if wait_for_any([started.sentinel], 0) and (code := started.code(1)):
+                    raise AssertionError(f"{role.value}-{index} ended with code {code}\n{self.logs()}")
+            pause.wait(0.005)
+        raise TimeoutError(f"not within {timeout} s; the last progress: {self.progress()}\n{self.logs()}")
+
+    def termination(self, role: Role, index: int = 0) -> Termination:
+        """The last words of a process that has ended."""
+        path = self.processes[role, index].termination
+        return Termination.decode(path.read_text()) if path.exists() else Termination()
+
+    def log(self, role: Role, index: int = 0) -> str:
+        """What the newest process of this name wrote to standard error."""
+        return self.processes[role, index].log.read_text(errors="replace")
+
+    def logs(self) -> str:
+        """What all of them wrote, those that were replaced included."""
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')}" for path in sorted(self.folder.glob("*.log")))
+
+
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifests of a checkpoint folder, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("step-*/manifest.json"))]
+
+
+def _run(env: dict[str, str], log: str, folder: str) -> None:
+    """A forked process becomes a training process."""
+    from disttrain_trainer.entry import main
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.update(env)
+    os.environ[environment.PARENT_PID] = str(os.getppid())
+    os.chdir(folder)
+    sys.exit(main([]))
+
+
+def _free_port() -> int:
+    """A port that nobody has now, and that the kernel will not give to the next one who asks for any."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

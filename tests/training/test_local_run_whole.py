@@ -1,0 +1,57 @@
+"""`disttrain run` with the real trainer: whole runs of the examples, and what their user sees and gets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.reasons import State
+from local_runs.command import left_behind, run
+
+EXAMPLES = Path("examples").absolute()
+
+
+@pytest.mark.timeout(180)
+def test_digits_on_a_parameter_server(tmp_path: Path) -> None:
+    done = run(tmp_path, str(EXAMPLES / "digits-ps.yaml"), seconds=150)
+    assert done.code == 0, done
+    assert float(re.findall(r"^  evaluation +accuracy ([0-9.]+)$", done.out, re.M)[0]) >= 0.97
+    assert re.search(r"^digits-ps: Complete in ", done.out, re.M)
+    assert re.search(r"^\[worker-1\] .*metrics at http://127\.0\.0\.1:\d+/metrics$", done.out, re.M)
+    assert done.err == ""
+    assert left_behind(tmp_path) == []
+    checkpoints = sorted(path.name for path in tmp_path.glob(".disttrain/claims/digits-checkpoints/*/step-*"))
+    assert checkpoints[-1] == "step-00000690"
+
+
+@pytest.mark.timeout(180)
+def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
+    done = run(tmp_path, str(EXAMPLES / "digits-ddp.yaml"), "-o", "json", seconds=150)
+    assert done.code == 0, done
+    job = DistTrainJob.parse(done.job)
+    assert job.status.state is State.COMPLETE
+    assert job.status.is_true("Complete")
+    assert not job.status.is_true("Failed")
+    assert job.status.training is not None
+    assert (job.status.training.step, job.status.training.total_steps) == (460, 460)
+    assert job.status.training.evaluation is not None
+    assert float(job.status.training.evaluation["accuracy"]) >= 0.95
+    assert "digits-ddp: Complete in" in done.err
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ("mlp-sync", r"evaluation +mse "),
+        ("torchrun-script", r"step 200 of 200 on 2 ranks: loss 0\.0"),
+        ("command", r"rank 2 of 3, the store is at 127\.0\.0\.1:"),
+    ],
+)
+def test_the_other_examples(tmp_path: Path, example: str, says: str) -> None:
+    done = run(tmp_path, str(EXAMPLES / f"{example}.yaml"), seconds=150)
+    assert done.code == 0, done
+    assert re.search(says, done.out), done

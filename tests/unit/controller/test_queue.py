@@ -1,0 +1,160 @@
+"""The work queue, with time that stands still: the loop's clock is turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from disttrain.controller.queue import BACKOFF_FIRST, BACKOFF_MOST, ShutDown, WorkQueue
+
+
+class HandTurnedLoop(asyncio.SelectorEventLoop):
+    """A loop that jumps to the next timer when nothing else is left to do."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if not self._ready and timers:  # type: ignore[attr-defined]
+            self.now = max(self.now, min(timers))
+        super()._run_once()  # type: ignore[misc]
+
+
+def hand_turned(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A test on such a loop."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=HandTurnedLoop) as runner:
+            runner.run(test())
+
+    del run.__wrapped__  # else pytest-asyncio takes it for a coroutine
+    return run
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@hand_turned
+async def test_key_added_often_is_handed_out_once() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for _ in range(5):
+        queue.add("a")
+    assert await queue.get() == "a"
+    assert len(queue) == 0
+
+
+@hand_turned
+async def test_key_in_work_is_never_handed_to_a_second_worker() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    await queue.get()
+    queue.add("a")
+    second = asyncio.ensure_future(queue.get())
+    await asyncio.sleep(0)
+    assert not second.done()
+    queue.done("a")
+    assert await second == "a"
+
+
+@hand_turned
+async def test_keys_are_handed_out_in_the_order_of_their_first_adding() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for key in "abca":
+        queue.add(key)
+    assert [await queue.get() for _ in range(3)] == ["a", "b", "c"]
+
+
+@hand_turned
+async def test_waiting_workers_are_woken_one_for_each_key() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    workers = [asyncio.ensure_future(queue.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    queue.add("a")
+    queue.add("b")
+    done, waiting = await asyncio.wait(workers, timeout=1)
+    assert sorted(worker.result() for worker in done) == ["a", "b"]
+    assert len(waiting) == 1
+    waiting.pop().cancel()
+
+
+@hand_turned
+async def test_wake_up_of_a_cancelled_worker_goes_to_another() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    first, second = (asyncio.ensure_future(queue.get()) for _ in range(2))
+    await asyncio.sleep(0)
+    queue.add("a")
+    first.cancel()
+    assert await second == "a"
+
+
+@hand_turned
+async def test_of_several_timers_the_earliest_counts() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    start = now()
+    queue.add_after("a", 60)
+    queue.add_after("a", 5)
+    queue.add_after("a", 30)
+    await queue.get()
+    assert now() - start == pytest.approx(5)
+
+
+@hand_turned
+async def test_pass_ends_the_timer_that_was_set_before_it() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add_after("a", 60)
+    queue.add("a")
+    await queue.get()
+    queue.done("a")
+    queue.add_after("b", 3600)
+    assert await queue.get() == "b"
+
+
+@hand_turned
+async def test_failures_wait_longer_each_time_and_up_to_a_limit() -> None:
+    queue: WorkQueue[str] = WorkQueue(jitter=lambda: 0.5)
+    waits = []
+    for _ in range(12):
+        start = now()
+        queue.add_rate_limited("a")
+        await queue.get()
+        queue.done("a")
+        waits.append(now() - start)
+    assert waits[:3] == pytest.approx([BACKOFF_FIRST, 2 * BACKOFF_FIRST, 4 * BACKOFF_FIRST])
+    assert waits[-1] == pytest.approx(BACKOFF_MOST)
+    queue.forget("a")
+    start = now()
+    queue.add_rate_limited("a")
+    await queue.get()
+    assert now() - start == pytest.approx(BACKOFF_FIRST)
+
+
+@hand_turned
+async def test_age_of_the_oldest_tells_of_workers_that_hang() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    assert queue.oldest() == 0
+    queue.add("a")
+    await asyncio.sleep(7)
+    assert queue.oldest() == pytest.approx(7)
+
+
+@hand_turned
+async def test_shut_down_lets_go_of_every_worker_and_takes_nothing_more() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    workers = [asyncio.ensure_future(queue.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    queue.add_after("later", 5)
+    queue.shut_down()
+    results = await asyncio.gather(*workers, return_exceptions=True)
+    assert all(isinstance(result, ShutDown) for result in results)
+    queue.add("a")
+    with pytest.raises(ShutDown):
+        await queue.get()

@@ -1,0 +1,153 @@
+"""One server, as a worker sees it: its connection, the frames on it, and what its refusals mean.
+
+Not here: asking all servers at once (`client.py`).
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from disttrain_trainer.data.slices import Slice
+from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.parameter_server.identity import Hello
+from disttrain_trainer.parameter_server.layout import Span, Vectors, bytes_of
+from disttrain_trainer.parameter_server.wire import Closed, Header, Link, Op, ProtocolError, Reason, Silent
+
+_PAUSE = 0.05
+"""Seconds before a refused connection is tried again; twice as long each time, up to a second."""
+
+
+class ServerConnection:
+    """One server, as this worker sees it."""
+
+    def __init__(self, number: int, address: str, timeout: float) -> None:
+        self.number = number
+        self.name = f"parameter-server-{number} ({address})"
+        self.link: Link | None = None
+        self.spans: tuple[Span, ...] = ()
+        self.waiting_for = ""
+        self._address = address
+        self._timeout = timeout
+        self._closed = threading.Event()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this shard's parameters, and of a gradient."""
+        return sum(span.nbytes for span in self.spans)
+
+    def open(self, hello: Hello, patience: float) -> Header:
+        """Connects, introduces this worker, and returns the welcome."""
+        self.link = Link(self._dial(patience), timeout=self._timeout)
+        data = hello.encode()
+        self.link.send(Header(op=Op.HELLO, nbytes=len(data)), [memoryview(data)])
+        return self.receive(Op.WELCOME)
+
+    def ask(self, header: Header, answer: Op) -> Header:
+        """One request without payload."""
+        self.send(header)
+        return self.receive(answer)
+
+    def push(self, header: Header, slice: Slice, gradient: Vectors | None) -> None:
+        """Sends a gradient."""
+        if not slice.samples:
+            self.send(header)
+        elif gradient is None:
+            raise ValueError(f"slice {slice.index} has {slice.samples} samples, but no gradient")
+        else:
+            self.send(header, self.views(gradient))
+
+    def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
+        link = self._open_link()
+        try:
+            link.send(header, payload)
+        except Closed:
+            # The server may have said why before it closed the connection.
+            self.receive(Op.DONE)
+            raise
+
+    def receive(self, op: Op) -> Header:
+        """The answer, after any number of WAITs. What REFUSED says is raised."""
+        link = self._open_link()
+        while True:
+            header = link.receive()
+            if header.op is Op.WAIT:
+                self.waiting_for = link.receive_text(header).decode(errors="replace")
+            elif header.op is Op.REFUSED:
+                raise self._refusal(header.code, link.receive_text(header).decode(errors="replace"))
+            elif header.op is op:
+                return header
+            else:
+                raise ProtocolError(f"answered {header.op.name}, not {op.name}")
+
+    def receive_values(self, into: Vectors) -> int:
+        """The parameters of this shard, into their place; returns their version."""
+        header = self.receive(Op.VALUES)
+        self._open_link().receive_into(header, self.views(into))
+        return header.version
+
+    def views(self, vectors: Vectors) -> list[memoryview]:
+        """The bytes of this shard's part of the vectors. ValueError when they are not of the layout."""
+        if len(vectors) != len(self.spans):
+            raise ValueError(f"the layout has {len(self.spans)} vectors, not {len(vectors)}")
+        return [_bytes_of(vector, span) for vector, span in zip(vectors, self.spans, strict=True)]
+
+    def abort(self) -> None:
+        """Ends the connection under the hands of the thread that uses it."""
+        self._closed.set()
+        if self.link is not None:
+            self.link.abort()
+
+    def close(self, *, goodbye: bool) -> None:
+        """Ends the connection; for when no thread uses it."""
+        if self.link is not None and goodbye and not self._closed.is_set():
+            with contextlib.suppress(Closed, Silent):
+                self.link.send(Header(op=Op.BYE))
+        self.abort()
+        if self.link is not None:
+            self.link.close()
+
+    def _open_link(self) -> Link:
+        if self.link is None or self._closed.is_set():
+            raise Closed("the connection was given up")
+        return self.link
+
+    def _dial(self, patience: float) -> socket.socket:
+        """Tries until the server listens and its name resolves, which in a cluster takes up to half a minute."""
+        host, _, port = self._address.rpartition(":")
+        deadline = time.monotonic() + patience
+        pause = _PAUSE
+        while True:
+            try:
+                return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
+            except OSError as error:
+                if time.monotonic() + pause > deadline:
+                    raise PeerLost(
+                        self.name, f"{error.strerror or error}; tried to connect for {patience:g} s"
+                    ) from None
+            if self._closed.wait(pause):
+                raise Closed("the connection was given up")
+            pause = min(2 * pause, 1.0)
+
+    def _refusal(self, code: int, text: str) -> Exception:
+        match code:
+            case Reason.GENERATION:
+                return GenerationOver(self.name, text)
+            case Reason.LAYOUT:
+                return WrongInput(f"{self.name}: {text}")
+            case Reason.TIMEOUT:
+                return PeerLost(self.name, text)
+            case _:
+                return Refused(self.name, text)
+
+
+def _bytes_of(vector: torch.Tensor, span: Span) -> memoryview:
+    if vector.dtype != span.dtype or vector.dim() != 1 or not vector.is_contiguous() or vector.device.type != "cpu":
+        raise ValueError(
+            f"a vector must be one-dimensional, contiguous, {span.dtype} and on the CPU; this is {vector.dtype} on {vector.device}"
+        )
+    size = span.dtype.itemsize
+    return bytes_of(vector)[span.start * size : span.stop * size]

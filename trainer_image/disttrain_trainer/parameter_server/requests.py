@@ -1,0 +1,94 @@
+"""What the server does with the requests of one connection: read them, ask the generation, answer.
+
+Not here: accepting and introducing (`server.py`), what a request means to the other workers (`generation.py`).
+"""
+
+from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
+from disttrain_trainer.parameter_server.wire import Closed, Header, Link, Op, ProtocolError
+
+
+class Requests:
+    """The requests of one connection, answered one after the other."""
+
+    def __init__(
+        self, *, link: Link, generation: Generation, session: Session, patience: float, heartbeat: float
+    ) -> None:
+        self._link = link
+        self._generation = generation
+        self._session = session
+        self._patience = patience
+        self._heartbeat = heartbeat
+
+    def serve(self) -> bool:
+        """Until the connection ends; True when the worker said goodbye."""
+        while True:
+            header = self._link.receive(patient=True)
+            match header.op:
+                case Op.INIT:
+                    self._initialize(header)
+                case Op.JOIN:
+                    self._done(clock=self._generation.join(self._session, header.clock))
+                case Op.LEAVE:
+                    self._generation.leave(self._session)
+                    self._done()
+                case Op.PUSH:
+                    self._done(version=self._push(header))
+                case Op.PULL:
+                    self._pull(header.clock, header.step)
+                case Op.PUSH_PULL:
+                    self._push(header)
+                    self._pull(header.clock + 1, header.step)
+                case Op.BYE:
+                    return True
+                case _:
+                    raise ProtocolError(f"{header.op.name} is not for a server")
+
+    def _done(self, *, code: int = 0, clock: int = 0, version: int = 0) -> None:
+        self._link.send(Header(op=Op.DONE, code=code, clock=clock, version=version))
+
+    def _initialize(self, header: Header) -> None:
+        buffers = self._generation.take()
+        self._link.receive_into(header, buffers.views)
+        self._done(code=self._generation.initialize(buffers))
+
+    def _push(self, header: Header) -> int:
+        gradient = Gradient(
+            index=header.index,
+            samples=header.samples,
+            batch_samples=header.batch_samples,
+            clock=header.clock,
+            version=header.version,
+        )
+        if not 0 <= gradient.samples <= gradient.batch_samples or not gradient.batch_samples:
+            raise ProtocolError(f"slice {gradient.index} has {gradient.samples} of {gradient.batch_samples} samples")
+        if not gradient.samples:
+            self._link.receive_into(header, [])
+            return self._generation.push(self._session, gradient, None)
+        buffers = self._generation.take()
+        # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
+        try:
+            self._link.receive_into(header, buffers.views)
+        except BaseException:
+            self._generation.give(buffers)
+            raise
+        return self._generation.push(self._session, gradient, buffers)
+
+    def _pull(self, clock: int, step: int) -> None:
+        buffers = self._generation.pull(
+            self._session,
+            clock=clock,
+            step=None if step < 0 else step,
+            patience=self._patience,
+            heartbeat=self._heartbeat,
+            still_waiting=self._still_waiting,
+        )
+        try:
+            nbytes = sum(len(view) for view in buffers.views)
+            self._link.send(Header(op=Op.VALUES, version=buffers.version, nbytes=nbytes), buffers.views)
+        finally:
+            self._generation.release(buffers)
+
+    def _still_waiting(self, reason: str) -> None:
+        if self._link.hung_up:
+            raise Closed("closed by the peer")
+        self._link.send_text(Header(op=Op.WAIT), reason)
