@@ -7,7 +7,8 @@ Two workers exchange the gradients and parameters of a model of 32 MiB, each pro
 - ours: two servers; push, sum in slice order, SGD, pull
 - all_reduce: torch.distributed over gloo, the same bytes, and no optimiser
 - rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
-- bare: the traffic of ours (same processes, connections, threads and bytes) with no sum, no protocol and nobody waiting for another
+- bare: the traffic of ours (the same processes, threads, connections and bytes, and each answer after all questions), with no sum,
+  no optimiser and no protocol: the limit
 
 All are set up first, and then take turns, so that whatever else the machine does hits each of them. Compare ratios, not times.
 """
@@ -177,11 +178,13 @@ def bare_socket(sock: socket.socket) -> socket.socket:
 def bare_server(index: int, control: Connection, elements: int) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     control.send(f"127.0.0.1:{listener.getsockname()[1]}")
+    everybody = threading.Barrier(WORKERS)
 
     def serve(sock: socket.socket) -> None:
         buffer = memoryview(bytearray(4 * elements // SERVERS))
         with suppress(OSError):
             while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL):
+                everybody.wait()
                 sock.sendall(buffer)
 
     for _ in range(WORKERS):

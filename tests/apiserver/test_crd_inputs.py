@@ -51,6 +51,12 @@ def test_what_may_change_in_a_job_that_exists(control_plane: ControlPlane, file:
     assert unmatched(file, _refusal(control_plane, after)) == []
 
 
+@pytest.mark.parametrize("file", sorted(Path("examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_example_is_accepted(control_plane: ControlPlane, file: Path) -> None:
+    control_plane.kubectl("create", "--dry-run=server", "-f", str(file))
+    assert len(read(str(file)).jobs) == 1
+
+
 def _refusal(control_plane: ControlPlane, body: dict[str, Any]) -> str:
     try:
         control_plane.kubectl("replace", "-f", "-", input=body)

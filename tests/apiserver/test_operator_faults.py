@@ -101,7 +101,7 @@ def test_sigterm_ends_it_in_order(rest: Rest, operator: Operator) -> None:
     operator.start()
     began = time.monotonic()
     assert operator.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert "Traceback" not in operator.log
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.images import built
 from cluster.node import Node
-from cluster.programs import require
 from cluster.prometheus import Prometheus, prometheus
 
 ROOT = Path(__file__).parents[2]
@@ -23,23 +21,14 @@ TEAM = "team"
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    require("cluster")
-    with Node(images=built()) as node:
-        node.kubectl("apply", "-k", str(ROOT / "tests/cluster/install"), timeout=120)
-        node.kubectl(
-            "-n",
-            "disttrain-system",
-            "rollout",
-            "status",
-            "deployment/disttrain-operator",
-            "--timeout=120s",
-            timeout=130,
-        )
-        with node.namespace(TEAM):
-            node.user(JANE, namespace=TEAM)
-            yield node
+@pytest.fixture(scope="module", autouse=True)
+def installation(node: Node) -> Iterator[None]:
+    node.kubectl("apply", "-k", str(ROOT / "tests/cluster/install"), timeout=120)
+    rollout = ["rollout", "status", "deployment/disttrain-operator", "--timeout=120s"]
+    node.kubectl("-n", "disttrain-system", *rollout, timeout=130)
+    with node.namespace(TEAM):
+        node.user(JANE, namespace=TEAM)
+        yield
 
 
 @pytest.fixture(scope="module")

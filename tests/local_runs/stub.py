@@ -63,8 +63,8 @@ def install(folder: Path) -> None:
 def write_job(folder: Path, *, name: str = "stub", config: dict[str, Any] | None = None, **spec: Any) -> str:
     """A job file for the stub; its name."""
     trainer = {
-        "model": "any:model",
-        "dataset": "any:dataset",
+        "model": "disttrain_trainer:model",
+        "dataset": "disttrain_trainer:dataset",
         "optimizer": {"name": "SGD", "learningRate": "0.1"},
         "epochs": 1,
         "config": config or {},

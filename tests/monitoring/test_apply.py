@@ -36,7 +36,11 @@ def cluster() -> Iterator[ControlPlane]:
 
 @pytest.mark.parametrize(
     ("namespace", "name"),
-    [("disttrain-system", "disttrain-operator"), ("disttrain-monitoring", "prometheus"), ("disttrain-monitoring", "grafana")],
+    [
+        ("disttrain-system", "disttrain-operator"),
+        ("disttrain-monitoring", "prometheus"),
+        ("disttrain-monitoring", "grafana"),
+    ],
 )
 def test_pods_pass_the_restricted_pod_security_that_their_namespace_enforces(
     cluster: ControlPlane, namespace: str, name: str
@@ -70,11 +74,22 @@ def allowed(cluster: ControlPlane, user: str, verb: str, resource: str) -> bool:
         (
             "view",
             ["get disttrainjobs", "list disttrainjobs", "get disttrainjobs/scale"],
-            ["create disttrainjobs", "delete disttrainjobs", "patch disttrainjobs/status", "update disttrainjobs/scale"],
+            [
+                "create disttrainjobs",
+                "delete disttrainjobs",
+                "patch disttrainjobs/status",
+                "update disttrainjobs/scale",
+            ],
         ),
         (
             "edit",
-            ["get disttrainjobs", "create disttrainjobs", "patch disttrainjobs", "delete disttrainjobs", "update disttrainjobs/scale"],
+            [
+                "get disttrainjobs",
+                "create disttrainjobs",
+                "patch disttrainjobs",
+                "delete disttrainjobs",
+                "update disttrainjobs/scale",
+            ],
             ["patch disttrainjobs/status", "update disttrainjobs/status"],
         ),
         ("admin", ["get disttrainjobs", "create disttrainjobs"], ["patch disttrainjobs/status"]),
@@ -92,7 +107,13 @@ def test_the_cluster_roles_of_people_reach_jobs(
 def test_prometheus_sees_pods_everywhere_and_nothing_else(cluster: ControlPlane) -> None:
     user = "system:serviceaccount:disttrain-monitoring:prometheus"
     assert allowed(cluster, user, "list", "pods")
-    for verb, resource in (("list", "secrets"), ("create", "pods"), ("get", "pods/log"), ("list", "nodes"), ("get", "disttrainjobs")):
+    for verb, resource in (
+        ("list", "secrets"),
+        ("create", "pods"),
+        ("get", "pods/log"),
+        ("list", "nodes"),
+        ("get", "disttrainjobs"),
+    ):
         assert not allowed(cluster, user, verb, resource), f"{verb} {resource}"
 
 

@@ -257,7 +257,7 @@ def test_pods_get_the_labels_of_the_contract(tmp_path: Path) -> None:
 
 
 def test_pods_are_found_through_the_api_server(tmp_path: Path) -> None:
-    if b"kubernetes_sd_configs" not in Path(program("prometheus")).read_bytes():
+    if b"__meta_kubernetes_pod_node_name" not in Path(program("prometheus")).read_bytes():
         pytest.skip(
             "this Prometheus has no Kubernetes discovery (Debian's build): name another with DISTTRAIN_PROMETHEUS"
         )

@@ -286,7 +286,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=20_000 if WIDE else 80,
+    max_examples=4_000 if WIDE else 80,
     stateful_step_count=60 if WIDE else 30,
     deadline=None,
     derandomize=not WIDE,

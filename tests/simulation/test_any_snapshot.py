@@ -88,7 +88,7 @@ snapshots = st.builds(
 
 @given(st.lists(st.tuples(snapshots, st.booleans()), min_size=1, max_size=3))
 @settings(
-    max_examples=20_000 if WIDE else 100, deadline=None, derandomize=not WIDE, suppress_health_check=list(HealthCheck)
+    max_examples=10_000 if WIDE else 100, deadline=None, derandomize=not WIDE, suppress_health_check=list(HealthCheck)
 )
 def test_decide_answers_and_comes_to_rest(worlds: list[tuple[Snapshot, bool]]) -> None:
     """With the world held still, passes over their own status reach one that they leave as it is; from there the next world begins."""

@@ -39,7 +39,12 @@ Key = tuple[Role, int]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["disttrain_trainer.entry", "disttrain_trainer.worker", "disttrain_trainer.server", "disttrain_trainer.parallel.data"]
+    [
+        "disttrain_trainer.entry",
+        "disttrain_trainer.worker",
+        "disttrain_trainer.server",
+        "disttrain_trainer.parallel.data",
+    ]
 )
 
 
@@ -262,8 +267,11 @@ class Job:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
-    def until(self, condition: Callable[[Progress], bool], *, timeout: float = 60) -> Progress:
-        """The first progress for which the condition holds, as the operator would see it. TimeoutError, with all logs."""
+    def until(self, condition: Callable[[Progress], bool], *, timeout: float = 60, tolerate: bool = False) -> Progress:
+        """The first progress for which the condition holds, as the operator would see it. TimeoutError, with all logs.
+
+        tolerate: a process that has failed is expected; otherwise it is an AssertionError.
+        """
         deadline = time.monotonic() + timeout
         pause = threading.Event()
         while time.monotonic() < deadline:
@@ -271,7 +279,7 @@ class Job:
             if progress is not None and condition(progress):
                 return progress
             for (role, index), started in self.processes.items():
-                if wait_for_any([started.sentinel], 0) and (code := started.code(1)):
+                if not tolerate and wait_for_any([started.sentinel], 0) and (code := started.code(1)):
                     raise AssertionError(f"{role.value}-{index} ended with code {code}\n{self.logs()}")
             pause.wait(0.005)
         raise TimeoutError(f"not within {timeout} s; the last progress: {self.progress()}\n{self.logs()}")
@@ -287,7 +295,9 @@ class Job:
 
     def logs(self) -> str:
         """What all of them wrote, those that were replaced included."""
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')}" for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')}" for path in sorted(self.folder.glob("*.log"))
+        )
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:

@@ -52,7 +52,9 @@ def expected(*, float64: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("float64", "tolerance"), [(False, 1e-6), (True, 1e-12)], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_workers_equals_one_process(tmp_path: Path, workers: int, float64: bool, tolerance: float) -> None:
+def test_any_number_of_workers_equals_one_process(
+    tmp_path: Path, workers: int, float64: bool, tolerance: float
+) -> None:
     with Job(folder=tmp_path, spec=classic(workers=workers, float64=float64)) as job:
         job.start()
         assert job.supervise() == 0, job.logs()

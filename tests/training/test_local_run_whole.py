@@ -55,3 +55,30 @@ def test_the_other_examples(tmp_path: Path, example: str, says: str) -> None:
     done = run(tmp_path, str(EXAMPLES / f"{example}.yaml"), seconds=150)
     assert done.code == 0, done
     assert re.search(says, done.out), done
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("code", "reason", "says"),
+    [
+        (
+            "def model(config):\n    raise ValueError('hidden must be positive')\n",
+            "UserCodeFailed",
+            "ValueError: hidden must be positive",
+        ),
+        ("def modle(config): ...\n", "FailurePolicy", "module mine has no 'model'; did you mean 'modle'?"),
+    ],
+    ids=["a factory that raises", "a factory that is not there"],
+)
+def test_a_mistake_of_the_user_is_told_in_one_line(tmp_path: Path, code: str, reason: str, says: str) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    text = (EXAMPLES / "digits-ps.yaml").read_text().replace("disttrain_trainer.examples.digits:model", "mine:model")
+    (tmp_path / "job.yaml").write_text(text)
+    done = run(tmp_path, "job.yaml", seconds=150)
+    assert done.code == 1, done
+    end = done.out.split("digits-ps: Failed after")[1]
+    assert f"  {reason}: Pod digits-ps-worker-" in end
+    assert says in end
+    assert re.search(r"log: \.disttrain/runs/\S+/logs/digits-ps-worker-[01]\.log", end)
+    assert "disttrain/cli" not in done.out + done.err
+    assert left_behind(tmp_path) == []

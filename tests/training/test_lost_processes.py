@@ -44,7 +44,9 @@ def test_a_lost_worker_or_master_costs_no_step(tmp_path: Path, changes: dict[str
 
 
 @pytest.mark.parametrize("changes", SERVED)
-def test_a_lost_server_costs_at_most_the_steps_since_the_last_checkpoint(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_lost_server_costs_at_most_the_steps_since_the_last_checkpoint(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     job, progress = run_and_kill(tmp_path, changes, Role.PARAMETER_SERVER, 1)
     assert progress.redone_steps <= EVERY
     assert progress.generation == 2

@@ -263,6 +263,38 @@ def test_who_waits_when_the_generation_ends_is_told() -> None:
             client.pull(flat.parameters, step=1)
 
 
+def test_a_call_ends_when_another_thread_closes_the_client() -> None:
+    config = make_config(workers=2, servers=2)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        threading.Timer(0.2, client.close, kwargs={"goodbye": False}).start()
+        begin = time.monotonic()
+        with pytest.raises(PeerLost, match="waited for the parameters"):
+            client.pull(flat.parameters, step=1)
+        assert time.monotonic() - begin < 2
+        with pytest.raises(PeerLost):
+            client.pull(flat.parameters, step=1)
+        client.close()
+
+
+def test_a_worker_that_dies_while_it_waits_is_noticed() -> None:
+    config = make_config(workers=2, servers=2)
+    lost: list[int] = []
+    with serving(config, on_worker_lost=lost.append) as servers:
+        flat = vector_model()
+        client = make_client(servers, config, rank=1)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        threading.Timer(0.2, client.close, kwargs={"goodbye": False}).start()
+        with pytest.raises(PeerLost):
+            client.pull(flat.parameters, step=1)
+        assert soon(lambda: lost == [1, 1], 2)
+        assert soon(lambda: all(server.state().workers == () for server in servers))
+
+
 def test_a_worker_may_come_before_its_servers_and_before_the_generation() -> None:
     config = make_config(workers=1, servers=1)
     with serving(config, begin=False) as servers:

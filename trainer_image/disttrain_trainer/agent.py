@@ -37,6 +37,8 @@ STOP_GRACE = 10.0
 LAST_LINES = 50
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)')
+_RANK = re.compile(r"^\[rank\d+\]: ?")
+"""What torch puts before each line of a traceback once its process group is up."""
 _FRAMEWORK = ("site-packages", "/lib/python", "<frozen", "<string>")
 
 
@@ -91,7 +93,7 @@ class Program:
 
     def failure(self, code: int) -> ProgramFailed:
         """The error of a program that failed: the last line that it wrote, and the last frame of its traceback that is the user's."""
-        lines = [line for line in self._lines if line.strip()]
+        lines = [line for raw in self._lines if (line := _RANK.sub("", raw)).strip()]
         frames = [match.groups() for line in lines if (match := _FRAME.match(line))]
         own = [frame for frame in frames if not any(part in frame[0] for part in _FRAMEWORK)] or frames
         where = ":".join(own[-1]) if own else ""

@@ -8,6 +8,7 @@ Outside of DistTrain nothing happens. A report never blocks and never fails: wha
 Not here: torch, which this module must not import; the reports of our own loop (meter.py).
 """
 
+import atexit
 import os
 import secrets
 import socket
@@ -22,6 +23,8 @@ from disttrain_trainer.messages import Say, encode
 
 INTERVAL = 0.1
 """Seconds between two messages to the master, at least."""
+FLUSH = 1.0
+"""Seconds that the end of the process waits for the last report to be sent."""
 PAUSE = 1.0
 """Seconds before a lost connection is made again."""
 
@@ -76,6 +79,8 @@ class _Reporter:
         self._loss = 0.0
         self._samples = 0
         self._news = False
+        self._unsent = self._hurry = False
+        atexit.register(self._flush)
         threading.Thread(target=self._run, name="session", daemon=True).start()
 
     def add(self, *, step: int | None, loss: float | None, samples: int, total_steps: int | None) -> None:
@@ -86,20 +91,32 @@ class _Reporter:
                 # Without a count of samples each report weighs the same.
                 self._loss += loss * (samples or 1)
                 self._samples += samples or 1
-            self._news = True
-            self._changed.notify()
+            self._news = self._unsent = True
+            self._changed.notify_all()
+
+    def _flush(self) -> None:
+        """At the end of the process: the last report is the one that everybody looks at."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._unsent, FLUSH)
 
     def _run(self) -> None:
-        pause = threading.Event()
         while True:
             try:
                 with socket.create_connection(self._address, timeout=10) as connection:
                     connection.sendall(self._hello)
                     while True:
                         connection.sendall(self._next())
-                        pause.wait(INTERVAL)
+                        self._pause(INTERVAL)
             except OSError:
-                pause.wait(PAUSE)
+                self._pause(PAUSE)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._unsent = self._news
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._hurry, seconds)
 
     def _next(self) -> bytes:
         """The next message, as soon as there is something to say."""

@@ -4,6 +4,7 @@ Everything else is imported when its verb is called, so that `--help` and comple
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output is gone, as with `| head`; the interpreter would complain once more when it flushes.
-        sys.stderr.close()
+        # Whoever read our output is gone, as with `| head`. The interpreter would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -17,7 +17,7 @@ from disttrain.local.addresses import Ports
 from disttrain.local.documents import Documents, Unusable
 from disttrain.local.folders import NothingToResume, RunFolder
 from disttrain.local.programs import Programs
-from disttrain.local.runner import Run
+from disttrain.local.runner import Run, admitted
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,15 +34,16 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
 
     ports = Ports()
     try:
-        programs = Programs(found.job, Documents(file.documents), folder, ports)
+        job = admitted(found.job, folder)
+        programs = Programs(job, Documents(file.documents), folder, ports)
         for problem in [
             *file.warnings,
             *(found.problem(path, text, warning=True) for path, text in programs.warnings()),
         ]:
             print(problem, file=sys.stderr)
         began = time.monotonic()
-        screen = screen_for(sys.stderr if json_output else sys.stdout, found.job, quiet=quiet)
-        job_run = Run(found.job, programs, folder, ports, screen)
+        screen = screen_for(sys.stderr if json_output else sys.stdout, job, quiet=quiet)
+        job_run = Run(job, programs, folder, ports, screen)
         with screen:
             job = asyncio.run(_with_signals(job_run))
         screen.say(summary(job, folder, seconds=time.monotonic() - began, interrupted=job_run.interrupted))
@@ -73,7 +74,13 @@ async def _with_signals(job_run: Run) -> DistTrainJob:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, job_run.interrupt)
-    return await job_run.to_its_end()
+    try:
+        return await job_run.to_its_end()
+    except BaseExceptionGroup as group:
+        # Whoever read our output is gone (`| head`): each task that tried to write says so.
+        if group.split(BrokenPipeError)[1] is None:
+            raise BrokenPipeError from None
+        raise
 
 
 def _only_job(file: JobFile) -> FoundJob:

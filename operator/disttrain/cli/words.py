@@ -19,8 +19,9 @@ def numbers(job: DistTrainJob, progress: Progress | None) -> str:
         parts.append(f"loss {progress.loss:.4g}")
     if progress.samples_per_second:
         parts.append(f"{progress.samples_per_second:.0f} samples/s")
-    if job.status.training is not None and job.status.training.eta_seconds is not None:
-        parts.append(f"ETA {duration(job.status.training.eta_seconds)}")
+        if total:
+            # The status has one too, but is written every few seconds only.
+            parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
     parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
     return "  ".join(parts)
 
@@ -43,8 +44,11 @@ def steps(job: DistTrainJob, progress: Progress | None) -> tuple[int, int | None
 
 def duration(seconds: float) -> str:
     """4.2 s, 3:07, 1:02:09"""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """0:04, 3:07, 1:02:09"""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

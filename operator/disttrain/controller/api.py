@@ -84,7 +84,9 @@ class KubeApi(Protocol):
         """All objects, page by page, all as of one resource version."""
         ...
 
-    async def create(self, resource: Resource, namespace: str, body: Body) -> Body: ...
+    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+        """Makes an object. The answer is its metadata alone: the rest is what was sent, and costs both sides time."""
+        ...
 
     async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
         """A merge patch (RFC 7386)."""
@@ -151,7 +153,13 @@ class KubeClient:
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
         return await self._request(
-            "POST", "create", resource, resource.path(namespace), query={"fieldManager": FIELD_MANAGER}, body=body
+            "POST",
+            "create",
+            resource,
+            resource.path(namespace),
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+            accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
         )
 
     async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
@@ -193,12 +201,13 @@ class KubeClient:
         query: dict[str, str] | None = None,
         body: Body | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> bytes:
         url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
         code = "none"
         try:
             answer = await self._client.call_api(
-                method, url, await self._headers(content_type), body=body, _request_timeout=self._timeout
+                method, url, await self._headers(content_type, accept), body=body, _request_timeout=self._timeout
             )
             data: bytes = await answer.read()  # type: ignore[no-untyped-call]
             code = str(answer.status)
@@ -210,8 +219,8 @@ class KubeClient:
             raise _error(answer.status, data, answer.headers.get("Retry-After"))
         return data
 
-    async def _headers(self, content_type: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+    async def _headers(self, content_type: str, accept: str) -> dict[str, str]:
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
         # Asked each time: it is kubernetes.aio that knows when the account's token has to be read anew.
         for setting in (await self._client.configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]

@@ -202,8 +202,8 @@ def _belongs_to(metadata: Body) -> tuple[Key | None, str]:
 
 
 def project_pod(body: Body) -> PodView | None:
-    """The PodView of a pod's body; None when it has not the labels of a job's pod."""
-    metadata, status = body["metadata"], body.get("status", {})
+    """The PodView of a pod's body, or of its metadata alone when it was just made; None when it has not the labels of a job's pod."""
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
     labels = metadata.get("labels", {})
     try:
         role, index, attempt = Role(labels[LABEL_ROLE]), int(labels[LABEL_INDEX]), int(labels[LABEL_ATTEMPT])
@@ -225,7 +225,7 @@ def project_pod(body: Body) -> PodView | None:
         phase=phase,
         created=_time(metadata["creationTimestamp"]),
         ready="Ready" in true,
-        scheduled="PodScheduled" in true or bool(body["spec"].get("nodeName")),
+        scheduled="PodScheduled" in true or bool(spec.get("nodeName")),
         deleting="deletionTimestamp" in metadata,
         finished=_time(finished) if finished else None,
         exit_code=ended.get("exitCode"),
@@ -233,7 +233,7 @@ def project_pod(body: Body) -> PodView | None:
         message=message,
         termination=Termination.decode(ended["message"]) if ended.get("message") else Termination(),
         conditions=true,
-        node=body["spec"].get("nodeName", ""),
+        node=spec.get("nodeName", ""),
     )
 
 

@@ -13,7 +13,7 @@ from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
 from disttrain.controller.snapshot import Memories
 
-SETTLE_SECONDS = 0.2
+SETTLE_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
 
 

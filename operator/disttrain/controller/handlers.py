@@ -45,8 +45,8 @@ def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorReg
     return registry
 
 
-class _KeepNothing(kopf.DiffBaseStorage):
-    """kopf compares each object with what it last handled; our handlers know no last, and the deep copy was half the cost of an event."""
+class _NoLastState(kopf.DiffBaseStorage):
+    """kopf compares each object with what it last handled; our handlers know no last, and the deep copies were half the cost of an event."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -56,6 +56,25 @@ class _KeepNothing(kopf.DiffBaseStorage):
 
     def store(self, **_: Any) -> None:
         return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nor do they have a progress that would have to be kept on the object."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
@@ -72,4 +91,5 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True
     settings.queueing.idle_timeout = 1.0  # a task and a queue for each object that was heard of lately
-    settings.persistence.diffbase_storage = _KeepNothing()
+    settings.persistence.diffbase_storage = _NoLastState()
+    settings.persistence.progress_storage = _NoProgress()

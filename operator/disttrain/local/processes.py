@@ -114,12 +114,13 @@ class Process:
             self._last_line = line.strip() or self._last_line
             on_line(self, line)
 
-        lines = asyncio.create_task(self._keep_lines(child, told))
-        await _end_of(child)
-        # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
-        await asyncio.to_thread(kill_marked, POD_MARK, self.uid)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(lines, _DRAIN_SECONDS)
+        async with asyncio.TaskGroup() as tasks:
+            lines = tasks.create_task(self._keep_lines(child, told))
+            await _end_of(child)
+            # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
+            await asyncio.to_thread(kill_marked, POD_MARK, self.uid)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lines, _DRAIN_SECONDS)
         self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def stop(self, grace_seconds: float) -> None:

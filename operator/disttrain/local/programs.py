@@ -4,7 +4,7 @@ The differences to a pod are all here: ports of loopback for names of a Service,
 GPUs for the resources of a container. Not here: starting anything (processes.py).
 """
 
-import importlib.util
+import importlib.machinery
 import os
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.manifests.environment import processes_per_worker, training_environment
-from disttrain.manifests.pod import GRACE_SECONDS
+from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
 _ROLE_FIELDS: Final = {Role.MASTER: "master", Role.PARAMETER_SERVER: "parameterServer", Role.WORKER: "worker"}
@@ -79,17 +79,14 @@ class Programs:
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
         )
-        local = {
-            names.PARENT_PID: str(os.getpid()),
-            MARK: self._folder.uid,
-        }
-        return (
-            inherited | ours | self._documents.environment(job, self._template(role), self._path(role)) | told | local
-        )
+        local = {names.PARENT_PID: str(os.getpid()), MARK: self._folder.uid}
+        templates = self._documents.environment(job, self._template(role), self._path(role))
+        return inherited | ours | templates | told | local
 
     def grace_seconds(self, role: Role) -> float:
         """How long a process of the role has after SIGTERM."""
-        return float(_pod_spec(self._template(role)).get("terminationGracePeriodSeconds", GRACE_SECONDS))
+        default = GRACE_SECONDS_WITH_CHECKPOINT if self._job.spec.checkpoint else GRACE_SECONDS
+        return float(_pod_spec(self._template(role)).get("terminationGracePeriodSeconds", default))
 
     def warnings(self) -> Iterator[tuple[FieldPath, str]]:
         """What the job asks for and a local run leaves out."""
@@ -176,10 +173,25 @@ class Programs:
                 ("spec", "worker", "gpusPerWorker"),
                 f"the job needs {wanted} GPUs, this machine has {len(self._gpus)}; 0 runs it on the CPU",
             )
-        if importlib.util.find_spec(TRAINER) is None or importlib.util.find_spec("torch") is None:
+        if not (_importable(TRAINER) and _importable("torch")):
             raise Unusable((), "a local run needs the trainer and torch: pip install 'disttrain[trainer]'")
+        for field in ("model", "dataset", "loss", "evaluate"):
+            factory: str | None = getattr(job.spec.trainer, field)
+            if factory is not None and not _importable(package := factory.partition(":")[0].partition(".")[0]):
+                raise Unusable(
+                    ("spec", "trainer", field),
+                    f'no module "{package}" in {Path.cwd()} or among the installed packages; run from its folder, or install it',
+                )
         for role in Role:
             self._documents.environment(job, self._template(role), self._path(role))
+
+
+def _importable(package: str) -> bool:
+    """Whether a process in the current folder would find a top-level module. Imports nothing."""
+    return (
+        package in sys.builtin_module_names
+        or importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is not None
+    )
 
 
 def _pod_spec(template: PodTemplate | None) -> dict[str, Any]:

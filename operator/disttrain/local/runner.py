@@ -45,17 +45,21 @@ class Observer(Protocol):
         """What would be an Event of the job on a cluster."""
 
 
+def admitted(job: DistTrainJob, folder: RunFolder) -> DistTrainJob:
+    """The job of a file as an API server would have stored it: with a uid, a generation, a time, and what was before on resume."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    metadata = job.metadata.model_copy(update={"uid": folder.uid, "generation": 1, "creation_timestamp": now})
+    status = DistTrainJobStatus(attempt=folder.attempt) if folder.attempt > 1 else DistTrainJobStatus()
+    return job.model_copy(update={"metadata": metadata, "status": status})
+
+
 class Run:
-    """One run of a job, to its end."""
+    """One run of an admitted job, to its end."""
 
     def __init__(
         self, job: DistTrainJob, programs: Programs, folder: RunFolder, ports: Ports, observer: Observer
     ) -> None:
-        metadata = job.metadata.model_copy(
-            update={"uid": folder.uid, "generation": 1, "creation_timestamp": datetime.now(UTC).replace(microsecond=0)}
-        )
-        status = DistTrainJobStatus(attempt=folder.attempt) if folder.attempt > 1 else DistTrainJobStatus()
-        self.job = job.model_copy(update={"metadata": metadata, "status": status})
+        self.job = job
         self.interrupted = False
         self._programs = programs
         self._folder = folder
@@ -144,6 +148,8 @@ class Run:
         )
 
     def _apply(self, plan: Plan) -> None:
+        for event in plan.events:
+            self._observer.event(event)
         for action in plan.actions:
             match action:
                 case CreatePod(role=role, index=index, attempt=attempt):
@@ -161,8 +167,6 @@ class Run:
             self._folder.keep(self.job)
             self._folder.remember(plan.status.attempt or self._folder.attempt)
             self._observer.changed(self.job, self._progress)
-        for event in plan.events:
-            self._observer.event(event)
 
     def _start(self, role: Role, index: int, attempt: int) -> None:
         uid = str(uuid.uuid4())

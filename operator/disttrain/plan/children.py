@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import NetworkPolicyMode
-from disttrain.plan import lost_nodes, restart, words
+from disttrain.plan import account, lost_nodes, words
 from disttrain.plan.model import (
     Action,
     CreateNetworkPolicy,
@@ -32,7 +32,7 @@ RETRY = timedelta(seconds=10)
 def converge(world: World) -> Step:
     """What is missing is made, what is old is deleted."""
     deletions = (*_deletions(world), *lost_nodes.forced(world))
-    waits = [moment for pod in world.failed if (moment := restart.release(world, pod)) > world.now]
+    waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
     waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
     creations = () if blocked(world) or _held_until(world) is not None else tuple(_creations(world))
     made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
@@ -73,7 +73,7 @@ def _held_until(world: World) -> datetime | None:
     moments = [refusal.time + RETRY for refusal in world.snapshot.refusals if refusal.retryable]
     if world.snapshot.foreign:
         moments.append(world.now + RETRY)
-    if (moment := restart.next_attempt(world)) is not None:
+    if (moment := account.next_attempt(world)) is not None:
         moments.append(moment)
     return max((moment for moment in moments if moment > world.now), default=None)
 
@@ -84,7 +84,7 @@ def _deletions(world: World) -> Iterator[DeletePod]:
         if not pod.deleting:
             yield _delete(pod)
     for pod in world.failed:
-        if pod.uid in accounted and restart.release(world, pod) <= world.now:
+        if pod.uid in accounted and account.release(world, pod) <= world.now:
             yield _delete(pod)
     # A worker that comes again needs somebody to talk to, also when master and servers had already taken their leave.
     if any(slot[0] is Role.WORKER and not world.settled(slot) and slot not in world.present for slot in world.wanted):

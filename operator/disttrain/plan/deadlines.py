@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import LastRestart
-from disttrain.plan import restart, words
+from disttrain.plan import account, restart, words
 from disttrain.plan.ending import fail
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
@@ -86,7 +86,7 @@ def _stalled(world: World) -> Step:
     if over := restart.limit_exceeded(world, message):
         return over
     last = LastRestart(role=Role.MASTER.status_name, index=0, reason=Reason.STALLED, message=message, time=world.second)
-    restarts = restart.record(world, failed=1, counted=True, last=last)
+    restarts = account.record(world, failed=1, counted=True, last=last)
     return restart.restart_job(world, blame=Role.MASTER, restarts=restarts, reason=Reason.STALLED, message=message)
 
 

@@ -35,7 +35,7 @@ def training(world: World) -> TrainingStatus | None:
         world_size=progress.world_size,
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
-        last_update_time=world.second,
+        last_update_time=world.second if progress.step or before is not None else None,
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
     )
 

@@ -8,7 +8,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import conditions, deadlines, goodput, progress, restart
+from disttrain.plan import account, conditions, deadlines, goodput, progress
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import CreatePod, Event, Phase, Plan
 from disttrain.plan.state import state
@@ -38,7 +38,7 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
         "observed_generation": world.job.metadata.generation,
         "state": state(world, claims),
         "conditions": conditions.merge(world, claims),
-        "restarts": restart.carried_over(world),
+        "restarts": account.carried_over(world),
         **_beginning(world, step),
         **step.status,
     }

@@ -2,27 +2,26 @@
 
 A failure is written down before anything is done about it. Replaced is a pod one pass later, when its uid stands in
 `restarts.accounted`; a restart of the job is written down as the next attempt, and the pods of older attempts are never counted.
-Not here: the deletions and creations themselves (children.py), the waits of the whole job (deadlines.py).
+Not here: the numbers (account.py), the deletions and creations themselves (children.py), the waits of the whole job (deadlines.py).
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
+from disttrain.api.spec import Action
 from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
 from disttrain.plan import words
+from disttrain.plan.account import checkpoint_resets, counted_so_far, finished, record, rule_for
 from disttrain.plan.ending import fail
 from disttrain.plan.model import DISRUPTED, DeletePod, Event, Phase, PodView
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import SILENCE, World
 
-BASE = timedelta(seconds=1)
-CAP = timedelta(seconds=300)
 SETTLE = timedelta(seconds=3)
 """For a command: its peers fail from the loss of one, and the first to fail may be the last that we hear of."""
 
@@ -47,7 +46,7 @@ def failures(world: World) -> Step | None:
             else _replace_silent(world, master, fresh)
         )
 
-    rule = _matching_rule(world.spec.failure_policy.rules, root)
+    rule = rule_for(world, root)
     action = rule.action if rule else world.spec.failure_policy.default_action
     counted = rule.count_towards_limit if rule else True
     message = words.failure(world, root)
@@ -71,31 +70,9 @@ def limit_exceeded(world: World, message: str) -> Step | None:
     if counted_so_far(world) < limit:
         return None
     tries = f"{limit} failure{'' if limit == 1 else 's'}"
-    since = " since the last checkpoint" if _checkpoint_resets(world) and world.checkpoint_step else ""
+    since = " since the last checkpoint" if checkpoint_resets(world) and world.checkpoint_step else ""
     return fail(
         world, Reason.BACKOFF_LIMIT_EXCEEDED, f"More than {tries}{since} (runPolicy.backoffLimit). The last: {message}"
-    )
-
-
-def counted_so_far(world: World) -> int:
-    """Failures that count towards the limit; a checkpoint since the last one has set them back."""
-    if _checkpoint_resets(world) and world.checkpoint_step > world.restarts.checkpoint_step:
-        return 0
-    return world.restarts.counted_towards_limit
-
-
-def record(world: World, *, failed: int, counted: bool, last: LastRestart | None) -> Restarts:
-    """The failures written down."""
-    before = world.restarts
-    return before.model_copy(
-        update={
-            "total": before.total + failed,
-            "counted_towards_limit": counted_so_far(world) + counted,
-            "checkpoint_step": max(before.checkpoint_step, world.checkpoint_step)
-            if counted
-            else before.checkpoint_step,
-            "last": last or before.last,
-        }
     )
 
 
@@ -123,44 +100,6 @@ def restart_job(world: World, *, blame: Role | None, restarts: Restarts, reason:
         ),
         again=True,
     )
-
-
-def delay(counted: int) -> timedelta:
-    """How long a replacement waits, from the end of the failed pod: 1 s, 2 s, 4 s … 300 s."""
-    return min(CAP, BASE * (1 << min(max(counted, 1) - 1, 16)))
-
-
-def release(world: World, pod: PodView) -> datetime:
-    """When a failed pod may be replaced. Until then it stays, and its log with it."""
-    rule = _matching_rule(world.spec.failure_policy.rules, pod)
-    counted = counted_so_far(world) if rule is None or rule.count_towards_limit else 0
-    return finished(pod) + delay(counted)
-
-
-def next_attempt(world: World) -> datetime | None:
-    """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
-    if world.present or world.restarts.last is None or world.restarts.counted_towards_limit == 0:
-        return None
-    moment = world.restarts.last.time + delay(counted_so_far(world))
-    return moment if moment > world.now else None
-
-
-def finished(pod: PodView) -> datetime:
-    """When a pod ended. One that does not say was refused by its node, right after it was made."""
-    return pod.finished or pod.created
-
-
-def carried_over(world: World) -> Restarts | None:
-    """The account without the uids of pods that are gone, and set back by a new checkpoint; None while nothing ever failed."""
-    if world.status.restarts is None:
-        return None
-    uids = {pod.uid for pod in world.snapshot.pods}
-    accounted = tuple(uid for uid in world.restarts.accounted if uid in uids)
-    return world.restarts.model_copy(update={"accounted": accounted, "counted_towards_limit": counted_so_far(world)})
-
-
-def _checkpoint_resets(world: World) -> bool:
-    return world.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
 
 
 def _lost_worker(world: World) -> str | None:
@@ -200,15 +139,6 @@ def _recorded_cause(world: World) -> PodView | None:
             and not world.lost_its_peers(pod)
         ):
             return pod
-    return None
-
-
-def _matching_rule(rules: Iterable[FailureRule], pod: PodView) -> FailureRule | None:
-    for rule in rules:
-        code_matches = rule.on_exit_codes is None or pod.exit_code in rule.on_exit_codes
-        condition_matches = rule.on_pod_conditions is None or not pod.conditions.isdisjoint(rule.on_pod_conditions)
-        if code_matches and condition_matches:
-            return rule
     return None
 
 

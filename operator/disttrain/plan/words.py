@@ -3,13 +3,14 @@
 import re
 from datetime import datetime
 
-from disttrain.api.names import Role
+from disttrain.api.names import TRAINER_CONTAINER, Role
 from disttrain.api.status import LastRestart
 from disttrain.plan.model import PodView
 from disttrain.plan.world import World
 
 _LONGEST = 1024
 """Last words in a message; the whole text is in the pod's log."""
+_OUT_OF_MEMORY = "OOMKilled"
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
@@ -18,6 +19,8 @@ def failure(world: World, pod: PodView) -> str:
     how = [pod.reason] if pod.reason and pod.reason != "Error" else []
     if pod.exit_code is not None:
         how.append(f"exit code {pod.exit_code}")
+    if pod.reason == _OUT_OF_MEMORY and (limit := _memory_limit(world, pod.role)):
+        how.append(f"memory limit {limit}")
     text = f"Pod {pod.name} failed" + (f" ({', '.join(how)})" if how else "")
     if words := last_words(pod):
         text += f": {words}"
@@ -54,3 +57,18 @@ def count(number: int, role: Role) -> str:
     """Such as "2 workers"."""
     name = {Role.MASTER: "master", Role.PARAMETER_SERVER: "parameter server", Role.WORKER: "worker"}[role]
     return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _memory_limit(world: World, role: Role) -> str:
+    """What the role's template allows the trainer container, "" for no limit."""
+    owners = {
+        Role.MASTER: world.spec.master,
+        Role.PARAMETER_SERVER: world.spec.parameter_server,
+        Role.WORKER: world.spec.worker,
+    }
+    owner = owners[role]
+    template = owner.template if owner is not None else None
+    for container in (template and template.spec and template.spec.containers) or ():
+        if container.name == TRAINER_CONTAINER and container.resources is not None:
+            return str((container.resources.limits or {}).get("memory", ""))
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -145,9 +146,13 @@ def test_what_a_process_finds_in_its_environment(folder: Path) -> None:
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MINE", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR"]
     show = f"print('|'.join(os.environ.get(name, '-') for name in {names}))"
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "MINE", "value": "yes"}]}]}}
+    show += "; print('uid', job['uid'])"
     file = stub.write_job(folder, config={"worker-1": show}, worker={"replicas": 2, "template": template})
     done = run(folder, file, environment={"RANK": "7", "MASTER_ADDR": "elsewhere"})
     assert "[worker-1] 1|2|0|yes||127.0.0.1" in done.out, done
+    assert (
+        f"[worker-1] uid {json.loads(next(folder.glob('.disttrain/runs/*/run.json')).read_text())['uid']}" in done.out
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/nvidia* is Linux")
@@ -170,6 +175,17 @@ def test_too_few_gpus_is_told_with_the_line(folder: Path) -> None:
     assert done.err.startswith(f"{file}:{line}: spec.worker.gpusPerWorker: the job needs 4 GPUs, this machine has 1")
 
 
+def test_a_module_that_is_not_there_is_told_before_anything_starts(folder: Path) -> None:
+    file = stub.write_job(folder)
+    (folder / file).write_text(
+        (folder / file).read_text().replace("disttrain_trainer:dataset", "no_such.module:dataset")
+    )
+    done = run(folder, file)
+    assert done.code == 2
+    assert 'spec.trainer.dataset: no module "no_such" in' in done.err
+    assert list((folder / ".disttrain" / "runs").iterdir()) == []
+
+
 def test_a_command_that_is_not_there(folder: Path) -> None:
     file = stub.write_job(
         folder, strategy={"type": "DataParallel"}, trainer={"command": ["no-such-program"]}, parameterServer=None
@@ -190,3 +206,17 @@ def test_the_mark_does_not_reach_an_outer_run(folder: Path) -> None:
     done = run(folder, stub.write_job(folder, config={"worker": "pass"}), environment={"DISTTRAIN_RUN_ID": "outer"})
     assert done.code == 0
     assert os.environ.get("DISTTRAIN_RUN_ID") is None
+
+
+def test_it_ends_when_nobody_reads_it_any_more(folder: Path) -> None:
+    started = Started(
+        folder, stub.write_job(folder, config={"worker": "while True: print('more', flush=True); time.sleep(0.05)"})
+    )
+    assert started.process.stdout is not None
+    assert started.process.stderr is not None
+    started.process.stdout.readline()
+    started.process.stdout.close()
+    with started.process.stderr as errors:
+        assert started.process.wait(20) == 1
+        assert errors.read() == ""
+    assert left_behind(folder) == []

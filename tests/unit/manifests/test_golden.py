@@ -1,6 +1,6 @@
 """The manifests, word for word.
 
-After a wanted change `python tests/unit/manifests/test_golden.py` writes the files anew; read the diff.
+After a wanted change `PYTHONPATH=tests python -m unit.manifests.test_golden` writes the files anew; read the diff.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from disttrain.manifests import build_network_policy, build_pod, build_service
+from unit.manifests.jobs import JOBS
 
 FOLDER = Path(__file__).parent / "golden"
 IMAGE = "disttrain/trainer:test"
@@ -23,8 +24,6 @@ class _Plain(yaml.SafeDumper):
 
 def manifests(name: str) -> str:
     """All that a job of jobs.py becomes, as one YAML stream."""
-    from unit.manifests.jobs import JOBS
-
     job, pods = JOBS[name]
     objects = [build_service(job), build_network_policy(job)]
     objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE) for role, index in pods]
@@ -37,16 +36,9 @@ def test_manifests_are_as_written_down(name: str) -> None:
 
 
 def test_every_job_has_its_golden_file() -> None:
-    from unit.manifests.jobs import JOBS
-
     assert sorted(JOBS) == sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from unit.manifests.jobs import JOBS
-
     for each in JOBS:
         (FOLDER / f"{each}.yaml").write_text(manifests(each))

@@ -27,6 +27,13 @@ def test_network_policy_none_makes_none():
     assert CreateNetworkPolicy() not in plan.actions
 
 
+def test_a_service_or_policy_that_somebody_deleted_is_made_again():
+    scene = make_job().training()
+    scene.service = scene.network_policy = False
+    assert scene.step().actions == (CreateService(), CreateNetworkPolicy())
+    assert scene.status.state is State.TRAINING
+
+
 def test_states_of_a_job_on_its_way():
     scene = make_job()
     states = []

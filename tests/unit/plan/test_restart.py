@@ -6,7 +6,7 @@ import pytest
 
 from disttrain.api import Termination
 from disttrain.api.reasons import Reason, State
-from disttrain.plan.restart import delay
+from disttrain.plan.account import delay
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
 
 FAIL = {"action": "FailJob"}
@@ -52,6 +52,21 @@ def test_the_message_names_the_pod_its_end_its_last_words_and_its_log():
     assert [(event.reason, event.message, event.warning) for event in plan.events] == [
         ("ReplicaFailed", expected, True)
     ]
+
+
+def test_out_of_memory_names_the_limit():
+    limited = {"spec": {"containers": [{"name": "trainer", "resources": {"limits": {"memory": "4Gi"}}}]}}
+    scene = make_job().spec(worker={"template": limited}).training().failed(0, code=137, reason="OOMKilled")
+    scene.step()
+    assert "(OOMKilled, exit code 137, memory limit 4Gi)" in scene.condition("Restarting").message
+
+
+def test_a_failure_that_is_not_counted_waits_the_shortest_time():
+    scene = make_job().training()
+    for _ in range(5):
+        scene.failed(0).seen().after(300).seen().all_run().seen()
+    scene.failed(0, code=143, conditions=frozenset({"DisruptionTarget"})).seen().after(1)
+    assert deleted(scene.step()) == ["digits-worker-0"]
 
 
 @pytest.mark.parametrize(
@@ -189,9 +204,7 @@ class TestSilentMaster:
     """A master that is frozen: it does not fail, and nobody hears it."""
 
     def frozen(self):
-        scene = make_job().training()
-        scene.after(61).failed(0, code=75).failed(1, code=75)
-        return scene
+        return make_job().training().after(5).reports(11).seen().after(61).failed(0, code=75).failed(1, code=75)
 
     def test_lost_peers_and_silence_together_replace_it_and_count_once(self):
         scene = self.frozen()

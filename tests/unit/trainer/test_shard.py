@@ -46,7 +46,7 @@ def make_shard(
 def filled(shard: Shard, seed: int) -> Buffers:
     buffers = shard.take()
     for part, span in zip(buffers.parts, shard.spans, strict=True):
-        values = torch.randn(span.stop, generator=torch.Generator().manual_seed(seed))
+        values = torch.randn(shard.layout.vectors[0].length, generator=torch.Generator().manual_seed(seed))
         part[: span.length] = values[span.start : span.stop]
     return buffers
 
@@ -59,17 +59,22 @@ def values(shard: Shard) -> torch.Tensor:
         shard.release(buffers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("history", [True, False])
 @pytest.mark.parametrize(
     "optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}]
 )
-def test_cutting_a_shard_anywhere_changes_not_a_bit(history: bool, optimizer: dict[str, str]) -> None:
+def test_cutting_a_shard_anywhere_changes_not_a_bit(
+    dtype: torch.dtype, history: bool, optimizer: dict[str, str]
+) -> None:
     length = 2 * BLOCK + 777
     results = []
     for servers in (1, 2, 3, 7):
         parts = []
         for server in range(servers):
-            shard = make_shard(length, optimizer=optimizer, history=history, server=server, servers=servers)
+            shard = make_shard(
+                length, optimizer=optimizer, history=history, dtype=dtype, server=server, servers=servers
+            )
             for step in range(3):
                 shard.absorb([(filled(shard, 2 * step + 1), 0.25)], update=False)
                 shard.absorb([(filled(shard, 2 * step + 2), 0.75)], update=True)
@@ -99,6 +104,18 @@ def test_memory_does_not_grow_with_steps() -> None:
         shard.release(shard.acquire(None))
     # The current and the previous version are held; free are two gradients, and one version to write the next into.
     assert len(shard._free) <= 3
+
+
+def test_gradients_of_16_bits_are_summed_in_32() -> None:
+    shard = make_shard(100, optimizer={"name": "SGD", "learningRate": "1"}, dtype=torch.bfloat16)
+    ones = [shard.take() for _ in range(512)]
+    for buffers in ones:
+        buffers.parts[0].fill_(1)
+    before = shard._masters[0].clone()
+    for buffers in ones:
+        shard.absorb([(buffers, 1.0)], update=buffers is ones[-1])
+    # In bfloat16, 256 + 1 is 256.
+    assert torch.equal(before - shard._masters[0], torch.full_like(before, 512))
 
 
 def test_a_sum_of_nothing_is_no_step() -> None:

@@ -1,10 +1,11 @@
 """Worlds of equals, for DataParallel and scripts: formed when every member is ready, dissolved when one is lost.
 
-A world is a generation; the number goes into the prefix of the store's keys, so that no member reads what an older world wrote.
+A world is a generation, and has a rendezvous store of its own, so that no member reads what an older world wrote.
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -46,9 +47,20 @@ class Collective:
     """The coordinator of a collective world."""
 
     def __init__(
-        self, *, sender: Sender, tracker: Tracker, members: tuple[Member, ...], processes: int = 1, saves: bool = False
+        self,
+        *,
+        sender: Sender,
+        tracker: Tracker,
+        members: tuple[Member, ...],
+        renew_store: Callable[[], None],
+        processes: int = 1,
+        saves: bool = False,
     ) -> None:
-        """processes: training processes of a member. saves: whether rank 0 can save the state when asked."""
+        """The store is being made already, and `open` says when it is there.
+
+        renew_store: asks for an empty one, with the same answer; when it is called, no member has a program that uses the old one.
+        processes: training processes of a member. saves: whether rank 0 can save the state when asked.
+        """
         self._sender = sender
         self._tracker = tracker
         self._members = members
@@ -56,7 +68,10 @@ class Collective:
         self._saves = saves
         self._places: dict[Member, _Place] = {}
         self._absent: dict[Member, float] = {}
-        self._open = False
+        self._renew_store = renew_store
+        self._fresh = False
+        """The store is empty: no world has used it."""
+        self._renewing = True
         self._broken = False
         """A member of the present world was lost."""
         self._leavers: set[Member] = set()
@@ -123,8 +138,8 @@ class Collective:
             tracker.generation = max(tracker.generation, int(generation))
 
     def open(self, now: float) -> None:
-        """The store is there: worlds may begin."""
-        self._open = True
+        """There is an empty store: a world may begin."""
+        self._fresh, self._renewing = True, False
         self._settle(now)
 
     def found(self, manifest: Manifest | None, now: float) -> None:
@@ -158,8 +173,11 @@ class Collective:
         places = list(self._places.values())
         complete = len(places) == len(self._members)
         if complete and all(p.state is State.READY for p in places):
-            if self._open:
+            if self._fresh:
                 self._begin_world()
+            elif not self._renewing:
+                self._renewing = True
+                self._renew_store()
         elif complete and not self._broken and self._is_one_world(places):
             # True after each message of a running world, and when all members come back to a master that is new.
             self._tracker.generation = places[0].generation
@@ -181,7 +199,7 @@ class Collective:
         if step >= 0:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
-        self._broken = False
+        self._broken = self._fresh = False
         self._tracker.generation = generation
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():

@@ -69,6 +69,7 @@ class Master:
         coordinator, hub = self._coordinator, self._hub
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
         host, port = split_address(self._config.addresses.control)
+        self._serve_metrics(listening_host(host) or "")
         serving = asyncio.create_task(hub.serve(host=listening_host(host), port=port))
         ending = asyncio.create_task(
             hub.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
@@ -94,6 +95,13 @@ class Master:
             serving.cancel()
             ending.cancel()
 
+    def _serve_metrics(self, host: str) -> None:
+        def progress() -> str:
+            return self.progress().model_dump_json(by_alias=True)
+
+        if self._process.metrics_port is not None:
+            metrics_module.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)
+
     def _terminate(self) -> None:
         self._coordinator.terminate(time.monotonic())
         self._hub.poke()
@@ -115,19 +123,21 @@ class Master:
                 sender=self._hub,
                 tracker=self._tracker,
                 members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
+                renew_store=self._renew_store,
                 processes=config.processes_per_worker,
             )
         return Collective(
             sender=self._hub,
             tracker=self._tracker,
             members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
+            renew_store=self._renew_store,
             saves=self._process.checkpoint_dir is not None,
         )
 
     def _begin(self) -> None:
         coordinator = self._coordinator
         if isinstance(coordinator, Collective):
-            self._run_apart(self._host_store, self._keep_store)
+            self._renew_store()
             if self._config.trainer.model is not None and self._process.checkpoint_dir is not None:
                 self.find()
         elif isinstance(coordinator, ServedTraining):
@@ -181,17 +191,22 @@ class Master:
         if isinstance(self._coordinator, Collective | ServedTraining):
             self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
 
-    def _host_store(self) -> object:
-        """The store of torch's rendezvous. Importing torch takes seconds, in which members already join."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
+    def _renew_store(self) -> None:
+        """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
+        self._store = None  # closes the old one: torch puts no generation into the keys any more (2.15)
 
-        host, port = split_address(self._config.addresses.rendezvous)
-        return TCPStore(listening_host(host) or "0.0.0.0", port, is_master=True, wait_for_workers=False)
+        def host() -> object:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
-    def _keep_store(self, store: object) -> None:
-        self._store = store
-        assert isinstance(self._coordinator, Collective)
-        self._coordinator.open(time.monotonic())
+            name, port = split_address(self._config.addresses.rendezvous)
+            return TCPStore(listening_host(name) or "0.0.0.0", port, is_master=True, wait_for_workers=False)
+
+        def keep(store: object) -> None:
+            self._store = store
+            assert isinstance(self._coordinator, Collective)
+            self._coordinator.open(time.monotonic())
+
+        self._run_apart(host, keep)
 
     def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None]) -> None:
         async def go() -> None:
@@ -217,14 +232,6 @@ def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) 
     """The role of the master. `report` gets the final progress, however it ends. Raises Terminated after a SIGTERM."""
     master = Master(process, metrics)
     metrics.before_scrape = master.count
-    if process.metrics_port is not None:
-        host = listening_host(split_address(process.config.addresses.control)[0]) or ""
-        metrics_module.serve(
-            metrics,
-            host=host,
-            port=process.metrics_port,
-            progress=lambda: master.progress().model_dump_json(by_alias=True),
-        )
     try:
         asyncio.run(master.run())
     finally:

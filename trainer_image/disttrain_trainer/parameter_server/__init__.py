@@ -2,16 +2,17 @@
 
 layout        a model as flat vectors, and which server owns which part
 consistency   who may start when, and what becomes an update; pure
-optimizer     SGD, Adam, AdamW on flat parts
-shard         one server's parameters, optimiser state and what was applied; saved and loaded
-generation    a shard and its workers under one lock: what the connections of a world share
-wire          the binary protocol
-server        sockets and threads around a generation
-client        the worker's side
+optimizer     SGD, Adam, AdamW on the parts of a shard
+shard         one server's parameters, updated block by block; shard_file: on disk
+generation    a shard, its policy and its workers under one lock
+wire          the binary protocol; identity: who a worker says it is
+server        accepts and introduces workers; requests: answers one connection's
+client        the worker's side; connection: to one server
 """
 
 from disttrain_trainer.parameter_server.client import ShardedClient
+from disttrain_trainer.parameter_server.generation import ShardState
 from disttrain_trainer.parameter_server.layout import FlatModel, Layout
-from disttrain_trainer.parameter_server.server import SavedShard, ShardServer, ShardState
+from disttrain_trainer.parameter_server.server import SavedShard, ShardServer
 
 __all__ = ["FlatModel", "Layout", "SavedShard", "ShardServer", "ShardState", "ShardedClient"]

@@ -33,42 +33,44 @@ class Arrival:
 class Clocks:
     """The iterations that each live worker has completed.
 
-    The minimum never decreases: who joins starts at it, and who leaves does not count any more.
+    The minimum never decreases: who joins starts at it or later, and who leaves does not count any more.
     """
 
     def __init__(self) -> None:
         self._completed: dict[int, int] = {}
-        self._last = 0
-
-    @property
-    def minimum(self) -> int:
+        self.minimum = 0
         """Of the live workers; with none, where the last one stopped."""
-        return min(self._completed.values(), default=self._last)
 
     def join(self, worker: int, at: int = 0) -> int:
         """Makes the worker a live one, at `at` or the minimum if that is later. Returns its clock."""
         clock = max(at, self.minimum)
         self._completed[worker] = clock
+        self._update()
         return clock
 
     def leave(self, worker: int) -> None:
         """Forgets the worker; the minimum is that of the others at once."""
         if worker in self._completed:
-            self._last = self.minimum
             del self._completed[worker]
+            self._update()
 
     def complete(self, worker: int, clock: int) -> None:
         """The worker has completed iteration `clock`; told twice is the same as once."""
-        if worker in self._completed:
-            self._completed[worker] = max(self._completed[worker], clock + 1)
+        before = self._completed.get(worker)
+        if before is not None and clock >= before:
+            self._completed[worker] = clock + 1
+            if before == self.minimum:
+                self._update()
 
     def __contains__(self, worker: int) -> bool:
         return worker in self._completed
 
     def at_minimum(self) -> list[int]:
         """The live workers that all others wait for."""
-        minimum = self.minimum
-        return sorted(worker for worker, clock in self._completed.items() if clock == minimum)
+        return sorted(worker for worker, clock in self._completed.items() if clock == self.minimum)
+
+    def _update(self) -> None:
+        self.minimum = min(self._completed.values(), default=self.minimum)
 
 
 class Consistency(ABC):
@@ -98,6 +100,11 @@ class Consistency(ABC):
     def settled(self) -> SliceSet:
         """The slices that are part of the current version: what a checkpoint of it may say."""
         return self.accepted
+
+    @property
+    @abstractmethod
+    def milestone(self) -> int:
+        """What those who may not start wait for: while it is the same, none of them may."""
 
     @abstractmethod
     def join(self, worker: int, at: int = 0) -> int:
@@ -151,6 +158,10 @@ class Sync(Consistency):
     def settled(self) -> SliceSet:
         return SliceSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
 
+    @property
+    def milestone(self) -> int:
+        return self.version
+
     def join(self, worker: int, at: int = 0) -> int:
         return self.version
 
@@ -179,6 +190,10 @@ class Async(Consistency):
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
         return Arrival(add=(index,), update=not empty)
+
+    @property
+    def milestone(self) -> int:
+        return self._clocks.minimum
 
     def join(self, worker: int, at: int = 0) -> int:
         return self._clocks.join(worker, at)

@@ -1,6 +1,6 @@
 """A shard, its consistency policy and its workers under one lock: what the connections of one generation share.
 
-Every method may be called by any thread. Waiting is a condition variable that each change notifies; nothing polls. A generation
+Every method may be called by any thread. Waiting is a condition variable, notified when somebody may start; nothing polls. A generation
 that is over refuses everybody; its shard is garbage, and whoever still works on it harms nobody.
 
 Not here: sockets and threads (`server.py`), decisions (`consistency.py`), arithmetic (`shard.py`).
@@ -9,7 +9,7 @@ Not here: sockets and threads (`server.py`), decisions (`consistency.py`), arith
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from disttrain.api import spec
 from disttrain_trainer.data.slices import SliceSet
@@ -44,6 +44,32 @@ class Gradient:
     """Version of the parameters that it is of."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """A server at one moment."""
+
+    generation: int = 0
+    """0 before the first one."""
+    version: int = 0
+    """Optimiser steps behind the parameters; Sync: steps."""
+    applied: SliceSet = field(default_factory=SliceSet)
+    """The slices that count here. Sync: with those of the step that is still incomplete."""
+    max_staleness_seen: int = 0
+    """Largest lead over the slowest live worker with which an iteration started."""
+    late_gradients: int = 0
+    """Gradients that were ignored because their slice counted already."""
+    initialized: bool = False
+    """Whether the parameters have values."""
+    shard_bytes: int = 0
+    """Size of the parameters, without optimiser state."""
+    wait_seconds: float = 0.0
+    """Time that workers have waited for others, or for the first parameters, summed over workers."""
+    workers: tuple[int, ...] = ()
+    """Ranks of the workers that are connected."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class Generation:
     """One server's side of a generation, from the first parameters or from a checkpoint."""
 
@@ -59,6 +85,7 @@ class Generation:
         checkpoint: ShardFile | None = None,
         observe_staleness: Callable[[int], None] | None = None,
     ) -> None:
+        """observe_staleness is called with the lock held."""
         self.number = number
         self._place = (server, servers)
         self._sync = strategy.consistency is spec.Consistency.SYNC
@@ -152,7 +179,7 @@ class Generation:
         """A whole gradient is here (None: of no samples). Applies it if its slice is new; returns the version then."""
         with self._changed:
             self._require_going_on()
-            shard = self._known_shard()
+            shard, before = self._known_shard(), self._policy.milestone
             if not shard.initialized:
                 raise Refusal(
                     Reason.MISTAKE, f"slice {gradient.index} has a gradient, but this shard has no parameters yet"
@@ -175,7 +202,8 @@ class Generation:
             if self._sessions.get(session.rank) is session:
                 # Also for a slice that somebody else had done: the worker's iteration is complete all the same.
                 self._policy.complete(session.rank, gradient.clock)
-            self._changed.notify_all()
+            if self._policy.milestone != before:
+                self._changed.notify_all()
             return self._policy.version
 
     def pull(
@@ -226,10 +254,11 @@ class Generation:
                 raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
             return shard.snapshot(self._policy.settled)
 
-    def report(self) -> "Report":
-        """What the master and the metrics want to know."""
+    def state(self) -> ShardState:
+        """The shard at this moment."""
         with self._changed:
-            return Report(
+            return ShardState(
+                generation=self.number,
                 version=self._policy.version,
                 applied=self._policy.accepted.copy(),
                 max_staleness_seen=self._policy.max_staleness_seen,
@@ -269,17 +298,3 @@ class Generation:
         if self._shard is None:
             raise Refusal(Reason.MISTAKE, "this shard has no layout yet")
         return self._shard
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """A generation at one moment; see `server.ShardState`."""
-
-    version: int
-    applied: SliceSet
-    max_staleness_seen: int
-    late_gradients: int
-    initialized: bool
-    shard_bytes: int
-    wait_seconds: float
-    workers: tuple[int, ...]

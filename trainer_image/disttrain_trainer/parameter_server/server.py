@@ -10,14 +10,14 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server import optimizer as optimizers
-from disttrain_trainer.parameter_server.generation import Generation, Session
+from disttrain_trainer.parameter_server.generation import Generation, Session, ShardState
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.requests import Requests
@@ -50,31 +50,6 @@ class SavedShard:
     """The slices in it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardState:
-    """A server at one moment."""
-
-    generation: int
-    """0 before the first `begin`."""
-    version: int = 0
-    """Optimiser steps behind the parameters; Sync: steps."""
-    applied: SliceSet
-    """The slices that count here. Sync: with those of the step that is still incomplete."""
-    max_staleness_seen: int = 0
-    """Largest lead over the slowest live worker with which an iteration started."""
-    late_gradients: int = 0
-    """Gradients that were ignored because their slice counted already."""
-    initialized: bool = False
-    """Whether the parameters have values."""
-    shard_bytes: int = 0
-    wait_seconds: float = 0.0
-    """Time that workers have waited for others, or for the first parameters, summed over workers."""
-    workers: tuple[int, ...] = ()
-    """Ranks of the workers that are connected."""
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
 class _Connection:
     """One accepted connection."""
 
@@ -89,7 +64,8 @@ class ShardServer:
 
     optimizer: makes the optimiser of each generation. Default: what the job names.
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
-    on_staleness: called with each gradient's staleness: versions between the parameters that it is of and those it is applied to.
+    on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
+        the shard stands still meanwhile.
     """
 
     def __init__(
@@ -157,7 +133,7 @@ class ShardServer:
                 observe_staleness=self._on_staleness,
             )
         except WrongInput as error:
-            raise WrongInput(f"{checkpoint}: {error}") from None
+            raise WrongInput(f"{checkpoint}: {error}" if checkpoint else str(error)) from None
         with self._changed:
             old = self._generation
             if old is not None and generation <= old.number:
@@ -191,22 +167,8 @@ class ShardServer:
             links = [connection.link for connection in self._connections]
             bytes_in = self._bytes[0] + sum(link.received for link in links)
             bytes_out = self._bytes[1] + sum(link.sent for link in links)
-        if generation is None:
-            return ShardState(generation=0, applied=SliceSet(), bytes_in=bytes_in, bytes_out=bytes_out)
-        report = generation.report()
-        return ShardState(
-            generation=generation.number,
-            version=report.version,
-            applied=report.applied,
-            max_staleness_seen=report.max_staleness_seen,
-            late_gradients=report.late_gradients,
-            initialized=report.initialized,
-            shard_bytes=report.shard_bytes,
-            wait_seconds=report.wait_seconds,
-            workers=report.workers,
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-        )
+        state = ShardState() if generation is None else generation.state()
+        return replace(state, bytes_in=bytes_in, bytes_out=bytes_out)
 
     def drop(self, worker_rank: int) -> None:
         """Ends the worker's connection and waits for it no more; it may connect again. `on_worker_lost` is not called."""

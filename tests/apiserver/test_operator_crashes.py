@@ -1,0 +1,177 @@
+"""The operator dies at every write of a job's life, once before the API server has it and once before its answer arrives.
+
+After Sieve (OSDI '22): a reference run counts the writes; then the same life is lived once for each of them with a death there, and has to
+come to the same end. The parts of the operator run here in one process without kopf, so that a death is an exception at an exact
+place and a restart costs nothing; what they know they learn by listing, as a new process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from apiserver.operating import JOBS as JOBS_PATH
+from apiserver.operating import PODS as PODS_PATH
+from apiserver.operating import Kubelet, Rest, job, pod_names
+from cluster.controlplane import ControlPlane
+
+from disttrain.controller.api import Body, KubeClient, Resource, connect
+from disttrain.controller.apply import Executor
+from disttrain.controller.cache import Cache, Key
+from disttrain.controller.events import EventPoster
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.feed import Feed
+from disttrain.controller.progress import ProgressReader
+from disttrain.controller.queue import WorkQueue
+from disttrain.controller.reconcile import Reconciler
+from disttrain.controller.resync import Freshness, Resync
+from disttrain.controller.snapshot import Memories
+from disttrain.controller.status import StatusWriter
+
+NAMESPACE = "crashes"
+
+
+class Death(BaseException):
+    """The process is gone: nothing in it may catch this."""
+
+
+class Mortal:
+    """A KubeApi whose process dies at the n-th write."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self._client = client
+        self.writes = 0
+        self.die_at: int | None = None
+        self.after = False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return self._mortal(method) if name in ("create", "patch_status", "delete") else method
+
+    def _mortal(self, method: Callable[..., Awaitable[Body]]) -> Callable[..., Awaitable[Body]]:
+        async def write(resource: Resource, *args: Any, **more: Any) -> Body:
+            self.writes += 1
+            last = self.writes == self.die_at
+            if last and not self.after:
+                raise Death
+            answer = await method(resource, *args, **more)
+            if last:
+                raise Death
+            return answer
+
+        return write
+
+
+class Clock:
+    """Time that passes when told: the pauses of a restart need not be waited for."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class Process:
+    """One life of the operator."""
+
+    def __init__(self, api: Any, clock: Clock) -> None:
+        cache, expectations, memories = Cache(), Expectations(), Memories()
+        self.queue: WorkQueue[Key] = WorkQueue()
+        freshness = Freshness(asyncio.get_running_loop().time)
+        feed = Feed(cache, self.queue, expectations, memories, freshness)
+        self._resync = Resync(
+            api, cache, freshness, namespaces=[NAMESPACE], changed=feed.changed, queue_all=feed.queue_all
+        )
+
+        async def nobody(_: object) -> bytes:
+            raise TimeoutError
+
+        self.progress = ProgressReader(nobody, lambda *_: None)
+        self._reconciler = Reconciler(
+            api=api,
+            cache=cache,
+            queue=self.queue,
+            expectations=expectations,
+            memories=memories,
+            executor=Executor(api, cache, expectations, trainer_image="x", concurrency=1, clock=clock),
+            statuses=StatusWriter(api, cache, rest=0),
+            events=EventPoster(api),
+            progress=self.progress,
+            clock=clock,
+        )
+
+    async def look(self, key: Key) -> None:
+        await self._resync.once()
+        await self._reconciler.reconcile(key)
+
+
+async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
+    """A job's life, with a failure in it, to its end. What it came to, and how often the operator died."""
+    kubelet, clock, key = Kubelet(rest), Clock(), Key(NAMESPACE, name)
+    process, deaths = Process(api, clock), 0
+
+    async def settle() -> None:
+        """Looks again and again, in a new life after a death, until there is nothing left to do."""
+        nonlocal process, deaths
+        quiet = 0
+        while quiet < 2:
+            before = api.writes
+            try:
+                await process.look(key)
+            except Death:
+                deaths += 1
+                await process.progress.close()
+                process = Process(api, clock)
+            clock.now += timedelta(seconds=2)
+            quiet = quiet + 1 if api.writes == before else 0
+
+    rest.create(JOBS_PATH, job(name))
+    await settle()
+    for pod in pod_names(name):
+        kubelet.run(pod)
+    await settle()
+    kubelet.fail(f"{name}-worker-0", code=137)
+    for _ in range(8):  # the pause before a restart
+        await settle()
+    kubelet.run(f"{name}-worker-0")
+    await settle()
+    for pod in sorted(pod_names(name), reverse=True):
+        kubelet.succeed(pod)
+    await settle()
+    await process.progress.close()
+    process.queue.shut_down()
+    status = rest.get(JOBS_PATH, name)["status"]
+    pods = {pod["metadata"]["name"].removeprefix(name) for pod in rest.list(PODS_PATH, f"disttrain.dev/job-name={name}")}
+    end = {
+        "state": status["state"],
+        "attempt": status["attempt"],
+        "restarts": (status["restarts"]["total"], status["restarts"]["countedTowardsLimit"], status["restarts"]["accounted"]),
+        "pods": pods,
+    }
+    return end, deaths
+
+
+@pytest.mark.timeout(300)
+async def test_every_death_comes_to_the_same_end(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(control_plane.kubeconfig))
+    control_plane.kubectl("create", "namespace", NAMESPACE)
+    rest = Rest(control_plane, NAMESPACE)
+    async with connect(connections=4) as client:
+        kube = KubeClient(client, timeout_seconds=10)
+        reference = Mortal(kube)
+        wanted, deaths = await live(rest, reference, "reference")
+        assert deaths == 0
+        assert (wanted["state"], wanted["restarts"]) == ("Complete", (1, 1, []))
+        for number in range(1, reference.writes + 1):
+            for after in (False, True):
+                mortal = Mortal(kube)
+                mortal.die_at, mortal.after = number, after
+                end, deaths = await live(rest, mortal, f"death-{number}-{'after' if after else 'before'}")
+                assert deaths == 1
+                assert end == wanted, f"died {'after' if after else 'before'} write {number}"
+                assert mortal.writes <= reference.writes + 3

@@ -1,0 +1,129 @@
+"""A user's mistake is told in the user's words: one line for wrong input, the user's own traceback for a bug."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.api.names import Role
+from training.job import Job, checkpoints, digits, manifests, served
+
+USERS = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def model(config):
+    return nn.Linear(4, 2)
+
+def broken_model(config):
+    return undefined_name
+
+def not_a_model(config):
+    return 3
+
+def dataset(config, split):
+    return TensorDataset(torch.ones(64, 4), torch.zeros(64, dtype=torch.int64))
+
+def stream(config, split):
+    return iter([1, 2])
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+def exploding(model, batch):
+    exploding.calls = getattr(exploding, "calls", 0) + 1
+    return loss(model, batch) * (float("inf") if exploding.calls > 25 else 1)
+
+def vector_loss(model, batch):
+    return model(batch[0])[:, 0]
+
+def leaving(model, batch):
+    raise SystemExit(3)
+"""
+
+
+def spec(**trainer: Any) -> dict[str, Any]:
+    chosen = {name: f"users_code:{name}" for name in ("model", "dataset", "loss")}
+    return digits(worker={"replicas": 1}, trainer=chosen | {"evaluate": None, "batchSize": 32, "epochs": 100} | trainer)
+
+
+def fail(tmp_path: Path, code: int, **trainer: Any) -> tuple[Any, str]:
+    """The last words and the log of a worker that ends with this code."""
+    (tmp_path / "users_code.py").write_text(USERS)
+    with Job(folder=tmp_path, spec=spec(**trainer)) as job:
+        job.start()
+        assert job.wait(Role.WORKER) == code, job.logs()
+        return job.termination(Role.WORKER), job.log(Role.WORKER)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        pytest.param(
+            {"model": "nowhere:model"}, "trainer.model: 'nowhere:model': there is no module 'nowhere' in", id="module"
+        ),
+        pytest.param({"model": "users_code:modle"}, "has no 'modle'; did you mean 'model'?", id="attribute"),
+        pytest.param({"model": "users_code:not_a_model"}, "returned a int; expected a torch.nn.Module", id="no module"),
+        pytest.param({"dataset": "users_code:stream"}, "expected a map-style dataset", id="no dataset"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, trainer: dict[str, str], said: str) -> None:
+    termination, log = fail(tmp_path, 2, **trainer)
+    assert said in termination.message
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message", "line"),
+    [
+        pytest.param(
+            {"model": "users_code:broken_model"}, "NameError: name 'undefined_name' is not defined", 10, id="factory"
+        ),
+        pytest.param({"loss": "users_code:leaving"}, "SystemExit: 3", 32, id="sys.exit"),
+    ],
+)
+def test_a_raising_function_shows_its_own_traceback(
+    tmp_path: Path, trainer: dict[str, str], message: str, line: int
+) -> None:
+    termination, log = fail(tmp_path, 1, **trainer)
+    assert termination.message == message
+    assert termination.where.startswith(f"{tmp_path}/users_code.py:")
+    assert "users_code.py" in log
+    assert "disttrain_trainer/" not in log
+
+
+def test_a_loss_that_is_no_scalar_is_named(tmp_path: Path) -> None:
+    termination, log = fail(tmp_path, 1, loss="users_code:vector_loss")
+    assert (
+        termination.message
+        == "trainer.loss returned a Tensor of shape (32,); expected the batch's mean loss, a scalar tensor"
+    )
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(served("Sync"), id="Sync")])
+def test_a_loss_that_is_not_finite_ends_the_training_and_no_checkpoint_holds_it(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    (tmp_path / "users_code.py").write_text(USERS)
+    chosen = spec(loss="users_code:exploding") | changes | checkpoints(10)
+    with Job(folder=tmp_path, spec=chosen) as job:
+        job.start()
+        assert job.wait(Role.WORKER) == 1, job.logs()
+        assert job.termination(Role.WORKER).message.startswith(
+            "the loss is inf on worker-0 at step 25: lower trainer.optimizer"
+        )
+        progress = job.until(lambda progress: progress.nan_loss is not None, tolerate=True)
+        assert progress.nan_loss == "worker-0 at step 25"
+    assert [manifest["step"] for manifest in manifests(tmp_path / "checkpoints")] == [10, 20]
+
+
+def test_a_full_volume_stops_no_training(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=digits(**served("Sync"), **checkpoints(50))) as job:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "step-00000100").write_text("in the way, as a full disk would be")
+        job.start()
+        assert job.supervise() == 0, job.logs()
+        assert "a checkpoint was not written" in job.logs()
+    assert [m["step"] for m in manifests(tmp_path / "checkpoints")][-1] == 230

@@ -1,0 +1,126 @@
+"""A job that is ended and started again goes on from its newest valid checkpoint, and ends as if it had not been interrupted."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import Role
+from training.job import Job, checkpoints, digits, manifests, served
+
+EVERY, EPOCHS = 40, 20
+STEPS = EPOCHS * 23
+SYNC = served("Sync")
+
+
+def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
+    return digits(**changes, **checkpoints(EVERY), trainer={"epochs": EPOCHS, **trainer})
+
+
+def finish(job: Job) -> None:
+    job.start()
+    assert job.supervise() == 0, job.logs()
+
+
+def interrupt(job: Job) -> int:
+    """Kills every process in the middle; the step of the newest checkpoint."""
+    job.start()
+    job.until(lambda progress: progress.last_checkpoint is not None and progress.step > 2 * EVERY)
+    for role, index in job.keys:
+        job.kill(role, index)
+        job.wait(role, index)
+    return int(manifests(job.folder / "checkpoints")[-1]["step"])
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted((folder / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors")):
+        found |= {f"{path.name}:{name}": tensor for name, tensor in load_file(path).items()}
+    return found
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    with Job(folder=tmp_path / "whole", spec=spec(changes)) as job:
+        finish(job)
+    with Job(folder=tmp_path / "broken", spec=spec(changes)) as job:
+        saved = interrupt(job)
+    with Job(folder=tmp_path / "broken", spec=spec(changes), attempt=2) as job:
+        finish(job)
+        assert f"begins at step {saved}" in job.logs()
+    whole, broken = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "broken")
+    assert whole.keys() == broken.keys() != set()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])
+def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with Job(folder=tmp_path, spec=spec(changes)) as job:
+        newest = interrupt(job)
+    older = int(manifests(tmp_path / "checkpoints")[-2]["step"])
+    file = next((tmp_path / "checkpoints" / f"step-{newest:08d}").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with Job(folder=tmp_path, spec=spec(changes), attempt=2) as job:
+        finish(job)
+        logs = job.logs()
+    assert f"checkpoint step-{newest:08d} is skipped: {file.name} is damaged" in logs
+    assert f"begins at step {older}" in logs
+
+
+def test_a_checkpoint_of_another_configuration_is_skipped_and_the_field_named(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec({})) as job:
+        interrupt(job)
+    with Job(folder=tmp_path, spec=spec({}, batchSize=32), attempt=2) as job:
+        finish(job)
+        assert "it is of another configuration: trainer.batchSize: 64 then, 32 now" in job.logs()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync"), pytest.param(served("Async"), id="Async")],
+)
+def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, Any]) -> None:
+    endless = digits(**changes, **checkpoints(1_000_000), trainer={"epochs": 100_000})
+    with Job(folder=tmp_path, spec=endless) as job:
+        job.start()
+        job.until(lambda progress: progress.step > 50)
+        for role, index in job.keys:
+            job.kill(role, index, signal.SIGTERM)
+        assert [job.wait(role, index, timeout=10) for role, index in job.keys] == [143] * len(job.keys), job.logs()
+    (manifest,) = manifests(tmp_path / "checkpoints")
+    assert manifest["step"] > 50
+
+
+def test_one_terminated_worker_saves_and_the_others_go_on(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(1_000_000), trainer={"epochs": 60})) as job:
+        job.start()
+        job.until(lambda progress: progress.step > 50)
+        job.kill(Role.WORKER, 1, signal.SIGTERM)
+        assert job.supervise() == 0, job.logs()
+        assert job.restarts == {(Role.WORKER, 1): 1}
+    assert len(manifests(tmp_path / "checkpoints")) == 2
+
+
+def test_a_job_that_was_finished_is_finished_at_once(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec(SYNC)) as job:
+        finish(job)
+        job.start_one(Role.MASTER)
+        assert job.wait(Role.MASTER) == 0
+        progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    assert progress.finished
+    assert progress.step == STEPS
+    assert progress.evaluation is not None
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(50, keep=2), trainer={"epochs": 10})) as job:
+        finish(job)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000200", "step-00000230"]

@@ -1,0 +1,62 @@
+"""The models as Python code: what pydantic makes of values, where the API server is not asked."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from pydantic import ValidationError
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.spec import RunPolicy, Trainer
+from disttrain.api.template import PodTemplate
+from disttrain.api.types import quantity_value
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        (2, "2"),
+        ("500m", "0.5"),
+        ("1Ki", "1024"),
+        ("4.5Gi", "4831838208"),
+        ("1e3", "1000"),
+        ("2E", "2e18"),
+        (".5k", "500"),
+        ("-1n", "-1e-9"),
+    ],
+)
+def test_quantities_can_be_compared(quantity: int | str, value: str) -> None:
+    assert quantity_value(quantity) == Decimal(value)
+
+
+def test_null_is_absent_for_known_fields_only() -> None:
+    assert RunPolicy.model_validate({"backoffLimit": None}) == RunPolicy()
+    assert RunPolicy(backoff_limit=3).to_dict()["backoffLimit"] == 3
+    with pytest.raises(ValidationError, match="backofLimit"):
+        RunPolicy.model_validate({"backofLimit": None})
+
+
+def test_a_null_within_the_users_own_objects_is_kept() -> None:
+    trainer = Trainer.model_validate({"command": ["x"], "config": {"a": None, "b": [None]}})
+    assert trainer.to_dict()["config"] == {"a": None, "b": [None]}
+
+
+def test_what_is_not_typed_in_a_template_is_kept() -> None:
+    body = {"spec": {"tolerations": [{"key": "gpu"}], "containers": [{"name": "side", "image": "i", "args": ["x"]}]}}
+    assert PodTemplate.model_validate(body).to_dict() == body
+
+
+def test_a_stored_object_survives_parsing_and_writing() -> None:
+    metadata = {
+        "name": "j",
+        "uid": "u",
+        "resourceVersion": "7",
+        "finalizers": ["a/b"],
+        "creationTimestamp": "2026-01-02T03:04:05Z",
+    }
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["x"]}}
+    again = DistTrainJob.parse(
+        {"apiVersion": "disttrain.dev/v1alpha1", "kind": "DistTrainJob", "metadata": metadata, "spec": spec}
+    ).to_dict()
+    assert again["metadata"] | metadata == again["metadata"]
