@@ -183,7 +183,7 @@ def read_audit(audit: Path, namespace: str, begin: float) -> tuple[list[float], 
 
 def settle() -> None:
     """Waits until the machine has little else to do, so that a round does not pay for the one before."""
-    for _ in range(60):
+    for _ in range(10):
         busy, total = processor()
         time.sleep(1)
         busy_after, total_after = processor()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from apiserver.operating import JOBS, PODS, POLICIES, SERVICES, Operator, Rest, eventually, job, pod_names
 from cluster.controlplane import ControlPlane
 from cluster.programs import require

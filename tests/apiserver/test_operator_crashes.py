@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+
 from apiserver.operating import JOBS as JOBS_PATH
 from apiserver.operating import PODS as PODS_PATH
 from apiserver.operating import Kubelet, Rest, job, pod_names
 from cluster.controlplane import ControlPlane
-
 from disttrain.controller.api import Body, KubeClient, Resource, connect
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
@@ -126,7 +126,7 @@ async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
                 deaths += 1
                 await process.progress.close()
                 process = Process(api, clock)
-            clock.now += timedelta(seconds=2)
+            clock.now += timedelta(seconds=5)
             quiet = quiet + 1 if api.writes == before else 0
 
     rest.create(JOBS_PATH, job(name))
@@ -135,8 +135,9 @@ async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
         kubelet.run(pod)
     await settle()
     kubelet.fail(f"{name}-worker-0", code=137)
-    for _ in range(8):  # the pause before a restart
-        await settle()
+    await settle()
+    clock.now += timedelta(seconds=30)  # the pause before a restart
+    await settle()
     kubelet.run(f"{name}-worker-0")
     await settle()
     for pod in sorted(pod_names(name), reverse=True):
@@ -145,11 +146,17 @@ async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
     await process.progress.close()
     process.queue.shut_down()
     status = rest.get(JOBS_PATH, name)["status"]
-    pods = {pod["metadata"]["name"].removeprefix(name) for pod in rest.list(PODS_PATH, f"disttrain.dev/job-name={name}")}
+    pods = {
+        pod["metadata"]["name"].removeprefix(name) for pod in rest.list(PODS_PATH, f"disttrain.dev/job-name={name}")
+    }
     end = {
         "state": status["state"],
         "attempt": status["attempt"],
-        "restarts": (status["restarts"]["total"], status["restarts"]["countedTowardsLimit"], status["restarts"]["accounted"]),
+        "restarts": (
+            status["restarts"]["total"],
+            status["restarts"]["countedTowardsLimit"],
+            status["restarts"]["accounted"],
+        ),
         "pods": pods,
     }
     return end, deaths

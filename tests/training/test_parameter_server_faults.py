@@ -159,7 +159,7 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
             begin = time.monotonic()
             with pytest.raises(PeerLost, match=rf"parameter-server-1 \({remote}\): silent for 1 s; waited for"):
                 call(client)
-            assert 0.9 < time.monotonic() - begin < 2.2
+            assert 0.9 < time.monotonic() - begin < 4
             process.send_signal(signal.SIGCONT)
             client.close()
 
@@ -168,7 +168,7 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
         begin = time.monotonic()
         with pytest.raises(PeerLost, match="parameter-server-1"):
             client.pull(flat.parameters, step=5)
-        assert time.monotonic() - begin < 0.9
+        assert time.monotonic() - begin < 1.5
 
 
 @pytest.mark.parametrize(
@@ -275,9 +275,9 @@ def test_a_call_ends_when_another_thread_closes_the_client() -> None:
         with pytest.raises(PeerLost, match="waited for the parameters"):
             client.pull(flat.parameters, step=1)
         assert time.monotonic() - begin < 2
-        with pytest.raises(PeerLost):
-            client.pull(flat.parameters, step=1)
         client.close()
+        with pytest.raises(PeerLost, match="this client was closed"):
+            client.pull(flat.parameters, step=1)
 
 
 def test_a_worker_that_dies_while_it_waits_is_noticed() -> None:

@@ -47,7 +47,8 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
     workers, iterations, length = 4, 400, 64
     config = make_config(workers=workers, servers=2, consistency=bounded(staleness), optimizer=ONE)
     schedule = Schedule(samples=4000, batch_size=workers, world_size=workers, seed=0, max_steps=iterations)
-    with serving(config) as servers:
+    taus: list[int] = []
+    with serving(config, on_staleness=taus.append) as servers:
 
         def work(rank: int) -> None:
             randomness = random.Random(rank)
@@ -72,6 +73,9 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
         in_threads([lambda rank=rank: work(rank) for rank in range(workers)])
         assert len(leads) == 2 * workers * (iterations + 1)
         assert max(leads) == staleness, "the bound is reached, and never exceeded"
+        assert len(taus) == 2 * workers * iterations
+        # Between a worker's read and its update, each other worker is at most 2s + 1 iterations busy.
+        assert 0 <= min(taus) <= max(taus) <= (workers - 1) * (2 * staleness + 1)
         for server in servers:
             assert server.state().max_staleness_seen == staleness
             assert server.state().version == workers * iterations

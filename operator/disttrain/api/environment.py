@@ -3,6 +3,8 @@
 from enum import IntEnum
 from typing import Final
 
+PREFIX: Final = "DISTTRAIN_"
+"""Every name that begins so is ours, also those of later versions."""
 JOB: Final = "DISTTRAIN_JOB"
 """The process's configuration, a `disttrain.api.runtime.JobConfig` as JSON."""
 ROLE: Final = "DISTTRAIN_ROLE"
@@ -33,7 +35,7 @@ RESERVED: Final = frozenset(
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
     | {USE_AGENT_STORE, RESTART_COUNT}
 )
-"""What a pod template may not set: the operator does."""
+"""What a pod template may not set, beside all of `PREFIX`: the operator does."""
 
 
 class ExitCode(IntEnum):

@@ -10,12 +10,12 @@ from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from disttrain.api.base import Model, Rule
-from disttrain.api.environment import RESERVED
+from disttrain.api.environment import PREFIX, RESERVED
 from disttrain.api.names import GPU, TRAINER_CONTAINER
 from disttrain.api.types import DnsLabel, FreeForm, Quantity, StringMap, list_map, quantity_value
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
-_RESERVED_CEL = "[" + ", ".join(f"'{name}'" for name in sorted(RESERVED)) + "]"
+_RESERVED_CEL = "[" + ", ".join(f"'{name}'" for name in sorted(RESERVED) if not name.startswith(PREFIX)) + "]"
 
 
 class OpenModel(Model):
@@ -36,8 +36,8 @@ class EnvVar(OpenModel):
 
     RULES = (
         Rule(
-            cel=f"!(self.name in {_RESERVED_CEL})",
-            check=lambda env: env.name not in RESERVED,
+            cel=f"!(self.name in {_RESERVED_CEL}) && !self.name.startsWith('{PREFIX}')",
+            check=lambda env: env.name not in RESERVED and not env.name.startswith(PREFIX),
             message="this variable is set by DistTrain for every training container; choose another name",
             field="name",
         ),

@@ -11,7 +11,8 @@ def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted
     state = job.status.state
     outcome = f"{state} in {duration(seconds)}" if state is State.COMPLETE else f"{state} after {duration(seconds)}"
     if interrupted and state not in (State.COMPLETE, State.FAILED):
-        outcome = f"interrupted after {duration(seconds)}; `disttrain run --resume` goes on from the last checkpoint"
+        how = "; `disttrain run --resume` goes on from the last checkpoint" if job.spec.checkpoint else ""
+        outcome = f"interrupted after {duration(seconds)}{how}"
     lines = [f"{job.metadata.name}: {outcome}"]
     for type_ in (ConditionType.FAILED, ConditionType.VALID):
         condition = job.status.condition(type_)

@@ -49,6 +49,7 @@ PODS = Resource("/api/v1", "pods")
 SERVICES = Resource("/api/v1", "services")
 NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies")
 EVENTS = Resource("/api/v1", "events")
+LEASES = Resource("/apis/coordination.k8s.io/v1", "leases")
 
 
 class ApiError(Exception):

@@ -102,7 +102,10 @@ class Executor:
         except Conflict as error:
             if error.reason != "AlreadyExists":
                 raise
-            child = await self._api.get(resource, key.namespace, key.name)
+            try:
+                child = await self._api.get(resource, key.namespace, key.name)
+            except NotFound:
+                raise error from None  # gone in between: try again
             if not owned(child, job.metadata.uid):
                 memory.foreign[key] = (resource, asyncio.get_running_loop().time())
                 raise _Obstacle from error

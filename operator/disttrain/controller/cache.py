@@ -127,7 +127,7 @@ class StoredJob:
     """A job as the API server has it, parsed when first needed."""
 
     def __init__(self, body: Body) -> None:
-        body["metadata"].pop("managedFields", None)
+        body["metadata"].pop("managedFields", None)  # half of the body, and nobody here reads it
         self._body = body
 
     @property

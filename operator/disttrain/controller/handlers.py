@@ -46,7 +46,7 @@ def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorReg
 
 
 class _NoLastState(kopf.DiffBaseStorage):
-    """kopf compares each object with what it last handled; our handlers know no last, and the deep copies were half the cost of an event."""
+    """kopf compares an object with what it last handled; our handlers know no last, and the copies were half the cost of an event."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()

@@ -1,6 +1,8 @@
 """One operator at a time, by a Lease: whoever holds it acts, the others wait. Off unless --leader-elect is given.
 
-A holder that loses its Lease ends its process rather than resume: what it knows may be old. Restarted, it waits like any other.
+client-go's rules: a Lease that was not renewed for its duration, by the clock of whoever watches it, is free; the holder gives up before
+that. A holder that loses it ends its process rather than resume: what it knows may be old. One that ends in order lets it go at once.
+Our own, since kubernetes.aio 37's LeaseLock cannot create a Lease (it passes pretty=True where a string is wanted).
 """
 
 import asyncio
@@ -9,8 +11,9 @@ import logging
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 
-from disttrain.controller.api import connect
+from disttrain.controller.api import LEASES, ApiError, Body, Conflict, KubeApi, NotFound
 from disttrain.controller.metrics import LEADER
 from disttrain.controller.settings import Settings
 
@@ -21,38 +24,102 @@ RENEW_SECONDS = 10
 RETRY_SECONDS = 2
 
 
+class Lease:
+    """A Lease that this process would like to hold."""
+
+    def __init__(self, api: KubeApi, namespace: str, name: str, identity: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._name = name
+        self.identity = identity
+        self._seen: tuple[str, str] = ("", "")
+        self._seen_at = 0.0
+
+    async def acquire(self) -> None:
+        """Comes back when it is held."""
+        while not await self.take():
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def keep(self) -> None:
+        """Comes back when it could not be renewed in time."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while loop.time() - renewed < RENEW_SECONDS:
+            await asyncio.sleep(RETRY_SECONDS)
+            if await self.take():
+                renewed = loop.time()
+
+    async def release(self) -> None:
+        """Lets it go, so that nobody has to wait for its end."""
+        with contextlib.suppress(ApiError):
+            lease = await self._api.get(LEASES, self._namespace, self._name)
+            if lease["spec"].get("holderIdentity") == self.identity:
+                await self._patch(lease, {"holderIdentity": ""})
+
+    async def take(self) -> bool:
+        """Takes or renews it; False when another holds it, or the API server does not answer."""
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        mine = {"holderIdentity": self.identity, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": stamp}
+        try:
+            lease = await self._api.get(LEASES, self._namespace, self._name)
+            holder = lease["spec"].get("holderIdentity", "")
+            if holder != self.identity:
+                if not self._expired(holder, lease["spec"].get("renewTime", "")):
+                    return False
+                mine |= {"acquireTime": stamp, "leaseTransitions": lease["spec"].get("leaseTransitions", 0) + 1}
+            await self._patch(lease, mine)
+        except NotFound:
+            return await self._create(mine | {"acquireTime": stamp})
+        except Conflict:  # another was faster
+            return False
+        except ApiError as error:
+            log.warning("the Lease cannot be had now: %s", error)
+            return False
+        return True
+
+    def _expired(self, holder: str, renewed: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        if (holder, renewed) != self._seen:
+            self._seen, self._seen_at = (holder, renewed), now
+        return not holder or now - self._seen_at >= LEASE_SECONDS
+
+    async def _create(self, spec: Body) -> bool:
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self._name}, "spec": spec}
+        try:
+            await self._api.create(LEASES, self._namespace, body)
+        except ApiError as error:
+            log.warning("the Lease cannot be made now: %s", error)
+            return False
+        return True
+
+    async def _patch(self, lease: Body, spec: Body) -> None:
+        version = {"resourceVersion": lease["metadata"]["resourceVersion"]}
+        await self._api.patch(LEASES, self._namespace, self._name, {"metadata": version, "spec": spec})
+
+
 @contextlib.asynccontextmanager
-async def leadership(settings: Settings, *, lost: Callable[[], None]) -> AsyncIterator[None]:
+async def leadership(settings: Settings, api: KubeApi, *, lost: Callable[[], None]) -> AsyncIterator[None]:
     """Waits for the Lease, holds it for the block, and calls `lost` when it could not be renewed."""
     if not settings.leader_elect:
         LEADER.set(1)
         yield
         return
-    # Imported only here: the typed models of the Lease cost memory that a single replica need not spend.
-    from kubernetes.aio.leaderelection.electionconfig import Config
-    from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-    from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+    lease = Lease(api, settings.lease_namespace, settings.lease_name, f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
+    log.info("waiting for the Lease %s/%s as %s", settings.lease_namespace, settings.lease_name, lease.identity)
+    await lease.acquire()
+    LEADER.set(1)
 
-    won = asyncio.Event()
-
-    async def started() -> None:
-        won.set()
-
-    async def stopped() -> None:
+    async def keep() -> None:
+        await lease.keep()
         log.error("lost the Lease %s/%s, ending", settings.lease_namespace, settings.lease_name)
         LEADER.set(0)
         lost()
 
-    identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-    async with connect(connections=2) as client:
-        lock = LeaseLock(settings.lease_name, settings.lease_namespace, identity, client)
-        election = LeaderElection(Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped))
-        task = asyncio.create_task(election.run(), name="leader election")
-        try:
-            log.info("waiting for the Lease %s/%s as %s", settings.lease_namespace, settings.lease_name, identity)
-            await won.wait()
-            LEADER.set(1)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    task = asyncio.create_task(keep(), name="lease")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        LEADER.set(0)
+        await lease.release()

@@ -70,11 +70,13 @@ class Operator:
     def __init__(self, settings: Settings, api: KubeApi, fetch: Fetch) -> None:
         loop = asyncio.get_running_loop()
         self._settings = settings
+        self._api = api
         self._cache = Cache()
         self._queue: WorkQueue[Key] = WorkQueue()
         self._workers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._exit_code = 0
+        self._leading = not settings.leader_elect
         self._freshness = Freshness(loop.time)
         self._lag = probes.LoopLag()
         self._events = EventPoster(api)
@@ -113,7 +115,8 @@ class Operator:
         """Serves until a signal, or until a part of it ends that must not: then 1."""
         metrics.REGISTRY.register(jobs := metrics.JobsCollector(self._states))
         try:
-            async with self._port(), leadership(self._settings, lost=self._fail):
+            async with self._port(), leadership(self._settings, self._api, lost=self._fail):
+                self._leading = True
                 await self._resync.first()
                 log.info(
                     "disttrain-operator %s serves %s: %d jobs, %d pods",
@@ -178,7 +181,8 @@ class Operator:
             live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
                 _above(self._freshness.age(resource), most, "without news") if self._freshness.synced else None
             )
-        ready = {"first list": lambda: None if self._freshness.synced else "not yet read"}
+        # One that waits for the Lease is ready to take over.
+        ready = {"first list": lambda: "not yet read" if self._leading and not self._freshness.synced else None}
         async with probes.serve(
             self._settings.host,
             self._settings.port,

@@ -115,10 +115,10 @@ class Reconciler:
         key = stored.key
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
         obstacle = await self._executor.carry_out(job, memory, plan.actions)
-        await self._write(stored, memory, plan.status)
-        for event in plan.events:
-            self._events.post(key, stored.uid, event)
-        self._follow(key, stored.uid, job)
+        if await self._write(stored, memory, plan.status):
+            for event in plan.events:
+                self._events.post(key, stored.uid, event)
+        self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)
         if obstacle:
             self._queue.add(key)  # the plan has to hear of it
         if plan.look_again is not None:
@@ -126,16 +126,19 @@ class Reconciler:
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
-    async def _write(self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus) -> None:
+    async def _write(self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus) -> bool:
+        """False when the write has to wait: the next pass will find the same news, and tell it then."""
         before = stored.value.parsed
         quiet_for = asyncio.get_running_loop().time() - memory.status_written
         result = await self._statuses.write(stored, status, quiet_for=quiet_for)
         if isinstance(result, Wait):
             self._queue.add_after(stored.key, result.seconds)
-        elif result is Written.YES:
+            return False
+        if result is Written.YES:
             memory.status_written = asyncio.get_running_loop().time()
             if isinstance(before, DistTrainJob):
                 observe(before.status, status, self._clock())
+        return True
 
     async def _recheck(self, key: Key, uid: str, memory: Memory) -> None:
         """Asks the API server itself about children of which the watch should have told, and about names that others hold."""
@@ -165,8 +168,8 @@ class Reconciler:
         self._expectations.seen(job, body["metadata"]["uid"], gone=False)
         return owned(body, uid)
 
-    def _follow(self, key: Key, uid: str, job: DistTrainJob) -> None:
-        master = running_master(self._cache, uid)
+    def _follow(self, key: Key, uid: str, job: DistTrainJob, *, ended: bool) -> None:
+        master = None if ended else running_master(self._cache, uid)
         self._progress.follow(
             key,
             Master(
@@ -183,9 +186,9 @@ class Reconciler:
 
     def heard(self, key: Key, master: Master, progress: Progress) -> None:
         """A master reported."""
-        memory = self._memories.find(key)
-        if memory is None:
-            return
+        memory, pod = self._memories.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
+        if memory is None or pod is None or (pod.uid, pod.owner) != (master.uid, memory.uid):
+            return  # a last word of a master that is no more
         news = memory.progress != progress
         memory.progress, memory.progress_read = progress, self._clock()
         if news:

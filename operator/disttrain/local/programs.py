@@ -60,7 +60,9 @@ class Programs:
     def environment(self, process: Process) -> dict[str, str]:
         """The whole environment of a process."""
         job, role = self._job, process.role
-        inherited = {name: value for name, value in os.environ.items() if name not in names.RESERVED}
+        # We may ourselves be run by a training, whose ranks and addresses are none of this one's.
+        foreign = {name for name in os.environ if name in names.RESERVED or name.startswith(names.PREFIX)}
+        inherited = {name: value for name, value in os.environ.items() if name not in foreign}
         cores = max(1, len(os.sched_getaffinity(0)) // (job.spec.worker.replicas * processes_per_worker(job)))
         ours = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -8,24 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 Config = dict[str, Any]
-
-
-class Windows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Every `context` characters, and the same shifted by one: what comes next."""
-
-    def __init__(self, text: torch.Tensor, context: int) -> None:
-        count = (len(text) - 1) // context
-        self.inputs = text[: count * context].view(count, context)
-        self.targets = text[1 : count * context + 1].view(count, context)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inputs[index], self.targets[index]
 
 
 class Transformer(nn.Module):
@@ -63,11 +48,13 @@ def model(config: Config) -> nn.Module:
     )
 
 
-def dataset(config: Config, split: str) -> Windows:
-    """The first nine tenths of the text to train on, the rest to test."""
+def dataset(config: Config, split: str) -> TensorDataset:
+    """Windows of `context` characters, and the same shifted by one: what comes next. Nine tenths of the text to train on, the rest to test."""
     text, _ = _text()
-    cut = len(text) * 9 // 10
-    return Windows(text[:cut] if split == "train" else text[cut:], int(config.get("context", 64)))
+    cut, context = len(text) * 9 // 10, int(config.get("context", 64))
+    part = text[:cut] if split == "train" else text[cut:]
+    end = (len(part) - 1) // context * context
+    return TensorDataset(part[:end].view(-1, context), part[1 : end + 1].view(-1, context))
 
 
 def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -76,10 +63,10 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def evaluate(model: nn.Module, dataset: Windows) -> dict[str, float]:
+def evaluate(model: nn.Module, dataset: TensorDataset) -> dict[str, float]:
     """Bits per character of the first 256 windows of the test text."""
     device = next(model.parameters()).device
-    batch = [dataset.inputs[:256].to(device), dataset.targets[:256].to(device)]
+    batch = [tensor[:256].to(device) for tensor in dataset.tensors]
     return {"bits_per_character": loss(model, batch).item() / 0.6931471805599453}
 
 

@@ -48,6 +48,7 @@ class ShardedClient:
         self._shards = [ServerConnection(number, address, timeout) for number, address in enumerate(addresses)]
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call
+        self._closed = False
         self._clock = 0
         self.versions: tuple[int, ...] = ()
         """Version of each shard's parameters as of the last pull."""
@@ -166,14 +167,16 @@ class ShardedClient:
 
         From another thread than the one that calls: the call in progress raises PeerLost, and its thread must close, too.
         """
-        idle = self._calls.acquire(blocking=False)
-        for shard in self._shards:
-            if not idle:
+        if not self._calls.acquire(blocking=False):
+            for shard in self._shards:
                 shard.abort()
-            else:
+            return
+        try:
+            self._closed = True
+            for shard in self._shards:
                 shard.close(goodbye=goodbye)
-        if idle:
             self._threads.shutdown(wait=False)
+        finally:
             self._calls.release()
 
     def _push_header(self, shard: ServerConnection, op: Op, slice: Slice, step: int | None = None) -> Header:
@@ -195,33 +198,31 @@ class ShardedClient:
     def _all(self, what: str, ask: Callable[[ServerConnection], T]) -> list[T]:
         """Asks every shard in parallel."""
         with self._calls:
-            if len(self._shards) == 1:
-                return [self._one(self._shards[0], what, ask)]
-            futures = [self._threads.submit(self._one, shard, what, ask) for shard in self._shards]
+            if self._closed:
+                raise PeerLost("the parameter servers", f"this client was closed before it asked for {what}")
+            futures: list[Future[T]] = []
             try:
+                if len(self._shards) == 1:
+                    return [self._one(self._shards[0], what, ask)]
+                futures = [self._threads.submit(self._one, shard, what, ask) for shard in self._shards]
                 wait(futures, return_when=FIRST_EXCEPTION)
-            except BaseException:  # raised by a signal's handler
-                self._give_up(futures)
+                errors = [error for future in futures if future.done() and (error := future.exception())]
+                if errors:
+                    raise next((error for error in errors if isinstance(error, GenerationOver)), errors[0])
+                return [future.result() for future in futures]
+            except BaseException:  # also what the handler of a signal raises
+                for shard in self._shards:
+                    shard.abort()
+                wait(futures)
                 raise
-            errors = [error for future in futures if future.done() and (error := future.exception())]
-            if errors:
-                self._give_up(futures)
-                raise next((error for error in errors if isinstance(error, GenerationOver)), errors[0])
-            return [future.result() for future in futures]
-
-    def _give_up(self, futures: Sequence[Future[T]]) -> None:
-        for shard in self._shards:
-            shard.abort()
-        wait(futures)
 
     def _one(self, shard: ServerConnection, what: str, ask: Callable[[ServerConnection], T]) -> T:
-        shard.waiting_for = ""
         try:
             return ask(shard)
         except Silent:
             told = f" (it last waited for {shard.waiting_for})" if shard.waiting_for else ""
             raise PeerLost(shard.name, f"silent for {self._timeout:g} s; waited for {what}{told}") from None
-        except Closed as error:
-            raise PeerLost(shard.name, f"{error}; waited for {what}") from None
-        except ProtocolError as error:
+        except (Closed, ProtocolError) as error:
             raise PeerLost(shard.name, f"{error}; waited for {what}") from error
+        finally:
+            shard.waiting_for = ""

@@ -9,9 +9,12 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.slices import SliceSet
@@ -34,6 +37,9 @@ from disttrain_trainer.parameter_server.wire import (
 )
 
 log = logging.getLogger(__name__)
+
+_PAUSE = 0.1
+"""Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
 
 HEARTBEAT = 0.5
 """Seconds between two signs of life to a worker that waits, and until its own death in the wait is noticed."""
@@ -106,10 +112,15 @@ class ShardServer:
         if self._listener is None:
             raise RuntimeError("the server was not started")
         host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def start(self) -> None:
-        """Listens. Workers that come before `begin` wait. Raises OSError when the port is taken."""
+        """Listens. Workers that come before `begin` wait. Raises OSError when the port is taken.
+
+        Sets torch to one thread for an operation, in the whole process: connections run in parallel already, and a block that several
+        threads divide is not bitwise the same everywhere (`optimizer.py`).
+        """
+        torch.set_num_threads(1)
         family = socket.AF_INET6 if ":" in self._bind[0] else socket.AF_INET
         self._listener = socket.create_server(self._bind, family=family, backlog=1024)
         threading.Thread(target=self._accept, args=(self._listener,), name=f"shard-{self._index}", daemon=True).start()
@@ -199,11 +210,15 @@ class ShardServer:
             try:
                 sock, peer = listener.accept()
             except OSError as error:
-                if self._stopped:
-                    return
-                log.warning("shard %d cannot accept a connection: %s", self._index, error)
+                if not self._stopped:
+                    log.warning("shard %d cannot accept a connection: %s", self._index, error)
+                    time.sleep(_PAUSE)
                 continue
-            connection = _Connection(Link(sock, timeout=self._config.peer_timeout_seconds))
+            try:
+                connection = _Connection(Link(sock, timeout=self._config.peer_timeout_seconds))
+            except OSError:  # it was closed again already
+                sock.close()
+                continue
             with self._changed:
                 self._connections.add(connection)
             threading.Thread(
@@ -224,17 +239,13 @@ class ShardServer:
                 heartbeat=min(hello.timeout_seconds / 4, HEARTBEAT),
             ).serve()
         except Refusal as refusal:
-            with contextlib.suppress(Closed, Silent):
-                connection.link.send_text(Header(op=Op.REFUSED, code=refusal.reason), refusal.text)
+            _refuse(connection.link, refusal.reason, refusal.text)
         except ProtocolError as error:
             log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
-            with contextlib.suppress(Closed, Silent):
-                connection.link.send_text(Header(op=Op.REFUSED, code=Reason.MISTAKE), str(error))
+            _refuse(connection.link, Reason.MISTAKE, str(error))
         except (Closed, Silent):
-            if connection.generation is not None and connection.generation.over:
-                with contextlib.suppress(Closed, Silent):
-                    text = f"generation {connection.generation.number} is over"
-                    connection.link.send_text(Header(op=Op.REFUSED, code=Reason.GENERATION), text)
+            if (former := connection.generation) is not None and former.over:
+                _refuse(connection.link, Reason.GENERATION, f"generation {former.number} is over")
         finally:
             self._forget(connection, said_goodbye)
 
@@ -276,22 +287,19 @@ class ShardServer:
 
     def _await_generation(self, link: Link, hello: Hello) -> None:
         """Waits for `begin`: a worker may hear of a generation before its servers do."""
-        deadline = self._config.startup_timeout_seconds
-        waited = 0.0
+        begin, patience = time.monotonic(), self._config.startup_timeout_seconds
         heartbeat = min(hello.timeout_seconds / 4, HEARTBEAT)
+        reason = f"generation {hello.generation} to begin on server {self._index}"
+
+        def begun() -> bool:
+            return self._stopped or (self._generation is not None and self._generation.number >= hello.generation)
+
         while True:
             with self._changed:
-                if self._changed.wait_for(
-                    lambda: (
-                        self._stopped or (self._generation is not None and self._generation.number >= hello.generation)
-                    ),
-                    heartbeat,
-                ):
+                if self._changed.wait_for(begun, heartbeat):
                     return
-            waited += heartbeat
-            reason = f"generation {hello.generation} to begin on server {self._index}"
-            if waited >= deadline:
-                raise Refusal(Reason.TIMEOUT, f"waited {deadline:g} s for {reason}")
+            if time.monotonic() - begin >= patience:
+                raise Refusal(Reason.TIMEOUT, f"waited {patience:g} s for {reason}")
             link.send_text(Header(op=Op.WAIT), reason)
 
     def _forget(self, connection: _Connection, said_goodbye: bool) -> None:
@@ -309,3 +317,8 @@ class ShardServer:
             log.info("shard %d lost worker %d", self._index, session.rank)
             if self._on_worker_lost is not None:
                 self._on_worker_lost(session.rank)
+
+
+def _refuse(link: Link, reason: Reason, text: str) -> None:
+    with contextlib.suppress(Closed, Silent):
+        link.send_text(Header(op=Op.REFUSED, code=reason), text)

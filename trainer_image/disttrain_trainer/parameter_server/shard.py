@@ -31,7 +31,7 @@ class Buffers:
     __slots__ = ("parts", "readers", "retired", "version", "views")
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        # The padding is zero, and stays zero under every optimiser.
+        # What the padding holds, nobody sees.
         self.parts = [torch.zeros(-(-span.length // PADDING) * PADDING, dtype=span.dtype) for span in spans]
         self.views = [bytes_of(part[: span.length]) for part, span in zip(self.parts, spans, strict=True)]
         self.version = 0

@@ -1,0 +1,178 @@
+"""Worlds are formed when all are ready, dissolved when one is lost, and the rank with the newest state is the source."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from disttrain.api.names import Role
+from disttrain_trainer.master.collective import Collective, State
+from disttrain_trainer.master.member import Member
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.messages import Message, Say
+
+A, B = (Member(Role.WORKER, rank) for rank in range(2))
+
+
+class Told:
+    """A sender that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        self.said.append((member, kind, fields))
+
+    def take(self) -> list[tuple[Member, Say, dict[str, Any]]]:
+        said, self.said = self.said, []
+        return said
+
+
+class Table:
+    """A collective of two with everything around it."""
+
+    def __init__(self, *, saves: bool = False, opened: bool = True) -> None:
+        self.told = Told()
+        self.tracker = Tracker(attempt=1)
+        self.renewals = 0
+        self.collective = Collective(
+            sender=self.told, tracker=self.tracker, members=(A, B), renew_store=self._renew, saves=saves
+        )
+        if opened:
+            self.collective.open(0)
+
+    def _renew(self) -> None:
+        self.renewals += 1
+        self.collective.open(0)
+
+    def join(self, member: Member, *, state: State = State.READY, generation: int = 0, step: int = -1) -> None:
+        self.collective.joined(member, {"state": state, "generation": generation, "step": step}, 0)
+
+    def say(self, member: Member, kind: Say, **fields: object) -> None:
+        message: Message = {"type": kind, **fields}
+        self.collective.heard(member, message, 0)
+
+    def world(self) -> "Table":
+        self.join(A)
+        self.join(B)
+        self.told.take()
+        return self
+
+
+def test_a_world_begins_when_all_are_ready() -> None:
+    table = Table()
+    table.join(A)
+    assert table.told.take() == []
+    assert table.collective.waiting_for(7) == "worker-1 (0 s)"
+    table.join(B, step=30)
+    assert table.told.take() == [(m, Say.WORLD, {"generation": 1, "source": 1}) for m in (A, B)]
+    assert table.tracker.world_size == 2
+    assert table.collective.waiting_for(8) is None
+
+
+def test_no_world_begins_before_there_is_a_store() -> None:
+    table = Table(opened=False)
+    table.join(A)
+    table.join(B)
+    assert table.told.take() == []
+    table.collective.open(0)
+    assert [kind for _, kind, _ in table.told.take()] == [Say.WORLD, Say.WORLD]
+
+
+def test_a_member_that_still_imports_is_waited_for() -> None:
+    table = Table()
+    table.join(A)
+    table.join(B, state=State.STARTING)
+    assert table.told.take() == []
+    table.say(B, Say.READY, step=-1)
+    assert len(table.told.take()) == 2
+
+
+def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
+    table = Table().world()
+    table.collective.lost(B, 1)
+    assert table.told.take() == [(A, Say.REFORM, {})]
+    table.say(A, Say.READY, step=41)
+    table.join(B, step=40)
+    assert table.told.take() == [(m, Say.WORLD, {"generation": 2, "source": 0}) for m in (A, B)]
+    assert table.renewals == 1
+
+
+def test_survivors_that_notice_first_are_not_told_twice() -> None:
+    table = Table().world()
+    table.say(A, Say.READY, step=41)
+    assert table.told.take() == [(B, Say.REFORM, {})]
+    table.collective.lost(B, 1)
+    assert table.told.take() == []
+
+
+def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
+    table = Table().world()
+    table.say(A, Say.REPORT, step=50, samples=1, loss=1.0)
+    table.collective.lost(A, 1)
+    table.say(B, Say.READY, step=47)
+    table.join(A, step=40)
+    assert table.tracker.step == 47
+    assert table.tracker.redone_steps == 3
+
+
+def test_a_new_master_leaves_a_running_world_alone() -> None:
+    table = Table()
+    table.join(A, state=State.RUNNING, generation=3)
+    table.join(B, state=State.RUNNING, generation=3)
+    assert table.told.take() == []
+    assert table.tracker.generation == 3
+
+
+def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
+    table = Table()
+    table.join(A, state=State.RUNNING, generation=3)
+    table.join(B)
+    assert table.told.take() == [(A, Say.REFORM, {})]
+    table.say(A, Say.READY, step=9)
+    assert table.told.take() == [(m, Say.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+
+
+def test_the_job_is_done_when_all_are() -> None:
+    table = Table().world()
+    table.say(A, Say.DONE, evaluation={"accuracy": 1.0})
+    assert not table.collective.ended
+    table.say(B, Say.DONE)
+    assert table.collective.ended
+    assert table.told.take() == [(A, Say.FINISH, {}), (B, Say.FINISH, {})]
+    assert table.tracker.evaluation == {"accuracy": 1.0}
+
+
+def test_a_rank_that_is_done_is_needed_again_when_another_is_lost() -> None:
+    table = Table().world()
+    table.say(A, Say.DONE)
+    table.collective.lost(B, 1)
+    assert table.told.take() == [(A, Say.REFORM, {})]
+
+
+def test_only_the_first_failure_is_blamed() -> None:
+    table = Table().world()
+    table.say(B, Say.FAILED, message="boom")
+    table.say(A, Say.FAILED, message="connection closed by peer")
+    assert [said for said in table.told.take() if said[1] is Say.FAILED] == [(B, Say.FAILED, {})]
+
+
+def test_a_failure_after_a_loss_is_nobodys_fault() -> None:
+    table = Table().world()
+    table.collective.lost(A, 1)
+    table.say(B, Say.FAILED, message="connection closed by peer")
+    assert table.told.take() == [(B, Say.REFORM, {})]
+
+
+def test_who_leaves_is_released_when_rank_0_has_saved() -> None:
+    table = Table(saves=True).world()
+    table.say(B, Say.LEAVING)
+    table.say(A, Say.LEAVING)
+    assert table.told.take() == [(A, Say.SAVE, {})]
+    table.say(A, Say.SAVED, step=12, time=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), asked=True)
+    assert {(m, kind) for m, kind, _ in table.told.take()} == {(A, Say.RELEASED), (B, Say.RELEASED)}
+    assert table.tracker.last_checkpoint is not None
+
+
+def test_who_leaves_without_a_checkpoint_volume_is_released_at_once() -> None:
+    table = Table().world()
+    table.say(B, Say.LEAVING)
+    assert table.told.take() == [(B, Say.RELEASED, {})]

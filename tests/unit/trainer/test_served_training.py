@@ -1,0 +1,266 @@
+"""What the master of a training with parameter servers decides: when a generation begins, what is saved when, and the end."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain_trainer.checkpoint.folder import name_of
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.master.member import Member
+from disttrain_trainer.master.servers import ServedTraining
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.messages import Say
+
+STEPS = 10
+SERVERS = [Member(Role.PARAMETER_SERVER, index) for index in range(2)]
+WORKERS = [Member(Role.WORKER, rank) for rank in range(2)]
+
+
+class Table:
+    """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
+
+    def __init__(self, *, consistency: str = "Sync", volume: bool = True, evaluate: bool = False) -> None:
+        spec = DistTrainJobSpec.model_validate(
+            {
+                "strategy": {"type": "ParameterServer", "parameterServer": {"consistency": consistency}},
+                "parameterServer": {"replicas": 2},
+                "worker": {"replicas": 2},
+                "trainer": {
+                    "model": "m:m",
+                    "dataset": "m:d",
+                    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                    "batchSize": 8,
+                    "maxSteps": STEPS,
+                    **({"evaluate": "m:e"} if evaluate else {}),
+                },
+                "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": 4},
+            }
+        )
+        config = JobConfig(
+            namespace="default",
+            name="job",
+            uid="u",
+            attempt=1,
+            strategy=spec.strategy,
+            trainer=spec.trainer,
+            checkpoint=spec.checkpoint,
+            workers=2,
+            parameter_servers=2,
+            addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
+        )
+        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
+        self.on_disk: Manifest | None = None
+        self.tracker = Tracker(attempt=1)
+        self.training = ServedTraining(
+            sender=self, archive=self if volume else None, tracker=self.tracker, config=config
+        )
+        self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
+        self.generation = dict.fromkeys(SERVERS, 0)
+        self.training.begin(0)
+
+    # The sender and the archive.
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        self.said.append((member, kind, fields))
+
+    def find(self) -> None:
+        self.training.found(self.on_disk, 0)
+
+    def prepare(self, step: int) -> None:
+        self.training.prepared(step, name_of(step), 0)
+
+    def publish(self, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        self.on_disk = Manifest(
+            job="job", attempt=1, step=step, slices=slices, files=files, seed=0, configuration={}, digest="",
+            time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
+        )  # fmt: skip
+        self.training.published(self.on_disk, 0)
+
+    # The processes.
+
+    def take(self, *kinds: Say) -> list[tuple[Member, Say, dict[str, Any]]]:
+        """What was said since the last time, of these kinds."""
+        said, self.said = self.said, []
+        return [one for one in said if not kinds or one[1] in kinds]
+
+    def serve(self) -> None:
+        """The servers answer all that they were told, until they are told no more."""
+        while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not Say.FINISH]:
+            self.said = [one for one in self.said if one not in todo]
+            for server, kind, fields in todo:
+                answer: dict[str, Any] = {"type": Say.STATE, "id": fields.get("id")}
+                if kind is Say.BEGIN:
+                    self.generation[server] = fields["generation"]
+                    self.applied[server] = (
+                        set(range(self.on_disk.slices)) if fields["folder"] and self.on_disk else set()
+                    )
+                if kind is Say.SAVE:
+                    answer = {"type": Say.SAVED, "folder": fields["folder"], "sha256": "x"}
+                self.training.heard(server, answer | self.state(server), 0)
+
+    def state(self, server: Member) -> dict[str, Any]:
+        applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]
+        return {"generation": self.generation[server], "applied": applied}
+
+    def join(self, *members: Member) -> None:
+        for member in members:
+            hello = self.state(member) if member in SERVERS else {"samples": 80}
+            self.training.joined(member, hello, 0)
+            self.serve()
+
+    def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
+        """The worker asks, computes `count` of what it got, and says so; what it got."""
+        generation = self.training._generation
+        self.training.heard(worker, {"type": Say.TAKE, "generation": generation, "count": ask, "done": []}, 0)
+        got = [s for member, _, fields in self.take(Say.TICKETS) if member == worker for s in fields["slices"]]
+        for server in SERVERS:
+            self.applied[server] |= set(got[:count])
+        self.training.heard(worker, {"type": Say.TAKE, "generation": generation, "count": 0, "done": got[:count]}, 0)
+        return got
+
+
+def training(**options: Any) -> Table:
+    table = Table(**options)
+    table.join(*SERVERS, *WORKERS)
+    table.take()
+    return table
+
+
+def test_workers_are_invited_when_every_server_has_begun() -> None:
+    table = Table()
+    table.join(SERVERS[0], WORKERS[0])
+    assert table.take(Say.BEGIN, Say.WORLD) == []
+    assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
+    table.join(SERVERS[1])
+    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1})]
+
+
+def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
+    table = training()
+    assert table.work(WORKERS[0], 4) == [0, 2, 4, 6]
+    assert table.work(WORKERS[1], 4, ask=20)[:1] == [1]
+    table.serve()
+    assert table.on_disk is not None
+    assert (table.on_disk.step, table.on_disk.slices) == (4, 8)
+    assert table.work(WORKERS[0], 0)[0] == 8
+
+
+def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:
+    table = training()
+    table.work(WORKERS[0], 4)
+    table.work(WORKERS[1], 4)
+    table.serve()
+    table.work(WORKERS[0], 1)
+    table.take()
+    table.training.lost(SERVERS[1], 1)
+    table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
+    table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
+    assert (SERVERS[1], Say.BEGIN, {"generation": 2, "folder": "step-00000004"}) in table.said
+    assert [m for m, kind, _ in table.said if kind is Say.REFORM] == WORKERS
+    table.serve()
+    for worker in WORKERS:
+        table.training.heard(worker, {"type": Say.READY, "samples": 80}, 1)
+    assert table.tracker.step == 4
+    assert table.work(WORKERS[0], 0)[0] == 8
+
+
+def test_a_server_that_only_lost_its_connection_costs_nothing() -> None:
+    table = training()
+    table.work(WORKERS[0], 2)
+    table.take()
+    table.training.lost(SERVERS[1], 1)
+    table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
+    assert table.take(Say.BEGIN, Say.REFORM) == []
+    assert table.training._generation == 1
+
+
+def test_a_new_master_learns_from_the_servers_what_was_done() -> None:
+    table = Table()
+    for server in SERVERS:
+        table.generation[server], table.applied[server] = 3, {0, 1, 2, 3, 4}
+    table.applied[SERVERS[1]].remove(4)
+    table.join(*SERVERS, *WORKERS)
+    assert table.take(Say.BEGIN) == []
+    assert table.tracker.step == 2
+    assert table.work(WORKERS[0], 0)[0] == 4
+
+
+def test_slices_of_a_lost_worker_go_to_the_other_when_it_starts_anew() -> None:
+    table = training()
+    assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
+    table.training.lost(WORKERS[1], 1)
+    assert [m for m, kind, _ in table.said if kind is Say.REFORM] == [WORKERS[0]]
+    table.serve()
+    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 1)
+    assert table.work(WORKERS[0], 0)[:3] == [0, 1, 2]
+
+
+def test_a_worker_with_other_data_is_sent_away() -> None:
+    table = Table()
+    table.join(*SERVERS, WORKERS[0])
+    table.take()
+    table.training.joined(WORKERS[1], {"samples": 81}, 0)
+    ((member, _, fields),) = table.take(Say.WRONG)
+    assert member == WORKERS[1]
+    assert "worker-1 has 81 training samples, others have 80" in fields["reason"]
+
+
+def finish(table: Table) -> None:
+    while table.tracker.step != STEPS:
+        for worker in WORKERS:
+            table.work(worker, 20)
+            table.serve()
+
+
+def test_the_end_is_confirmed_evaluated_and_saved() -> None:
+    table = training(evaluate=True)
+    finish(table)
+    assert [m for m, kind, _ in table.said if kind is Say.EVALUATE] == [WORKERS[0]]
+    assert not table.training.ended
+    table.training.heard(WORKERS[0], {"type": Say.EVALUATED, "evaluation": {"accuracy": 0.5}}, 9)
+    table.serve()
+    assert table.on_disk is not None
+    assert table.on_disk.finished
+    assert table.training.ended
+    assert {m for m, kind, _ in table.take(Say.FINISH)} == {*SERVERS, *WORKERS}
+    assert table.tracker.evaluation == {"accuracy": 0.5}
+
+
+def test_another_worker_evaluates_when_the_first_is_lost() -> None:
+    table = training(evaluate=True)
+    finish(table)
+    table.take()
+    table.training.lost(WORKERS[0], 9)
+    assert [m for m, kind, _ in table.said if kind is Say.EVALUATE] == [WORKERS[1]]
+
+
+def test_who_leaves_is_released_after_a_checkpoint_at_the_next_whole_step() -> None:
+    table = training()
+    table.work(WORKERS[0], 2, ask=2)
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 1)
+    assert table.take(Say.RELEASED) == []
+    table.work(WORKERS[1], 2)
+    table.said.append((SERVERS[0], Say.STATE, {"id": 0}))
+    table.serve()
+    assert (WORKERS[1], Say.RELEASED, {}) in table.said
+    assert table.on_disk is not None
+    assert table.on_disk.step == 2
+
+
+def test_without_a_volume_who_leaves_is_released_at_once() -> None:
+    table = training(volume=False)
+    table.work(WORKERS[0], 2)
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 1)
+    assert table.take(Say.RELEASED) == [(WORKERS[1], Say.RELEASED, {})]
+
+
+def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
+    table = training()
+    table.training.heard(WORKERS[0], {"type": Say.NAN, "step": 1}, 0)
+    table.work(WORKERS[0], 4)
+    table.work(WORKERS[1], 4)
+    assert table.take(Say.SAVE) == []
+    assert table.tracker.nan_loss == "worker-0 at step 1"
