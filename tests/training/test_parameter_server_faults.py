@@ -251,6 +251,33 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
         assert torch.equal(steps(5), before)
 
 
+def test_a_checkpoint_in_the_middle_of_a_synchronous_step_is_of_the_step_before(tmp_path: Path) -> None:
+    config = make_config(workers=2, servers=2, optimizer=MOMENTUM)
+    schedule = Schedule(samples=80, batch_size=4, world_size=2, seed=0, max_steps=20)
+    with serving(config) as servers:
+        flat = vector_model()
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        for index in range(3):
+            client.push(schedule.slice(index), whole_gradient(index))
+        saved = [server.save(tmp_path / f"{server.address}.safetensors") for server in servers]
+        assert [(s.version, s.applied.intervals()) for s in saved] == [(1, [(0, 2)])] * 2
+        assert [server.state().applied.intervals() for server in servers] == [[(0, 3)]] * 2
+        client.push(schedule.slice(3), whole_gradient(3))
+        client.pull(flat.parameters, step=2)
+        before = flat.parameters[0].clone()
+
+        for server in servers:
+            server.begin(2, tmp_path / f"{server.address}.safetensors")
+        client = make_client(servers, config, generation=2)
+        client.connect(flat.layout)
+        for index in (3, 2):
+            client.push(schedule.slice(index), whole_gradient(index))
+        assert client.pull(flat.parameters, step=2) == (2, 2)
+        assert torch.equal(flat.parameters[0], before)
+
+
 def test_who_waits_when_the_generation_ends_is_told() -> None:
     config = make_config(workers=2, servers=1)
     with serving(config) as servers:

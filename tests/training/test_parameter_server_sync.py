@@ -6,7 +6,20 @@ import time
 import pytest
 import torch
 
-from training.parameter_servers import ADAM, ADAMW, MOMENTUM, NESTEROV, SGD, train_alone, train_sync
+from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.parameter_server import FlatModel
+from training.parameter_servers import (
+    ADAM,
+    ADAMW,
+    MOMENTUM,
+    NESTEROV,
+    SGD,
+    make_client,
+    make_config,
+    serving,
+    train_alone,
+    train_sync,
+)
 
 OPTIMIZERS = {
     "SGD": (SGD, lambda p: torch.optim.SGD(p, lr=0.1)),
@@ -52,6 +65,28 @@ def test_the_order_in_which_gradients_come_changes_not_a_bit() -> None:
         train_sync(workers=3, servers=2, optimizer=ADAM, steps=20, before_push=shuffled(seed)) for seed in range(4)
     ]
     assert all(torch.equal(result[0], results[0][0]) for result in results)
+
+
+def test_the_protocol_adds_less_than_one_percent_to_the_gradients_and_parameters_themselves() -> None:
+    steps, length = 20, 1 << 16
+    config = make_config(workers=1, servers=2)
+    schedule = Schedule(samples=100, batch_size=2, world_size=1, seed=0, max_steps=100)
+    with serving(config) as servers:
+        flat = FlatModel(torch.nn.ParameterList([torch.zeros(length)]))
+        client = make_client(servers, config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        client.pull(flat.parameters, step=0)
+        before = [(server.state().bytes_in, server.state().bytes_out) for server in servers]
+        for step in range(steps):
+            client.push_pull(schedule.slice(step), flat.gradients(), flat.parameters, step + 1)
+        client.join()
+        after = [(server.state().bytes_in, server.state().bytes_out) for server in servers]
+        least = steps * length * 4
+        for way in (0, 1):
+            moved = sum(b[way] - a[way] for a, b in zip(before, after, strict=True))
+            assert least <= moved <= 1.01 * least
+        assert sum(server.state().shard_bytes for server in servers) == length * 4
 
 
 def test_a_batch_with_fewer_samples_than_workers_leaves_some_slices_empty_and_the_result_right() -> None:

@@ -37,7 +37,9 @@ class Lease:
 
     async def acquire(self) -> None:
         """Comes back when it is held."""
-        while not await self.take():
+        while True:
+            if await self.take():
+                return
             await asyncio.sleep(RETRY_SECONDS)
 
     async def keep(self) -> None:
