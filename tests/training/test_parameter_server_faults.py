@@ -290,6 +290,20 @@ def test_who_waits_when_the_generation_ends_is_told() -> None:
             client.pull(flat.parameters, step=1)
 
 
+def test_a_server_that_never_comes_is_named() -> None:
+    config = make_config(servers=2, startup_timeout=0.3)
+    with serving(config) as servers, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        listener.close()
+
+        class Nobody:
+            address = f"127.0.0.1:{port}"
+
+        client = make_client([servers[0], Nobody()], config)  # type: ignore[list-item]
+        with pytest.raises(PeerLost, match=rf"parameter-server-1 \(127.0.0.1:{port}\): .*; tried to connect for 0.3 s"):
+            client.connect(vector_model().layout)
+
+
 def test_a_call_ends_when_another_thread_closes_the_client() -> None:
     config = make_config(workers=2, servers=2)
     with serving(config) as servers:

@@ -62,7 +62,7 @@ class Process:
             role=Role(role),
             index=_number(environ, environment.INDEX, default=0),
             local_rank=local_rank,
-            checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR),
+            checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None,
             data_dir=_path(environ, environment.DATA_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
             termination_log=_path(environ, environment.TERMINATION_LOG),

@@ -1,6 +1,6 @@
 """The role of a parameter server: a shard that does what the master says, one order at a time.
 
-Not here: the shard and its connections (parameter_server/), when to begin and save (master/servers.py).
+Not here: the shard and its connections (parameter_server/), when to begin and save (master/served.py).
 """
 
 import logging

@@ -10,7 +10,7 @@ from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.master.member import Member
-from disttrain_trainer.master.servers import ServedTraining
+from disttrain_trainer.master.served import ServedTraining
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Say
 

@@ -49,7 +49,7 @@ def model(config: Config) -> nn.Module:
 
 
 def dataset(config: Config, split: str) -> TensorDataset:
-    """Windows of `context` characters, and the same shifted by one: what comes next. Nine tenths of the text to train on, the rest to test."""
+    """Windows of `context` characters, and the same shifted by one: what comes next. A tenth of the text is for the test."""
     text, _ = _text()
     cut, context = len(text) * 9 // 10, int(config.get("context", 64))
     part = text[:cut] if split == "train" else text[cut:]

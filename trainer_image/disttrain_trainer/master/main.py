@@ -1,6 +1,6 @@
 """The role of the master: puts its parts together, and keeps what blocks away from the control connections.
 
-Not here: decisions (collective.py, servers.py), who talks (hub.py).
+Not here: decisions (collective.py, served.py), who talks (hub.py).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from disttrain_trainer.master.bystander import Bystander
 from disttrain_trainer.master.collective import Collective
 from disttrain_trainer.master.hub import Hub
 from disttrain_trainer.master.member import Coordinator, Member
-from disttrain_trainer.master.servers import ServedTraining
+from disttrain_trainer.master.served import ServedTraining
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.process import Process

@@ -41,7 +41,12 @@ class ServerConnection:
 
     def open(self, hello: Hello, patience: float) -> Header:
         """Connects, introduces this worker, and returns the welcome."""
-        self.link = Link(self._dial(patience), timeout=self._timeout)
+        sock = self._dial(patience)
+        try:
+            self.link = Link(sock, timeout=self._timeout)
+        except OSError as error:
+            sock.close()
+            raise Closed(error.strerror or str(error)) from None
         data = hello.encode()
         self.link.send(Header(op=Op.HELLO, nbytes=len(data)), [memoryview(data)])
         return self.receive(Op.WELCOME)
@@ -122,12 +127,17 @@ class ServerConnection:
         pause = _PAUSE
         while True:
             try:
-                return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
+                sock = socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
             except OSError as error:
-                if time.monotonic() + pause > deadline:
-                    raise PeerLost(
-                        self.name, f"{error.strerror or error}; tried to connect for {patience:g} s"
-                    ) from None
+                why = error.strerror or str(error)
+            else:
+                if sock.getsockname() != sock.getpeername():
+                    return sock
+                # Nobody listens on this port of this machine, and the kernel chose it for our own end: we talk to ourselves.
+                sock.close()
+                why = "nobody listens"
+            if time.monotonic() + pause > deadline:
+                raise PeerLost(self.name, f"{why}; tried to connect for {patience:g} s")
             if self._closed.wait(pause):
                 raise Closed("the connection was given up")
             pause = min(2 * pause, 1.0)

@@ -179,7 +179,7 @@ class Link:
     def __init__(self, sock: socket.socket, *, timeout: float) -> None:
         # Time-outs of the kernel: a socket with a time-out of Python is non-blocking, and costs a poll() with every call.
         sock.settimeout(None)
-        interval = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6) or (1 if timeout < 1e-6 else 0))
+        interval = struct.pack("@ll", int(timeout), max(1, int(timeout % 1 * 1e6)))  # 0 would be for ever
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,22 +2,24 @@
 
 The servers hold the truth (which slices are applied), the workers come and go. A generation begins with every server at the same
 checkpoint, and ends when one of them is lost. Pure: time is given, sending is the sender's, files are the archive's.
+Not here: how a checkpoint is written (saver.py), whose which slice is (ledger.py).
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import reduce
 
 from disttrain.api.names import Role
-from disttrain.api.runtime import JobConfig, ProgressCheckpoint
+from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import Schedule, SliceSet
 from disttrain_trainer.master.ledger import Ledger
 from disttrain_trainer.master.member import Archive, Member, Sender
+from disttrain_trainer.master.questions import Questions, Then, slices_of
+from disttrain_trainer.master.saver import Saver
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
 
@@ -46,24 +48,6 @@ class _Server:
     applied: SliceSet
 
 
-@dataclass(slots=True)
-class _Save:
-    """A checkpoint that is being written."""
-
-    step: int
-    final: bool
-    files: dict[str, str] = field(default_factory=dict)
-    applied: list[SliceSet] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Inquiry:
-    """A question to all servers."""
-
-    then: Callable[[SliceSet], None]
-    applied: list[SliceSet] = field(default_factory=list)
-
-
 class ServedTraining:
     """The coordinator of strategy ParameterServer."""
 
@@ -72,13 +56,24 @@ class ServedTraining:
         assert strategy is not None
         self._sender = sender
         self._archive = archive
+        self._questions = Questions(sender=sender, servers=config.parameter_servers)
+        self._saver = (
+            Saver(
+                questions=self._questions,
+                archive=archive,
+                tracker=tracker,
+                servers=config.parameter_servers,
+                done=self._saved,
+            )
+            if archive is not None
+            else None
+        )
         self._tracker = tracker
         self._config = config
         self._sync = strategy.consistency is Consistency.SYNC
-        self._every = config.checkpoint.every_steps if archive is not None and config.checkpoint else 0
+        self._every = config.checkpoint.every_steps if config.checkpoint else 0
         self._phase = _Phase.LOOKING
         self._generation = 0
-        self._checkpoint: Manifest | None = None
         self._servers: dict[int, _Server] = {}
         self._workers: dict[int, int | None] = {}
         """Live workers, and how many samples each one's dataset has; None while it is starting."""
@@ -86,11 +81,6 @@ class ServedTraining:
         self._ledger: Ledger | None = None
         self._wants: dict[int, int] = {}
         """Workers that asked for slices and got none yet."""
-        self._save: _Save | None = None
-        self._attempted = 0
-        """Step of the last checkpoint that was begun: one that failed is not tried again before the next is due."""
-        self._inquiries: dict[int, _Inquiry] = {}
-        self._asked = 0
         self._asked_at = 0.0
         self._confirming = False
         self._evaluator: int | None = None
@@ -113,9 +103,8 @@ class ServedTraining:
         """The archive's answer to `find`."""
         if self.ended:
             return
-        self._checkpoint = manifest
-        if manifest is not None:
-            self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+        if manifest is not None and self._saver is not None:
+            self._saver.know(manifest)
             if manifest.finished:
                 self._tracker.evaluation = manifest.evaluation
                 self._tracker.reach(manifest.step)
@@ -129,7 +118,7 @@ class ServedTraining:
         if self.ended:
             self._sender.send(member, Say.FINISH)
         elif member.role is Role.PARAMETER_SERVER:
-            self._servers[member.rank] = _Server(int(hello["generation"]), _slices(hello["applied"]))
+            self._servers[member.rank] = _Server(int(hello["generation"]), slices_of(hello))
             self._server_joined(now)
         elif member.role is Role.WORKER:
             self._workers[member.rank] = None
@@ -143,8 +132,8 @@ class ServedTraining:
                 self._save_soon(now)
             case Role.PARAMETER_SERVER, Say.STATE:
                 self._server_state(member.rank, message, now)
-            case Role.PARAMETER_SERVER, Say.SAVED:
-                self._server_saved(member.rank, message, now)
+            case Role.PARAMETER_SERVER, Say.SAVED if self._saver is not None:
+                self._saver.server_saved(member.rank, message, now)
             case Role.WORKER, Say.READY:
                 self._worker_ready(member.rank, message, now)
             case Role.WORKER, Say.TAKE:
@@ -173,10 +162,7 @@ class ServedTraining:
         self._absent[member] = now
         if member.role is Role.PARAMETER_SERVER:
             self._servers.pop(member.rank, None)
-            # What it was asked will not be answered; if it comes back as it was, it is asked again.
-            self._save, self._confirming = None, False
-            self._inquiries.clear()
-            self._release()
+            self._drop_questions()  # if it comes back as it was, it is asked again
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
 
@@ -237,10 +223,8 @@ class ServedTraining:
     def _begin_anew(self, now: float) -> None:
         """The generation is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
-        self._ledger = None
-        self._save, self._confirming, self._evaluator, self._tracker.evaluation = None, False, None, None
-        self._inquiries.clear()
-        self._release()
+        self._ledger = self._evaluator = self._tracker.evaluation = None
+        self._drop_questions()
         self._generation = max(self._generation, *(server.generation for server in self._servers.values()))
         for server in self._servers.values():
             server.generation = 0
@@ -251,13 +235,13 @@ class ServedTraining:
     def _begin_generation(self, now: float) -> None:
         self._phase = _Phase.BEGINNING
         self._generation += 1
-        folder = name_of(self._checkpoint.step) if self._checkpoint else None
-        for index in self._servers:
-            self._send_server(index, Say.BEGIN, generation=self._generation, folder=folder)
+        newest = self._saver.newest if self._saver else None
+        folder = name_of(newest.step) if newest else None
+        self._questions.tell(Say.BEGIN, generation=self._generation, folder=folder)
 
     def _server_state(self, index: int, message: Message, now: float) -> None:
         server = self._servers[index]
-        server.generation, server.applied = int(message["generation"]), _slices(message["applied"])
+        server.generation, server.applied = int(message["generation"]), slices_of(message)
         if message.get("max_staleness_seen") is not None:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
@@ -266,13 +250,8 @@ class ServedTraining:
             if complete and self._same_generation():
                 self._open(now)
             return
-        inquiry = self._inquiries.get(int(message.get("id") or 0))
-        if inquiry is not None:
-            inquiry.applied.append(server.applied)
-            if len(inquiry.applied) == self._config.parameter_servers:
-                del self._inquiries[int(message["id"])]
-                inquiry.then(reduce(SliceSet.intersection, inquiry.applied))
-                self._advance(now)
+        self._questions.answer(message)
+        self._advance(now)
 
     def _open(self, now: float) -> None:
         """Every server has the generation: the workers may come."""
@@ -301,7 +280,8 @@ class ServedTraining:
         self._tracker.total_steps = schedule.total_steps
         self._tracker.fall_back(self._ledger.step)
         self._tracker.reach(self._ledger.step)
-        self._attempted = self._ledger.step
+        if self._saver is not None:
+            self._saver.attempted = self._ledger.step
         self._raise_limit()
         log.info("generation %d begins at step %d", self._generation, self._ledger.step)
 
@@ -386,35 +366,39 @@ class ServedTraining:
             return
         if ledger.finished:
             self._confirm(now)
-        elif self._save is None and self._is_due():
-            self._start_save(now, final=False)
+        elif self._saver is not None and not self._saver.busy and self._is_due(self._saver):
+            self._saver.start(ledger.step)
         self._serve()
 
-    def _is_due(self) -> bool:
+    def _is_due(self, saver: Saver) -> bool:
         ledger = self._ledger
-        assert ledger is not None
-        if self._archive is None or self._tracker.nan_loss or (not self._every and not self._hurry):
+        if ledger is None or self._tracker.nan_loss:
             return False
         if self._sync:
             return ledger.done >= ledger.limit
-        return self._hurry or ledger.step // self._every > self._attempted // self._every
+        return self._hurry or ledger.step // self._every > saver.attempted // self._every
 
     def _raise_limit(self) -> None:
-        """Sync: up to the next checkpoint, at which all shards must be at one version."""
-        if self._ledger is not None and self._sync and self._every:
-            step = (self._ledger.step // self._every + 1) * self._every
-            self._ledger.limit = min(self._ledger.total, step * self._config.world_size)
+        """Where the workers must wait for a checkpoint.
+
+        Sync: at the next one, since all shards must be at one version. Otherwise only when the one before is still being written, so
+        that a lost server never costs more than two intervals.
+        """
+        ledger, saver = self._ledger, self._saver
+        if ledger is not None and saver is not None:
+            interval = (ledger.step if self._sync else saver.attempted) // self._every + (1 if self._sync else 2)
+            ledger.limit = min(ledger.total, interval * self._every * self._config.world_size)
 
     def _save_soon(self, now: float) -> None:
         """Somebody leaves: save as soon as it can be done, then let them go."""
         ledger = self._ledger
         if (
-            self._archive is None
+            self._saver is None
             or ledger is None
             or self._phase is not _Phase.TRAINING
             or self._tracker.nan_loss
             or len(self._servers) < self._config.parameter_servers
-            or ledger.step == (self._checkpoint.step if self._checkpoint else 0)
+            or ledger.step == (self._saver.newest.step if self._saver.newest else 0)
         ):
             self._release()
             return
@@ -424,55 +408,21 @@ class ServedTraining:
             ledger.limit = min(ledger.limit, steps * self._config.world_size)
         self._advance(now)
 
-    def _start_save(self, now: float, *, final: bool) -> None:
-        assert self._ledger is not None
-        self._save = _Save(step=self._ledger.step, final=final)
-        self._attempted = self._ledger.step
-        assert self._archive is not None
-        self._archive.prepare(self._ledger.step)
-
     def prepared(self, step: int, folder: str | None, now: float) -> None:
         """The archive's answer to `prepare`; None when it could not."""
-        if self._save is None or self._save.step != step:
-            return
-        if folder is None:
-            self._saved(f"the folder of step {step} cannot be made", now)
-            return
-        for index in self._servers:
-            self._send_server(index, Say.SAVE, folder=folder)
-
-    def _server_saved(self, index: int, message: Message, now: float) -> None:
-        save = self._save
-        if save is None or message["folder"] != name_of(save.step):
-            return
-        if message.get("error"):
-            self._saved(f"parameter-server-{index}: {message['error']}", now)
-            return
-        save.files[f"shard-{index}.safetensors"] = message["sha256"]
-        save.applied.append(_slices(message["applied"]))
-        if len(save.files) == self._config.parameter_servers:
-            assert self._archive is not None
-            slices = len(reduce(SliceSet.intersection, save.applied))
-            self._archive.publish(step=save.step, slices=slices, files=save.files, finished=save.final)
+        if self._saver is not None:
+            self._saver.prepared(step, folder, now)
 
     def published(self, manifest: Manifest | OSError, now: float) -> None:
         """The archive's answer to `publish`."""
-        if isinstance(manifest, OSError):
-            self._saved(str(manifest), now)
-            return
-        self._checkpoint = manifest
-        self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
-        self._saved(None, now)
+        if self._saver is not None:
+            self._saver.published(manifest, now)
 
-    def _saved(self, error: str | None, now: float) -> None:
-        """A checkpoint is complete, or is given up."""
-        save, self._save = self._save, None
-        if error is not None:
-            log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
-        self._hurry = False
+    def _saved(self, final: bool, now: float) -> None:
+        """A checkpoint is complete, or was given up."""
         self._raise_limit()
         self._release()
-        if save is not None and save.final:
+        if final:
             self._finish(now)
         else:
             self._advance(now)
@@ -499,15 +449,15 @@ class ServedTraining:
 
     def _conclude(self, now: float) -> None:
         """All is applied: evaluate, save, finish."""
-        if self._save is not None:
+        if self._saver is not None and self._saver.busy:
             return
         if self._config.trainer.evaluate is not None and self._tracker.evaluation is None:
             ready = sorted(rank for rank, samples in self._workers.items() if samples is not None)
             if self._evaluator is None and ready:
                 self._evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
-        elif self._archive is not None and not self._tracker.nan_loss:
-            self._start_save(now, final=True)
+        elif self._saver is not None and self._ledger is not None and not self._tracker.nan_loss:
+            self._saver.start(self._ledger.step, final=True)
         else:
             self._finish(now)
 
@@ -516,8 +466,7 @@ class ServedTraining:
         self._tracker.finish(now)
         for rank in self._workers:
             self._sender.send(Member(Role.WORKER, rank), Say.FINISH)
-        for index in self._servers:
-            self._send_server(index, Say.FINISH)
+        self._questions.tell(Say.FINISH)
 
     def _release(self) -> None:
         for member in self._leavers:
@@ -528,20 +477,17 @@ class ServedTraining:
 
     # Questions to the servers.
 
-    def _ask(self, kind: Say, then: Callable[[SliceSet], None], now: float, **fields: object) -> None:
-        self._asked += 1
+    def _ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
         self._asked_at = now
-        self._inquiries[self._asked] = _Inquiry(then)
-        for index in self._servers:
-            self._send_server(index, kind, id=self._asked, **fields)
+        self._questions.ask(kind, then, **fields)
 
     def _learn(self, applied: SliceSet) -> None:
         if self._ledger is not None:
             self._ledger.learn(applied)
 
-    def _send_server(self, index: int, kind: Say, **fields: object) -> None:
-        self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
-
-
-def _slices(intervals: list[list[int]]) -> SliceSet:
-    return SliceSet.from_intervals((start, stop) for start, stop in intervals)
+    def _drop_questions(self) -> None:
+        self._confirming = False
+        self._questions.drop()
+        if self._saver is not None:
+            self._saver.abandon()
+        self._release()
