@@ -24,7 +24,7 @@ def test_digits_on_a_parameter_server(tmp_path: Path) -> None:
     assert done.err == ""
     assert left_behind(tmp_path) == []
     checkpoints = sorted(path.name for path in tmp_path.glob(".disttrain/claims/digits-checkpoints/*/step-*"))
-    assert checkpoints[-1] == "step-00000690"
+    assert checkpoints[-1] == "step-00000920"
 
 
 @pytest.mark.timeout(180)

@@ -156,6 +156,7 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
         ):
             client = connected()
             process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # the signal takes its time
             begin = time.monotonic()
             with pytest.raises(PeerLost, match=rf"parameter-server-1 \({remote}\): silent for 1 s; waited for"):
                 call(client)

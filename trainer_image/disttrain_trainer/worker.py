@@ -61,8 +61,9 @@ class Worker:
             send=lambda fields: control.send(Say.REPORT, **fields),
         )
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
+        self._generation = 0
         self._done: list[int] = []
-        """Slices that every server took, and that the master was not told of."""
+        """Slices that every server took, and that the master was not told of; of this generation."""
         self._seconds = 0.0
         """Mean duration of a slice, lately."""
         self._moved = time.monotonic()
@@ -98,6 +99,10 @@ class Worker:
             if self._membership.world is not world:
                 return
             self._membership.client = client
+        if world.generation != self._generation:
+            # The servers went back to a checkpoint: what was done since is not.
+            self._generation = world.generation
+            self._done.clear()
         try:
             client.connect(self._flat.layout)
             if not client.initialized:

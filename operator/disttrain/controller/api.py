@@ -76,6 +76,10 @@ class Refused(ApiError): ...
 class Unavailable(ApiError): ...
 
 
+class NoCluster(Exception):
+    """Neither a pod's account nor a kubeconfig says where the cluster is."""
+
+
 class KubeApi(Protocol):
     """What the operator needs of an API server."""
 
@@ -124,7 +128,10 @@ async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
     try:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        try:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except config.ConfigException as error:
+            raise NoCluster(str(error)) from error
     configuration.connection_pool_maxsize = connections
     # Else aiohttp looks for a .netrc in a thread of its own, for every single request. A proxy of the kubeconfig is still used.
     configuration.client_session_kwargs = {"trust_env": False}

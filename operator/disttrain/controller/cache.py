@@ -92,7 +92,7 @@ class Store(Generic[T]):
             return None
         if known and known.uid != uid:
             self._remove(known)
-        job, owner = _belongs_to(metadata)
+        job, owner = belongs_to(metadata)
         entry = Entry(key, uid, version, job, owner, self._project(body))
         self._by_key[key] = entry
         if owner:
@@ -191,7 +191,7 @@ class Cache:
         }
 
 
-def _belongs_to(metadata: Body) -> tuple[Key | None, str]:
+def belongs_to(metadata: Body) -> tuple[Key | None, str]:
     """The job that an object belongs to and the uid of its controller. A label alone makes a key, for whoever waits for the name."""
     namespace = metadata["namespace"]
     for reference in metadata.get("ownerReferences", ()):

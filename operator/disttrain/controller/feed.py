@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disttrain.controller.api import JOBS, Resource
-from disttrain.controller.cache import Cache, CachedPod, Entry, Key
+from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
@@ -36,19 +36,21 @@ class Feed:
         store = self._cache.stores[resource]
         self._freshness.told(resource)
         news = store.drop(key, uid) if gone else store.put(body)
-        if known := news or store.get(key):
-            self.changed(resource, known, gone, queue=news is not None)
+        job = key if resource is JOBS else belongs_to(body["metadata"])[0]
+        self._hear(job, key, uid, gone, news)
 
-    def changed(self, resource: Resource, entry: Entry[Any], gone: bool, *, queue: bool = True) -> None:
-        """An object is there in this version, or gone."""
-        job = entry.key if resource is JOBS else entry.job
+    def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
+        """The resync found an object as the cache did not have it, or gone."""
+        self._hear(entry.key if resource is JOBS else entry.job, entry.key, entry.uid, gone, entry)
+
+    def _hear(self, job: Key | None, key: Key, uid: str, gone: bool, news: Entry[Any] | None) -> None:
         if job is None:
             return
-        self._expectations.seen(job, entry.uid, gone=gone)
+        self._expectations.seen(job, uid, gone=gone)
         if gone and (memory := self._memories.find(job)):
-            memory.foreign.pop(entry.key, None)  # the name is free
-        if queue:
-            self._queue.add_after(job, 0.0 if gone or _urgent(entry.value) else SETTLE_SECONDS)
+            memory.foreign.pop(key, None)  # the name is free
+        if news:
+            self._queue.add_after(job, 0.0 if gone or _urgent(news.value) else SETTLE_SECONDS)
 
     def queue_all(self) -> None:
         for job in self._cache.jobs:

@@ -21,7 +21,7 @@ import uvloop
 from disttrain import __version__
 from disttrain.api import Progress
 from disttrain.controller import handlers, metrics, probes
-from disttrain.controller.api import KubeApi, KubeClient, connect
+from disttrain.controller.api import KubeApi, KubeClient, NoCluster, connect
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
@@ -52,8 +52,12 @@ def main() -> None:
     # imported is never garbage, and the collector comes by less often.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(uvloop.run(operate(settings)))
+    try:
+        code = uvloop.run(operate(settings))
+    except NoCluster as error:
+        print(f"disttrain-operator: no cluster: {error}; set KUBECONFIG", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 async def operate(settings: Settings) -> int:
@@ -257,3 +261,4 @@ def _log_to_stderr(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     if settings.log_level != "debug":
         logging.getLogger("kopf").setLevel(logging.WARNING)  # it says of every event that it was handled
+        logging.getLogger("kubernetes").setLevel(logging.ERROR)  # it warns of what we tell of as an error

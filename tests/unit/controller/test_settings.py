@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_operator_is_imported_without_torch_and_without_typed_models() -> None:
     code = "import sys, disttrain.controller.main; print(len([m for m in sys.modules if m.startswith('torch')]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
+
+
+def test_without_a_cluster_it_says_so_in_one_line() -> None:
+    program = Path(sys.executable).with_name("disttrain-operator")
+    done = subprocess.run(
+        [program, "--port=0"], capture_output=True, text=True, env={"KUBECONFIG": "/nonexistent"}, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "KUBECONFIG" in line

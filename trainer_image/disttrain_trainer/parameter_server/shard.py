@@ -56,6 +56,7 @@ class Shard:
         self._current = Buffers(self.spans)
         self._previous: Buffers | None = None
         self._sum: Buffers | None = None
+        self._weight: float | None = None  # of the first gradient of the sum, while it is not yet applied
         wide = [part.dtype.itemsize == 2 for part in self._current.parts]
         self._masters = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
         self._wide_sums = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
@@ -92,26 +93,27 @@ class Shard:
         The sum of no gradients is no step, and no new version.
         """
         queue = list(gradients)
-        first = None
         if self._sum is None:
             if not queue:
                 return
-            # The first gradient's own memory becomes the sum.
-            first = queue.pop(0)
-            self._sum = first[0]
+            # The first gradient's own memory becomes the sum; its weight waits for the next pass over it.
+            self._sum, self._weight = queue.pop(0)
+        if not queue and not update:
+            return
         for number, (part, wide) in enumerate(zip(self._sum.parts, self._wide_sums, strict=True)):
             for start in range(0, part.numel(), BLOCK):
                 block = slice(start, min(start + BLOCK, part.numel()))
                 total = part[block] if wide is None else wide[block]
-                if first is not None:
+                if self._weight is not None:
                     if wide is not None:
                         total.copy_(part[block])
-                    if first[1] != 1.0:
-                        total.mul_(first[1])
+                    if self._weight != 1.0:
+                        total.mul_(self._weight)
                 for buffers, weight in queue:
                     total.add_(buffers.parts[number][block], alpha=weight)
                 if update:
                     self._step(number, block, total, part[block])
+        self._weight = None
         self._free.extend(buffers for buffers, _ in queue)
         if update:
             self._optimizer.advance()

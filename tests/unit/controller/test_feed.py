@@ -1,0 +1,66 @@
+"""What news makes of the cache and of the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from disttrain.api.names import API_VERSION, KIND
+from disttrain.controller.api import PODS
+from disttrain.controller.cache import Cache, Key
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.feed import Feed
+from disttrain.controller.queue import WorkQueue
+from disttrain.controller.resync import Freshness
+from disttrain.controller.snapshot import Memories
+
+JOB = Key("default", "digits")
+
+
+def pod(uid: str, version: int, phase: str = "Failed") -> dict[str, Any]:
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "digits", "uid": "job", "controller": True}
+    labels = {"disttrain.dev/role": "worker", "disttrain.dev/index": "0", "disttrain.dev/attempt": "1"}
+    metadata = {
+        "name": "digits-worker-0",
+        "namespace": "default",
+        "uid": uid,
+        "resourceVersion": str(version),
+        "labels": labels,
+    }
+    return {
+        "metadata": {**metadata, "creationTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [owner]},
+        "spec": {},
+        "status": {"phase": phase},
+    }
+
+
+class Parts:
+    def __init__(self) -> None:
+        self.cache, self.expectations, self.queue = Cache(), Expectations(), WorkQueue[Key]()
+        freshness = Freshness(asyncio.get_running_loop().time)
+        self.feed = Feed(self.cache, self.queue, self.expectations, Memories(), freshness)
+
+    def tell(self, type_: str | None, body: dict[str, Any]) -> None:
+        self.feed.take(PODS, {"type": type_, "object": body})
+
+
+async def test_our_own_echo_queues_nothing() -> None:
+    parts = Parts()
+    parts.cache.pods.put(pod("u1", 5))
+    parts.tell("ADDED", pod("u1", 5))
+    assert len(parts.queue) == 0
+
+
+async def test_failed_pod_is_looked_at_at_once() -> None:
+    parts = Parts()
+    parts.tell("MODIFIED", pod("u1", 5))
+    assert await parts.queue.get() == JOB
+
+
+async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor() -> None:
+    parts = Parts()
+    parts.cache.pods.put(pod("u2", 9))
+    parts.expectations.created(JOB, PODS, Key("default", "digits-worker-0"), "u2", now=0)
+    parts.tell("DELETED", pod("u1", 8))
+    assert parts.expectations.next_deadline(JOB) is not None
+    assert len(parts.queue) == 0
