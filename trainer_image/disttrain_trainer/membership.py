@@ -17,6 +17,8 @@ class World:
     """One stay in a generation: another object for each, also within the same generation."""
 
     generation: int
+    stay: str = ""
+    """Names a worker's stay with parameter servers: what is said of an earlier one must not count."""
     source: int = 0
     """A collective world's rank with the newest state."""
 
@@ -44,7 +46,7 @@ class Rank:
         match message["type"]:
             case Say.WORLD:
                 self._generation = int(message["generation"])
-                self.world = World(self._generation, int(message["source"]))
+                self.world = World(self._generation, source=int(message["source"]))
                 self.state, self.save_asked, self.blamed = State.RUNNING, False, False
             case Say.REFORM:
                 self.world = None
@@ -105,12 +107,12 @@ class Membership:
     def on_message(self, message: Message) -> None:
         match message["type"]:
             case Say.WORLD:
-                self._enter(World(int(message["generation"])))
+                self._enter(World(int(message["generation"]), stay=message["stay"]))
             case Say.REFORM:
                 self._enter(None)
             case Say.FINISH:
                 self.world = None  # the main thread is idle, and says goodbye to the servers itself
-            case Say.TICKETS if self.world is not None and self.world.generation == message["generation"]:
+            case Say.TICKETS if self.world is not None and self.world.stay == message["stay"]:
                 self.tickets.extend(message["slices"])
                 self.asked = False
             case Say.EVALUATE:

@@ -61,9 +61,8 @@ class Worker:
             send=lambda fields: control.send(Say.REPORT, **fields),
         )
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
-        self._generation = 0
         self._done: list[int] = []
-        """Slices that every server took, and that the master was not told of; of this generation."""
+        """Slices that every server took, and that the master was not told of."""
         self._seconds = 0.0
         """Mean duration of a slice, lately."""
         self._moved = time.monotonic()
@@ -99,10 +98,8 @@ class Worker:
             if self._membership.world is not world:
                 return
             self._membership.client = client
-        if world.generation != self._generation:
-            # The servers went back to a checkpoint: what was done since is not.
-            self._generation = world.generation
-            self._done.clear()
+        # The servers may have gone back to a checkpoint; if they have not, they tell the master themselves what was done.
+        self._done.clear()
         try:
             client.connect(self._flat.layout)
             if not client.initialized:
@@ -226,7 +223,7 @@ class Worker:
         if count or (force and self._done):
             done, self._done = self._done, []
             membership.asked = membership.asked or count > 0
-            self._control.send(Say.TAKE, generation=world.generation, count=count, done=done)
+            self._control.send(Say.TAKE, stay=world.stay, count=count, done=done)
 
     def _ticket(self, client: ShardedClient, world: World, participates: bool) -> int | None:
         """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""

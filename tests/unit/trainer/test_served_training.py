@@ -51,11 +51,12 @@ class Table:
             parameter_servers=2,
             addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
         )
+        self.stay: dict[Member, str] = {}
         self.said: list[tuple[Member, Say, dict[str, Any]]] = []
         self.on_disk: Manifest | None = None
         self.tracker = Tracker(attempt=1)
         self.training = ServedTraining(
-            sender=self, archive=self if volume else None, tracker=self.tracker, config=config
+            sender=self, archive=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
         )
         self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
         self.generation = dict.fromkeys(SERVERS, 0)
@@ -65,6 +66,8 @@ class Table:
 
     def send(self, member: Member, kind: Say, **fields: object) -> None:
         self.said.append((member, kind, fields))
+        if kind is Say.WORLD:
+            self.stay[member] = str(fields["stay"])
 
     def find(self) -> None:
         self.training.found(self.on_disk, 0)
@@ -113,12 +116,12 @@ class Table:
 
     def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
         """The worker asks, computes `count` of what it got, and says so; what it got."""
-        generation = self.training._generation
-        self.training.heard(worker, {"type": Say.TAKE, "generation": generation, "count": ask, "done": []}, 0)
+        stay = self.stay[worker]
+        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": ask, "done": []}, 0)
         got = [s for member, _, fields in self.take(Say.TICKETS) if member == worker for s in fields["slices"]]
         for server in SERVERS:
             self.applied[server] |= set(got[:count])
-        self.training.heard(worker, {"type": Say.TAKE, "generation": generation, "count": 0, "done": got[:count]}, 0)
+        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": 0, "done": got[:count]}, 0)
         return got
 
 
@@ -135,7 +138,7 @@ def test_workers_are_invited_when_every_server_has_begun() -> None:
     assert table.take(Say.BEGIN, Say.WORLD) == []
     assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
     table.join(SERVERS[1])
-    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1})]
+    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1, "stay": "m.1"})]
 
 
 def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
@@ -264,3 +267,11 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
     table.work(WORKERS[1], 4)
     assert table.take(Say.SAVE) == []
     assert table.tracker.nan_loss == "worker-0 at step 1"
+
+
+def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
+    table = training()
+    earlier = table.stay[WORKERS[0]]
+    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 1)
+    table.training.heard(WORKERS[0], {"type": Say.TAKE, "stay": earlier, "count": 0, "done": [0, 2]}, 1)
+    assert table.work(WORKERS[0], 0)[0] == 0

@@ -117,6 +117,7 @@ class Master:
                 archive=self if self._process.checkpoint_dir else None,
                 tracker=self._tracker,
                 config=config,
+                incarnation=self._process.incarnation,
             )
         if trainer.script is not None:
             return Collective(

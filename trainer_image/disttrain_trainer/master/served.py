@@ -51,7 +51,10 @@ class _Server:
 class ServedTraining:
     """The coordinator of strategy ParameterServer."""
 
-    def __init__(self, *, sender: Sender, archive: Archive | None, tracker: Tracker, config: JobConfig) -> None:
+    def __init__(
+        self, *, sender: Sender, archive: Archive | None, tracker: Tracker, config: JobConfig, incarnation: str
+    ) -> None:
+        """incarnation: the master's, another one in each of its processes."""
         strategy = config.strategy.parameter_server
         assert strategy is not None
         self._sender = sender
@@ -78,6 +81,10 @@ class ServedTraining:
         self._workers: dict[int, int | None] = {}
         """Live workers, and how many samples each one's dataset has; None while it is starting."""
         self._samples: int | None = None
+        self._incarnation = incarnation
+        self._invited = 0
+        self._stays: dict[int, str] = {}
+        """The present stay of each invited worker. Unique over masters: a generation is not, when all servers and the master are new."""
         self._ledger: Ledger | None = None
         self._wants: dict[int, int] = {}
         """Workers that asked for slices and got none yet."""
@@ -224,6 +231,8 @@ class ServedTraining:
         """The generation is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self._ledger = self._evaluator = self._tracker.evaluation = None
+        self._stays.clear()
+        self._wants.clear()
         self._drop_questions()
         self._generation = max(self._generation, *(server.generation for server in self._servers.values()))
         for server in self._servers.values():
@@ -307,12 +316,14 @@ class ServedTraining:
     def _invite(self, rank: int) -> None:
         assert self._ledger is not None
         self._ledger.join(rank)
+        self._invited += 1
+        self._stays[rank] = f"{self._incarnation}.{self._invited}"
         self._count_workers()
-        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, generation=self._generation)
+        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, generation=self._generation, stay=self._stays[rank])
 
     def _worker_takes(self, rank: int, message: Message, now: float) -> None:
-        if self._ledger is None or message["generation"] != self._generation:
-            return
+        if self._ledger is None or message["stay"] != self._stays.get(rank):
+            return  # said before the worker heard that its slices are void
         self._ledger.finish(rank, message["done"])
         if message["count"]:
             self._wants[rank] = int(message["count"])
@@ -321,6 +332,7 @@ class ServedTraining:
     def _worker_lost(self, rank: int, now: float) -> None:
         self._workers.pop(rank, None)
         self._wants.pop(rank, None)
+        self._stays.pop(rank, None)
         self._tracker.forget(rank)
         self._count_workers()
         if self._evaluator == rank:
@@ -346,7 +358,7 @@ class ServedTraining:
             slices = ledger.take(rank, self._fair(self._wants[rank]))
             if slices:
                 del self._wants[rank]
-                self._sender.send(Member(Role.WORKER, rank), Say.TICKETS, generation=self._generation, slices=slices)
+                self._sender.send(Member(Role.WORKER, rank), Say.TICKETS, stay=self._stays[rank], slices=slices)
 
     def _fair(self, count: int) -> int:
         """Toward the end in smaller portions, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck 1987)."""

@@ -1,0 +1,28 @@
+"""Any two processes are killed at the same moment; the job completes all the same."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from disttrain.api.names import Role
+from training.job import Job, checkpoints, digits, served
+
+STRATEGIES = [{}, served("Sync"), served("Sync", servers=1), served("Async"), served("BoundedStaleness", staleness=1)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_two_processes_may_be_lost_at_once(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    spec = digits(**STRATEGIES[seed % len(STRATEGIES)], **checkpoints(chance.choice([20, 50])), trainer={"epochs": 30})
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.start()
+        moment = chance.randint(5, 200)
+        job.until(lambda progress: progress.step >= moment)
+        for role, index in chance.sample(job.keys, 2):
+            job.kill(role, index)
+        assert job.supervise() == 0, job.logs()
+        progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    assert progress.finished
+    assert progress.step == 690
