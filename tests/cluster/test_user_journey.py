@@ -41,12 +41,21 @@ def documents(example: str) -> list[dict[str, Any]]:
     return [doc for doc in yaml.safe_load_all((ROOT / "examples" / example).read_text()) if doc]
 
 
+def job_of(example: str, name: str) -> dict[str, Any]:
+    """The example's job under another name, without a checkpoint volume."""
+    job = next(doc for doc in documents(example) if doc["kind"] == "DistTrainJob")
+    job["metadata"]["name"] = name
+    job["spec"].pop("checkpoint", None)
+    return job
+
+
 def apply(node: Node, example: str) -> str:
     """As Jane; volumes for the claims of the file are the cluster's business. Returns the job's name."""
     docs = documents(example)
     for doc in docs:
-        if doc["kind"] == "PersistentVolumeClaim":
-            node.volume(doc["metadata"]["name"], namespace=TEAM, access=doc["spec"]["accessModes"][0], make_claim=False)
+        claim = doc["metadata"]["name"]
+        if doc["kind"] == "PersistentVolumeClaim" and f"{TEAM}-{claim}" not in node.kubectl("get", "pv", "-o", "name"):
+            node.volume(claim, namespace=TEAM, access=doc["spec"]["accessModes"][0], make_claim=False)
     node.kubectl("apply", "-n", TEAM, "-f", str(ROOT / "examples" / example), user=JANE)
     name: str = next(doc["metadata"]["name"] for doc in docs if doc["kind"] == "DistTrainJob")
     return name
@@ -113,10 +122,8 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
 
 
 def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
-    [_claim, job] = documents("digits-ps.yaml")
-    job["metadata"]["name"] = "killed"
-    job["spec"]["trainer"]["epochs"] = 4 * job["spec"]["trainer"].get("epochs", 10)
-    del job["spec"]["checkpoint"]
+    job = job_of("digits-ps.yaml", "killed")
+    job["spec"]["trainer"]["epochs"] *= 4
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     node.wait_for("the job to train", lambda: training(node, "killed").get("step", 0) > 0, 120)
     node.kill_pod(TEAM, "killed-worker-1")
@@ -134,9 +141,7 @@ def test_the_other_examples_complete(node: Node, example: str) -> None:
 
 
 def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
-    [_claim, job] = documents("digits-ps.yaml")
-    job["metadata"]["name"] = "gone"
-    del job["spec"]["checkpoint"]
+    job = job_of("digits-ps.yaml", "gone")
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     selector = "disttrain.dev/job-name=gone"
     node.wait_for("its pods", lambda: node.kubectl("get", "pods", "-n", TEAM, "-l", selector, "-o", "name"), 60)
@@ -150,8 +155,7 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
 
 
 def test_a_missing_secret_is_named_in_the_condition(node: Node) -> None:
-    job = documents("command.yaml")[-1]
-    job["metadata"]["name"] = "secretless"
+    job = job_of("command.yaml", "secretless")
     env = [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "token"}}}]
     job["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
@@ -167,9 +171,9 @@ def test_a_missing_secret_is_named_in_the_condition(node: Node) -> None:
 
 def test_the_operator_may_do_what_it_needs_and_no_more(node: Node) -> None:
     account = "system:serviceaccount:disttrain-system:disttrain-operator"
-    for verb, resource in [("get", "secrets"), ("create", "pods/exec"), ("delete", "namespaces"), ("*", "*")]:
-        answer = node.kubectl("auth", "can-i", verb, resource, "-n", TEAM, f"--as={account}", check=False)
-        assert answer.strip() == "no", f"{verb} {resource}"
+    for question in ["get secrets", "create pods --subresource=exec", "delete namespaces", "* *"]:
+        answer = node.kubectl("auth", "can-i", *question.split(), "-n", TEAM, f"--as={account}", check=False)
+        assert answer.strip() == "no", question
     roles = json.loads(
         node.kubectl("get", "clusterroles,roles", "-A", "-l", "app.kubernetes.io/part-of=disttrain", "-o", "json")
     )

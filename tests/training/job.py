@@ -44,6 +44,7 @@ _forks.set_forkserver_preload(
         "disttrain_trainer.worker",
         "disttrain_trainer.server",
         "disttrain_trainer.parallel.data",
+        "torch._dynamo",  # DistributedDataParallel imports it when it is made, and that takes longer than torch
     ]
 )
 

@@ -215,17 +215,16 @@ class ServedTraining:
         if len(self._servers) < self._config.parameter_servers:
             return
         generations = {server.generation for server in self._servers.values()}
-        if generations in ({0}, {self._generation}) or len(generations) == 1:
-            if 0 in generations:
-                self._begin_generation(now)
-            elif self._phase is _Phase.GATHERING:
-                # The master is new, the servers are not.
-                self._generation = generations.pop()
-                self._open(now)
-            else:
-                self._advance(now)
-        else:
+        if len(generations) > 1:
             self._begin_anew(now)
+        elif 0 in generations:
+            self._begin_generation(now)
+        elif self._phase is _Phase.GATHERING:
+            # The master is new, the servers are not.
+            self._generation = generations.pop()
+            self._open(now)
+        else:
+            self._advance(now)
 
     def _begin_anew(self, now: float) -> None:
         """The generation is lost: back to the newest checkpoint."""

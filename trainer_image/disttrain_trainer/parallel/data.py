@@ -1,12 +1,13 @@
 """DataParallel: rank r computes slice r of every step, gradients are averaged weighted by samples, every rank has the model.
 
 A rank from its start to its end, through lost peers: the survivors keep their state, and the newest one gives it to all.
-Not here: when a world begins (the master), how gradients travel (reduce.py), what the state is (state.py).
+Not here: when a world begins (the master), how gradients travel (replica.py), what the state is (state.py).
 """
 
 import logging
 import time
 
+import numpy as np
 import torch
 
 from disttrain.api.runtime import JobConfig
@@ -21,12 +22,17 @@ from disttrain_trainer.meter import Meter, NonFiniteLoss
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parallel.group import BrokenGroup, process_group
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
-from disttrain_trainer.parallel.reduce import Reducer
+from disttrain_trainer.parallel.replica import Replica
 from disttrain_trainer.parallel.state import FILE, State
 from disttrain_trainer.parameter_server.layout import FlatModel
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
+
+NEWS = 3.0
+"""Seconds in which the master tells of a peer whose loss broke a step."""
+_SOMEBODYS = np.arange(2)
+"""Two samples: BatchNorm refuses one."""
 
 
 class _Reform(Exception):
@@ -82,27 +88,28 @@ class DataParallel:
         backend = tasks.choose_backend(self._config, self._task.device)
         with process_group(self._config, generation=world.generation, rank=process.rank, backend=backend):
             rank.step = max(rank.step, 0)
-            reducer = None
+            replica = None
             if self._config.world_size > 1:
                 rank.step = self._state.broadcast(source=world.source, step=rank.step, device=self._task.device)
-                reducer = Reducer(self._task.model, self._flat)
+                replica = Replica(self._task.model)
             log.info("generation %d begins at step %d", world.generation, rank.step)
             try:
-                self._train(world, reducer)
+                self._train(world, replica)
             except NonFiniteLoss as error:
                 self._control.send(Say.NAN, step=error.step)
                 raise
-            finally:
-                if reducer is not None:
-                    reducer.close()
+            except RuntimeError as error:
+                if replica is not None and self._world_ended(world):
+                    raise BrokenGroup(error) from None
+                raise
         self._end(world)
 
-    def _train(self, world: World, reducer: Reducer | None) -> None:
+    def _train(self, world: World, replica: Replica | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
         schedule, world_size = task.schedule, self._config.world_size
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
-        objective = tasks.Objective(task.model, task.loss)
+        objective = tasks.Objective(task.model if replica is None else replica.module, task.loss)
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
         last = schedule.total_steps
         for step in range(rank.step, last):
@@ -111,20 +118,20 @@ class DataParallel:
             began = clock()
             piece = schedule.slice(step * world_size + self._process.rank)
             zero_grad()
-            if reducer is not None:
-                reducer.begin()
-            fetched = computed = began
+            task.seed(piece)
+            # Every rank takes part in every sum: one without a sample computes on others' and weighs them with nothing.
+            batch = task.fetch(piece.indices if piece.samples else _SOMEBODYS)
+            fetched = clock()
+            loss = objective(batch)
             if piece.samples:
-                task.seed(piece)
-                batch = task.fetch(piece.indices)
-                fetched = clock()
-                loss = objective(batch)
                 self._look_at(loss, piece)
-                computed = clock()
+            computed = clock()
+            if replica is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
                 # The sum over ranks of these is the mean over the samples of the step.
-                (loss if world_size == 1 else loss * (piece.samples / piece.batch_samples)).backward()  # type: ignore[no-untyped-call]
-            if reducer is not None:
-                reducer.finish()
+                (loss * (piece.samples / piece.batch_samples)).backward()  # type: ignore[no-untyped-call]
+                replica.check()
             reduced = clock()
             update(gradients())
             rank.step = step + 1
@@ -143,6 +150,11 @@ class DataParallel:
             if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
                 self._look_at(None, piece)
                 self._save()
+
+    def _world_ended(self, world: World) -> bool:
+        """Whether a peer was lost. DDP has moments, such as the first steps' order of buckets, in which it raises that as its own error."""
+        with self._control.changed:
+            return self._control.changed.wait_for(lambda: self._rank.world is not world, NEWS)
 
     def _look_at(self, loss: torch.Tensor | None, piece: Slice) -> None:
         """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""

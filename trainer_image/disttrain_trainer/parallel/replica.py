@@ -1,0 +1,71 @@
+"""The model in torch's DistributedDataParallel, so that a lost peer can be told from the user's own mistake.
+
+DDP raises both as a RuntimeError out of backward. Here a communication hook does the sums: what breaks in it is kept, backward goes
+on, and `check` raises BrokenGroup. Not here: process groups (group.py), weights of samples (the loop scales the loss).
+"""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # missing in their __all__
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.parallel.group import BrokenGroup
+
+
+class Replica:
+    """One rank's model, whose gradients become the sum over all ranks while backward still runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._error: RuntimeError | None = None
+        self._whole = False
+        """Whether the last bucket was sent: every parameter had its gradient."""
+        # The newest rank has just sent its state to all, and buffers are those of rank 0 in every checkpoint and evaluation.
+        self.module = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
+        self.module.register_comm_hook(None, self._reduce)
+
+    def check(self) -> None:
+        """After each backward. Raises BrokenGroup when a peer was lost in it, and UserError when a parameter took no part in it."""
+        if self._error is not None:
+            raise BrokenGroup(self._error) from None
+        if not self._whole:
+            idle = [name for name, p in self._model.named_parameters() if p.requires_grad and not _moved(p)]
+            raise UserError(
+                f"a parameter got no gradient, such as {', '.join(idle[:3]) or 'one of a part that was not used'}: with strategy "
+                "DataParallel each one must take part in every loss; freeze it with requires_grad = False"
+            )
+        self._whole = False
+
+    def _reduce(self, _: None, bucket: GradBucket) -> Future[torch.Tensor]:
+        vector = bucket.buffer()
+        self._whole = self._whole or bucket.is_last()
+        if self._error is None:
+            try:
+                work = dist.all_reduce(vector, async_op=True)
+                assert work is not None
+                return work.get_future().then(lambda future: self._sum(future, vector))
+            except RuntimeError as error:
+                self._error = error
+        unsummed: Future[torch.Tensor] = Future()
+        unsummed.set_result(vector)
+        return unsummed
+
+    def _sum(self, future: Future[list[torch.Tensor]], vector: torch.Tensor) -> torch.Tensor:
+        try:
+            future.wait()
+        except RuntimeError as error:
+            self._error = error
+        return vector
+
+
+def _moved(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+# DDP says this of a gradient that is a view of our flat vector; the copy that it makes is meant.
+warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
