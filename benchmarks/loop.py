@@ -120,7 +120,12 @@ def measure(example: str, *, steps: int, rounds: int) -> list[tuple[str, float, 
             seconds[name].append((time.perf_counter() - began) / steps)
     ours = seconds.pop("ours")
     return [
-        (name, min(bare) * 1e3, min(bare) / min(ours), statistics.median(b / o for b, o in zip(bare, ours, strict=True)))
+        (
+            name,
+            min(bare) * 1e3,
+            min(bare) / min(ours),
+            statistics.median(b / o for b, o in zip(bare, ours, strict=True)),
+        )
         for name, bare in seconds.items()
     ]
 
@@ -129,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
     options = parser.parse_args()
-    print(f"{'model':<8} {'bare loop':<20} {'bare ms/step':>12} {'best':>6} {'median':>7}   speed of ours / bare; target 0.95")
+    print(
+        f"{'model':<8} {'bare loop':<20} {'bare ms/step':>12} {'best':>6} {'median':>7}   speed of ours / bare; target 0.95"
+    )
     for example, steps in (("digits", 200), ("charlm", 5)):
         for name, milliseconds, best, median in measure(example, steps=steps, rounds=options.rounds):
             print(f"{example:<8} {name:<20} {milliseconds:>12.3f} {best:>6.2f} {median:>7.2f}")

@@ -21,7 +21,7 @@ from disttrain_trainer.messages import Say
 from disttrain_trainer.meter import Meter, NonFiniteLoss
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parameter_server.client import ShardedClient
-from disttrain_trainer.parameter_server.layout import FlatModel
+from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ class Worker:
             self._finished(index, began)
             now = clock()
             if self._meter.due(now):
+                metrics.gradient_norm = norm(gradients) if gradients else metrics.gradient_norm
                 self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=now)
                 self._take(world, force=True)
             elif self._every and (piece.step + 1) % self._every == 0:

@@ -1,4 +1,4 @@
-"""Handwritten digits: 8x8 images, 1437 to train on and 360 to test, 97 % right after a few seconds on a CPU.
+"""Handwritten digits: 8x8 images, 1437 to train on and 360 to test, 98 % right after a few seconds on a CPU.
 
 The data is the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI Machine Learning
 Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), as scikit-learn ships it: 64 grey values of 0 to 16, and the digit.
@@ -20,14 +20,17 @@ TEST_SAMPLES = 360
 
 
 def model(config: Config) -> nn.Module:
-    """64 - hidden - hidden - 10 with ReLU. config: hidden (128)."""
-    hidden = int(config.get("hidden", 128))
+    """Two convolutions and a linear layer. config: channels (16) of the first one, twice as many of the second."""
+    channels = int(config.get("channels", 16))
     return nn.Sequential(
-        nn.Linear(64, hidden),
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, channels, kernel_size=3, padding=1),
         nn.ReLU(),
-        nn.Linear(hidden, hidden),
+        nn.Conv2d(channels, 2 * channels, kernel_size=3, padding=1),
         nn.ReLU(),
-        nn.Linear(hidden, 10),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * channels * 4 * 4, 10),
     )
 
 

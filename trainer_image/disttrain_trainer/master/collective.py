@@ -131,7 +131,7 @@ class Collective:
         tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if (epoch := message.get("epoch")) is not None:
-            tracker.epoch = int(epoch)
+            tracker.reported_epoch = int(epoch)
         if (step := message.get("step")) is not None:
             tracker.reach(int(step))
         if (generation := message.get("generation")) is not None:  # of a script

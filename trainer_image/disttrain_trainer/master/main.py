@@ -21,6 +21,7 @@ from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.errors import PeerLost, Terminated
 from disttrain_trainer.master.bystander import Bystander
 from disttrain_trainer.master.collective import Collective
+from disttrain_trainer.master.goodput import Goodput
 from disttrain_trainer.master.hub import Hub
 from disttrain_trainer.master.member import Coordinator, Member
 from disttrain_trainer.master.served import ServedTraining
@@ -45,6 +46,7 @@ class Master:
         self._metrics = metrics
         self._hub = Hub(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
+        self._goodput = Goodput(time.monotonic())
         self._store: object = None
         self._coordinator: Coordinator = self._coordinate()
         self._hub.coordinator = self._coordinator
@@ -59,6 +61,8 @@ class Master:
     def count(self) -> None:
         """Brings the master's metrics up to date."""
         progress, metrics = self.progress(), self._metrics
+        self._goodput.look(progress, time.monotonic())
+        metrics.goodput_seconds = self._goodput.seconds
         metrics.loss, metrics.step, metrics.epoch = progress.loss, progress.step, progress.epoch
         metrics.samples_per_second, metrics.samples = progress.samples_per_second, self._tracker.samples
         metrics.recoveries, metrics.lost_steps = max(0, progress.generation - 1), progress.redone_steps

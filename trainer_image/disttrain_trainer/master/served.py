@@ -160,7 +160,6 @@ class ServedTraining:
         """What a worker computed. Which steps are done is the ledger's to say."""
         self._tracker.report(rank=rank, samples=int(message["samples"]), loss=message.get("loss"), now=now)
         self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
-        self._tracker.epoch = message.get("epoch") or self._tracker.epoch
 
     def lost(self, member: Member, now: float) -> None:
         self._leavers.discard(member)
@@ -285,7 +284,7 @@ class ServedTraining:
         )
         applied = reduce(SliceSet.intersection, (server.applied for server in self._servers.values()))
         self._ledger = Ledger(total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=applied)
-        self._tracker.total_steps = schedule.total_steps
+        self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
         self._tracker.fall_back(self._ledger.step)
         self._tracker.reach(self._ledger.step)
         if self._saver is not None:

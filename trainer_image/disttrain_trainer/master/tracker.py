@@ -31,7 +31,9 @@ class Tracker:
         self.attempt = attempt
         self.step = 0
         self.total_steps: int | None = None
-        self.epoch: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.reported_epoch: int | None = None
+        """What a rank said, where the master does not know the epoch's length."""
         self.world_size = 0
         self.generation = 0
         self.redone_steps = 0
@@ -78,6 +80,14 @@ class Tracker:
         """The job is done; the speed stays what it was."""
         self._final_speed = self.samples_per_second(now)
         self.finished = True
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch in work, from 1; at the end the last one."""
+        if self.steps_per_epoch is None:
+            return self.reported_epoch
+        done = self.step if self.total_steps is None else min(self.step, self.total_steps - 1)
+        return done // self.steps_per_epoch + 1
 
     def loss(self) -> float | None:
         """Mean over the samples of the newest reports."""

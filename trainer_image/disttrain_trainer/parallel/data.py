@@ -24,7 +24,7 @@ from disttrain_trainer.parallel.group import BrokenGroup, process_group
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 from disttrain_trainer.parallel.replica import Replica
 from disttrain_trainer.parallel.state import FILE, State
-from disttrain_trainer.parameter_server.layout import FlatModel
+from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ class DataParallel:
             if meter.due(ended) or rank.step == last:
                 if rank.step == last:
                     self._look_at(None, piece)
+                metrics.gradient_norm = norm(gradients())
                 meter.report(step=rank.step, epoch=piece.epoch, now=ended)
                 self._control.check()
             if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):

@@ -9,6 +9,7 @@ Frozen parameters and buffers (BatchNorm's running statistics) stay with the wor
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -161,3 +162,8 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def norm(vectors: Vectors) -> float:
+    """The Euclidean norm over all of them."""
+    return math.hypot(*(float(torch.linalg.vector_norm(vector)) for vector in vectors))
