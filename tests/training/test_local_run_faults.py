@@ -55,7 +55,7 @@ def test_any_process_can_be_lost(tmp_path: Path, victim: str) -> None:
     assert (status.restarts.last.exit_code, status.restarts.last.reason) == (137, "Error")
     assert status.training is not None
     assert status.training.step == status.training.total_steps == 460
-    assert float((status.training.evaluation or {})["accuracy"]) >= 0.9
+    assert float((status.training.evaluation or {})["accuracy"]) >= 0.97
     # At most one checkpoint interval is done again, and only when a server was lost: workers and the master keep no parameters.
     assert _redone_steps(started) <= (EVERY_STEPS if victim.startswith("parameter-server") else 0)
     assert left_behind(tmp_path) == []

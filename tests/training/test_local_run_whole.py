@@ -24,7 +24,7 @@ def test_digits_on_a_parameter_server(tmp_path: Path) -> None:
     assert done.err == ""
     assert left_behind(tmp_path) == []
     checkpoints = sorted(path.name for path in tmp_path.glob(".disttrain/claims/digits-checkpoints/*/step-*"))
-    assert checkpoints[-1] == "step-00000920"
+    assert checkpoints[-1] == "step-00000345"
 
 
 @pytest.mark.timeout(180)
@@ -38,7 +38,7 @@ def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
     assert job.status.training is not None
     assert (job.status.training.step, job.status.training.total_steps) == (460, 460)
     assert job.status.training.evaluation is not None
-    assert float(job.status.training.evaluation["accuracy"]) >= 0.95
+    assert float(job.status.training.evaluation["accuracy"]) >= 0.97
     assert "digits-ddp: Complete in" in done.err
 
 
