@@ -1,6 +1,7 @@
 """A real training on this machine, scraped by a real Prometheus: what its processes export fills the dashboard of the job."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -69,8 +70,9 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
     """Its processes, which train until the tests are done."""
     folder = tmp_path_factory.mktemp("training")
     example = (ROOT / "examples" / "digits-ps.yaml").read_text()
-    assert "epochs: 30" in example
-    (folder / "job.yaml").write_text(example.replace("epochs: 30", "epochs: 1000000"))
+    endless, changes = re.subn(r"epochs: \d+", "epochs: 1000000", example)
+    assert changes == 1
+    (folder / "job.yaml").write_text(endless)
     command = [Path(sys.executable).with_name("disttrain"), "run", "job.yaml"]
     with (folder / "log").open("wb") as log:
         run = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)

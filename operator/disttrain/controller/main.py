@@ -62,10 +62,20 @@ def main() -> None:
 
 async def operate(settings: Settings) -> int:
     """Runs the operator until it is told to end. The exit code."""
+    asyncio.get_running_loop().set_exception_handler(_report)
     async with connect(connections=settings.requests + settings.workers) as client:
         api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds)
         async with fetcher(settings.progress, api) as fetch:
             return await Operator(settings, api, fetch).run()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What no task handled. kopf leaves its watches to the end of the loop, and one in the middle of a read then complains
+    of being closed (1.45.2, infinite_watch): nothing that anybody could act on."""
+    if "asyncgen" in context:
+        log.debug("%s", context["message"])
+    else:
+        loop.default_exception_handler(context)
 
 
 class Operator:
