@@ -115,7 +115,8 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
     assert 0 < float(loss["value"][1]) < 2.3  # below ln 10, the loss of a guess among ten digits
     [rate] = metrics.query(f'max(max_over_time(disttrain_samples_per_second{{{of_job},role="master"}}[10m]))')
     assert float(rate["value"][1]) > 0
-    assert metrics.query('disttrain_operator_jobs_finished_total{result="Complete"}')
+    finished = 'disttrain_operator_jobs_finished_total{result="Complete"}'
+    node.wait_for("the operator's count to be scraped", lambda: metrics.query(finished), 30)
 
     events = node.kubectl("get", "events", "-n", TEAM, "--field-selector", f"involvedObject.name={name}", user=JANE)
     assert "Created" in events
