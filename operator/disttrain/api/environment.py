@@ -28,7 +28,8 @@ GROUP_RANK: Final = "GROUP_RANK"
 USE_AGENT_STORE: Final = "TORCHELASTIC_USE_AGENT_STORE"
 """Tells torch's env:// rendezvous that somebody else hosts the store, as torchrun's agent does."""
 RESTART_COUNT: Final = "TORCHELASTIC_RESTART_COUNT"
-"""torch prefixes the store's keys with it, so that a new generation never reads the keys of an old one."""
+"""The generation of the world, as torchrun counts its restarts. Each generation also has a store of its own, because torch 2.15 no
+longer prefixes the keys with this number."""
 
 RESERVED: Final = frozenset(
     {JOB, ROLE, INDEX, ATTEMPT, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
