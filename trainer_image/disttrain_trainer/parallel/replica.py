@@ -26,7 +26,10 @@ class Replica:
         self._whole = False
         """Whether the last bucket was sent: every parameter had its gradient."""
         # The newest rank has just sent its state to all, and buffers are those of rank 0 in every checkpoint and evaluation.
-        self.module = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # torch 2.15 deprecates it for a name that older ones lack, and that sends the buffers once more.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            self.module = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
         self.module.register_comm_hook(None, self._reduce)
 
     def check(self) -> None:
@@ -65,7 +68,3 @@ class Replica:
 
 def _moved(parameter: nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.any())
-
-
-# DDP says this of a gradient that is a view of our flat vector; the copy that it makes is meant.
-warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
