@@ -5,6 +5,7 @@ No kubelet runs there, so a test says itself what becomes of a pod: `Kubelet.run
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -14,7 +15,7 @@ import ssl
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -201,6 +202,16 @@ class Operator:
         """SIGKILL: nothing is put in order."""
         if self.program:
             self.program.stop(signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP for the length of a block."""
+        assert self.program
+        self.program.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.program.send(signal.SIGCONT)
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""

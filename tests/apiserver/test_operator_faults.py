@@ -142,8 +142,21 @@ def test_api_server_that_goes_away_for_a_while(control_plane: ControlPlane, rest
     time.sleep(2)  # long enough for requests to fail
     control_plane.start_api_server()
     rest.delete(PODS, "outage-worker-0", gracePeriodSeconds=0)
-    eventually(lambda: names(rest, "outage") == pod_names("outage"), seconds=60)
+    eventually(lambda: names(rest, "outage") == pod_names("outage"), seconds=30)
     assert operator.answer("/healthz")[0] == 200
+
+
+def test_pod_that_vanishes_before_a_broken_watch_has_listed_anew_is_replaced(
+    control_plane: ControlPlane, rest: Rest, operator: Operator
+) -> None:
+    operator.start()
+    rest.create(JOBS, job("unseen"))
+    eventually(lambda: names(rest, "unseen") == pod_names("unseen"))
+    with operator.frozen():
+        control_plane.api_server.stop()
+        control_plane.start_api_server()  # its watch cache begins here: a watch from before is Gone
+        rest.delete(PODS, "unseen-worker-0", gracePeriodSeconds=0)
+    eventually(lambda: names(rest, "unseen") == pod_names("unseen"), seconds=30)
 
 
 def test_event_that_never_came_is_made_good_by_the_comparison(rest: Rest, control_plane: ControlPlane) -> None:

@@ -30,11 +30,13 @@ class Feed:
         self._freshness = freshness
 
     def take(self, resource: Resource, event: Mapping[str, Any]) -> None:
-        """A watch event; of type None, when it is of the watch's first list."""
+        """A watch event; of type None, when it is of a list with which a watch begins, or begins anew."""
         body, gone = event["object"], event["type"] == "DELETED"
         key, uid = Key(body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"]
         store = self._cache.stores[resource]
         self._freshness.told(resource)
+        if event["type"] is None:
+            self._freshness.broken.set()
         news = store.drop(key, uid) if gone else store.put(body)
         job = key if resource is JOBS else belongs_to(body["metadata"])[0]
         self._hear(job, key, uid, gone, news)

@@ -1,10 +1,11 @@
-"""Compares the cache with the API server, at the start and then every minute or so: the cure for whatever a watch has missed.
+"""Compares the cache with the API server, after each new list of a watch and every minute or so: the cure for whatever a watch missed.
 
 kopf's watch does not tell of objects that vanished while it was away (410 Gone, a new list), and a stalled watch tells nothing at all.
 Lists are read page by page as raw JSON, projected and dropped. Every job is queued, so that a lost timer cannot stop one for ever.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -16,8 +17,8 @@ from disttrain.controller.metrics import DRIFT
 
 log = logging.getLogger(__name__)
 
-SOON_SECONDS = 5.0
-"""Until the second comparison: what was deleted after the first and before the watches began is told by neither."""
+SOON_SECONDS = 2.0
+"""From a watch's new list to a comparison: the watches of all kinds break and begin anew within moments of one another."""
 
 SELECTORS = {PODS: LABEL_JOB_NAME, SERVICES: LABEL_JOB_NAME, NETWORK_POLICIES: LABEL_JOB_NAME, JOBS: ""}
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
@@ -33,6 +34,8 @@ class Freshness:
         """Whether everything was listed once."""
         self.listed = clock()
         """When everything was last listed."""
+        self.broken = asyncio.Event()
+        """Set when a watch has listed anew: what vanished before that, nobody told."""
 
     def told(self, resource: Resource) -> None:
         self._told[resource] = self._clock()
@@ -66,15 +69,18 @@ class Resync:
         self._queue_all = queue_all
 
     async def run(self, interval: float) -> None:
-        """Compares until cancelled. A comparison that fails is the next one's business: the probes tell how old the last one is."""
-        pause = min(interval, SOON_SECONDS)
+        """Compares until cancelled. A comparison that fails is made again soon: the probes tell how old the last one is."""
+        broken = self._freshness.broken
         while True:
-            await asyncio.sleep(pause)
-            pause = interval * random.uniform(0.9, 1.1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(broken.wait(), interval * random.uniform(0.9, 1.1))
+                await asyncio.sleep(SOON_SECONDS)
+            broken.clear()  # before the lists: a watch that breaks during them is looked at again
             try:
                 await self.once()
             except ApiError as error:
                 log.warning("the comparison with the API server failed: %s", error)
+                broken.set()
 
     async def first(self) -> None:
         """The first comparison, tried until it succeeds: before it nothing can be decided."""

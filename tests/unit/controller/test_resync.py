@@ -1,0 +1,100 @@
+"""When the cache is compared with the API server, and what that brings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from disttrain.controller import resync
+from disttrain.controller.api import PODS, ApiError, Page, Resource
+from disttrain.controller.cache import Cache, Entry
+from disttrain.controller.resync import Freshness, Resync
+
+NEVER = 3600.0
+
+
+class Server:
+    """An API server that has nothing, or does not answer."""
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self.failures = 0
+
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str) -> AsyncIterator[Page]:
+        self.lists += resource is PODS
+        if self.failures:
+            self.failures -= 1
+            raise ApiError(503, "ServiceUnavailable", "no")
+        yield Page([], 100)
+
+
+class Parts:
+    def __init__(self) -> None:
+        self.server, self.cache, self.gone = Server(), Cache(), asyncio.Queue[str]()
+        self.freshness = Freshness(asyncio.get_running_loop().time)
+        self.resync = Resync(
+            self.server,  # type: ignore[arg-type]
+            self.cache,
+            self.freshness,
+            namespaces=[],
+            changed=self.changed,
+            queue_all=lambda: None,
+        )
+
+    def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
+        if gone:
+            self.gone.put_nowait(entry.key.name)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.resync.run(NEVER))
+        await asyncio.sleep(0)
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def service(name: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "5"}}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(resync, "SOON_SECONDS", 0.0)
+    yield
+
+
+async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_lists_anew() -> None:
+    parts = Parts()
+    parts.cache.services.put(service("digits"))
+    async with parts.running():
+        assert parts.server.lists == 0
+        parts.freshness.broken.set()
+        assert await asyncio.wait_for(parts.gone.get(), 5) == "digits"
+
+
+async def test_comparison_that_fails_is_made_again_soon() -> None:
+    parts = Parts()
+    parts.server.failures = 3
+    parts.cache.services.put(service("digits"))
+    async with parts.running():
+        parts.freshness.broken.set()
+        assert await asyncio.wait_for(parts.gone.get(), 5) == "digits"
+    assert parts.server.lists == 4
+
+
+async def test_object_that_is_newer_than_the_list_has_not_vanished() -> None:
+    parts = Parts()
+    newer = service("digits")
+    newer["metadata"]["resourceVersion"] = "101"
+    parts.cache.services.put(newer)
+    await parts.resync.once()
+    assert parts.gone.empty()
+    assert len(parts.cache.services) == 1
