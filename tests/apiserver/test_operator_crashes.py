@@ -31,8 +31,6 @@ from disttrain.controller.resync import Freshness, Resync
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
 
-NAMESPACE = "crashes"
-
 
 class Death(BaseException):
     """The process is gone: nothing in it may catch this."""
@@ -78,13 +76,13 @@ class Clock:
 class Process:
     """One life of the operator."""
 
-    def __init__(self, api: Any, clock: Clock) -> None:
+    def __init__(self, api: Any, clock: Clock, namespace: str) -> None:
         cache, expectations, memories = Cache(), Expectations(), Memories()
         self.queue: WorkQueue[Key] = WorkQueue()
         freshness = Freshness(asyncio.get_running_loop().time)
         feed = Feed(cache, self.queue, expectations, memories, freshness)
         self._resync = Resync(
-            api, cache, freshness, namespaces=[NAMESPACE], changed=feed.changed, queue_all=feed.queue_all
+            api, cache, freshness, namespaces=[namespace], changed=feed.changed, queue_all=feed.queue_all
         )
 
         async def nobody(_: object) -> bytes:
@@ -109,10 +107,12 @@ class Process:
         await self._reconciler.reconcile(key)
 
 
-async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
-    """A job's life, with a failure in it, to its end. What it came to, and how often the operator died."""
-    kubelet, clock, key = Kubelet(rest), Clock(), Key(NAMESPACE, name)
-    process, deaths = Process(api, clock), 0
+async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any, int]:
+    """A job's life in a namespace of its own, with a failure in it, to its end. What it came to, and how often the operator died."""
+    rest = Rest(control_plane, name)
+    rest.create("api/v1/namespaces", {"metadata": {"name": name}})
+    kubelet, clock, key = Kubelet(rest), Clock(), Key(name, name)
+    process, deaths = Process(api, clock, name), 0
 
     async def settle() -> None:
         """Looks again and again, in a new life after a death, until there is nothing left to do."""
@@ -125,7 +125,7 @@ async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
             except Death:
                 deaths += 1
                 await process.progress.close()
-                process = Process(api, clock)
+                process = Process(api, clock, name)
             clock.now += timedelta(seconds=5)
             quiet = quiet + 1 if api.writes == before else 0
 
@@ -166,19 +166,23 @@ async def live(rest: Rest, api: Mortal, name: str) -> tuple[Any, int]:
 async def test_every_death_comes_to_the_same_end(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
     monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(control_plane.kubeconfig))
-    control_plane.kubectl("create", "namespace", NAMESPACE)
-    rest = Rest(control_plane, NAMESPACE)
     async with connect(connections=4) as client:
         kube = KubeClient(client, timeout_seconds=10)
         reference = Mortal(kube)
-        wanted, deaths = await live(rest, reference, "reference")
+        wanted, deaths = await live(control_plane, reference, "lives-reference")
         assert deaths == 0
         assert (wanted["state"], wanted["restarts"]) == ("Complete", (1, 1, []))
-        for number in range(1, reference.writes + 1):
-            for after in (False, True):
-                mortal = Mortal(kube)
-                mortal.die_at, mortal.after = number, after
-                end, deaths = await live(rest, mortal, f"death-{number}-{'after' if after else 'before'}")
-                assert deaths == 1
-                assert end == wanted, f"died {'after' if after else 'before'} write {number}"
-                assert mortal.writes <= reference.writes + 3
+
+        async def die(number: int, *, after: bool) -> None:
+            mortal = Mortal(kube)
+            mortal.die_at, mortal.after = number, after
+            name = f"lives-{number}-{'after' if after else 'before'}"
+            end, deaths = await live(control_plane, mortal, name)
+            assert deaths == 1, name
+            assert end == wanted, name
+            assert mortal.writes <= reference.writes + 3, name
+
+        async with asyncio.TaskGroup() as lives:
+            for number in range(1, reference.writes + 1):
+                for after in (False, True):
+                    lives.create_task(die(number, after=after))

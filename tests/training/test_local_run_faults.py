@@ -115,8 +115,10 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
-    file = str(Path("examples/mlp-sync.yaml").absolute())
-    both = [Started(tmp_path, file, "-o", "json") for _ in range(2)]
+    job = yaml.safe_load(Path("examples/mlp-sync.yaml").read_text())
+    job["spec"]["worker"]["replicas"] = 1
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    both = [Started(tmp_path, "job.yaml", "-o", "json") for _ in range(2)]
     uids = set()
     for started in both:
         done = started.finish(150)

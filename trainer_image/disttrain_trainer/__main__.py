@@ -1,7 +1,13 @@
 """python -m disttrain_trainer: a training process of a DistTrainJob."""
 
+import os
+import signal
 import sys
 
-from disttrain_trainer.entry import main
+# The first process of a container ignores each signal that it has no handler for, and until the role has its own there are seconds
+# of imports: a job that was deleted while it started would hold its nodes for the whole grace period.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+
+from disttrain_trainer.entry import main  # noqa: E402
 
 sys.exit(main())

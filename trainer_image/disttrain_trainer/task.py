@@ -4,6 +4,7 @@ Not here: how gradients travel (parallel/, parameter_server/), and the order of 
 """
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,7 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
     loss = resolve("trainer.loss", trainer.loss) if trainer.loss else cross_entropy
     evaluate = resolve("trainer.evaluate", trainer.evaluate) if trainer.evaluate else None
     if trainer.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
     torch.manual_seed(trainer.seed)
@@ -141,3 +141,13 @@ def choose_backend(config: JobConfig, device: torch.device) -> str:
     if config.trainer.backend is not Backend.AUTO:
         return str(config.trainer.backend.value)
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _be_deterministic() -> None:
+    """torch.use_deterministic_algorithms, but torch._inductor, seconds of a start, is imported only by who uses it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(True)
+    else:
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # read by torch._inductor, should it ever be imported
+        torch.set_deterministic_debug_mode("error")
