@@ -27,7 +27,9 @@ from disttrain.manifests.owner import child_metadata
 from disttrain.manifests.security import container_security, pod_security
 from disttrain.manifests.template import merge_by, restricted, split_containers, template_of
 
-ENTRYPOINT = ("python", "-m", "disttrain_trainer")
+ENTRYPOINT = ("env", "--block-signal=TERM", "python", "-m", "disttrain_trainer")
+"""A container's first process never gets a signal that it has no handler for, but one that it blocks waits for it: a pod that is
+deleted while Python starts ends then, and not after its grace period."""
 GRACE_SECONDS = 30
 GRACE_SECONDS_WITH_CHECKPOINT = 60
 """SIGTERM makes the job take a checkpoint first."""

@@ -7,6 +7,20 @@ import sys
 from pathlib import Path
 
 from cluster.processes import wait_for
+from disttrain.manifests.pod import ENTRYPOINT
+
+
+def test_sigterm_that_came_before_python_had_started_is_heard(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("open('starting', 'w').close()\nimport time\ntime.sleep(1)\n")
+    argv = [*ENTRYPOINT[:2], sys.executable, "-m", "disttrain_trainer"]
+    program = subprocess.Popen(argv, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    try:
+        wait_for("Python to start", (tmp_path / "starting").exists, 30)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(10) == 128 + signal.SIGTERM
+    finally:
+        program.kill()
+        program.wait()
 
 
 def test_sigterm_is_heard_while_it_still_imports(tmp_path: Path) -> None:
