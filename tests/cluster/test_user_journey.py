@@ -146,14 +146,18 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     selector = "disttrain.dev/job-name=gone"
     node.wait_for("its pods", lambda: node.kubectl("get", "pods", "-n", TEAM, "-l", selector, "-o", "name"), 60)
-    # Before the processes have started: they end at once all the same, and not after their grace period of 30 s.
     node.kubectl("delete", "dtj", "gone", "-n", TEAM, user=JANE)
 
-    def left() -> list[str]:
-        kinds = "pods,services,networkpolicies"
-        return node.kubectl("get", kinds, "-n", TEAM, "-l", selector, "-o", "name").split()
+    def left(kinds: str = "pods,services,networkpolicies") -> list[Any]:
+        items: list[Any] = json.loads(node.kubectl("get", kinds, "-n", TEAM, "-l", selector, "-o", "json"))["items"]
+        return items
 
-    node.wait_for("everything of the job to be gone", lambda: not left(), 20)
+    def staying() -> list[Any]:
+        return [pod for pod in left("pods") if "deletionTimestamp" not in pod["metadata"]]
+
+    node.wait_for("the collector, which looks for new kinds every 30 s, to delete the pods", lambda: not staying(), 60)
+    # Their processes were just starting, and end at once all the same: not after their grace period of 30 s.
+    node.wait_for("everything of the job to be gone", lambda: not left(), 15)
 
 
 def test_a_missing_secret_is_named_in_the_condition(node: Node) -> None:
