@@ -32,10 +32,10 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from cluster import apiserver, runs
-from cluster.kubectl import run_kubectl
+from cluster.kubectl import Kubectl
 from cluster.processes import Program, wait_for
 from cluster.programs import program
 
@@ -56,7 +56,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-class ControlPlane:
+class ControlPlane(Kubectl):
     """etcd and kube-apiserver, and if wanted controllers, a scheduler and fake nodes; a context manager."""
 
     def __init__(
@@ -68,13 +68,13 @@ class ControlPlane:
         api_server_flags: Sequence[str] = (),
         keep: bool = False,
     ) -> None:
+        super().__init__()
         self._controllers = controllers or fake_nodes > 0
         self._scheduler = scheduler or fake_nodes > 0
         self._fake_nodes = fake_nodes
         self._flags = list(api_server_flags)
         self._keep = keep
         self.programs: list[Program] = []
-        self._users: dict[str, Path] = {}
 
     # -- life
 
@@ -156,30 +156,6 @@ class ControlPlane:
     def server(self) -> str:
         """Its URL."""
         return self.layout.server
-
-    def kubectl(
-        self,
-        *args: str,
-        input: str | dict[str, Any] | Sequence[dict[str, Any]] | None = None,
-        user: str = "admin",
-        check: bool = True,
-        timeout: float = 60,
-    ) -> str:
-        """Standard output of `kubectl`; KubectlError (with .stderr) when it fails and `check` is on."""
-        config = self.kubeconfig_for(user)
-        return run_kubectl(program("kubectl"), config, args, input=input, check=check, timeout=timeout)
-
-    def get(self, kind: str, name: str = "", *, namespace: str = "default") -> Any:
-        """An object, or with no name the list of a namespace's objects."""
-        found = json.loads(self.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json"))
-        return found if name else found["items"]
-
-    def kubeconfig_for(self, user: str, groups: Sequence[str] = (), *, namespace: str = "default") -> Path:
-        """A kubeconfig with a client certificate for a user, who may do what roles are bound to it: at first nothing."""
-        if user not in self._users:
-            name = user.replace(":", "-").replace("/", "-")
-            self._users[user] = self.layout.authority.kubeconfig(name, self.layout.server, user, groups, namespace)
-        return self._users[user]
 
     @contextlib.contextmanager
     def namespace(self, name: str, labels: Mapping[str, str] | None = None) -> Iterator[str]:

@@ -40,7 +40,7 @@ from typing import Any, Self
 
 from cluster import apiserver, kubelet, runs
 from cluster.image_store import Store
-from cluster.kubectl import run_kubectl
+from cluster.kubectl import Kubectl
 from cluster.machine import NODE_IP, Machine, cgroup_of, remove_cgroups
 from cluster.processes import Program, wait_for
 from cluster.programs import program
@@ -49,7 +49,7 @@ from cluster.worker import Worker, connect
 NODE_NAME = "node-1"
 
 
-class Node:
+class Node(Kubectl):
     """A cluster of one node, or with `add_node` more; a context manager.
 
     `images`: a store of images, see `cluster.images`. `memory` ("4Gi") and `cpu` ("4") are what the node offers to
@@ -65,11 +65,11 @@ class Node:
         resources: Mapping[str, str] | None = None,
         api_server_flags: Sequence[str] = (),
     ) -> None:
+        super().__init__()
         self._images = images
         self._limits = kubelet.Limits(memory=memory, cpu=cpu)
         self._resources = dict(resources or {})
         self._flags = list(api_server_flags)
-        self._users: dict[str, Path] = {}
         self.workers: dict[str, Worker] = {}
         """The nodes by name, at first `node-1`, where the control plane runs too."""
         self.programs: dict[str, Program] = {}
@@ -218,30 +218,9 @@ class Node:
 
     # -- the API
 
-    def kubectl(
-        self,
-        *args: str,
-        input: str | dict[str, Any] | Sequence[dict[str, Any]] | None = None,
-        user: str = "admin",
-        check: bool = True,
-        timeout: float = 60,
-    ) -> str:
-        """Standard output of `kubectl`; KubectlError (with .stderr) when it fails and `check` is on."""
-        config = self.kubeconfig_for(user)
-        prefix = self.machine.network_prefix
-        return run_kubectl(program("kubectl"), config, args, prefix=prefix, input=input, check=check, timeout=timeout)
-
-    def get(self, kind: str, name: str = "", *, namespace: str = "default") -> Any:
-        """An object, or with no name the list of a namespace's objects."""
-        found = json.loads(self.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json"))
-        return found if name else found["items"]
-
-    def kubeconfig_for(self, user: str, groups: Sequence[str] = (), *, namespace: str = "default") -> Path:
-        """A kubeconfig with a client certificate for a user, who may do what roles are bound to it: at first nothing."""
-        if user not in self._users:
-            name = user.replace(":", "-").replace("/", "-")
-            self._users[user] = self.layout.authority.kubeconfig(name, self.layout.server, user, groups, namespace)
-        return self._users[user]
+    @property
+    def _kubectl_prefix(self) -> Sequence[str]:
+        return self.machine.network_prefix
 
     def user(self, name: str, *, namespace: str, role: str = "edit") -> Path:
         """A user with the rights of a ClusterRole (view, edit, admin) in one namespace and none elsewhere: its kubeconfig."""
