@@ -8,18 +8,25 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client.registry import Collector
 
 from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
-from disttrain_trainer import last_words, logs, machine
+from disttrain_trainer import last_words, logs, machine, pod_metrics
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.control import Control
-from disttrain_trainer.errors import ProgramFailed, Terminated, TrainerError
+from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.messages import Message, Say
 from disttrain_trainer.metrics import Metrics, serve
+from disttrain_trainer.pod_metrics import PodMetrics
 from disttrain_trainer.process import Process
+
+CollectorT = TypeVar("CollectorT", bound=Collector)
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +38,11 @@ class Entry:
         self._process: Process | None = None
         self._progress: Progress | None = None
         self._control: Control | None = None
+        self._metrics_socket: Path | None = None
 
-    def run(self, *, local_rank: int | None) -> int:
-        """Runs the role to its end; the exit code."""
+    def run(self, *, local_rank: int | None, metrics_socket: Path | None) -> int:
+        """Runs the role to its end; the exit code. metrics_socket: where the pod's parent asks for metrics, in place of the port."""
+        self._metrics_socket = metrics_socket
         try:
             self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
             logs.configure(process.name)
@@ -51,7 +60,10 @@ class Entry:
         except BaseException as error:
             shown, termination = last_words.of_user_error(error)
             print(shown, end="", file=sys.stderr)
-            return self._end(ExitCode.USER_ERROR, termination)
+            if self._process is None or self._process.role is Role.WORKER:
+                return self._end(ExitCode.USER_ERROR, termination)
+            log.error("this process cannot go on, and is to be replaced: %s", termination.message)
+            return self._end(CRASHED, termination)
         return self._end(ExitCode.DONE, Termination())
 
     def _end(self, code: int, termination: Termination) -> int:
@@ -72,13 +84,13 @@ class Entry:
         elif process.role is Role.WORKER and trainer.script is not None:
             from disttrain_trainer import agent
 
-            agent.run(process, self._serve_metrics(process))
+            agent.run(process, self._serve(process, Metrics(process)))
         elif process.role is Role.WORKER and config.processes_per_worker > 1 and not is_rank:
             from disttrain_trainer import launcher
 
-            launcher.run(process)
+            launcher.run(process, self._serve(process, PodMetrics()))
         else:
-            self._compute(process, self._serve_metrics(process))
+            self._compute(process, self._serve(process, Metrics(process)))
 
     def _compute(self, process: Process, metrics: Metrics) -> None:
         """The roles that import torch."""
@@ -126,10 +138,10 @@ class Entry:
     def _report(self, progress: Progress) -> None:
         self._progress = progress
 
-    @staticmethod
-    def _serve_metrics(process: Process) -> Metrics:
-        metrics = Metrics(process)
-        if process.metrics_port is not None and process.local_rank == 0:
+    def _serve(self, process: Process, metrics: CollectorT) -> CollectorT:
+        if self._metrics_socket is not None:
+            pod_metrics.answer(metrics, self._metrics_socket)
+        elif process.metrics_port is not None:
             host = listening_host(split_address(process.config.addresses.control)[0]) or ""
             serve(metrics, host=host, port=process.metrics_port)
         return metrics
@@ -151,9 +163,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--local-rank", type=int, help="number of a training process within its pod; the pod starts these"
     )
+    parser.add_argument("--metrics", type=Path, help="socket file at which such a process answers with its metrics")
     options = parser.parse_args(arguments)
     parent = os.environ.get(environment.PARENT_PID, "")
     if parent.isdecimal():
         machine.die_with_parent(int(parent))
     logs.configure("-")
-    return Entry().run(local_rank=options.local_rank)
+    return Entry().run(local_rank=options.local_rank, metrics_socket=options.metrics)

@@ -6,11 +6,17 @@ TrainerError
 │   └── Refused             the peer answered, and wants nothing to do with this process
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 └── UserError            1: the user's code raised
+
+Anything else that a worker raises is the user's, too: 1. Master and servers run none of the user's code: what they raise is a mistake
+of ours or of the machine (no memory), CRASHED; another process may do better, so it is retried, and counts towards the limit.
 """
 
 from typing import ClassVar, Final
 
 from disttrain.api.environment import ExitCode
+
+CRASHED: Final = 128 + 6
+"""What a program answers that ends by abort(): SIGABRT."""
 
 
 class TrainerError(Exception):

@@ -17,21 +17,23 @@ from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.runtime import Termination
 from disttrain_trainer.errors import ProgramFailed, Terminated
+from disttrain_trainer.pod_metrics import PodMetrics
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
 
 
-def run(process: Process) -> None:
+def run(process: Process, metrics: PodMetrics) -> None:
     """Supervises the pod's ranks. Raises ProgramFailed with the code and the last words of the first that failed."""
     count = process.config.processes_per_worker
     terminated = False
     with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
         words = [Path(folder) / str(rank) for rank in range(count)]
-        ranks = {
-            (child := _start(process, local_rank, words[local_rank])).pid: (local_rank, child)
-            for local_rank in range(count)
-        }
+        metrics.sockets = [Path(folder) / f"metrics-{rank}" for rank in range(count)]
+        ranks = {}
+        for local_rank in range(count):
+            child = _start(process, local_rank, words=words[local_rank], metrics=metrics.sockets[local_rank])
+            ranks[child.pid] = (local_rank, child)
 
         def forward(_signal: int, _frame: FrameType | None) -> None:
             nonlocal terminated
@@ -61,10 +63,10 @@ def run(process: Process) -> None:
             raise Terminated
 
 
-def _start(process: Process, local_rank: int, words: Path) -> subprocess.Popen[bytes]:
+def _start(process: Process, local_rank: int, *, words: Path, metrics: Path) -> subprocess.Popen[bytes]:
     rank = process.index * process.config.processes_per_worker + local_rank
     return subprocess.Popen(
-        [sys.executable, "-m", "disttrain_trainer", "--local-rank", str(local_rank)],
+        [sys.executable, "-m", "disttrain_trainer", "--local-rank", str(local_rank), "--metrics", str(metrics)],
         env={
             **os.environ,
             environment.LOCAL_RANK: str(local_rank),

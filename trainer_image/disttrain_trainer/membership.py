@@ -21,6 +21,8 @@ class World:
     """Names a worker's stay with parameter servers: what is said of an earlier one must not count."""
     source: int = 0
     """A collective world's rank with the newest state."""
+    buffers: str | None = None
+    """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
 
 
 class Rank:
@@ -82,8 +84,14 @@ class Rank:
         return control.finished
 
 
-class _Interruptible(Protocol):
+class Client(Protocol):
+    """A worker's connections to the servers, as another thread than the worker's may use them."""
+
     def close(self, *, goodbye: bool = True) -> None: ...
+    @property
+    def bytes_sent(self) -> int: ...
+    @property
+    def bytes_received(self) -> int: ...
 
 
 class Membership:
@@ -92,22 +100,26 @@ class Membership:
     def __init__(self) -> None:
         self.samples: int | None = None
         """Size of the data set, once it is known: then the worker is ready."""
+        self.buffers = False
+        """The model has buffers: a checkpoint needs those of one worker."""
+        self.save: str | None = None
+        """The folder of a checkpoint that waits for this worker's buffers."""
         self.world: World | None = None
         self.tickets: deque[int] = deque()
         self.asked = False
         """A TAKE is not answered yet."""
         self.evaluate = False
-        self.client: _Interruptible | None = None
+        self.client: Client | None = None
         """The connections to the servers, in which the main thread may wait."""
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        return {"samples": self.samples}
+        return {"samples": self.samples, "buffers": self.buffers}
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
             case Say.WORLD:
-                self._enter(World(int(message["generation"]), stay=message["stay"]))
+                self._enter(World(int(message["generation"]), stay=message["stay"], buffers=message["buffers"]))
             case Say.REFORM:
                 self._enter(None)
             case Say.FINISH:
@@ -117,6 +129,8 @@ class Membership:
                 self.asked = False
             case Say.EVALUATE:
                 self.evaluate = True
+            case Say.SAVE:
+                self.save = str(message["folder"])
 
     def _enter(self, world: World | None) -> None:
         self.world = world

@@ -41,19 +41,22 @@ class Say(StrEnum):
 
     # A collective world: DataParallel and scripts.
     READY = "ready"
-    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; or samples of its data set]."""
+    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; or samples of its data set,
+    and whether its model has buffers]."""
     WORLD = "world"
     """A world begins [generation, source: the rank whose state is the newest].
 
-    To workers of parameter servers [generation, stay]: both ends ignore what was said of an earlier stay."""
+    To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null]: both ends ignore
+    what was said of an earlier stay."""
     REFORM = "reform"
     """A member was lost: leave the world, give back what was not computed, and say READY."""
     DONE = "done"
     """The member did all its work [evaluation]."""
     SAVE = "save"
-    """To rank 0: save the state now. To a server: save the shard [folder]."""
+    """To rank 0: save the state now. To a server: save the shard [folder]. To a worker of servers: save the buffers [folder]."""
     SAVED = "saved"
-    """It is saved [step, time, or error; asked: because of SAVE]; from a server [folder, sha256, applied, or error]."""
+    """It is saved [step, time, or error; asked: because of SAVE]; from a server [folder, sha256, applied, or error];
+    from a worker of servers [folder, file, sha256, or error]."""
 
     # Parameter servers.
     BEGIN = "begin"

@@ -14,6 +14,7 @@ from socketserver import TCPServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
 from disttrain_trainer.process import Process
@@ -21,6 +22,7 @@ from disttrain_trainer.process import Process
 log = logging.getLogger(__name__)
 
 PHASES = ("data", "forward", "backward", "communicate", "optimize", "checkpoint")
+RECOVERIES = "Worlds that were formed again after a fault, and workers whose slices went to others."
 LABELS = ("namespace", "job_name", "role", "rank")
 
 STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -54,7 +56,7 @@ class Histogram:
         return result
 
 
-class Metrics:
+class Metrics(Collector):
     """What a process counts. A collector of prometheus_client."""
 
     def __init__(self, process: Process) -> None:
@@ -104,7 +106,7 @@ class Metrics:
                 yield gauge
         yield self._counter("disttrain_steps", "Steps that this process computed.", self.steps)
         yield self._counter("disttrain_samples", "Samples that this process computed.", self.samples)
-        yield self._counter("disttrain_recoveries", "Worlds that were formed again after a fault.", self.recoveries)
+        yield self._counter("disttrain_recoveries", RECOVERIES, self.recoveries)
         yield self._counter("disttrain_lost_steps", "Steps that were lost to a fault and done again.", self.lost_steps)
         yield self._split("disttrain_communication_bytes", "Bytes of parameters and gradients.", "direction",
                           {"sent": self.bytes_sent, "received": self.bytes_received})  # fmt: skip
@@ -153,7 +155,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
 
-def serve(metrics: Metrics, *, host: str, port: int, progress: Callable[[], str] | None = None) -> None:
+def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], str] | None = None) -> None:
     """Serves /metrics, and /progress where there is one, in a thread. A port that is taken is said once, and nothing else."""
     registry = CollectorRegistry()
     registry.register(metrics)

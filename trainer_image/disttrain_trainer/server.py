@@ -10,7 +10,6 @@ from typing import Any
 
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.control import Control
-from disttrain_trainer.errors import UserError
 from disttrain_trainer.messages import Message, Say
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parameter_server.server import ShardServer
@@ -27,13 +26,15 @@ class Server:
         host, port = split_address(config.addresses.parameter_servers[process.index])
         self._process = process
         self._metrics = metrics
-        self._orders: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        """What the master says, or what the shard died of."""
         self._shard = ShardServer(
             config=config,
             index=process.index,
             host=listening_host(host) or "0.0.0.0",
             port=port,
             on_staleness=metrics.staleness.observe,
+            on_failure=self._orders.put,
         )
         metrics.before_scrape = self._count
 
@@ -49,7 +50,10 @@ class Server:
         self._orders.put(message)
 
     def run(self, control: Control) -> None:
-        """Serves until the master says that the job is done. Raises WrongInput, or PeerLost when the master is given up."""
+        """Serves until the master says that the job is done.
+
+        Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
+        """
         self._shard.start()
         control.start()
         log.info("shard %d listens on %s", self._process.index, self._shard.address)
@@ -59,6 +63,8 @@ class Server:
             except queue.Empty:
                 control.check()
                 continue
+            if isinstance(order, Exception):
+                raise order
             if order["type"] == Say.FINISH:
                 break
             self._obey(order, control)
@@ -99,7 +105,7 @@ class Server:
         began = time.perf_counter()
         try:
             saved = self._shard.save(root / folder / self._file)
-        except (OSError, RuntimeError, UserError) as error:
+        except (OSError, RuntimeError) as error:
             return {"error": str(error)}
         self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
         return {"sha256": saved.sha256, "applied": saved.applied.intervals()}

@@ -13,6 +13,7 @@ import torch
 
 from disttrain.api.spec import Consistency
 from disttrain_trainer import task as tasks
+from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.control import Control
 from disttrain_trainer.data.slices import Slice
 from disttrain_trainer.errors import PeerLost, WrongInput
@@ -50,6 +51,9 @@ class Worker:
         self._task = tasks.build(self._config, local_rank=process.local_rank)
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)
+        self._buffers = Buffers(self._task.model, process.checkpoint_dir)
+        self._generation = 0
+        """That of the buffers."""
         # On a GPU the network gets copies in the host's memory; on the CPU it shares the model's own.
         self._on_gpu = self._task.device.type == "cuda"
         self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
@@ -67,15 +71,19 @@ class Worker:
         """Mean duration of a slice, lately."""
         self._moved = time.monotonic()
         """When a slice was last done."""
+        self._moved_bytes = (0, 0)
+        """Sent and received by connections that are closed."""
+        metrics.before_scrape = self._count
 
     def run(self) -> None:
         """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
         control, membership = self._control, self._membership
         with control.changed:
             membership.samples = self._task.schedule.samples
+            membership.buffers = self._buffers.there_are_some
         while not control.finished:
             if membership.world is None:
-                control.send(Say.READY, samples=membership.samples)
+                control.send(Say.READY, **membership.describe())
             world = control.wait(
                 lambda: "finished" if control.finished else membership.world,
                 what="the parameter servers and the master",
@@ -104,6 +112,10 @@ class Worker:
             client.connect(self._flat.layout)
             if not client.initialized:
                 client.initialize(self._parameters)
+            if world.generation != self._generation and world.buffers is not None:
+                # This worker is new, or the servers went back to the checkpoint.
+                self._buffers.restore(world.buffers)
+            self._generation = world.generation
             log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
             self._work(client, world)
         except NonFiniteLoss as error:
@@ -112,11 +124,19 @@ class Worker:
         except PeerLost as error:
             self._world_broke(world, error)
         finally:
-            self._metrics.bytes_sent += client.bytes_sent
-            self._metrics.bytes_received += client.bytes_received
             with self._control.changed:
                 self._membership.client = None
+                sent, received = self._moved_bytes
+                self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
+
+    def _count(self) -> None:
+        with self._control.changed:  # a client's bytes are in one of the two, never in both
+            client = self._membership.client
+            sent, received = self._moved_bytes
+            if client is not None:
+                sent, received = sent + client.bytes_sent, received + client.bytes_received
+        self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
 
     def _world_broke(self, world: World, error: PeerLost) -> None:
         """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
@@ -231,6 +251,8 @@ class Worker:
         control, membership = self._control, self._membership
         if membership.world is not world:
             return None
+        if membership.save is not None:
+            self._save_buffers()
         self._take(world)
         try:
             return membership.tickets.popleft()
@@ -239,7 +261,8 @@ class Worker:
         self._take(world, force=True)
 
         def news() -> bool:
-            return bool(membership.tickets) or membership.evaluate or membership.world is not world
+            called = membership.evaluate or membership.save is not None
+            return called or bool(membership.tickets) or membership.world is not world
 
         with control.changed:
             idle = not control.changed.wait_for(news, IDLE)
@@ -247,9 +270,17 @@ class Worker:
             if participates:
                 client.leave()
             control.wait(lambda: news() or None, what="slices to compute")
+        if membership.save is not None and not idle:
+            return self._ticket(client, world, participates)
         if membership.evaluate:
             self._evaluate(client)
         return -1 if idle or not membership.tickets else membership.tickets.popleft()
+
+    def _save_buffers(self) -> None:
+        with self._control.changed:
+            folder, self._membership.save = self._membership.save, None
+        if folder is not None:
+            self._control.send(Say.SAVED, folder=folder, **self._buffers.save(folder))
 
     def _evaluate(self, client: ShardedClient) -> None:
         """All slices are applied: what the user's `evaluate` says of the final parameters."""

@@ -22,7 +22,10 @@ WORKERS = [Member(Role.WORKER, rank) for rank in range(2)]
 class Table:
     """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
 
-    def __init__(self, *, consistency: str = "Sync", volume: bool = True, evaluate: bool = False) -> None:
+    def __init__(
+        self, *, consistency: str = "Sync", volume: bool = True, evaluate: bool = False, buffers: bool = False
+    ) -> None:
+        self.buffers = buffers
         spec = DistTrainJobSpec.model_validate(
             {
                 "strategy": {"type": "ParameterServer", "parameterServer": {"consistency": consistency}},
@@ -110,7 +113,7 @@ class Table:
 
     def join(self, *members: Member) -> None:
         for member in members:
-            hello = self.state(member) if member in SERVERS else {"samples": 80}
+            hello = self.state(member) if member in SERVERS else {"samples": 80, "buffers": self.buffers}
             self.training.joined(member, hello, 0)
             self.serve()
 
@@ -138,7 +141,7 @@ def test_workers_are_invited_when_every_server_has_begun() -> None:
     assert table.take(Say.BEGIN, Say.WORLD) == []
     assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
     table.join(SERVERS[1])
-    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1, "stay": "m.1"})]
+    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1, "stay": "m.1", "buffers": None})]
 
 
 def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
@@ -275,3 +278,80 @@ def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
     table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 1)
     table.training.heard(WORKERS[0], {"type": Say.TAKE, "stay": earlier, "count": 0, "done": [0, 2]}, 1)
     assert table.work(WORKERS[0], 0)[0] == 0
+
+
+def test_a_lost_worker_is_a_recovery_when_its_slices_went_to_others() -> None:
+    table = training(consistency="Async")
+    table.training.lost(WORKERS[1], 1)
+    assert table.tracker.lost_workers == 1
+    table.join(WORKERS[1])
+    assert table.tracker.lost_workers == 1
+
+
+def test_a_worker_that_is_lost_before_the_training_begins_is_no_recovery() -> None:
+    table = Table()
+    table.join(SERVERS[0], WORKERS[1])
+    table.training.lost(WORKERS[1], 1)
+    assert table.tracker.lost_workers == 0
+
+
+def save_buffers(table: Table, worker: Member, file: str) -> None:
+    answer = {"type": Say.SAVED, "folder": name_of(4), "file": file, "sha256": "x"}
+    table.training.heard(worker, answer, 0)
+
+
+def at_checkpoint(table: Table) -> list[Member]:
+    """Brings the training to its first checkpoint, which the servers write; the workers that were asked for their buffers."""
+    table.work(WORKERS[0], 4)
+    table.training.heard(WORKERS[1], {"type": Say.TAKE, "stay": table.stay[WORKERS[1]], "count": 4, "done": []}, 0)
+    for server in SERVERS:
+        table.applied[server] |= set(range(8))
+    table.take()
+    table.training.heard(
+        WORKERS[1], {"type": Say.TAKE, "stay": table.stay[WORKERS[1]], "count": 0, "done": [1, 3, 5, 7]}, 0
+    )
+    asked = [member for member, kind, _ in table.said if kind is Say.SAVE and member in WORKERS]
+    table.serve()
+    return asked
+
+
+def test_a_checkpoint_waits_for_the_buffers_of_the_lowest_worker() -> None:
+    table = training(buffers=True)
+    assert at_checkpoint(table) == [WORKERS[0]]
+    assert table.on_disk is None
+    save_buffers(table, WORKERS[1], "buffers-of-nobody-that-was-asked")
+    assert table.on_disk is None
+    save_buffers(table, WORKERS[0], "buffers-1.safetensors")
+    assert table.on_disk is not None
+    assert table.on_disk.file_of("buffers-") == "buffers-1.safetensors"
+    table.take()
+    table.training.heard(WORKERS[1], {"type": Say.READY, "samples": 80, "buffers": True}, 1)
+    ((_, _, world),) = table.take(Say.WORLD)
+    assert world["buffers"] == f"{name_of(4)}/buffers-1.safetensors"
+
+
+def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any_the_checkpoint_is_complete() -> None:
+    table = training(buffers=True)
+    at_checkpoint(table)
+    table.take()
+    table.training.lost(WORKERS[0], 1)
+    assert (WORKERS[1], Say.SAVE, {"folder": name_of(4)}) in table.take()
+    table.training.lost(WORKERS[1], 2)
+    assert table.on_disk is not None
+    assert table.on_disk.file_of("buffers-") is None
+
+
+def test_a_worker_that_begins_anew_is_asked_again_for_its_buffers() -> None:
+    table = training(buffers=True)
+    at_checkpoint(table)
+    table.take()
+    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80, "buffers": True}, 1)
+    assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [Say.WORLD, Say.SAVE]
+
+
+def test_a_worker_that_begins_anew_is_asked_again_for_the_evaluation() -> None:
+    table = training(evaluate=True)
+    finish(table)
+    table.take()
+    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 9)
+    assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [Say.WORLD, Say.EVALUATE]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -227,3 +228,15 @@ def test_buffers_of_a_shard_with_nothing_are_empty() -> None:
     shard.absorb([(shard.take(), 1.0)], update=True)
     assert shard.version == 1
     assert len(bytes_of(shard.acquire(None).parts[0])) == 0
+
+
+def test_a_volume_that_is_full_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
+    file = make_shard().snapshot(SliceSet())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file of this process grows beyond it
+    try:
+        with pytest.raises(OSError, match="large"):
+            file.save(tmp_path / "shard")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

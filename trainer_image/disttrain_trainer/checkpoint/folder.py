@@ -21,6 +21,8 @@ from disttrain_trainer.checkpoint.manifest import NAME, Manifest, configuration,
 log = logging.getLogger(__name__)
 
 PREFIX = "step-"
+BUFFERS = "buffers-"
+"""How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

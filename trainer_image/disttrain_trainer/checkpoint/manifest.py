@@ -39,6 +39,10 @@ class Manifest(BaseModel):
     """The job is done: nothing remains to be trained or evaluated."""
     evaluation: dict[str, float] | None = None
 
+    def file_of(self, prefix: str) -> str | None:
+        """The name of the file that begins so."""
+        return next((name for name in self.files if name.startswith(prefix)), None)
+
 
 def configuration(config: JobConfig) -> dict[str, Any]:
     """The part of a job's configuration on which the numbers of steps and slices, and the state, depend.

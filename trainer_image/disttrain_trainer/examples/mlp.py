@@ -34,4 +34,5 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 def evaluate(model: nn.Module, dataset: TensorDataset) -> dict[str, float]:
     """The mean squared error on the test split."""
     inputs, targets = dataset.tensors
-    return {"mse": nn.functional.mse_loss(model(inputs), targets).item()}
+    device = next(model.parameters()).device
+    return {"mse": nn.functional.mse_loss(model(inputs.to(device)), targets.to(device)).item()}

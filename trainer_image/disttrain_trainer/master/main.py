@@ -65,7 +65,8 @@ class Master:
         metrics.goodput_seconds = self._goodput.seconds
         metrics.loss, metrics.step, metrics.epoch = progress.loss, progress.step, progress.epoch
         metrics.samples_per_second, metrics.samples = progress.samples_per_second, self._tracker.samples
-        metrics.recoveries, metrics.lost_steps = max(0, progress.generation - 1), progress.redone_steps
+        metrics.recoveries = max(0, progress.generation - 1) + self._tracker.lost_workers
+        metrics.lost_steps = progress.redone_steps
         metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None
 
     async def run(self) -> None:

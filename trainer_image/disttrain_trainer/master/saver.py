@@ -1,7 +1,7 @@
-"""One checkpoint of the parameter servers at a time: the folder, a file from each server, the manifest last.
+"""The checkpoints of parameter servers, one at a time: when, and then the folder, a file of each server, a worker's buffers, the manifest.
 
 Every step that blocks is the archive's, and answers later. A checkpoint that fails is said, and given up; the one before stays.
-Pure. Not here: when a checkpoint is due (served.py), files (checkpoint/folder.py).
+Pure. Not here: files (checkpoint/folder.py).
 """
 
 import logging
@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 
+from disttrain.api.names import Role
 from disttrain.api.runtime import ProgressCheckpoint
 from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import SliceSet
-from disttrain_trainer.master.member import Archive
-from disttrain_trainer.master.questions import Questions, slices_of
+from disttrain_trainer.master.ledger import Ledger
+from disttrain_trainer.master.member import Archive, Member, Sender
+from disttrain_trainer.master.servers import Servers, slices_of
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
 
@@ -26,30 +28,48 @@ class _Save:
     step: int
     final: bool
     files: dict[str, str] = field(default_factory=dict)
-    applied: list[SliceSet] = field(default_factory=list)
+    applied: dict[int, SliceSet] = field(default_factory=dict)
+    """What each server's file holds."""
+    keeper: int | None = None
+    """The worker that was asked for its buffers, and did not answer yet."""
 
 
 class Saver:
-    """Writes checkpoints. done: called when one is complete or given up, with whether it was the final one."""
+    """Writes checkpoints.
+
+    aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
+    keeper: the worker whose buffers are to be saved; None when the model has none, or nobody is there.
+    done: called when one is complete or given up, with whether it was the final one.
+    """
 
     def __init__(
         self,
         *,
-        questions: Questions,
+        sender: Sender,
+        servers: Servers,
         archive: Archive,
         tracker: Tracker,
-        servers: int,
+        world_size: int,
+        every: int,
+        aligned: bool,
+        keeper: Callable[[], int | None],
         done: Callable[[bool, float], None],
     ) -> None:
-        self._questions = questions
+        self._sender = sender
+        self._servers = servers
+        self._keeper = keeper
         self._archive = archive
         self._tracker = tracker
-        self._servers = servers
+        self._world_size = world_size
+        self._every = every
+        self._aligned = aligned
         self._done = done
         self._save: _Save | None = None
         self.newest: Manifest | None = None
         """The newest complete checkpoint."""
-        self.attempted = 0
+        self.hurrying = False
+        """A process is leaving: save as soon as the steps in work are whole."""
+        self._attempted = 0
         """Step of the last one that was begun: one that failed is not tried again before the next is due."""
 
     @property
@@ -61,10 +81,39 @@ class Saver:
         self.newest = manifest
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
 
+    def begin(self, ledger: Ledger) -> None:
+        """The training goes on from here."""
+        self._attempted = ledger.step
+        self.raise_limit(ledger)
+
+    def is_due(self, ledger: Ledger) -> bool:
+        """Whether to start one now."""
+        if self.busy or self._tracker.nan_loss:
+            return False
+        if self._aligned:
+            return ledger.done >= ledger.limit
+        return self.hurrying or ledger.step // self._every > self._attempted // self._every
+
+    def raise_limit(self, ledger: Ledger) -> None:
+        """Where the workers must wait for a checkpoint.
+
+        Sync: at the next one, since all shards must be at one version. Otherwise only when the one before is still being written, so
+        that a lost server never costs more than two intervals.
+        """
+        interval = ledger.step // self._every + 1 if self._aligned else self._attempted // self._every + 2
+        ledger.limit = min(ledger.total, interval * self._every * self._world_size)
+
+    def hurry(self, ledger: Ledger) -> None:
+        """Somebody leaves: the next one is due when the steps in work are whole."""
+        self.hurrying = True
+        if self._aligned:
+            steps = -(-ledger.handed_out // self._world_size)
+            ledger.limit = min(ledger.limit, steps * self._world_size)
+
     def start(self, step: int, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended."""
         self._save = _Save(step=step, final=final)
-        self.attempted = step
+        self._attempted = step
         self._archive.prepare(step)
 
     def prepared(self, step: int, folder: str | None, now: float) -> None:
@@ -74,7 +123,8 @@ class Saver:
         if folder is None:
             self._end(f"the folder of step {step} cannot be made", now)
         else:
-            self._questions.tell(Say.SAVE, folder=folder)
+            self._servers.tell(Say.SAVE, folder=folder)
+            self._ask_keeper(self._save)
 
     def server_saved(self, index: int, message: Message, now: float) -> None:
         """A server wrote its file, or could not."""
@@ -85,10 +135,27 @@ class Saver:
             self._end(f"parameter-server-{index}: {message['error']}", now)
             return
         save.files[f"shard-{index}.safetensors"] = message["sha256"]
-        save.applied.append(slices_of(message))
-        if len(save.files) == self._servers:
-            slices = len(reduce(SliceSet.intersection, save.applied))
-            self._archive.publish(step=save.step, slices=slices, files=save.files, finished=save.final)
+        save.applied[index] = slices_of(message)
+        self._complete(save)
+
+    def worker_saved(self, rank: int, message: Message, now: float) -> None:
+        """A worker wrote its buffers, or could not."""
+        save = self._save
+        if save is None or save.keeper != rank or message["folder"] != name_of(save.step):
+            return
+        if message.get("error"):
+            self._end(f"worker-{rank}: {message['error']}", now)
+            return
+        save.files[message["file"]] = message["sha256"]
+        save.keeper = None
+        self._complete(save)
+
+    def worker_left(self, rank: int) -> None:
+        """A worker is lost, or begins anew: if its buffers were to be saved, somebody's are; nobody's, when nobody is there."""
+        save = self._save
+        if save is not None and save.keeper == rank:
+            self._ask_keeper(save)
+            self._complete(save)
 
     def published(self, manifest: Manifest | OSError, now: float) -> None:
         """The archive's answer to `publish`."""
@@ -101,6 +168,16 @@ class Saver:
     def abandon(self) -> None:
         """A server is lost: what it was to write will not come."""
         self._save = None
+
+    def _ask_keeper(self, save: _Save) -> None:
+        save.keeper = self._keeper()
+        if save.keeper is not None:
+            self._sender.send(Member(Role.WORKER, save.keeper), Say.SAVE, folder=name_of(save.step))
+
+    def _complete(self, save: _Save) -> None:
+        if len(save.applied) == self._servers.count and save.keeper is None:
+            slices = len(reduce(SliceSet.intersection, save.applied.values()))
+            self._archive.publish(step=save.step, slices=slices, files=save.files, finished=save.final)
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None

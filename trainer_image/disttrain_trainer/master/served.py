@@ -2,25 +2,24 @@
 
 The servers hold the truth (which slices are applied), the workers come and go. A generation begins with every server at the same
 checkpoint, and ends when one of them is lost. Pure: time is given, sending is the sender's, files are the archive's.
-Not here: how a checkpoint is written (saver.py), whose which slice is (ledger.py).
+Not here: the workers' stays and tickets (workers.py), what the servers hold (servers.py), checkpoints (saver.py), slices (ledger.py).
 """
 
 import logging
-from dataclasses import dataclass
 from enum import Enum, auto
-from functools import reduce
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
-from disttrain_trainer.checkpoint.folder import name_of
+from disttrain_trainer.checkpoint.folder import BUFFERS, name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import Schedule, SliceSet
 from disttrain_trainer.master.ledger import Ledger
 from disttrain_trainer.master.member import Archive, Member, Sender
-from disttrain_trainer.master.questions import Questions, Then, slices_of
 from disttrain_trainer.master.saver import Saver
+from disttrain_trainer.master.servers import Servers, Then
 from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.master.workers import Workers
 from disttrain_trainer.messages import Message, Say
 
 log = logging.getLogger(__name__)
@@ -42,12 +41,6 @@ class _Phase(Enum):
     ENDED = auto()
 
 
-@dataclass(slots=True)
-class _Server:
-    generation: int
-    applied: SliceSet
-
-
 class ServedTraining:
     """The coordinator of strategy ParameterServer."""
 
@@ -59,42 +52,34 @@ class ServedTraining:
         assert strategy is not None
         self._sender = sender
         self._archive = archive
-        self._questions = Questions(sender=sender, servers=config.parameter_servers)
+        self._servers = Servers(sender=sender, count=config.parameter_servers)
+        self._workers = workers = Workers(sender=sender, tracker=tracker, incarnation=incarnation)
+        self._sync = strategy.consistency is Consistency.SYNC
         self._saver = (
             Saver(
-                questions=self._questions,
+                sender=sender,
+                servers=self._servers,
                 archive=archive,
                 tracker=tracker,
-                servers=config.parameter_servers,
+                world_size=config.world_size,
+                every=config.checkpoint.every_steps,
+                aligned=self._sync,
+                keeper=lambda: next(iter(workers.ready), None) if workers.buffers else None,
                 done=self._saved,
             )
-            if archive is not None
+            if archive is not None and config.checkpoint is not None
             else None
         )
         self._tracker = tracker
         self._config = config
-        self._sync = strategy.consistency is Consistency.SYNC
-        self._every = config.checkpoint.every_steps if config.checkpoint else 0
         self._phase = _Phase.LOOKING
         self._generation = 0
-        self._servers: dict[int, _Server] = {}
-        self._workers: dict[int, int | None] = {}
-        """Live workers, and how many samples each one's dataset has; None while it is starting."""
-        self._samples: int | None = None
-        self._incarnation = incarnation
-        self._invited = 0
-        self._stays: dict[int, str] = {}
-        """The present stay of each invited worker. Unique over masters: a generation is not, when all servers and the master are new."""
         self._ledger: Ledger | None = None
-        self._wants: dict[int, int] = {}
-        """Workers that asked for slices and got none yet."""
         self._asked_at = 0.0
         self._confirming = False
         self._evaluator: int | None = None
         self._leavers: set[Member] = set()
         self._terminating = False
-        self._hurry = False
-        """A process is leaving: save as soon as the steps in work are whole."""
         self._absent: dict[Member, float] = {}
         self.released = False
 
@@ -125,10 +110,10 @@ class ServedTraining:
         if self.ended:
             self._sender.send(member, Say.FINISH)
         elif member.role is Role.PARAMETER_SERVER:
-            self._servers[member.rank] = _Server(int(hello["generation"]), slices_of(hello))
+            self._servers.know(member.rank, hello)
             self._server_joined(now)
         elif member.role is Role.WORKER:
-            self._workers[member.rank] = None
+            self._workers.join(member.rank)
             if hello.get("samples") is not None:
                 self._worker_ready(member.rank, hello, now)
 
@@ -141,6 +126,8 @@ class ServedTraining:
                 self._server_state(member.rank, message, now)
             case Role.PARAMETER_SERVER, Say.SAVED if self._saver is not None:
                 self._saver.server_saved(member.rank, message, now)
+            case Role.WORKER, Say.SAVED if self._saver is not None:
+                self._saver.worker_saved(member.rank, message, now)
             case Role.WORKER, Say.READY:
                 self._worker_ready(member.rank, message, now)
             case Role.WORKER, Say.TAKE:
@@ -167,7 +154,7 @@ class ServedTraining:
             return
         self._absent[member] = now
         if member.role is Role.PARAMETER_SERVER:
-            self._servers.pop(member.rank, None)
+            self._servers.lose(member.rank)
             self._drop_questions()  # if it comes back as it was, it is asked again
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
@@ -177,12 +164,11 @@ class ServedTraining:
         self._save_soon(now)
 
     def waiting_for(self, now: float) -> str | None:
-        servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._config.parameter_servers)]
-        missing = [m for m in servers if m.rank not in self._servers]
-        if self.ended or (not missing and any(samples is not None for samples in list(self._workers.values()))):
+        missing = self._servers.missing
+        if self.ended or (not missing and any(samples is not None for samples in list(self._workers.live.values()))):
             return None
         workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
-        missing = [m for m in workers if m.rank not in self._workers] + missing
+        missing = [m for m in workers if m.rank not in self._workers.live] + missing
         if not missing:
             return None
         longest = max(now - self._absent.setdefault(m, now) for m in missing)
@@ -207,13 +193,13 @@ class ServedTraining:
             self._begin_anew(now)
 
     def _same_generation(self) -> bool:
-        return all(server.generation == self._generation for server in self._servers.values())
+        return self._servers.generations <= {self._generation}
 
     def _gather(self, now: float) -> None:
         """With every server here: go on with the generation that they all have, or begin one."""
-        if len(self._servers) < self._config.parameter_servers:
+        if not self._servers.complete:
             return
-        generations = {server.generation for server in self._servers.values()}
+        generations = self._servers.generations
         if len(generations) > 1:
             self._begin_anew(now)
         elif 0 in generations:
@@ -229,14 +215,11 @@ class ServedTraining:
         """The generation is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self._ledger = self._evaluator = self._tracker.evaluation = None
-        self._stays.clear()
-        self._wants.clear()
+        self._workers.end_stays()
         self._drop_questions()
-        self._generation = max(self._generation, *(server.generation for server in self._servers.values()))
-        for server in self._servers.values():
-            server.generation = 0
-        for rank in self._workers:
-            self._sender.send(Member(Role.WORKER, rank), Say.REFORM)
+        self._generation = max(self._generation, *self._servers.generations)
+        self._servers.forget_generations()
+        self._workers.tell(Say.REFORM)
         self._look(now)
 
     def _begin_generation(self, now: float) -> None:
@@ -244,20 +227,18 @@ class ServedTraining:
         self._generation += 1
         newest = self._saver.newest if self._saver else None
         folder = name_of(newest.step) if newest else None
-        self._questions.tell(Say.BEGIN, generation=self._generation, folder=folder)
+        self._servers.tell(Say.BEGIN, generation=self._generation, folder=folder)
 
     def _server_state(self, index: int, message: Message, now: float) -> None:
-        server = self._servers[index]
-        server.generation, server.applied = int(message["generation"]), slices_of(message)
+        self._servers.know(index, message)
         if message.get("max_staleness_seen") is not None:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
         if self._phase is _Phase.BEGINNING:
-            complete = len(self._servers) == self._config.parameter_servers
-            if complete and self._same_generation():
+            if self._servers.complete and self._same_generation():
                 self._open(now)
             return
-        self._questions.answer(message)
+        self._servers.answer(message)
         self._advance(now)
 
     def _open(self, now: float) -> None:
@@ -265,104 +246,72 @@ class ServedTraining:
         self._phase = _Phase.TRAINING
         self._tracker.generation = self._generation
         self._make_ledger()
-        for rank, samples in self._workers.items():
-            if samples is not None:
-                self._invite(rank)
+        for rank in self._workers.ready:
+            self._invite(rank)
         self._advance(now)
 
     def _make_ledger(self) -> None:
-        if self._samples is None or self._phase is not _Phase.TRAINING or self._ledger is not None:
+        if self._workers.samples is None or self._phase is not _Phase.TRAINING or self._ledger is not None:
             return
         trainer, world_size = self._config.trainer, self._config.world_size
         schedule = Schedule(
-            samples=self._samples,
+            samples=self._workers.samples,
             batch_size=trainer.batch_size,
             world_size=world_size,
             seed=trainer.seed,
             epochs=trainer.epochs,
             max_steps=trainer.max_steps,
         )
-        applied = reduce(SliceSet.intersection, (server.applied for server in self._servers.values()))
-        self._ledger = Ledger(total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=applied)
+        self._ledger = Ledger(
+            total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=self._servers.applied
+        )
         self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
         self._tracker.fall_back(self._ledger.step)
         self._tracker.reach(self._ledger.step)
         if self._saver is not None:
-            self._saver.attempted = self._ledger.step
-        self._raise_limit()
+            self._saver.begin(self._ledger)
         log.info("generation %d begins at step %d", self._generation, self._ledger.step)
 
     # Workers.
 
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
-        samples = int(message["samples"])
-        if self._samples not in (None, samples):
-            reason = (
-                f"worker-{rank} has {samples} training samples, others have {self._samples}: "
-                "trainer.dataset must be the same everywhere"
-            )
-            self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
+        if not self._workers.admit(rank, message):
             return
-        self._samples = samples
-        self._workers[rank] = samples
-        self._wants.pop(rank, None)
         self._make_ledger()
         if self._phase in (_Phase.TRAINING, _Phase.EVALUATING):
             self._invite(rank)
+            self._called_away(rank)
             self._advance(now)
 
     def _invite(self, rank: int) -> None:
         assert self._ledger is not None
-        self._ledger.join(rank)
-        self._invited += 1
-        self._stays[rank] = f"{self._incarnation}.{self._invited}"
-        self._count_workers()
-        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, generation=self._generation, stay=self._stays[rank])
+        newest = self._saver.newest if self._saver else None
+        file = newest.file_of(BUFFERS) if newest else None
+        buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
+        self._workers.invite(rank, ledger=self._ledger, generation=self._generation, buffers=buffers)
 
     def _worker_takes(self, rank: int, message: Message, now: float) -> None:
-        if self._ledger is None or message["stay"] != self._stays.get(rank):
-            return  # said before the worker heard that its slices are void
-        self._ledger.finish(rank, message["done"])
-        if message["count"]:
-            self._wants[rank] = int(message["count"])
-        self._advance(now)
+        if self._ledger is not None and self._workers.take(rank, message, self._ledger):
+            self._advance(now)
 
     def _worker_lost(self, rank: int, now: float) -> None:
-        self._workers.pop(rank, None)
-        self._wants.pop(rank, None)
-        self._stays.pop(rank, None)
-        self._tracker.forget(rank)
-        self._count_workers()
-        if self._evaluator == rank:
-            self._evaluator = None
+        self._workers.lose(rank)
+        self._called_away(rank)
         if self._ledger is None or not self._ledger.leave(rank):
             return
+        self._tracker.lost_workers += 1
         self._ask(Say.DROP, self._learn, now, rank=rank)
         if self._sync:
             # The others may wait for a slice of the lost one: only a worker that starts anew, from the lowest slice, computes it.
-            for other in self._workers:
-                self._sender.send(Member(Role.WORKER, other), Say.REFORM)
+            self._workers.tell(Say.REFORM)
         self._advance(now)
 
-    def _count_workers(self) -> None:
-        self._tracker.world_size = sum(samples is not None for samples in self._workers.values())
-
-    def _serve(self) -> None:
-        """Hands out what is free to those who wait."""
-        ledger = self._ledger
-        if ledger is None or self._phase is not _Phase.TRAINING:
-            return
-        for rank in list(self._wants):
-            slices = ledger.take(rank, self._fair(self._wants[rank]))
-            if slices:
-                del self._wants[rank]
-                self._sender.send(Member(Role.WORKER, rank), Say.TICKETS, stay=self._stays[rank], slices=slices)
-
-    def _fair(self, count: int) -> int:
-        """Toward the end in smaller portions, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck 1987)."""
-        assert self._ledger is not None
-        rest = self._ledger.total - self._ledger.done
-        return max(1, min(count, rest // (2 * max(1, len(self._workers)))))
+    def _called_away(self, rank: int) -> None:
+        """A worker is lost, or begins anew: what it was asked for beside its slices is asked again."""
+        if self._evaluator == rank:
+            self._evaluator = None
+        if self._saver is not None:
+            self._saver.worker_left(rank)
 
     # Checkpoints and the end.
 
@@ -372,32 +321,14 @@ class ServedTraining:
         if ledger is None or self._phase not in (_Phase.TRAINING, _Phase.EVALUATING):
             return
         self._tracker.reach(ledger.step)
-        if len(self._servers) < self._config.parameter_servers:
+        if not self._servers.complete:
             return
         if ledger.finished:
             self._confirm(now)
-        elif self._saver is not None and not self._saver.busy and self._is_due(self._saver):
+        elif self._saver is not None and self._saver.is_due(ledger):
             self._saver.start(ledger.step)
-        self._serve()
-
-    def _is_due(self, saver: Saver) -> bool:
-        ledger = self._ledger
-        if ledger is None or self._tracker.nan_loss:
-            return False
-        if self._sync:
-            return ledger.done >= ledger.limit
-        return self._hurry or ledger.step // self._every > saver.attempted // self._every
-
-    def _raise_limit(self) -> None:
-        """Where the workers must wait for a checkpoint.
-
-        Sync: at the next one, since all shards must be at one version. Otherwise only when the one before is still being written, so
-        that a lost server never costs more than two intervals.
-        """
-        ledger, saver = self._ledger, self._saver
-        if ledger is not None and saver is not None:
-            interval = (ledger.step if self._sync else saver.attempted) // self._every + (1 if self._sync else 2)
-            ledger.limit = min(ledger.total, interval * self._every * self._config.world_size)
+        if self._phase is _Phase.TRAINING:
+            self._workers.serve(ledger)
 
     def _save_soon(self, now: float) -> None:
         """Somebody leaves: save as soon as it can be done, then let them go."""
@@ -407,15 +338,12 @@ class ServedTraining:
             or ledger is None
             or self._phase is not _Phase.TRAINING
             or self._tracker.nan_loss
-            or len(self._servers) < self._config.parameter_servers
+            or not self._servers.complete
             or ledger.step == (self._saver.newest.step if self._saver.newest else 0)
         ):
             self._release()
             return
-        self._hurry = True
-        if self._sync:
-            steps = -(-ledger.handed_out // self._config.world_size)
-            ledger.limit = min(ledger.limit, steps * self._config.world_size)
+        self._saver.hurry(ledger)
         self._advance(now)
 
     def prepared(self, step: int, folder: str | None, now: float) -> None:
@@ -430,7 +358,8 @@ class ServedTraining:
 
     def _saved(self, final: bool, now: float) -> None:
         """A checkpoint is complete, or was given up."""
-        self._raise_limit()
+        if self._saver is not None and self._ledger is not None:
+            self._saver.raise_limit(self._ledger)
         self._release()
         if final:
             self._finish(now)
@@ -462,7 +391,7 @@ class ServedTraining:
         if self._saver is not None and self._saver.busy:
             return
         if self._config.trainer.evaluate is not None and self._tracker.evaluation is None:
-            ready = sorted(rank for rank, samples in self._workers.items() if samples is not None)
+            ready = self._workers.ready
             if self._evaluator is None and ready:
                 self._evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
@@ -474,22 +403,22 @@ class ServedTraining:
     def _finish(self, now: float) -> None:
         self._phase = _Phase.ENDED
         self._tracker.finish(now)
-        for rank in self._workers:
-            self._sender.send(Member(Role.WORKER, rank), Say.FINISH)
-        self._questions.tell(Say.FINISH)
+        self._workers.tell(Say.FINISH)
+        self._servers.tell(Say.FINISH)
 
     def _release(self) -> None:
         for member in self._leavers:
             self._sender.send(member, Say.RELEASED)
         self._leavers.clear()
-        self._hurry = False
+        if self._saver is not None:
+            self._saver.hurrying = False
         self.released = self._terminating
 
     # Questions to the servers.
 
     def _ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
         self._asked_at = now
-        self._questions.ask(kind, then, **fields)
+        self._servers.ask(kind, then, **fields)
 
     def _learn(self, applied: SliceSet) -> None:
         if self._ledger is not None:
@@ -497,7 +426,7 @@ class ServedTraining:
 
     def _drop_questions(self) -> None:
         self._confirming = False
-        self._questions.drop()
+        self._servers.drop_questions()
         if self._saver is not None:
             self._saver.abandon()
         self._release()

@@ -36,6 +36,8 @@ class Tracker:
         """What a rank said, where the master does not know the epoch's length."""
         self.world_size = 0
         self.generation = 0
+        self.lost_workers = 0
+        """Workers of parameter servers whose slices went to others: a recovery without a new generation."""
         self.redone_steps = 0
         self.samples = 0
         self.nan_loss: str | None = None

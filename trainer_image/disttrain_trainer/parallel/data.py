@@ -64,6 +64,7 @@ class DataParallel:
         )
         self._pending: tuple[torch.Tensor, Slice] | None = None
         """GPU: a loss that was not looked at yet."""
+        metrics.before_scrape = self._count
 
     def run(self) -> None:
         """Trains until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
@@ -151,6 +152,14 @@ class DataParallel:
             if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
                 self._look_at(None, piece)
                 self._save()
+
+    def _count(self) -> None:
+        """What a ring moves, since nobody counts in torch's groups: each step 2 (n - 1) / n of the gradients out, and as much in."""
+        count = self._config.world_size
+        nbytes = sum(vector.nbytes for vector in self._flat.parameters)
+        self._metrics.bytes_sent = self._metrics.bytes_received = (
+            self._metrics.steps * 2 * (count - 1) * nbytes // count
+        )
 
     def _world_ended(self, world: World) -> bool:
         """Whether a peer was lost. DDP has moments, such as the first steps' order of buckets, in which it raises that as its own error."""

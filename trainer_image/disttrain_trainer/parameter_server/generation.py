@@ -192,13 +192,17 @@ class Generation:
                 if buffers is not None:
                     shard.give(buffers)
             else:
-                if buffers is not None:
-                    weight = gradient.samples / gradient.batch_samples if self._sync else 1.0
-                    self._held[gradient.index] = (buffers, weight)
-                ready = [self._held.pop(index) for index in arrival.add if index in self._held]
-                if self._observe_staleness is not None and buffers is not None:
-                    self._observe_staleness(max(0, shard.version - gradient.version))
-                shard.absorb(ready, update=arrival.update)
+                try:
+                    if buffers is not None:
+                        weight = gradient.samples / gradient.batch_samples if self._sync else 1.0
+                        self._held[gradient.index] = (buffers, weight)
+                    ready = [self._held.pop(index) for index in arrival.add if index in self._held]
+                    if self._observe_staleness is not None and buffers is not None:
+                        self._observe_staleness(max(0, shard.version - gradient.version))
+                    shard.absorb(ready, update=arrival.update)
+                except BaseException:
+                    self.over = True  # it counts already, and may be half applied: nobody reads or saves this any more
+                    raise
             if self._sessions.get(session.rank) is session:
                 # Also for a slice that somebody else had done: the worker's iteration is complete all the same.
                 self._policy.complete(session.rank, gradient.clock)
@@ -247,8 +251,9 @@ class Generation:
             self._changed.notify_all()
 
     def snapshot(self) -> ShardFile:
-        """A copy of the current version. Refuses when there are no parameters yet."""
+        """A copy of the current version. Refuses when there are no parameters yet, or the generation is over."""
         with self._changed:
+            self._require_going_on()
             shard = self._known_shard()
             if not shard.initialized:
                 raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")

@@ -4,7 +4,7 @@ The trainable parameters in `named_parameters` order (tied ones once) become vie
 gradients: what a worker sends and receives is memory that autograd and the network share, and nothing is copied. Server i owns
 the contiguous range [cut_i, cut_i+1) of every vector, equal by bytes and aligned to 64.
 
-Frozen parameters and buffers (BatchNorm's running statistics) stay with the worker.
+Frozen parameters and buffers (BatchNorm's running statistics) stay with the worker; a checkpoint has the buffers of one worker.
 """
 
 import hashlib

@@ -72,6 +72,8 @@ class ShardServer:
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
     on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
         the shard stands still meanwhile.
+    on_failure: called with an exception that is nobody's but this server's: it must end, for its shard may be half changed.
+        Default: the thread raises it.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ShardServer:
         optimizer: Callable[[], Optimizer] | None = None,
         on_worker_lost: Callable[[int], None] | None = None,
         on_staleness: Callable[[int], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         strategy = config.strategy.parameter_server
         settings = config.trainer.optimizer
@@ -96,6 +99,7 @@ class ShardServer:
         self._optimizer = optimizer or (lambda: optimizers.build(settings))
         self._on_worker_lost = on_worker_lost
         self._on_staleness = on_staleness
+        self._on_failure = on_failure
         self._digest = config_digest(config)
         self._changed = threading.Condition()
         self._generation: Generation | None = None
@@ -123,7 +127,7 @@ class ShardServer:
         torch.set_num_threads(1)
         family = socket.AF_INET6 if ":" in self._bind[0] else socket.AF_INET
         self._listener = socket.create_server(self._bind, family=family, backlog=1024)
-        threading.Thread(target=self._accept, args=(self._listener,), name=f"shard-{self._index}", daemon=True).start()
+        self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
     def begin(self, generation: int, checkpoint: Path | None = None) -> None:
         """Starts a generation, from this file or with no parameters; the one before is over, and its workers are sent away.
@@ -205,6 +209,17 @@ class ShardServer:
         for connection in connections:
             connection.link.abort()
 
+    def _start_thread(self, name: str, work: Callable[..., None], *args: object) -> None:
+        def guarded() -> None:
+            try:
+                work(*args)
+            except Exception as error:
+                if self._on_failure is None:
+                    raise
+                self._on_failure(error)
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
     def _accept(self, listener: socket.socket) -> None:
         while not self._stopped:
             try:
@@ -221,9 +236,7 @@ class ShardServer:
                 continue
             with self._changed:
                 self._connections.add(connection)
-            threading.Thread(
-                target=self._serve, args=(connection, peer), name=f"shard-{self._index}-{peer[1]}", daemon=True
-            ).start()
+            self._start_thread(f"shard-{self._index}-{peer[1]}", self._serve, connection, peer)
 
     def _serve(self, connection: _Connection, peer: tuple[object, ...]) -> None:
         """One connection, from HELLO to its end."""

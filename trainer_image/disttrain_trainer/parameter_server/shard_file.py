@@ -40,7 +40,7 @@ class ShardFile:
     """By "<number of the vector>.<what>", unpadded."""
 
     def save(self, path: Path) -> str:
-        """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine."""
+        """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine. Raises OSError."""
         metadata = {
             "format": FORMAT,
             "layout": json.dumps(
@@ -60,6 +60,8 @@ class ShardFile:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except SafetensorError as error:  # it wraps what the file system said
+            raise OSError(str(error)) from None
         finally:
             temporary.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

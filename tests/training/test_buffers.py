@@ -1,0 +1,82 @@
+"""BatchNorm's running statistics, which parameter servers know nothing of, are in the checkpoints and survive as the rest does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import Role
+from training.job import Job, checkpoints, digits, manifests, served
+
+EVERY, EPOCHS = 40, 12
+STEPS = EPOCHS * 23
+
+MODEL = """
+from torch import nn
+
+def model(config):
+    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+def job_in(folder: Path, consistency: str, *, workers: int = 2, **options: Any) -> Job:
+    folder.mkdir(exist_ok=True)
+    (folder / "users_code.py").write_text(MODEL)
+    trainer = {"model": "users_code:model", "epochs": EPOCHS}
+    spec = digits(**served(consistency), **checkpoints(EVERY), trainer=trainer, worker={"replicas": workers})
+    return Job(folder=folder, spec=spec, **options)
+
+
+def finish(job: Job) -> dict[str, float]:
+    """Runs it to its end; what the evaluation found."""
+    if not job.processes:
+        job.start()
+    assert job.supervise() == 0, job.logs()
+    progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    assert progress.evaluation is not None
+    return progress.evaluation
+
+
+def buffers(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    (file,) = (folder / "checkpoints" / f"step-{step:08d}").glob("buffers-*.safetensors")
+    return load_file(file)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints that have buffers."""
+    return [m["step"] for m in manifests(folder / "checkpoints") if any(f.startswith("buffers-") for f in m["files"])]
+
+
+def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
+    # One worker: of several, the one that starts first computes slices of the others, and sees more than its part.
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with job_in(whole, "Sync", workers=1) as job:
+        evaluation = finish(job)
+    with job_in(broken, "Sync", workers=1) as job:
+        job.start()
+        job.until(lambda progress: progress.step > 2 * EVERY)
+        for role, index in job.keys:
+            job.kill(role, index)
+            job.wait(role, index)
+    assert saved_steps(broken)[-1] == 2 * EVERY
+    with job_in(broken, "Sync", workers=1, attempt=2) as job:
+        assert finish(job) == evaluation
+    assert evaluation["accuracy"] > 0.9
+    expected, found = buffers(whole, STEPS), buffers(broken, STEPS)
+    assert set(found) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert found["1.num_batches_tracked"] == STEPS
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("lost", [Role.WORKER, Role.PARAMETER_SERVER, Role.MASTER])
+def test_every_checkpoint_has_them_also_when_somebody_was_lost(tmp_path: Path, lost: Role) -> None:
+    with job_in(tmp_path, "Async") as job:
+        job.start()
+        job.until(lambda progress: progress.step > EVERY)
+        job.kill(lost)
+        assert finish(job)["accuracy"] > 0.9
+    assert saved_steps(tmp_path) == [m["step"] for m in manifests(tmp_path / "checkpoints")]
+    assert buffers(tmp_path, STEPS)["1.num_batches_tracked"] > 0

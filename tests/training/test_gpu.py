@@ -1,0 +1,60 @@
+"""Workers on GPUs compute what plain PyTorch computes on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from disttrain.api.names import Role
+from disttrain_trainer.examples import mlp
+from training.job import Job, digits, served
+from training.test_data_parallel import STEPS, classic, expected
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+TOLERANCE = 1e-9
+"""Of 64-bit numbers, whose sums a GPU orders otherwise."""
+
+
+def on_gpus(folder: Path, spec: dict[str, Any], count: int) -> Job:
+    """A job with one worker of so many GPUs. Real programs: CUDA does not survive a fork."""
+    spec["worker"] = {"replicas": 1, "gpusPerWorker": count}
+    job = Job(folder=folder, spec=spec, program=True, startup_timeout=120)
+    job.config = job.config.model_copy(update={"gpus_per_worker": count})
+    return job
+
+
+def finish(job: Job) -> dict[str, float]:
+    """Runs it to its end; what the evaluation found."""
+    with job:
+        job.start()
+        assert job.supervise(timeout=200) == 0, job.logs()
+        progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    return progress.evaluation or {}
+
+
+def test_data_parallel_on_the_gpus_of_a_pod_equals_one_process_on_the_cpu(tmp_path: Path) -> None:
+    # NCCL takes a GPU for one rank only: with a single one here, this is a world of one, without a group.
+    count = min(2, torch.cuda.device_count())
+    finish(on_gpus(tmp_path, classic(workers=1, float64=True), count))
+    saved = load_file(tmp_path / "checkpoints" / f"step-{STEPS:08d}" / "state.safetensors")
+    for name, parameter in expected(float64=True).items():
+        torch.testing.assert_close(saved[f"model.{name}"], parameter, atol=TOLERANCE, rtol=0)
+
+
+def test_a_worker_of_parameter_servers_on_a_gpu_equals_one_process_on_the_cpu(tmp_path: Path) -> None:
+    spec = classic(workers=1, float64=True, evaluate="disttrain_trainer.examples.mlp:evaluate")
+    found = finish(on_gpus(tmp_path, spec | served("Sync"), 1))
+    config = {"samples": 100, "float64": True}
+    model: nn.Module = mlp.model(config)
+    model.load_state_dict(expected(float64=True))
+    with torch.no_grad():
+        assert found["mse"] == pytest.approx(mlp.evaluate(model, mlp.dataset(config, "test"))["mse"], abs=TOLERANCE)
+
+
+def test_digits_are_learned_on_a_gpu(tmp_path: Path) -> None:
+    assert finish(on_gpus(tmp_path, digits(), 1))["accuracy"] > 0.95

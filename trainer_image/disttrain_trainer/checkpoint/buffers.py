@@ -1,0 +1,51 @@
+"""A worker's buffers, such as BatchNorm's running statistics, in the checkpoints of parameter servers, which know parameters only.
+
+Each worker has its own; a checkpoint has those of one of them. Not here: which worker, and when (master/saver.py).
+"""
+
+import secrets
+from pathlib import Path
+
+from torch import nn
+
+from disttrain_trainer.checkpoint.folder import BUFFERS, sha256_of, write_atomically
+from disttrain_trainer.checkpoint.tensors import NamedTensors
+from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.messages import Message
+
+
+class Buffers:
+    """The buffers of this model, saved and loaded in place. root: the checkpoint folder, if there is one."""
+
+    def __init__(self, model: nn.Module, root: Path | None) -> None:
+        buffers = dict(model.named_buffers())
+        self.there_are_some = bool(buffers)
+        self._tensors = NamedTensors(buffers)
+        self._root = root
+
+    def restore(self, name: str) -> None:
+        """Takes over a file of the checkpoint folder. Raises PeerLost when it is gone: the next world names a newer one."""
+        if self._root is None:
+            return
+        file = self._root / name
+        try:
+            self._tensors.load(file)
+        except WrongInput:
+            if file.exists():
+                raise
+            raise PeerLost(name, "a newer checkpoint took its place") from None
+
+    def save(self, folder: str) -> Message:
+        """Writes a file into a checkpoint; what the master is told of it.
+
+        Under a new name: the master may have asked another worker meanwhile, or this one twice, and a file that a manifest names
+        must not change.
+        """
+        if self._root is None:
+            return {"error": "it has no checkpoint volume"}
+        path = self._root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
+        try:
+            write_atomically(path, self._tensors.save)
+            return {"file": path.name, "sha256": sha256_of(path)}
+        except OSError as error:
+            return {"error": str(error)}
