@@ -14,7 +14,9 @@ from cluster.programs import require
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     require("apiserver")
-    with ControlPlane() as control_plane:
+    # As on OpenShift: who names an owner that may not go before it needs a right for that.
+    flags = ["--enable-admission-plugins=OwnerReferencesPermissionEnforcement"]
+    with ControlPlane(api_server_flags=flags) as control_plane:
         control_plane.kubectl("apply", "--server-side", "-f", "crds/disttrainjobs.yaml")
         eventually(lambda: Rest(control_plane)("GET", JOBS))
         yield control_plane

@@ -144,6 +144,21 @@ class Kubelet:
         """The pod has ended after its deletion."""
         self._rest.delete(PODS, name, gracePeriodSeconds=0)
 
+    def lose(self, name: str) -> None:
+        """The pod's node has gone and was given up; nobody will say that the pod has ended."""
+        now = stamp()
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        pod = self._rest.get(PODS, name)
+        conditions = [*pod["status"].get("conditions", ()), {**disrupted, "lastTransitionTime": now}]
+        self._status(name, {"conditions": conditions})
+        self._rest.delete(PODS, name, gracePeriodSeconds=1)
+
+    def place(self, name: str, node: str) -> None:
+        """The scheduler's part: only of a pod with a node does a deletion wait for the node's word."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        self._rest.create(f"{PODS}/{name}/binding", binding)
+
     def _end(self, name: str, phase: str, terminated: Any, conditions: Any) -> None:
         now = stamp()
         ended = {**terminated, "finishedAt": now, "startedAt": now}

@@ -233,6 +233,14 @@ def test_refused_pod_is_told_and_tried_again(rest: Rest, operator: Operator) -> 
     eventually(lambda: sorted(pods_of(rest, "refused")) == pod_names("refused"), seconds=30)
 
 
+def test_network_policy_follows_the_job(rest: Rest, operator: Operator) -> None:
+    started(rest, "open")
+    rest.merge(f"{JOBS}/open", {"spec": {"network": {"policy": "None"}}})
+    eventually(lambda: rest.find(POLICIES, "open") is None)
+    rest.merge(f"{JOBS}/open", {"spec": {"network": {"policy": "JobOnly"}}})
+    eventually(lambda: rest.find(POLICIES, "open"))
+
+
 def test_unchanged_world_costs_no_write(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
     for name in started(rest, "still"):
         kubelet.run(name)
@@ -259,3 +267,9 @@ def test_probes_say_that_it_lives(operator: Operator) -> None:
     assert operator.answer("/healthz") == (200, "ok\n")
     assert operator.answer("/readyz") == (200, "ok\n")
     assert 'disttrain_operator_watch_age_seconds{resource="pods"}' in operator.answer("/metrics")[1]
+
+
+def test_metrics_tell_the_memory_and_cpu_of_the_operator(operator: Operator) -> None:
+    lines = dict(line.rsplit(" ", 1) for line in operator.answer("/metrics")[1].splitlines() if line[0] != "#")
+    assert float(lines["process_resident_memory_bytes"]) > 10e6
+    assert float(lines["process_cpu_seconds_total"]) > 0

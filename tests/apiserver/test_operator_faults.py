@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -102,6 +104,26 @@ def test_sigterm_ends_it_in_order(rest: Rest, operator: Operator) -> None:
     began = time.monotonic()
     assert operator.stop() == 0
     assert time.monotonic() - began < 10
+    assert "Traceback" not in operator.log
+
+
+def test_second_sigterm_changes_nothing(rest: Rest, operator: Operator) -> None:
+    operator.start()
+    assert operator.program
+    operator.program.send(signal.SIGTERM)
+    assert operator.stop() == 0
+    assert "Traceback" not in operator.log
+
+
+def test_sigterm_while_the_api_server_is_away_ends_it(
+    control_plane: ControlPlane, rest: Rest, operator: Operator
+) -> None:
+    operator.start()
+    control_plane.api_server.stop()
+    began = time.monotonic()
+    assert operator.stop() == 0
+    assert time.monotonic() - began < 8  # 5 of them kopf gives to its own requests
+    control_plane.start_api_server()
     assert "Traceback" not in operator.log
 
 
@@ -203,3 +225,31 @@ def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operato
     eventually(lambda: status(rest, "told")["training"]["step"] == 60)
     server.shutdown()
     server.server_close()
+
+
+def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
+    control_plane: ControlPlane, rest: Rest, kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The minute of patience made shorter, as the interpreter starts.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from datetime import timedelta\nfrom disttrain.plan import lost_nodes\nlost_nodes.PATIENCE = timedelta(seconds=3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = (f"--namespaces={NAMESPACE}", "--progress=Pod")
+    with Operator(control_plane, *flags, name="operator-lost-node"):
+        rest.create(JOBS, job("lost"))
+        eventually(lambda: names(rest, "lost") == pod_names("lost"))
+        for pod in pod_names("lost"):
+            kubelet.place(pod, "node-1")
+            kubelet.run(pod)
+        uid = rest.get(PODS, "lost-worker-1")["metadata"]["uid"]
+        began = time.monotonic()
+        kubelet.lose("lost-worker-1")
+        assert rest.get(PODS, "lost-worker-1")["metadata"]["uid"] == uid
+        eventually(lambda: rest.get(PODS, "lost-worker-1")["metadata"]["uid"] != uid)
+        assert time.monotonic() - began > 2
+        # Pods whose node may only be slow are left to it.
+        rest.delete(PODS, "lost-worker-0", gracePeriodSeconds=1)
+        uid = rest.get(PODS, "lost-worker-0")["metadata"]["uid"]
+        time.sleep(5)  # nothing shall happen
+        assert rest.get(PODS, "lost-worker-0")["metadata"]["uid"] == uid

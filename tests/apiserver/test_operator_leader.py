@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from apiserver.operating import JOBS, PODS, Operator, Rest, eventually, job, pod_names
 from cluster.controlplane import ControlPlane
 
@@ -26,3 +28,16 @@ def test_standby_takes_over_when_the_leader_is_killed(control_plane: ControlPlan
         rest.delete(PODS, "led-worker-0", gracePeriodSeconds=0)
         eventually(lambda: leads(second), seconds=40)
         eventually(lambda: rest.find(PODS, "led-worker-0"))
+
+
+def test_standby_that_is_told_to_end_ends_at_once(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "namespace", "standby")
+    flags = ("--namespaces=standby", "--leader-elect", "--lease-namespace=standby", "--progress=Pod")
+    first, second = (Operator(control_plane, *flags, name=f"operator-standby-{number}") for number in (1, 2))
+    with first, second:
+        eventually(lambda: leads(first))
+        began = time.monotonic()
+        assert second.stop() == 0
+        assert time.monotonic() - began < 2
+        assert "Traceback" not in second.log
+        assert leads(first)

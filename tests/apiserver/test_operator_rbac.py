@@ -1,14 +1,17 @@
-"""The operator's Role: it suffices for the whole life of a job, and it is exactly what is written down beside this test."""
+"""The operator's Role: it suffices for the whole life of a job, all of it is used, and it is exactly what stands beside this test."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from apiserver.meddling import Meddler, Watches
 from apiserver.operating import (
     EVENTS,
     JOBS,
@@ -38,25 +41,76 @@ def rest(control_plane: ControlPlane) -> Rest:
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, rest: Rest) -> Iterator[Operator]:
-    config = control_plane.kubeconfig_for(ACCOUNT)
-    with Operator(
-        control_plane, "--namespaces=rbac", "--progress=Pod", kubeconfig=config, name="operator-rbac"
-    ) as operator:
+def meddler(control_plane: ControlPlane) -> Iterator[Meddler]:
+    with Meddler(control_plane, user=ACCOUNT) as meddler:
+        yield meddler
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane, rest: Rest, meddler: Meddler) -> Iterator[Operator]:
+    flags = ("--namespaces=rbac", "--progress=Pod")
+    with Operator(control_plane, *flags, kubeconfig=meddler.kubeconfig, name="operator-rbac") as operator:
         yield operator
 
 
-def test_role_suffices_for_the_life_of_a_job(rest: Rest, operator: Operator) -> None:
+def granted(rules: Any) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def names_are_taken_and_given_back(rest: Rest) -> None:
+    """Whose an object is that has the name of a child, the operator has to look up."""
+    pod = {"containers": [{"name": "x", "image": "x"}]}
+    service = {"clusterIP": "None", "selector": {"x": "y"}}
+    for path, name, spec in (
+        (SERVICES, "taken", service),
+        (POLICIES, "taken", {"podSelector": {}}),
+        (PODS, "taken-master-0", pod),
+    ):
+        rest.create(path, {"metadata": {"name": name}, "spec": spec})
+    rest.create(JOBS, job("taken"))
+    eventually(lambda: "NameTaken" in str(rest.get(JOBS, "taken")["status"]["conditions"]))
+    for path, name in ((SERVICES, "taken"), (POLICIES, "taken"), (PODS, "taken-master-0")):
+        rest.delete(path, name, **({"gracePeriodSeconds": 0} if path == PODS else {}))
+    selector = "disttrain.dev/job-name=taken"
+    eventually(
+        lambda: sorted(pod["metadata"]["name"] for pod in rest.list(PODS, selector)) == pod_names("taken"), seconds=30
+    )
+
+
+def worker_fails(rest: Rest, kubelet: Kubelet) -> None:
+    uid = rest.get(PODS, "life-worker-0")["metadata"]["uid"]
+    kubelet.fail("life-worker-0")
+    eventually(lambda: rest.get(PODS, "life-worker-0")["metadata"]["uid"] != uid)
+
+
+def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
+    rest: Rest, operator: Operator, meddler: Meddler
+) -> None:
     kubelet = Kubelet(rest)
+    names_are_taken_and_given_back(rest)
+    selector = "disttrain.dev/job-name=life"
     rest.create(JOBS, job("life", runPolicy={"ttlSecondsAfterFinished": 1}))
-    eventually(lambda: sorted(pod["metadata"]["name"] for pod in rest.list(PODS)) == pod_names("life"))
+    eventually(lambda: sorted(pod["metadata"]["name"] for pod in rest.list(PODS, selector)) == pod_names("life"))
     for path, name in ((SERVICES, "life"), (POLICIES, "life"), (PODS, "life-ps-0")):
         rest.delete(path, name, **({"gracePeriodSeconds": 0} if path == PODS else {}))
         eventually(lambda path=path, name=name: rest.find(path, name))
+    rest.merge(f"{JOBS}/life", {"spec": {"network": {"policy": "None"}}})
+    eventually(lambda: rest.find(POLICIES, "life") is None)
     for name in pod_names("life"):
         kubelet.run(name)
-    kubelet.fail("life-worker-0")
-    eventually(lambda: rest.get(PODS, "life-worker-0")["status"]["phase"] == "Pending")
+    worker_fails(rest, kubelet)
+    worker_fails(rest, kubelet)  # the same Event again
+    # A status that is written over a change that the operator has not heard of.
+    meddler.meddled_with, meddler.watches = "disttrainjobs", Watches.MUTED
+    rest.merge(f"{JOBS}/life", {"metadata": {"annotations": {"example.org/note": "x"}}})
+    worker_fails(rest, kubelet)
+    meddler.watches = Watches.PASSED
     eventually(lambda: [event for event in rest.list(EVENTS) if event["involvedObject"]["name"] == "life"])
     for name in pod_names("life"):
         kubelet.succeed(name)
@@ -66,6 +120,10 @@ def test_role_suffices_for_the_life_of_a_job(rest: Rest, operator: Operator) -> 
     }
     assert refused == {}
     assert "forbidden" not in operator.log
+    (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
+    # Asked for by the API server itself, of whoever sets blockOwnerDeletion.
+    unasked = {("disttrain.dev", "disttrainjobs/finalizers", "update")}
+    assert meddler.allowed == granted(role["rules"]) - unasked
 
 
 def test_role_is_what_is_written_down(control_plane: ControlPlane, rest: Rest) -> None:
@@ -92,3 +150,36 @@ def test_namespaced_variant_has_the_same_rules_and_nothing_of_the_cluster(contro
     assert {kind for kind, _ in objects} == {"ServiceAccount", "Role", "RoleBinding", "Deployment"}
     (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
     assert objects["Role", "disttrain-operator"]["rules"] == role["rules"]
+
+
+def test_leader_election_component_suffices_to_take_and_to_leave_the_lease(
+    control_plane: ControlPlane, rest: Rest, tmp_path: Path
+) -> None:
+    kustomization = {
+        "resources": [os.path.relpath(ROOT / "deploy/base", tmp_path)],
+        "components": [os.path.relpath(ROOT / "deploy/components/leader-election", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    text = control_plane.kubectl("kustomize", str(tmp_path))
+    control_plane.kubectl("apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-", input=text)
+    objects = {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
+    deployment = objects["Deployment", "disttrain-operator"]["spec"]
+    assert deployment["replicas"] == 2
+    (container,) = deployment["template"]["spec"]["containers"]
+    settings = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert settings["DISTTRAIN_OPERATOR_LEADER_ELECT"] == "true"
+    assert "DISTTRAIN_OPERATOR_LEASE_NAMESPACE" in settings
+
+    lease = [objects["Role", "disttrain-operator-lease"], objects["RoleBinding", "disttrain-operator-lease"]]
+    control_plane.kubectl("apply", "-f", "-", input=lease)
+    with Meddler(control_plane, user=ACCOUNT) as meddler:
+        flags = ("--namespaces=rbac", "--progress=Pod", "--leader-elect", "--lease-namespace=disttrain-system")
+        for number in (1, 2):  # the first makes the Lease and leaves it, the second finds it free
+            with Operator(
+                control_plane, *flags, kubeconfig=meddler.kubeconfig, name=f"operator-lease-{number}"
+            ) as operator:
+                eventually(lambda: "disttrain_operator_leader 1.0" in operator.answer("/metrics")[1], seconds=5)
+                assert operator.stop() == 0
+                assert "cannot be" not in operator.log
+        used = {right for right in meddler.allowed if right[1] == "leases"}
+    assert used == granted(lease[0]["rules"])

@@ -72,7 +72,7 @@ def test_operator_image_runs_restricted_and_holds_no_torch(node: Node) -> None:
     find_torch = "import importlib.util as u; print(u.find_spec('torch'))"
     with node.namespace("operator-image") as ns:
         pods = [
-            make_pod("imports", "operator", "python", "-c", _CHECKS, "disttrain.controller.main", "json"),
+            make_pod("imports", "operator", "python", "-c", _CHECKS, "disttrain.controller.process", "json"),
             make_pod("torch", "operator", "python", "-c", find_torch),
             make_pod("helps", "operator", "disttrain-operator", "--help"),
         ]

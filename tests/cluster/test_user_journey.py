@@ -160,19 +160,30 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
     node.wait_for("everything of the job to be gone", lambda: not left(), 15)
 
 
-def test_a_missing_secret_is_named_in_the_condition(node: Node) -> None:
-    job = job_of("command.yaml", "secretless")
+def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
+    secretless, claimless, programless = (
+        job_of("command.yaml", name) for name in ("secretless", "claimless", "programless")
+    )
     env = [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "token"}}}]
-    job["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
-    node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
+    secretless["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
+    claimless["spec"]["checkpoint"] = {"volume": {"persistentVolumeClaim": "nowhere"}}
+    programless["spec"]["trainer"]["command"] = ["nowhere"]
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=[secretless, claimless, programless], user=JANE)
 
-    def ready() -> str:
-        conditions = node.get("dtj", "secretless", namespace=TEAM).get("status", {}).get("conditions", [])
-        return next((c["message"] for c in conditions if c["type"] == "Ready" and "nowhere" in c["message"]), "")
+    def condition(name: str, type_: str) -> str:
+        conditions = node.get("dtj", name, namespace=TEAM).get("status", {}).get("conditions", [])
+        return next((c["message"] for c in conditions if c["type"] == type_ and "nowhere" in c["message"]), "")
 
-    message = node.wait_for("the condition to name the Secret", ready, 60)
-    assert "secretless-worker-" in message
-    node.kubectl("delete", "dtj", "secretless", "-n", TEAM, user=JANE)
+    for name, type_, says in [
+        ("secretless", "Ready", "create it in the job's namespace"),
+        ("claimless", "Scheduled", "create it in the job's namespace"),
+        ("programless", "Failed", "(StartError, exit code 127)"),
+    ]:
+        message = node.wait_for(
+            f"{type_} of {name} to name it", lambda name=name, type_=type_: condition(name, type_), 60
+        )
+        assert says in message, message
+        node.kubectl("delete", "dtj", name, "-n", TEAM, user=JANE)
 
 
 def test_the_operator_may_do_what_it_needs_and_no_more(node: Node) -> None:

@@ -19,6 +19,7 @@ from disttrain.plan.model import (
     CreatePod,
     CreateService,
     DeleteJob,
+    DeleteNetworkPolicy,
     DeletePod,
     Event,
     Phase,
@@ -142,6 +143,8 @@ class Cluster:
                 self.service = True
             case CreateNetworkPolicy():
                 self.network_policy = True
+            case DeleteNetworkPolicy():
+                self.network_policy = False
             case CreatePod(role=role, index=index, attempt=attempt):
                 name = pod_name(self.body["metadata"]["name"], role, index)
                 if name in self.pods:

@@ -17,6 +17,8 @@ from disttrain.api.types import DnsLabel, FreeForm, Quantity, StringMap, list_ma
 EnvName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
 _RESERVED_CEL = "[" + ", ".join(f"'{name}'" for name in sorted(RESERVED) if not name.startswith(PREFIX)) + "]"
 
+_WHAT_RUNS = "what the trainer container runs is said by spec.trainer: a program of your own is trainer.command"
+
 
 class OpenModel(Model):
     """A Kubernetes object of which we type a part; unknown fields are kept."""
@@ -87,11 +89,27 @@ class Container(OpenModel):
             message="nvidia.com/gpu of the trainer container is set by worker.gpusPerWorker, one process for each; set it there",
             field="resources",
         ),
+        Rule(
+            cel="self.name != 'trainer' || !has(self.command)",
+            check=lambda c: c.name != TRAINER_CONTAINER or c.command is None,
+            message=_WHAT_RUNS,
+            field="command",
+        ),
+        Rule(
+            cel="self.name != 'trainer' || !has(self.args)",
+            check=lambda c: c.name != TRAINER_CONTAINER or c.args is None,
+            message=_WHAT_RUNS,
+            field="args",
+        ),
     )
     name: DnsLabel
     """Name of the container: `trainer`, or that of a sidecar."""
     image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=1024)] | None = None
     """Image of the container. Default for `trainer`: spec.image."""
+    command: tuple[str, ...] | None = None
+    """Entry point of a sidecar; not of `trainer`, which runs what spec.trainer says."""
+    args: tuple[str, ...] | None = None
+    """Arguments of a sidecar; not of `trainer`."""
     env: Annotated[tuple[EnvVar, ...], *list_map("name", max_items=256)] | None = None
     """Environment variables, merged with those of the operator."""
     resources: Resources | None = None

@@ -107,8 +107,8 @@ class KubeApi(Protocol):
         """Deletes this very object, in the background for what it owns. Conflict when the name is another's by now."""
         ...
 
-    async def proxy(self, namespace: str, pod: str, port: int, path: str) -> bytes:
-        """What a pod answers to a GET, through the API server."""
+    async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
+        """What a pod answers to a GET, through the API server; at most so many bytes of it."""
         ...
 
 
@@ -130,13 +130,36 @@ async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
     except config.ConfigException:
         try:
             await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except config.ConfigException as error:
-            raise NoCluster(str(error)) from error
+        except Exception as error:  # a file that is no kubeconfig fails in as many ways as there are other files
+            raise NoCluster(f"no cluster: {_one_line(error)}; set KUBECONFIG to a kubeconfig") from error
     configuration.connection_pool_maxsize = connections
     # Else aiohttp looks for a .netrc in a thread of its own, for every single request. A proxy of the kubeconfig is still used.
-    configuration.client_session_kwargs = {"trust_env": False}
+    configuration.client_session_kwargs = {"trust_env": False, "middlewares": (_no_redirect,)}
     async with ApiClient(configuration) as client:
         yield client
+
+
+async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """An API server sends nobody elsewhere; a pod behind its proxy could, to wherever it likes."""
+    answer = await handler(request)
+    if answer.status in (301, 302, 303, 307, 308):
+        answer.close()
+        raise aiohttp.ClientError(f"a redirect to {answer.headers.get('Location', '')[:200]} is not followed")
+    return answer
+
+
+async def beginning(content: aiohttp.StreamReader, most: int) -> bytes:
+    """A body, or its first bytes: a single read gives no more than what has come so far."""
+    data = b""
+    while len(data) < most and (more := await content.read(most - len(data))):
+        data += more
+    return data
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, config.ConfigException):
+        return str(error)
+    return f"the kubeconfig cannot be read: {' '.join(str(error).split())}"
 
 
 class KubeClient:
@@ -190,10 +213,9 @@ class KubeClient:
             options["gracePeriodSeconds"] = grace_seconds
         return await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=options)
 
-    async def proxy(self, namespace: str, pod: str, port: int, path: str) -> bytes:
-        return await self._exchange(
-            "GET", "proxy", PODS, PODS.path(namespace, f"{pod}:{port}", "proxy", path.lstrip("/"))
-        )
+    async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
+        where = PODS.path(namespace, f"{pod}:{port}", "proxy", path.lstrip("/"))
+        return await self._exchange("GET", "proxy", PODS, where, most=most)
 
     async def _request(self, method: str, verb: str, resource: Resource, path: str, **more: Any) -> Body:
         answer: Body = json.loads(await self._exchange(method, verb, resource, path, **more))
@@ -210,6 +232,7 @@ class KubeClient:
         body: Body | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        most: int | None = None,
     ) -> bytes:
         url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
         code = "none"
@@ -217,7 +240,12 @@ class KubeClient:
             answer = await self._client.call_api(
                 method, url, await self._headers(content_type, accept), body=body, _request_timeout=self._timeout
             )
-            data: bytes = await answer.read()  # type: ignore[no-untyped-call]
+            data: bytes
+            if most is None:
+                data = await answer.read()  # type: ignore[no-untyped-call]
+            else:
+                async with answer.response as response:
+                    data = await beginning(response.content, most)
             code = str(answer.status)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unavailable(0, type(error).__name__, f"no answer to {method} {path}: {error}") from error

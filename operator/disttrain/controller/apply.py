@@ -28,7 +28,16 @@ from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.snapshot import Memory
 from disttrain.manifests import build_network_policy, build_pod, build_service
-from disttrain.plan.model import Action, CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeletePod, Refusal
+from disttrain.plan.model import (
+    Action,
+    CreateNetworkPolicy,
+    CreatePod,
+    CreateService,
+    DeleteJob,
+    DeleteNetworkPolicy,
+    DeletePod,
+    Refusal,
+)
 
 SLOW_START = 4
 """Size of the first batch of creations; each next one is twice as large. A quota that is full is met by few requests, not by thousands."""
@@ -85,6 +94,9 @@ class Executor:
                 await self._create(job, memory, SERVICES, build_service(job))
             case CreateNetworkPolicy():
                 await self._create(job, memory, NETWORK_POLICIES, build_network_policy(job))
+            case DeleteNetworkPolicy():
+                for policy in list(self._cache.network_policies.owned_by(job.metadata.uid)):
+                    await self._delete(job, NETWORK_POLICIES, policy.key, policy.uid, None)
             case CreatePod(role=role, index=index, attempt=attempt):
                 await self._create(
                     job, memory, PODS, build_pod(job, role, index, attempt, trainer_image=self._trainer_image)

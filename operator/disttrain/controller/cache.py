@@ -5,6 +5,7 @@ object wins: resource versions of one kind are integers that grow (KEP-5504), an
 Not here: requests, decisions.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Bod
 from disttrain.plan.model import Phase, PodView
 
 T = TypeVar("T")
+_NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
+_WORDS_OF_NOT_STARTED = (
+    (re.compile(r"exec:? .*(executable file not found|no such file or directory)"), 127),
+    (re.compile(r"exec:? .*permission denied"), 126),
+)
 TOMBSTONES = 20_000
 """Uids of the newest deletions that are remembered: far more than can be on their way."""
 
@@ -227,8 +233,9 @@ def project_pod(body: Body) -> PodView | None:
         ready="Ready" in true,
         scheduled="PodScheduled" in true or bool(spec.get("nodeName")),
         deleting="deletionTimestamp" in metadata,
+        deletion_deadline=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
         finished=_time(finished) if finished else None,
-        exit_code=ended.get("exitCode"),
+        exit_code=_exit_code(ended),
         reason=reason,
         message=message,
         termination=Termination.decode(ended["message"]) if ended.get("message") else Termination(),
@@ -243,6 +250,16 @@ def _trainer_state(status: Body) -> Body:
             state: Body = container.get("state", {})
             return state
     return {}
+
+
+def _exit_code(ended: Body) -> int | None:
+    """The container's. A runtime says 128 when it could not start the program; why, as a shell's 126 and 127 have it, is in its words."""
+    if ended.get("reason") in _NOT_STARTED:
+        for words, meaning in _WORDS_OF_NOT_STARTED:
+            if words.search(ended.get("message", "")):
+                return meaning
+    code: int | None = ended.get("exitCode")
+    return code
 
 
 def _why(status: Body, state: Body, conditions: dict[str, Body]) -> tuple[str, str]:

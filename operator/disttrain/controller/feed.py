@@ -3,6 +3,7 @@
 Old news and our own echo change nothing in the cache and queue nothing. Not here: requests, decisions.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,13 @@ from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
-from disttrain.controller.snapshot import Memories
+from disttrain.controller.snapshot import Memories, Memory
 
 SETTLE_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
+
+ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
+"""Reasons of a pod that waits which are none: every pod passes through them."""
 
 
 class Feed:
@@ -49,10 +53,12 @@ class Feed:
         if job is None:
             return
         self._expectations.seen(job, uid, gone=gone)
-        if gone and (memory := self._memories.find(job)):
+        memory = self._memories.find(job)
+        if gone and memory:
             memory.foreign.pop(key, None)  # the name is free
         if news:
-            self._queue.add_after(job, 0.0 if gone or _urgent(news.value) else SETTLE_SECONDS)
+            urgent = gone or _urgent(news.value)
+            self._queue.add_after(job, 0.0 if urgent else max(SETTLE_SECONDS, _rest(memory)))
 
     def queue_all(self) -> None:
         for job in self._cache.jobs:
@@ -60,5 +66,11 @@ class Feed:
 
 
 def _urgent(value: object) -> bool:
-    """Whether something has to be done about it, rather than only written down."""
-    return not isinstance(value, CachedPod) or value.view is None or value.view.done or value.view.deleting
+    """Whether something has to be done about it or known of it, rather than only counted."""
+    if not isinstance(value, CachedPod) or value.view is None:
+        return True
+    return value.view.done or value.view.deleting or value.view.reason not in ON_ITS_WAY
+
+
+def _rest(memory: Memory | None) -> float:
+    return memory.rests_until - asyncio.get_running_loop().time() if memory else 0.0

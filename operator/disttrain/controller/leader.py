@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 15
 RENEW_SECONDS = 10
 RETRY_SECONDS = 2
+RELEASE_SECONDS = 1
+"""For the API server to answer at the end; if it does not, the Lease runs out by itself."""
 
 
 class Lease:
@@ -53,10 +55,11 @@ class Lease:
 
     async def release(self) -> None:
         """Lets it go, so that nobody has to wait for its end."""
-        with contextlib.suppress(ApiError):
-            lease = await self._api.get(LEASES, self._namespace, self._name)
-            if lease["spec"].get("holderIdentity") == self.identity:
-                await self._patch(lease, {"holderIdentity": ""})
+        with contextlib.suppress(ApiError, TimeoutError):
+            async with asyncio.timeout(RELEASE_SECONDS):
+                lease = await self._api.get(LEASES, self._namespace, self._name)
+                if lease["spec"].get("holderIdentity") == self.identity:
+                    await self._patch(lease, {"holderIdentity": ""})
 
     async def take(self) -> bool:
         """Takes or renews it; False when another holds it, or the API server does not answer."""

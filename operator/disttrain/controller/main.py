@@ -1,274 +1,41 @@
-"""`disttrain-operator`: puts the parts together, runs them until SIGTERM, and ends in order.
+"""`disttrain-operator`: the console script. What ends the process before or because it cannot begin, in one line and with an exit code.
 
-The order of the start: the port (so that probes answer), the Lease, one full list, the workers, kopf's watches. The end begins with
-kopf, which has the signal: no new passes, those in flight come to their end, what Events wait, the connections.
+Hardly an import at the top: loading the operator takes a second, in which a signal shall find somebody to hear it.
 """
 
-import asyncio
-import contextlib
 import gc
-import json
-import logging
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime
-from typing import Any
-
-import kopf
-import uvloop
-
-from disttrain import __version__
-from disttrain.api import Progress
-from disttrain.controller import handlers, metrics, probes
-from disttrain.controller.api import KubeApi, KubeClient, NoCluster, connect
-from disttrain.controller.apply import Executor
-from disttrain.controller.cache import Cache, Key
-from disttrain.controller.events import EventPoster
-from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import Feed
-from disttrain.controller.leader import leadership
-from disttrain.controller.progress import Fetch, Master, ProgressReader, fetcher
-from disttrain.controller.queue import WorkQueue
-from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import SELECTORS, Freshness, Resync
-from disttrain.controller.settings import LogFormat, Settings
-from disttrain.controller.snapshot import Memories
-from disttrain.controller.status import StatusWriter
-
-log = logging.getLogger(__name__)
-
-MOST_LAG = 5.0
-MOST_WAIT = 300.0
-STALE_RESYNCS = 10
-"""Missed comparisons after which the operator is taken for stuck."""
+from types import FrameType
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the operator. Exit code 0: told to end; 1: a part of it failed; 2: it cannot begin so."""
+    # As process 1 of a container it would not even be delivered a signal for which it has no handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    from disttrain.controller.settings import Settings
+
     settings = Settings.load(sys.argv[1:], os.environ)
-    _log_to_stderr(settings)
+    from disttrain.controller.api import NoCluster
+    from disttrain.controller.logs import log_to_stderr
+    from disttrain.controller.probes import NoPort
+    from disttrain.controller.process import run
+
+    log_to_stderr(settings)
     # Collecting garbage was a third of the CPU time of a burst: JSON makes many containers and hardly a cycle. What was
     # imported is never garbage, and the collector comes by less often.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:
-        code = uvloop.run(operate(settings))
-    except NoCluster as error:
-        print(f"disttrain-operator: no cluster: {error}; set KUBECONFIG", file=sys.stderr)
+        code = run(settings)
+    except (NoCluster, NoPort) as error:
+        print(f"disttrain-operator: {error}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
-async def operate(settings: Settings) -> int:
-    """Runs the operator until it is told to end. The exit code."""
-    asyncio.get_running_loop().set_exception_handler(_report)
-    async with connect(connections=settings.requests + settings.workers) as client:
-        api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds)
-        async with fetcher(settings.progress, api) as fetch:
-            return await Operator(settings, api, fetch).run()
-
-
-def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What no task handled. kopf leaves its watches to the end of the loop, and one in the middle of a read then complains
-    of being closed (1.45.2, infinite_watch): nothing that anybody could act on."""
-    if "asyncgen" in context:
-        log.debug("%s", context["message"])
-    else:
-        loop.default_exception_handler(context)
-
-
-class Operator:
-    """All parts of one operator process."""
-
-    def __init__(self, settings: Settings, api: KubeApi, fetch: Fetch) -> None:
-        loop = asyncio.get_running_loop()
-        self._settings = settings
-        self._api = api
-        self._cache = Cache()
-        self._queue: WorkQueue[Key] = WorkQueue()
-        self._workers: list[asyncio.Task[None]] = []
-        self._stop = asyncio.Event()
-        self._exit_code = 0
-        self._leading = not settings.leader_elect
-        self._freshness = Freshness(loop.time)
-        self._lag = probes.LoopLag()
-        self._events = EventPoster(api)
-        expectations, memories = Expectations(), Memories()
-        self._feed = Feed(self._cache, self._queue, expectations, memories, self._freshness)
-        self._resync = Resync(
-            api,
-            self._cache,
-            self._freshness,
-            namespaces=settings.namespaces,
-            changed=self._feed.changed,
-            queue_all=self._feed.queue_all,
-        )
-        self._progress = ProgressReader(fetch, self._heard)
-        self._reconciler = Reconciler(
-            api=api,
-            cache=self._cache,
-            queue=self._queue,
-            expectations=expectations,
-            memories=memories,
-            executor=Executor(
-                api,
-                self._cache,
-                expectations,
-                trainer_image=settings.trainer_image,
-                concurrency=settings.requests,
-                clock=_now,
-            ),
-            statuses=StatusWriter(api, self._cache, rest=settings.status_rest_seconds),
-            events=self._events,
-            progress=self._progress,
-            clock=_now,
-        )
-
-    async def run(self) -> int:
-        """Serves until a signal, or until a part of it ends that must not: then 1."""
-        metrics.REGISTRY.register(jobs := metrics.JobsCollector(self._states))
-        try:
-            async with self._port(), leadership(self._settings, self._api, lost=self._fail):
-                self._leading = True
-                await self._resync.first()
-                log.info(
-                    "disttrain-operator %s serves %s: %d jobs, %d pods",
-                    __version__,
-                    ", ".join(self._settings.namespaces) or "all namespaces",
-                    len(self._cache.jobs),
-                    len(self._cache.pods),
-                )
-                await self._serve()
-        finally:
-            metrics.REGISTRY.unregister(jobs)
-        return self._exit_code
-
-    async def _serve(self) -> None:
-        self._workers = [
-            asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
-            for number in range(self._settings.workers)
-        ]
-        resync = self._resync.run(self._settings.resync_seconds)
-        async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
-            try:
-                await self._watch()
-            finally:
-                await self._end()
-
-    def _fail(self) -> None:
-        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one."""
-        self._exit_code = 1
-        self._stop.set()
-
-    async def _end(self) -> None:
-        """Lets passes in flight come to their end, and starts no new ones."""
-        self._stop.set()  # kopf's own task waits for it, else for 5 s, if it was a signal that ended it
-        self._queue.shut_down()
-        await asyncio.wait(self._workers, timeout=self._settings.shutdown_seconds)
-        for worker in self._workers:
-            worker.cancel()
-        await self._progress.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._events.drain(), timeout=2)
-
-    async def _watch(self) -> None:
-        kopf_settings = kopf.OperatorSettings()
-        handlers.configure(kopf_settings)
-        await kopf.operator(
-            registry=handlers.register(self._feed, self._end),
-            settings=kopf_settings,
-            standalone=True,
-            clusterwide=not self._settings.namespaces,
-            namespaces=self._settings.namespaces,
-            stop_flag=self._stop,
-        )
-
-    @contextlib.asynccontextmanager
-    async def _port(self) -> AsyncIterator[None]:
-        live = {
-            "event loop": lambda: _above(self._lag.seconds, MOST_LAG, "late"),
-            "queue": lambda: _above(self._queue.oldest(), MOST_WAIT, "waiting"),
-        }
-        most = STALE_RESYNCS * self._settings.resync_seconds
-        for resource in SELECTORS:
-            live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
-                _above(self._freshness.age(resource), most, "without news") if self._freshness.synced else None
-            )
-        # One that waits for the Lease is ready to take over.
-        ready = {"first list": lambda: "not yet read" if self._leading and not self._freshness.synced else None}
-        async with probes.serve(
-            self._settings.host,
-            self._settings.port,
-            live=live,
-            ready=ready,
-            registry=metrics.REGISTRY,
-            before_scrape=self._measure,
-        ) as port:
-            log.info("/healthz, /readyz and /metrics on port %d", port)
-            yield
-
-    def _heard(self, key: Key, master: Master, progress: Progress) -> None:
-        self._reconciler.heard(key, master, progress)
-
-    def _measure(self) -> None:
-        metrics.QUEUE_DEPTH.set(len(self._queue))
-        for resource in SELECTORS:
-            metrics.WATCH_AGE.labels(resource.plural).set(self._freshness.age(resource))
-
-    def _states(self) -> list[str]:
-        return [job.value.status.get("state", "Pending") for job in self._cache.jobs if job.value.ours]
-
-
-@contextlib.asynccontextmanager
-async def _background(fail: Callable[[], None], **work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs endless tasks beside a block; `fail` hears of one that ends all the same."""
-    tasks = [asyncio.create_task(one, name=name) for name, one in work.items()]
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            log.critical("%s ended", task.get_name(), exc_info=task.exception())
-            fail()
-
-    for task in tasks:
-        task.add_done_callback(ended)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _above(value: float, most: float, what: str) -> str | None:
-    return f"{value:.0f} s {what}, at most {most:.0f} s" if value > most else None
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _JsonFormatter()
-        if settings.log_format is LogFormat.JSON
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    if settings.log_level != "debug":
-        logging.getLogger("kopf").setLevel(logging.WARNING)  # it says of every event that it was handled
-        logging.getLogger("kubernetes").setLevel(logging.ERROR)  # it warns of what we tell of as an error
+def _leave(_: int, __: FrameType | None) -> None:
+    """Nothing has begun that would have to be put in order; an exception here would come out of the middle of an import."""
+    os._exit(0)

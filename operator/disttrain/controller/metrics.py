@@ -3,11 +3,12 @@
 Jobs by state is a gauge that is counted when somebody looks (`JobsCollector`), so that it cannot drift from the cache.
 """
 
+import contextlib
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -80,6 +81,23 @@ class JobsCollector(Collector):
         for state in State:
             family.add_metric([state], tally[state])
         yield family
+
+
+@contextlib.contextmanager
+def live(states: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """For a block, what is read when somebody looks: the jobs' states; memory, CPU and open files of this process; its Python."""
+    collectors: list[Collector] = [
+        JobsCollector(states),
+        ProcessCollector(registry=None),
+        PlatformCollector(registry=None),
+    ]
+    for one in collectors:
+        REGISTRY.register(one)
+    try:
+        yield
+    finally:
+        for one in collectors:
+            REGISTRY.unregister(one)
 
 
 def observe(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:

@@ -6,10 +6,16 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+
+class NoPort(Exception):
+    """The address cannot be listened on."""
+
 
 Check = Callable[[], str | None]
 """What is wrong, None when nothing is."""
@@ -53,7 +59,13 @@ async def serve(
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise NoPort(
+                f"cannot listen on {host}:{port}: {why}; choose another with --port or --host, 0 for any free port"
+            ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -16,7 +16,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from disttrain.api import Progress
-from disttrain.controller.api import ApiError, KubeApi
+from disttrain.controller.api import ApiError, KubeApi, beginning
 from disttrain.controller.cache import Key
 from disttrain.controller.settings import ProgressPath
 
@@ -54,7 +54,7 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
 
         async def through_api_server(master: Master) -> bytes:
             try:
-                return await api.proxy(master.namespace, master.pod, master.port, "progress")
+                return await api.proxy(master.namespace, master.pod, master.port, "progress", most=MOST_BYTES)
             except ApiError as error:
                 raise Unreadable(str(error)) from error
 
@@ -68,7 +68,7 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
                 async with session.get(f"http://{host}:{master.port}/progress", allow_redirects=False) as answer:
                     if answer.status != 200:
                         raise Unreadable(f"status {answer.status}")
-                    return await answer.content.read(MOST_BYTES)
+                    return await beginning(answer.content, MOST_BYTES)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise Unreadable(str(error)) from error
 

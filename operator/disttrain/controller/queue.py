@@ -3,6 +3,7 @@
 - A key is handed out to one worker at a time. Added again meanwhile, it is handed out once more when that worker is done with it.
 - `add_after` keeps one timer a key, the earliest; a pass ends it, since the pass says anew when to look.
 - `add_rate_limited` waits longer with every failure in a row, until `forget`.
+- `hold` keeps a key back for a while, whatever is told of it meanwhile.
 Not here: what a key means.
 """
 
@@ -33,6 +34,8 @@ class WorkQueue(Generic[K]):
         self._processing: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
+        self._held: dict[K, float] = {}
+        """Until when keys are kept back."""
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
@@ -41,6 +44,9 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         if self._closed or key in self._since:
+            return
+        if (held := self._held_for(key)) > 0:
+            self.add_after(key, held)
             return
         self._since[key] = asyncio.get_running_loop().time()
         if key not in self._processing:
@@ -51,6 +57,7 @@ class WorkQueue(Generic[K]):
         loop = asyncio.get_running_loop()
         if self._closed:
             return
+        seconds = max(seconds, self._held_for(key))
         if seconds <= 0:
             self.add(key)
             return
@@ -66,6 +73,15 @@ class WorkQueue(Generic[K]):
         self._failures[key] = failures + 1
         pause = min(BACKOFF_FIRST * 2.0 ** min(failures, 30), BACKOFF_MOST)
         self.add_after(key, pause * (0.75 + 0.5 * self._jitter()))
+
+    def hold(self, key: K, seconds: float) -> None:
+        """Adds the key after so many seconds, at most a minute, and in no case before; also what was added of it while in work."""
+        self._held[key] = asyncio.get_running_loop().time() + min(seconds, BACKOFF_MOST)
+        if key in self._processing:
+            self._since.pop(key, None)
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        self.add_after(key, 0.0)
 
     def failures(self, key: K) -> int:
         return self._failures.get(key, 0)
@@ -113,8 +129,18 @@ class WorkQueue(Generic[K]):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._held.clear()
         while self._waiters:
             self._wake()
+
+    def _held_for(self, key: K) -> float:
+        until = self._held.get(key)
+        if until is None:
+            return 0.0
+        left = until - asyncio.get_running_loop().time()
+        if left <= 0:
+            del self._held[key]
+        return left
 
     def _hand_in(self, key: K) -> None:
         self._ready.append(key)

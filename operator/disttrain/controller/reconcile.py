@@ -91,7 +91,7 @@ class Reconciler:
         if seconds is None:
             self._queue.add_rate_limited(key)
         else:
-            self._queue.add_after(key, seconds)
+            self._queue.hold(key, seconds)
 
     async def reconcile(self, key: Key) -> None:
         """One pass."""
@@ -131,7 +131,9 @@ class Reconciler:
         before = stored.value.parsed
         quiet_for = asyncio.get_running_loop().time() - memory.status_written
         result = await self._statuses.write(stored, status, quiet_for=quiet_for)
+        memory.rests_until = float("-inf")
         if isinstance(result, Wait):
+            memory.rests_until = asyncio.get_running_loop().time() + result.seconds
             self._queue.add_after(stored.key, result.seconds)
             return False
         if result is Written.YES:

@@ -27,6 +27,8 @@ class Memory:
     progress_read: datetime | None = None
     status_written: float = float("-inf")
     """When our last write of the status was answered, by the loop's clock."""
+    rests_until: float = float("-inf")
+    """Before that nothing that can wait is written, so news of it needs no pass."""
 
 
 class Memories:

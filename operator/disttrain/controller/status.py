@@ -5,6 +5,7 @@ refuses it, and the next pass decides anew. The answer goes into the cache, so t
 Not here: what the status shall say.
 """
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -23,6 +24,15 @@ URGENT_CONDITIONS = frozenset(
     {ConditionType.VALID, ConditionType.SUSPENDED, ConditionType.COMPLETE, ConditionType.FAILED}
 )
 """Conditions whose change is told at once. The others follow one another in a starting job: several changes are one write."""
+OBSTACLES = frozenset({ConditionType.SCHEDULED, ConditionType.READY})
+WAITS = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
+"""Reasons of a False condition that pass by themselves. Of any other a user has to know: no node, no image, no Secret."""
+COUNTS = frozenset({"conditions", "replicaStatuses", "worker", "goodput"})
+"""Fields whose change is a small one, as long as every condition stays what it is and only words it anew."""
+MOST_RESTS = 3
+"""So many rests long a small change waits for a larger one that takes it along; and anything that can wait, when requests are slow."""
+LATENCIES_EACH = 30.0
+"""A rest lasts so many times as long as a write took lately: who is asked by many at once is asked less often by each."""
 
 
 class Written(Enum):
@@ -45,6 +55,8 @@ class StatusWriter:
         self._api = api
         self._cache = cache
         self._rest = rest
+        self._latency = 0.0
+        """Seconds that a write takes lately: a mean in which the newest counts a tenth."""
 
     async def write(
         self, stored: Entry[StoredJob], status: DistTrainJobStatus, *, quiet_for: float
@@ -58,9 +70,11 @@ class StatusWriter:
         patch = merge_patch(job.status, new)
         if not patch:
             return Written.NO
-        if quiet_for < self._rest and not _urgent(job.status, new, patch):
-            return Wait(self._rest - quiet_for)
+        rest = resting(self._rest, rests(job.status, new, patch), latency=self._latency)
+        if rest > quiet_for:
+            return Wait(rest - quiet_for)
         namespace, name = stored.key
+        began = asyncio.get_running_loop().time()
         try:
             answer = await self._api.patch_status(
                 JOBS, namespace, name, {"metadata": {"uid": job.uid, "resourceVersion": job.version}, "status": patch}
@@ -70,17 +84,32 @@ class StatusWriter:
         except Conflict:
             self._cache.jobs.put(await self._api.get(JOBS, namespace, name))
             raise
+        self._latency += 0.1 * (asyncio.get_running_loop().time() - began - self._latency)
         self._cache.jobs.put(answer)
         return Written.YES
 
 
-def _urgent(old: Body, new: Body, patch: Body) -> bool:
-    return not patch.keys().isdisjoint(URGENT) or _told_at_once(old) != _told_at_once(new)
+def resting(rest: float, number: int, *, latency: float) -> float:
+    """Seconds of so many rests when a write takes so long."""
+    if number == 0:
+        return 0.0
+    return min(rest * MOST_RESTS, max(rest * number, latency * LATENCIES_EACH))
 
 
-def _told_at_once(status: Body) -> dict[str, tuple[str, str]]:
-    conditions = status.get("conditions", ())
-    return {c["type"]: (c["status"], c["reason"]) for c in conditions if c["type"] in URGENT_CONDITIONS}
+def rests(old: Body, new: Body, patch: Body) -> int:
+    """How many rests after the last write a change is written: 0 for one that the next step waits for or that ends the job."""
+    before, after = _told(old), _told(new)
+    changed = {type_ for type_ in before.keys() | after.keys() if before.get(type_) != after.get(type_)}
+    trouble = any(
+        after[type_][0] == "False" and after[type_][1] not in WAITS for type_ in changed & OBSTACLES & after.keys()
+    )
+    if trouble or not changed.isdisjoint(URGENT_CONDITIONS) or not patch.keys().isdisjoint(URGENT):
+        return 0
+    return MOST_RESTS if patch.keys() <= COUNTS and not changed else 1
+
+
+def _told(status: Body) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
 
 
 def merge_patch(old: Body, new: Body) -> Body:

@@ -86,7 +86,7 @@ def _trainer_container(
     command = job.spec.trainer.command if role is Role.WORKER else None
     # The image of a command need not have our trainer in it.
     image = trainer_image if job.spec.trainer.command and role is not Role.WORKER else job.spec.image or trainer_image
-    container = {
+    return {
         "image": image,
         **template,
         "name": TRAINER_CONTAINER,
@@ -100,8 +100,6 @@ def _trainer_container(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(job, template),
     }
-    container.pop("args", None)
-    return container
 
 
 def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, template: _Object) -> list[_Object]:

@@ -15,6 +15,7 @@ from disttrain.plan.model import (
     CreateNetworkPolicy,
     CreatePod,
     CreateService,
+    DeleteNetworkPolicy,
     DeletePod,
     Event,
     Phase,
@@ -31,7 +32,9 @@ RETRY = timedelta(seconds=10)
 
 def converge(world: World) -> Step:
     """What is missing is made, what is old is deleted."""
-    deletions = (*_deletions(world), *lost_nodes.forced(world))
+    deletions: tuple[Action, ...] = (*_deletions(world), *lost_nodes.forced(world))
+    if world.spec.network.policy is NetworkPolicyMode.NONE and world.snapshot.network_policy_exists:
+        deletions += (DeleteNetworkPolicy(),)
     waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
     waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
     creations = () if blocked(world) or _held_until(world) is not None else tuple(_creations(world))

@@ -28,6 +28,15 @@ _MISSING: Mapping[str, Reason] = MappingProxyType(
         "persistentvolumeclaim": Reason.CLAIM_NOT_FOUND,
     }
 )
+_IN_NAMESPACE = "create it in the job's namespace, or correct the name in the job"
+_REMEDIES: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.SECRET_NOT_FOUND: _IN_NAMESPACE,
+        Reason.CONFIG_MAP_NOT_FOUND: _IN_NAMESPACE,
+        Reason.CLAIM_NOT_FOUND: _IN_NAMESPACE,
+        Reason.IMAGE_PULL: "check the image's name, and whether its registry wants an imagePullSecret",
+    }
+)
 
 
 def observe(world: World) -> tuple[Claim, ...]:
@@ -48,17 +57,24 @@ def observe(world: World) -> tuple[Claim, ...]:
 def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
     """The conditions to store. The time changes only with the status, as the API conventions have it."""
     merged = []
+    generation = world.job.metadata.generation
     for claim in claims:
         before = world.status.condition(claim.type)
-        since = before.last_transition_time if before is not None and before.status == claim.status else world.second
+        reason, message = str(claim.reason), claim.message[:LONGEST]
+        now = (claim.status, reason, message, generation)
+        if before is not None and now == (before.status, before.reason, before.message, before.observed_generation):
+            merged.append(before)
+            continue
         merged.append(
             Condition(
                 type=claim.type.value,
                 status=claim.status,
-                reason=str(claim.reason),
-                message=claim.message[:LONGEST],
-                last_transition_time=since,
-                observed_generation=world.job.metadata.generation,
+                reason=reason,
+                message=message,
+                last_transition_time=before.last_transition_time
+                if before is not None and before.status == claim.status
+                else world.second,
+                observed_generation=generation,
             )
         )
     return tuple(merged)
@@ -87,7 +103,7 @@ def _scheduled(world: World) -> Claim:
     for pod in without_node:
         if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
             reason = _missing(pod.message) or Reason.UNSCHEDULABLE
-            return _claim(ConditionType.SCHEDULED, "False", reason, f"{pod.name}: {pod.message}")
+            return _claim(ConditionType.SCHEDULED, "False", reason, _obstacle(pod, reason))
     return _claim(ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes")
 
 
@@ -192,7 +208,13 @@ def _cannot_start(pod: PodView) -> Claim | None:
         reason = _missing(pod.message) or Reason.CONTAINER_CONFIG
     else:
         return None
-    return _claim(ConditionType.READY, "False", reason, f"{pod.name}: {pod.message or pod.reason}")
+    return _claim(ConditionType.READY, "False", reason, _obstacle(pod, reason))
+
+
+def _obstacle(pod: PodView, reason: Reason) -> str:
+    """Why the pod does not start, and what to do."""
+    text = f"{pod.name}: {pod.message or pod.reason}"
+    return f"{text}; {_REMEDIES[reason]}" if reason in _REMEDIES else text
 
 
 def _missing(message: str) -> Reason | None:

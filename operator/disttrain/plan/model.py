@@ -111,6 +111,11 @@ class CreateNetworkPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteNetworkPolicy:
+    """Delete the job's NetworkPolicy: network.policy has become None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreatePod:
     """Make the pod of a role and index."""
 
@@ -134,7 +139,7 @@ class DeleteJob:
     """Delete the job itself: its TTL is over."""
 
 
-Action: TypeAlias = CreateService | CreateNetworkPolicy | CreatePod | DeletePod | DeleteJob
+Action: TypeAlias = CreateService | CreateNetworkPolicy | DeleteNetworkPolicy | CreatePod | DeletePod | DeleteJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

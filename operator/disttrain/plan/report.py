@@ -34,12 +34,13 @@ def plan(world: World, step: Step) -> Plan:
 
 
 def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJobStatus:
+    making = any(isinstance(action, CreatePod) for action in step.actions)
     fields: dict[str, Any] = {
         "observed_generation": world.job.metadata.generation,
-        "state": state(world, claims),
+        "state": state(world, claims, making=making),
         "conditions": conditions.merge(world, claims),
         "restarts": account.carried_over(world),
-        **_beginning(world, step),
+        **_beginning(world, making),
         **step.status,
     }
     same_attempt = fields.get("attempt", world.attempt) == world.attempt
@@ -58,9 +59,8 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     return status.model_copy(update={"training": training, "goodput": goodput.ledger(world, training)})
 
 
-def _beginning(world: World, step: Step) -> dict[str, Any]:
+def _beginning(world: World, making: bool) -> dict[str, Any]:
     """Start and first attempt. Pods without either were made by a pass that did not live to write it down."""
-    making = any(isinstance(action, CreatePod) for action in step.actions)
     begins = not world.started and (making or world.snapshot.pods)
     return {"start_time": world.second, "attempt": world.attempt} if begins else {}
 

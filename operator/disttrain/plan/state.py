@@ -7,8 +7,8 @@ from disttrain.plan.step import Claim
 from disttrain.plan.world import World
 
 
-def state(world: World, claims: Iterable[Claim]) -> State:
-    """The first that holds, from the final to the tentative."""
+def state(world: World, claims: Iterable[Claim], *, making: bool) -> State:
+    """The first that holds, from the final to the tentative. `making`: pods are made before this is written down."""
     by_type = {claim.type: claim for claim in claims}
 
     def true(type_: ConditionType) -> bool:
@@ -30,7 +30,7 @@ def state(world: World, claims: Iterable[Claim]) -> State:
     if progressing.status == "True":
         return State.TRAINING
     if not true(ConditionType.SCHEDULED):
-        return State.SCHEDULING if world.present else State.PENDING
+        return State.SCHEDULING if world.present or making else State.PENDING
     reports = world.spec.trainer.model is not None
     if true(ConditionType.READY) and progressing.status == "Unknown" and not reports:
         return State.TRAINING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -143,3 +144,29 @@ def test_termination_message_is_read() -> None:
     assert view is not None
     assert view.termination.message == "boom"
     assert view.finished is not None
+
+
+def test_deleted_pod_tells_when_its_grace_period_is_over() -> None:
+    body = pod(5, phase="Running")
+    body["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:30Z", "deletionGracePeriodSeconds": 60}
+    view = project_pod(body)
+    assert view
+    assert (view.deleting, view.deletion_deadline) == (True, datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        ('exec: "nowhere": executable file not found in $PATH: unknown', 127),
+        ("exec /opt/train.sh: no such file or directory", 127),
+        ('exec: "/etc/passwd": permission denied: unknown', 126),
+        ("error mounting /data: no such file or directory", 128),
+    ],
+)
+def test_program_that_could_not_be_started_has_the_exit_code_that_a_shell_gives_it(words: str, exit_code: int) -> None:
+    terminated = {"exitCode": 128, "reason": "StartError", "message": f"OCI runtime create failed: {words}"}
+    view = project_pod(
+        pod(5, phase="Failed", containerStatuses=[{"name": "trainer", "state": {"terminated": terminated}}])
+    )
+    assert view is not None
+    assert view.exit_code == exit_code

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller.api import PODS
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import Feed
+from disttrain.controller.feed import SETTLE_SECONDS, Feed
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
 from disttrain.controller.snapshot import Memories
@@ -17,7 +19,7 @@ from disttrain.controller.snapshot import Memories
 JOB = Key("default", "digits")
 
 
-def pod(uid: str, version: int, phase: str = "Failed") -> dict[str, Any]:
+def pod(uid: str, version: int, phase: str = "Failed", **status: Any) -> dict[str, Any]:
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "digits", "uid": "job", "controller": True}
     labels = {"disttrain.dev/role": "worker", "disttrain.dev/index": "0", "disttrain.dev/attempt": "1"}
     metadata = {
@@ -30,15 +32,16 @@ def pod(uid: str, version: int, phase: str = "Failed") -> dict[str, Any]:
     return {
         "metadata": {**metadata, "creationTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [owner]},
         "spec": {},
-        "status": {"phase": phase},
+        "status": {"phase": phase, **status},
     }
 
 
 class Parts:
     def __init__(self) -> None:
         self.cache, self.expectations, self.queue = Cache(), Expectations(), WorkQueue[Key]()
+        self.memories = Memories()
         freshness = Freshness(asyncio.get_running_loop().time)
-        self.feed = Feed(self.cache, self.queue, self.expectations, Memories(), freshness)
+        self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, freshness)
 
     def tell(self, type_: str | None, body: dict[str, Any]) -> None:
         self.feed.take(PODS, {"type": type_, "object": body})
@@ -55,6 +58,23 @@ async def test_failed_pod_is_looked_at_at_once() -> None:
     parts = Parts()
     parts.tell("MODIFIED", pod("u1", 5))
     assert await parts.queue.get() == JOB
+
+
+async def test_pod_that_cannot_be_placed_is_looked_at_at_once() -> None:
+    parts = Parts()
+    obstacle = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    parts.tell("MODIFIED", pod("u1", 5, "Pending", conditions=[obstacle]))
+    assert await parts.queue.get() == JOB
+
+
+@pytest.mark.parametrize(
+    ("rest", "seconds"), [pytest.param(-5.0, SETTLE_SECONDS, id="settles"), pytest.param(3.0, 3.0, id="rests")]
+)
+async def test_pod_that_runs_is_looked_at_when_its_status_can_be_written(rest: float, seconds: float) -> None:
+    parts, now = Parts(), asyncio.get_running_loop().time()
+    parts.memories.of(JOB, "job").rests_until = now + rest
+    parts.tell("MODIFIED", pod("u1", 5, "Running"))
+    assert parts.queue._timers[JOB].when() - now == pytest.approx(seconds, abs=0.1)
 
 
 async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor() -> None:

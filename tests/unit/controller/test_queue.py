@@ -158,3 +158,29 @@ async def test_shut_down_lets_go_of_every_worker_and_takes_nothing_more() -> Non
     queue.add("a")
     with pytest.raises(ShutDown):
         await queue.get()
+
+
+@hand_turned
+async def test_key_that_is_held_comes_then_and_not_before() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    began = now()
+    queue.add("a")
+    await queue.get()
+    queue.add("a")  # news that came while it was in work
+    queue.hold("a", 5)
+    queue.done("a")
+    queue.add("a")
+    queue.add_after("a", 1)
+    assert len(queue) == 0
+    assert (await queue.get(), now() - began) == ("a", 5)
+    queue.done("a")
+    queue.add("a")
+    assert (await queue.get(), now() - began) == ("a", 5)
+
+
+@hand_turned
+async def test_nobody_is_held_for_longer_than_a_back_off() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    began = now()
+    queue.hold("a", 86_400)
+    assert (await queue.get(), now() - began) == ("a", BACKOFF_MOST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -66,9 +66,8 @@ def service(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync, "SOON_SECONDS", 0.0)
-    yield
 
 
 async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_lists_anew() -> None:

@@ -42,7 +42,7 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_operator_is_imported_without_torch_and_without_typed_models() -> None:
-    code = "import sys, disttrain.controller.main; print(len([m for m in sys.modules if m.startswith('torch')]))"
+    code = "import sys, disttrain.controller.process; print(len([m for m in sys.modules if m.startswith('torch')]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.controller.status import _urgent, merge_patch
+from disttrain.controller.status import merge_patch, resting, rests
 
 JSON = st.recursive(
     st.integers() | st.text(max_size=3) | st.booleans(),
@@ -41,30 +41,58 @@ def test_equal_objects_need_no_patch(same: dict[str, Any]) -> None:
     assert merge_patch(same, same) == {}
 
 
-def condition(type_: str, status: str, message: str = "") -> dict[str, str]:
-    return {"type": type_, "status": status, "reason": "X", "message": message}
+def condition(type_: str, status: str, message: str = "", reason: str = "X") -> dict[str, str]:
+    return {"type": type_, "status": status, "reason": reason, "message": message}
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "urgent"),
+    ("old", "new", "expected"),
     [
-        pytest.param({}, {"attempt": 1}, True, id="first write"),
+        pytest.param({}, {"attempt": 1}, 0, id="first write"),
         pytest.param(
             {"restarts": {"total": 1}},
             {"restarts": {"total": 2}},
-            True,
+            0,
             id="failure written down before its pod is deleted",
         ),
-        pytest.param({}, {"conditions": [condition("Failed", "True")]}, True, id="end"),
-        pytest.param({}, {"conditions": [condition("Ready", "True")]}, False, id="stage of a start"),
-        pytest.param({"replicaStatuses": []}, {"replicaStatuses": [{"ready": 1}]}, False, id="count"),
+        pytest.param({}, {"conditions": [condition("Failed", "True")]}, 0, id="end"),
+        pytest.param({}, {"conditions": [condition("Ready", "True")]}, 1, id="stage of a start"),
+        pytest.param({"state": "Starting"}, {"state": "Training"}, 1, id="state"),
+        pytest.param({"training": {"step": 1}}, {"training": {"step": 2}}, 1, id="progress"),
+        pytest.param({"replicaStatuses": []}, {"replicaStatuses": [{"ready": 1}]}, 3, id="count"),
         pytest.param(
-            {"conditions": [condition("Valid", "True", "a")]},
-            {"conditions": [condition("Valid", "True", "b")]},
-            False,
-            id="other words for the same",
+            {"conditions": [condition("Ready", "False", "a")]},
+            {"conditions": [condition("Ready", "False", "b")], "worker": {"readyReplicas": 1}},
+            3,
+            id="other words for the same, and a count",
+        ),
+        pytest.param(
+            {"conditions": [condition("Scheduled", "False")]},
+            {"conditions": [condition("Scheduled", "False", reason="Unschedulable")]},
+            0,
+            id="obstacle that does not pass by itself",
+        ),
+        pytest.param(
+            {"conditions": [condition("Ready", "True")]},
+            {"conditions": [condition("Ready", "False", reason="Starting")]},
+            1,
+            id="wait that passes by itself",
         ),
     ],
 )
-def test_urgency(old: dict[str, Any], new: dict[str, Any], *, urgent: bool) -> None:
-    assert _urgent(old, new, merge_patch(old, new)) is urgent
+def test_change_rests_as_long_as_nobody_misses_it(old: dict[str, Any], new: dict[str, Any], expected: int) -> None:
+    assert rests(old, new, merge_patch(old, new)) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "latency", "seconds"),
+    [
+        pytest.param(0, 9.0, 0.0, id="what is urgent never waits"),
+        pytest.param(1, 0.01, 2.0, id="the setting as it is"),
+        pytest.param(1, 0.1, 3.0, id="requests that take long"),
+        pytest.param(1, 9.0, 6.0, id="not without an end"),
+        pytest.param(3, 0.0, 6.0, id="a small change"),
+    ],
+)
+def test_slow_requests_make_rests_longer(number: int, latency: float, seconds: float) -> None:
+    assert resting(2.0, number, latency=latency) == pytest.approx(seconds)

@@ -46,8 +46,6 @@ TEMPLATE = {
                 "resources": {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "16Gi"}},
                 "volumeMounts": [{"name": "logs", "mountPath": "/logs"}],
                 "securityContext": {"privileged": True, "capabilities": {"add": ["SYS_ADMIN"]}, "runAsUser": 1000},
-                "command": ["rm"],
-                "args": ["-rf", "/"],
             },
             {"name": "tensorboard", "image": "tensorboard:2", "volumeMounts": [{"name": "logs", "mountPath": "/logs"}]},
         ],

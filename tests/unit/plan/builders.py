@@ -19,6 +19,7 @@ from disttrain.plan.model import (
     CreateNetworkPolicy,
     CreatePod,
     CreateService,
+    DeleteNetworkPolicy,
     DeletePod,
     Phase,
     PodView,
@@ -220,6 +221,8 @@ class Scene:
                 self.service = True
             case CreateNetworkPolicy():
                 self.network_policy = True
+            case DeleteNetworkPolicy():
+                self.network_policy = False
             case CreatePod():
                 self.create(action)
             case DeletePod(name=name, uid=uid):

@@ -42,6 +42,9 @@ def test_unsupported_parameter_servers(strategy):
     assert scene.says("Valid") == ("False", "NotYetSupported")
 
 
+TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
+
+
 @pytest.mark.parametrize(
     ("change", "type_", "reason", "message"),
     [
@@ -56,28 +59,28 @@ def test_unsupported_parameter_servers(strategy):
             {"reason": "Unschedulable", "message": 'persistentvolumeclaim "ckpt" not found'},
             "Scheduled",
             "PersistentVolumeClaimNotFound",
-            'digits-worker-1: persistentvolumeclaim "ckpt" not found',
+            'digits-worker-1: persistentvolumeclaim "ckpt" not found' + TO_CREATE,
             id="no claim",
         ),
         pytest.param(
             {"scheduled": True, "reason": "ErrImagePull", "message": "not authorized"},
             "Ready",
             "ImagePull",
-            "digits-worker-1: not authorized",
+            "digits-worker-1: not authorized; check the image's name, and whether its registry wants an imagePullSecret",
             id="no image",
         ),
         pytest.param(
             {"scheduled": True, "reason": "CreateContainerConfigError", "message": 'secret "aws" not found'},
             "Ready",
             "SecretNotFound",
-            'digits-worker-1: secret "aws" not found',
+            'digits-worker-1: secret "aws" not found' + TO_CREATE,
             id="no secret",
         ),
         pytest.param(
             {"scheduled": True, "reason": "CreateContainerConfigError", "message": 'configmap "code" not found'},
             "Ready",
             "ConfigMapNotFound",
-            'digits-worker-1: configmap "code" not found',
+            'digits-worker-1: configmap "code" not found' + TO_CREATE,
             id="no config map",
         ),
         pytest.param(

@@ -7,7 +7,7 @@ import pytest
 from disttrain.api import Termination
 from disttrain.api.reasons import Reason, State
 from disttrain.plan import decide
-from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob
+from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy
 from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
 
 
@@ -149,3 +149,10 @@ def test_hands_off(scene):
 def test_decide_is_a_function():
     scene = make_job().servers(2).training().failed(0).failed(1, SERVER)
     assert decide(scene.snapshot) == decide(scene.snapshot)
+
+
+def test_network_policy_goes_when_nobody_wants_it_any_more():
+    scene = make_job().training().spec(network={"policy": "None"})
+    assert scene.step().actions == (DeleteNetworkPolicy(),)
+    assert scene.step().actions == ()
+    assert CreateNetworkPolicy() in scene.spec(network={"policy": "JobOnly"}).step().actions

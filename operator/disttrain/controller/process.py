@@ -1,0 +1,249 @@
+"""One operator process: puts the parts together, runs them until it is told to end, and ends in order.
+
+The order of the start: the port (so that probes answer), the Lease, one full list, the workers, kopf's watches. A signal before the watches
+cancels whatever is waited for; after that the end begins with kopf: no new passes, those in flight come to their end, what Events wait,
+the connections.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+import uvloop
+
+from disttrain import __version__
+from disttrain.api import Progress
+from disttrain.controller import handlers, metrics, probes
+from disttrain.controller.api import KubeApi, KubeClient, connect
+from disttrain.controller.apply import Executor
+from disttrain.controller.cache import Cache, Key
+from disttrain.controller.events import EventPoster
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.feed import Feed
+from disttrain.controller.leader import leadership
+from disttrain.controller.progress import Fetch, Master, ProgressReader, fetcher
+from disttrain.controller.queue import WorkQueue
+from disttrain.controller.reconcile import Reconciler
+from disttrain.controller.resync import SELECTORS, Freshness, Resync
+from disttrain.controller.settings import Settings
+from disttrain.controller.snapshot import Memories
+from disttrain.controller.status import StatusWriter
+
+log = logging.getLogger(__name__)
+
+MOST_LAG = 5.0
+MOST_WAIT = 300.0
+STALE_RESYNCS = 10
+"""Missed comparisons after which the operator is taken for stuck."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(settings: Settings) -> int:
+    """Runs the operator until it is told to end. The exit code."""
+    return uvloop.run(_operate(settings))
+
+
+async def _operate(settings: Settings) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_report)
+    task = asyncio.current_task()
+    assert task, "inside a coroutine that runs as a task"
+    _on_signal(task.cancel)
+    try:
+        async with connect(connections=settings.requests + settings.workers) as client:
+            api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds)
+            async with fetcher(settings.progress, api) as fetch:
+                return await Operator(settings, api, fetch).run()
+    except asyncio.CancelledError:
+        log.info("told to end before the start was over")
+        return 0
+
+
+def _on_signal(action: Callable[[], object]) -> None:
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, action)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What no task handled. kopf leaves its watches to the end of the loop, and one in the middle of a read then complains
+    of being closed (1.45.2, infinite_watch): nothing that anybody could act on."""
+    if "asyncgen" in context:
+        log.debug("%s", context["message"])
+    else:
+        loop.default_exception_handler(context)
+
+
+class Operator:
+    """All parts of one operator process."""
+
+    def __init__(self, settings: Settings, api: KubeApi, fetch: Fetch) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._api = api
+        self._cache = Cache()
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._workers: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self._leading = not settings.leader_elect
+        self._freshness = Freshness(loop.time)
+        self._lag = probes.LoopLag()
+        self._events = EventPoster(api)
+        expectations, memories = Expectations(), Memories()
+        self._feed = Feed(self._cache, self._queue, expectations, memories, self._freshness)
+        self._resync = Resync(
+            api,
+            self._cache,
+            self._freshness,
+            namespaces=settings.namespaces,
+            changed=self._feed.changed,
+            queue_all=self._feed.queue_all,
+        )
+        self._progress = ProgressReader(fetch, self._heard)
+        self._reconciler = Reconciler(
+            api=api,
+            cache=self._cache,
+            queue=self._queue,
+            expectations=expectations,
+            memories=memories,
+            executor=Executor(
+                api,
+                self._cache,
+                expectations,
+                trainer_image=settings.trainer_image,
+                concurrency=settings.requests,
+                clock=_now,
+            ),
+            statuses=StatusWriter(api, self._cache, rest=settings.status_rest_seconds),
+            events=self._events,
+            progress=self._progress,
+            clock=_now,
+        )
+
+    async def run(self) -> int:
+        """Serves until a signal, or until a part of it ends that must not: then 1."""
+        with metrics.live(self._states):
+            async with self._port(), leadership(self._settings, self._api, lost=self._fail):
+                self._leading = True
+                await self._resync.first()
+                log.info(
+                    "disttrain-operator %s serves %s: %d jobs, %d pods",
+                    __version__,
+                    ", ".join(self._settings.namespaces) or "all namespaces",
+                    len(self._cache.jobs),
+                    len(self._cache.pods),
+                )
+                await self._serve()
+        return self._exit_code
+
+    async def _serve(self) -> None:
+        self._workers = [
+            asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
+            for number in range(self._settings.workers)
+        ]
+        resync = self._resync.run(self._settings.resync_seconds)
+        async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
+            try:
+                await self._watch()
+            finally:
+                await self._end()
+
+    def _fail(self) -> None:
+        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one."""
+        self._exit_code = 1
+        self._stop.set()
+
+    async def _end(self) -> None:
+        """Lets passes in flight come to their end, and starts no new ones."""
+        self._stop.set()  # a task of kopf's waits for it, and it may be that kopf ended by itself
+        self._queue.shut_down()
+        await asyncio.wait(self._workers, timeout=self._settings.shutdown_seconds)
+        for worker in self._workers:
+            worker.cancel()
+        await self._progress.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._events.drain(), timeout=2)
+
+    async def _watch(self) -> None:
+        kopf_settings = kopf.OperatorSettings()
+        handlers.configure(kopf_settings)
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=handlers.register(self._feed, self._end),
+            settings=kopf_settings,
+            standalone=True,
+            clusterwide=not self._settings.namespaces,
+            namespaces=self._settings.namespaces,
+            stop_flag=self._stop,
+        )
+        # In the place of kopf's own, of which a second signal makes a traceback.
+        _on_signal(self._stop.set)
+        await kopf.run_tasks(tasks, ignored=others)
+
+    @contextlib.asynccontextmanager
+    async def _port(self) -> AsyncIterator[None]:
+        live = {
+            "event loop": lambda: _above(self._lag.seconds, MOST_LAG, "late"),
+            "queue": lambda: _above(self._queue.oldest(), MOST_WAIT, "waiting"),
+        }
+        most = STALE_RESYNCS * self._settings.resync_seconds
+        for resource in SELECTORS:
+            live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
+                _above(self._freshness.age(resource), most, "without news") if self._freshness.synced else None
+            )
+        # One that waits for the Lease is ready to take over.
+        ready = {"first list": lambda: "not yet read" if self._leading and not self._freshness.synced else None}
+        async with probes.serve(
+            self._settings.host,
+            self._settings.port,
+            live=live,
+            ready=ready,
+            registry=metrics.REGISTRY,
+            before_scrape=self._measure,
+        ) as port:
+            log.info("/healthz, /readyz and /metrics on port %d", port)
+            yield
+
+    def _heard(self, key: Key, master: Master, progress: Progress) -> None:
+        self._reconciler.heard(key, master, progress)
+
+    def _measure(self) -> None:
+        metrics.QUEUE_DEPTH.set(len(self._queue))
+        for resource in SELECTORS:
+            metrics.WATCH_AGE.labels(resource.plural).set(self._freshness.age(resource))
+
+    def _states(self) -> list[str]:
+        return [job.value.status.get("state", "Pending") for job in self._cache.jobs if job.value.ours]
+
+
+@contextlib.asynccontextmanager
+async def _background(fail: Callable[[], None], **work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs endless tasks beside a block; `fail` hears of one that ends all the same."""
+    tasks = [asyncio.create_task(one, name=name) for name, one in work.items()]
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("%s ended", task.get_name(), exc_info=task.exception())
+            fail()
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _above(value: float, most: float, what: str) -> str | None:
+    return f"{value:.0f} s {what}, at most {most:.0f} s" if value > most else None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,100 @@
+"""The console script where it cannot begin, or is told to end before it has: one line, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROMPT = 2.0
+"""Seconds that an end may take in which there is nothing to put in order."""
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    file = folder / "kubeconfig"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    file.write_text(json.dumps(config))
+    return file
+
+
+def start(config: Path, *flags: str) -> subprocess.Popen[str]:
+    argv = [str(Path(sys.executable).with_name("disttrain-operator")), "--host=127.0.0.1", *flags]
+    return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, "KUBECONFIG": str(config)})
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_port_that_is_taken_is_one_line_that_says_what_to_do(tmp_path: Path, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    operator = start(kubeconfig(tmp_path, "http://127.0.0.1:9"), f"--port={port}")
+    (line,) = operator.communicate(timeout=20)[1].splitlines()
+    assert line == (
+        f"disttrain-operator: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "choose another with --port or --host, 0 for any free port"
+    )
+    assert operator.returncode == 2
+
+
+@pytest.mark.parametrize("content", ["a: [b", "", "hello"], ids=["no YAML", "empty", "no mapping"])
+def test_file_that_is_no_kubeconfig_is_one_line(tmp_path: Path, content: str) -> None:
+    (config := tmp_path / "kubeconfig").write_text(content)
+    operator = start(config, "--port=0")
+    (line,) = operator.communicate(timeout=20)[1].splitlines()
+    assert line.startswith("disttrain-operator: no cluster: ")
+    assert "KUBECONFIG" in line
+    assert operator.returncode == 2
+
+
+def told_to_end(operator: subprocess.Popen[str]) -> str:
+    """The rest of the log of an operator that gets SIGTERM now, and that has to take it well."""
+    began = time.monotonic()
+    operator.send_signal(signal.SIGTERM)
+    rest = operator.communicate(timeout=20)[1]
+    assert time.monotonic() - began < PROMPT
+    assert "Traceback" not in rest
+    assert operator.returncode == 0
+    return rest
+
+
+@pytest.mark.parametrize("moment", [0.1, 0.3, 0.6])
+def test_sigterm_while_it_is_loaded(tmp_path: Path, moment: float) -> None:
+    operator = start(kubeconfig(tmp_path, "http://127.0.0.1:9"), "--port=0")
+    time.sleep(moment)  # no waiting for something: the moment is the input of this test
+    told_to_end(operator)
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "never answers"])
+@pytest.mark.parametrize("flags", [[], ["--leader-elect"]], ids=["first list", "Lease"])
+def test_sigterm_while_the_api_server(
+    tmp_path: Path, listener: socket.socket, *, flags: list[str], answers: bool
+) -> None:
+    port = listener.getsockname()[1]
+    if not answers:
+        listener.close()
+    operator = start(kubeconfig(tmp_path, f"http://127.0.0.1:{port}"), "--port=0", *flags)
+    assert operator.stderr
+    awaited = "waiting for the Lease" if flags else "on port"
+    next(line for line in operator.stderr if awaited in line)
+    if answers:
+        listener.accept()  # its request is on the way
+    assert "told to end before the start was over" in told_to_end(operator)

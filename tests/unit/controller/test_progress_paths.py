@@ -1,0 +1,140 @@
+"""The two ways to a master's report, against a real HTTP server: the address, and what happens when there is no good answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from disttrain.api import Progress
+from disttrain.controller.api import KubeClient, connect
+from disttrain.controller.cache import Key
+from disttrain.controller.progress import MOST_BYTES, Fetch, Master, ProgressReader, Unreadable, fetcher
+from disttrain.controller.settings import ProgressPath
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+REPORT = {"attempt": 1, "step": 41, "totalSteps": 90, "loss": 0.5, "worldSize": 2}
+THROUGH, STRAIGHT = ProgressPath.API_SERVER, ProgressPath.POD
+BOTH = pytest.mark.parametrize("way", [THROUGH, STRAIGHT], ids=["through the API server", "straight"])
+
+
+@contextlib.asynccontextmanager
+async def fetching(
+    way: ProgressPath, answer: Handler, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Fetch, Master, list[str]]]:
+    """A way to a server that answers so, as API server and as pod; and the paths that it was asked for."""
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return await answer(request)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (folder / "kubeconfig").write_text(json.dumps(config))
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
+    master = Master(
+        namespace="mine",
+        pod="digits-master-0",
+        uid="u",
+        ip="127.0.0.1",
+        port=port if way is STRAIGHT else 9400,
+        interval=60,
+    )
+    try:
+        async with connect(connections=2) as client, fetcher(way, KubeClient(client, timeout_seconds=5)) as fetch:
+            yield fetch, master, asked
+    finally:
+        await runner.cleanup()
+
+
+async def good(_: web.Request) -> web.StreamResponse:
+    return web.json_response(REPORT)
+
+
+@pytest.mark.parametrize(
+    ("way", "path"),
+    [
+        pytest.param(THROUGH, "/api/v1/namespaces/mine/pods/digits-master-0:9400/proxy/progress", id="proxy"),
+        pytest.param(STRAIGHT, "/progress", id="pod"),
+    ],
+)
+async def test_report_is_read_where_it_is(
+    way: ProgressPath, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fetching(way, good, tmp_path, monkeypatch) as (fetch, master, asked):
+        heard: list[tuple[Key, Progress]] = []
+        reader = ProgressReader(fetch, lambda key, _, progress: heard.append((key, progress)))
+        await reader._read(Key("mine", "digits"), master)
+    assert asked == [path]
+    assert [(key.name, progress.step) for key, progress in heard] == [("digits", 41)]
+
+
+async def test_outside_a_cluster_it_goes_through_the_api_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    async with fetching(ProgressPath.AUTO, good, tmp_path, monkeypatch) as (fetch, master, asked):
+        await fetch(master)
+    assert asked[0].endswith("/proxy/progress")
+
+
+async def unavailable(_: web.Request) -> web.StreamResponse:
+    return web.json_response({"kind": "Status", "reason": "ServiceUnavailable", "message": "no pod there"}, status=503)
+
+
+async def elsewhere(request: web.Request) -> web.StreamResponse:
+    if request.path == "/elsewhere":
+        return await good(request)
+    raise web.HTTPFound("/elsewhere")
+
+
+@BOTH
+@pytest.mark.parametrize("answer", [unavailable, elsewhere], ids=["error", "redirect"])
+async def test_anything_but_a_report_is_no_report(
+    way: ProgressPath, answer: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fetching(way, answer, tmp_path, monkeypatch) as (fetch, master, asked):
+        with pytest.raises(Unreadable):
+            await fetch(master)
+    assert len(asked) == 1
+
+
+@BOTH
+async def test_flood_is_not_read_to_its_end(way: ProgressPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def flood(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * (MOST_BYTES * 50))
+
+    async with fetching(way, flood, tmp_path, monkeypatch) as (fetch, master, _):
+        assert len(await fetch(master)) == MOST_BYTES
+
+
+@BOTH
+async def test_report_that_comes_in_pieces_is_whole(
+    way: ProgressPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drop_by_drop(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for byte in json.dumps(REPORT).encode():
+            await answer.write(bytes([byte]))
+        return answer
+
+    async with fetching(way, drop_by_drop, tmp_path, monkeypatch) as (fetch, master, _):
+        assert json.loads(await fetch(master)) == REPORT
