@@ -14,6 +14,7 @@ from panels import (
     series,
     stat,
     target,
+    texts,
     thresholds,
     variable,
 )
@@ -43,16 +44,7 @@ def job() -> Json:
             state,
             background=True,
             levels=thresholds((None, "blue")),
-            mappings=[
-                {
-                    "type": "value",
-                    "options": {
-                        "0": {"text": "Waiting", "color": "orange", "index": 0},
-                        "1": {"text": "Training", "color": "green", "index": 1},
-                        "2": {"text": "Loss is NaN", "color": "red", "index": 2},
-                    },
-                }
-            ],
+            mappings=[texts(("Waiting", "orange"), ("Training", "green"), ("Loss is NaN", "red"))],
         ),
         stat(
             "Step",

@@ -15,6 +15,7 @@ from panels import (
     series,
     stat,
     target,
+    texts,
     thresholds,
     variable,
 )
@@ -46,15 +47,7 @@ def operator() -> Json:
             f"max(disttrain_operator_leader{{{OPERATOR}}})",
             background=True,
             levels=thresholds((None, "red"), (1, "green")),
-            mappings=[
-                {
-                    "type": "value",
-                    "options": {
-                        "0": {"text": "No leader", "color": "red", "index": 0},
-                        "1": {"text": "Leading", "color": "green", "index": 1},
-                    },
-                }
-            ],
+            mappings=[texts(("No leader", "red"), ("Leading", "green"))],
         ),
         stat(
             "Live jobs",

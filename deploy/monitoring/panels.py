@@ -58,6 +58,12 @@ def thresholds(*steps: tuple[float | None, str]) -> Json:
     return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}
 
 
+def texts(*shown: tuple[str, str]) -> Json:
+    """The mapping of the values 0, 1, 2 … to a text and a colour."""
+    options = {str(value): {"text": text, "color": color, "index": value} for value, (text, color) in enumerate(shown)}
+    return {"type": "value", "options": options}
+
+
 def override(field: str, *properties: tuple[str, Any]) -> Json:
     """Other properties for the curve or column of that name."""
     return {
