@@ -141,8 +141,12 @@ class Kubelet:
         self._end(name, "Succeeded", {"exitCode": 0, "reason": "Completed", "message": message}, ())
 
     def gone(self, name: str) -> None:
-        """The pod has ended after its deletion."""
-        self._rest.delete(PODS, name, gracePeriodSeconds=0)
+        """The pod has ended after its deletion, if the API server has not taken it away already, as it does with one that has no node."""
+        try:
+            self._rest.delete(PODS, name, gracePeriodSeconds=0)
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise
 
     def lose(self, name: str) -> None:
         """The pod's node has gone and was given up; nobody will say that the pod has ended."""

@@ -124,7 +124,7 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
 
 def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
     job = job_of("digits-ps.yaml", "killed")
-    job["spec"]["trainer"]["epochs"] *= 2
+    job["spec"]["trainer"]["epochs"] *= 4
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     node.wait_for("the job to train", lambda: training(node, "killed").get("step", 0) > 0, 120)
     node.kill_pod(TEAM, "killed-worker-1")

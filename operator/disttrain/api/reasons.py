@@ -86,6 +86,7 @@ class Reason(StrEnum):
 
     IN_PROGRESS = "InProgress"
     WORKERS_SUCCEEDED = "WorkersSucceeded"
+    TRAINING_DONE = "TrainingDone"
 
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

@@ -371,7 +371,7 @@ class Checkpoint(Model):
     volume: Volume
     """Claim that every pod of the job can mount."""
     every_steps: Annotated[StrictInt, Field(ge=1, le=INT32_MAX)] = 100
-    """Steps between two checkpoints. Default: 100."""
+    """Steps between two checkpoints, and the most that a lost server costs. Default: 100."""
     keep: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
     """Checkpoints that are kept; older ones are removed. Default: 3."""
 
@@ -642,7 +642,8 @@ class DistTrainJobSpec(Model):
     managed_by: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", max_length=63)] = MANAGED_BY
     """Controller that runs the job; any other value than disttrain.dev/operator: hands off. Immutable. Default: disttrain.dev/operator."""
     image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=1024)] | None = None
-    """Image of the training containers. Default: the operator's trainer image."""
+    """Image of the training containers. Default: the operator's trainer image. Needs our trainer and an `env` with --block-signal (GNU
+    coreutils 8.31), except for a trainer.command."""
     strategy: Strategy
     """How the training is distributed. Immutable."""
     trainer: Trainer

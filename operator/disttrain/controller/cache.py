@@ -28,14 +28,16 @@ from disttrain.api.names import (
     Role,
 )
 from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
-from disttrain.plan.model import Phase, PodView
+from disttrain.plan.model import DISRUPTED, Phase, PodView
 
 T = TypeVar("T")
 _NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
 _WORDS_OF_NOT_STARTED = (
-    (re.compile(r"exec:? .*(executable file not found|no such file or directory)"), 127),
-    (re.compile(r"exec:? .*permission denied"), 126),
+    (re.compile(r"(?<![\w/])exec:? .*(executable file not found|no such file or directory)"), 127),
+    (re.compile(r"(?<![\w/])exec:? .*permission denied"), 126),
 )
+_TROUBLE_OF_THE_NODE = re.compile(r"unable to retrieve OCI runtime error|hook")
+"""A runtime or a hook that is not there is no mistake of the job: another node may have it."""
 TOMBSTONES = 20_000
 """Uids of the newest deletions that are remembered: far more than can be on their way."""
 
@@ -240,6 +242,7 @@ def project_pod(body: Body) -> PodView | None:
         message=message,
         termination=Termination.decode(ended["message"]) if ended.get("message") else Termination(),
         conditions=true,
+        disruption=conditions[DISRUPTED].get("reason", "") if DISRUPTED in true else "",
         node=spec.get("nodeName", ""),
     )
 
@@ -254,9 +257,10 @@ def _trainer_state(status: Body) -> Body:
 
 def _exit_code(ended: Body) -> int | None:
     """The container's. A runtime says 128 when it could not start the program; why, as a shell's 126 and 127 have it, is in its words."""
-    if ended.get("reason") in _NOT_STARTED:
+    message = ended.get("message", "")
+    if ended.get("reason") in _NOT_STARTED and not _TROUBLE_OF_THE_NODE.search(message):
         for words, meaning in _WORDS_OF_NOT_STARTED:
-            if words.search(ended.get("message", "")):
+            if words.search(message):
                 return meaning
     code: int | None = ended.get("exitCode")
     return code

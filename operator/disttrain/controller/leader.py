@@ -45,13 +45,16 @@ class Lease:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def keep(self) -> None:
-        """Comes back when it could not be renewed in time."""
+        """Comes back when it could not be renewed in time, also while the API server keeps it waiting for an answer."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
-        while loop.time() - renewed < RENEW_SECONDS:
-            await asyncio.sleep(RETRY_SECONDS)
-            if await self.take():
-                renewed = loop.time()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(renewed + RENEW_SECONDS):
+                    await asyncio.sleep(RETRY_SECONDS)
+                    asked = loop.time()
+                    if await self.take():
+                        renewed = asked  # others count from when it was written, which was not before
 
     async def release(self) -> None:
         """Lets it go, so that nobody has to wait for its end."""

@@ -131,6 +131,8 @@ class Operator:
             async with self._port(), leadership(self._settings, self._api, lost=self._fail):
                 self._leading = True
                 await self._resync.first()
+                if self._stop.is_set():
+                    return self._exit_code  # the Lease was lost meanwhile
                 log.info(
                     "disttrain-operator %s serves %s: %d jobs, %d pods",
                     __version__,
@@ -146,6 +148,7 @@ class Operator:
             asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
             for number in range(self._settings.workers)
         ]
+        self._freshness.broken.set()  # what vanishes before the watches begin is told by none
         resync = self._resync.run(self._settings.resync_seconds)
         async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
             try:
@@ -154,8 +157,9 @@ class Operator:
                 await self._end()
 
     def _fail(self) -> None:
-        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one."""
+        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one. No pass begins any more."""
         self._exit_code = 1
+        self._queue.shut_down()
         self._stop.set()
 
     async def _end(self) -> None:

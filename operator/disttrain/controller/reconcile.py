@@ -115,13 +115,13 @@ class Reconciler:
         key = stored.key
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
         obstacle = await self._executor.carry_out(job, memory, plan.actions)
-        if await self._write(stored, memory, plan.status):
+        if written := await self._write(stored, memory, plan.status):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)
         if obstacle:
             self._queue.add(key)  # the plan has to hear of it
-        if plan.look_again is not None:
+        if plan.look_again is not None and written:  # else the pass that writes looks at the clock anew
             self._queue.add_after(key, plan.look_again.total_seconds())
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
@@ -133,7 +133,7 @@ class Reconciler:
         result = await self._statuses.write(stored, status, quiet_for=quiet_for)
         memory.rests_until = float("-inf")
         if isinstance(result, Wait):
-            memory.rests_until = asyncio.get_running_loop().time() + result.seconds
+            memory.rests_until = asyncio.get_running_loop().time() + result.at_most
             self._queue.add_after(stored.key, result.seconds)
             return False
         if result is Written.YES:

@@ -69,8 +69,8 @@ class Resync:
         self._queue_all = queue_all
 
     async def run(self, interval: float) -> None:
-        """Compares until cancelled. A comparison that fails is made again soon: the probes tell how old the last one is."""
-        broken = self._freshness.broken
+        """Compares until cancelled. One that fails is made again after a pause that doubles: the probes tell how old the last one is."""
+        broken, failures = self._freshness.broken, 0
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(broken.wait(), interval * random.uniform(0.9, 1.1))
@@ -79,8 +79,13 @@ class Resync:
             try:
                 await self.once()
             except ApiError as error:
-                log.warning("the comparison with the API server failed: %s", error)
+                pause = max(error.retry_after or 0.0, min(interval, SOON_SECONDS * 2**failures))
+                log.warning("the comparison with the API server failed, the next is in %.0f s: %s", pause, error)
+                failures += 1
+                await asyncio.sleep(pause)
                 broken.set()
+            else:
+                failures = 0
 
     async def first(self) -> None:
         """The first comparison, tried until it succeeds: before it nothing can be decided."""

@@ -28,7 +28,7 @@ class Memory:
     status_written: float = float("-inf")
     """When our last write of the status was answered, by the loop's clock."""
     rests_until: float = float("-inf")
-    """Before that nothing that can wait is written, so news of it needs no pass."""
+    """Before that nothing that can wait is written, so that news of it needs no pass."""
 
 
 class Memories:

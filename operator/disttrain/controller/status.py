@@ -24,9 +24,9 @@ URGENT_CONDITIONS = frozenset(
     {ConditionType.VALID, ConditionType.SUSPENDED, ConditionType.COMPLETE, ConditionType.FAILED}
 )
 """Conditions whose change is told at once. The others follow one another in a starting job: several changes are one write."""
-OBSTACLES = frozenset({ConditionType.SCHEDULED, ConditionType.READY})
+OBSTACLES = frozenset({ConditionType.SCHEDULED, ConditionType.READY, ConditionType.PROGRESSING})
 WAITS = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
-"""Reasons of a False condition that pass by themselves. Of any other a user has to know: no node, no image, no Secret."""
+"""Reasons of a False condition that pass by themselves. Of any other a user has to know: no node, no image, no Secret, no step for long."""
 COUNTS = frozenset({"conditions", "replicaStatuses", "worker", "goodput"})
 """Fields whose change is a small one, as long as every condition stays what it is and only words it anew."""
 MOST_RESTS = 3
@@ -46,6 +46,8 @@ class Wait:
     """The change is a small one and the last write is just past: in so many seconds."""
 
     seconds: float
+    at_most: float
+    """Seconds after which a larger change could be written, should there be one."""
 
 
 class StatusWriter:
@@ -72,7 +74,7 @@ class StatusWriter:
             return Written.NO
         rest = resting(self._rest, rests(job.status, new, patch), latency=self._latency)
         if rest > quiet_for:
-            return Wait(rest - quiet_for)
+            return Wait(rest - quiet_for, at_most=resting(self._rest, 1, latency=self._latency) - quiet_for)
         namespace, name = stored.key
         began = asyncio.get_running_loop().time()
         try:
@@ -103,7 +105,10 @@ def rests(old: Body, new: Body, patch: Body) -> int:
     trouble = any(
         after[type_][0] == "False" and after[type_][1] not in WAITS for type_ in changed & OBSTACLES & after.keys()
     )
-    if trouble or not changed.isdisjoint(URGENT_CONDITIONS) or not patch.keys().isdisjoint(URGENT):
+    # Of a pod that is replaced and of a worker that succeeded the next pass may see nothing any more: it is told now or never.
+    fleeting = after.get(ConditionType.RESTARTING, ("",))[0] == "True" and ConditionType.RESTARTING in changed
+    fleeting |= "completedIndexes" in (patch.get("worker") or {})
+    if trouble or fleeting or not changed.isdisjoint(URGENT_CONDITIONS) or not patch.keys().isdisjoint(URGENT):
         return 0
     return MOST_RESTS if patch.keys() <= COUNTS and not changed else 1
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from disttrain.plan.model import DISRUPTED, DeletePod, Phase, PodView
+from disttrain.plan.model import DeletePod, Phase, PodView
 from disttrain.plan.world import World
 
 PATIENCE = timedelta(seconds=60)
 """Beyond the grace period. A node that comes back after it finds its pod's successor at work; the trainers refuse the older incarnation."""
 NODE_LOST = "NodeLost"
+BY_TAINT = "DeletionByTaintManager"
 
 
 def forced(world: World) -> tuple[DeletePod, ...]:
@@ -25,7 +26,8 @@ def upcoming(world: World) -> datetime | None:
 
 def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
     for pod in world.snapshot.pods:
-        # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it.
-        gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or DISRUPTED in pod.conditions
+        # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. Whoever drains a node
+        # or preempts does so too, with other reasons: there the kubelet is alive, and the old process may still be at work.
+        gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
         if gone and pod.deleting and pod.deletion_deadline is not None:
             yield pod, pod.deletion_deadline + PATIENCE

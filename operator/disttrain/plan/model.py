@@ -55,6 +55,8 @@ class PodView:
     """Last words of the trainer container; empty when it left none."""
     conditions: frozenset[str] = frozenset()
     """Types of the pod's conditions that are true, such as DisruptionTarget."""
+    disruption: str = ""
+    """Reason of its DisruptionTarget: DeletionByTaintManager, EvictionByEvictionAPI, PreemptionByScheduler …"""
     node: str = ""
 
     @property

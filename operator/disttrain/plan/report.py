@@ -8,7 +8,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import account, conditions, deadlines, goodput, progress
+from disttrain.plan import account, children, conditions, deadlines, goodput, progress
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import CreatePod, Event, Phase, Plan
 from disttrain.plan.state import state
@@ -37,7 +37,8 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     making = any(isinstance(action, CreatePod) for action in step.actions)
     fields: dict[str, Any] = {
         "observed_generation": world.job.metadata.generation,
-        "state": state(world, claims, making=making),
+        # What was refused a moment ago will hardly be made now: that is not said before it is so.
+        "state": state(world, claims, making=making and children.retryable_refusal(world) is None),
         "conditions": conditions.merge(world, claims),
         "restarts": account.carried_over(world),
         **_beginning(world, making),

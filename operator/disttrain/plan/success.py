@@ -1,4 +1,4 @@
-"""When the job is complete: its workers succeeded, and the master had a moment to say how it ended."""
+"""When the job is complete: its workers succeeded and the master had a moment to say how it ended; or the master says that all is done."""
 
 from datetime import timedelta
 
@@ -19,7 +19,7 @@ def reached(world: World) -> Step | None:
     workers = world.spec.worker.replicas
     done = world.completed & set(range(workers))
     if not done or (world.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
-        return None
+        return _all_work_is_done(world, done=len(done))
     master = world.present.get((Role.MASTER, 0))
     if master is not None and not master.done and not master.deleting:
         ends = [
@@ -33,3 +33,15 @@ def reached(world: World) -> Step | None:
             return Step(look=patience)
     message = f"{len(done)} of {workers} workers succeeded"
     return complete(world, Reason.WORKERS_SUCCEEDED, message)
+
+
+def _all_work_is_done(world: World, *, done: int) -> Step | None:
+    """The others did the work of a worker that was lost near the end: its replacement would wait for a master that has gone home."""
+    master = world.present.get((Role.MASTER, 0))
+    if master is None or master.phase is not Phase.SUCCEEDED:
+        return None
+    progress = master.termination.progress
+    if progress is None or not progress.finished:
+        return None
+    message = f"All steps are done; {done} of {world.spec.worker.replicas} workers were there at the end"
+    return complete(world, Reason.TRAINING_DONE, message)

@@ -161,6 +161,11 @@ def test_deleted_pod_tells_when_its_grace_period_is_over() -> None:
         ("exec /opt/train.sh: no such file or directory", 127),
         ('exec: "/etc/passwd": permission denied: unknown', 126),
         ("error mounting /data: no such file or directory", 128),
+        (
+            'unable to retrieve OCI runtime error: exec: "nvidia-container-runtime": executable file not found in $PATH',
+            128,
+        ),
+        ("error running createRuntime hook #0: fork/exec /usr/bin/nvidia-hook: no such file or directory", 128),
     ],
 )
 def test_program_that_could_not_be_started_has_the_exit_code_that_a_shell_gives_it(words: str, exit_code: int) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.processes import wait_for
+
 PROMPT = 2.0
 """Seconds that an end may take in which there is nothing to put in order."""
 
@@ -76,9 +78,16 @@ def told_to_end(operator: subprocess.Popen[str]) -> str:
     return rest
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.3, 0.6])
+def hears_sigterm(process: subprocess.Popen[str]) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> signal.SIGTERM - 1 & 1)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5])
 def test_sigterm_while_it_is_loaded(tmp_path: Path, moment: float) -> None:
     operator = start(kubeconfig(tmp_path, "http://127.0.0.1:9"), "--port=0")
+    wait_for("its first line", lambda: hears_sigterm(operator), 20)
     time.sleep(moment)  # no waiting for something: the moment is the input of this test
     told_to_end(operator)
 

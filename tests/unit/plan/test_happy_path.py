@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.api import Termination
+from disttrain.api import Progress, Termination
 from disttrain.api.reasons import Reason, State
 from disttrain.plan import decide
 from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy
@@ -69,6 +69,22 @@ def test_complete_when_all_workers_succeeded_and_the_master_ended():
     assert scene.says("Failed") == ("False", "WorkersSucceeded")
     assert scene.condition("Complete").message == "2 of 2 workers succeeded"
     assert scene.status.completion_time == scene.now
+
+
+def test_complete_when_the_master_says_so_though_a_lost_worker_was_not_back_in_time():
+    """Its replacement would wait for a master that has ended."""
+    scene = make_job().training().succeeded(0, ago=60)
+    done = Progress(attempt=1, step=100, total_steps=100, world_size=1, finished=True)
+    scene.succeeded(0, role=MASTER, termination=Termination(progress=done)).change(1, ready=False)
+    scene.step()
+    assert scene.says("Complete") == ("True", "TrainingDone")
+    assert scene.condition("Complete").message == "All steps are done; 1 of 2 workers were there at the end"
+
+
+def test_a_master_that_ended_without_a_last_word_completes_nothing():
+    scene = make_job().training().succeeded(0, ago=60).succeeded(0, role=MASTER)
+    scene.step()
+    assert scene.says("Complete")[0] == "False"
 
 
 def test_the_master_has_ten_seconds_to_end_after_the_workers():

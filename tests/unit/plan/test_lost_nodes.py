@@ -30,10 +30,16 @@ def test_a_minute_after_its_grace_period_the_pod_is_removed_and_made_again():
     assert created(scene.step()) == [(WORKER, 1)]
 
 
+def test_a_pod_that_the_taint_of_its_unreachable_node_deletes_is_removed_too():
+    scene = on_a_lost_node(seconds_over=61, phase=Phase.RUNNING, disruption="DeletionByTaintManager")
+    assert forced(scene.step()) == [("digits-worker-1", 0)]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         pytest.param({"phase": Phase.RUNNING}, id="a node that is only slow"),
+        pytest.param({"phase": Phase.RUNNING, "disruption": "EvictionByEvictionAPI"}, id="a node that is drained"),
         pytest.param({"deleting": False}, id="a pod that nobody told to end"),
         pytest.param({"deletion_deadline": None}, id="a grace period that is not known"),
     ],
