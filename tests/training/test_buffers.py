@@ -61,7 +61,7 @@ def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(
         for role, index in job.keys:
             job.kill(role, index)
             job.wait(role, index)
-    assert saved_steps(broken)[-1] == 2 * EVERY
+    assert 0 < saved_steps(broken)[-1] < STEPS
     with job_in(broken, "Sync", workers=1, attempt=2) as job:
         assert finish(job) == evaluation
     assert evaluation["accuracy"] > 0.9

@@ -48,8 +48,7 @@ def test_a_lost_server_costs_at_most_the_steps_since_the_last_checkpoint(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     job, progress = run_and_kill(tmp_path, changes, Role.PARAMETER_SERVER, 1)
-    # Without Sync the training goes on while a checkpoint is written, for one interval at most.
-    assert progress.redone_steps <= (EVERY if "Sync'" in str(changes) else 2 * EVERY)
+    assert progress.redone_steps <= EVERY
     assert progress.generation == 2
     assert sum(job.restarts.values()) == 1
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.processes import wait_for
 from disttrain.api.names import Role
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.errors import CRASHED, GenerationOver, PeerLost
@@ -86,4 +87,5 @@ def test_what_a_peer_does_wrong_is_no_failure_of_the_server() -> None:
         client.connect(flat.layout)
         client.close(goodbye=False)
         make_client([server], config).connect(flat.layout)
+        wait_for("its threads to see the ends", lambda: len(server._connections) <= 1, 10)
     assert failures == []

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to connect."""
+USUAL_WAIT = 3.0
+"""Seconds for which a wait is not worth a line: the processes of a job start in any order."""
 
 
 class Control:
@@ -142,7 +144,7 @@ class Control:
             if time.monotonic() - lost_at > self._patience:
                 self._fail(PeerLost(f"master ({self._address})", f"waited {self._patience:g} s for it: {why}"))
                 return
-            if why != said:
+            if why != said and time.monotonic() - lost_at > USUAL_WAIT:
                 log.info("waiting for the master at %s: %s", self._address, why)
                 said = why
             self._news = f"the master at {self._address}: {why}"

@@ -59,11 +59,12 @@ class Entry:
             return self._end(error.exit_code, Termination(message=str(error)))
         except BaseException as error:
             shown, termination = last_words.of_user_error(error)
-            print(shown, end="", file=sys.stderr)
             if self._process is None or self._process.role is Role.WORKER:
+                print(shown, end="", file=sys.stderr)
                 return self._end(ExitCode.USER_ERROR, termination)
-            log.error("this process cannot go on, and is to be replaced: %s", termination.message)
-            return self._end(CRASHED, termination)
+            # No code of the user's runs here: all of the traceback is wanted.
+            log.exception("this process cannot go on, and is to be replaced: %s", termination.message)
+            return self._end(CRASHED, termination.model_copy(update={"where": ""}))
         return self._end(ExitCode.DONE, Termination())
 
     def _end(self, code: int, termination: Termination) -> int:

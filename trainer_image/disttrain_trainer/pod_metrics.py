@@ -4,10 +4,10 @@ Each process answers on a socket file; their parent, which counts nothing itself
 counted, and the port (metrics.py).
 """
 
-import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,10 +53,14 @@ def answer(metrics: Collector, path: Path) -> None:
 
     def serve() -> None:
         while True:
-            asking, _ = listener.accept()
-            with asking, contextlib.suppress(OSError):
-                asking.settimeout(PATIENCE)
-                asking.sendall(generate_latest(registry))
+            try:
+                asking, _ = listener.accept()
+                with asking:
+                    asking.settimeout(PATIENCE)
+                    asking.sendall(generate_latest(registry))
+            except Exception:  # one scrape is lost, not those after it
+                log.debug("a scrape was not answered", exc_info=True)
+                time.sleep(0.1)
 
     threading.Thread(target=serve, name="metrics", daemon=True).start()
 

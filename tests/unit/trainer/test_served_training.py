@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
@@ -23,7 +25,14 @@ class Table:
     """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
 
     def __init__(
-        self, *, consistency: str = "Sync", volume: bool = True, evaluate: bool = False, buffers: bool = False
+        self,
+        *,
+        consistency: str = "Sync",
+        volume: bool = True,
+        evaluate: bool = False,
+        buffers: bool = False,
+        steps: int = STEPS,
+        every: int = 4,
     ) -> None:
         self.buffers = buffers
         spec = DistTrainJobSpec.model_validate(
@@ -36,10 +45,10 @@ class Table:
                     "dataset": "m:d",
                     "optimizer": {"name": "SGD", "learningRate": "0.1"},
                     "batchSize": 8,
-                    "maxSteps": STEPS,
+                    "maxSteps": steps,
                     **({"evaluate": "m:e"} if evaluate else {}),
                 },
-                "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": 4},
+                "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
             }
         )
         config = JobConfig(
@@ -152,6 +161,50 @@ def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.slices) == (4, 8)
     assert table.work(WORKERS[0], 0)[0] == 8
+
+
+def test_without_sync_a_checkpoint_has_a_head_start_and_nobody_waits_while_it_is_written_in_time() -> None:
+    table = training(consistency="Async", steps=100, every=10)
+    table.work(WORKERS[0], 17, ask=17)
+    assert table.take(Say.SAVE) == []
+    table.work(WORKERS[0], 1, ask=1)
+    assert [fields["folder"] for _, kind, fields in table.said if kind is Say.SAVE] == [name_of(9)] * 2
+    assert table.work(WORKERS[1], 0, ask=1) == [18]
+
+
+def test_without_sync_the_steps_wait_one_interval_after_the_newest_checkpoint_for_the_next() -> None:
+    table = training(consistency="Async", steps=100, every=10)
+    table.work(WORKERS[0], 18, ask=18)
+    written = [one for one in table.said if one[1] is Say.SAVE]
+    assert table.work(WORKERS[0], 2) == [18, 19]
+    assert table.work(WORKERS[0], 0) == []
+    table.said = written
+    table.serve()
+    assert table.on_disk is not None
+    assert table.on_disk.step == 9
+    tickets = [s for _, kind, fields in table.take(Say.TICKETS) if kind is Say.TICKETS for s in fields["slices"]]
+    assert tickets == list(range(20, 38))
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_nobody() -> None:
+    table = training(consistency="Async", steps=100, every=10)
+    table.work(WORKERS[0], 18, ask=18)
+    full = {"type": Say.SAVED, "folder": name_of(9), "error": "No space left on device"}
+    table.training.heard(SERVERS[0], full, 0)
+    assert table.on_disk is None
+    assert table.work(WORKERS[0], 0, ask=30) == list(range(18, 38))
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async"])
+def test_a_new_master_of_servers_that_are_far_beyond_the_newest_checkpoint_saves_soon(consistency: str) -> None:
+    table = Table(consistency=consistency)
+    for server in SERVERS:
+        table.generation[server], table.applied[server] = 3, set(range(11))
+    table.join(*SERVERS, *WORKERS)
+    table.work(WORKERS[1], 1, ask=1)
+    table.serve()
+    assert table.on_disk is not None
+    assert table.on_disk.step in (5, 6)
 
 
 def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:

@@ -22,6 +22,9 @@ from disttrain_trainer.messages import Message, Say
 
 log = logging.getLogger(__name__)
 
+HEAD_START = 10
+"""The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
+
 
 @dataclass(slots=True)
 class _Save:
@@ -70,7 +73,7 @@ class Saver:
         self.hurrying = False
         """A process is leaving: save as soon as the steps in work are whole."""
         self._attempted = 0
-        """Step of the last one that was begun: one that failed is not tried again before the next is due."""
+        """Step of the newest one, or of a later one that failed: it is not tried again before the next is due."""
 
     @property
     def busy(self) -> bool:
@@ -82,8 +85,8 @@ class Saver:
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
 
     def begin(self, ledger: Ledger) -> None:
-        """The training goes on from here."""
-        self._attempted = ledger.step
+        """The training goes on from here, which may be beyond the newest checkpoint when only the master is new."""
+        self._attempted = self.newest.step if self.newest else 0
         self.raise_limit(ledger)
 
     def is_due(self, ledger: Ledger) -> bool:
@@ -92,23 +95,23 @@ class Saver:
             return False
         if self._aligned:
             return ledger.done >= ledger.limit
-        return self.hurrying or ledger.step // self._every > self._attempted // self._every
+        return self.hurrying or ledger.step >= self._attempted + self._every - self._every // HEAD_START
 
     def raise_limit(self, ledger: Ledger) -> None:
-        """Where the workers must wait for a checkpoint.
+        """Where the workers must wait for a checkpoint, so that a lost server never costs more than one interval.
 
-        Sync: at the next one, since all shards must be at one version. Otherwise only when the one before is still being written, so
-        that a lost server never costs more than two intervals.
+        Sync: at the next one, since all shards must be at one version. Otherwise writing has a head start, and seldom stops anybody.
         """
-        interval = ledger.step // self._every + 1 if self._aligned else self._attempted // self._every + 2
-        ledger.limit = min(ledger.total, interval * self._every * self._world_size)
+        limit = self._attempted + self._every
+        if self._aligned:
+            limit -= limit % self._every
+        ledger.limit = min(ledger.total, max(limit, self._whole(ledger)) * self._world_size)
 
     def hurry(self, ledger: Ledger) -> None:
         """Somebody leaves: the next one is due when the steps in work are whole."""
         self.hurrying = True
         if self._aligned:
-            steps = -(-ledger.handed_out // self._world_size)
-            ledger.limit = min(ledger.limit, steps * self._world_size)
+            ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
 
     def start(self, step: int, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended."""
@@ -168,6 +171,10 @@ class Saver:
     def abandon(self) -> None:
         """A server is lost: what it was to write will not come."""
         self._save = None
+
+    def _whole(self, ledger: Ledger) -> int:
+        """The step at which what is handed out already is whole."""
+        return -(-ledger.handed_out // self._world_size)
 
     def _ask_keeper(self, save: _Save) -> None:
         save.keeper = self._keeper()

@@ -93,11 +93,13 @@ class Tracker:
 
     def loss(self) -> float | None:
         """Mean over the samples of the newest reports."""
-        if not self._newest:
+        # Copies: this is asked by the thread of the HTTP server too, while reports come in.
+        entries, newest_each = tuple(self._entries), tuple(self._newest.values())
+        if not newest_each:
             return None
-        newest = max(entry.time for entry in self._newest.values())
-        recent = [e for e in self._entries if e.loss is not None and e.time > newest - LOSS_WINDOW]
-        recent += [e for e in self._newest.values() if e.time <= newest - LOSS_WINDOW]
+        newest = max(entry.time for entry in newest_each)
+        recent = [e for e in entries if e.loss is not None and e.time > newest - LOSS_WINDOW]
+        recent += [e for e in newest_each if e.time <= newest - LOSS_WINDOW]
         samples = sum(e.samples for e in recent)
         return sum(e.loss or 0.0 for e in recent) / samples if samples else None
 
@@ -107,7 +109,7 @@ class Tracker:
             return None
         since = max(self._began, now - SPEED_WINDOW)
         # The first report covers a time before it that is not known; it counts only once there are others.
-        samples = sum(e.samples for e in self._entries if e.time > since)
+        samples = sum(e.samples for e in tuple(self._entries) if e.time > since)
         return samples / (now - since) if now > since else None
 
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:

@@ -32,8 +32,8 @@ class Workers:
 
     @property
     def ready(self) -> list[int]:
-        """Those that can be asked for something, lowest first."""
-        return sorted(rank for rank, samples in self.live.items() if samples is not None)
+        """Those that can be asked for something, the one that is there longest first: its buffers have seen most."""
+        return [rank for rank, samples in self.live.items() if samples is not None]
 
     def join(self, rank: int) -> None:
         """A worker is there, and starting."""
