@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,23 +87,78 @@ def _renamed() -> dict[str, Any]:
     return body
 
 
-def test_every_field_has_a_description() -> None:
+def served(control_plane: ControlPlane) -> dict[str, Schema]:
+    """The schema as the API server gives it back: stored, and published for kubectl explain and for clients."""
+    stored = control_plane.get("crd", "disttrainjobs.disttrain.dev")
+    document = json.loads(control_plane.kubectl("get", "--raw", "/openapi/v3/apis/disttrain.dev/v1alpha1"))
+    (published,) = (
+        schema
+        for schema in document["components"]["schemas"].values()
+        if {"kind": KIND} in ({"kind": entry["kind"]} for entry in schema.get("x-kubernetes-group-version-kind", ()))
+    )
+    # What every object has is the API server's own.
+    published["properties"]["metadata"] = {"type": "object", "description": "ObjectMeta"}
+    return {"stored": stored["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "published": published}
+
+
+@pytest.mark.parametrize("whose", ["stored", "published"])
+def test_every_field_is_served_with_a_description(control_plane: ControlPlane, whose: str) -> None:
+    schema = served(control_plane)[whose]
     silent = [
         path
-        for path, node in nodes(root())
+        for path, node in nodes(schema)
         for name, child in node.get("properties", {}).items()
         if not child.get("description") and f"{path}.{name}" not in (".metadata", ".metadata.name", "metadata.name")
     ]
     assert silent == []
+    # And nothing was lost on the way: every field of the models is there.
+    assert {path for path, _ in nodes(root()["properties"]["spec"])} <= {
+        path for path, _ in nodes(schema["properties"]["spec"])
+    }
 
 
-def test_every_default_is_told_in_the_description() -> None:
+@pytest.mark.parametrize("whose", ["stored", "published"])
+def test_every_default_is_told_in_the_description(control_plane: ControlPlane, whose: str) -> None:
     silent = [
         path
-        for path, node in nodes(root())
+        for path, node in nodes(served(control_plane)[whose])
         if not isinstance(node.get("default", {}), dict) and "Default" not in node["description"]
     ]
     assert silent == []
+
+
+def test_every_default_arrives(control_plane: ControlPlane) -> None:
+    """For each there is a good input that has the object around it and leaves it out; the API server fills it in."""
+    inputs = [yaml.safe_load(file.read_text())["spec"] for file in files("good")]
+    stored = [
+        yaml.safe_load(control_plane.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", str(file)))["spec"]
+        for file in files("good")
+    ]
+    defaults = {path: node["default"] for path, node in nodes(root()["properties"]["spec"]) if "default" in node}
+    assert len(defaults) > 40
+    lost = {
+        path: default
+        for path, default in defaults.items()
+        if not any(
+            _at(given, path) is ABSENT and _at(arrived, path) == default
+            for given, arrived in zip(inputs, stored, strict=True)
+            if isinstance(_at(given, path.rpartition(".")[0]), dict)
+        )
+    }
+    assert lost == {}
+
+
+ABSENT = object()
+
+
+def _at(value: Any, path: str) -> Any:
+    """The value at a path of `nodes`, ABSENT where there is none."""
+    for part in path.replace("[0]", ".0").split(".") if path else ():
+        if isinstance(value, list):
+            value = value[int(part)] if value else ABSENT
+        else:
+            value = value.get(part, ABSENT) if isinstance(value, dict) else ABSENT
+    return value
 
 
 def test_explain_is_the_manual(control_plane: ControlPlane) -> None:
@@ -114,21 +170,43 @@ def test_explain_is_the_manual(control_plane: ControlPlane) -> None:
     assert "step" in text
 
 
+def rules(schema: Schema) -> list[tuple[str, Schema, Schema]]:
+    """Each rule: the path that it blames, the rule, and the schema of what it blames."""
+    found = []
+    for path, node in nodes(schema):
+        for rule in node.get("x-kubernetes-validations", []):
+            blamed = node
+            for part in rule.get("fieldPath", "").split(".")[1:]:
+                blamed = blamed["properties"][part]
+            found.append(((path + rule.get("fieldPath", "")).removeprefix("."), rule, blamed))
+    return found
+
+
 def test_every_rule_has_an_input_that_breaks_it() -> None:
-    """The inputs are tried in test_crd_inputs.py; here: none of the rules is left out there."""
-    wants = [want for kind in ("bad", "transition") for file in files(kind) for want in wanted(file)]
-    rules = {
-        rule["message"]: path + rule.get("fieldPath", "")
-        for path, node in nodes(root())
-        if ".template." not in path or path.startswith("spec.worker.")
-        for rule in node.get("x-kubernetes-validations", [])
-    }
+    """The inputs are tried in test_crd_inputs.py, and in the other roles in test_crd_templates.py; here: no rule is left out there."""
+    wants = [want.pattern for kind in ("bad", "transition") for file in files(kind) for want in wanted(file)]
+    roles = re.compile(r"^spec\.(master|parameterServer)\.template\.")
     untried = [
-        message
-        for message, path in rules.items()
-        if not any(want.search(f"{path.removeprefix('.')}: {message}") and not want.search(path) for want in wants)
+        (path, rule["message"])
+        for path, rule, _ in rules(root())
+        if not any(_speaks_of(want, roles.sub("spec.worker.template.", path), rule["message"]) for want in wants)
     ]
     assert untried == []
+
+
+def _speaks_of(want: str, path: str, message: str) -> bool:
+    """A want about a rule is the path, words of the message, and the value where the rule is about one."""
+    where, *words = want.split(".*")
+    return bool(words) and bool(re.fullmatch(where.removesuffix(": "), path)) and bool(re.search(words[0], message))
+
+
+def test_every_rule_about_one_value_tells_it() -> None:
+    silent = [
+        path
+        for path, rule, blamed in rules(root())
+        if blamed["type"] not in ("object", "array") and "messageExpression" not in rule
+    ]
+    assert silent == []
 
 
 def test_columns_and_names(control_plane: ControlPlane) -> None:
@@ -214,7 +292,7 @@ def test_what_is_not_typed_is_kept(control_plane: ControlPlane, seed: int) -> No
     pod_spec = {f"x{n}": _anything(chance) for n in range(4)}
     container = {f"y{n}": _anything(chance) for n in range(4)} | {
         "name": "trainer",
-        "env": [{"name": "A", "valueFrom": {"z": _anything(chance)}}],
+        "env": [{"name": "A", "valueFrom": {"z": {"zz": _anything(chance)}}}],
     }
     body = job(
         f"kept-{seed}",

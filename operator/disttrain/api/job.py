@@ -20,6 +20,7 @@ NAME_RULE = Rule(
     message=f"must be an RFC 1035 label of at most {MAX_JOB_NAME} characters (lower case letters, digits, '-', a letter first): "
     "it becomes a Service name, and <name>-<role>-<index> must fit in 63",
     field="metadata.name",
+    shows="metadata.name",
 )
 
 
@@ -53,4 +54,5 @@ class DistTrainJob(Model):
     @classmethod
     def parse(cls, body: dict[str, Any]) -> "DistTrainJob":
         """The job of an object as the API server or a file gives it. Raises pydantic.ValidationError."""
-        return cls.model_validate(body)
+        # By its outer names alone: the API server knows no run_policy.
+        return cls.model_validate(body, by_alias=True, by_name=False)

@@ -35,7 +35,11 @@ CONTROL_PORT: Final = 29400
 SERVER_PORT: Final = 29600
 """A parameter server's data connection."""
 METRICS_PORT: Final = 9400
+OWN_PORTS: Final = ("metrics", "rendezvous", "control", "server")
+"""The names of these ports in the pods and the Service of a job."""
 
+VOLUME_PREFIX: Final = "disttrain-"
+"""Every volume of a pod that begins so is ours."""
 CHECKPOINT_PATH: Final = "/checkpoints"
 SCRIPT_PATH: Final = "/script"
 TERMINATION_LOG: Final = "/dev/termination-log"
@@ -60,6 +64,11 @@ class Role(StrEnum):
     def status_name(self) -> str:
         """The name in status.replicaStatuses: Master, ParameterServer, Worker."""
         return {"master": "Master", "parameter-server": "ParameterServer", "worker": "Worker"}[self.value]
+
+
+def checkpoint_dir(job: str, uid: str) -> str:
+    """A job's own folder on the claim of its checkpoints: jobs that share a claim, or a name one after the other, never meet there."""
+    return f"{CHECKPOINT_PATH}/{job}-{uid[:8]}"
 
 
 def pod_name(job: str, role: Role, index: int) -> str:

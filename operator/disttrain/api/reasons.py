@@ -97,8 +97,6 @@ class Reason(StrEnum):
     NAN_LOSS = "NaNLoss"
 
     CREATED = "Created"
-    CREATE_FAILED = "CreateFailed"
-    DELETED = "Deleted"
     REPLACED = "Replaced"
     """Somebody deleted a child of the job; it was made again."""
 

@@ -1,76 +1,33 @@
 """The pod template of a role: a small typed core, and every other field of a pod as it is.
 
-Typed is what the operator merges or must refuse: container names, images, environment, resources. The rest is kept and judged by the API
-server itself when the operator makes the pod, so that the CRD stays small (TrainJob's is 450 KB, too large for `kubectl apply`).
+Typed is what the operator merges or must refuse: containers, images, environment, resources, volumes, security. The rest is kept and judged
+by the API server itself when the operator makes the pod, so that the CRD stays small (TrainJob's is 450 KB, too large for `kubectl apply`).
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StrictInt, StringConstraints
 
-from disttrain.api.base import Model, Rule
-from disttrain.api.environment import PREFIX, RESERVED
-from disttrain.api.names import GPU, TRAINER_CONTAINER
-from disttrain.api.types import DnsLabel, FreeForm, Quantity, StringMap, list_map, quantity_value
+from disttrain.api.base import Model, OpenModel, Rule
+from disttrain.api.names import CHECKPOINT_PATH, GPU, OWN_PORTS, SCRIPT_PATH, TRAINER_CONTAINER
+from disttrain.api.pod_parts import EnvVar, Port, Resources, Volume, VolumeMount
+from disttrain.api.security import PodSecurityContext, SecurityContext
+from disttrain.api.types import INT32_MAX, Image, LabelMap, PartName, StringMap, list_map
 
-EnvName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
-_RESERVED_CEL = "[" + ", ".join(f"'{name}'" for name in sorted(RESERVED) if not name.startswith(PREFIX)) + "]"
-
+_OWN_PATHS = (CHECKPOINT_PATH, SCRIPT_PATH)
 _WHAT_RUNS = "what the trainer container runs is said by spec.trainer: a program of your own is trainer.command"
 
 
-class OpenModel(Model):
-    """A Kubernetes object of which we type a part; unknown fields are kept."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="allow",
-        frozen=True,
-        use_attribute_docstrings=True,
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+def _of_trainer(cel: str, check: Callable[["Container"], bool], message: str, field: str, shows: str = "") -> Rule:
+    """What must hold for the trainer container, and for no other."""
+    return Rule(
+        cel=f"self.name != '{TRAINER_CONTAINER}' || {cel}",
+        check=lambda container: container.name != TRAINER_CONTAINER or check(container),
+        message=message,
+        field=field,
+        shows=shows,
     )
-
-
-class EnvVar(OpenModel):
-    """One environment variable of a container."""
-
-    RULES = (
-        Rule(
-            cel=f"!(self.name in {_RESERVED_CEL}) && !self.name.startsWith('{PREFIX}')",
-            check=lambda env: env.name not in RESERVED and not env.name.startswith(PREFIX),
-            message="this variable is set by DistTrain for every training container; choose another name",
-            field="name",
-        ),
-    )
-    name: EnvName
-    """Name of the variable; those of the torchrun contract and DISTTRAIN_* are set by the operator."""
-    value: Annotated[str, StringConstraints(max_length=32768)] | None = None
-    """Value, as it is. For a secret use valueFrom.secretKeyRef."""
-    value_from: FreeForm | None = None
-    """Source of the value, as in a Pod: secretKeyRef, configMapKeyRef, fieldRef, resourceFieldRef."""
-
-
-class Resources(OpenModel):
-    """Requests and limits of a container."""
-
-    RULES = (
-        Rule(
-            cel="!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || "
-            "quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)",
-            check=lambda r: all(
-                name not in (r.limits or {}) or quantity_value(amount) <= quantity_value(r.limits[name])
-                for name, amount in (r.requests or {}).items()
-            ),
-            message="a request must be at most the limit of the same resource",
-            field="requests",
-        ),
-    )
-    requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
-    """What the scheduler reserves, by resource name, such as cpu: 500m or memory: 4Gi."""
-    limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
-    """What the container may use at most, by resource name."""
 
 
 class Container(OpenModel):
@@ -78,53 +35,131 @@ class Container(OpenModel):
 
     RULES = (
         Rule(
-            cel="self.name != 'trainer' || !has(self.resources) || "
-            "!(has(self.resources.requests) && 'nvidia.com/gpu' in self.resources.requests) && "
-            "!(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
-            check=lambda c: (
-                c.name != TRAINER_CONTAINER
-                or c.resources is None
-                or GPU not in {**(c.resources.requests or {}), **(c.resources.limits or {})}
+            cel=f"self.name == '{TRAINER_CONTAINER}' || has(self.image)",
+            check=lambda c: c.name == TRAINER_CONTAINER or c.image is not None,
+            message="the container that trains is named trainer; any other one is a sidecar and needs an image",
+            field="name",
+            shows="name",
+        ),
+        _of_trainer(
+            f"!has(self.resources) || !(has(self.resources.requests) && '{GPU}' in self.resources.requests) && "
+            f"!(has(self.resources.limits) && '{GPU}' in self.resources.limits)",
+            lambda c: c.resources is None or GPU not in {**(c.resources.requests or {}), **(c.resources.limits or {})},
+            "nvidia.com/gpu of the trainer container is set by worker.gpusPerWorker, one process for each; set it there",
+            "resources",
+        ),
+        _of_trainer("!has(self.command)", lambda c: c.command is None, _WHAT_RUNS, "command"),
+        _of_trainer("!has(self.args)", lambda c: c.args is None, _WHAT_RUNS, "args"),
+        _of_trainer(
+            "!has(self.restartPolicy)",
+            lambda c: c.restart_policy is None,
+            "a failed trainer is replaced by failurePolicy, in a pod of its own; set the actions there",
+            "restartPolicy",
+            shows="restartPolicy",
+        ),
+        _of_trainer(
+            "!has(self.securityContext) || !has(self.securityContext.readOnlyRootFilesystem) || "
+            "self.securityContext.readOnlyRootFilesystem",
+            lambda c: c.security_context is None or c.security_context.read_only_root_filesystem is not False,
+            "the trainer's root filesystem is read-only; write to /tmp, or mount a volume",
+            "securityContext.readOnlyRootFilesystem",
+            shows="securityContext.readOnlyRootFilesystem",
+        ),
+        _of_trainer(
+            f"!has(self.ports) || self.ports.all(p, !has(p.name) || !(p.name in {list(OWN_PORTS)}))",
+            lambda c: all(port.name not in OWN_PORTS for port in c.ports or ()),
+            f"ports {', '.join(OWN_PORTS)} are the training's own; choose another name",
+            "ports",
+        ),
+        _of_trainer(
+            "!has(self.volumeMounts) || self.volumeMounts.all(m, "
+            + " && ".join(f"m.mountPath != '{path}' && !m.mountPath.startsWith('{path}/')" for path in _OWN_PATHS)
+            + ")",
+            lambda c: (
+                not any(
+                    mount.mount_path == path or mount.mount_path.startswith(f"{path}/")
+                    for mount in c.volume_mounts or ()
+                    for path in _OWN_PATHS
+                )
             ),
-            message="nvidia.com/gpu of the trainer container is set by worker.gpusPerWorker, one process for each; set it there",
-            field="resources",
-        ),
-        Rule(
-            cel="self.name != 'trainer' || !has(self.command)",
-            check=lambda c: c.name != TRAINER_CONTAINER or c.command is None,
-            message=_WHAT_RUNS,
-            field="command",
-        ),
-        Rule(
-            cel="self.name != 'trainer' || !has(self.args)",
-            check=lambda c: c.name != TRAINER_CONTAINER or c.args is None,
-            message=_WHAT_RUNS,
-            field="args",
+            f"{' and '.join(_OWN_PATHS)} are where DistTrain mounts checkpoints and script; choose another path",
+            "volumeMounts",
         ),
     )
-    name: DnsLabel
+    name: PartName
     """Name of the container: `trainer`, or that of a sidecar."""
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=1024)] | None = None
+    image: Image | None = None
     """Image of the container. Default for `trainer`: spec.image."""
     command: tuple[str, ...] | None = None
     """Entry point of a sidecar; not of `trainer`, which runs what spec.trainer says."""
     args: tuple[str, ...] | None = None
     """Arguments of a sidecar; not of `trainer`."""
+    restart_policy: Literal["Always"] | None = None
+    """Always, which every sidecar has; not of `trainer`."""
     env: Annotated[tuple[EnvVar, ...], *list_map("name", max_items=256)] | None = None
     """Environment variables, merged with those of the operator."""
+    ports: Annotated[tuple[Port, ...], Field(max_length=64)] | None = None
+    """Ports, beside those of the operator."""
     resources: Resources | None = None
     """Requests and limits."""
+    volume_mounts: Annotated[tuple[VolumeMount, ...], *list_map("mountPath", max_items=64)] | None = None
+    """Volumes in the container, beside those of the operator."""
+    security_context: SecurityContext | None = None
+    """User, group, and what keeps the container restricted."""
+
+
+class InitContainer(OpenModel):
+    """A container that runs before the training."""
+
+    RULES = (
+        Rule(
+            cel=f"self.name != '{TRAINER_CONTAINER}'",
+            check=lambda c: c.name != TRAINER_CONTAINER,
+            message="trainer is the container that trains, it stands under containers; choose another name",
+            field="name",
+            shows="name",
+        ),
+    )
+    name: PartName
+    """Name of the container."""
+    image: Image
+    """Image of the container."""
+    security_context: SecurityContext | None = None
+    """User, group, and what keeps the container restricted."""
 
 
 class PodSpec(OpenModel):
     """The pod's spec: containers, nodeSelector, tolerations, affinity, volumes, serviceAccountName and so on."""
 
+    RULES = (
+        Rule(
+            cel="!has(self.hostname) && !has(self.subdomain)",
+            check=lambda spec: spec.hostname is None and spec.subdomain is None,
+            message="hostname and subdomain are set by DistTrain, so that a pod is found as <job>-<role>-<index>.<job>",
+        ),
+    )
     containers: Annotated[tuple[Container, ...], *list_map("name", max_items=16)] | None = None
     """The `trainer` container's own settings, and sidecars."""
-    node_selector: StringMap | None = None
+    init_containers: Annotated[tuple[InitContainer, ...], *list_map("name", max_items=16)] | None = None
+    """Containers that run before the training."""
+    volumes: Annotated[tuple[Volume, ...], *list_map("name", max_items=64)] | None = None
+    """Volumes, beside those of the operator."""
+    node_selector: LabelMap | None = None
     """Labels that a node must have."""
+    security_context: PodSecurityContext | None = None
+    """Users, groups, and what keeps the pod restricted."""
     restart_policy: Literal["Never"] | None = None
     """Never: DistTrain replaces a failed pod itself, by failurePolicy."""
+    termination_grace_period_seconds: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] | None = None
+    """Seconds between SIGTERM and SIGKILL. Default: 30, and 60 with a checkpoint."""
+    automount_service_account_token: Literal[False] | None = None
+    """false: no pod of a job gets a token."""
+    enable_service_links: Literal[False] | None = None
+    """false: variables of the namespace's Services could be taken for ours."""
+    hostname: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """Set by DistTrain: leave it out."""
+    subdomain: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """Set by DistTrain: leave it out."""
 
 
 class TemplateMetadata(Model):
@@ -138,7 +173,7 @@ class TemplateMetadata(Model):
             field="labels",
         ),
     )
-    labels: StringMap | None = None
+    labels: LabelMap | None = None
     """Labels added to the pods."""
     annotations: StringMap | None = None
     """Annotations added to the pods."""

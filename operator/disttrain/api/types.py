@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -13,9 +14,9 @@ INT32_MAX = 2_147_483_647
 
 Decimal = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=32),
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=32),
 ]
-"""A non-negative decimal as a string, such as "0.1" or "1e-4": the API conventions know no floats."""
+"""A non-negative decimal as a string, such as "0.1" or "1e-4": the API conventions know no floats. No infinity: at most 32 + 99 digits."""
 
 Factory = Annotated[
     str,
@@ -27,6 +28,8 @@ Factory = Annotated[
 """`package.module:callable`."""
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+"""The name of a container or volume, an RFC 1123 label."""
 DnsSubdomain = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
 ]
@@ -35,14 +38,18 @@ AbsolutePath = Annotated[
 ]
 """An absolute path without `..` and without an empty part."""
 
+Image = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=1024)]
+"""An image reference: printable ASCII without blanks, in which Go's and Rust's idea of a blank cannot differ."""
+
 Argument = Annotated[str, StringConstraints(max_length=4096)]
 
-QUANTITY = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
-"""A Kubernetes quantity, such as 500m, 4Gi or 2."""
+QUANTITY = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+"""A Kubernetes quantity that is not negative, such as 500m, 4Gi or 2."""
 QUANTITY_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "integer"}, {"type": "string"}],
     "x-kubernetes-int-or-string": True,
     "pattern": QUANTITY,
+    "minimum": 0,
     "maxLength": 64,
 }
 
@@ -55,7 +62,7 @@ def _quantity(value: object) -> object:
         or not re.fullmatch(QUANTITY, str(value))
         or len(str(value)) > 64
     ):
-        raise PydanticCustomError("quantity", "must be a Kubernetes quantity such as 500m, 4Gi or 2")
+        raise PydanticCustomError("quantity", "must be a Kubernetes quantity of 0 or more, such as 500m, 4Gi or 2")
     return value
 
 
@@ -75,6 +82,10 @@ StringMap = Annotated[
     dict[str, Annotated[str, StringConstraints(max_length=4096)]],
     Field(max_length=64),
 ]
+
+LabelValue = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=64)]
+"""Labels: values of at most 63 letters, digits, '-', '_' and '.'."""
 
 
 _SUFFIXES = {
@@ -99,7 +110,7 @@ def list_map(key: str, *, max_items: int) -> tuple[FieldInfo, AfterValidator]:
     def unique(items: Sequence[Any]) -> Sequence[Any]:
         seen: set[object] = set()
         for position, item in enumerate(items):
-            value = getattr(item, key)
+            value = getattr(item, to_snake(key))
             if value in seen:
                 raise PydanticCustomError(
                     "duplicate",

@@ -20,6 +20,9 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.cli import yaml_lines
 from disttrain.cli.yaml_lines import Path, Value, YamlError
+from disttrain.local import objects
+from disttrain.manifests import too_large
+from disttrain.plan.validity import unsupported_fields
 
 _REFERRED = ("ConfigMap", "Secret", "PersistentVolumeClaim")
 """Kinds that a job may name and that a file may hold beside it."""
@@ -59,6 +62,11 @@ class FoundJob:
         text = f"{dotted(path)}: {message}" if path else message
         return Problem(self.file, self.source.line(path), text, warning)
 
+    def not_yet_supported(self) -> list[Problem]:
+        """The fields that ask for what this version cannot do."""
+        fields = unsupported_fields(self.job.spec)
+        return [self.problem(("spec", *path), f"{words} is not supported by this version") for path, words in fields]
+
 
 @dataclass(frozen=True)
 class JobFile:
@@ -75,7 +83,7 @@ def read(name: str, text: str | None = None) -> JobFile:
     """Reads and checks a file. Raises WrongInput with every problem in it."""
     if text is None:
         try:
-            text = FilePath(name).read_text()
+            text = FilePath(name).read_text(encoding="utf-8")
         except OSError as error:
             raise WrongInput([Problem(name, 1, f"cannot be read: {error.strerror}; check the path")]) from None
         except UnicodeDecodeError as error:
@@ -88,7 +96,7 @@ def read(name: str, text: str | None = None) -> JobFile:
     jobs: list[FoundJob] = []
     documents: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, str], int] = {}
     for value in values:
         line = value.line(())
         if not isinstance(value.value, dict):
@@ -105,21 +113,29 @@ def read(name: str, text: str | None = None) -> JobFile:
         if "generateName" in metadata and not metadata.get("name"):
             metadata["name"] = f"{metadata['generateName']}{secrets.token_hex(3)[:5]}"
         kind, own_name = str(value.value.get("kind")), str(metadata.get("name"))
-        if (kind, own_name) in seen:
-            first = seen[kind, own_name]
+        identity = (kind, str(metadata.get("namespace") or "default"), own_name)
+        if identity in seen:
+            first = seen[identity]
             problems.append(
                 Problem(name, value.line(("metadata", "name")), f"{kind} {own_name} is already in line {first}")
             )
             continue
-        seen[kind, own_name] = line
+        seen[identity] = line
         if kind == KIND and "apiVersion" not in value.value:
             problems.append(Problem(name, line, f"apiVersion: is required; it is {API_VERSION}"))
         elif kind == KIND:
             try:
-                jobs.append(FoundJob(DistTrainJob.parse(value.value), name, value))
+                found = FoundJob(DistTrainJob.parse(value.value), name, value)
             except ValidationError as error:
                 problems += [Problem(name, value.line(path), text) for path, text in _explain(error)]
+                continue
+            jobs.append(found)
+            # The API server cannot measure it; the operator would refuse the job at its first pod.
+            if (large := too_large(found.job)) is not None:
+                problems.append(found.problem(large.path, large.message))
         elif kind in _REFERRED:
+            found_problems = objects.problems(value.value)
+            problems += [Problem(name, value.line(path), f"{dotted(path)}: {text}") for path, text in found_problems]
             documents.append(value.value)
         else:
             close = difflib.get_close_matches(kind, (KIND, *_REFERRED), 1)

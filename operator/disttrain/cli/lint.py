@@ -4,7 +4,6 @@ import sys
 
 from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
-from disttrain.plan.validity import unsupported
 
 
 def lint(names: list[str]) -> int:
@@ -29,7 +28,7 @@ def lint(names: list[str]) -> int:
 def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     """What can be said without a cluster and is not in the schema."""
     spec = found.job.spec
-    problems = [found.problem(("spec",), f"{field} is not supported by this version") for field in unsupported(spec)]
+    problems = found.not_yet_supported()
     if spec.checkpoint is None and spec.trainer.model is not None:
         problems.append(
             found.problem(("spec",), "without checkpoint a restart of the job begins at step 0", warning=True)
@@ -38,7 +37,7 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     if script is not None and script.config_map is not None:
         data = next(
             (
-                document.get("data") or {}
+                {**(document.get("data") or {}), **(document.get("binaryData") or {})}
                 for document in file.documents
                 if document["kind"] == "ConfigMap" and document["metadata"].get("name") == script.config_map
             ),

@@ -4,6 +4,8 @@ PyYAML alone differs from kubectl in what a scalar is (`1e-4` is a number there,
 be given twice, and unfolds a bomb of aliases. Not here: what the values mean (files.py).
 """
 
+import contextlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -16,6 +18,8 @@ MAX_BYTES: Final = 1_500_000
 """What the API server takes at most."""
 _MAX_NODES: Final = 100_000
 _MAX_DEPTH: Final = 100
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+"""Half of a character as JSON escapes those beyond U+FFFF."""
 
 
 class YamlError(Exception):
@@ -66,6 +70,10 @@ def load(text: str) -> list[Value]:
     """The documents of a file, empty ones left out. Raises YamlError."""
     if len(text.encode()) > MAX_BYTES:
         raise YamlError(1, f"the file is larger than {MAX_BYTES} bytes, which the API server would refuse")
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(text)
+            text = text.replace("\t", " ")  # in JSON a tab is a blank; in YAML it may not indent
     try:
         loader = _Loader(text)
         documents = []
@@ -130,6 +138,11 @@ class _Reader:
             if value != value or abs(value) == float("inf"):
                 raise YamlError(line, f"{node.value} is no JSON number")
             return int(value) if value.is_integer() and abs(value) < 2**53 else value  # as kubectl sends it
+        if isinstance(value, str) and _SURROGATE.search(value):
+            try:
+                return value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise YamlError(line, "half of a surrogate pair is no character") from None
         if value is not None and not isinstance(value, str | int | bool):
             raise YamlError(line, f"the YAML tag {node.tag} has no place in a Kubernetes object")
         return value

@@ -25,8 +25,8 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
 
 
 def processes_per_worker(job: DistTrainJob) -> int:
-    """Training processes in a worker pod. A command is started once, whatever GPUs it has: to it a pod is one rank."""
-    return 1 if job.spec.trainer.command is not None else job.spec.processes_per_worker
+    """Training processes in a worker pod."""
+    return job.spec.processes_per_worker
 
 
 def job_config(job: DistTrainJob, attempt: int, addresses: Addresses) -> JobConfig:
@@ -41,7 +41,7 @@ def job_config(job: DistTrainJob, attempt: int, addresses: Addresses) -> JobConf
         data=job.spec.data,
         checkpoint=job.spec.checkpoint,
         workers=job.spec.worker.replicas,
-        processes_per_worker=processes_per_worker(job),
+        processes_per_worker=job.spec.processes_per_worker,
         gpus_per_worker=job.spec.worker.gpus_per_worker,
         parameter_servers=job.spec.parameter_server.replicas if job.spec.parameter_server else 0,
         addresses=addresses,

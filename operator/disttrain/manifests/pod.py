@@ -3,7 +3,7 @@
 Not here: the environment (environment.py), the security settings (security.py), how lists are merged (template.py).
 """
 
-from typing import Any
+from typing import Any, Final
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import (
@@ -18,14 +18,17 @@ from disttrain.api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
     TRAINER_CONTAINER,
+    VOLUME_PREFIX,
     Role,
+    checkpoint_dir,
     pod_name,
     service_name,
 )
 from disttrain.manifests.environment import cluster_addresses, training_environment
 from disttrain.manifests.owner import child_metadata
 from disttrain.manifests.security import container_security, pod_security
-from disttrain.manifests.template import merge_by, restricted, split_containers, template_of
+from disttrain.manifests.size import too_large
+from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers, template_of
 
 ENTRYPOINT = ("env", "--block-signal=TERM", "python", "-m", "disttrain_trainer")
 """A container's first process never gets a signal that it has no handler for, but one that it blocks waits for it: a pod that is
@@ -34,11 +37,19 @@ GRACE_SECONDS = 30
 GRACE_SECONDS_WITH_CHECKPOINT = 60
 """SIGTERM makes the job take a checkpoint first."""
 
+_TMP: Final = f"{VOLUME_PREFIX}tmp"
+_SHM: Final = f"{VOLUME_PREFIX}shm"
+_CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
+_DATA: Final = f"{VOLUME_PREFIX}data"
+_SCRIPT: Final = f"{VOLUME_PREFIX}script"
+
 _Object = dict[str, Any]
 
 
 def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, trainer_image: str) -> _Object:
-    """The pod; `trainer_image` is the operator's own, for jobs that name none."""
+    """The pod; `trainer_image` is the operator's own, for jobs that name none. Raises ValueError for a job that no pod can carry."""
+    if (problem := too_large(job)) is not None:
+        raise ValueError(str(problem))
     template = template_of(job, role).pod_spec()
     trainer, sidecars = split_containers(template)
     init_containers = [*map(restricted, template.get("initContainers", [])), *sidecars]
@@ -88,11 +99,11 @@ def _trainer_container(
     image = trainer_image if job.spec.trainer.command and role is not Role.WORKER else job.spec.image or trainer_image
     return {
         "image": image,
-        **template,
+        **{key: value for key, value in template.items() if key != "restartPolicy"},
         "name": TRAINER_CONTAINER,
         "command": list(command or ENTRYPOINT),
         "env": _environment(job, role, index, attempt, template),
-        "ports": merge_by("name", template.get("ports", []), _ports(job, role)),
+        "ports": ports_of(template.get("ports", []), _ports(job, role)),
         "resources": _resources(job, role, template),
         "securityContext": container_security(template.get("securityContext", {})),
         "terminationMessagePath": TERMINATION_LOG,
@@ -111,14 +122,16 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         cluster_addresses(job),
         metrics_port=job.spec.observability.metrics_port,
         termination_log=TERMINATION_LOG,
-        checkpoint_dir=job.spec.checkpoint_path,
+        checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
     defaults = {"HOME": "/tmp", "USER": "disttrain"}
     # The kubelet expands $(NAME) and makes $ of $$; the configuration shall arrive as it is.
     exact = {name: value.replace("$", "$$") for name, value in variables.items()}
-    return merge_by("name", _as_env(defaults), template.get("env", []), _as_env(exact))
+    own = _as_env(exact)
+    # First, so that a template's variables can refer to them; and once more, so that no template replaces them.
+    return merge_by("name", own, _as_env(defaults), template.get("env", []), own)
 
 
 def _as_env(variables: dict[str, str]) -> list[_Object]:
@@ -146,15 +159,14 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
 
 
 def _volumes(job: DistTrainJob, template: _Object) -> list[_Object]:
-    scratch = [{"name": "tmp", "emptyDir": {}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    own: list[_Object] = []
+    own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
-        own.append(_claim("checkpoint", job.spec.checkpoint.volume.persistent_volume_claim))
+        own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
     if job.spec.data is not None and job.spec.data.volume is not None:
-        own.append(_claim("data", job.spec.data.volume.persistent_volume_claim))
+        own.append(_claim(_DATA, job.spec.data.volume.persistent_volume_claim))
     if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
-        own.append({"name": "script", "configMap": {"name": job.spec.trainer.script.config_map}})
-    return merge_by("name", scratch, template.get("volumes", []), own)
+        own.append({"name": _SCRIPT, "configMap": {"name": job.spec.trainer.script.config_map}})
+    return merge_by("name", template.get("volumes", []), own)
 
 
 def _claim(name: str, claim: str) -> _Object:
@@ -162,13 +174,13 @@ def _claim(name: str, claim: str) -> _Object:
 
 
 def _mounts(job: DistTrainJob, template: _Object) -> list[_Object]:
-    """Scratch space that a template may replace, the template's mounts, and ours that it may not."""
-    scratch = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}]
+    """Scratch space that a template may replace by a mount of its own there, the template's mounts, and ours that it may not."""
+    scratch = [{"name": _TMP, "mountPath": "/tmp"}, {"name": _SHM, "mountPath": "/dev/shm"}]
     own: list[_Object] = []
     if job.spec.checkpoint is not None:
-        own.append({"name": "checkpoint", "mountPath": CHECKPOINT_PATH})
+        own.append({"name": _CHECKPOINTS, "mountPath": CHECKPOINT_PATH})
     if job.spec.data is not None and job.spec.data.volume is not None:
-        own.append({"name": "data", "mountPath": job.spec.data.volume.path, "readOnly": True})
+        own.append({"name": _DATA, "mountPath": job.spec.data.volume.path, "readOnly": True})
     if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
-        own.append({"name": "script", "mountPath": SCRIPT_PATH, "readOnly": True})
+        own.append({"name": _SCRIPT, "mountPath": SCRIPT_PATH, "readOnly": True})
     return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

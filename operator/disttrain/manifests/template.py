@@ -30,6 +30,16 @@ def merge_by(key: str, *layers: Iterable[Object]) -> list[Object]:
     return list(merged.values())
 
 
+def ports_of(template: Iterable[Object], own: Iterable[Object]) -> list[Object]:
+    """The template's ports and ours; where they speak of the same number and protocol, ours counts."""
+    ours = {_port_key(port): port for port in own}
+    return [*(port for port in template if _port_key(port) not in ours), *ours.values()]
+
+
+def _port_key(port: Object) -> tuple[int, str]:
+    return port["containerPort"], port.get("protocol", "TCP")
+
+
 def split_containers(pod_spec: Object) -> tuple[Object, list[Object]]:
     """The template's trainer container ({} when it has none), and its other containers as sidecars."""
     trainer: Object = {}

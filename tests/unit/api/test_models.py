@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.spec import RunPolicy, Trainer
+from disttrain.api.pod_parts import EnvVar
+from disttrain.api.spec import Observability, RunPolicy, Trainer
 from disttrain.api.template import PodTemplate
 from disttrain.api.types import quantity_value
 
@@ -23,7 +24,7 @@ from disttrain.api.types import quantity_value
         ("1e3", "1000"),
         ("2E", "2e18"),
         (".5k", "500"),
-        ("-1n", "-1e-9"),
+        ("+1n", "1e-9"),
     ],
 )
 def test_quantities_can_be_compared(quantity: int | str, value: str) -> None:
@@ -35,6 +36,48 @@ def test_null_is_absent_for_known_fields_only() -> None:
     assert RunPolicy(backoff_limit=3).to_dict()["backoffLimit"] == 3
     with pytest.raises(ValidationError, match="backofLimit"):
         RunPolicy.model_validate({"backofLimit": None})
+
+
+def test_a_job_is_read_by_the_names_of_the_api_alone() -> None:
+    body = {"metadata": {"name": "j"}, "spec": {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["x"]}}}
+    assert DistTrainJob.parse(body | {"spec": body["spec"] | {"runPolicy": {"backoffLimit": 1}}})
+    for wrong in ({"run_policy": {}}, {"run_policy": None}, {"runPolicy": {"backoff_limit": 1}}):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            DistTrainJob.parse(body | {"spec": body["spec"] | wrong})
+
+
+def test_a_rule_tells_the_value_that_broke_it() -> None:
+    with pytest.raises(ValidationError, match=r"metricsPort: ports 29400, .* itself \(got 29500\)"):
+        Observability(metrics_port=29500)
+    with pytest.raises(ValidationError, match=r"valueFrom: set either value or valueFrom \(name: A\)"):
+        EnvVar(name="A", value="b", value_from={"fieldRef": {}})
+    with pytest.raises(ValidationError, match=r"deterministic needs consistency Sync.* \(got true\)"):
+        DistTrainJob.parse(
+            {
+                "metadata": {"name": "j"},
+                "spec": {
+                    "strategy": {"type": "ParameterServer", "parameterServer": {"consistency": "Async"}},
+                    "parameterServer": {},
+                    "trainer": {
+                        "model": "a:b",
+                        "dataset": "a:b",
+                        "epochs": 1,
+                        "deterministic": True,
+                        "optimizer": {"name": "SGD", "learningRate": "1"},
+                    },
+                },
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "processes"),
+    [({"command": ["x"]}, 4, 1), ({"script": {"file": "a.py"}}, 4, 4), ({"command": ["x"]}, 0, 1)],
+)
+def test_a_command_is_one_process_whatever_its_gpus(trainer: dict[str, object], gpus: int, processes: int) -> None:
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "worker": {"replicas": 3, "gpusPerWorker": gpus}}
+    job = DistTrainJob.parse({"metadata": {"name": "j"}, "spec": spec})
+    assert (job.spec.processes_per_worker, job.spec.world_size) == (processes, 3 * processes)
 
 
 def test_a_null_within_the_users_own_objects_is_kept() -> None:

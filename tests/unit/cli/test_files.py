@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from disttrain.cli.files import WrongInput, read
+from disttrain.cli.lint import lint
 from disttrain.cli.yaml_lines import YamlError, load
 
 JOB = """\
@@ -108,6 +111,74 @@ def test_every_problem_has_its_line_and_says_what_to_do(old: str, new: str, told
     assert problem.startswith(told)
 
 
+MODEL = """\
+apiVersion: disttrain.dev/v1alpha1
+kind: DistTrainJob
+metadata: {name: digits}
+spec:
+  strategy:
+    type: ParameterServer
+    parameterServer:
+      consistency: Async
+      replication: 1
+  trainer:
+    model: a:model
+    dataset: a:dataset
+    optimizer: {name: SGD, learningRate: "0.1"}
+    epochs: 1
+    batchSize: 64
+    backend: Auto
+    deterministic: false
+  parameterServer: {replicas: 2}
+  worker:
+    replicas: 8
+    template:
+      spec:
+        containers:
+        - name: trainer
+          env:
+          - name: MINE
+            value: x
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "batchSize: 64",
+            "batchSize: 4",
+            r"15: spec.trainer.batchSize: trainer.batchSize is global and must .* (got 4)",
+        ),
+        ("backend: Auto", "backend: nccl", r"16: spec.trainer.backend: backend nccl needs .* (got nccl)"),
+        ("c: false", "c: true", r"17: spec.trainer.deterministic: deterministic needs consistency Sync.* (got true)"),
+        ("n: 1", "n: 3", r"9: spec.strategy.parameterServer.replication: must be at most .* (got 3)"),
+        (
+            "MINE",
+            "RANK",
+            r"26: spec.worker.template.spec.containers[0].env[0].name: this variable is set .* (got RANK)",
+        ),
+        ("name: trainer", "name: pytorch", r"24: spec.worker.template.spec.containers[0].name: .* (got pytorch)"),
+    ],
+)
+def test_a_rule_between_fields_tells_the_line_and_the_value_of_the_one_to_blame(old: str, new: str, told: str) -> None:
+    (problem,) = problems(MODEL.replace(old, new, 1))
+    assert re.fullmatch(re.escape("job.yaml:" + told).replace(r"\.\*", ".*"), problem), problem
+
+
+def test_names_of_python_are_unknown_as_on_the_api_server() -> None:
+    (problem,) = problems(MODEL.replace("batchSize", "batch_size"))
+    assert problem == 'job.yaml:15: spec.trainer.batch_size: unknown field; did you mean "batchSize"?'
+
+
+def test_what_no_process_can_be_handed_is_told_with_its_line() -> None:
+    (problem,) = problems(
+        MODEL.replace("    epochs: 1\n", f"    epochs: 1\n    config:\n      text: {'x' * 200_000}\n")
+    )
+    assert problem.startswith("job.yaml:15: spec.trainer.config: the configuration of a training process has 200")
+    assert problem.endswith("at most 102400: read large settings from a file or volume")
+
+
 def test_all_problems_are_told_at_once_in_the_order_of_the_lines() -> None:
     text = JOB.replace("DataParallel", "X") + "  worker: {replicas: 0}\n---\n" + JOB.replace("digits", "DIGITS")
     assert [problem.split(": ")[0] for problem in problems(text)] == ["job.yaml:7", "job.yaml:10", "job.yaml:15"]
@@ -115,6 +186,52 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_lines() -> None:
 
 def test_two_documents_of_one_name_are_told() -> None:
     assert problems(JOB + "---\n" + JOB) == ["job.yaml:14: DistTrainJob digits is already in line 1"]
+
+
+def test_two_documents_of_one_name_in_two_namespaces_are_two() -> None:
+    other = JOB.replace("  name: digits\n", "  name: digits\n  namespace: other\n")
+    assert [found.job.metadata.namespace for found in read("job.yaml", JOB + "---\n" + other).jobs] == [
+        "default",
+        "other",
+    ]
+    default = other.replace("namespace: other", "namespace: default")
+    assert problems(JOB + "---\n" + default) == ["job.yaml:14: DistTrainJob digits is already in line 1"]
+
+
+def test_json_is_read_with_its_lines_also_where_tabs_indent_it() -> None:
+    (document,) = load(JOB)
+    text = json.dumps(document.value, indent="\t")
+    assert read("job.json", text).jobs[0].job == read("job.yaml", JOB).jobs[0].job
+    assert problems(text.replace("DataParallel", "X"))[0].startswith("job.yaml:9: spec.strategy.type: ")
+    with pytest.raises(YamlError, match="cannot start any token"):
+        load("a:\n\tb: 1\n")
+
+
+def test_characters_that_json_escapes_in_two_halves_are_one() -> None:
+    text = "a \U0001f600 and \u00fc"
+    assert load(json.dumps({"a": text}))[0].value == {"a": text}
+    with pytest.raises(YamlError, match="half of a surrogate pair"):
+        load('{"a": "\\ud83d"}')
+
+
+def test_lint_points_at_what_this_version_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(MODEL.replace("consistency: Async", "consistency: Sync").replace("n: 1\n", "n: 2\n", 1))
+    assert lint([str(file)]) == 2
+    assert (
+        f"{file}:9: spec.strategy.parameterServer.replication: strategy.parameterServer.replication above 1 "
+        "is not supported by this version"
+    ) in capsys.readouterr().err
+
+
+def test_a_configmap_and_a_secret_are_checked_as_the_api_server_would_with_their_own_lines() -> None:
+    config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  n: 1\n"
+    secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: b}\ndata:\n  key: pässword\n"
+    before = len(JOB.splitlines())
+    told = problems(JOB + config + secret)
+    assert [one.partition(" ")[0] for one in told] == [f"job.yaml:{before + 6}:", f"job.yaml:{before + 12}:"]
+    assert "data.n" in told[0] and "must be a string" in told[0]
+    assert "data.key" in told[1] and "stringData" in told[1]
 
 
 def test_a_file_without_a_job() -> None:

@@ -4,41 +4,69 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from disttrain.api import JobConfig
+from disttrain.api import DistTrainJob, JobConfig
 from disttrain.api.environment import RESERVED
 from disttrain.api.names import Role
+from disttrain.api.template import PodTemplate
 from disttrain.manifests import build_network_policy, build_pod, build_service, cluster_addresses, training_environment
 from unit.manifests.jobs import JOBS, PARAMETER_SERVER, VOLUMES, job
 
-HOSTILE = {
-    "spec": {
-        "automountServiceAccountToken": True,
-        "enableServiceLinks": True,
-        "restartPolicy": "Never",
-        "hostname": "other",
-        "subdomain": "other",
-        "securityContext": {"runAsNonRoot": False, "seccompProfile": {"type": "Unconfined"}},
-        "volumes": [{"name": "checkpoint", "emptyDir": {}}],
-        "initContainers": [{"name": "first", "image": "a:1", "securityContext": {"privileged": True}}],
-        "containers": [
-            {
-                "name": "trainer",
-                "securityContext": {
-                    "privileged": True,
-                    "allowPrivilegeEscalation": True,
-                    "readOnlyRootFilesystem": False,
-                    "runAsNonRoot": False,
-                    "capabilities": {"add": ["SYS_ADMIN"], "drop": []},
-                    "seccompProfile": {"type": "Unconfined"},
-                },
-                "volumeMounts": [{"name": "other", "mountPath": "/checkpoints"}],
-            },
-            {"name": "sidecar", "image": "b:1", "securityContext": {"allowPrivilegeEscalation": True}},
-        ],
-    }
+HOSTILE_CONTAINER = {
+    "privileged": True,
+    "allowPrivilegeEscalation": True,
+    "readOnlyRootFilesystem": False,
+    "runAsNonRoot": False,
+    "runAsUser": 0,
+    "capabilities": {"add": ["SYS_ADMIN"], "drop": []},
+    "seccompProfile": {"type": "Unconfined"},
+    "appArmorProfile": {"type": "Unconfined"},
+    "seLinuxOptions": {"type": "spc_t", "user": "root", "role": "sysadm_r"},
+    "procMount": "Unmasked",
+    "windowsOptions": {"hostProcess": True},
+    "ofALaterKubernetes": True,
 }
-HOSTILE_JOB = job(worker={"replicas": 1, "template": HOSTILE}, **VOLUMES)
+HOSTILE = {
+    "automountServiceAccountToken": True,
+    "enableServiceLinks": True,
+    "restartPolicy": "Always",
+    "hostname": "other",
+    "subdomain": "other",
+    "securityContext": {
+        **{key: HOSTILE_CONTAINER[key] for key in ("runAsNonRoot", "runAsUser", "seccompProfile", "appArmorProfile")},
+        **{key: HOSTILE_CONTAINER[key] for key in ("seLinuxOptions", "windowsOptions", "ofALaterKubernetes")},
+        "sysctls": [{"name": "kernel.msgmax", "value": "1"}],
+    },
+    "volumes": [{"name": "disttrain-checkpoints", "emptyDir": {}}],
+    "initContainers": [{"name": "first", "image": "a:1", "securityContext": HOSTILE_CONTAINER}],
+    "containers": [
+        {
+            "name": "trainer",
+            "restartPolicy": "Always",
+            "securityContext": HOSTILE_CONTAINER,
+            "env": [{"name": "MASTER_ADDR", "value": "elsewhere"}],
+            "volumeMounts": [{"name": "other", "mountPath": "/checkpoints"}],
+        },
+        {"name": "sidecar", "image": "b:1", "restartPolicy": "Never", "securityContext": HOSTILE_CONTAINER},
+    ],
+}
+
+
+class Unchecked(PodTemplate):
+    """A template that came past the rules of the API, such as one stored before they were there."""
+
+    def pod_spec(self) -> dict[str, Any]:
+        return HOSTILE
+
+
+def _hostile_job() -> DistTrainJob:
+    each = job(worker={"replicas": 1}, **VOLUMES)
+    worker = each.spec.worker.model_copy(update={"template": Unchecked()})
+    return each.model_copy(update={"spec": each.spec.model_copy(update={"worker": worker})})
+
+
+HOSTILE_JOB = _hostile_job()
 
 
 def pods() -> list[Any]:
@@ -55,6 +83,8 @@ def restricted_violations(spec: dict[str, Any]) -> list[str]:
     pod = spec.get("securityContext", {})
     found = [field for field in ("hostNetwork", "hostPID", "hostIPC") if spec.get(field)]
     found += [f"volume {v['name']}" for v in spec.get("volumes", []) if "hostPath" in v]
+    found += [f"sysctl {sysctl['name']}" for sysctl in pod.get("sysctls", [])]
+    found += _loosened("pod", pod)
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         own = container.get("securityContext", {})
         rules = {
@@ -66,9 +96,46 @@ def restricted_violations(spec: dict[str, Any]) -> list[str]:
             and set(own["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"},
             "seccompProfile": own.get("seccompProfile", pod.get("seccompProfile", {})).get("type")
             in ("RuntimeDefault", "Localhost"),
+            "procMount": own.get("procMount", "Default") == "Default",
+            "hostPort": not any(port.get("hostPort") for port in container.get("ports", [])),
         }
+        found += _loosened(container["name"], own)
         found += [f"{container['name']}: {rule}" for rule, holds in rules.items() if not holds]
     return found
+
+
+def _loosened(whose: str, context: dict[str, Any]) -> list[str]:
+    """What pods and containers have in common."""
+    se_linux = context.get("seLinuxOptions", {})
+    rules = {
+        "runAsUser": context.get("runAsUser") != 0,
+        "appArmorProfile": context.get("appArmorProfile", {}).get("type", "RuntimeDefault") != "Unconfined",
+        "seLinuxOptions": se_linux.get("type", "") in ("", "container_t", "container_init_t", "container_kvm_t")
+        and not (se_linux.get("user") or se_linux.get("role")),
+        "windowsOptions": not context.get("windowsOptions", {}).get("hostProcess"),
+        "what nobody knows yet": "ofALaterKubernetes" not in context,
+    }
+    return [f"{whose}: {rule}" for rule, holds in rules.items() if not holds]
+
+
+def test_the_check_sees_what_the_hostile_template_tries():
+    found = restricted_violations(HOSTILE)
+    for rule in ("privileged", "runAsUser", "appArmorProfile", "seLinuxOptions", "procMount", "windowsOptions"):
+        assert f"trainer: {rule}" in found
+    assert {"sysctl kernel.msgmax", "pod: appArmorProfile", "pod: seLinuxOptions"} <= set(found)
+
+
+@pytest.mark.parametrize("key", sorted(HOSTILE_CONTAINER))
+def test_the_api_refuses_each_of_these_so_that_none_is_dropped_in_silence(key):
+    container = {"name": "trainer", "securityContext": {key: HOSTILE_CONTAINER[key]}}
+    with pytest.raises(ValidationError):
+        job(worker={"template": {"spec": {"containers": [container]}}})
+
+
+@pytest.mark.parametrize("key", sorted(HOSTILE["securityContext"]))
+def test_and_each_of_these_of_a_pod(key):
+    with pytest.raises(ValidationError):
+        job(worker={"template": {"spec": {"securityContext": {key: HOSTILE["securityContext"][key]}}}})
 
 
 @pytest.mark.parametrize(("each", "role", "index"), pods())
@@ -162,6 +229,16 @@ def test_the_configuration_arrives_as_it_is_written():
     assert JobConfig.model_validate_json(raw.replace("$$", "$")).trainer.config == config
 
 
+def test_jobs_that_share_a_claim_have_folders_of_their_own_also_when_one_is_made_anew():
+    first = job(**VOLUMES)
+    anew = first.model_copy(update={"metadata": first.metadata.model_copy(update={"uid": "another"})})
+    folders = {
+        environment(each, Role.WORKER, 0)["DISTTRAIN_CHECKPOINT_DIR"] for each in (first, anew, job("other", **VOLUMES))
+    }
+    assert len(folders) == 3
+    assert all(folder.startswith("/checkpoints/") for folder in folders)
+
+
 def test_the_environment_of_a_local_process_is_the_same_code():
     each = job(**PARAMETER_SERVER)
     env = training_environment(
@@ -184,10 +261,64 @@ def test_the_environment_of_a_local_process_is_the_same_code():
 def test_a_template_cannot_take_our_volumes_away():
     spec = build_pod(HOSTILE_JOB, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    assert volumes["checkpoint"]["persistentVolumeClaim"]["claimName"] == "ckpt"
+    assert volumes["disttrain-checkpoints"]["persistentVolumeClaim"]["claimName"] == "ckpt"
     mounts = {mount["mountPath"]: mount for mount in spec["containers"][0]["volumeMounts"]}
-    assert mounts["/checkpoints"]["name"] == "checkpoint"
-    assert mounts["/data" if "/data" in mounts else "/images"]["readOnly"] is True
+    assert mounts["/checkpoints"]["name"] == "disttrain-checkpoints"
+    assert mounts["/images"]["readOnly"] is True
+
+
+def test_a_template_cannot_have_the_trainer_restarted_or_its_variables_replaced():
+    trainer = build_pod(HOSTILE_JOB, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]["containers"][0]
+    assert "restartPolicy" not in trainer
+    assert environment(HOSTILE_JOB, Role.WORKER, 0)["MASTER_ADDR"] == "digits-master-0.digits"
+
+
+def trainer_of(container: dict[str, Any], **pod: Any) -> Any:
+    template = {"spec": {"containers": [{"name": "trainer", **container}], **pod}}
+    each = job(worker={"replicas": 1, "template": template}, **VOLUMES)
+    return build_pod(each, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]["containers"][0]
+
+
+def test_a_variable_of_the_template_can_refer_to_ours():
+    # The kubelet replaces $(NAME) by variables that stand above.
+    env = trainer_of({"env": [{"name": "OUT", "value": "$(DISTTRAIN_CHECKPOINT_DIR)/x"}]})["env"]
+    names = [entry["name"] for entry in env]
+    assert names.index("OUT") > names.index("DISTTRAIN_CHECKPOINT_DIR")
+    assert env[names.index("OUT")]["value"] == "$(DISTTRAIN_CHECKPOINT_DIR)/x"
+    assert len(names) == len(set(names))
+
+
+def test_ports_of_a_template_stay_beside_ours_with_and_without_a_name():
+    given = [{"containerPort": 8080}, {"containerPort": 8081}, {"containerPort": 9400, "protocol": "UDP", "name": "a"}]
+    ports = trainer_of({"ports": [*given, {"containerPort": 9400, "name": "mine"}]})["ports"]
+    assert ports == [*given, {"name": "metrics", "containerPort": 9400, "protocol": "TCP"}]
+
+
+def test_a_template_brings_its_own_scratch_space_by_mounting_it():
+    volume = {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}
+    mounts = trainer_of({"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}, volumes=[volume])["volumeMounts"]
+    assert {mount["mountPath"]: mount["name"] for mount in mounts} == {
+        "/tmp": "tmp",
+        "/dev/shm": "disttrain-shm",
+        "/checkpoints": "disttrain-checkpoints",
+        "/images": "disttrain-data",
+    }
+    # A volume that only has such a name is no scratch space.
+    elsewhere = trainer_of({"volumeMounts": [{"name": "tmp", "mountPath": "/mnt"}]}, volumes=[volume])["volumeMounts"]
+    assert {"name": "disttrain-tmp", "mountPath": "/tmp"} in elsewhere
+
+
+@pytest.mark.parametrize("nothing", [{"initContainers": None}, {"volumes": None}, {"securityContext": None}])
+def test_null_in_a_template_is_absent(nothing):
+    assert trainer_of({"ports": None, "env": None, "securityContext": None, "volumeMounts": None}, **nothing)
+
+
+def test_what_cannot_be_handed_to_a_process_makes_no_pod():
+    trainer = {**JOBS["data-parallel"][0].spec.trainer.to_dict(), "config": {"text": "x" * 200_000}}
+    with pytest.raises(
+        ValueError, match=r"spec\.trainer\.config: the configuration of a training process has 20\d\d\d\d bytes"
+    ):
+        build_pod(job(trainer=trainer), Role.MASTER, 0, 1, trainer_image="t:1")
 
 
 def test_other_containers_are_native_sidecars():

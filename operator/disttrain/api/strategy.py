@@ -1,0 +1,131 @@
+"""spec.strategy: how the training is distributed. Not here: how many pods it takes (spec.py)."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StrictInt
+
+from disttrain.api.base import Model, Rule
+
+
+class StrategyType(StrEnum):
+    DATA_PARALLEL = "DataParallel"
+    """Every worker has the whole model; gradients are averaged by all-reduce."""
+    PARAMETER_SERVER = "ParameterServer"
+    """Servers hold the parameters, workers send gradients."""
+    MODEL_PARALLEL = "ModelParallel"
+    """The model is cut into tensor and pipeline parts."""
+    HYBRID = "Hybrid"
+    """Model parallel groups, data parallel between them."""
+
+
+class Sharding(StrEnum):
+    REPLICATED = "Replicated"
+    """DDP: a full copy on every worker."""
+    FULLY_SHARD = "FullyShard"
+    """FSDP2: parameters, gradients and optimiser state are cut over all workers."""
+    HYBRID_SHARD = "HybridShard"
+    """FSDP2 within a node, copies between nodes."""
+
+
+class Consistency(StrEnum):
+    SYNC = "Sync"
+    """Each step is applied once, from the gradients of the whole batch (BSP)."""
+    ASYNC = "Async"
+    """Each gradient is applied at once."""
+    BOUNDED_STALENESS = "BoundedStaleness"
+    """As Async, but no worker is more than maxStaleness steps ahead of the slowest (SSP, Ho et al., NIPS 2013)."""
+
+
+class Schedule(StrEnum):
+    GPIPE = "GPipe"
+    ONE_FORWARD_ONE_BACKWARD = "OneForwardOneBackward"
+    INTERLEAVED = "Interleaved"
+    ZERO_BUBBLE = "ZeroBubble"
+
+
+class DataParallel(Model):
+    """How data parallel workers keep their parameters."""
+
+    sharding: Sharding = Sharding.REPLICATED
+    """Replicated (DDP), FullyShard (FSDP2) or HybridShard. Default: Replicated."""
+
+
+class ParameterServerStrategy(Model):
+    """How parameter servers keep workers in step."""
+
+    RULES = (
+        Rule(
+            cel="has(self.maxStaleness) == (self.consistency == 'BoundedStaleness')",
+            check=lambda s: (s.max_staleness is not None) == (s.consistency is Consistency.BOUNDED_STALENESS),
+            message="set it with consistency BoundedStaleness, and only then",
+            field="maxStaleness",
+            shows="consistency",
+        ),
+        Rule(
+            cel="self.backupWorkers == 0 || self.consistency == 'Sync'",
+            check=lambda s: s.backup_workers == 0 or s.consistency is Consistency.SYNC,
+            message="backup workers need consistency Sync",
+            field="backupWorkers",
+            shows="backupWorkers",
+        ),
+    )
+    consistency: Consistency
+    """Sync, Async or BoundedStaleness."""
+    max_staleness: Annotated[StrictInt, Field(ge=0, le=10_000)] | None = None
+    """Steps that a worker may be ahead of the slowest one. Exactly with BoundedStaleness."""
+    backup_workers: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
+    """Sync only: of N workers, the gradients of the first N - backupWorkers count. Default: 0."""
+    replication: Annotated[StrictInt, Field(ge=1, le=3)] = 1
+    """Copies of each shard; with 2 a lost server costs nothing. Default: 1."""
+
+
+class ModelParallel(Model):
+    """How the model is cut. Data parallel is what remains: workers x GPUs each / (tensor x pipeline)."""
+
+    tensor: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
+    """Processes that share each layer. Default: 1."""
+    pipeline: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
+    """Stages that share the layers. Default: 1."""
+    schedule: Schedule = Schedule.ONE_FORWARD_ONE_BACKWARD
+    """Order of the pipeline's work. Default: OneForwardOneBackward."""
+    microbatches: Annotated[StrictInt, Field(ge=1, le=4096)] = 4
+    """Parts of a batch in the pipeline. Default: 4."""
+
+
+class Strategy(Model):
+    """How the training is distributed. Immutable."""
+
+    RULES = (
+        Rule(
+            cel="has(self.parameterServer) == (self.type == 'ParameterServer')",
+            check=lambda s: (s.parameter_server is not None) == (s.type is StrategyType.PARAMETER_SERVER),
+            message="set it with type ParameterServer, and only then",
+            field="parameterServer",
+            shows="type",
+        ),
+        Rule(
+            cel="has(self.modelParallel) == (self.type in ['ModelParallel', 'Hybrid'])",
+            check=lambda s: (
+                (s.model_parallel is not None) == (s.type in (StrategyType.MODEL_PARALLEL, StrategyType.HYBRID))
+            ),
+            message="set it with type ModelParallel or Hybrid, and only then",
+            field="modelParallel",
+            shows="type",
+        ),
+        Rule(
+            cel="!has(self.dataParallel) || self.type in ['DataParallel', 'Hybrid']",
+            check=lambda s: s.data_parallel is None or s.type in (StrategyType.DATA_PARALLEL, StrategyType.HYBRID),
+            message="only with type DataParallel or Hybrid",
+            field="dataParallel",
+            shows="type",
+        ),
+    )
+    type: StrategyType
+    """DataParallel, ParameterServer, ModelParallel or Hybrid."""
+    data_parallel: DataParallel | None = None
+    """With DataParallel and Hybrid: how parameters are kept. Default: Replicated."""
+    parameter_server: ParameterServerStrategy | None = None
+    """Exactly with ParameterServer: how workers are kept in step."""
+    model_parallel: ModelParallel | None = None
+    """Exactly with ModelParallel and Hybrid: how the model is cut."""

@@ -1,0 +1,188 @@
+"""spec.trainer: what is trained. Not here: where it runs (spec.py)."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StrictBool, StrictInt, StringConstraints
+
+from disttrain.api.base import Model, Rule
+from disttrain.api.types import INT32_MAX, Argument, Decimal, DnsSubdomain, Factory, FreeForm
+
+_MAX_ARGUMENTS = 65_536
+"""Characters of all arguments together: they travel in one variable of the environment, which holds 128 KiB."""
+
+
+class OptimizerName(StrEnum):
+    SGD = "SGD"
+    ADAM = "Adam"
+    ADAMW = "AdamW"
+
+
+class Backend(StrEnum):
+    AUTO = "Auto"
+    """nccl where every worker has a GPU, gloo elsewhere."""
+    GLOO = "gloo"
+    NCCL = "nccl"
+
+
+class Optimizer(Model):
+    """The optimiser of our loop; on parameter servers it runs there."""
+
+    RULES = (
+        Rule(
+            cel="self.name == 'SGD' || (!has(self.momentum) && !self.nesterov)",
+            check=lambda o: o.name is OptimizerName.SGD or (o.momentum is None and not o.nesterov),
+            message="momentum and nesterov belong to SGD; Adam and AdamW have beta1 and beta2",
+            shows="name",
+        ),
+        Rule(
+            cel="!self.nesterov || has(self.momentum)",
+            check=lambda o: not o.nesterov or o.momentum is not None,
+            message="nesterov needs momentum",
+            field="nesterov",
+            shows="nesterov",
+        ),
+        Rule(
+            cel="self.name != 'SGD' || (!has(self.beta1) && !has(self.beta2) && !has(self.epsilon))",
+            check=lambda o: (
+                o.name is not OptimizerName.SGD or (o.beta1 is None and o.beta2 is None and o.epsilon is None)
+            ),
+            message="beta1, beta2 and epsilon belong to Adam and AdamW; SGD has momentum",
+            shows="name",
+        ),
+        Rule(
+            cel="!has(self.beta1) || double(self.beta1) < 1.0",
+            check=lambda o: o.beta1 is None or float(o.beta1) < 1,
+            message="must be below 1",
+            field="beta1",
+            shows="beta1",
+        ),
+        Rule(
+            cel="!has(self.beta2) || double(self.beta2) < 1.0",
+            check=lambda o: o.beta2 is None or float(o.beta2) < 1,
+            message="must be below 1",
+            field="beta2",
+            shows="beta2",
+        ),
+    )
+    name: OptimizerName
+    """SGD, Adam or AdamW."""
+    learning_rate: Decimal
+    """Step size, a decimal string such as "0.1"."""
+    momentum: Decimal | None = None
+    """SGD: momentum, a decimal string. Default: none."""
+    nesterov: StrictBool = False
+    """SGD: Nesterov's momentum. Default: false."""
+    weight_decay: Decimal = "0"
+    """L2 penalty (SGD, Adam) or decoupled decay (AdamW), a decimal string. Default: "0"."""
+    beta1: Decimal | None = None
+    """Adam, AdamW: decay of the first moment, below 1. Default: "0.9"."""
+    beta2: Decimal | None = None
+    """Adam, AdamW: decay of the second moment, below 1. Default: "0.999"."""
+    epsilon: Decimal | None = None
+    """Adam, AdamW: added to the denominator. Default: "1e-8"."""
+
+
+class Script(Model):
+    """The user's own file, run under torchrun's env:// contract."""
+
+    RULES = (
+        Rule(
+            cel="!has(self.configMap) || !self.file.contains('/')",
+            check=lambda s: s.config_map is None or "/" not in s.file,
+            message="with a configMap it is one of its keys, which have no /",
+            field="file",
+            shows="file",
+        ),
+    )
+    config_map: DnsSubdomain | None = None
+    """ConfigMap that holds the file; mounted read-only. Default: the file is in the image, or in the current folder."""
+    file: Annotated[str, StringConstraints(pattern=r"^[-._/a-zA-Z0-9]+\.py$", max_length=253)]
+    """The Python file: a key of the ConfigMap, or a path in the image."""
+    args: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()
+    """Arguments of the script. Default: none."""
+
+
+class Trainer(Model):
+    """What is trained: exactly one of model with dataset (our loop), script, or command."""
+
+    RULES = (
+        Rule(
+            cel="[has(self.model), has(self.script), has(self.command)].filter(x, x).size() == 1",
+            check=lambda t: sum(x is not None for x in (t.model, t.script, t.command)) == 1,
+            message="set exactly one of model (with dataset), script and command",
+        ),
+        Rule(
+            cel="!has(self.command) || self.command.size() == 0 || self.command[0] != ''",
+            check=lambda t: not t.command or t.command[0] != "",
+            message="begins with the program, such as [python, -m, mine]",
+            field="command",
+        ),
+        Rule(
+            cel=f"!has(self.command) || self.command.map(a, a.size()).sum() <= {_MAX_ARGUMENTS}",
+            check=lambda t: t.command is None or sum(map(len, t.command)) <= _MAX_ARGUMENTS,
+            message=f"must have at most {_MAX_ARGUMENTS} characters in all; put the rest into a file",
+            field="command",
+        ),
+        Rule(
+            cel=f"!has(self.script) || self.script.args.map(a, a.size()).sum() <= {_MAX_ARGUMENTS}",
+            check=lambda t: t.script is None or sum(map(len, t.script.args)) <= _MAX_ARGUMENTS,
+            message=f"must have at most {_MAX_ARGUMENTS} characters in all; put the rest into a file",
+            field="script.args",
+        ),
+        Rule(
+            cel="has(self.model) == has(self.dataset)",
+            check=lambda t: (t.model is None) == (t.dataset is None),
+            message="model and dataset belong together: package.module:factory each",
+            field="dataset",
+            shows="dataset",
+        ),
+        Rule(
+            cel="!has(self.model) || has(self.epochs) != has(self.maxSteps)",
+            check=lambda t: t.model is None or (t.epochs is None) != (t.max_steps is None),
+            message="with a model set exactly one of epochs and maxSteps",
+            field="epochs",
+            shows="epochs",
+        ),
+        Rule(
+            cel="!has(self.model) || has(self.optimizer)",
+            check=lambda t: t.model is None or t.optimizer is not None,
+            message='with a model set the optimizer, such as {name: SGD, learningRate: "0.1"}',
+            field="optimizer",
+        ),
+        Rule(
+            cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
+            "&& !has(self.epochs) && !has(self.maxSteps))",
+            check=lambda t: t.model is not None or not (t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps),
+            message="loss, evaluate, optimizer, epochs and maxSteps are for our loop (model and dataset); "
+            "a script or command brings its own",
+        ),
+    )
+    model: Factory | None = None
+    """package.module:factory(config) -> torch.nn.Module."""
+    dataset: Factory | None = None
+    """package.module:factory(config, split) -> a map-style dataset; split is "train" or "test"."""
+    loss: Factory | None = None
+    """package.module:function(model, batch) -> the mean loss of the batch. Default: cross entropy of (input, target)."""
+    evaluate: Factory | None = None
+    """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. Default: none."""
+    optimizer: Optimizer | None = None
+    """The optimiser of our loop."""
+    config: FreeForm | None = None
+    """Handed to the factories as it is, some 100 KiB at most. Default: {}."""
+    epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    """Passes over the training data. Exactly one of epochs and maxSteps."""
+    max_steps: Annotated[StrictInt, Field(ge=1, le=INT32_MAX)] | None = None
+    """Steps of the global batch. Exactly one of epochs and maxSteps."""
+    batch_size: Annotated[StrictInt, Field(ge=1, le=16_777_216)] = 64
+    """Samples of one step over all workers together. Default: 64."""
+    seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
+    """Seed of the model's first parameters and of the data's order. Default: 0."""
+    deterministic: StrictBool = False
+    """Bit for bit the same result on every run. Default: false."""
+    backend: Backend = Backend.AUTO
+    """Auto, gloo or nccl. Default: Auto."""
+    script: Script | None = None
+    """The user's own file under torchrun's environment."""
+    command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)] | None = None
+    """Any program, with the same environment."""
