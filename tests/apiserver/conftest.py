@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from apiserver.operating import JOBS, Rest, eventually
+from cluster import runs
 from cluster.controlplane import ControlPlane
 from cluster.programs import require
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed keeps the logs of its control plane, the operators' among them: the session's own goes on, and would throw
+    them away."""
+    report = yield
+    if report.failed:
+        for used in getattr(item, "funcargs", {}).values():
+            if isinstance(used, ControlPlane):
+                kept = runs.keep_logs(used.folder, f"{item.nodeid} failed")
+                report.sections.append(("the logs of API server and operators", str(kept)))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ class Meddler:
     @property
     def kubeconfig(self) -> Path:
         """For a client that is to be meddled with."""
-        file = self._folder / "meddled.kubeconfig"
+        file = self._folder / f"meddled-{self._server.server_port}.kubeconfig"  # there may be several of us
         config = {
             "apiVersion": "v1",
             "kind": "Config",

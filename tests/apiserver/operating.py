@@ -1,13 +1,11 @@
-"""What the operator's tests on a real API server share: the operator as a process, a plain REST client, and a kubelet to be played.
-
-No kubelet runs there, so a test says itself what becomes of a pod: `Kubelet.run`, `.fail`, `.succeed`, `.gone`.
+"""What the operator's tests on a real API server share: the operator as a process, and a plain REST client. What happens in a cluster
+besides, tests play themselves (playing.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
 import os
 import signal
@@ -108,78 +106,6 @@ class Rest:
 
     def delete(self, path: str, name: str, **options: Any) -> Any:
         return self("DELETE", f"{path}/{name}", {"propagationPolicy": "Background", **options})
-
-
-class Kubelet:
-    """Says what becomes of pods, as a kubelet would."""
-
-    def __init__(self, rest: Rest) -> None:
-        self._rest = rest
-        self._ips = itertools.count(2)
-
-    def run(self, name: str, ip: str = "") -> None:
-        now = stamp()
-        self._status(
-            name,
-            {
-                "phase": "Running",
-                "podIP": ip or f"10.244.0.{next(self._ips)}",
-                "conditions": [
-                    {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
-                    {"type": "Ready", "status": "True", "lastTransitionTime": now},
-                ],
-                "containerStatuses": [self._container(True, {"running": {"startedAt": now}})],
-            },
-        )
-
-    def fail(
-        self, name: str, *, code: int = 137, reason: str = "Error", message: str = "", conditions: Any = ()
-    ) -> None:
-        self._end(name, "Failed", {"exitCode": code, "reason": reason, "message": message}, conditions)
-
-    def succeed(self, name: str, message: str = "") -> None:
-        self._end(name, "Succeeded", {"exitCode": 0, "reason": "Completed", "message": message}, ())
-
-    def gone(self, name: str) -> None:
-        """The pod has ended after its deletion, if the API server has not taken it away already, as it does with one that has no node."""
-        try:
-            self._rest.delete(PODS, name, gracePeriodSeconds=0)
-        except Refusal as refusal:
-            if refusal.status != 404:
-                raise
-
-    def lose(self, name: str) -> None:
-        """The pod's node has gone and was given up; nobody will say that the pod has ended."""
-        now = stamp()
-        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
-        pod = self._rest.get(PODS, name)
-        conditions = [*pod["status"].get("conditions", ()), {**disrupted, "lastTransitionTime": now}]
-        self._status(name, {"conditions": conditions})
-        self._rest.delete(PODS, name, gracePeriodSeconds=1)
-
-    def place(self, name: str, node: str) -> None:
-        """The scheduler's part: only of a pod with a node does a deletion wait for the node's word."""
-        target = {"apiVersion": "v1", "kind": "Node", "name": node}
-        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
-        self._rest.create(f"{PODS}/{name}/binding", binding)
-
-    def _end(self, name: str, phase: str, terminated: Any, conditions: Any) -> None:
-        now = stamp()
-        ended = {**terminated, "finishedAt": now, "startedAt": now}
-        true = [{"type": type_, "status": "True", "lastTransitionTime": now} for type_ in ("PodScheduled", *conditions)]
-        ready = {"type": "Ready", "status": "False", "lastTransitionTime": now}
-        status = {
-            "phase": phase,
-            "conditions": [*true, ready],
-            "containerStatuses": [self._container(False, {"terminated": ended})],
-        }
-        self._status(name, status)
-
-    def _container(self, ready: bool, state: Any) -> Any:
-        return {"name": "trainer", "image": "x", "imageID": "", "restartCount": 0, "ready": ready, "state": state}
-
-    def _status(self, name: str, status: Any) -> None:
-        self._rest.merge(f"{PODS}/{name}/status", {"status": status})
 
 
 class Operator:

@@ -16,7 +16,8 @@ import pytest
 
 from apiserver.operating import JOBS as JOBS_PATH
 from apiserver.operating import PODS as PODS_PATH
-from apiserver.operating import Kubelet, Rest, job, pod_names
+from apiserver.operating import Rest, job, pod_names
+from apiserver.playing import Kubelet
 from cluster.controlplane import ControlPlane
 from disttrain.controller.api import Body, KubeClient, Resource, connect
 from disttrain.controller.apply import Executor
@@ -24,6 +25,7 @@ from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.feed import Feed
+from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import ProgressReader
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
@@ -77,7 +79,8 @@ class Process:
     """One life of the operator."""
 
     def __init__(self, api: Any, clock: Clock, namespace: str) -> None:
-        cache, expectations, memories = Cache(), Expectations(), Memories()
+        cache, memories = Cache(), Memories()
+        expectations = Expectations(cache)
         self.queue: WorkQueue[Key] = WorkQueue()
         freshness = Freshness(asyncio.get_running_loop().time)
         feed = Feed(cache, self.queue, expectations, memories, freshness)
@@ -99,6 +102,7 @@ class Process:
             statuses=StatusWriter(api, cache, rest=0),
             events=EventPoster(api),
             progress=self.progress,
+            mounts=Mounts(api),
             clock=clock,
         )
 
@@ -167,7 +171,8 @@ async def test_every_death_comes_to_the_same_end(control_plane: ControlPlane, mo
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
     monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(control_plane.kubeconfig))
     async with connect(connections=4) as client:
-        kube = KubeClient(client, timeout_seconds=10)
+        # Not a time-out's test: all lives share a loop, which stands still while one of them plays the kubelet.
+        kube = KubeClient(client, timeout_seconds=120)
         reference = Mortal(kube)
         wanted, deaths = await live(control_plane, reference, "lives-reference")
         assert deaths == 0

@@ -6,14 +6,13 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
-from apiserver.operating import JOBS, PODS, SERVICES, Kubelet, Operator, Rest, eventually, job, pod_names
+from apiserver.operating import JOBS, PODS, SERVICES, Operator, Rest, eventually, job, pod_names
+from apiserver.playing import Kubelet, Master
 from cluster.controlplane import ControlPlane
 
 NAMESPACE = "faults"
@@ -141,13 +140,17 @@ def test_job_that_cannot_be_read_is_told_and_not_touched(
         version["schema"] = {"openAPIV3Schema": anything}
     body = job("unreadable")
     body["spec"]["worker"] = {"replicas": 0}
-    rest("PUT", f"{crds}/disttrainjobs.disttrain.dev", loose)
+
+    def replaced(spec: Any) -> Any:
+        """By its newest version: the API server's own controllers write its status meanwhile."""
+        newest = rest.get(crds, "disttrainjobs.disttrain.dev")
+        return rest("PUT", f"{crds}/disttrainjobs.disttrain.dev", {**newest, "spec": spec})
+
+    eventually(lambda: replaced(loose["spec"]))
     try:
         eventually(lambda: rest.create(JOBS, body))
     finally:
-        newest = rest.get(crds, "disttrainjobs.disttrain.dev")
-        newest["spec"] = crd["spec"]
-        rest("PUT", f"{crds}/disttrainjobs.disttrain.dev", newest)
+        eventually(lambda: replaced(crd["spec"]))
     rest.create(JOBS, job("readable"))
     eventually(lambda: names(rest, "readable") == pod_names("readable"))
     conditions = eventually(lambda: status(rest, "unreadable").get("conditions"))
@@ -195,38 +198,16 @@ def test_event_that_never_came_is_made_good_by_the_comparison(rest: Rest, contro
 
 
 def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
-    report = {
-        "attempt": 1,
-        "step": 41,
-        "totalSteps": 90,
-        "loss": 0.5,
-        "worldSize": 2,
-        "lastUpdateTime": "2026-01-01T00:00:00Z",
-    }
-
-    class Master(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(report).encode()
-            self.send_response(200 if self.path == "/progress" else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Master)
-    Thread(target=server.serve_forever, daemon=True).start()
     operator.start()
-    rest.create(JOBS, job("told", observability={"metricsPort": server.server_port, "statusIntervalSeconds": 1}))
-    eventually(lambda: names(rest, "told") == pod_names("told"))
-    for pod in pod_names("told"):
-        kubelet.run(pod, ip="127.0.0.1")
-    assert eventually(lambda: status(rest, "told").get("training"))["step"] == 41
-    report["step"] = 60
-    eventually(lambda: status(rest, "told")["training"]["step"] == 60)
-    server.shutdown()
-    server.server_close()
+    with Master() as master:
+        master.report |= {"step": 41, "loss": 0.5, "lastUpdateTime": "2026-01-01T00:00:00Z"}
+        rest.create(JOBS, job("told", observability=master.observability))
+        eventually(lambda: names(rest, "told") == pod_names("told"))
+        for pod in pod_names("told"):
+            kubelet.run(pod, ip="127.0.0.1")
+        assert eventually(lambda: status(rest, "told").get("training"))["step"] == 41
+        master.report["step"] = 60
+        eventually(lambda: status(rest, "told")["training"]["step"] == 60)
 
 
 def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from apiserver.meddling import Meddler, Watches
-from apiserver.operating import JOBS, PODS, Kubelet, Operator, Rest, eventually, job, pod_names
+from apiserver.operating import JOBS, PODS, Operator, Rest, eventually, job, pod_names
+from apiserver.playing import Kubelet, Master
 from cluster.controlplane import ControlPlane
 
 NAMESPACE = "meddled"
@@ -50,12 +51,18 @@ def names(rest: Rest, name: str) -> list[str]:
     return sorted(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
 
 
-def running(rest: Rest, kubelet: Kubelet, name: str) -> None:
+@pytest.fixture
+def master() -> Iterator[Master]:
+    with Master() as master:
+        yield master
+
+
+def running(rest: Rest, kubelet: Kubelet, master: Master, name: str) -> None:
     """A job of which every pod runs, and whose status says so."""
-    rest.create(JOBS, job(name))
+    rest.create(JOBS, job(name, observability=master.observability))
     eventually(lambda: names(rest, name) == pod_names(name))
     for pod in pod_names(name):
-        kubelet.run(pod)
+        kubelet.run(pod, ip="127.0.0.1")
     eventually(lambda: condition(rest, name, "Ready") == "True")
 
 
@@ -69,9 +76,9 @@ def restarts(rest: Rest, name: str) -> Any:
 
 
 def test_writes_that_are_refused_wait_as_told_and_count_no_failure_twice(
-    rest: Rest, operator: Operator, kubelet: Kubelet, meddler: Meddler
+    rest: Rest, operator: Operator, kubelet: Kubelet, meddler: Meddler, master: Master
 ) -> None:
-    running(rest, kubelet, "busy")
+    running(rest, kubelet, master, "busy")
     uids = {pod: rest.get(PODS, pod)["metadata"]["uid"] for pod in ("busy-worker-0", "busy-worker-1")}
     meddler.refuse_writes(3, retry_after=2)
     kubelet.fail("busy-worker-1")
@@ -100,10 +107,10 @@ def test_creations_that_are_refused_are_made_up_for(
 
 @pytest.mark.parametrize("watches", [Watches.CUT, Watches.MUTED], ids=["cut", "mute"])
 def test_pod_that_fails_while_watches_are(
-    rest: Rest, operator: Operator, kubelet: Kubelet, meddler: Meddler, watches: Watches
+    rest: Rest, operator: Operator, kubelet: Kubelet, meddler: Meddler, master: Master, watches: Watches
 ) -> None:
     name = f"watched-{watches.name.lower()}"
-    running(rest, kubelet, name)
+    running(rest, kubelet, master, name)
     if watches is Watches.CUT:
         meddler.cut_watches()
     meddler.watches = watches

@@ -18,13 +18,13 @@ from apiserver.operating import (
     PODS,
     POLICIES,
     SERVICES,
-    Kubelet,
     Operator,
     Rest,
     eventually,
     job,
     pod_names,
 )
+from apiserver.playing import Kubelet
 from cluster.controlplane import ControlPlane
 
 ACCOUNT = "system:serviceaccount:disttrain-system:disttrain-operator"
@@ -83,6 +83,20 @@ def names_are_taken_and_given_back(rest: Rest) -> None:
     )
 
 
+def child_loses_its_label(rest: Rest, path: str, name: str) -> None:
+    """By which the operator knows it: it is deleted and made again."""
+    uid = rest.get(path, name)["metadata"]["uid"]
+    rest.merge(f"{path}/{name}", {"metadata": {"labels": {"disttrain.dev/job-name": None}}})
+    eventually(lambda: rest.get(path, name)["metadata"]["uid"] != uid)
+
+
+def pod_waits_for_a_volume(rest: Rest, kubelet: Kubelet, name: str) -> None:
+    kubelet.place(name, "node-1")
+    kubelet.wait(name)
+    kubelet.tell(name, "FailedMount", 'MountVolume.SetUp failed for volume "x" : secret "nope" not found')
+    eventually(lambda: "SecretNotFound" in str(rest.get(JOBS, "life")["status"]["conditions"]), seconds=30)
+
+
 def worker_fails(rest: Rest, kubelet: Kubelet) -> None:
     uid = rest.get(PODS, "life-worker-0")["metadata"]["uid"]
     kubelet.fail("life-worker-0")
@@ -100,6 +114,8 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
     for path, name in ((SERVICES, "life"), (POLICIES, "life"), (PODS, "life-ps-0")):
         rest.delete(path, name, **({"gracePeriodSeconds": 0} if path == PODS else {}))
         eventually(lambda path=path, name=name: rest.find(path, name))
+    child_loses_its_label(rest, SERVICES, "life")
+    pod_waits_for_a_volume(rest, kubelet, "life-ps-0")
     rest.merge(f"{JOBS}/life", {"spec": {"network": {"policy": "None"}}})
     eventually(lambda: rest.find(POLICIES, "life") is None)
     for name in pod_names("life"):
@@ -145,11 +161,15 @@ def test_role_has_no_wildcard_and_no_secret() -> None:
 
 
 def test_namespaced_variant_has_the_same_rules_and_nothing_of_the_cluster(control_plane: ControlPlane) -> None:
-    text = control_plane.kubectl("kustomize", str(ROOT / "deploy/overlays/namespaced"))
-    objects = {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
-    assert {kind for kind, _ in objects} == {"ServiceAccount", "Role", "RoleBinding", "Deployment"}
+    def render(folder: str) -> dict[tuple[str, str], Any]:
+        text = control_plane.kubectl("kustomize", str(ROOT / folder))
+        return {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
+
+    objects = render("deploy/overlays/namespaced")
+    assert {kind for kind, _ in objects} == {"ServiceAccount", "RoleBinding", "Deployment"}
+    bound = objects["RoleBinding", "disttrain-operator"]["roleRef"]
     (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
-    assert objects["Role", "disttrain-operator"]["rules"] == role["rules"]
+    assert render("deploy/cluster-prerequisites")[bound["kind"], bound["name"]]["rules"] == role["rules"]
 
 
 def test_leader_election_component_suffices_to_take_and_to_leave_the_lease(
@@ -178,7 +198,8 @@ def test_leader_election_component_suffices_to_take_and_to_leave_the_lease(
             with Operator(
                 control_plane, *flags, kubeconfig=meddler.kubeconfig, name=f"operator-lease-{number}"
             ) as operator:
-                eventually(lambda: "disttrain_operator_leader 1.0" in operator.answer("/metrics")[1], seconds=5)
+                # A Lease that was not left would be free after 15 s.
+                eventually(lambda: "disttrain_operator_leader 1.0" in operator.answer("/metrics")[1], seconds=10)
                 assert operator.stop() == 0
                 assert "cannot be" not in operator.log
         used = {right for right in meddler.allowed if right[1] == "leases"}

@@ -44,7 +44,11 @@ class Cluster:
     events: list[Event] = field(default_factory=list)
     own_failures: set[str] = field(default_factory=set)
     """Uids of the pods that failed without being told to end."""
+    failed_pods: dict[str, PodView] = field(default_factory=dict)
+    """How they were when they failed, by uid."""
     made_after_the_end: list[str] = field(default_factory=list)
+    deleted_uncounted: list[str] = field(default_factory=list)
+    """Failed pods that the operator deleted before their failure was written down."""
     step: int = 0
     """What the master has reached."""
     checkpoint: int = 0
@@ -70,29 +74,46 @@ class Cluster:
         if pod.done:
             return
         self.pods[name] = (
-            replace(pod, phase=Phase.RUNNING, ready=not pod.deleting)
+            replace(
+                pod,
+                phase=Phase.RUNNING,
+                ready=not pod.deleting,
+                ready_since=pod.ready_since or self.now.replace(microsecond=0),
+            )
             if pod.scheduled
             else replace(pod, scheduled=True, node="node-1")
         )
 
-    def end(self, name: str, code: int, *, conditions: frozenset[str] = frozenset()) -> None:
-        """The trainer container ends by itself, or because it was told to."""
+    def end(
+        self,
+        name: str,
+        code: int,
+        *,
+        conditions: frozenset[str] = frozenset(),
+        ahead: float = 0,
+        all_done: bool = False,
+    ) -> None:
+        """The trainer container ends by itself, or because it was told to. `ahead`: seconds of its node's clock; `all_done`: as a
+        master says it."""
         pod = self.pods[name]
         if pod.done:
             return
-        if code and not pod.deleting:
-            self.own_failures.add(pod.uid)
-        self.pods[name] = replace(
+        progress = Progress(attempt=pod.attempt, step=self.step, finished=True) if all_done else None
+        ended = replace(
             pod,
             phase=Phase.FAILED if code else Phase.SUCCEEDED,
             scheduled=True,
             ready=False,
             exit_code=code,
             reason="Error" if code else "",
-            finished=self.now.replace(microsecond=0),
-            termination=Termination(message=f"exit {code}" if code else ""),
+            finished=self.now.replace(microsecond=0) + timedelta(seconds=ahead),
+            termination=Termination(message=f"exit {code}" if code else "", progress=progress),
             conditions=conditions,
         )
+        self.pods[name] = ended
+        if code and not pod.deleting:
+            self.own_failures.add(pod.uid)
+            self.failed_pods[pod.uid] = ended
 
     def delete(self, name: str) -> None:
         """A pod that has ended goes at once; a running one is told to end and has its grace period."""
@@ -137,11 +158,14 @@ class Cluster:
 
     # What the API server answers to the operator
 
-    def carry_out(self, action: Action) -> None:
+    def carry_out(self, action: Action, *, suspended: bool) -> None:
+        """`suspended`: whether the job shall rest, as far as the operator knows."""
         match action:
             case CreateService():
+                self._make("the Service", exists=self.service)
                 self.service = True
             case CreateNetworkPolicy():
+                self._make("the NetworkPolicy", exists=self.network_policy)
                 self.network_policy = True
             case DeleteNetworkPolicy():
                 self.network_policy = False
@@ -149,8 +173,7 @@ class Cluster:
                 name = pod_name(self.body["metadata"]["name"], role, index)
                 if name in self.pods:
                     return  # 409, and it is ours: harmless
-                if self.finished:
-                    self.made_after_the_end.append(name)
+                self._make(name, exists=False)
                 self.pods[name] = PodView(
                     name=name,
                     uid=f"uid-{next(self._uids)}",
@@ -162,9 +185,21 @@ class Cluster:
                 )
             case DeletePod(name=name, uid=uid):
                 if name in self.pods and self.pods[name].uid == uid:
+                    if not suspended and self._awaits_its_account(self.pods[name]):
+                        self.deleted_uncounted.append(name)
                     self.delete(name)
             case DeleteJob():
                 self.deleted = True
+
+    def _make(self, name: str, *, exists: bool) -> None:
+        if self.finished and not exists:
+            self.made_after_the_end.append(name)
+
+    def _awaits_its_account(self, pod: PodView) -> bool:
+        """Whether the pod failed by itself, in the present attempt of a job that goes on, and nothing is written down of it."""
+        accounted = self.status.restarts.accounted if self.status.restarts else ()
+        present = pod.attempt == (self.status.attempt or 1) and not self.finished
+        return present and pod.uid in self.own_failures and not pod.deleting and pod.uid not in accounted
 
     def write(self, status: DistTrainJobStatus) -> None:
         self.status = DistTrainJobStatus.model_validate(status.to_dict())
@@ -180,6 +215,7 @@ class Operator:
     pods: dict[str, PodView] = field(init=False)
     report: Progress | None = None
     report_read: datetime | None = None
+    listening_since: datetime = START
     children: tuple[bool, bool] = (False, False)
 
     def __post_init__(self) -> None:
@@ -188,6 +224,7 @@ class Operator:
     def restart(self) -> None:
         """A new process begins with a complete list."""
         self.report = self.report_read = None
+        self.listening_since = self.cluster.now
         self.job = self.cluster.job
         self.hear_all()
 
@@ -219,6 +256,7 @@ class Operator:
             network_policy_exists=network_policy,
             progress=self.report,
             progress_read=self.report_read,
+            listening_since=self.listening_since,
         )
 
     def reconcile(self, *, stop_after: int | None = None) -> Plan:
@@ -227,7 +265,7 @@ class Operator:
         for number, action in enumerate(plan.actions):
             if number == stop_after:
                 return plan
-            self.cluster.carry_out(action)
+            self.cluster.carry_out(action, suspended=self.job.spec.suspend)
         if stop_after is not None:
             return plan
         current = self.cluster.job

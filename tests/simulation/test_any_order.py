@@ -11,12 +11,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from disttrain.api.names import Role
 from disttrain.plan import Plan, decide
-from disttrain.plan.model import CreatePod, Phase
+from disttrain.plan.model import DISRUPTED, CreateNetworkPolicy, CreatePod, CreateService, Phase, PodView
 from simulation.cluster import Cluster, Operator
 from simulation.jobs import WIDE, jobs
 
 EXIT_CODES = (1, 2, 75, 134, 137, 143)
+AHEAD = (0, 0, 0, 3, 3600)
+"""Seconds by which a node's clock is ahead."""
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -51,12 +54,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.cluster.run(name)
             self.cluster.run(name)
 
-    @rule(data=st.data(), code=st.sampled_from(EXIT_CODES), evicted=st.booleans())
-    def a_pod_fails(self, data: st.DataObject, code: int, evicted: bool) -> None:
+    @rule(data=st.data(), code=st.sampled_from(EXIT_CODES), evicted=st.booleans(), ahead=st.sampled_from(AHEAD))
+    def a_pod_fails(self, data: st.DataObject, code: int, evicted: bool, ahead: float) -> None:
         if name := self._a_pod(data):
-            self.cluster.end(name, code, conditions=frozenset({"DisruptionTarget"} if evicted else ()))
+            self.cluster.end(name, code, conditions=frozenset({DISRUPTED} if evicted else ()), ahead=ahead)
 
-    @rule(data=st.data(), code=st.sampled_from((134, 137)), times=st.integers(1, 4))
+    @rule(data=st.data(), code=st.sampled_from((75, 134, 137)), times=st.integers(1, 4))
     def a_pod_fails_again_and_again(self, data: st.DataObject, code: int, times: int) -> None:
         name = self._a_pod(data)
         for _ in range(times):
@@ -72,6 +75,12 @@ class AnyOrder(RuleBasedStateMachine):
     def a_pod_succeeds(self, data: st.DataObject) -> None:
         if (name := self._a_pod(data)) and self.cluster.pods[name].phase is Phase.RUNNING:
             self.cluster.end(name, 0)
+
+    @rule()
+    def the_master_ends_and_says_that_all_is_done(self) -> None:
+        for name, pod in self.cluster.pods.items():
+            if pod.role is Role.MASTER and pod.phase is Phase.RUNNING:
+                self.cluster.end(name, 0, all_done=True)
 
     @rule(data=st.data())
     def somebody_deletes_a_pod(self, data: st.DataObject) -> None:
@@ -147,6 +156,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.cluster.made_after_the_end == []
 
     @invariant()
+    def every_failure_is_written_down_before_its_pod_is_deleted(self) -> None:
+        assert self.cluster.deleted_uncounted == []
+
+    @invariant()
     def one_pod_in_one_place(self) -> None:
         places = [(pod.role, pod.index) for pod in self.cluster.pods.values()]
         assert len(places) == len(set(places))
@@ -182,15 +195,36 @@ class AnyOrder(RuleBasedStateMachine):
         uids_before = set(before.restarts.accounted) if before and before.restarts else set()
         fresh = set(after.restarts.accounted if after.restarts else ()) - uids_before
         assert fresh.isdisjoint(self.accounted), "a failure was counted twice"
-        assert fresh <= self.cluster.own_failures, "a pod that was told to end was counted"
+        # A master that hangs is given up: it is the only one that is written down without having failed.
+        judged = fresh - self.cluster.own_failures
+        silent = sum(event.reason == "MasterSilent" for event in self.cluster.events)
+        given_up = (
+            after.restarts is not None
+            and after.restarts.last is not None
+            and after.restarts.last.reason == "MasterSilent"
+        )
+        assert len(judged) <= (1 if given_up else 0), "a pod that was told to end was counted"
         self.accounted |= fresh
         new_attempt = ((before and before.attempt) or 1) < (after.attempt or 1)
-        silent = sum(event.reason == "MasterSilent" for event in self.cluster.events)
-        assert total - total_before in (
-            {0, 1} if new_attempt else {len(fresh), len(fresh) + 1} if silent else {len(fresh)}
-        )
+        assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})
+        failed = [self.cluster.failed_pods[uid] for uid in fresh - judged]
+        # What fails after a disrupted pod is its consequence.
+        if any(self._is_a_cause(pod, before) for pod in failed) and not any(DISRUPTED in p.conditions for p in failed):
+            assert counted == counted_before + 1 or (self._resets and counted == 1), "a failure that was not counted"
         stalls = sum(event.reason == "Stalled" and "attempt" in event.message for event in self.cluster.events)
         assert total <= len(self.cluster.own_failures) + stalls + silent, "more failures are counted than there were"
+
+    @property
+    def _resets(self) -> bool:
+        return bool(self.cluster.body["spec"]["runPolicy"]["backoffLimitReset"] == "OnCheckpoint")
+
+    def _is_a_cause(self, pod: PodView, before: Any) -> bool:
+        """Whether a failure that is written down now has to be counted: nothing else can be to blame for it."""
+        lost_its_peers = pod.exit_code == 75 and not (
+            "command" in self.cluster.body["spec"]["trainer"] and pod.role is Role.WORKER
+        )
+        blamed_before = before is not None and before.is_true("Restarting")
+        return not lost_its_peers and not blamed_before
 
     def _check_times(self, before: Any, after: Any) -> None:
         assert (after.completion_time is not None) == (after.is_true("Complete") or after.is_true("Failed"))
@@ -263,7 +297,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.operator.poll()
         writes = len(self.cluster.writes)
         plan = self._reconcile()
-        assert not (self.cluster.finished and any(isinstance(action, CreatePod) for action in plan.actions))
+        creations = (CreatePod, CreateService, CreateNetworkPolicy)
+        assert not (self.cluster.finished and any(isinstance(action, creations) for action in plan.actions))
         return bool(plan.actions) or len(self.cluster.writes) > writes
 
     def _grace_periods_end(self) -> None:

@@ -6,6 +6,7 @@ A job whose pass raises is a job that nobody looks after any more.
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,7 @@ snapshots = st.builds(
 )
 
 
+@pytest.mark.timeout(0 if WIDE else 120)
 @given(st.lists(st.tuples(snapshots, st.booleans()), min_size=1, max_size=3))
 @settings(
     max_examples=10_000 if WIDE else 100, deadline=None, derandomize=not WIDE, suppress_health_check=list(HealthCheck)

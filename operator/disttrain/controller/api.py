@@ -8,7 +8,7 @@ through in here: an `Unavailable` goes back to the queue, which knows when to tr
     ├── NotFound       404
     ├── Conflict       409  it exists already, or is not the one we meant (uid, resourceVersion)
     ├── Refused        400, 403, 405, 422 …  the same request will not succeed until something changes
-    └── Unavailable    401, 408, 429, 5xx, no answer: the very same request may succeed later
+    └── Unavailable    401, 408, 429, 5xx, no answer or none that can be read: the very same request may succeed later
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from disttrain.api.names import FIELD_MANAGER, GROUP, PLURAL, VERSION
+from disttrain.api.names import FIELD_MANAGER, GROUP, KIND, PLURAL, VERSION
 from disttrain.controller.metrics import API_REQUESTS
 
 Body: TypeAlias = dict[str, Any]
@@ -38,18 +38,19 @@ class Resource:
 
     prefix: str
     plural: str
+    kind: str
 
     def path(self, namespace: str | None, *rest: str) -> str:
         scope = (f"namespaces/{namespace}",) if namespace else ()
         return "/".join((self.prefix, *scope, self.plural, *rest))
 
 
-JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL)
-PODS = Resource("/api/v1", "pods")
-SERVICES = Resource("/api/v1", "services")
-NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies")
-EVENTS = Resource("/api/v1", "events")
-LEASES = Resource("/apis/coordination.k8s.io/v1", "leases")
+JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL, KIND)
+PODS = Resource("/api/v1", "pods", "Pod")
+SERVICES = Resource("/api/v1", "services", "Service")
+NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies", "NetworkPolicy")
+EVENTS = Resource("/api/v1", "events", "Event")
+LEASES = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
 
 
 class ApiError(Exception):
@@ -85,12 +86,15 @@ class KubeApi(Protocol):
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Body: ...
 
-    def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> "AsyncIterator[Page]":
-        """All objects, page by page, all as of one resource version."""
+    def list(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> "AsyncIterator[Page]":
+        """All objects, or those with such labels and fields; page by page, all as of one resource version."""
         ...
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
-        """Makes an object. The answer is its metadata alone: the rest is what was sent, and costs both sides time."""
+        """Makes an object; Refused when it has a field that the server does not know. The answer is its metadata alone: the rest is
+        what was sent, and costs both sides time."""
         ...
 
     async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
@@ -172,8 +176,11 @@ class KubeClient:
     async def get(self, resource: Resource, namespace: str, name: str) -> Body:
         return await self._request("GET", "get", resource, resource.path(namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> AsyncIterator[Page]:
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+    async def list(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Page]:
+        chosen = {"labelSelector": selector, "fieldSelector": fields}
+        query = {"limit": str(PAGE), **{name: value for name, value in chosen.items() if value}}
         while True:
             answer = await self._request("GET", "list", resource, resource.path(namespace), query=query)
             metadata = answer["metadata"]
@@ -188,7 +195,8 @@ class KubeClient:
             "create",
             resource,
             resource.path(namespace),
-            query={"fieldManager": FIELD_MANAGER},
+            # Else a misspelt field of a template is dropped without a word, and with it what the user wanted.
+            query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
             body=body,
             accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
         )
@@ -218,7 +226,11 @@ class KubeClient:
         return await self._exchange("GET", "proxy", PODS, where, most=most)
 
     async def _request(self, method: str, verb: str, resource: Resource, path: str, **more: Any) -> Body:
-        answer: Body = json.loads(await self._exchange(method, verb, resource, path, **more))
+        data = await self._exchange(method, verb, resource, path, **more)
+        try:
+            answer: Body = json.loads(data)
+        except ValueError as error:  # of a proxy in between, or cut off
+            raise Unavailable(0, "Unreadable", f"the answer to {method} {path} is no JSON: {data[:100]!r}") from error
         return answer
 
     async def _exchange(
@@ -247,7 +259,8 @@ class KubeClient:
                 async with answer.response as response:
                     data = await beginning(response.content, most)
             code = str(answer.status)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, config.ConfigException) as error:
+            # ConfigException: the account's token cannot be read anew, or the kubeconfig's plugin gives none.
             raise Unavailable(0, type(error).__name__, f"no answer to {method} {path}: {error}") from error
         finally:
             API_REQUESTS.labels(verb, resource.plural, code).inc()

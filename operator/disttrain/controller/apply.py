@@ -6,12 +6,12 @@ What the API server refuses becomes a Refusal for the plan; what it cannot do no
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import groupby
-from typing import Any
 
 from disttrain.api import DistTrainJob
+from disttrain.api.names import pod_name, service_name
 from disttrain.controller.api import (
     JOBS,
     NETWORK_POLICIES,
@@ -23,10 +23,11 @@ from disttrain.controller.api import (
     NotFound,
     Refused,
     Resource,
+    Unavailable,
 )
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.snapshot import Memory
+from disttrain.controller.snapshot import Child, Memory
 from disttrain.manifests import build_network_policy, build_pod, build_service
 from disttrain.plan.model import (
     Action,
@@ -41,8 +42,11 @@ from disttrain.plan.model import (
 
 SLOW_START = 4
 """Size of the first batch of creations; each next one is twice as large. A quota that is full is met by few requests, not by thousands."""
-
-Work = Coroutine[Any, Any, None]
+LASTING = 5.0
+"""Seconds after which an error of the server at a creation is told as a refusal: an admission webhook may be down for hours."""
+FINAL = frozenset({400, 422})
+"""Codes for an object that is wrong in itself: a field that does not exist or is of another type, a value that is not allowed."""
+UNSEEN = "it exists without the labels that the operator gave it; it is deleted, and made again when it is gone"
 
 
 class Executor:
@@ -66,95 +70,115 @@ class Executor:
         self._clock = clock
 
     async def carry_out(self, job: DistTrainJob, memory: Memory, actions: Iterable[Action]) -> bool:
-        """Does it all, or raises ApiError with a part of it done. True when the plan has to hear of an obstacle."""
+        """Does it all, or raises ApiError with a part of it done.
+
+        True when the plan has to look again and no watch may tell it so: at an obstacle, or without a child that went at once.
+        """
+        news = False
         for creating, group in groupby(actions, key=lambda action: isinstance(action, CREATIONS)):
-            work = [self._bounded(self._do(job, memory, action)) for action in group]
-            size = SLOW_START if creating else len(work)
-            while work:
-                batch, work = work[:size], work[size:]
-                results = await asyncio.gather(*batch, return_exceptions=True)
+            left = list(group)
+            size = SLOW_START if creating else len(left)
+            while left:
+                batch, left = left[:size], left[size:]
+                results = await asyncio.gather(
+                    *(self._bounded(job, memory, action) for action in batch), return_exceptions=True
+                )
                 size *= 2
-                failures = [result for result in results if isinstance(result, BaseException)]
-                if failures:
-                    for left in work:
-                        left.close()
+                if failures := [result for result in results if isinstance(result, BaseException)]:
                     return _judge(failures)
-        return False
+                news |= any(results)
+        return news
 
-    async def _bounded(self, work: Work) -> None:
-        try:
-            async with self._slots:
-                await work
-        finally:
-            work.close()
+    async def _bounded(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:
+        async with self._slots:
+            return await self._do(job, memory, action)
 
-    async def _do(self, job: DistTrainJob, memory: Memory, action: Action) -> None:
+    async def _do(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:
+        """True when a child went at once."""
+        namespace, name = job.metadata.namespace, job.metadata.name
         match action:
             case CreateService():
-                await self._create(job, memory, SERVICES, build_service(job))
+                child = Child(SERVICES, Key(namespace, service_name(name)))
+                return await self._create(job, memory, child, lambda: build_service(job))
             case CreateNetworkPolicy():
-                await self._create(job, memory, NETWORK_POLICIES, build_network_policy(job))
+                child = Child(NETWORK_POLICIES, Key(namespace, name))
+                return await self._create(job, memory, child, lambda: build_network_policy(job))
             case DeleteNetworkPolicy():
-                for policy in list(self._cache.network_policies.owned_by(job.metadata.uid)):
-                    await self._delete(job, NETWORK_POLICIES, policy.key, policy.uid, None)
+                policies = list(self._cache.network_policies.owned_by(job.metadata.uid))
+                gone = [await self._delete(job, NETWORK_POLICIES, one.key, one.uid, None) for one in policies]
+                return any(gone)
             case CreatePod(role=role, index=index, attempt=attempt):
-                await self._create(
-                    job, memory, PODS, build_pod(job, role, index, attempt, trainer_image=self._trainer_image)
+                child = Child(PODS, Key(namespace, pod_name(name, role, index)))
+                image = self._trainer_image
+                return await self._create(
+                    job, memory, child, lambda: build_pod(job, role, index, attempt, trainer_image=image)
                 )
-            case DeletePod(name=name, uid=uid, grace_seconds=grace):
-                await self._delete(job, PODS, Key(job.metadata.namespace, name), uid, grace)
+            case DeletePod(name=pod, uid=uid, grace_seconds=grace):
+                return await self._delete(job, PODS, Key(namespace, pod), uid, grace)
             case DeleteJob():
-                metadata = job.metadata
-                await self._delete(job, JOBS, Key(metadata.namespace, metadata.name), metadata.uid, None)
+                return await self._delete(job, JOBS, Key(namespace, name), job.metadata.uid, None)
 
-    async def _create(self, job: DistTrainJob, memory: Memory, resource: Resource, body: Body) -> None:
-        key = Key(job.metadata.namespace, body["metadata"]["name"])
+    async def _create(self, job: DistTrainJob, memory: Memory, child: Child, build: Callable[[], Body]) -> bool:
+        """Makes a child. True when there was a useless one in its place, which went at once."""
+        resource, key = child
+        now = asyncio.get_running_loop().time()
         try:
-            child = await self._api.create(resource, key.namespace, body)
+            body = build()
+        except Exception as error:  # a template that cannot be merged fails in as many ways as there are templates
+            words = f"it cannot be made of its template: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise self._refuse(memory, child, words, retryable=False) from error
+        found = None
+        try:
+            made = await self._api.create(resource, key.namespace, body)
         except Conflict as error:
             if error.reason != "AlreadyExists":
                 raise
             try:
-                child = await self._api.get(resource, key.namespace, key.name)
+                made = found = await self._api.get(resource, key.namespace, key.name)
             except NotFound:
                 raise error from None  # gone in between: try again
-            if not owned(child, job.metadata.uid):
-                memory.foreign[key] = (resource, asyncio.get_running_loop().time())
+            if not owned(found, job.metadata.uid):
+                memory.foreign[child] = now
                 raise _Obstacle from error
         except Refused as error:
-            memory.refusals[key.name] = Refusal(
-                name=key.name, message=error.message, retryable=error.status != 422, time=self._clock()
-            )
-            raise _Obstacle from error
-        memory.refusals.pop(key.name, None)
-        memory.foreign.pop(key, None)
-        self._cache.stores[resource].put(child)
-        owner = Key(key.namespace, job.metadata.name)
-        self._expectations.created(owner, resource, key, child["metadata"]["uid"], asyncio.get_running_loop().time())
+            raise self._refuse(memory, child, error.message, retryable=error.status not in FINAL) from error
+        except Unavailable as error:
+            since = memory.failing.setdefault(child, now) if error.status >= 500 else now
+            if error.retry_after is None and now - since >= LASTING:
+                raise self._refuse(memory, child, error.message, retryable=True) from error
+            raise
+        memory.free(child)
+        self._expectations.created(Key(key.namespace, job.metadata.name), resource, made, now)
+        if found is None or self._cache.shows(resource, key, job.metadata.uid):
+            return False
+        # It is ours and alive, but no watch shows it: somebody took the labels off by which the operator knows it, and a plan without
+        # it would make it for ever. There is no right to put labels back; nothing of it is worth more than a new one.
+        metadata = found["metadata"]
+        if "deletionTimestamp" not in metadata and await self._delete(job, resource, key, metadata["uid"], None):
+            return True
+        raise self._refuse(memory, child, UNSEEN, retryable=True)
 
-    async def _delete(self, job: DistTrainJob, resource: Resource, key: Key, uid: str, grace: int | None) -> None:
-        store = self._cache.stores[resource]
+    def _refuse(self, memory: Memory, child: Child, message: str, *, retryable: bool) -> "_Obstacle":
+        name = f"{child.resource.kind} {child.key.name}"
+        memory.refusals[child] = Refusal(name=name, message=message, retryable=retryable, time=self._clock())
+        return _Obstacle()
+
+    async def _delete(self, job: DistTrainJob, resource: Resource, key: Key, uid: str, grace: int | None) -> bool:
+        """Deletes a child. True when it is gone with the answer, False when it has yet to end."""
+        owner = Key(key.namespace, job.metadata.name)
         try:
             left = await self._api.delete(resource, key.namespace, key.name, uid=uid, grace_seconds=grace)
         except (NotFound, Conflict):  # Conflict: the name is another's by now, so this one is gone
-            store.drop(key, uid)
-            return
+            self._expectations.gone(owner, resource, key, uid)
+            return True
         metadata = left.get("metadata", {})
-        grace_left, finalizers = metadata.get("deletionGracePeriodSeconds"), metadata.get("finalizers")
-        if metadata.get("uid") != uid or (not grace_left and not finalizers):
-            # Gone with this answer: a Status, or the last state of a pod that had nothing left to end. To wait for the watch to say
-            # so would be to wait in vain when it began after this.
-            store.drop(key, uid)
-            return
-        store.put(left)
-        self._expectations.deleted(
-            Key(key.namespace, job.metadata.name),
-            resource,
-            key,
-            uid,
-            asyncio.get_running_loop().time(),
-            grace_left or 0,
-        )
+        if metadata.get("uid") != uid or not (metadata.get("deletionGracePeriodSeconds") or metadata.get("finalizers")):
+            # A Status, or the last state of a pod that had nothing left to end. To wait for the watch to say so would be to wait in
+            # vain when it began after this; and when it does say so, it is no news.
+            self._expectations.gone(owner, resource, key, uid)
+            return True
+        self._expectations.deleted(owner, resource, left, asyncio.get_running_loop().time())
+        return False
 
 
 CREATIONS = (CreateService, CreateNetworkPolicy, CreatePod)

@@ -5,39 +5,21 @@ object wins: resource versions of one kind are integers that grow (KEP-5504), an
 Not here: requests, decisions.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from disttrain.api import DistTrainJob, Termination
-from disttrain.api.names import (
-    API_VERSION,
-    KIND,
-    LABEL_ATTEMPT,
-    LABEL_INDEX,
-    LABEL_JOB_NAME,
-    LABEL_ROLE,
-    MANAGED_BY,
-    TRAINER_CONTAINER,
-    Role,
-)
+from disttrain.api import DistTrainJob
+from disttrain.api.names import API_VERSION, KIND, LABEL_JOB_NAME, MANAGED_BY
 from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
-from disttrain.plan.model import DISRUPTED, Phase, PodView
+from disttrain.controller.projection import project_pod
+from disttrain.plan.model import PodView
 
 T = TypeVar("T")
-_NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
-_WORDS_OF_NOT_STARTED = (
-    (re.compile(r"(?<![\w/])exec:? .*(executable file not found|no such file or directory)"), 127),
-    (re.compile(r"(?<![\w/])exec:? .*permission denied"), 126),
-)
-_TROUBLE_OF_THE_NODE = re.compile(r"unable to retrieve OCI runtime error|hook")
-"""A runtime or a hook that is not there is no mistake of the job: another node may have it."""
 TOMBSTONES = 20_000
 """Uids of the newest deletions that are remembered: far more than can be on their way."""
 
@@ -198,6 +180,12 @@ class Cache:
             NETWORK_POLICIES: self.network_policies,
         }
 
+    def shows(self, resource: Resource, key: Key, owner: str) -> bool:
+        """Whether a child of the job of that uid is there, and is one that the plan can see."""
+        entry = self.stores[resource].get(key)
+        blind = entry is None or (isinstance(entry.value, CachedPod) and entry.value.view is None)
+        return not blind and entry is not None and entry.owner == owner
+
 
 def belongs_to(metadata: Body) -> tuple[Key | None, str]:
     """The job that an object belongs to and the uid of its controller. A label alone makes a key, for whoever waits for the name."""
@@ -207,83 +195,3 @@ def belongs_to(metadata: Body) -> tuple[Key | None, str]:
             return Key(namespace, reference["name"]), reference["uid"]
     name = metadata.get("labels", {}).get(LABEL_JOB_NAME)
     return (Key(namespace, name) if name else None), ""
-
-
-def project_pod(body: Body) -> PodView | None:
-    """The PodView of a pod's body, or of its metadata alone when it was just made; None when it has not the labels of a job's pod."""
-    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
-    labels = metadata.get("labels", {})
-    try:
-        role, index, attempt = Role(labels[LABEL_ROLE]), int(labels[LABEL_INDEX]), int(labels[LABEL_ATTEMPT])
-    except (KeyError, ValueError):
-        return None
-    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
-    true = frozenset(type_ for type_, condition in conditions.items() if condition["status"] == "True")
-    phase = Phase(status.get("phase", Phase.PENDING))
-    state = _trainer_state(status)
-    ended = state.get("terminated", {})
-    reason, message = _why(status, state, conditions)
-    finished = ended.get("finishedAt") or (_last_transition(conditions) if phase is Phase.FAILED else None)
-    return PodView(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        role=role,
-        index=index,
-        attempt=attempt,
-        phase=phase,
-        created=_time(metadata["creationTimestamp"]),
-        ready="Ready" in true,
-        scheduled="PodScheduled" in true or bool(spec.get("nodeName")),
-        deleting="deletionTimestamp" in metadata,
-        deletion_deadline=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
-        finished=_time(finished) if finished else None,
-        exit_code=_exit_code(ended),
-        reason=reason,
-        message=message,
-        termination=Termination.decode(ended["message"]) if ended.get("message") else Termination(),
-        conditions=true,
-        disruption=conditions[DISRUPTED].get("reason", "") if DISRUPTED in true else "",
-        node=spec.get("nodeName", ""),
-    )
-
-
-def _trainer_state(status: Body) -> Body:
-    for container in status.get("containerStatuses", ()):
-        if container["name"] == TRAINER_CONTAINER:
-            state: Body = container.get("state", {})
-            return state
-    return {}
-
-
-def _exit_code(ended: Body) -> int | None:
-    """The container's. A runtime says 128 when it could not start the program; why, as a shell's 126 and 127 have it, is in its words."""
-    message = ended.get("message", "")
-    if ended.get("reason") in _NOT_STARTED and not _TROUBLE_OF_THE_NODE.search(message):
-        for words, meaning in _WORDS_OF_NOT_STARTED:
-            if words.search(message):
-                return meaning
-    code: int | None = ended.get("exitCode")
-    return code
-
-
-def _why(status: Body, state: Body, conditions: dict[str, Body]) -> tuple[str, str]:
-    """Why the pod failed or waits. The pod's own reason (Evicted) says more than its container's (Error)."""
-    if status.get("reason"):
-        return status["reason"], status.get("message", "")
-    if ended := state.get("terminated"):
-        return ended.get("reason", ""), ""
-    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        if waiting := container.get("state", {}).get("waiting"):
-            return waiting.get("reason", ""), waiting.get("message", "")
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False":
-        return scheduled.get("reason", ""), scheduled.get("message", "")
-    return "", ""
-
-
-def _last_transition(conditions: dict[str, Body]) -> str | None:
-    return max((c["lastTransitionTime"] for c in conditions.values() if c.get("lastTransitionTime")), default=None)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -8,15 +8,17 @@ As ReplicaSet's expectations, https://github.com/kubernetes/kubernetes/blob/mast
 from dataclasses import dataclass
 from datetime import timedelta
 
-from disttrain.controller.api import Resource
-from disttrain.controller.cache import Key
+from disttrain.controller.api import Body, Resource
+from disttrain.controller.cache import Cache, Key
 
 DEADLINE = timedelta(seconds=15)
 """For an event to come that follows from a write at once."""
 
 
 @dataclass(slots=True)
-class _Awaited:
+class Awaited:
+    """A child, and whether it shall be there or be gone."""
+
     resource: Resource
     child: Key
     uid: str
@@ -25,17 +27,36 @@ class _Awaited:
 
 
 class Expectations:
-    """Awaited events by job. All times are seconds of one monotonic clock."""
+    """Awaited events by job, and what we know to be so without them: the cache hears of both here. Times are of the loop's clock."""
 
-    def __init__(self) -> None:
-        self._by_job: dict[Key, dict[str, _Awaited]] = {}
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._by_job: dict[Key, dict[str, Awaited]] = {}
 
-    def created(self, job: Key, resource: Resource, child: Key, uid: str, now: float) -> None:
-        self._await(job, _Awaited(resource, child, uid, False, now + DEADLINE.total_seconds()))
+    def created(self, job: Key, resource: Resource, body: Body, now: float) -> None:
+        """We made this object."""
+        if self._cache.stores[resource].put(body) is None:
+            return  # the watch told of it before the answer came, and will not tell again
+        metadata = body["metadata"]
+        child = Key(metadata["namespace"], metadata["name"])
+        self._await(job, Awaited(resource, child, metadata["uid"], False, now + DEADLINE.total_seconds()))
 
-    def deleted(self, job: Key, resource: Resource, child: Key, uid: str, now: float, grace: float = 0.0) -> None:
-        """A pod takes up to its grace period to be gone."""
-        self._await(job, _Awaited(resource, child, uid, True, now + grace + DEADLINE.total_seconds()))
+    def deleted(self, job: Key, resource: Resource, body: Body, now: float) -> None:
+        """We deleted this object, and it is still there: a pod takes up to its grace period to be gone."""
+        self._cache.stores[resource].put(body)
+        metadata = body["metadata"]
+        child, grace = Key(metadata["namespace"], metadata["name"]), metadata.get("deletionGracePeriodSeconds") or 0
+        self._await(job, Awaited(resource, child, metadata["uid"], True, now + grace + DEADLINE.total_seconds()))
+
+    def there(self, job: Key, resource: Resource, body: Body) -> None:
+        """We asked for it, and this is its newest state."""
+        self._cache.stores[resource].put(body)
+        self.seen(job, body["metadata"]["uid"], gone=False)
+
+    def gone(self, job: Key, resource: Resource, child: Key, uid: str) -> None:
+        """An answer said that it is there no more. No watch may ever tell so: one that began after that does not know of it."""
+        self._cache.stores[resource].drop(child, uid)
+        self.seen(job, uid, gone=True)
 
     def seen(self, job: Key, uid: str, *, gone: bool) -> None:
         """A watch or a list told of the object: that it is there, or that it is gone."""
@@ -45,12 +66,12 @@ class Expectations:
             if not awaited:
                 del self._by_job[job]
 
-    def overdue(self, job: Key, now: float) -> list[tuple[Resource, Key]]:
+    def overdue(self, job: Key, now: float) -> list[Awaited]:
         """The children to ask for; each is awaited anew, for as long again."""
         late = [one for one in self._by_job.get(job, {}).values() if one.deadline <= now]
         for one in late:
             one.deadline = now + DEADLINE.total_seconds()
-        return [(one.resource, one.child) for one in late]
+        return late
 
     def next_deadline(self, job: Key) -> float | None:
         return min((one.deadline for one in self._by_job.get(job, {}).values()), default=None)
@@ -58,5 +79,5 @@ class Expectations:
     def forget(self, job: Key) -> None:
         self._by_job.pop(job, None)
 
-    def _await(self, job: Key, awaited: _Awaited) -> None:
+    def _await(self, job: Key, awaited: Awaited) -> None:
         self._by_job.setdefault(job, {})[awaited.uid] = awaited

@@ -12,7 +12,7 @@ from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
-from disttrain.controller.snapshot import Memories, Memory
+from disttrain.controller.snapshot import Child, Memories, Memory
 
 SETTLE_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
@@ -43,19 +43,19 @@ class Feed:
             self._freshness.broken.set()
         news = store.drop(key, uid) if gone else store.put(body)
         job = key if resource is JOBS else belongs_to(body["metadata"])[0]
-        self._hear(job, key, uid, gone, news)
+        self._hear(job, Child(resource, key), uid, gone, news)
 
     def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
         """The resync found an object as the cache did not have it, or gone."""
-        self._hear(entry.key if resource is JOBS else entry.job, entry.key, entry.uid, gone, entry)
+        self._hear(entry.key if resource is JOBS else entry.job, Child(resource, entry.key), entry.uid, gone, entry)
 
-    def _hear(self, job: Key | None, key: Key, uid: str, gone: bool, news: Entry[Any] | None) -> None:
+    def _hear(self, job: Key | None, child: Child, uid: str, gone: bool, news: Entry[Any] | None) -> None:
         if job is None:
             return
         self._expectations.seen(job, uid, gone=gone)
         memory = self._memories.find(job)
         if gone and memory:
-            memory.foreign.pop(key, None)  # the name is free
+            memory.free(child)
         if news:
             urgent = gone or _urgent(news.value)
             self._queue.add_after(job, 0.0 if urgent else max(SETTLE_SECONDS, _rest(memory)))

@@ -57,8 +57,8 @@ class Lease:
                         renewed = asked  # others count from when it was written, which was not before
 
     async def release(self) -> None:
-        """Lets it go, so that nobody has to wait for its end."""
-        with contextlib.suppress(ApiError, TimeoutError):
+        """Lets it go, so that nobody has to wait for its end. It runs out by itself, whatever hinders us."""
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(RELEASE_SECONDS):
                 lease = await self._api.get(LEASES, self._namespace, self._name)
                 if lease["spec"].get("holderIdentity") == self.identity:
@@ -118,7 +118,10 @@ async def leadership(settings: Settings, api: KubeApi, *, lost: Callable[[], Non
     LEADER.set(1)
 
     async def keep() -> None:
-        await lease.keep()
+        try:
+            await lease.keep()
+        except Exception:  # whatever it is, nobody renews the Lease any more, and somebody else takes it
+            log.exception("the Lease could not be kept")
         log.error("lost the Lease %s/%s, ending", settings.lease_namespace, settings.lease_name)
         LEADER.set(0)
         lost()

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from disttrain.api.reasons import ConditionType, State
+from disttrain.api.reasons import ConditionType, Reason, State
 from disttrain.api.status import DistTrainJobStatus
 
 REGISTRY = CollectorRegistry()
@@ -105,20 +105,51 @@ def observe(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> 
     for result in (ConditionType.COMPLETE, ConditionType.FAILED):
         if new.is_true(result) and not old.is_true(result) and (condition := new.condition(result)):
             JOBS_FINISHED.labels(result, condition.reason).inc()
-    before, after = old.restarts, new.restarts
-    if after and after.last and (more := after.total - (before.total if before else 0)) > 0:
-        RESTARTS.labels(after.last.role, after.last.reason).inc(more)
-    if old.is_true(ConditionType.RESTARTING) and not new.is_true(ConditionType.RESTARTING) and after and after.last:
-        RECOVERY_SECONDS.labels(after.last.role).observe(max(0.0, (now - after.last.time).total_seconds()))
-    if (after and after.total) or (new.attempt or 1) > 1:
-        return  # only a first start tells how long a start takes
+    _count_restarts(old, new)
+    _measure_recovery(old, new, now)
+    _measure_start(old, new, now)
+
+
+def _count_restarts(old: DistTrainJobStatus, new: DistTrainJobStatus) -> None:
+    before = {replicas.role: replicas.restarts for replicas in old.replica_statuses}
+    for replicas in new.replica_statuses:
+        more = replicas.restarts - before.get(replicas.role, 0)
+        if more > 0 and new.restarts and new.restarts.last:
+            RESTARTS.labels(replicas.role, new.restarts.last.reason).inc(more)
+
+
+def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
+    """Of a job that is whole again. One that ended or was suspended is not restarting either, and a deleted pod is no failure."""
+    before, after = old.condition(ConditionType.RESTARTING), new.condition(ConditionType.RESTARTING)
+    last = new.restarts.last if new.restarts else None
+    if not (before and after and last) or (before.status, after.reason) != ("True", Reason.RECOVERED):
+        return
+    if before.reason != Reason.REPLACED:
+        # A pod that was preempted without a failure may come long after the last failure.
+        since = max(last.time, before.last_transition_time)
+        RECOVERY_SECONDS.labels(last.role).observe(max(0.0, (now - since).total_seconds()))
+
+
+def _measure_start(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
+    """Only a first start tells how long a start takes."""
+    start = new.start_time
+    if start is None or (new.restarts and new.restarts.total) or (new.attempt or 1) > 1:
+        return
+    # What has changed since the start was true once: a pod that somebody deletes makes it false, and true again, hours later.
+    changed = {condition.type for condition in old.conditions if condition.last_transition_time > start}
+    if ConditionType.RESTARTING in changed or new.is_true(ConditionType.RESTARTING):
+        return
+    # Not so of the steps: a master that is not heard at first makes them Unknown before they are made.
+    changed.discard(ConditionType.PROGRESSING)
+    if old.training and old.training.last_update_time:
+        changed.add(ConditionType.PROGRESSING)
     for phase, begin, end in (
         ("schedule", None, ConditionType.SCHEDULED),
         ("ready", ConditionType.SCHEDULED, ConditionType.READY),
         ("train", ConditionType.READY, ConditionType.PROGRESSING),
     ):
-        since = new.start_time if begin is None else _since(new, begin)
-        if since and new.is_true(end) and not old.is_true(end):
+        since = start if begin is None else _since(new, begin)
+        if since and new.is_true(end) and not old.is_true(end) and end not in changed:
             STARTUP_SECONDS.labels(phase).observe(max(0.0, (now - since).total_seconds()))
 
 

@@ -26,6 +26,7 @@ from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.feed import Feed
 from disttrain.controller.leader import leadership
+from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import Fetch, Master, ProgressReader, fetcher
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
@@ -94,7 +95,7 @@ class Operator:
         self._freshness = Freshness(loop.time)
         self._lag = probes.LoopLag()
         self._events = EventPoster(api)
-        expectations, memories = Expectations(), Memories()
+        expectations, memories = Expectations(self._cache), Memories()
         self._feed = Feed(self._cache, self._queue, expectations, memories, self._freshness)
         self._resync = Resync(
             api,
@@ -122,6 +123,7 @@ class Operator:
             statuses=StatusWriter(api, self._cache, rest=settings.status_rest_seconds),
             events=self._events,
             progress=self._progress,
+            mounts=Mounts(api),
             clock=_now,
         )
 
@@ -157,9 +159,14 @@ class Operator:
                 await self._end()
 
     def _fail(self) -> None:
-        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one. No pass begins any more."""
+        """Half an operator is worse than none: ends the process, for the kubelet to start a whole one.
+
+        Passes in flight are ended too: without the Lease another operator acts soon, and before those would have come to their end.
+        """
         self._exit_code = 1
         self._queue.shut_down()
+        for worker in self._workers:
+            worker.cancel()
         self._stop.set()
 
     async def _end(self) -> None:
@@ -218,6 +225,8 @@ class Operator:
 
     def _measure(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._queue))
+        if not self._freshness.synced:
+            return  # nothing is watched yet, and by one that waits for the Lease not for days
         for resource in SELECTORS:
             metrics.WATCH_AGE.labels(resource.plural).set(self._freshness.age(resource))
 

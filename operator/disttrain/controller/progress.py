@@ -1,4 +1,4 @@
-"""Reads how far the trainings are: the master's /progress, every statusIntervalSeconds of its job, beside the reconciling.
+"""Reads how far the trainings are: the master's /progress, every few seconds, beside the reconciling.
 
 A report goes to a callback; a failed reading goes nowhere, since the plan sees from the age of the last one that the master is silent.
 What a pod answers is not trusted: bounded in size and time, no redirect followed, parsed by the model. The last report of all does

@@ -83,9 +83,6 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self.add_after(key, 0.0)
 
-    def failures(self, key: K) -> int:
-        return self._failures.get(key, 0)
-
     def forget(self, key: K) -> None:
         """The key is well again: its next failure waits shortly."""
         self._failures.pop(key, None)

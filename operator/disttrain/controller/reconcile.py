@@ -6,6 +6,7 @@ Whatever fails is raised to `run`, which puts the key back with a pause. Not her
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -13,17 +14,19 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
-from disttrain.controller.api import ApiError, Conflict, KubeApi, NotFound, Resource, Unavailable
+from disttrain.controller.api import ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.controller.apply import Executor, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS, observe
+from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import Master, ProgressReader
 from disttrain.controller.queue import ShutDown, WorkQueue
-from disttrain.controller.snapshot import Memories, Memory, running_master, take_snapshot
+from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written, invalid
 from disttrain.plan import decide
+from disttrain.plan.progress import read_interval
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Reconciler:
         statuses: StatusWriter,
         events: EventPoster,
         progress: ProgressReader,
+        mounts: Mounts,
         clock: Callable[[], datetime],
     ) -> None:
         self._api = api
@@ -57,6 +61,7 @@ class Reconciler:
         self._statuses = statuses
         self._events = events
         self._progress = progress
+        self._mounts = mounts
         self._clock = clock
 
     async def run(self) -> None:
@@ -101,6 +106,7 @@ class Reconciler:
             self._forget(key)
             return
         memory = self._memories.of(key, stored.uid)
+        memory.known_since = memory.known_since or self._clock()
         if memory.generation != stored.value.generation:
             memory.generation = stored.value.generation
             memory.refusals.clear()  # the spec changed, and may be what mends it
@@ -113,16 +119,30 @@ class Reconciler:
 
     async def _carry_on(self, stored: Entry[StoredJob], memory: Memory, job: DistTrainJob) -> None:
         key = stored.key
+        views = [view for entry in self._cache.pods.owned_by(stored.uid) if (view := entry.value.view)]
+        mounting = await self._mounts.look(key.namespace, memory, views)
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
-        obstacle = await self._executor.carry_out(job, memory, plan.actions)
+        trouble: ApiError | None = None
+        news = False
+        try:
+            news = await self._executor.carry_out(job, memory, plan.actions)
+        except ApiError as error:
+            if error.retry_after is not None:
+                raise  # the server wants to be left alone
+            # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
+            trouble = error
         if written := await self._write(stored, memory, plan.status):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)
-        if obstacle:
+        if trouble:
+            raise trouble
+        if news:
             self._queue.add(key)  # the plan has to hear of it
-        if plan.look_again is not None and written:  # else the pass that writes looks at the clock anew
+        if plan.look_again is not None and (written or plan.look_again):  # at once only after what was written down
             self._queue.add_after(key, plan.look_again.total_seconds())
+        if mounting is not None:
+            self._queue.add_after(key, mounting)
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
@@ -145,30 +165,32 @@ class Reconciler:
     async def _recheck(self, key: Key, uid: str, memory: Memory) -> None:
         """Asks the API server itself about children of which the watch should have told, and about names that others hold."""
         now = asyncio.get_running_loop().time()
-        for resource, child in self._expectations.overdue(key, now):
-            await self._look_at(key, resource, child)
-        for child, (resource, looked) in list(memory.foreign.items()):
+        for late in self._expectations.overdue(key, now):
+            await self._look_at(key, Child(late.resource, late.child), late.uid)
+        for child, looked in list(memory.foreign.items()):
             if now - looked >= FOREIGN_SECONDS:
-                memory.foreign[child] = (resource, now)
-                if await self._look_at(key, resource, child, uid):
+                memory.foreign[child] = now
+                newest = await self._look_at(key, child)
+                if newest is None or owned(newest, uid):
                     del memory.foreign[child]
+        for child in [*memory.refusals, *memory.failing]:
+            if self._cache.shows(*child, uid):
+                memory.free(child)  # what was told to be an error was none in the end, or somebody else made it
 
-    async def _look_at(self, job: Key, resource: Resource, child: Key, uid: str = "") -> bool:
-        """Puts the cache right about one child. Whether the name is free or ours."""
-        store = self._cache.stores[resource]
-        try:
-            body = await self._api.get(resource, child.namespace, child.name)
-        except NotFound:
-            if known := store.get(child):
-                store.drop(child, known.uid)
-                self._expectations.seen(job, known.uid, gone=True)
-            return True
-        known = store.get(child)
-        if known and known.uid != body["metadata"]["uid"]:
-            self._expectations.seen(job, known.uid, gone=True)
-        store.put(body)
-        self._expectations.seen(job, body["metadata"]["uid"], gone=False)
-        return owned(body, uid)
+    async def _look_at(self, job: Key, child: Child, awaited: str = "") -> Body | None:
+        """Puts the cache right about one child, of which this uid was awaited. The child as it is, None when there is none."""
+        resource, key = child
+        known = self._cache.stores[resource].get(key)
+        former = {awaited, known.uid if known else ""} - {""}
+        newest: Body | None = None
+        with contextlib.suppress(NotFound):
+            newest = await self._api.get(resource, key.namespace, key.name)
+        if newest:
+            former.discard(newest["metadata"]["uid"])
+            self._expectations.there(job, resource, newest)
+        for uid in former:
+            self._expectations.gone(job, resource, key, uid)
+        return newest
 
     def _follow(self, key: Key, uid: str, job: DistTrainJob, *, ended: bool) -> None:
         master = None if ended else running_master(self._cache, uid)
@@ -180,7 +202,7 @@ class Reconciler:
                 uid=master.uid,
                 ip=master.value.ip,
                 port=job.spec.observability.metrics_port,
-                interval=job.spec.observability.status_interval_seconds,
+                interval=read_interval(job.spec).total_seconds(),
             )
             if master
             else None,

@@ -32,8 +32,6 @@ class Freshness:
         self._told = dict.fromkeys(SELECTORS, clock())
         self.synced = False
         """Whether everything was listed once."""
-        self.listed = clock()
-        """When everything was last listed."""
         self.broken = asyncio.Event()
         """Set when a watch has listed anew: what vanished before that, nobody told."""
 
@@ -42,7 +40,6 @@ class Freshness:
 
     def complete(self) -> None:
         self.synced = True
-        self.listed = self._clock()
 
     def age(self, resource: Resource) -> float:
         return self._clock() - self._told[resource]

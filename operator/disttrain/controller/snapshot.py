@@ -3,14 +3,25 @@
 Not here: any judgement of what it means.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from disttrain.api import DistTrainJob, Progress
 from disttrain.api.names import Role
 from disttrain.controller.api import Resource
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key
-from disttrain.plan.model import Phase, Refusal, Snapshot
+from disttrain.plan.model import Phase, PodView, Refusal, Snapshot
+
+CANNOT_START = "CreateContainerConfigError"
+"""What the kubelet itself says of a container that cannot be made for want of a Secret, when an environment variable names it."""
+
+
+class Child(NamedTuple):
+    """A child of a job, which need not exist. Kinds share names: the Service and the NetworkPolicy have that of the job."""
+
+    resource: Resource
+    key: Key
 
 
 @dataclass(slots=True)
@@ -18,17 +29,31 @@ class Memory:
     """What the API server does not keep about a job. It is lost with the process, and found out anew by the next one."""
 
     uid: str
-    refusals: dict[str, Refusal] = field(default_factory=dict)
-    """What the API server refused to make, by name; of the spec of `generation` only."""
+    refusals: dict[Child, Refusal] = field(default_factory=dict)
+    """What the API server refused to make; of the spec of `generation` only."""
     generation: int = 0
-    foreign: dict[Key, tuple[Resource, float]] = field(default_factory=dict)
-    """Names that another owner's object holds, and when that was last looked at, by the loop's clock."""
+    failing: dict[Child, float] = field(default_factory=dict)
+    """Children of which no creation succeeds, for an error of the server's, and since when, by the loop's clock."""
+    foreign: dict[Child, float] = field(default_factory=dict)
+    """Children whose name another owner's object holds, and when that was last looked at, by the loop's clock."""
+    mounting: dict[str, float] = field(default_factory=dict)
+    """Uids of pods that have a node and no container yet, and since when, by the loop's clock."""
+    unmounted: dict[str, str] = field(default_factory=dict)
+    """Of these, what the kubelet says of the volumes that it cannot mount."""
+    known_since: datetime | None = None
+    """When this process made its first pass over the job."""
     progress: Progress | None = None
     progress_read: datetime | None = None
     status_written: float = float("-inf")
     """When our last write of the status was answered, by the loop's clock."""
     rests_until: float = float("-inf")
     """Before that nothing that can wait is written, so that news of it needs no pass."""
+
+    def free(self, child: Child) -> None:
+        """The name is free, or the child is there: whatever stood in its way does not any more."""
+        self.refusals.pop(child, None)
+        self.failing.pop(child, None)
+        self.foreign.pop(child, None)
 
 
 class Memories:
@@ -53,18 +78,26 @@ class Memories:
 def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime) -> Snapshot:
     """The job and its children, by owner uid, as the cache has them now."""
     uid = job.metadata.uid
-    pods = (entry.value.view for entry in cache.pods.owned_by(uid))
+    views = [told(view, memory) for entry in cache.pods.owned_by(uid) if (view := entry.value.view)]
     return Snapshot(
         job=job,
         now=now,
-        pods=tuple(sorted((view for view in pods if view), key=lambda view: (view.role, view.index, view.name))),
+        pods=tuple(sorted(views, key=lambda view: (view.role, view.index, view.name))),
         service_exists=any(cache.services.owned_by(uid)),
         network_policy_exists=any(cache.network_policies.owned_by(uid)),
         progress=memory.progress,
         progress_read=memory.progress_read,
-        refusals=tuple(memory.refusals.values()),
-        foreign=tuple(sorted(key.name for key in memory.foreign)),
+        listening_since=memory.known_since,
+        # Answers come in any order; the first of these is the one that the status names, and shall stay it.
+        refusals=tuple(sorted(memory.refusals.values(), key=lambda refusal: refusal.name)),
+        foreign=tuple(sorted({child.key.name for child in memory.foreign})),
     )
+
+
+def told(view: PodView, memory: Memory) -> PodView:
+    """A pod with what the kubelet tells of it by Events alone."""
+    words = memory.unmounted.get(view.uid)
+    return replace(view, reason=CANNOT_START, message=words) if words else view
 
 
 def running_master(cache: Cache, uid: str) -> Entry[CachedPod] | None:

@@ -45,20 +45,24 @@ def release(world: World, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
     rule = rule_for(world, pod)
     counted = counted_so_far(world) if rule is None or rule.count_towards_limit else 0
-    return finished(pod) + delay(counted)
+    return world.until(finished(world, pod), delay(counted))
 
 
 def next_attempt(world: World) -> datetime | None:
     """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
     if world.present or world.restarts.last is None or world.restarts.counted_towards_limit == 0:
         return None
-    moment = world.restarts.last.time + delay(counted_so_far(world))
+    moment = world.until(world.restarts.last.time, delay(counted_so_far(world)))
     return moment if moment > world.now else None
 
 
-def finished(pod: PodView) -> datetime:
-    """When a pod ended. One that does not say was refused by its node, right after it was made."""
-    return pod.finished or pod.created
+def finished(world: World, pod: PodView) -> datetime:
+    """When a pod ended, never later than now: a node's clock may be ahead. A failure that is written down has the moment that was
+    written, so that its back-off ends and does not begin anew with every pass."""
+    if pod.ended <= world.now:
+        return pod.ended
+    last = world.restarts.last
+    return last.time if last is not None and pod.uid in world.restarts.accounted else world.now
 
 
 def carried_over(world: World) -> Restarts | None:

@@ -28,6 +28,8 @@ from disttrain.plan.world import World
 
 RETRY = timedelta(seconds=10)
 """Until a child that was refused, or whose name is taken, is tried again."""
+SELDOM = timedelta(seconds=60)
+"""The same for one that the API server calls wrong. An admission policy says so too (422), and somebody may lift it."""
 
 
 def converge(world: World) -> Step:
@@ -37,20 +39,27 @@ def converge(world: World) -> Step:
         deletions += (DeleteNetworkPolicy(),)
     waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
     waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
-    creations = () if blocked(world) or _held_until(world) is not None else tuple(_creations(world))
+    creations = () if _impossible(world) or _held_until(world) is not None else tuple(_creations(world))
     made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
     news = (Event(reason=Reason.CREATED, message=f"Creating {made}"),) if creations and not world.started else ()
     return Step(actions=(*deletions, *creations), events=news, look=min(waits, default=None))
 
 
 def blocked(world: World) -> str:
-    """Why nothing can be made now, whatever the time; "" when it can. Part of a job would hold nodes and never train."""
+    """Why the job cannot be made as it is; "" when it can. Part of a job would hold nodes and never train."""
+    if why := _impossible(world):
+        return why
+    if refusal := final_refusal(world):
+        return f"{refusal.name} was refused: {refusal.message}"
+    return ""
+
+
+def _impossible(world: World) -> str:
+    """Why there is no use in trying."""
     if fields := unsupported(world.spec):
         return f"Not supported by this version: {', '.join(fields)}"
     if world.snapshot.foreign:
         return f"Names that the job needs belong to other objects: {', '.join(sorted(world.snapshot.foreign))}; delete or rename them"
-    if refusal := final_refusal(world):
-        return f"{refusal.name} was refused: {refusal.message}"
     return ""
 
 
@@ -62,7 +71,7 @@ def blocked_reason(world: World) -> Reason:
 
 
 def final_refusal(world: World) -> Refusal | None:
-    """A refusal that only a change of the job can mend."""
+    """A refusal that a change of the job will have to mend."""
     return next((refusal for refusal in world.snapshot.refusals if not refusal.retryable), None)
 
 
@@ -73,7 +82,7 @@ def retryable_refusal(world: World) -> Refusal | None:
 
 def _held_until(world: World) -> datetime | None:
     """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal."""
-    moments = [refusal.time + RETRY for refusal in world.snapshot.refusals if refusal.retryable]
+    moments = [refusal.time + (RETRY if refusal.retryable else SELDOM) for refusal in world.snapshot.refusals]
     if world.snapshot.foreign:
         moments.append(world.now + RETRY)
     if (moment := account.next_attempt(world)) is not None:
@@ -89,6 +98,8 @@ def _deletions(world: World) -> Iterator[DeletePod]:
     for pod in world.failed:
         if pod.uid in accounted and account.release(world, pod) <= world.now:
             yield _delete(pod)
+    for pod in world.given_up:
+        yield _delete(pod)
     # A worker that comes again needs somebody to talk to, also when master and servers had already taken their leave.
     if any(slot[0] is Role.WORKER and not world.settled(slot) and slot not in world.present for slot in world.wanted):
         for (role, _), pod in world.present.items():

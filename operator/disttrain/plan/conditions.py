@@ -4,7 +4,6 @@ A policy's own claims stand above what is seen here (report.py). Not here: the o
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from types import MappingProxyType
 
 from disttrain.api.reasons import ConditionType, Reason
@@ -126,7 +125,23 @@ def _ready(world: World) -> Claim:
     if progress is not None and progress.waiting_for and not world.status.is_true(ConditionType.PROGRESSING):
         message = f"Waiting for {words.without_clock(progress.waiting_for)}"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
+    if _about_to_report(world):
+        message = "Every pod runs; the master has not reported yet"
+        return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
     return _claim(ConditionType.READY, "True", Reason.ALL_PODS_READY)
+
+
+def _about_to_report(world: World) -> bool:
+    """Whether the first report of the attempt may still come. Only the master knows whether the peers of our loop found one another;
+    but an operator that cannot read it must not wait for ever."""
+    progressing = world.status.condition(ConditionType.PROGRESSING)
+    heard = world.progress is not None or (progressing is not None and progressing.status != "False")
+    if world.spec.trainer.model is None or heard or world.status.is_true(ConditionType.READY):
+        return False
+    moments = [world.until(pod.ready_since or pod.created, SILENCE) for pod in world.present.values() if pod.ready]
+    if world.snapshot.listening_since is not None:
+        moments.append(world.snapshot.listening_since + SILENCE)
+    return world.now < max(moments, default=world.now)
 
 
 def _progressing(world: World, ready: Claim) -> Claim:
@@ -156,7 +171,7 @@ def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
     """Without a report: what was known holds for a while, then nothing is known."""
     if before is None or (before.status == "False" and ready.status != "True"):
         return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
-    if before.status == "Unknown" or world.now - _last_sign(world, before) > SILENCE:
+    if before.status == "Unknown" or _silent(world, before):
         return _claim(
             ConditionType.PROGRESSING,
             "Unknown",
@@ -168,18 +183,22 @@ def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
     return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
 
 
-def _last_sign(world: World, progressing: Condition) -> datetime:
-    """When the master was heard last; before its first report, when it could have begun to report."""
+def _silent(world: World, progressing: Condition) -> bool:
+    """Whether the master was not heard for so long that nobody knows. The time counts from its last word, or from the moment at which
+    it could have begun to speak; and only while this process listens, since the one before it may have been away for long."""
+    read, listening = world.snapshot.progress_read, world.snapshot.listening_since
     if progressing.status == "True":
+        if read is None and listening is None:
+            return False
         training = world.status.training
-        moments = (
-            progressing.last_transition_time,
-            world.snapshot.progress_read,
-            training.last_update_time if training else None,
-        )
-        return max(moment for moment in moments if moment is not None)
-    ready = world.status.condition(ConditionType.READY)
-    return ready.last_transition_time if ready is not None and ready.status == "True" else world.now
+        moments = [progressing.last_transition_time, training.last_update_time if training else None, read, listening]
+    else:
+        ready = world.status.condition(ConditionType.READY)
+        if ready is None or ready.status != "True":
+            # It becomes ready in this pass: our loop after all the time in which the master could have spoken.
+            return world.spec.trainer.model is not None
+        moments = [ready.last_transition_time, listening]
+    return world.now - max(moment for moment in moments if moment is not None) > SILENCE
 
 
 def _restarting(world: World, ready: Claim) -> Claim:
@@ -196,7 +215,7 @@ def _restarting(world: World, ready: Claim) -> Claim:
                 reason = Reason.PREEMPTED if preempted else Reason.REPLACED
                 message = f"Pod {world.name(slot)} was {'preempted' if preempted else 'deleted'}; it is made again"
                 return _claim(ConditionType.RESTARTING, "True", reason, message)
-    if before is not None:
+    if before is not None and before.reason != Reason.SUSPENDED:
         return _claim(ConditionType.RESTARTING, "False", before.reason, before.message)
     return _claim(ConditionType.RESTARTING, "False", Reason.NO_FAILURE)
 

@@ -45,6 +45,8 @@ def _ready_until(world: World) -> datetime | None:
     ready = world.status.condition(ConditionType.READY)
     if world.status.start_time is None or ready is None or ready.status == "True":
         return None
+    if ready.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
+        return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
     since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
     return _after(since, world.spec.run_policy.startup_deadline_seconds)
 
@@ -63,7 +65,7 @@ def _step_until(world: World) -> datetime | None:
 
 
 def _last_step(world: World) -> datetime:
-    """When the step last changed, by the operator's clock: that of a master may be wrong."""
+    """When the step last advanced, by the operator's clock: that of a master may be wrong."""
     assert world.status.start_time is not None, "a deadline of a job that did not start"
     training = world.status.training
     return (training.last_update_time if training else None) or world.status.start_time

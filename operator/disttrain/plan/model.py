@@ -39,6 +39,8 @@ class PodView:
     phase: Phase
     created: datetime
     ready: bool = False
+    ready_since: datetime | None = None
+    """When it became ready, as its node says; None: not known."""
     scheduled: bool = False
     deleting: bool = False
     deletion_deadline: datetime | None = None
@@ -64,6 +66,11 @@ class PodView:
         """Whether the pod has ended, well or badly."""
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
+    @property
+    def ended(self) -> datetime:
+        """When it ended, as its node says. One that does not say was refused by its node, right after it was made."""
+        return self.finished or self.created
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
@@ -72,7 +79,8 @@ class Refusal:
     name: str
     message: str
     retryable: bool
-    """False when only a change of the job can help (an invalid pod); True for quota, a missing account, and the like."""
+    """False when a change of the job will have to help (an invalid pod; what an admission policy forbids, too, until somebody lifts it);
+    True for quota, a missing account, and the like. Both are tried again, the first seldom."""
     time: datetime
 
 
@@ -89,7 +97,9 @@ class Snapshot:
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None
-    """When it was read, by the clock of `now`."""
+    """When it was read, by the clock of `now`; None: this process has heard nothing yet."""
+    listening_since: datetime | None = None
+    """Since when this process has known of the job, by the clock of `now`: before that nothing could be heard. None: not known."""
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""

@@ -1,13 +1,17 @@
 """The master's report as status.training: decimals as short strings, percent, time left; and how often that is worth a write."""
 
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from disttrain.api.runtime import Progress
+from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import CheckpointStatus, TrainingStatus
 from disttrain.api.types import INT32_MAX
 from disttrain.plan.model import Phase
 from disttrain.plan.world import World
+
+LONGEST_READ_INTERVAL = timedelta(seconds=10)
+"""A part of SILENCE, so that one reading that fails makes nobody silent."""
 
 
 def training(world: World) -> TrainingStatus | None:
@@ -35,7 +39,7 @@ def training(world: World) -> TrainingStatus | None:
         world_size=progress.world_size,
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
-        last_update_time=world.second if progress.step or before is not None else None,
+        last_update_time=_last_advance(world, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
     )
 
@@ -53,9 +57,22 @@ def interval(world: World) -> timedelta:
     return timedelta(seconds=world.spec.observability.status_interval_seconds)
 
 
+def read_interval(spec: DistTrainJobSpec) -> timedelta:
+    """Between two readings of the master's report. However seldom the status is written, a master that is well is heard in time."""
+    return min(LONGEST_READ_INTERVAL, timedelta(seconds=spec.observability.status_interval_seconds))
+
+
 def number(value: float, digits: int) -> str:
     """A decimal of so many significant digits, without an exponent where a whole number does: "0.1834", "5120.4", "131072"."""
     return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
+
+
+def _last_advance(world: World, progress: Progress) -> datetime | None:
+    """When the step last advanced, by our clock: that of the master may be wrong. A fall back to a checkpoint is no advance."""
+    before = world.status.training
+    if progress.step > (before.step if before is not None else 0):
+        return world.second
+    return before.last_update_time if before is not None else None
 
 
 def _newest(world: World) -> Progress | None:

@@ -8,7 +8,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import account, children, conditions, deadlines, goodput, progress
+from disttrain.plan import account, conditions, deadlines, goodput, progress
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import CreatePod, Event, Phase, Plan
 from disttrain.plan.state import state
@@ -38,7 +38,7 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     fields: dict[str, Any] = {
         "observed_generation": world.job.metadata.generation,
         # What was refused a moment ago will hardly be made now: that is not said before it is so.
-        "state": state(world, claims, making=making and children.retryable_refusal(world) is None),
+        "state": state(world, claims, making=making and not world.snapshot.refusals),
         "conditions": conditions.merge(world, claims),
         "restarts": account.carried_over(world),
         **_beginning(world, making),
@@ -114,6 +114,6 @@ def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedel
     if not world.spec.suspend:
         moments.append(deadlines.upcoming(after))
         if any(pod.phase is Phase.RUNNING for pod in after.present.values()):
-            moments.append(world.now + progress.interval(world))  # the master's next report
+            moments.append(world.now + progress.read_interval(world.spec))  # the master's next report, or its silence
     first = min((moment for moment in moments if moment is not None), default=None)
     return None if first is None else max(first - world.now, _SOONEST)

@@ -8,9 +8,10 @@ Not here: the numbers (account.py), the deletions and creations themselves (chil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import Action
@@ -18,7 +19,7 @@ from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
 from disttrain.plan import words
 from disttrain.plan.account import checkpoint_resets, counted_so_far, finished, record, rule_for
 from disttrain.plan.ending import fail
-from disttrain.plan.model import DISRUPTED, DeletePod, Event, Phase, PodView
+from disttrain.plan.model import DISRUPTED, Event, Phase, PodView
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import SILENCE, World
 
@@ -35,16 +36,12 @@ def failures(world: World) -> Step | None:
     fresh = [pod for pod in world.failed if pod.uid not in accounted]
     if not fresh:
         return None
-    if world.runs_command and (settled := min(finished(pod) for pod in fresh) + SETTLE) > world.now:
+    if world.runs_command and (settled := min(world.until(pod.ended, SETTLE) for pod in fresh)) > world.now:
         return Step(look=settled)
     root = _root_cause(world, fresh)
     if root is None:
         master = _silent_master(world)
-        return (
-            _replace(world, fresh, root=None, counted=False)
-            if master is None
-            else _replace_silent(world, master, fresh)
-        )
+        return _without_cause(world, fresh) if master is None else _replace_silent(world, master, fresh)
 
     rule = rule_for(world, root)
     action = rule.action if rule else world.spec.failure_policy.default_action
@@ -58,10 +55,10 @@ def failures(world: World) -> Step | None:
     if counted and (over := limit_exceeded(world, message)):
         return over
     if action is Action.RESTART_JOB or world.runs_command:
-        last = words.last_restart(root, finished=finished(root))
+        last = words.last_restart(root, finished=finished(world, root))
         restarts = record(world, failed=1, counted=counted, last=last)
         return restart_job(world, blame=root.role, restarts=restarts, reason=_reason(root), message=message)
-    return _replace(world, fresh, root=root, counted=counted)
+    return _replace(world, fresh, first=root, counted=counted, message=message)
 
 
 def limit_exceeded(world: World, message: str) -> Step | None:
@@ -87,19 +84,23 @@ def restart_job(world: World, *, blame: Role | None, restarts: Restarts, reason:
         },
         claims=(
             Claim(type=ConditionType.RESTARTING, status="True", reason=reason, message=message),
-            Claim(
-                type=ConditionType.SCHEDULED, status="False", reason=Reason.SCHEDULING, message="The job is restarted"
-            ),
-            Claim(type=ConditionType.READY, status="False", reason=Reason.STARTING, message="The job is restarted"),
-            Claim(
-                type=ConditionType.PROGRESSING, status="False", reason=Reason.STARTING, message="The job is restarted"
-            ),
+            *begun_anew("The job is restarted"),
         ),
         events=(
             Event(reason=reason, message=f"Restarting the job (attempt {world.attempt + 1}): {message}", warning=True),
         ),
         again=True,
     )
+
+
+def begun_anew(message: str) -> tuple[Claim, ...]:
+    """What can be said of an attempt that has no pods yet."""
+    reasons = {
+        ConditionType.SCHEDULED: Reason.SCHEDULING,
+        ConditionType.READY: Reason.STARTING,
+        ConditionType.PROGRESSING: Reason.STARTING,
+    }
+    return tuple(Claim(type=kind, status="False", reason=reason, message=message) for kind, reason in reasons.items())
 
 
 def _lost_worker(world: World) -> str | None:
@@ -119,41 +120,83 @@ def _root_cause(world: World, fresh: list[PodView]) -> PodView | None:
     if not causes:
         return None
     # Finish times have seconds only: of two equal ones a signal (OOM, SIGKILL) is the cause and an exit code its consequence.
-    root = min(causes, key=lambda pod: (finished(pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index))
+    root = min(
+        causes, key=lambda pod: (finished(world, pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index)
+    )
     earlier = _recorded_cause(world)
-    return None if earlier is not None and finished(earlier) <= finished(root) else root
+    return None if earlier is not None and earlier <= finished(world, root) else root
 
 
-def _recorded_cause(world: World) -> PodView | None:
-    """The root cause that was written down last, while its pod waits for its replacement.
+def _recorded_cause(world: World) -> datetime | None:
+    """When the root cause failed that was written down last, while its pod waits for its replacement.
 
     A consequence never takes this place: else two pods that fail in turn would hide one another from the limit for ever.
     """
     last = world.restarts.last
+    if last is None:
+        return None
+    if any((pod.role.status_name, pod.index) == (last.role, last.index) for pod in world.given_up):
+        return last.time
     for pod in world.failed:
         if (
-            last is not None
-            and pod.uid in world.restarts.accounted
+            pod.uid in world.restarts.accounted
             and (pod.role.status_name, pod.index) == (last.role, last.index)
-            and finished(pod).replace(microsecond=0) == last.time
+            and pod.ended.replace(microsecond=0) >= last.time
             and not world.lost_its_peers(pod)
         ):
-            return pod
+            # Later only where its node's clock was ahead: then what was written down holds.
+            return min(pod.ended, last.time + timedelta(seconds=1))
     return None
 
 
-def _replace(world: World, fresh: list[PodView], *, root: PodView | None, counted: bool) -> Step:
-    """The failures written down, so that their pods are replaced in a later pass."""
-    first = root or min(fresh, key=lambda pod: (finished(pod), pod.role.value, pod.index))
-    known = root is None and _recorded_cause(world) is not None
-    last = None if known else words.last_restart(first, finished=finished(first))
-    step = _written_down(world, fresh, record(world, failed=len(fresh), counted=counted, last=last))
-    if root is None and world.status.is_true(ConditionType.RESTARTING):
+def _without_cause(world: World, fresh: list[PodView]) -> Step:
+    """Pods that lost their peers, or that failed because of another one. Once that is nobody's fault.
+
+    When those that came in their place met, made no step and lost one another again, it is a failure like any other: a network that
+    cuts them off, a device that hangs. Else it would go on without end. Those that fail one by one after the same loss are older
+    than what was written down of the first, and are one loss with it.
+    """
+    ordered = sorted(fresh, key=lambda pod: (finished(world, pod), pod.role.value, pod.index))
+    last = world.restarts.last
+    if _recorded_cause(world) is not None:
+        return _consequences(world, fresh, last=None)
+    lost_before = last is not None and last.exit_code == ExitCode.PEER_LOST and not world.stepped_since(last.time)
+    if last is None or not lost_before:
+        return _consequences(world, fresh, last=ordered[0])
+    for pod in ordered:
+        rule = rule_for(world, pod)
+        if (rule is None or rule.count_towards_limit) and pod.created > last.time and _met(world, pod):
+            message = f"{words.failure(world, pod)}; so it was before, and no step was made since"
+            return limit_exceeded(world, message) or _replace(world, fresh, first=pod, counted=True, message=message)
+    return _consequences(world, fresh, last=None)
+
+
+def _met(world: World, pod: PodView) -> bool:
+    """Whether the job was ready in the time of the pod. One that waits for a peer without a node does not fail in vain: the startup
+    deadline says for how long it may."""
+    ready = world.status.condition(ConditionType.READY)
+    return ready is not None and (ready.status == "True" or ready.last_transition_time > pod.created)
+
+
+def _consequences(world: World, fresh: list[PodView], *, last: PodView | None) -> Step:
+    """Written down without counting. `last`: the one that stands for them, None when what is written there says more."""
+    words_of_last = words.last_restart(last, finished=finished(world, last)) if last is not None else None
+    step = _written_down(world, fresh, record(world, failed=len(fresh), counted=False, last=words_of_last))
+    if world.status.is_true(ConditionType.RESTARTING):
         return step  # what is said already names the cause; these are its consequences
-    message = words.failure(world, first)
-    if len(fresh) > 1:
-        message += f" (and {len(fresh) - 1} more after it)"
-    return _told(step, _reason(first), message)
+    first = min(fresh, key=lambda pod: (finished(world, pod), pod.role.value, pod.index))
+    return _told(step, _reason(first), _and_more(words.failure(world, first), fresh))
+
+
+def _replace(world: World, fresh: list[PodView], *, first: PodView, counted: bool, message: str) -> Step:
+    """The failures written down, so that their pods are replaced in a later pass."""
+    last = words.last_restart(first, finished=finished(world, first))
+    step = _written_down(world, fresh, record(world, failed=len(fresh), counted=counted, last=last))
+    return _told(step, _reason(first), _and_more(message, fresh))
+
+
+def _and_more(message: str, fresh: list[PodView]) -> str:
+    return f"{message} (and {len(fresh) - 1} more after it)" if len(fresh) > 1 else message
 
 
 def _silent_master(world: World) -> PodView | None:
@@ -164,26 +207,31 @@ def _silent_master(world: World) -> PodView | None:
     master, read = world.present.get((Role.MASTER, 0)), world.snapshot.progress_read
     if master is None or master.deleting or master.phase is not Phase.RUNNING or read is None:
         return None
+    if master in world.given_up:
+        return None  # it is written down; these are its consequences
     return master if master.created < read < world.now - SILENCE else None
 
 
 def _replace_silent(world: World, master: PodView, fresh: list[PodView]) -> Step:
-    """A running pod fails by our judgement. It is no failed pod that could be counted again, so it goes in the same pass."""
+    """A running pod fails by our judgement. As any failure it is written down first; children.py deletes what is given up."""
     message = f"Pod {master.name} hangs: for {SILENCE.seconds} s neither its peers nor the operator heard of it"
     if over := limit_exceeded(world, message):
         return over
     silent = Reason.MASTER_SILENT
     last = LastRestart(role=master.role.status_name, index=0, reason=silent, message=message, time=world.second)
-    step = _written_down(world, fresh, record(world, failed=len(fresh) + 1, counted=True, last=last), blame=master.role)
-    return replace(_told(step, silent, message), actions=(DeletePod(name=master.name, uid=master.uid),))
+    failed = [*fresh, master]
+    step = _written_down(world, failed, record(world, failed=len(failed), counted=True, last=last))
+    return _told(step, silent, message)
 
 
-def _written_down(world: World, fresh: list[PodView], restarts: Restarts, *, blame: Role | None = None) -> Step:
+def _written_down(world: World, fresh: list[PodView], restarts: Restarts) -> Step:
     uids = {pod.uid for pod in world.snapshot.pods}
     kept = [uid for uid in world.restarts.accounted if uid in uids]
     accounted = (*kept, *sorted(pod.uid for pod in fresh))
-    roles = [pod.role for pod in fresh] + ([blame] if blame else [])
-    account = {"restarts": restarts.model_copy(update={"accounted": accounted}), **_replica_restarts(world, roles)}
+    account = {
+        "restarts": restarts.model_copy(update={"accounted": accounted}),
+        **_replica_restarts(world, [pod.role for pod in fresh]),
+    }
     return Step(status=account, again=True)
 
 

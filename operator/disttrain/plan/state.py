@@ -32,6 +32,7 @@ def state(world: World, claims: Iterable[Claim], *, making: bool) -> State:
     if not true(ConditionType.SCHEDULED):
         return State.SCHEDULING if world.present or making else State.PENDING
     reports = world.spec.trainer.model is not None
-    if true(ConditionType.READY) and progressing.status == "Unknown" and not reports:
+    # A master that only we do not hear says nothing against steps that were seen before.
+    if true(ConditionType.READY) and progressing.status == "Unknown" and (world.stepped or not reports):
         return State.TRAINING
     return State.STARTING

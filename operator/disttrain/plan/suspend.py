@@ -6,6 +6,7 @@ A job is Suspended only when its last pod is gone. Pods end with their own grace
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.plan import lost_nodes
 from disttrain.plan.model import DeletePod, Event
+from disttrain.plan.restart import begun_anew
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
 
@@ -42,7 +43,7 @@ def _resume(world: World) -> Step:
     message = f"Resumed as attempt {world.attempt + 1}"
     return Step(
         status={"attempt": world.attempt + 1, "start_time": world.second, "restarts": restarts},
-        claims=(_suspended("False", Reason.RESUMED, message), *_at_rest()),
+        claims=(_suspended("False", Reason.RESUMED, message), *begun_anew("The job is resumed")),
         events=(Event(reason=Reason.RESUMED, message=message),),
         again=True,
     )

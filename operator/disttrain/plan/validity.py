@@ -4,37 +4,76 @@ What can be judged by the spec alone and for ever is refused by the API server i
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from disttrain.api.spec import DistTrainJobSpec, Gang, Sharding, StrategyType, Tls
+from disttrain.api.spec import DistTrainJobSpec, Gang, Scheduling, Sharding, StrategyType, Tls
 
-_UNSUPPORTED: tuple[tuple[str, Callable[[DistTrainJobSpec], bool]], ...] = (
-    ("strategy.type ModelParallel", lambda s: s.strategy.type is StrategyType.MODEL_PARALLEL),
-    ("strategy.type Hybrid", lambda s: s.strategy.type is StrategyType.HYBRID),
-    (
+Path: TypeAlias = tuple[str, ...]
+"""The camelCase keys of a field, from spec downwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """What this version cannot do: where it stands in the spec, in words, and whether a spec asks for it."""
+
+    path: Path
+    words: str
+    asked_for: Callable[[DistTrainJobSpec], bool]
+
+
+UNSUPPORTED = (
+    Unsupported(
+        ("strategy", "type"),
+        "strategy.type ModelParallel",
+        lambda s: s.strategy.type is StrategyType.MODEL_PARALLEL,
+    ),
+    Unsupported(("strategy", "type"), "strategy.type Hybrid", lambda s: s.strategy.type is StrategyType.HYBRID),
+    Unsupported(
+        ("strategy", "dataParallel", "sharding"),
         "strategy.dataParallel.sharding other than Replicated",
         lambda s: s.strategy.data_parallel is not None and s.strategy.data_parallel.sharding is not Sharding.REPLICATED,
     ),
-    (
+    Unsupported(
+        ("strategy", "parameterServer", "backupWorkers"),
         "strategy.parameterServer.backupWorkers",
         lambda s: s.strategy.parameter_server is not None and s.strategy.parameter_server.backup_workers > 0,
     ),
-    (
+    Unsupported(
+        ("strategy", "parameterServer", "replication"),
         "strategy.parameterServer.replication above 1",
         lambda s: s.strategy.parameter_server is not None and s.strategy.parameter_server.replication > 1,
     ),
-    ("data.partitions", lambda s: s.data is not None and s.data.partitions is not None),
-    ("data.replication above 1", lambda s: s.data is not None and s.data.replication > 1),
-    ("data.encryption", lambda s: s.data is not None and s.data.encryption is not None),
-    ("worker.elastic", lambda s: s.worker.elastic is not None),
-    (
+    Unsupported(
+        ("data", "partitions"), "data.partitions", lambda s: s.data is not None and s.data.partitions is not None
+    ),
+    Unsupported(
+        ("data", "replication"), "data.replication above 1", lambda s: s.data is not None and s.data.replication > 1
+    ),
+    Unsupported(
+        ("data", "encryption"), "data.encryption", lambda s: s.data is not None and s.data.encryption is not None
+    ),
+    Unsupported(("worker", "elastic"), "worker.elastic", lambda s: s.worker.elastic is not None),
+    Unsupported(
+        ("scheduling", "gang"),
         "scheduling.gang Coscheduling, Volcano or Kueue",
         lambda s: s.scheduling.gang in (Gang.COSCHEDULING, Gang.VOLCANO, Gang.KUEUE),
     ),
-    ("scheduling.topologyKey", lambda s: s.scheduling.topology_key != ""),
-    ("network.tls Mutual", lambda s: s.network.tls is Tls.MUTUAL),
+    Unsupported(
+        ("scheduling", "timeoutSeconds"),
+        f"scheduling.timeoutSeconds other than {Scheduling().timeout_seconds}",
+        lambda s: s.scheduling.timeout_seconds != Scheduling().timeout_seconds,
+    ),
+    Unsupported(("scheduling", "topologyKey"), "scheduling.topologyKey", lambda s: s.scheduling.topology_key != ""),
+    Unsupported(("network", "tls"), "network.tls Mutual", lambda s: s.network.tls is Tls.MUTUAL),
 )
 
 
 def unsupported(spec: DistTrainJobSpec) -> tuple[str, ...]:
-    """The fields that ask for what this version cannot do, in the order of the spec."""
-    return tuple(field for field, asks_for in _UNSUPPORTED if asks_for(spec))
+    """What the spec asks for and this version cannot do, in words, in the order of the spec."""
+    return tuple(words for _, words in unsupported_fields(spec))
+
+
+def unsupported_fields(spec: DistTrainJobSpec) -> tuple[tuple[Path, str], ...]:
+    """The same with the place of each field, for whoever can point at it."""
+    return tuple((entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec))

@@ -122,6 +122,15 @@ class World:
         return tuple(pod for pod in self.present.values() if pod.phase is Phase.FAILED and not pod.deleting)
 
     @cached_property
+    def given_up(self) -> tuple[PodView, ...]:
+        """Pods that run and are written down as failed all the same, by our own judgement."""
+        return tuple(
+            pod
+            for pod in self.present.values()
+            if pod.uid in self.restarts.accounted and not pod.done and not pod.deleting
+        )
+
+    @cached_property
     def restarts(self) -> Restarts:
         return self.status.restarts or Restarts()
 
@@ -132,6 +141,22 @@ class World:
         if progress is None or progress.attempt != self.attempt or (read is not None and self.now - read > SILENCE):
             return None
         return progress
+
+    def stepped_since(self, moment: datetime) -> bool:
+        """Whether a step was seen after the moment, or is seen now."""
+        training = self.status.training
+        if training is not None and training.last_update_time is not None and training.last_update_time > moment:
+            return True
+        return self.progress is not None and self.progress.step > (training.step if training is not None else 0)
+
+    @cached_property
+    def stepped(self) -> bool:
+        """Whether steps of this attempt were seen. A later attempt than the first began with a resume or with a failure."""
+        if self.attempt == 1:
+            return self.status.training is not None and self.status.training.last_update_time is not None
+        last = self.restarts.last
+        begun = [moment for moment in (self.status.start_time, last.time if last else None) if moment is not None]
+        return bool(begun) and self.stepped_since(max(begun))
 
     @cached_property
     def checkpoint_step(self) -> int:
@@ -157,6 +182,11 @@ class World:
     def settled(self, slot: Slot) -> bool:
         """Whether the place needs no pod any more."""
         return slot[0] is Role.WORKER and slot[1] in self.completed
+
+    def until(self, moment: datetime, wait: timedelta) -> datetime:
+        """When a wait is over that began at a moment of a node's clock. A clock that is ahead by more than the wait itself is not
+        believed, else it would decide how long a job waits."""
+        return moment + wait if moment - self.now <= wait else self.now
 
     def replica_status(self, role: Role) -> ReplicaStatus | None:
         return next((r for r in self.status.replica_statuses if r.role == role.status_name), None)

@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
-import pytest
-
-from disttrain.api.names import API_VERSION, KIND, Role
-from disttrain.controller.cache import Cache, Key, project_pod
+from disttrain.controller.cache import Cache, Key
 from disttrain.plan.model import Phase
-
-
-def pod(
-    version: int, *, uid: str = "u1", owner: str = "job-uid", name: str = "digits-worker-0", **status: Any
-) -> dict[str, Any]:
-    reference = {"apiVersion": API_VERSION, "kind": KIND, "name": "digits", "uid": owner, "controller": True}
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": "default",
-            "uid": uid,
-            "resourceVersion": str(version),
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "labels": {
-                "disttrain.dev/job-name": "digits",
-                "disttrain.dev/role": "worker",
-                "disttrain.dev/index": "0",
-                "disttrain.dev/attempt": "1",
-            },
-            "ownerReferences": [reference] if owner else [],
-        },
-        "spec": {"containers": []},
-        "status": {"phase": "Pending", **status},
-    }
-
+from unit.controller.bodies import pod
 
 KEY = Key("default", "digits-worker-0")
 
@@ -87,91 +57,3 @@ def test_pods_are_found_by_the_uid_of_their_job_and_not_by_its_name() -> None:
     assert [entry.uid for entry in cache.pods.owned_by("former")] == ["u1"]
     cache.pods.drop(KEY, "u1")
     assert list(cache.pods.owned_by("former")) == []
-
-
-def test_pod_whose_labels_were_changed_is_kept_without_a_view() -> None:
-    body = pod(5)
-    body["metadata"]["labels"]["disttrain.dev/index"] = "many"
-    assert project_pod(body) is None
-
-
-@pytest.mark.parametrize(
-    ("status", "reason", "exit_code"),
-    [
-        pytest.param(
-            {
-                "containerStatuses": [
-                    {"name": "trainer", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
-                ]
-            },
-            "OOMKilled",
-            137,
-            id="container killed for memory",
-        ),
-        pytest.param(
-            {"reason": "Evicted", "message": "low on memory"}, "Evicted", None, id="pod evicted before it ran"
-        ),
-        pytest.param(
-            {"containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]},
-            "ImagePullBackOff",
-            None,
-            id="image cannot be pulled",
-        ),
-        pytest.param(
-            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]},
-            "Unschedulable",
-            None,
-            id="no node",
-        ),
-    ],
-)
-def test_reason_of_a_pod_is_the_one_that_says_most(status: dict[str, Any], reason: str, exit_code: int | None) -> None:
-    view = project_pod(pod(5, **status))
-    assert view is not None
-    assert (view.reason, view.exit_code, view.role) == (reason, exit_code, Role.WORKER)
-
-
-def test_termination_message_is_read() -> None:
-    terminated = {
-        "exitCode": 1,
-        "reason": "Error",
-        "finishedAt": "2026-01-01T00:00:05Z",
-        "message": '{"message": "boom"}',
-    }
-    view = project_pod(
-        pod(5, phase="Failed", containerStatuses=[{"name": "trainer", "state": {"terminated": terminated}}])
-    )
-    assert view is not None
-    assert view.termination.message == "boom"
-    assert view.finished is not None
-
-
-def test_deleted_pod_tells_when_its_grace_period_is_over() -> None:
-    body = pod(5, phase="Running")
-    body["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:30Z", "deletionGracePeriodSeconds": 60}
-    view = project_pod(body)
-    assert view
-    assert (view.deleting, view.deletion_deadline) == (True, datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC))
-
-
-@pytest.mark.parametrize(
-    ("words", "exit_code"),
-    [
-        ('exec: "nowhere": executable file not found in $PATH: unknown', 127),
-        ("exec /opt/train.sh: no such file or directory", 127),
-        ('exec: "/etc/passwd": permission denied: unknown', 126),
-        ("error mounting /data: no such file or directory", 128),
-        (
-            'unable to retrieve OCI runtime error: exec: "nvidia-container-runtime": executable file not found in $PATH',
-            128,
-        ),
-        ("error running createRuntime hook #0: fork/exec /usr/bin/nvidia-hook: no such file or directory", 128),
-    ],
-)
-def test_program_that_could_not_be_started_has_the_exit_code_that_a_shell_gives_it(words: str, exit_code: int) -> None:
-    terminated = {"exitCode": 128, "reason": "StartError", "message": f"OCI runtime create failed: {words}"}
-    view = project_pod(
-        pod(5, phase="Failed", containerStatuses=[{"name": "trainer", "state": {"terminated": terminated}}])
-    )
-    assert view is not None
-    assert view.exit_code == exit_code

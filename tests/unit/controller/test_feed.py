@@ -14,14 +14,19 @@ from disttrain.controller.expectations import Expectations
 from disttrain.controller.feed import SETTLE_SECONDS, Feed
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
-from disttrain.controller.snapshot import Memories
+from disttrain.controller.snapshot import Child, Memories
 
 JOB = Key("default", "digits")
 
 
 def pod(uid: str, version: int, phase: str = "Failed", **status: Any) -> dict[str, Any]:
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "digits", "uid": "job", "controller": True}
-    labels = {"disttrain.dev/role": "worker", "disttrain.dev/index": "0", "disttrain.dev/attempt": "1"}
+    labels = {
+        "disttrain.dev/job-name": "digits",
+        "disttrain.dev/role": "worker",
+        "disttrain.dev/index": "0",
+        "disttrain.dev/attempt": "1",
+    }
     metadata = {
         "name": "digits-worker-0",
         "namespace": "default",
@@ -38,7 +43,8 @@ def pod(uid: str, version: int, phase: str = "Failed", **status: Any) -> dict[st
 
 class Parts:
     def __init__(self) -> None:
-        self.cache, self.expectations, self.queue = Cache(), Expectations(), WorkQueue[Key]()
+        self.cache, self.queue = Cache(), WorkQueue[Key]()
+        self.expectations = Expectations(self.cache)
         self.memories = Memories()
         freshness = Freshness(asyncio.get_running_loop().time)
         self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, freshness)
@@ -79,8 +85,15 @@ async def test_pod_that_runs_is_looked_at_when_its_status_can_be_written(rest: f
 
 async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor() -> None:
     parts = Parts()
-    parts.cache.pods.put(pod("u2", 9))
-    parts.expectations.created(JOB, PODS, Key("default", "digits-worker-0"), "u2", now=0)
+    parts.expectations.created(JOB, PODS, pod("u2", 9), now=0)
     parts.tell("DELETED", pod("u1", 8))
     assert parts.expectations.next_deadline(JOB) is not None
     assert len(parts.queue) == 0
+
+
+async def test_name_that_comes_free_is_no_obstacle_any_more() -> None:
+    parts = Parts()
+    memory, child = parts.memories.of(JOB, "job"), Child(PODS, Key("default", "digits-worker-0"))
+    memory.foreign[child] = 0.0
+    parts.tell("DELETED", pod("u1", 8))
+    assert memory.foreign == {}

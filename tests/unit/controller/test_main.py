@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +18,9 @@ import pytest
 
 from cluster.processes import wait_for
 
-PROMPT = 2.0
-"""Seconds that an end may take in which there is nothing to put in order."""
+PROMPT = 10.0
+"""Seconds for an end in which there is nothing to put in order. One that waited for an answer of the API server would take `NEVER`."""
+NEVER = 60
 
 
 def kubeconfig(folder: Path, server: str) -> Path:
@@ -36,6 +39,7 @@ def kubeconfig(folder: Path, server: str) -> Path:
 
 def start(config: Path, *flags: str) -> subprocess.Popen[str]:
     argv = [str(Path(sys.executable).with_name("disttrain-operator")), "--host=127.0.0.1", *flags]
+    argv.append(f"--request-timeout-seconds={NEVER}")
     return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, "KUBECONFIG": str(config)})
 
 
@@ -107,3 +111,17 @@ def test_sigterm_while_the_api_server(
     if answers:
         listener.accept()  # its request is on the way
     assert "told to end before the start was over" in told_to_end(operator)
+
+
+def test_it_lives_and_is_not_ready_while_the_first_list_hangs(tmp_path: Path, listener: socket.socket) -> None:
+    operator = start(kubeconfig(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}"), "--port=0")
+    assert operator.stderr
+    port = next(line for line in operator.stderr if "on port" in line).split()[-1]
+    listener.accept()  # the list is asked for, and that is all
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+    with refused.value as error:
+        assert (error.code, error.read()) == (500, b"first list: not yet read\n")
+    told_to_end(operator)

@@ -3,44 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 
 from disttrain.controller.queue import BACKOFF_FIRST, BACKOFF_MOST, ShutDown, WorkQueue
-
-
-class HandTurnedLoop(asyncio.SelectorEventLoop):
-    """A loop that jumps to the next timer when nothing else is left to do."""
-
-    now = 1000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-        if not self._ready and timers:  # type: ignore[attr-defined]
-            self.now = max(self.now, min(timers))
-        super()._run_once()  # type: ignore[misc]
-
-
-def hand_turned(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test on such a loop."""
-
-    @functools.wraps(test)
-    def run() -> None:
-        with asyncio.Runner(loop_factory=HandTurnedLoop) as runner:
-            runner.run(test())
-
-    del run.__wrapped__  # else pytest-asyncio takes it for a coroutine
-    return run
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+from unit.controller.hand_turned import hand_turned, now
 
 
 @hand_turned

@@ -59,6 +59,7 @@ class Scene:
         self.network_policy = False
         self.report: Progress | None = None
         self.report_read: datetime | None = None
+        self.listening_since: datetime | None = None
         self.refusals: tuple[Refusal, ...] = ()
         self.foreign: tuple[str, ...] = ()
         self._uids = itertools.count(1)
@@ -138,7 +139,10 @@ class Scene:
     def all_run(self) -> Self:
         for pod in list(self.pods.values()):
             if not pod.done and not pod.deleting:
-                self.pods[pod.name] = replace(pod, phase=Phase.RUNNING, scheduled=True, ready=True, node="node-1")
+                since = pod.ready_since if pod.ready else self.now
+                self.pods[pod.name] = replace(
+                    pod, phase=Phase.RUNNING, scheduled=True, ready=True, ready_since=since, node="node-1"
+                )
         return self
 
     def failed(
@@ -179,6 +183,12 @@ class Scene:
         self.report_read = self.now
         return self
 
+    def new_operator(self) -> Self:
+        """Another process goes on with what is stored. It has heard nothing yet."""
+        self.report = self.report_read = None
+        self.listening_since = self.now
+        return self
+
     # Passes
 
     @property
@@ -191,6 +201,7 @@ class Scene:
             network_policy_exists=self.network_policy,
             progress=self.report,
             progress_read=self.report_read,
+            listening_since=self.listening_since,
             refusals=self.refusals,
             foreign=self.foreign,
         )
@@ -230,6 +241,10 @@ class Scene:
                     del self.pods[name]
 
     # Shorthand for assertions
+
+    @property
+    def finished(self) -> bool:
+        return self.status.completion_time is not None
 
     def condition(self, type_: str) -> Condition:
         condition = self.status.condition(type_)

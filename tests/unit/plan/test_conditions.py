@@ -1,46 +1,13 @@
 """What a user reads: conditions, reasons, messages, the one word."""
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
 from disttrain.api.reasons import State
 from disttrain.plan.model import Refusal
-from unit.plan.builders import created, make_job
-
-UNSUPPORTED = [
-    ({"strategy": {"type": "ModelParallel", "modelParallel": {"pipeline": 2}}}, "strategy.type ModelParallel"),
-    ({"strategy": {"type": "Hybrid", "modelParallel": {"pipeline": 2}}}, "strategy.type Hybrid"),
-    (
-        {"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}},
-        "strategy.dataParallel.sharding",
-    ),
-    ({"data": {"partitions": 4}}, "data.partitions"),
-    ({"data": {"replication": 2}}, "data.replication"),
-    ({"data": {"encryption": {"secretName": "key"}}}, "data.encryption"),
-    ({"worker": {"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 2}}}, "worker.elastic"),
-    ({"scheduling": {"gang": "Volcano"}}, "scheduling.gang"),
-    ({"scheduling": {"topologyKey": "rack"}}, "scheduling.topologyKey"),
-    ({"network": {"tls": "Mutual"}}, "network.tls Mutual"),
-]
-
-
-@pytest.mark.parametrize(("fields", "named"), [pytest.param(*row, id=row[1]) for row in UNSUPPORTED])
-def test_what_is_not_yet_supported_is_named_and_gets_nothing(fields, named):
-    scene = make_job().spec(**fields)
-    plan = scene.step()
-    assert plan.actions == ()
-    assert scene.says("Valid") == ("False", "NotYetSupported")
-    assert named in scene.condition("Valid").message
-    assert [event.reason for event in plan.events] == ["NotYetSupported"]
-    assert scene.status.state is State.PENDING
-    assert scene.step().events == ()
-
-
-@pytest.mark.parametrize("strategy", [{"backupWorkers": 1}, {"replication": 2}])
-def test_unsupported_parameter_servers(strategy):
-    scene = make_job().servers(2, **strategy)
-    scene.step()
-    assert scene.says("Valid") == ("False", "NotYetSupported")
-
+from unit.plan.builders import MASTER, created, make_job
 
 TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
 
@@ -116,7 +83,7 @@ def test_waiting_for_peers_tells_for_whom_without_the_running_seconds():
 
 
 def test_transition_times_change_only_with_the_status():
-    scene = make_job().started()
+    scene = make_job().started().reports(0, last_update_time=None).seen()
     ready = scene.condition("Ready")
     scene.after(10).reports(5).seen().after(10).metadata(generation=2).seen()
     assert scene.condition("Ready").last_transition_time == ready.last_transition_time
@@ -143,15 +110,27 @@ def test_a_refusal_that_may_pass_is_tried_again_later():
     assert len(created(scene.step())) == 1
 
 
-def test_a_refusal_that_only_a_change_can_mend_stops_the_making():
+def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
+    """A policy of admission says 422 as the schema does, and somebody may lift it."""
     scene = make_job()
-    scene.refusals = (
-        Refusal(name="digits-master-0", message="spec.nodeSelector: Invalid value", retryable=False, time=scene.now),
-    )
+    refusal = Refusal(name="digits-master-0", message="spec.nodeSelector: Invalid", retryable=False, time=scene.now)
+    scene.refusals = (refusal,)
     plan = scene.step()
-    assert created(plan) == []
+    assert (created(plan), plan.look_again) == ([], timedelta(seconds=60))
     assert scene.says("Valid") == ("False", "PodRefused")
     assert "digits-master-0 was refused: spec.nodeSelector" in scene.condition("Valid").message
+    assert scene.status.state is State.PENDING
+    assert created(scene.after(59).plan()) == []
+    before = scene.status
+    plan = scene.after(1).plan()
+    assert (MASTER, 0) in created(plan)
+    assert plan.status.state is State.PENDING, "nothing is said to be made before it is"
+    assert plan.status.conditions == before.conditions
+    scene.refusals = (replace(refusal, time=scene.now),)
+    assert created(scene.plan()) == []
+    scene.refusals = ()
+    assert len(created(scene.step())) == 3
+    assert scene.says("Valid") == ("True", "Accepted")
 
 
 def test_a_name_that_somebody_else_holds_is_told_and_nothing_is_made():
@@ -170,9 +149,90 @@ def test_a_master_that_falls_silent_makes_the_progress_unknown_not_the_job_stall
     for _ in range(12):
         scene.after(6).step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")
-    assert scene.status.state is State.STARTING or scene.status.state is State.TRAINING
+    assert scene.status.state is State.TRAINING, "only we do not hear it"
     scene.reports(300).seen()
     assert scene.says("Progressing") == ("True", "Training")
+
+
+def test_an_operator_that_was_away_writes_nothing_about_jobs_that_run():
+    scene = make_job().training().after(600).new_operator()
+    before = scene.status
+    assert scene.step().status == before
+    scene.after(59).step()
+    assert scene.status == before
+    scene.reports(10).step()
+    assert scene.status == before
+
+
+def test_an_operator_that_cannot_say_since_when_it_listens_keeps_what_is_known():
+    scene = make_job().training().after(600).new_operator()
+    scene.listening_since = None
+    before = scene.status
+    assert scene.after(600).step().status == before
+
+
+def test_an_operator_that_hears_nothing_for_a_minute_does_not_know_and_the_job_trains_on():
+    scene = make_job().training().after(600).new_operator().after(61)
+    scene.step()
+    assert scene.says("Progressing") == ("Unknown", "NoReport")
+    assert scene.says("Ready") == ("True", "AllPodsReady")
+    assert scene.status.state is State.TRAINING
+
+
+def test_steps_of_an_older_attempt_do_not_make_a_silent_job_a_training_one():
+    scene = make_job().rules(default="RestartJob").training().after(5).failed(0).seen().after(1).seen()
+    scene.all_run().seen()
+    for _ in range(30):
+        scene.after(10).step()
+    assert scene.says("Progressing") == ("Unknown", "NoReport")
+    assert scene.status.state is State.STARTING
+
+
+class TestReady:
+    """Ready says that the peers found one another; of our own loop only the master knows that."""
+
+    def test_not_before_the_first_report_of_the_attempt(self):
+        scene = make_job().started()
+        assert scene.says("Ready") == ("False", "WaitingForPeers")
+        assert scene.condition("Ready").message == "Every pod runs; the master has not reported yet"
+        scene.after(5).reports(0, last_update_time=None, waiting_for="worker-1 (3 s)").seen()
+        assert scene.says("Ready") == ("False", "WaitingForPeers")
+        scene.after(5).reports(0, last_update_time=None).seen()
+        assert scene.says("Ready") == ("True", "AllPodsReady")
+        assert scene.condition("Ready").last_transition_time == scene.now
+
+    def test_a_restarted_job_recovers_with_the_first_report_of_its_new_attempt(self):
+        scene = make_job().rules(default="RestartJob").training().failed(0).seen().after(1).seen().all_run().seen()
+        assert scene.status.state is State.RESTARTING
+        scene.reports(5).seen()
+        assert scene.says("Restarting") == ("False", "Recovered")
+
+    def test_a_replaced_worker_needs_no_new_report(self):
+        scene = make_job().training().failed(0).seen().after(1).seen().all_run().seen()
+        assert scene.says("Ready") == ("True", "AllPodsReady")
+
+    def test_an_operator_that_cannot_read_the_master_does_not_wait_for_ever(self):
+        scene = make_job().seen().after(300).all_run().seen().after(59.9).seen()
+        assert scene.says("Ready")[0] == "False"
+        scene.after(0.1).seen()
+        assert scene.says("Ready") == ("True", "AllPodsReady")
+        assert scene.says("Progressing") == ("Unknown", "NoReport")
+
+    def test_a_new_operator_gives_the_master_its_time_too(self):
+        scene = make_job().started().after(59).new_operator().after(10).seen()
+        assert scene.says("Ready") == ("False", "WaitingForPeers")
+        scene.after(50).seen()
+        assert scene.says("Ready")[0] == "True"
+
+    def test_a_new_operator_takes_the_readiness_that_it_finds(self):
+        scene = make_job().training().new_operator().seen()
+        assert scene.says("Ready")[0] == "True"
+        scene.failed(0).seen().after(1).seen().all_run().seen()
+        assert scene.says("Ready")[0] == "True", "the attempt had trained"
+
+    @pytest.mark.parametrize("scene", [make_job().script(), make_job().command()], ids=["script", "command"])
+    def test_a_program_of_the_user_is_ready_with_its_pods(self, scene):
+        assert scene.started().says("Ready")[0] == "True"
 
 
 def test_replica_counts():

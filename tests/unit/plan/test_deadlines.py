@@ -21,6 +21,22 @@ def test_a_job_that_is_not_ready_in_time_fails_and_says_what_it_waited_for():
     assert 'digits-worker-1: Back-off pulling image "nope:1"' in scene.condition("Failed").message
 
 
+def test_a_master_that_cannot_be_read_does_not_use_the_startup_deadline_up():
+    scene = make_job().run_policy(startupDeadlineSeconds=30).started()
+    for _ in range(30):
+        scene.after(5).step()
+    assert scene.says("Ready") == ("True", "AllPodsReady")
+
+
+def test_the_startup_clock_runs_on_through_restarts_of_pods_that_never_meet():
+    scene = make_job().run_policy(startupDeadlineSeconds=600).seen()
+    for _ in range(10):
+        scene.all_run().reports(0, last_update_time=None, waiting_for="worker-1 (9 s)").seen()
+        scene.after(100).failed(0, code=75).failed(1, code=75).seen().after(1).seen()
+    assert scene.says("Failed") == ("True", "StartupDeadlineExceeded")
+    assert scene.status.completion_time - NOON <= timedelta(seconds=700)
+
+
 def test_the_startup_clock_stands_while_the_others_make_steps():
     scene = make_job().servers(1).run_policy(startupDeadlineSeconds=60).training()
     scene.gone(1).seen()

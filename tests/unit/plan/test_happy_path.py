@@ -7,7 +7,7 @@ import pytest
 from disttrain.api import Progress, Termination
 from disttrain.api.reasons import Reason, State
 from disttrain.plan import decide
-from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy
+from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy, Phase
 from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
 
 
@@ -73,18 +73,71 @@ def test_complete_when_all_workers_succeeded_and_the_master_ended():
 
 def test_complete_when_the_master_says_so_though_a_lost_worker_was_not_back_in_time():
     """Its replacement would wait for a master that has ended."""
-    scene = make_job().training().succeeded(0, ago=60)
-    done = Progress(attempt=1, step=100, total_steps=100, world_size=1, finished=True)
-    scene.succeeded(0, role=MASTER, termination=Termination(progress=done)).change(1, ready=False)
+    scene = all_is_done(make_job().training().succeeded(0, ago=60).change(1, phase=Phase.PENDING, ready=False))
     scene.step()
     assert scene.says("Complete") == ("True", "TrainingDone")
     assert scene.condition("Complete").message == "All steps are done; 1 of 2 workers were there at the end"
+
+
+def test_workers_that_still_run_when_the_master_has_ended_have_a_moment_to_end_well():
+    """It depends on chance whose end is seen first."""
+    scene = all_is_done(make_job().training())
+    plan = scene.step()
+    assert (plan.actions, plan.look_again <= timedelta(seconds=10)) == ((), True)
+    scene.after(2).succeeded(0).step()
+    assert scene.status.completion_time is None
+    scene.after(2).succeeded(1).step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
+    assert scene.status.replica_statuses[-1].succeeded == 2
+
+
+def test_a_worker_that_does_not_end_after_the_work_is_done_is_not_waited_for_longer_than_ten_seconds():
+    scene = all_is_done(make_job().training().succeeded(0)).after(9.9)
+    scene.step()
+    assert scene.status.completion_time is None
+    scene.after(0.1).step()
+    assert scene.says("Complete") == ("True", "TrainingDone")
+
+
+def test_what_fails_in_the_moment_after_the_work_is_done_is_neither_counted_nor_replaced():
+    scene = all_is_done(make_job().workers(3).training()).after(1).failed(0, code=1).failed(1, code=75)
+    plan = scene.step()
+    assert (plan.actions, scene.status.restarts, scene.status.is_true("Failed")) == ((), None, False)
+    scene.failed(2, code=134).step()
+    assert scene.says("Complete") == ("True", "TrainingDone")
+
+
+def test_work_that_is_done_is_not_undone_by_a_deadline_or_a_suspension_in_the_moment_after_it():
+    scene = all_is_done(make_job().run_policy(activeDeadlineSeconds=100).training()).after(5)
+    scene.spec(suspend=True, runPolicy={"activeDeadlineSeconds": 1}).step()
+    assert scene.status.completion_time is None
+    scene.after(5).step()
+    assert scene.says("Complete") == ("True", "TrainingDone")
+
+
+@pytest.mark.parametrize("ahead", [5, 3600])
+def test_the_clock_of_a_node_does_not_decide_when_a_job_is_complete(ahead):
+    for scene in (make_job().training().succeeded(0, 1, ago=-ahead), all_is_done(make_job().training(), ago=-ahead)):
+        for _ in range(20):
+            scene.after(1).step()
+        assert scene.status.is_true("Complete")
+
+
+def all_is_done(scene, *, ago=0):
+    done = Progress(attempt=1, step=100, total_steps=100, world_size=1, finished=True)
+    return scene.succeeded(0, role=MASTER, ago=ago, termination=Termination(progress=done))
 
 
 def test_a_master_that_ended_without_a_last_word_completes_nothing():
     scene = make_job().training().succeeded(0, ago=60).succeeded(0, role=MASTER)
     scene.step()
     assert scene.says("Complete")[0] == "False"
+
+
+def test_a_command_is_complete_with_its_workers_whose_master_hears_nothing_of_it():
+    scene = make_job().command().training().succeeded(0, 1)
+    scene.step()
+    assert scene.says("Complete") == ("True", "WorkersSucceeded")
 
 
 def test_the_master_has_ten_seconds_to_end_after_the_workers():

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.plan.indexes import format_indexes, parse_indexes
-from disttrain.plan.progress import number
+from disttrain.plan.progress import number, read_interval
 from unit.plan.builders import NOON, make_job
 
 
@@ -76,6 +76,7 @@ def test_a_report_of_another_attempt_is_ignored():
 def test_a_rollback_is_shown():
     scene = make_job().servers(1).training(step=50).after(10).reports(40).seen()
     assert scene.status.training.step == 40
+    assert scene.status.training.last_update_time == NOON, "a fall back is no advance"
 
 
 def test_every_second_is_in_one_bucket():
@@ -114,6 +115,26 @@ def test_steps_that_are_done_again_were_not_productive():
 def test_indexes_are_short_and_come_back(indexes, text):
     assert format_indexes(indexes) == text
     assert parse_indexes(text) == frozenset(indexes)
+
+
+@pytest.mark.parametrize(("status", "read"), [(1, 1), (5, 5), (10, 10), (11, 10), (3600, 10)])
+def test_the_master_is_read_often_enough_to_be_heard_however_seldom_the_status_is_written(status, read):
+    scene = make_job().spec(observability={"statusIntervalSeconds": status}).training()
+    assert read_interval(scene.job.spec) == timedelta(seconds=read)
+    assert scene.plan().look_again == timedelta(seconds=read)
+
+
+def test_a_status_that_is_written_seldom_is_written_seldom_and_its_master_is_not_silent():
+    scene = (
+        make_job().spec(observability={"statusIntervalSeconds": 3600}).training(step=0).after(3600).reports(1).seen()
+    )
+    writes = 0
+    for step in range(2, 360):
+        before = scene.status
+        scene.after(read_interval(scene.job.spec).total_seconds()).reports(step).step()
+        writes += scene.status != before
+    assert writes == 0
+    assert scene.says("Progressing") == ("True", "Training")
 
 
 def test_polling_goes_on_while_pods_run():

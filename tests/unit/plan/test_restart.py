@@ -7,6 +7,7 @@ import pytest
 from disttrain.api import Termination
 from disttrain.api.reasons import Reason, State
 from disttrain.plan.account import delay
+from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
 
 FAIL = {"action": "FailJob"}
@@ -200,6 +201,124 @@ def test_lost_peers_alone_are_replaced_without_counting():
     assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (2, 0)
 
 
+class TestLostPeersAgainAndAgain:
+    """Exit code 75 with no pod that was lost: once it is nobody's fault, but it must not go on without end."""
+
+    def lost(self, scene, *ranks):
+        """Some workers lose their peers, are replaced, and all meet again without a step."""
+        for rank in ranks:
+            scene.failed(rank, code=75)
+        scene.seen()
+        return scene.after(5).seen().all_run().reports(10).seen()
+
+    def test_it_counts_when_no_step_was_made_since_the_last_time(self):
+        scene = make_job().training()
+        self.lost(scene.after(5), 0, 1)
+        assert scene.status.restarts.counted_towards_limit == 0
+        self.lost(scene.after(5), 0, 1)
+        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (4, 1)
+        assert "so it was before, and no step was made since" in scene.condition("Restarting").message
+
+    def test_it_ends_by_the_limit(self):
+        scene = make_job().run_policy(backoffLimit=3).training()
+        rounds = 0
+        while not scene.finished:
+            self.lost(scene.after(300), 0, 1)
+            rounds += 1
+            assert rounds < 10
+        assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+        assert rounds == 5, "one for nothing, three that count, and one too many"
+
+    def test_a_step_in_between_makes_it_nobodys_fault_again(self):
+        scene = make_job().training()
+        for step in range(11, 20):
+            self.lost(scene.after(5), 0, 1).after(5).reports(step).seen()
+            scene.reports(10 if step == 19 else step)
+        assert scene.status.restarts.counted_towards_limit == 0
+
+    def test_a_step_that_is_only_heard_of_with_the_failure_is_a_step(self):
+        scene = make_job().training()
+        self.lost(scene.after(5), 0)
+        self.lost(scene.reports(11), 0)
+        assert scene.status.restarts.counted_towards_limit == 0
+
+    def test_a_fall_back_to_a_checkpoint_is_no_step(self):
+        scene = make_job().training()
+        self.lost(scene.after(5).reports(20).seen().after(5), 0)
+        assert scene.status.training.step == 10
+        self.lost(scene.after(5), 0)
+        assert scene.status.restarts.counted_towards_limit == 1
+
+    def test_peers_that_notice_one_loss_one_after_the_other_are_one_loss(self):
+        scene = make_job().workers(8).run_policy(backoffLimit=1).training()
+        for rank in range(8):
+            scene.after(2).failed(rank, code=75).seen()
+        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (8, 0)
+
+    def test_workers_that_fail_in_turn_do_not_hide_one_another(self):
+        scene = make_job().run_policy(backoffLimit=3).training()
+        for turn in range(20):
+            if not scene.finished:
+                self.lost(scene, turn % 2)
+        assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
+
+    def test_waiting_for_a_peer_without_a_node_is_no_failure(self):
+        scene = make_job().run_policy(backoffLimit=0, startupDeadlineSeconds=86400).seen()
+        for _ in range(20):
+            scene.all_run().change(1, phase=Phase.PENDING, ready=False, scheduled=False).seen()
+            scene.after(600).failed(0, code=75).seen()
+            scene.after(5).seen()
+        assert not scene.finished
+
+    def test_a_rule_that_says_so_keeps_it_from_counting(self):
+        rule = {"name": "peers", "onExitCodes": [75], **REPLICA, "countTowardsLimit": False}
+        scene = make_job().rules(rule).training()
+        for _ in range(5):
+            self.lost(scene, 0)
+        assert scene.status.restarts.counted_towards_limit == 0
+
+
+class TestClockAhead:
+    """A node's clock that is ahead. Nothing waits for it."""
+
+    @pytest.mark.parametrize("ahead", [2, 300, 3600])
+    def test_a_failed_pod_is_replaced_after_its_back_off(self, ahead):
+        scene = make_job().training().failed(0, ago=-ahead)
+        scene.seen()
+        assert scene.status.restarts.last.time == scene.now
+        assert "digits-worker-0" in scene.pods
+        scene.after(1)
+        assert deleted(scene.step()) == ["digits-worker-0"]
+
+    def test_the_back_off_is_the_whole_one(self):
+        scene = make_job().run_policy(backoffLimitReset="Never").training()
+        for _ in range(3):
+            scene.failed(0).seen().after(300).seen().all_run().seen()
+        scene.failed(0, ago=-3600).seen()
+        assert deleted(scene.after(7).step()) == []
+        assert deleted(scene.after(1).step()) == ["digits-worker-0"]
+
+    @pytest.mark.parametrize("ahead", [2, 3600])
+    def test_a_restarted_job_is_made_again_after_its_back_off(self, ahead):
+        scene = make_job().rules(default="RestartJob").training().failed(0, ago=-ahead).seen()
+        assert created(scene.after(0.5).step()) == []
+        assert len(created(scene.after(0.5).step())) == 3
+
+    def test_the_judgement_over_a_command_does_not_wait_for_it(self):
+        scene = make_job().command().started().failed(0, code=134, ago=-3600)
+        for _ in range(5):
+            scene.after(1).step()
+        assert scene.status.attempt == 2
+
+    @pytest.mark.parametrize("ahead", [2, 3600])
+    def test_consequences_of_it_are_not_counted(self, ahead):
+        scene = make_job().training()
+        for _ in range(3):
+            scene.failed(0).seen().after(300).seen().all_run().seen()
+        scene.failed(0, ago=-ahead).seen().after(4).failed(1, code=134, ago=1).seen()
+        assert scene.status.restarts.counted_towards_limit == 4
+
+
 class TestSilentMaster:
     """A master that is frozen: it does not fail, and nobody hears it."""
 
@@ -208,6 +327,9 @@ class TestSilentMaster:
 
     def test_lost_peers_and_silence_together_replace_it_and_count_once(self):
         scene = self.frozen()
+        master = scene.pod(0, MASTER)
+        assert scene.step().actions == (), "it is written down first"
+        assert master.uid in scene.status.restarts.accounted
         assert deleted(scene.step()) == ["digits-master-0"]
         assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
         assert scene.status.restarts.last.role == "Master"
@@ -233,6 +355,28 @@ class TestSilentMaster:
     def test_not_without_peers_that_gave_it_up(self):
         scene = make_job().training().after(61)
         assert deleted(scene.step()) == []
+
+    def test_a_write_that_is_refused_loses_neither_the_count_nor_the_news(self):
+        scene = self.frozen()
+        assert scene.plan().actions == scene.plan().actions == ()  # 409: decided, and not stored
+        plan = scene.step()
+        assert [event.reason for event in plan.events] == [Reason.MASTER_SILENT]
+        assert scene.status.restarts.counted_towards_limit == 1
+
+    def test_what_its_peers_do_before_it_is_gone_is_its_consequence(self):
+        scene = self.frozen()
+        scene.change(1, phase=Phase.RUNNING, exit_code=None, finished=None).step()
+        scene.failed(1, code=75).step()
+        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
+        assert scene.status.restarts.last.reason == "MasterSilent"
+        assert deleted(scene.step()) == ["digits-master-0"]
+
+    def test_it_is_not_counted_again_when_it_ends_before_it_is_deleted(self):
+        scene = self.frozen()
+        scene.step()
+        scene.failed(0, MASTER, code=134).after(1).step()
+        assert "digits-master-0" not in scene.pods
+        assert scene.status.restarts.counted_towards_limit == 1
 
     def test_it_uses_the_limit_up(self):
         scene = self.frozen().run_policy(backoffLimit=0)

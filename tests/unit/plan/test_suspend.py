@@ -99,3 +99,13 @@ def test_workers_that_had_succeeded_run_again_in_the_new_attempt():
     scene = make_job().training().succeeded(0).seen().spec(suspend=True).seen().spec(suspend=False).seen()
     assert sorted(name for name in scene.pods if "worker" in name) == ["digits-worker-0", "digits-worker-1"]
     assert scene.status.worker.completed_indexes is None
+
+
+def test_a_job_that_goes_on_does_not_say_that_it_is_suspended():
+    for scene in (suspended(), make_job().spec(suspend=True)):
+        scene.seen().after(10).spec(suspend=False)
+        for _ in range(5):
+            scene.step()
+            said = [condition.message for condition in scene.status.conditions]
+            assert not [message for message in said if "spec.suspend is set" in message]
+            assert [c.type for c in scene.status.conditions if c.reason == "Suspended"] == []

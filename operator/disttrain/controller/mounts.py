@@ -1,0 +1,76 @@
+"""What the kubelet says of a pod whose volumes it cannot mount, such as of a Secret that does not exist: it says so by Events alone.
+
+The pod's own status stays at ContainerCreating. So a namespace in which a pod waits like that for long is asked for its FailedMount Events:
+one request for all its pods, and none where every pod has its sandbox, for which the kubelet mounts first. Best effort: without an
+answer the job says that it waits, as before. Not here: what follows from it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi
+from disttrain.controller.snapshot import Memory
+from disttrain.plan.model import Phase, PodView
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that a pod has for its volumes before anybody asks what keeps it."""
+EVERY = 15.0
+"""Seconds between two questions about a namespace."""
+MOUNTED = "PodReadyToStartContainers"
+"""Condition of a pod that has its sandbox. A cluster before 1.29 does not know it: there a slow pull of an image is asked about too."""
+_SUMMARY = "Unable to attach or mount volumes"
+"""Beginning of the Event that counts the volumes that are missing every two minutes, and does not say why."""
+_FIELDS = "involvedObject.kind=Pod,reason=FailedMount"
+
+
+class Mounts:
+    """Asks, and remembers the answers by namespace."""
+
+    def __init__(self, api: KubeApi) -> None:
+        self._api = api
+        self._asked: dict[str, float] = {}
+        self._words: dict[str, dict[str, str]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+
+    async def look(self, namespace: str, memory: Memory, pods: Iterable[PodView]) -> float | None:
+        """Keeps in memory what is said of these pods of a job. Seconds until one should look again, None when none of them waits."""
+        now = asyncio.get_running_loop().time()
+        memory.mounting = {pod.uid: memory.mounting.get(pod.uid, now) for pod in pods if _waits(pod)}
+        wait = await self._ask(namespace, min(memory.mounting.values()) + PATIENCE) if memory.mounting else None
+        words = self._words.get(namespace, {})
+        memory.unmounted = {uid: words[uid] for uid in memory.mounting if uid in words}
+        return wait
+
+    async def _ask(self, namespace: str, due: float) -> float:
+        """Asks if it is time. Seconds until the next time."""
+        loop = asyncio.get_running_loop()
+        async with self._asking.setdefault(namespace, asyncio.Lock()):  # a second job waits for the answer to the first
+            due = max(due, self._asked.get(namespace, float("-inf")) + EVERY)
+            if due <= loop.time():
+                self._asked[namespace] = loop.time()
+                due = loop.time() + EVERY
+                try:
+                    self._words[namespace] = await self._read(namespace)
+                except ApiError as error:
+                    log.debug("what the pods of %s wait for is not known: %s", namespace, error)
+            return due - loop.time()
+
+    async def _read(self, namespace: str) -> dict[str, str]:
+        events = [event async for page in self._api.list(EVENTS, namespace, fields=_FIELDS) for event in page.items]
+        # The newest counts, and one that says why counts more than any that does not.
+        events.sort(key=lambda event: (not event.get("message", "").startswith(_SUMMARY), _time(event)))
+        return {event["involvedObject"].get("uid", ""): event.get("message", "") for event in events}
+
+
+def _waits(pod: PodView) -> bool:
+    on_its_way = pod.phase is Phase.PENDING and not pod.deleting and bool(pod.node)
+    return on_its_way and pod.reason in ("ContainerCreating", "PodInitializing") and MOUNTED not in pod.conditions
+
+
+def _time(event: Body) -> str:
+    """When it was told of last: RFC 3339 in UTC, in which order of text is order of time."""
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -1,0 +1,137 @@
+"""What decisions need of a pod: its body reduced to a PodView. The words of Kubernetes are read here, and nowhere else.
+
+Not here: what they mean for the job (`disttrain.plan`).
+"""
+
+import re
+from datetime import datetime
+
+from disttrain.api import Termination
+from disttrain.api.names import (
+    LABEL_ATTEMPT,
+    LABEL_INDEX,
+    LABEL_JOB_NAME,
+    LABEL_ROLE,
+    TRAINER_CONTAINER,
+    Role,
+    pod_name,
+)
+from disttrain.controller.api import Body
+from disttrain.plan.model import DISRUPTED, Phase, PodView
+
+_NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
+_WORDS_OF_NOT_STARTED = (
+    (re.compile(r"(?<![\w/])exec:? .*(executable file not found|no such file or directory)"), 127),
+    (re.compile(r"(?<![\w/])exec:? .*permission denied"), 126),
+)
+_TROUBLE_OF_THE_NODE = re.compile(r"unable to retrieve OCI runtime error|hook")
+"""A runtime or a hook that is not there is no mistake of the job: another node may have it."""
+
+
+def project_pod(body: Body) -> PodView | None:
+    """The PodView of a pod's body, or of its metadata alone when it was just made; None when it has not the labels that the
+    operator gave it: one with another place's labels would be counted there, and its own place never be filled."""
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    labels = metadata.get("labels", {})
+    try:
+        role, index, attempt = Role(labels[LABEL_ROLE]), int(labels[LABEL_INDEX]), int(labels[LABEL_ATTEMPT])
+        if metadata["name"] != pod_name(labels[LABEL_JOB_NAME], role, index):
+            return None
+    except (KeyError, ValueError):
+        return None
+    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
+    true = frozenset(type_ for type_, condition in conditions.items() if condition["status"] == "True")
+    phase = Phase(status.get("phase", Phase.PENDING))
+    trainer = _trainer_state(status).get("terminated", {})
+    init, failed = _failed_init_container(spec, status) if phase is Phase.FAILED and not trainer else ("", {})
+    ended = trainer or failed
+    reason, message = _why(status, ended, _init_words(init, failed), conditions)
+    finished = ended.get("finishedAt") or (_last_transition(conditions) if phase is Phase.FAILED else None)
+    return PodView(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=role,
+        index=index,
+        attempt=attempt,
+        phase=phase,
+        created=_time(metadata["creationTimestamp"]),
+        ready="Ready" in true,
+        ready_since=_since(conditions["Ready"]) if "Ready" in true else None,
+        scheduled="PodScheduled" in true or bool(spec.get("nodeName")),
+        deleting="deletionTimestamp" in metadata,
+        deletion_deadline=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
+        finished=_time(finished) if finished else None,
+        exit_code=_exit_code(trainer),  # the rules of a failure policy are about the trainer's
+        reason=reason,
+        message=message,
+        termination=Termination.decode(trainer["message"]) if trainer.get("message") else Termination(),
+        conditions=true,
+        disruption=conditions[DISRUPTED].get("reason", "") if DISRUPTED in true else "",
+        node=spec.get("nodeName", ""),
+    )
+
+
+def _trainer_state(status: Body) -> Body:
+    for container in status.get("containerStatuses", ()):
+        if container["name"] == TRAINER_CONTAINER:
+            state: Body = container.get("state", {})
+            return state
+    return {}
+
+
+def _failed_init_container(spec: Body, status: Body) -> tuple[str, Body]:
+    """The init container that failed the pod, and how it ended. A sidecar cannot: what it says is only that it was told to end."""
+    sidecars = {one["name"] for one in spec.get("initContainers", ()) if one.get("restartPolicy") == "Always"}
+    for container in status.get("initContainerStatuses", ()):
+        ended: Body = container.get("state", {}).get("terminated", {})
+        if ended.get("exitCode") and container["name"] not in sidecars:
+            return container["name"], ended
+    return "", {}
+
+
+def _init_words(name: str, ended: Body) -> str:
+    """How it ended and its last words: the log that everybody looks at first is the trainer's, and it never ran."""
+    if not name:
+        return ""
+    reason = f"{ended['reason']}, " if ended.get("reason") not in (None, "Error") else ""
+    words = ended.get("message") or f"its log is that of -c {name}"
+    return f"init container {name} ({reason}exit code {ended['exitCode']}): {words}"
+
+
+def _exit_code(ended: Body) -> int | None:
+    """The container's. A runtime says 128 when it could not start the program; why, as a shell's 126 and 127 have it, is in its words."""
+    message = ended.get("message", "")
+    if ended.get("reason") in _NOT_STARTED and not _TROUBLE_OF_THE_NODE.search(message):
+        for words, meaning in _WORDS_OF_NOT_STARTED:
+            if words.search(message):
+                return meaning
+    code: int | None = ended.get("exitCode")
+    return code
+
+
+def _why(status: Body, ended: Body, words: str, conditions: dict[str, Body]) -> tuple[str, str]:
+    """Why the pod failed or waits. The pod's own reason (Evicted) says more than its container's (Error)."""
+    if status.get("reason"):
+        return status["reason"], status.get("message", "")
+    if ended:
+        return "Error" if words else ended.get("reason", ""), words
+    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        if waiting := container.get("state", {}).get("waiting"):
+            return waiting.get("reason", ""), waiting.get("message", "")
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return scheduled.get("reason", ""), scheduled.get("message", "")
+    return "", ""
+
+
+def _since(condition: Body) -> datetime | None:
+    moment = condition.get("lastTransitionTime")
+    return _time(moment) if moment else None
+
+
+def _last_transition(conditions: dict[str, Body]) -> str | None:
+    return max((c["lastTransitionTime"] for c in conditions.values() if c.get("lastTransitionTime")), default=None)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

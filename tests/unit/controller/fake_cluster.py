@@ -1,0 +1,92 @@
+"""The operator's parts and its workers in front of an API server in memory, without kopf and without a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from disttrain.controller.api import JOBS, Body
+from disttrain.controller.apply import Executor
+from disttrain.controller.cache import Cache, Key
+from disttrain.controller.events import EventPoster
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.feed import Feed
+from disttrain.controller.mounts import Mounts
+from disttrain.controller.progress import ProgressReader
+from disttrain.controller.queue import WorkQueue
+from disttrain.controller.reconcile import Reconciler
+from disttrain.controller.resync import Freshness
+from disttrain.controller.snapshot import Memories
+from disttrain.controller.status import StatusWriter
+from unit.controller.fake_api import PODS_OF_JOB, ApiServer, clock, job
+from unit.controller.hand_turned import now
+
+
+class Operator:
+    """The operator's parts and its workers."""
+
+    def __init__(self, server: ApiServer, *, rest: float = 2.0, workers: int = 1) -> None:
+        self._workers = workers
+        self.cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue(jitter=lambda: 0.5)
+        self.expectations = Expectations(self.cache)
+        self.memories = Memories()
+        self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, Freshness(now))
+        self.server = server
+        self.progress = ProgressReader(_silence, lambda *_: None)
+        self.executor = Executor(
+            server, self.cache, self.expectations, trainer_image="example.org/trainer:0", concurrency=8, clock=clock
+        )
+        self.reconciler = Reconciler(
+            api=server,
+            cache=self.cache,
+            queue=self.queue,
+            expectations=self.expectations,
+            memories=self.memories,
+            executor=self.executor,
+            statuses=StatusWriter(server, self.cache, rest=rest),
+            events=EventPoster(server),
+            progress=self.progress,
+            mounts=Mounts(server),
+            clock=clock,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self.server.tell = self.feed.take  # type: ignore[assignment]
+        workers = [asyncio.create_task(self.reconciler.run()) for _ in range(self._workers)]
+        try:
+            yield
+        finally:
+            self.queue.shut_down()
+            await asyncio.gather(*workers)
+            await self.progress.close()
+
+
+async def _silence(_: object) -> bytes:
+    raise TimeoutError
+
+
+async def eventually(check: Callable[[], Any], *, seconds: float = 30.0) -> float:
+    """The seconds until the check holds, of a clock that only jumps when everything else has been done."""
+    began = now()
+    while not check():
+        assert now() - began < seconds, f"not within {seconds} s"
+        await asyncio.sleep(0.01)
+    return now() - began
+
+
+@contextlib.asynccontextmanager
+async def operated(
+    body: Body | None = None, *, started: bool = True, **options: Any
+) -> AsyncIterator[tuple[ApiServer, Operator]]:
+    """A job under the operator's care; `started`: with all its pods made."""
+    server = ApiServer()
+    operator = Operator(server, **options)
+    async with operator.running():
+        if started:
+            server.put(JOBS, body or job())
+            await eventually(lambda: server.names() == PODS_OF_JOB and server.status.get("startTime"))
+        yield server, operator

@@ -1,0 +1,149 @@
+"""What becomes of two states of a job in the operator's own metrics."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from disttrain.api.status import DistTrainJobStatus
+from disttrain.controller.metrics import REGISTRY, observe
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    return (NOON + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def condition(type_: str, status: str, reason: str, since: float) -> dict[str, Any]:
+    return {"type": type_, "status": status, "reason": reason, "lastTransitionTime": at(since)}
+
+
+def status(*conditions: dict[str, Any], **fields: Any) -> DistTrainJobStatus:
+    """Of a job that started at noon."""
+    return DistTrainJobStatus.model_validate(
+        {"startTime": at(0), "attempt": 1, "conditions": list(conditions), **fields}
+    )
+
+
+def failure(time: float, role: str = "Worker") -> dict[str, Any]:
+    return {"total": 1, "last": {"role": role, "index": 0, "reason": "OOMKilled", "time": at(time)}}
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Observed:
+    """What one observation adds."""
+
+    def __init__(self, old: DistTrainJobStatus, new: DistTrainJobStatus, *, at: float) -> None:
+        names = [
+            *(
+                (f"disttrain_operator_startup_seconds_{kind}", {"phase": p})
+                for kind in ("count", "sum")
+                for p in PHASES
+            ),
+            *((f"disttrain_operator_recovery_seconds_{kind}", {"role": r}) for kind in ("count", "sum") for r in ROLES),
+            *(("disttrain_operator_restarts_total", {"role": r, "reason": "OOMKilled"}) for r in ROLES),
+        ]
+        before = [value(name, **labels) for name, labels in names]
+        observe(old, new, NOON + timedelta(seconds=at))
+        self._more = {
+            (name.removeprefix("disttrain_operator_"), next(iter(labels.values()))): value(name, **labels) - was
+            for (name, labels), was in zip(names, before, strict=True)
+        }
+
+    def seconds(self, metric: str, label: str) -> float | None:
+        return self._more[f"{metric}_seconds_sum", label] if self._more[f"{metric}_seconds_count", label] else None
+
+    def starts(self) -> dict[str, float]:
+        return {phase: seconds for phase in PHASES if (seconds := self.seconds("startup", phase)) is not None}
+
+    def recoveries(self) -> dict[str, float]:
+        return {role: seconds for role in ROLES if (seconds := self.seconds("recovery", role)) is not None}
+
+    def restarts(self) -> dict[str, float]:
+        return {role: more for role in ROLES if (more := self._more["restarts_total", role])}
+
+
+PHASES = ("schedule", "ready", "train")
+ROLES = ("Master", "ParameterServer", "Worker")
+HOURS = 3 * 3600
+
+
+def test_first_start_is_measured_stage_by_stage() -> None:
+    waiting = status(condition("Scheduled", "False", "Scheduling", 0), condition("Ready", "False", "Starting", 0))
+    placed = status(condition("Scheduled", "True", "AllPodsScheduled", 20), condition("Ready", "False", "Starting", 0))
+    ready = status(
+        condition("Scheduled", "True", "AllPodsScheduled", 20), condition("Ready", "True", "AllPodsReady", 25)
+    )
+    assert Observed(waiting, placed, at=20).starts() == {"schedule": 20}
+    assert Observed(placed, ready, at=25).starts() == {"ready": 5}
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_first_step_is_measured_also_when_the_master_was_not_heard_at_first(*, silent: bool) -> None:
+    ready = condition("Ready", "True", "AllPodsReady", 25)
+    before = condition("Progressing", "Unknown" if silent else "False", "NoReport", 60 if silent else 0)
+    after = status(
+        ready, condition("Progressing", "True", "Training", 90), training={"step": 1, "lastUpdateTime": at(90)}
+    )
+    assert Observed(status(ready, before), after, at=90).starts() == {"train": 65}
+
+
+def test_pod_that_somebody_deletes_hours_later_is_no_start() -> None:
+    restarting = condition("Restarting", "True", "Replaced", HOURS)
+    old = status(condition("Scheduled", "False", "Scheduling", HOURS), restarting)
+    new = status(condition("Scheduled", "True", "AllPodsScheduled", HOURS + 18), restarting)
+    assert Observed(old, new, at=HOURS + 18).starts() == {}
+    # Also when all is told in one write.
+    recovered = condition("Restarting", "False", "Recovered", HOURS + 18)
+    new = status(condition("Scheduled", "True", "AllPodsScheduled", HOURS + 18), recovered)
+    assert Observed(old, new, at=HOURS + 18).starts() == {}
+
+
+def test_training_that_is_heard_again_after_hours_is_no_start() -> None:
+    ready = condition("Ready", "True", "AllPodsReady", 25)
+    training = {"step": 70, "lastUpdateTime": at(HOURS)}
+    old = status(ready, condition("Progressing", "Unknown", "NoReport", HOURS + 60), training=training)
+    new = status(ready, condition("Progressing", "True", "Training", HOURS + 90), training=training)
+    assert Observed(old, new, at=HOURS + 90).starts() == {}
+
+
+def test_recovery_counts_from_the_failure() -> None:
+    old = status(condition("Restarting", "True", "ReplicaFailed", 1010), restarts=failure(1010))
+    new = status(condition("Restarting", "False", "Recovered", 1040), restarts=failure(1010))
+    assert Observed(old, new, at=1040).recoveries() == {"Worker": 30}
+
+
+def test_preemption_long_after_a_failure_counts_from_the_preemption() -> None:
+    old = status(condition("Restarting", "True", "Preempted", HOURS), restarts=failure(100))
+    new = status(condition("Restarting", "False", "Recovered", HOURS + 12), restarts=failure(100))
+    assert Observed(old, new, at=HOURS + 12).recoveries() == {"Worker": 12}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("ReplicaFailed", "BackoffLimitExceeded", id="job that failed"),
+        pytest.param("ReplicaFailed", "Suspended", id="job that was suspended"),
+        pytest.param("Replaced", "Recovered", id="pod that somebody deleted"),
+    ],
+)
+def test_nothing_recovered_from_a_failure_here(before: str, after: str) -> None:
+    old = status(condition("Restarting", "True", before, HOURS), restarts=failure(100))
+    new = status(condition("Restarting", "False", after, HOURS + 12), restarts=failure(100))
+    assert Observed(old, new, at=HOURS + 12).recoveries() == {}
+
+
+def test_restarts_are_counted_by_the_roles_that_were_replaced() -> None:
+    def counts(master: int, workers: int) -> list[dict[str, Any]]:
+        return [{"role": "Master", "restarts": master}, {"role": "Worker", "restarts": workers}]
+
+    old = status(replicaStatuses=counts(1, 4), restarts=failure(10))
+    new = status(replicaStatuses=counts(2, 7), restarts=failure(20, role="Master"))
+    assert Observed(old, new, at=20).restarts() == {"Master": 1, "Worker": 3}
+    assert Observed(new, new, at=20).restarts() == {}

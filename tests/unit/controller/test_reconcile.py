@@ -1,0 +1,139 @@
+"""When a pass comes: what follows from our own writes, and from the clock, waits for no watch and for no resync."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from disttrain.controller.api import JOBS, PODS, Resource
+from disttrain.controller.expectations import DEADLINE
+from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
+from unit.controller.fake_cluster import Operator, eventually, operated
+from unit.controller.hand_turned import hand_turned, now
+
+LATE = DEADLINE.total_seconds()
+
+
+async def ready(server: ApiServer) -> None:
+    server.run(*PODS_OF_JOB)
+    await eventually(lambda: server.condition("Scheduled")[0] == "True")
+
+
+@hand_turned
+async def test_pod_that_is_gone_with_the_answer_to_its_deletion_is_replaced_at_once() -> None:
+    async with operated(job(observability={"statusIntervalSeconds": 3600})) as (server, _):
+        await ready(server)
+        uid = server.uid(PODS, "digits-worker-1")
+        server.fail("digits-worker-1")
+        # By the time its back-off is over its node is gone too, so that nobody has to confirm the deletion.
+        server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
+        await eventually(
+            lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=10
+        )
+        (deleted,) = server.asked("delete", PODS, "digits-worker-1")
+        assert server.asked("create", PODS, "digits-worker-1")[-1] - deleted < 0.1
+
+
+@hand_turned
+async def test_pending_job_that_is_suspended_is_so_at_once() -> None:
+    async with operated() as (server, _):
+        server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
+        assert await eventually(lambda: server.condition("Suspended")[0] == "True", seconds=59) < 3
+        assert server.names() == []
+
+
+@hand_turned
+async def test_status_that_has_to_wait_delays_no_replacement() -> None:
+    async with operated(rest=20.0) as (server, _):
+        await ready(server)
+        uid = server.uid(PODS, "digits-worker-1")
+        server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
+        server.fail("digits-worker-1", code=75)  # counted, and so written at once; its place is free after a second
+        failed = now()
+        await asyncio.sleep(0.1)
+        server.change(PODS, "digits-worker-0", lambda body: body["status"].update(conditions=[]))
+        await eventually(
+            lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=50
+        )
+        assert now() - failed < 5
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["of neither is heard", "of the other is heard"])
+@hand_turned
+async def test_child_in_whose_place_another_came_is_asked_for_once_and_not_for_ever(*, told: bool) -> None:
+    async with operated(started=False) as (server, operator):
+        server.tell = lambda resource, event: operator.feed.take(resource, event) if resource is JOBS else None
+        server.put(JOBS, job())
+        await eventually(lambda: server.names() == PODS_OF_JOB)
+        body = server.objects[PODS, "digits-worker-0"]
+        server.remove(PODS, "digits-worker-0")
+        await asyncio.sleep(0.1)
+        if told:
+            server.tell = operator.feed.take  # type: ignore[assignment]
+        server.put(PODS, body)
+        await asyncio.sleep(10 * LATE)
+        assert len(server.asked("get", PODS, "digits-worker-0")) == 1
+        assert operator.expectations.next_deadline(JOB) is None
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["another is there", "nothing is there"])
+@hand_turned
+async def test_deleted_pod_whose_end_was_missed_is_asked_for_until_it_is_gone(*, there: bool) -> None:
+    async with operated() as (server, operator):
+        await ready(server)
+        server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
+        await eventually(lambda: all("deletionTimestamp" in str(server.objects[PODS, name]) for name in PODS_OF_JOB))
+        server.tell = lambda *_: None
+        for name in PODS_OF_JOB:
+            server.remove(PODS, name)
+        if there:
+            server.put(PODS, {"metadata": {"name": "digits-worker-0"}, "spec": {}})
+        await eventually(lambda: server.condition("Suspended")[0] == "True", seconds=30 + LATE + 5)
+        await asyncio.sleep(LATE)
+        assert operator.expectations.next_deadline(JOB) is None
+
+
+@hand_turned
+async def test_creation_that_the_watch_tells_of_before_its_answer_is_not_awaited() -> None:
+    async with operated(started=False) as (server, operator):
+        create = server.create
+
+        async def slow(resource: Resource, *args: object) -> object:
+            answer = await create(resource, *args)  # type: ignore[arg-type]
+            await asyncio.sleep(1)
+            return answer
+
+        server.create = slow  # type: ignore[method-assign, assignment]
+        server.put(JOBS, job())
+        await eventually(lambda: server.names() == PODS_OF_JOB)
+        await asyncio.sleep(3)
+        assert operator.expectations.next_deadline(JOB) is None
+
+
+@pytest.mark.parametrize(("interval", "reads"), [(3600, 10), (10, 10), (2, 2)])
+@hand_turned
+async def test_master_is_read_often_however_seldom_the_status_is_written(interval: int, reads: int) -> None:
+    async with operated(job(observability={"statusIntervalSeconds": interval})) as (server, operator):
+        await ready(server)
+        (master, _) = operator.progress._followed[JOB]
+        assert master.interval == reads
+
+
+@hand_turned
+async def test_snapshot_tells_since_when_this_process_has_known_of_the_job() -> None:
+    server = ApiServer()
+    for number in (1, 2):
+        operator = Operator(server)
+        async with operator.running():
+            began = now()
+            if number == 1:
+                server.put(JOBS, job())
+            else:
+                operator.cache.jobs.put(server.objects[JOBS, JOB.name])
+                operator.queue.add(JOB)
+            await asyncio.sleep(30)
+            memory = operator.memories.find(JOB)
+            assert memory
+            assert memory.known_since
+            assert (memory.known_since.timestamp() % 3600) == pytest.approx(began - 1000, abs=1)

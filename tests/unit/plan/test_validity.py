@@ -1,0 +1,69 @@
+"""What this version does not carry out yet: named, pointed at, and nothing is made of it."""
+
+import pytest
+
+from disttrain.api.reasons import State
+from disttrain.plan.validity import UNSUPPORTED, unsupported, unsupported_fields
+from unit.plan.builders import make_job
+
+
+def parallel(**fields):
+    return make_job().spec(strategy={"type": "DataParallel", "dataParallel": fields})
+
+
+def cut(kind):
+    return make_job().spec(strategy={"type": kind, "modelParallel": {"pipeline": 2}})
+
+
+ROWS = [
+    (cut("ModelParallel"), "strategy.type", "ModelParallel"),
+    (cut("Hybrid"), "strategy.type", "Hybrid"),
+    (parallel(sharding="FullyShard"), "strategy.dataParallel.sharding", "other than Replicated"),
+    (parallel(sharding="HybridShard"), "strategy.dataParallel.sharding", "other than Replicated"),
+    (make_job().servers(2, backupWorkers=1), "strategy.parameterServer.backupWorkers", ""),
+    (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
+    (make_job().spec(data={"partitions": 4}), "data.partitions", ""),
+    (make_job().spec(data={"replication": 2}), "data.replication", "above 1"),
+    (make_job().spec(data={"encryption": {"secretName": "key"}}), "data.encryption", ""),
+    (make_job().spec(worker={"elastic": {"minReplicas": 1, "maxReplicas": 2}}), "worker.elastic", ""),
+    (make_job().spec(scheduling={"gang": "Coscheduling"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
+    (make_job().spec(scheduling={"gang": "Volcano"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
+    (make_job().spec(scheduling={"gang": "Kueue"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
+    (make_job().spec(scheduling={"timeoutSeconds": 60}), "scheduling.timeoutSeconds", "other than 600"),
+    (make_job().spec(scheduling={"topologyKey": "rack"}), "scheduling.topologyKey", ""),
+    (make_job().spec(network={"tls": "Mutual"}), "network.tls", "Mutual"),
+]
+
+
+@pytest.mark.parametrize(
+    ("scene", "field", "what"), ROWS, ids=[f"{row[1]}-{number}" for number, row in enumerate(ROWS)]
+)
+def test_what_is_not_yet_supported_is_named_and_gets_nothing(scene, field, what):
+    words = f"{field} {what}".strip()
+    plan = scene.step()
+    assert plan.actions == ()
+    assert scene.says("Valid") == ("False", "NotYetSupported")
+    assert scene.condition("Valid").message == f"Not supported by this version: {words}"
+    assert [event.reason for event in plan.events] == ["NotYetSupported"]
+    assert scene.status.state is State.PENDING
+    assert scene.step().events == ()
+    assert unsupported_fields(scene.job.spec) == ((tuple(field.split(".")), words),)
+    assert unsupported(scene.job.spec) == (words,)
+
+
+def test_the_table_holds_everything_that_is_not_supported():
+    met = {entry.words for entry in UNSUPPORTED for scene, _, _ in ROWS if entry.asked_for(scene.job.spec)}
+    assert met == {entry.words for entry in UNSUPPORTED}
+
+
+def test_a_path_leads_to_a_field_of_the_spec():
+    for scene, field, _ in ROWS:
+        value = scene.job.spec.model_dump(by_alias=True)
+        for key in field.split("."):
+            assert key in value
+            value = value[key]
+
+
+@pytest.mark.parametrize("scene", [make_job(), make_job().servers(2), make_job().script(), make_job().command()])
+def test_a_plain_job_asks_for_nothing_of_it(scene):
+    assert unsupported_fields(scene.job.spec) == ()
