@@ -6,7 +6,6 @@ from panels import (
     Json,
     dashboard,
     event,
-    happened,
     heatmap,
     link,
     mean,
@@ -20,10 +19,16 @@ from panels import (
 )
 
 JOB = 'namespace="$namespace",job_name="$job_name"'
+MASTER = f'{JOB},role="master"'
 WORKERS = f'{JOB},role="worker"'
 SERVERS = f'{JOB},role="parameter-server"'
 RANKS = f'{WORKERS},rank=~"$rank"'
 STEPS = "suffix: steps"
+
+# The workers of our own loop count for themselves. Those of a script or command cannot: what it reports is the master's to tell, and a
+# job that never reports has neither.
+LOSS = f"(avg(disttrain_loss{{{WORKERS}}}) or max(disttrain_loss{{{MASTER}}}))"
+REPORTED_SAMPLES = f"(sum(rate(disttrain_samples_total{{{MASTER}}}{WINDOW})) and on () disttrain_step{{{MASTER}}})"
 
 
 def job() -> Json:
@@ -32,19 +37,23 @@ def job() -> Json:
     compute = f'disttrain_step_phase_seconds_total{{{RANKS},phase=~"data|forward|backward"}}{WINDOW}'
     goodput = f"increase(disttrain_goodput_seconds_total{{{JOB}}}[$__range])"
     productive = f'increase(disttrain_goodput_seconds_total{{{JOB},bucket="productive"}}[$__range])'
-    # Each part alone may be empty: no steps before the first, no loss before the first.
-    steps_made = f"(sum(increase(disttrain_steps_total{{{WORKERS}}}[5m])) > bool 0 or 0 * max(up{{{JOB}}}))"
+    # 2 when the step is not that of 5 minutes ago, 1 when it is, 2 for a first one that is younger; before it, 0 while a pod is known.
+    step = f"max(disttrain_step{{{MASTER}}})"
+    earlier = f"max(disttrain_step{{{MASTER}}} offset 5m)"
+    moves = f"(1 + ({step} != bool {earlier}) or 2 + 0 * ({step} > 0) or 0 * max(up{{{JOB}}}))"
     not_finite = f"(max(disttrain_loss{{{JOB}}} != bool disttrain_loss{{{JOB}}}) or vector(0))"
-    state = f"clamp_max({steps_made} + 2 * {not_finite}, 2)"
+    state = f"clamp_max({moves} + 3 * {not_finite}, 3)"
     overview = [
         stat(
             "State",
-            "Training: at least one step in the last 5 minutes. Waiting: pods answer, but no step was made: "
-            "starting, recovering or stalled.",
+            "Training: at least one step in the last 5 minutes. Waiting: none, so recovering or stalled. No report yet: "
+            "the job starts, or it is a script or command that does not report; of that no more is known.",
             state,
             background=True,
             levels=thresholds((None, "blue")),
-            mappings=[texts(("Waiting", "orange"), ("Training", "green"), ("Loss is NaN", "red"))],
+            mappings=[
+                texts(("No report yet", "blue"), ("Waiting", "orange"), ("Training", "green"), ("Loss is NaN", "red"))
+            ],
         ),
         stat(
             "Step",
@@ -54,11 +63,11 @@ def job() -> Json:
             spark=True,
         ),
         stat("Epoch", "The epoch in work, counted from 1.", f"max(disttrain_epoch{{{JOB}}})", decimals=0),
-        stat("Loss", "Mean of the ranks' last loss.", f"avg(disttrain_loss{{{WORKERS}}})", spark=True),
+        stat("Loss", "Mean of the ranks' last loss.", LOSS, spark=True),
         stat(
             "Throughput",
             "Samples that all workers together train on, each second.",
-            f"sum(rate(disttrain_samples_total{{{WORKERS}}}{WINDOW}))",
+            f"sum(rate(disttrain_samples_total{{{WORKERS}}}{WINDOW})) or {REPORTED_SAMPLES}",
             unit=SAMPLES_PER_SECOND,
             decimals=0,
             spark=True,
@@ -66,7 +75,7 @@ def job() -> Json:
         stat(
             "Workers",
             "Training processes that answer the scrape.",
-            f"count(disttrain_step{{{WORKERS}}})",
+            f"count(disttrain_job_info{{{WORKERS}}})",
             decimals=0,
             spark=True,
         ),
@@ -91,10 +100,10 @@ def job() -> Json:
     learning = [
         series(
             "Loss by rank",
-            "The loss each rank reported last, and their mean. A rank that leaves the bundle reads other data or "
-            "diverges.",
+            "The loss each rank reported last, and their mean; of a script the mean alone. A rank that leaves the bundle "
+            "reads other data or diverges.",
             target(f"disttrain_loss{{{RANKS}}}", "rank {{rank}}"),
-            target(f"avg(disttrain_loss{{{WORKERS}}})", "mean"),
+            target(LOSS, "mean"),
             unit="none",
             least=None,
             height=9,
@@ -112,8 +121,13 @@ def job() -> Json:
         ),
         series(
             "Throughput by rank",
-            "Samples a second of each rank, stacked: the height is the throughput of the job.",
-            target(f"sum by (rank) (rate(disttrain_samples_total{{{RANKS}}}{WINDOW}))", "rank {{rank}}"),
+            "Samples a second of each rank, stacked: the height is the throughput of the job. The ranks of a script are "
+            "told together.",
+            target(
+                f"sum by (rank) (rate(disttrain_samples_total{{{RANKS}}}{WINDOW}))"
+                f' or on () label_replace({REPORTED_SAMPLES}, "rank", "all", "", "")',
+                "rank {{rank}}",
+            ),
             unit=SAMPLES_PER_SECOND,
             stacked=True,
         ),
@@ -237,8 +251,8 @@ def job() -> Json:
             "Mean seconds that writing a checkpoint took in the last 15 minutes, by the process that writes.",
             target(
                 mean(
-                    f"sum by (role, rank) {happened('disttrain_checkpoint_duration_seconds_sum', JOB, '15m')}",
-                    f"(sum by (role, rank) {happened('disttrain_checkpoint_duration_seconds_count', JOB, '15m')} > 0)",
+                    f"sum by (role, rank) (increase(disttrain_checkpoint_duration_seconds_sum{{{JOB}}}[15m]))",
+                    f"(sum by (role, rank) (increase(disttrain_checkpoint_duration_seconds_count{{{JOB}}}[15m])) > 0)",
                 ),
                 "{{role}} {{rank}}",
             ),
@@ -252,23 +266,24 @@ def job() -> Json:
         "One DistTrainJob: how far it is, how fast, what it waits for, and what its faults cost.",
         span="30m",
         variables=[
-            variable("namespace", "Namespace", "Namespace of the job.", "label_values(disttrain_step, namespace)"),
+            # By what every process tells from its start on: a step is told by jobs that report one.
+            variable("namespace", "Namespace", "Namespace of the job.", "label_values(disttrain_job_info, namespace)"),
             variable(
                 "job_name",
                 "Job",
                 "Name of the DistTrainJob.",
-                'label_values(disttrain_step{namespace="$namespace"}, job_name)',
+                'label_values(disttrain_job_info{namespace="$namespace"}, job_name)',
             ),
             variable(
                 "rank",
                 "Ranks",
                 "Ranks shown in the panels by rank.",
-                f"label_values(disttrain_step{{{WORKERS}}}, rank)",
+                f"label_values(disttrain_job_info{{{WORKERS}}}, rank)",
                 many=True,
             ),
         ],
         events=[
-            event("Recovery", f"max(increase(disttrain_recoveries_total{{{JOB}}}[15s])) > 0", "orange"),
+            event("Recovery", f"max(increase(disttrain_recoveries_total{{{JOB}}}[2m])) > 0", "orange"),
             event("Alert", f'ALERTS{{{JOB},alertstate="firing"}}', "red", text="{{alertname}}", on=False),
         ],
         links=[link("Operator", "/d/disttrain-operator?var-datasource=${datasource}")],

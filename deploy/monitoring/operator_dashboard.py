@@ -1,5 +1,7 @@
 """The dashboard of the operator: all jobs, and whether the operator itself is well."""
 
+from functools import partial
+
 from panels import (
     SAMPLES_PER_SECOND,
     WINDOW,
@@ -21,6 +23,8 @@ from panels import (
 )
 
 OPERATOR = 'namespace="$namespace",job="disttrain-operator"'
+WORKERS = 'job="disttrain-trainer",role="worker"'
+MASTERS = 'job="disttrain-trainer",role="master"'
 
 STATE_COLORS = {
     "Pending": "#8AB8FF",
@@ -38,6 +42,9 @@ STATE_COLORS = {
 
 def operator() -> Json:
     reconcile = "disttrain_operator_reconcile_duration_seconds"
+    counted = partial(happened, process=OPERATOR)
+    # Of the operator that leads: one that waits in reserve has nothing to hear.
+    watch_age = f"disttrain_operator_watch_age_seconds{{{OPERATOR}}} and on (instance) disttrain_operator_leader{{{OPERATOR}}} == 1"
     failed = f'{OPERATOR},result="Failed"'
     overview = [
         stat(
@@ -59,14 +66,14 @@ def operator() -> Json:
         stat(
             "Failed",
             "Jobs that failed in the time shown.",
-            f"sum({happened('disttrain_operator_jobs_finished_total', failed, '$__range')}) or vector(0)",
+            f"sum({counted('disttrain_operator_jobs_finished_total', failed, '$__range')}) or vector(0)",
             decimals=0,
             levels=thresholds((None, "green"), (1, "red")),
         ),
         stat(
             "Restarts",
             "Pods that were replaced in the time shown.",
-            f"sum({happened('disttrain_operator_restarts_total', OPERATOR, '$__range')}) or vector(0)",
+            f"sum({counted('disttrain_operator_restarts_total', OPERATOR, '$__range')}) or vector(0)",
             decimals=0,
             levels=thresholds((None, "green"), (1, "orange")),
         ),
@@ -90,7 +97,7 @@ def operator() -> Json:
             "Oldest watch",
             "Seconds since the quietest watch told something, or a resync found nothing to tell; a healthy one "
             "stays near the resync period of 60 s.",
-            f"max(disttrain_operator_watch_age_seconds{{{OPERATOR}}})",
+            f"max({watch_age})",
             unit="s",
             spark=True,
             levels=thresholds((None, "green"), (120, "orange"), (300, "red")),
@@ -118,7 +125,7 @@ def operator() -> Json:
             "Finished jobs",
             "Jobs that ended, by result and reason.",
             target(
-                f"sum by (result, reason) {happened('disttrain_operator_jobs_finished_total', OPERATOR, '$__rate_interval')}",
+                f"sum by (result, reason) {counted('disttrain_operator_jobs_finished_total', OPERATOR, '$__rate_interval')}",
                 "{{result}} {{reason}}",
             ),
             unit="none",
@@ -127,21 +134,21 @@ def operator() -> Json:
         ),
         jobs_table(
             "Jobs",
-            "Every job whose pods answer now. The name leads to the dashboard of the job.",
+            "Every job whose pods answer now; of a script or command, what it reports. The name leads to the dashboard of the job.",
             {
                 "Step": ('max by (namespace, job_name) (disttrain_step{job="disttrain-trainer"})', "none"),
                 "Loss": (
-                    'avg by (namespace, job_name) (disttrain_loss{job="disttrain-trainer",role="worker"})',
+                    f"avg by (namespace, job_name) (disttrain_loss{{{WORKERS}}})"
+                    f" or max by (namespace, job_name) (disttrain_loss{{{MASTERS}}})",
                     "none",
                 ),
                 "Samples/s": (
-                    'sum by (namespace, job_name) (rate(disttrain_samples_total{job="disttrain-trainer",role="worker"}[$__rate_interval]))',
+                    f"sum by (namespace, job_name) (rate(disttrain_samples_total{{{WORKERS}}}{WINDOW}))"
+                    f" or (sum by (namespace, job_name) (rate(disttrain_samples_total{{{MASTERS}}}{WINDOW}))"
+                    f" and on (namespace, job_name) disttrain_step{{{MASTERS}}})",
                     SAMPLES_PER_SECOND,
                 ),
-                "Workers": (
-                    'count by (namespace, job_name) (disttrain_step{job="disttrain-trainer",role="worker"})',
-                    "none",
-                ),
+                "Workers": (f"count by (namespace, job_name) (disttrain_job_info{{{WORKERS}}})", "none"),
                 "Recoveries": (
                     'max by (namespace, job_name) (increase(disttrain_recoveries_total{job="disttrain-trainer"}[$__range]))',
                     "none",
@@ -155,7 +162,7 @@ def operator() -> Json:
             "Restarts by cause",
             "Replaced pods, by role and cause.",
             target(
-                f"sum by (role, reason) {happened('disttrain_operator_restarts_total', OPERATOR, '$__rate_interval')}",
+                f"sum by (role, reason) {counted('disttrain_operator_restarts_total', OPERATOR, '$__rate_interval')}",
                 "{{role}} {{reason}}",
             ),
             unit="none",
@@ -169,8 +176,8 @@ def operator() -> Json:
             "last 15 minutes.",
             target(
                 mean(
-                    f"sum by (role) {happened('disttrain_operator_recovery_seconds_sum', OPERATOR, '15m')}",
-                    f"sum by (role) {happened('disttrain_operator_recovery_seconds_count', OPERATOR, '15m')}",
+                    f"sum by (role) {counted('disttrain_operator_recovery_seconds_sum', OPERATOR, '15m')}",
+                    f"sum by (role) {counted('disttrain_operator_recovery_seconds_count', OPERATOR, '15m')}",
                 ),
                 "{{role}}",
             ),
@@ -183,8 +190,8 @@ def operator() -> Json:
             "to the first step (train); over the last 15 minutes.",
             target(
                 mean(
-                    f"sum by (phase) {happened('disttrain_operator_startup_seconds_sum', OPERATOR, '15m')}",
-                    f"sum by (phase) {happened('disttrain_operator_startup_seconds_count', OPERATOR, '15m')}",
+                    f"sum by (phase) {counted('disttrain_operator_startup_seconds_sum', OPERATOR, '15m')}",
+                    f"sum by (phase) {counted('disttrain_operator_startup_seconds_count', OPERATOR, '15m')}",
                 ),
                 "{{phase}}",
             ),
@@ -254,7 +261,7 @@ def operator() -> Json:
             "Age of the watches",
             "Seconds since each watch told something, or a resync found nothing to tell. One that grows past 5 "
             "minutes is dead.",
-            target(f"max by (resource) (disttrain_operator_watch_age_seconds{{{OPERATOR}}})", "{{resource}}"),
+            target(f"max by (resource) ({watch_age})", "{{resource}}"),
             unit="s",
             width=8,
         ),

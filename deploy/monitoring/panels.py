@@ -214,11 +214,19 @@ def quantiles(metric: str, selector: str, *, by: str = "", legend: str = "") -> 
     ]
 
 
-def happened(metric: str, selector: str, window: str) -> str:
-    """Increase of a counter whose events are rare and whose label values are not known beforehand. Such a series appears with
-    its first event, which increase() alone never sees: it has no earlier value to compare with."""
+def happened(metric: str, selector: str, window: str, *, process: str) -> str:
+    """Increase of a counter whose events are rare and whose label values are not known beforehand.
+
+    Such a series appears with its first event, which increase() alone never sees: it has no earlier value to compare with. All of it
+    is new, unless it was there at every scrape of a process older than the window, as after a restart of Prometheus. process:
+    selects the process's own series."""
     each = f"{metric}{{{selector}}}"
-    return f"(({each} unless {each} offset {window}) or increase({each}[{window}]))"
+    seconds = {"$__range": "$__range_s", "$__rate_interval": "$__interval_ms / 1000", "15m": "900"}[window]
+    old = (
+        f"count_over_time({each}[{window}]) >= on (instance) group_left () sum_over_time(up{{{process}}}[{window}])"
+        f" and on (instance) process_start_time_seconds{{{process}}} <= time() - {seconds}"
+    )
+    return f"(({each} unless ({old})) or increase({each}[{window}]))"
 
 
 def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 12, height: int = 8) -> Json:
@@ -318,7 +326,8 @@ def variable(name: str, label: str, description: str, query: str, *, many: bool 
 
 
 def event(name: str, expr: str, color: str, *, text: str = "", on: bool = True) -> Json:
-    """Marks in every panel wherever the query has a value."""
+    """Marks in every panel wherever the query has a value. It is asked once a minute: for a week, Prometheus' retention, that is
+    within the 11,000 points that it gives for a query. What lasts shorter has to be looked for over two minutes."""
     return {
         "name": name,
         "datasource": DATASOURCE,
@@ -328,7 +337,7 @@ def event(name: str, expr: str, color: str, *, text: str = "", on: bool = True) 
         "expr": expr,
         "titleFormat": name,
         "textFormat": text,
-        "step": "15s",
+        "step": "1m",
     }
 
 

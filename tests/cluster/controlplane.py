@@ -132,7 +132,7 @@ class ControlPlane(Kubectl):
         return self.up()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is not None and issubclass(kind, Exception):
+        if kind not in (None, GeneratorExit):  # pytest.fail and its time-out are no Exceptions
             runs.keep_logs(self.folder, "The test failed")
         self.down()
 

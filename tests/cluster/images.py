@@ -62,12 +62,18 @@ def built(*names: str) -> Store:
     for old in store.folder.parent.glob("images-*/"):
         if old != store.folder:
             Store(old).delete_if_unused()
+    for wheels in (cache_folder() / "wheels").glob("*"):
+        if wheels not in {_wheels_folder(lock) for lock in _locks()}:
+            shutil.rmtree(wheels, ignore_errors=True)
     return store
 
 
 def _store() -> Store:
-    locks = [ROOT / f"requirements/{name}.txt" for name in ("operator", "trainer", "build")]
-    return Store(cache_folder() / f"images-{_digest(locks)}-{base_image.RECIPE}")
+    return Store(cache_folder() / f"images-{_digest(_locks())}-{base_image.RECIPE}")
+
+
+def _locks() -> list[Path]:
+    return [ROOT / f"requirements/{name}.txt" for name in ("operator", "trainer", "build")]
 
 
 def _sources() -> list[Path]:
@@ -103,7 +109,7 @@ def _record(store: Store) -> dict[str, str]:
 
 def _wheels(lock: Path) -> Path:
     """A folder with the wheels that a requirements file locks; pip checks their hashes, here and again in the build."""
-    folder = cache_folder() / "wheels" / hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    folder = _wheels_folder(lock)
     if folder.exists():
         return folder
     partial = folder.with_suffix(".partial")
@@ -122,6 +128,10 @@ def _wheels(lock: Path) -> Path:
         raise RuntimeError(f"downloading wheels failed: {done.stderr.strip()[-800:]}")
     partial.rename(folder)
     return folder
+
+
+def _wheels_folder(lock: Path) -> Path:
+    return cache_folder() / "wheels" / hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
 
 
 def _pip() -> list[str]:

@@ -40,6 +40,13 @@ mount -t tmpfs -o mode=755 log /var/log
 mkdir -p "$1/var-lib" "$1/var-lib-work"
 mount -t overlay -o lowerdir=/var/lib,upperdir="$1/var-lib",workdir="$1/var-lib-work" overlay /var/lib
 mkdir -p /var/lib/cni /var/lib/kubelet
+# The kubelet sets these for the whole kernel. Here it reads and writes files with the values that it wants.
+for setting in vm/overcommit_memory:1 vm/panic_on_oom:0 kernel/panic:10 kernel/panic_on_oops:1 \
+    kernel/keys/root_maxkeys:1000000 kernel/keys/root_maxbytes:25000000; do
+  file="/run/sysctl-$(echo "${setting%:*}" | tr / -)"
+  echo "${setting#*:}" > "$file"
+  mount --bind "$file" "/proc/sys/${setting%:*}"
+done
 """
 
 

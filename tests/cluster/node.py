@@ -137,7 +137,7 @@ class Node(Kubectl):
         return self.up()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is not None and issubclass(kind, Exception):
+        if kind not in (None, GeneratorExit):  # pytest.fail and its time-out are no Exceptions
             self.keep_logs("The test failed")
         self.down()
 

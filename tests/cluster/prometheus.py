@@ -1,27 +1,35 @@
-"""Debian's Prometheus in the node's network, with the scrape and relabel rules that `deploy/monitoring` ships.
+"""Prometheus as `deploy/monitoring` runs it: in the cluster, with the token of its account, the rights of its role and the shipped file.
 
-Debian builds it without Kubernetes' service discovery. So a thread looks at the pods each second and writes them to a file
-(file_sd) with the labels that discovery of role `pod` would give; the rules then see what they see in a cluster. It also
-scrapes each second, because the tests' jobs are short.
+It is no pod, for want of its image, and has what a pod would have: the node's network, the API server's address in its environment and
+the account's token where every pod has it. One thing differs: it scrapes each second, because the tests' jobs are short.
 """
 
 import contextlib
 import json
 import shutil
-import threading
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cluster.apiserver import SERVICE_IP
 from cluster.node import Node
+from cluster.processes import wait_for
+from cluster.programs import program
 
-ROOT = Path(__file__).parents[2]
+MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
+NAMESPACE = "disttrain-monitoring"
 PORT = 9090
-_WORD = str.maketrans("./-", "___")
+
+# The machine's /run is its own, and /var/run leads there.
+_ACCOUNT = """
+folder=/var/run/secrets/kubernetes.io/serviceaccount
+mkdir -p "$folder"
+cp "$1" "$folder/ca.crt"
+printf %s "$2" > "$folder/token"
+printf %s "$3" > "$folder/namespace"
+"""
 
 
 @dataclass(frozen=True)
@@ -50,70 +58,32 @@ def prometheus(node: Node) -> Iterator[Prometheus]:
     """Runs it for a block."""
     folder = node.folder / "prometheus"
     folder.mkdir()
-    shutil.copy(ROOT / "deploy/monitoring/prometheus/rules.yml", folder)
-    config = yaml.safe_load((ROOT / "deploy/monitoring/prometheus/prometheus.yml").read_text())
-    config["global"].update(scrape_interval="1s", scrape_timeout="1s")
-    discoveries: list[tuple[Path, str, Any]] = []
-    for job in config["scrape_configs"]:
-        if "kubernetes_sd_configs" in job:
-            own = folder / f"{job['job_name']}.json"
-            own.write_text("[]")
-            [discovery] = job.pop("kubernetes_sd_configs")
-            [selector] = discovery["selectors"]
-            job["file_sd_configs"] = [{"files": [str(own)], "refresh_interval": "1s"}]
-            discoveries.append((own, selector["label"], discovery.get("namespaces")))
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    ended = threading.Event()
-    discoverer = threading.Thread(target=_discover, args=(node, discoveries, ended), daemon=True)
-    with (node.folder / "log" / "prometheus.log").open("w") as log:
-        process = node.popen(
-            "prometheus",
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{PORT}",
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            discoverer.start()
-            ready = ["curl", "-sf", "--max-time", "5", f"http://127.0.0.1:{PORT}/-/ready"]
-            node.wait_for("Prometheus to be ready", lambda: node.run(*ready).returncode == 0, 30)
-            yield Prometheus(node)
-        finally:
-            ended.set()
-            process.terminate()
-            process.wait(timeout=30)
-            discoverer.join(timeout=30)
+    _write_config(folder)
+    node.kubectl("apply", "-f", str(MONITORING / "namespace.yaml"))
+    node.kubectl("apply", "-n", NAMESPACE, "-f", str(MONITORING / "prometheus/rbac.yaml"))
+    token = node.kubectl("create", "token", "prometheus", "-n", NAMESPACE, "--duration=24h").strip()
+    node.machine.shell(_ACCOUNT, str(node.layout.authority.ca), token, NAMESPACE)
+    started = node.machine.program(
+        "prometheus",
+        str(program("prometheus")),
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{PORT}",
+    )
+    server = replace(started, env={"KUBERNETES_SERVICE_HOST": SERVICE_IP, "KUBERNETES_SERVICE_PORT": "443"}).start()
+    try:
+        ready = ["curl", "-sf", "--max-time", "5", f"http://127.0.0.1:{PORT}/-/ready"]
+        wait_for("Prometheus to be ready", lambda: node.run(*ready).returncode == 0, 30, programs=[server])
+        yield Prometheus(node)
+    finally:
+        server.stop(seconds=30)
 
 
-def _discover(node: Node, discoveries: list[tuple[Path, str, Any]], ended: threading.Event) -> None:
-    while not ended.wait(1):
-        for path, label, namespaces in discoveries:
-            where = [word for name in (namespaces or {}).get("names", []) for word in ("-n", name)] or ["-A"]
-            pods = json.loads(node.kubectl("get", "pods", *where, "-l", label, "-o", "json"))["items"]
-            new = path.with_suffix(".new")
-            new.write_text(json.dumps([target for pod in pods for target in _targets(pod)]))
-            new.rename(path)  # Prometheus must never read half a file
-
-
-def _targets(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A pod as discovery of role `pod` sees it: a target for each port of each container."""
-    ip = pod["status"].get("podIP")
-    if not ip:
-        return
-    meta = pod["metadata"]
-    labels = {f"__meta_kubernetes_pod_label_{key.translate(_WORD)}": value for key, value in meta["labels"].items()}
-    for container in pod["spec"]["containers"]:
-        for port in container.get("ports", []):
-            yield {
-                "targets": [f"{ip}:{port['containerPort']}"],
-                "labels": labels
-                | {
-                    "__meta_kubernetes_namespace": meta["namespace"],
-                    "__meta_kubernetes_pod_name": meta["name"],
-                    "__meta_kubernetes_pod_node_name": pod["spec"].get("nodeName", ""),
-                    "__meta_kubernetes_pod_phase": pod["status"]["phase"],
-                    "__meta_kubernetes_pod_container_name": container["name"],
-                    "__meta_kubernetes_pod_container_port_name": port.get("name", ""),
-                },
-            }
+def _write_config(folder: Path) -> None:
+    shutil.copy(MONITORING / "prometheus/rules.yml", folder)
+    shipped = (MONITORING / "prometheus/prometheus.yml").read_text()
+    quicker = shipped.replace("scrape_interval: 5s", "scrape_interval: 1s").replace(
+        "scrape_timeout: 4s", "scrape_timeout: 1s"
+    )
+    assert quicker.count(": 1s") == 2, "the intervals are not those that are replaced here"
+    (folder / "prometheus.yml").write_text(quicker)

@@ -56,7 +56,8 @@ def end_of(node: Node, namespace: str, pod: str) -> str:
 _CHECKS = """
 import getpass, importlib, os, shutil, sys
 modules = [importlib.import_module(name) for name in sys.argv[1:]]
-print(getpass.getuser(), os.getuid(), all(os.path.exists(m.__cached__) for m in modules), shutil.which("cc") or shutil.which("gcc"))
+compilers = [tool for tool in "cc gcc g++ c++ cpp clang ld as make go rustc nvcc".split() if shutil.which(tool)]
+print(getpass.getuser(), os.getuid(), all(os.path.exists(m.__cached__) for m in modules), compilers)
 """
 
 
@@ -65,7 +66,7 @@ def test_trainer_image_runs_restricted(node: Node) -> None:
     with node.namespace("trainer-image") as ns:
         pod = make_pod("imports", "trainer", "python", "-c", _CHECKS, *modules)
         node.kubectl("apply", "-n", ns, "-f", "-", input=pod)
-        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "None"]
+        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "[]"]
 
 
 def test_operator_image_runs_restricted_and_holds_no_torch(node: Node) -> None:
@@ -77,7 +78,7 @@ def test_operator_image_runs_restricted_and_holds_no_torch(node: Node) -> None:
             make_pod("helps", "operator", "disttrain-operator", "--help"),
         ]
         node.kubectl("apply", "-n", ns, "-f", "-", input=pods)
-        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "None"]
+        assert end_of(node, ns, "imports").split() == ["disttrain", "65532", "True", "[]"]
         assert end_of(node, ns, "torch").split() == ["None"]
         assert "usage" in end_of(node, ns, "helps").lower()
 
@@ -207,8 +208,20 @@ def _network_namespaces() -> set[str]:
     return found | ({str(p) for p in named.iterdir()} if named.exists() else set())
 
 
+def _kernel_settings() -> dict[Path, str]:
+    """What a kubelet sets for the whole machine."""
+    names = (
+        "vm/overcommit_memory",
+        "vm/panic_on_oom",
+        "kernel/panic",
+        "kernel/panic_on_oops",
+        "kernel/keys/root_maxkeys",
+    )
+    return {file: file.read_text() for name in names for file in [Path("/proc/sys") / name]}
+
+
 def test_nothing_stays_behind(images: Store) -> None:
-    before = _network_namespaces()
+    before, settings = _network_namespaces(), _kernel_settings()
     with Node(images=images) as node:
         folder = node.folder
         node.kubectl("apply", "-f", "-", input=make_pod("sleeps", "operator", "sleep", "1000"))
@@ -216,6 +229,7 @@ def test_nothing_stays_behind(images: Store) -> None:
         assert _traces(folder), "while it runs there are traces"
     assert _traces(folder) == []
     assert _network_namespaces() <= before
+    assert _kernel_settings() == settings
 
 
 _UP_AND_WAIT = """

@@ -125,6 +125,7 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
 def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
     job = job_of("digits-ps.yaml", "killed")
     job["spec"]["trainer"]["epochs"] *= 4
+    job["spec"]["observability"] = {"statusIntervalSeconds": 1}  # so that it is seen to train long before its end
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     node.wait_for("the job to train", lambda: training(node, "killed").get("step", 0) > 0, 120)
     node.kill_pod(TEAM, "killed-worker-1")
@@ -136,9 +137,15 @@ def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
 
 
 def test_the_other_examples_complete_side_by_side(node: Node) -> None:
+    language = job_of("charlm-ddp.yaml", "charlm")
+    language["spec"]["trainer"]["maxSteps"] = 20  # of 300, which are half a minute of two cores
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=language, user=JANE)
     examples = ["digits-ddp.yaml", "mlp-sync.yaml", "torchrun-script.yaml", "command.yaml"]
-    for name in [apply(node, example) for example in examples]:
-        assert complete(node, name)["state"] == "Complete", name
+    for name in ["charlm", *(apply(node, example) for example in examples)]:
+        status = complete(node, name)
+        assert status["state"] == "Complete", name
+    bits = float(training(node, "charlm")["evaluation"]["bits_per_character"])
+    assert bits < 5.5  # a guess among the text's characters is above 6
 
 
 def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
@@ -161,14 +168,19 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
 
 
 def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
-    secretless, claimless, programless = (
-        job_of("command.yaml", name) for name in ("secretless", "claimless", "programless")
+    secretless, claimless, programless, imageless, volumeless = (
+        job_of("command.yaml", name) for name in ("secretless", "claimless", "programless", "imageless", "volumeless")
     )
     env = [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "token"}}}]
     secretless["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
     claimless["spec"]["checkpoint"] = {"volume": {"persistentVolumeClaim": "nowhere"}}
     programless["spec"]["trainer"]["command"] = ["nowhere"]
-    node.kubectl("apply", "-n", TEAM, "-f", "-", input=[secretless, claimless, programless], user=JANE)
+    imageless["spec"]["image"] = "registry.invalid/nowhere:1"
+    volume = {"name": "token", "secret": {"secretName": "nowhere"}}
+    mount = {"name": "trainer", "volumeMounts": [{"name": "token", "mountPath": "/token"}]}
+    volumeless["spec"]["worker"]["template"] = {"spec": {"volumes": [volume], "containers": [mount]}}
+    jobs = [secretless, claimless, programless, imageless, volumeless]
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=jobs, user=JANE)
 
     def condition(name: str, type_: str) -> str:
         conditions = node.get("dtj", name, namespace=TEAM).get("status", {}).get("conditions", [])
@@ -178,6 +190,8 @@ def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
         ("secretless", "Ready", "create it in the job's namespace"),
         ("claimless", "Scheduled", "create it in the job's namespace"),
         ("programless", "Failed", "(StartError, exit code 127)"),
+        ("imageless", "Ready", "check the image's name"),
+        ("volumeless", "Ready", "create it in the job's namespace"),
     ]:
         message = node.wait_for(
             f"{type_} of {name} to name it", lambda name=name, type_=type_: condition(name, type_), 60

@@ -41,6 +41,8 @@ def fill(expr: str, picked: dict[str, str], *, seconds: int, interval: int = 15,
     values = picked | {
         "__rate_interval": f"{max(interval + scrape, 4 * scrape)}s",
         "__interval": f"{interval}s",
+        "__interval_ms": str(interval * 1000),
         "__range": f"{seconds}s",
+        "__range_s": str(seconds),
     }
     return re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda match: values[match[1] or match[2]], expr)

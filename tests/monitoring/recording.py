@@ -1,9 +1,9 @@
-"""Plays three training runs and an operator, and writes their metrics down in OpenMetrics, for `promtool tsdb create-blocks-from`.
+"""Plays five jobs and an operator, and writes their metrics down in OpenMetrics, for `promtool tsdb create-blocks-from`.
 
 Deterministic: 20 minutes at the scrape interval of 5 s. The job `digits` (4 workers, 2 servers, bounded staleness) loses a
 worker at minute 5, has a slow worker from 8 to 12, and loses a server at 14, which takes it back to a checkpoint. `chars` (data
-parallel, 3 workers) has no servers; the loss of `diverged` is NaN from minute 15. What it is not: a model of training; only the
-shapes of the metrics are true.
+parallel, 3 workers) has no servers; the loss of `diverged` is NaN from minute 15. `script` reports what it does until minute 10, and
+hangs from then on; `command` never reports. What it is not: a model of training; only the shapes of the metrics are true.
 """
 
 import math
@@ -14,10 +14,16 @@ from dataclasses import dataclass, field
 
 from monitoring.contract import BUCKETS, METRICS, OPERATOR_METRICS, PHASES, TARGET, TRAINER
 
+OTHERS = ("up", "process_start_time_seconds")
+"""Recorded too: of the scrape, and of every Python process that does not leave it out."""
+
 START = 1_767_225_720  # 2026-01-01T00:02:00Z: within one block of two hours
 SCRAPE = 5
 DURATION = 20 * 60
 END = START + DURATION
+
+SCRIPT_SAMPLES, SCRIPT_HANGS = 80, 600
+"""Samples a second of the job `script`, and the second from which it does no more."""
 
 STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 STALENESS_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
@@ -101,7 +107,7 @@ class Recording:
                 self._sample(family, series, process.target | labels, now, value)
 
     def _sample(self, family: str, series: str, labels: dict[str, str], now: int, value: float) -> None:
-        if family != "up":
+        if family not in OTHERS:
             metric = METRICS[family]
             own = (OPERATOR_METRICS.keys() >= {family} and TARGET) or TRAINER
             unknown = set(labels) - own - metric.labels - {"le"}
@@ -160,11 +166,14 @@ class Job:
 
     def _begin(self, process: Process) -> None:
         """What a trainer exports from its start."""
-        for name in ("steps", "samples", "recoveries", "lost_steps"):
+        for name in ("recoveries", "lost_steps"):
             process.set(f"disttrain_{name}_total", 0)
-        for direction in ("sent", "received"):
-            process.set("disttrain_communication_bytes_total", 0, direction=direction)
-        process.expect("disttrain_checkpoint_duration_seconds")
+        if process.target["role"] != "master":  # which computes nothing
+            for name in ("steps", "samples"):
+                process.set(f"disttrain_{name}_total", 0)
+            for direction in ("sent", "received"):
+                process.set("disttrain_communication_bytes_total", 0, direction=direction)
+            process.expect("disttrain_checkpoint_duration_seconds")
         if process.target["role"] == "worker":
             process.expect("disttrain_step_duration_seconds")
             for phase in PHASES:
@@ -231,7 +240,6 @@ class Job:
                 return
             worker.owed -= work + wait
             self.slices += 1
-            self.master.add("disttrain_samples_total", self.batch / len(self.workers))
             shares = {"data": 0.08 * work, "forward": 0.32 * work, "backward": 0.55 * work, "optimize": 0.05 * work}
             for phase in PHASES:
                 process.add(
@@ -282,6 +290,43 @@ class Job:
                     process.set("disttrain_samples_per_second", self.batch / len(self.workers) / (worker.seconds * 1.4))
 
 
+class Program:
+    """A job that is a script, which may report, or a command: its agents know of no step, and its master of what is reported."""
+
+    def __init__(self, name: str, *, workers: int, agents: bool) -> None:
+        self.common = {"job": "disttrain-trainer", "namespace": "research", "job_name": name}
+        self.master = self._process("master", 0)
+        self.workers = [self._process("worker", index) for index in range(workers)]
+        for process in self.workers:
+            process.up = agents  # a command serves no metrics
+        self.exporters = [self.master, *(self.workers if agents else [])]
+        for process in self.exporters:
+            process.set("disttrain_recoveries_total", 0)
+            process.set("disttrain_job_info", 1, strategy="DataParallel", attempt="1", world_size=str(workers))
+        self.master.set("disttrain_lost_steps_total", 0)
+
+    def _process(self, role: str, index: int) -> Process:
+        pod = f"{self.common['job_name']}-{role}-{index}"
+        where = {"pod": pod, "instance": f"{pod}:9400", "node": f"node-{index % 2}"}
+        return Process(self.common | {"role": role, "rank": str(index)} | where)
+
+    @property
+    def processes(self) -> list[Process]:
+        return [self.master, *self.workers]
+
+    def report(self, step: int, samples: int) -> None:
+        """Through session.report, on all ranks together."""
+        master = self.master
+        master.set("disttrain_step", step)
+        master.set("disttrain_loss", 0.1 + 2.2 * math.exp(-step / 100))
+        master.add("disttrain_samples_total", samples)
+        master.set("disttrain_samples_per_second", samples / SCRAPE)
+
+    def spend(self, bucket: str) -> None:
+        for each in BUCKETS:
+            self.master.add("disttrain_goodput_seconds_total", SCRAPE if each == bucket else 0, bucket=each)
+
+
 class Operator:
     """Two replicas, of which one leads."""
 
@@ -303,14 +348,15 @@ class Operator:
             process.set("disttrain_operator_leader", 1 if process is self.leader else 0)
             process.set("disttrain_operator_reconcile_errors_total", 0)
             process.set("disttrain_operator_queue_depth", 0)
+            process.set("process_start_time_seconds", START - 7200)
         self.done = 0
 
     def tick(self, now: int) -> None:
         rand, leader, since = self.random, self.leader, now - START
-        for process in (leader, self.other):
-            for resource, period in (("disttrainjobs", 17), ("pods", 7), ("configmaps", 60)):
-                process.set("disttrain_operator_watch_age_seconds", since % period, resource=resource)
-                process.add("disttrain_operator_resync_drift_total", 0, resource=resource)
+        for resource, period in (("disttrainjobs", 17), ("pods", 7), ("configmaps", 60)):
+            # Only of the leader: the other one watches nothing but the Lease.
+            leader.set("disttrain_operator_watch_age_seconds", since % period, resource=resource)
+            leader.add("disttrain_operator_resync_drift_total", 0, resource=resource)
         for _ in range(rand.randrange(3, 12)):
             leader.observe("disttrain_operator_reconcile_duration_seconds", rand.lognormvariate(-4.6, 0.9))
         leader.add("disttrain_operator_reconcile_errors_total", 1 if since in (305, 850) else 0)
@@ -362,6 +408,8 @@ def play() -> Recording:
     digits = Job("demo", "digits", workers=4, servers=2, batch=64, seconds=0.11, seed=7)
     chars = Job("research", "chars", workers=3, servers=0, batch=96, seconds=0.35, seed=8)
     diverged = Job("research", "diverged", workers=1, servers=0, batch=32, seconds=0.5, seed=9)
+    script = Program("script", workers=2, agents=True)
+    command = Program("command", workers=2, agents=False)
     operator = Operator()
     for since in range(0, DURATION + 1, SCRAPE):
         now = START + since
@@ -376,6 +424,13 @@ def play() -> Recording:
             if job is diverged and since >= 900:
                 job.workers[0].process.set("disttrain_loss", math.nan)
             for process in job.processes:
+                recording.scrape(process, now)
+        if since >= 30:
+            if since <= SCRIPT_HANGS:
+                script.report(since // 10 - 2, SCRIPT_SAMPLES * SCRAPE)
+            script.spend("productive" if since <= SCRIPT_HANGS else "stalled")
+        for program in (script, command):
+            for process in program.processes:
                 recording.scrape(process, now)
         operator.tick(now)
         recording.scrape(operator.leader, now)

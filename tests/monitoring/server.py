@@ -1,13 +1,8 @@
-"""A real Prometheus on loopback, for tests: over recorded data, or scraping. And promtool.
-
-Both are Debian's package `prometheus`, or whatever DISTTRAIN_PROMETHEUS and DISTTRAIN_PROMTOOL name.
-"""
+"""A real Prometheus on loopback, for tests: over recorded data, or scraping. And promtool. Both are built by cluster/programs.py."""
 
 import json
-import os
-import shutil
+import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,22 +16,14 @@ from typing import Any
 
 import pytest
 
+from cluster.programs import program, require
+
 Series = dict[str, Any]
-
-
-def program(name: str) -> str:
-    """The path of prometheus or promtool. Without it the test is skipped, and fails where CI is set."""
-    path = os.environ.get(f"DISTTRAIN_{name.upper()}") or shutil.which(name)
-    if path:
-        return path
-    message = f"{name} is not installed (Debian, Ubuntu: apt install prometheus)"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:
     """Its output; a failure is told with it."""
+    require("monitoring")
     done = subprocess.run(
         [program("promtool"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
     )
@@ -78,16 +65,10 @@ class Prometheus:
         return self._get("targets?state=active")["activeTargets"]
 
 
-def free_port() -> int:
-    with socket.socket() as each:
-        each.bind(("127.0.0.1", 0))
-        return each.getsockname()[1]
-
-
 @contextmanager
 def prometheus(folder: Path, config: Path, *flags: str) -> Iterator[Prometheus]:
     """A Prometheus with its data in the folder, ready to answer; it ends with the block."""
-    port = free_port()
+    require("monitoring")
     log = folder / "prometheus.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -96,16 +77,14 @@ def prometheus(folder: Path, config: Path, *flags: str) -> Iterator[Prometheus]:
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 "--storage.tsdb.retention.time=100y",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--log.level=warn",
+                "--web.listen-address=127.0.0.1:0",
                 *flags,
             ],
             stdout=out,
             stderr=subprocess.STDOUT,
         )
     try:
-        _wait_ready(process, port, log)
-        yield Prometheus(f"http://127.0.0.1:{port}")
+        yield Prometheus(_wait_ready(process, log))
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -115,18 +94,21 @@ def prometheus(folder: Path, config: Path, *flags: str) -> Iterator[Prometheus]:
             process.wait()
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Its URL: the port is the kernel's choice, and told in the log."""
     deadline = time.monotonic() + 30
     while True:
         if process.poll() is not None:
             pytest.fail(f"prometheus ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                pytest.fail(f"prometheus was not ready after 30 s:\n{log.read_text()}")
-            time.sleep(0.1)
+        if listening := re.search(r'msg="Listening on".* address=(127\.0\.0\.1:\d+)', log.read_text()):
+            try:
+                with urllib.request.urlopen(f"http://{listening[1]}/-/ready", timeout=2):
+                    return f"http://{listening[1]}"
+            except OSError:
+                pass
+        if time.monotonic() > deadline:
+            pytest.fail(f"prometheus was not ready after 30 s:\n{log.read_text()}")
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -1,11 +1,15 @@
-"""`kubectl apply -k` of each overlay against a real API server with controllers: admission, Pod Security, roles, a second apply."""
+"""`kubectl apply -k` of each overlay against a real API server with controllers: admission, Pod Security, roles, a second apply; the
+overlay for one namespace by somebody who is admin there and nobody elsewhere."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from cluster.controlplane import ControlPlane
+from cluster.kubectl import KubectlError
+from cluster.processes import wait_for
 from cluster.programs import require
 from monitoring.grafana import MONITORING
 
@@ -61,10 +65,10 @@ def test_the_other_overlays_are_accepted_too(cluster: ControlPlane, overlay: str
     cluster.kubectl("apply", "--dry-run=server", "--warnings-as-errors", "-k", str(DEPLOY / overlay))
 
 
-def allowed(cluster: ControlPlane, user: str, verb: str, resource: str) -> bool:
+def allowed(cluster: ControlPlane, user: str, verb: str, resource: str, *, namespace: str = "team") -> bool:
     # kubectl takes pods/log for the pod named log: a subresource is a flag
     name, _, subresource = resource.partition("/")
-    words = ("auth", "can-i", verb, name, f"--subresource={subresource}", "-n", "team", "--as", user)
+    words = ("auth", "can-i", verb, name, f"--subresource={subresource}", "-n", namespace, "--as", user)
     return cluster.kubectl(*words, check=False).strip() == "yes"
 
 
@@ -121,8 +125,86 @@ def test_a_job_can_be_created_after_the_apply(cluster: ControlPlane) -> None:
     cluster.kubectl("create", "--dry-run=server", "-f", "-", input=JOB)
 
 
+def test_kubectl_answers_what_the_script_for_kind_asks_about_an_example(cluster: ControlPlane) -> None:
+    """Whose answer is imitated in tests/unit/deploy/test_kind.py."""
+    script = (DEPLOY / "kind" / "up.sh").read_text()
+    (columns,) = re.findall(r"^readonly FIELDS=(\S+)$", script, re.MULTILINE)
+    (flags,) = re.findall(r'cluster_kubectl get -f "\$EXAMPLE" (.*) "custom-columns=\$FIELDS"\)', script)
+    example = str(DEPLOY.parent / "examples" / "digits-ps.yaml")
+    question = ("get", "-f", example, *flags.split(), f"custom-columns={columns}")
+    assert cluster.kubectl(*question).strip() == ""
+    cluster.kubectl("apply", "-f", example)
+    cluster.kubectl(
+        "patch", "dtj", "digits-ps", "--subresource=status", "--type=merge", "-p", '{"status":{"state":"Complete"}}'
+    )
+    rows = [line.split() for line in cluster.kubectl(*question).splitlines()]
+    assert ["DistTrainJob", "default", "digits-ps", "Complete"] in rows
+    assert all(len(row) == 4 for row in rows)
+
+
 def test_delete_leaves_nothing(cluster: ControlPlane) -> None:
     cluster.kubectl("delete", "-k", str(DEPLOY / "overlays" / "kind"), "--timeout=50s")
     for kind in ("namespaces", "clusterroles", "clusterrolebindings", "customresourcedefinitions"):
         left = [each["metadata"]["name"] for each in json.loads(cluster.kubectl("get", kind, "-o", "json"))["items"]]
         assert [name for name in left if "disttrain" in name] == [], kind
+
+
+ANN = "ann"
+NAMESPACED = str(DEPLOY / "overlays" / "namespaced")
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[ControlPlane]:
+    """A cluster whose admin applied the prerequisites, and in which Ann is admin of the namespace default."""
+    require("apiserver")
+    with ControlPlane(controllers=True, scheduler=True) as control_plane:
+        control_plane.add_fake_nodes(1, resources={"ephemeral-storage": "100Gi"})
+        control_plane.kubectl("create", "namespace", "team")
+        for role, user in (("admin", ANN), ("edit", "ed")):
+            control_plane.kubectl(
+                "create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", "default"
+            )
+        control_plane.kubectl("apply", "--warnings-as-errors", "-k", str(DEPLOY / "cluster-prerequisites"))
+        wait_for(
+            "the controller that adds roles up to `admin`",
+            lambda: "bind" in control_plane.kubectl("get", "clusterrole", "admin", "-o", "yaml"),
+            30,
+            programs=control_plane.programs,
+        )
+        yield control_plane
+
+
+def test_the_prerequisites_start_nothing_and_give_nobody_a_right_by_themselves(prepared: ControlPlane) -> None:
+    text = prepared.kubectl("get", "-k", str(DEPLOY / "cluster-prerequisites"), "-o", "name")
+    kinds = {line.partition(".")[0] for line in text.split()}
+    assert kinds == {"customresourcedefinition", "clusterrole"}
+
+
+def test_the_admin_of_a_namespace_runs_an_operator_in_it(prepared: ControlPlane) -> None:
+    prepared.kubectl("apply", "--warnings-as-errors", "-k", NAMESPACED, user=ANN)
+    wait = ("wait", "--for=condition=Available", "deployment/disttrain-operator", "-n", "default", "--timeout=50s")
+    prepared.kubectl(*wait, user=ANN)
+    account = "system:serviceaccount:default:disttrain-operator"
+    for verb, resource in (("patch", "disttrainjobs/status"), ("create", "pods"), ("watch", "disttrainjobs")):
+        assert allowed(prepared, account, verb, resource, namespace="default"), f"{verb} {resource}"
+        assert not allowed(prepared, account, verb, resource, namespace="team"), f"{verb} {resource}"
+    again = prepared.kubectl("apply", "-k", NAMESPACED, user=ANN).splitlines()
+    assert [line for line in again if not line.endswith(" unchanged")] == []
+
+
+def test_the_right_to_bind_is_for_admins_for_their_namespace_and_for_this_role_alone(prepared: ControlPlane) -> None:
+    def bind(role: str, *, user: str, namespace: str) -> None:
+        account = f"--serviceaccount={namespace}:default"
+        prepared.kubectl("create", "rolebinding", "more", f"--clusterrole={role}", account, "-n", namespace, user=user)
+
+    for role, user, namespace in (
+        ("disttrain-operator", ANN, "team"),
+        ("disttrain-operator", "ed", "default"),
+        ("cluster-admin", ANN, "default"),
+        ("disttrain-operator-bind", "ed", "default"),
+    ):
+        with pytest.raises(KubectlError, match="forbidden"):
+            bind(role, user=user, namespace=namespace)
+    words = ("create", "clusterrolebinding", "more", "--clusterrole=disttrain-operator", f"--user={ANN}")
+    with pytest.raises(KubectlError, match="forbidden"):
+        prepared.kubectl(*words, user=ANN)

@@ -2,13 +2,14 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 from monitoring.contract import METRICS
 from monitoring.grafana import DASHBOARDS, PICKED, fill, interval, load, targets
-from monitoring.recording import DURATION, END, START, Recording
-from monitoring.server import Prometheus, QueryError
+from monitoring.recording import DURATION, END, OTHERS, SCRIPT_SAMPLES, START, Process, Recording
+from monitoring.server import Prometheus, QueryError, replay
 
 QUERIES = [
     pytest.param(name, panel, target, id=f"{name}-{panel['title']}-{target['refId']}")
@@ -62,9 +63,24 @@ def test_every_variable_finds_its_values(replayed: Prometheus, name: str) -> Non
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_every_annotation_parses(replayed: Prometheus, name: str) -> None:
     for annotation in load(name)["annotations"]["list"]:
-        result = replayed.query_range(fill(annotation["expr"], PICKED[name], seconds=DURATION), start=START, end=END)
-        if annotation["name"] == "Recovery":
-            assert result
+        assert annotation["step"] == "1m"
+        replayed.query_range(fill(annotation["expr"], PICKED[name], seconds=DURATION), start=START, end=END, step=60)
+
+
+@pytest.mark.parametrize("scrape", [5, 15, 60])
+def test_every_recovery_is_marked_whatever_the_scrape_interval(tmp_path: Path, scrape: int) -> None:
+    master = Process({"namespace": "demo", "job_name": "digits", "role": "master", "rank": "0", "instance": "m:9400"})
+    recording, recoveries = Recording(), [200, 500, 800]
+    for since in range(0, DURATION, scrape):
+        master.set("disttrain_recoveries_total", sum(when <= since for when in recoveries))
+        recording.scrape(master, START + since)
+    (expr,) = [each["expr"] for each in load("job")["annotations"]["list"] if each["name"] == "Recovery"]
+    with replay(tmp_path, recording.openmetrics()) as server:
+        (marks,) = server.query_range(fill(expr, PICKED["job"], seconds=DURATION), start=START + 7, end=END, step=60)
+    minutes = [(int(when) - START) // 60 for when, _ in marks["values"]]
+    for when in recoveries:
+        assert {when // 60 + 1, when // 60 + 2} & set(minutes), f"none for {when} s: {minutes}"
+    assert len(minutes) <= 3 * len(recoveries)
 
 
 def test_a_job_without_parameter_servers_fills_all_other_panels(replayed: Prometheus) -> None:
@@ -75,6 +91,67 @@ def test_a_job_without_parameter_servers_fills_all_other_panels(replayed: Promet
         if not replayed.query_range(expr, start=START, end=END):
             empty.add(panel["title"])
     assert empty == {"Staleness", "Version by server", "Late gradients"}
+
+
+def filled(server: Prometheus, job_name: str) -> set[str]:
+    """The panels that show a number for that job of the namespace research, at minute 8."""
+    picked = {"namespace": "research", "job_name": job_name, "rank": ".*"}
+    return {
+        panel["title"]
+        for panel, target in targets(load("job"))
+        for series in server.query(fill(target["expr"], picked, seconds=480), time=START + 480)
+        if math.isfinite(float(series["value"][1]))
+    }
+
+
+def test_a_script_that_reports_fills_what_its_master_can_tell(replayed: Prometheus) -> None:
+    assert filled(replayed, "script") == {
+        "State",
+        "Step",
+        "Loss",
+        "Throughput",
+        "Workers",
+        "Recoveries",
+        "Goodput",
+        "Loss by rank",
+        "Step and checkpoint",
+        "Throughput by rank",
+        "Recoveries and lost steps",
+        "Where the time goes",
+    }
+
+
+def test_of_a_job_that_never_reports_nothing_is_made_up(replayed: Prometheus) -> None:
+    assert filled(replayed, "command") == {"State", "Recoveries", "Recoveries and lost steps"}
+
+
+@pytest.mark.parametrize(
+    ("title", "value"),
+    [("Throughput", SCRIPT_SAMPLES), ("Throughput by rank", SCRIPT_SAMPLES), ("Goodput", 1), ("Workers", 2)],
+)
+def test_the_numbers_of_a_script_are_those_of_its_master(replayed: Prometheus, title: str, value: float) -> None:
+    picked = {"namespace": "research", "job_name": "script", "rank": ".*"}
+    (expr,) = [target["expr"] for panel, target in targets(load("job")) if panel["title"] == title]
+    (series,) = replayed.query(fill(expr, picked, seconds=480), time=START + 480)
+    assert float(series["value"][1]) == pytest.approx(value)
+
+
+def test_the_table_of_jobs_has_scripts_too(replayed: Prometheus) -> None:
+    columns = {
+        target["refId"]: {
+            series["metric"]["job_name"]: float(series["value"][1])
+            for series in replayed.query(fill(target["expr"], PICKED["operator"], seconds=480), time=START + 480)
+        }
+        for panel, target in targets(load("operator"))
+        if panel["title"] == "Jobs"
+    }
+    step, loss, samples, workers, recoveries = columns.values()
+    assert step["script"] == 46
+    assert 0 < loss["script"] < 2.3
+    assert samples["script"] == pytest.approx(SCRIPT_SAMPLES)
+    assert workers["script"] == 2
+    assert recoveries["script"] == recoveries["command"] == 0
+    assert "command" not in {*step, *loss, *samples, *workers}
 
 
 def test_a_misspelt_metric_and_a_syntax_error_would_be_seen(replayed: Prometheus) -> None:
@@ -145,10 +222,15 @@ def test_the_phases_add_up_to_the_step(replayed: Prometheus) -> None:
 @pytest.mark.parametrize(
     ("namespace", "job_name", "seconds", "state"),
     [
-        pytest.param("demo", "digits", 10, 0, id="waiting before the first step"),
-        pytest.param("demo", "digits", 60, 1, id="training"),
-        pytest.param("research", "diverged", 600, 1, id="training before its loss is lost"),
-        pytest.param("research", "diverged", 1000, 2, id="loss is NaN"),
+        pytest.param("demo", "digits", 10, 0, id="no report before the first step"),
+        pytest.param("demo", "digits", 60, 2, id="training"),
+        pytest.param("research", "diverged", 600, 2, id="training before its loss is lost"),
+        pytest.param("research", "diverged", 1000, 3, id="loss is NaN"),
+        pytest.param("research", "script", 15, 0, id="no report yet of a script"),
+        pytest.param("research", "script", 30, 2, id="training from the first report"),
+        pytest.param("research", "script", 600, 2, id="training as long as the script reports steps"),
+        pytest.param("research", "script", 960, 1, id="waiting 5 minutes after the last step"),
+        pytest.param("research", "command", 600, 0, id="no report of a command"),
     ],
 )
 def test_state_tells_training_from_waiting_from_a_lost_loss(
@@ -167,6 +249,41 @@ def test_the_first_event_of_its_kind_is_counted(replayed: Prometheus, title: str
     assert float(series["value"][1]) == pytest.approx(count, rel=0.05)
 
 
+def test_what_an_operator_counted_before_the_first_scrape_is_not_told_as_new(tmp_path: Path) -> None:
+    """As after a restart of Prometheus, whose store ends with its pod. A process that is new itself has nothing old to tell."""
+    recording = Recording()
+    for pod, age in (("old", 86_400), ("new", -10)):
+        where = {"job": "disttrain-operator", "namespace": "disttrain-system", "pod": pod, "instance": f"{pod}:8080"}
+        operator = Process(where)
+        operator.set("process_start_time_seconds", START - age)
+        operator.set("disttrain_operator_jobs_finished_total", 5, result="Failed", reason=pod)
+        for since in range(15, DURATION + 1, 15):
+            if since == 600:
+                operator.set("disttrain_operator_jobs_finished_total", 1, result="Failed", reason="later")
+            recording.scrape(operator, START + since)
+    with replay(tmp_path, recording.openmetrics()) as server:
+        (failed,) = ask(server, "operator", "Failed")
+        bars = ask(server, "operator", "Finished jobs")
+    assert float(failed["value"][1]) == 5 + 2
+    shown = {(series["metric"]["reason"]): sum(numbers(series)) for series in bars}
+    assert shown["old"] == 0
+    assert shown["new"] == 5
+    assert shown["later"] == 2
+
+
+def test_the_watches_of_an_operator_that_waits_do_not_count(tmp_path: Path) -> None:
+    recording = Recording()
+    for pod, leads, age in (("first", 1, 12), ("second", 0, 9000)):
+        operator = Process({"job": "disttrain-operator", "namespace": "disttrain-system", "pod": pod, "instance": pod})
+        operator.set("disttrain_operator_leader", leads)
+        operator.set("disttrain_operator_watch_age_seconds", age, resource="pods")
+        recording.scrape(operator, END)
+    with replay(tmp_path, recording.openmetrics()) as server:
+        for title in ("Oldest watch", "Age of the watches"):
+            (series,) = ask(server, "operator", title)
+            assert numbers(series) == [12], title
+
+
 @pytest.mark.parametrize(("title", "total"), [("Finished jobs", 3), ("Restarts by cause", 2)])
 def test_an_event_is_in_one_bar(replayed: Prometheus, title: str, total: int) -> None:
     bars = [value for series in ask(replayed, "operator", title) for value in numbers(series) if value > 0.5]
@@ -174,11 +291,11 @@ def test_an_event_is_in_one_bar(replayed: Prometheus, title: str, total: int) ->
 
 
 def test_every_metric_of_the_contract_is_recorded(recording: Recording) -> None:
-    assert recording.families == METRICS.keys() | {"up"}
+    assert recording.families == METRICS.keys() | {*OTHERS}
 
 
 def test_every_metric_of_the_contract_is_shown_somewhere() -> None:
     shown = " ".join(target["expr"] for name in DASHBOARDS for _, target in targets(load(name)))
     unseen = {name for name in METRICS if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown)}
-    # Throughput is drawn from the counter, which is exact; the info metric is for joins in one's own queries.
-    assert unseen == {"disttrain_samples_per_second", "disttrain_job_info"}
+    # Throughput is drawn from the counter, which is exact.
+    assert unseen == {"disttrain_samples_per_second"}

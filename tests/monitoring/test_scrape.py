@@ -1,21 +1,25 @@
-"""The scrape configuration on a real Prometheus: which pods it finds, and which labels their series get."""
+"""The scrape configuration on a real Prometheus, with the rights of its account on a real API server: which pods it finds, and which
+labels their series get.
+
+The pods are objects of the API server alone; in their place, servers on loopback answer the scrape.
+"""
 
 import contextlib
-import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
+import pytest
 import yaml
 
+from cluster.controlplane import ControlPlane
+from cluster.programs import require
 from monitoring.grafana import MONITORING
-from monitoring.server import Prometheus, free_port, prometheus
+from monitoring.server import Prometheus, prometheus, promtool
 
 CONFIG = MONITORING / "prometheus" / "prometheus.yml"
 
@@ -30,42 +34,24 @@ class Pod:
     container: str = "trainer"
     port_name: str = "metrics"
     phase: str = "Running"
-    port: int = field(default_factory=free_port)
+    port: int = field(default=0, init=False)
+    """The kernel's choice, while it is served."""
 
-    def discovered(self) -> dict[str, str]:
-        """The labels that Prometheus' discovery of role pod gives."""
-        found = {
-            "__meta_kubernetes_namespace": self.namespace,
-            "__meta_kubernetes_pod_name": self.name,
-            "__meta_kubernetes_pod_node_name": "node-a",
-            "__meta_kubernetes_pod_phase": self.phase,
-            "__meta_kubernetes_pod_container_name": self.container,
-            "__meta_kubernetes_pod_container_port_name": self.port_name,
+    def manifest(self) -> dict[str, Any]:
+        port = {"name": self.port_name, "containerPort": self.port}
+        restricted = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
         }
-        for name, value in self.labels.items():
-            found["__meta_kubernetes_pod_label_" + name.translate(str.maketrans("./-", "___"))] = value
-        return found
-
-    def manifest(self) -> dict:
+        container = {"name": self.container, "image": "none", "ports": [port], "securityContext": restricted}
         return {
-            "metadata": {
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": self.name,
-                "labels": self.labels,
-                "resourceVersion": "1",
-            },
-            "spec": {
-                "nodeName": "node-a",
-                "containers": [
-                    {
-                        "name": self.container,
-                        "image": "x",
-                        "ports": [{"name": self.port_name, "containerPort": self.port}],
-                    }
-                ],
-            },
-            "status": {"phase": self.phase, "podIP": "127.0.0.1", "hostIP": "127.0.0.1"},
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": self.namespace, "name": self.name, "labels": self.labels},
+            "spec": {"nodeName": "node-a", "containers": [container]},
+            "status": {"phase": self.phase, "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]},
         }
 
 
@@ -115,9 +101,21 @@ def pods() -> list[Pod]:
 
 
 @contextlib.contextmanager
-def serving(handler: type[BaseHTTPRequestHandler], port: int) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+def serving(pod: Pod) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(pod.text.encode())))
+            self.end_headers()
+            self.wfile.write(pod.text.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    pod.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -128,63 +126,64 @@ def serving(handler: type[BaseHTTPRequestHandler], port: int) -> Iterator[None]:
         server.server_close()
 
 
-class Quiet(BaseHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def answer(self, body: str, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body.encode())))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-
-def exporter(pod: Pod) -> type[Quiet]:
-    class Handler(Quiet):
-        def do_GET(self) -> None:
-            self.answer(pod.text, "text/plain; version=0.0.4")
-
-    return Handler
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ControlPlane]:
+    """With what `kubectl apply` makes: the account of Prometheus and its rights."""
+    require("monitoring")
+    with ControlPlane() as control_plane:
+        control_plane.kubectl("apply", "-k", str(MONITORING.parent / "overlays" / "monitoring"))
+        for namespace in ("demo", "evil"):
+            control_plane.kubectl("create", "namespace", namespace)
+        yield control_plane
 
 
-def api_server(all_pods: list[Pod], ended: threading.Event) -> type[Quiet]:
-    """Lists and watches pods by namespace and label, which is all that Prometheus asks."""
-
-    class Handler(Quiet):
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            words = {name: values[0] for name, values in parse_qs(url.query).items()}
-            parts = url.path.strip("/").split("/")
-            namespace = parts[3] if parts[2] == "namespaces" else None
-            name, _, value = words.get("labelSelector", "").partition("=")
-            if words.get("watch"):
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                ended.wait()
-                return
-            found = [
-                pod.manifest()
-                for pod in all_pods
-                if namespace in (None, pod.namespace)
-                and (not name or (name in pod.labels and value in ("", pod.labels[name])))
-            ]
-            body = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": found}
-            self.answer(json.dumps(body), "application/json")
-
-    return Handler
-
-
-def quick(config: dict) -> dict:
+@pytest.fixture(scope="module")
+def scraped(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus with the shipped file. Three things differ: how often it looks, itself, which it does not scrape, and where the API
+    server is, since it runs in no pod, where it would find that by itself."""
+    folder, all_pods = tmp_path_factory.mktemp("scraped"), pods()
+    config = yaml.safe_load(CONFIG.read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(CONFIG.with_name("rules.yml"))]
     config["scrape_configs"] = [each for each in config["scrape_configs"] if each["job_name"] != "prometheus"]
-    return config
+    for scrape in config["scrape_configs"]:
+        (discovery,) = scrape["kubernetes_sd_configs"]
+        discovery["kubeconfig_file"] = str(folder / "kubeconfig")
+    (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig(cluster)))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with contextlib.ExitStack() as stack:
+        for pod in all_pods:
+            stack.enter_context(serving(pod))
+        objects = [pod.manifest() for pod in all_pods]
+        cluster.kubectl("create", "-f", "-", input=objects)
+        cluster.kubectl("replace", "--subresource=status", "-f", "-", input=objects)
+        yield stack.enter_context(prometheus(folder, folder / "prometheus.yml"))
 
 
-def check_series(server: Prometheus) -> None:
-    deadline = time.monotonic() + 20
+def kubeconfig(cluster: ControlPlane) -> dict[str, Any]:
+    """Of the account of Prometheus."""
+    token = cluster.kubectl("create", "token", "prometheus", "-n", "disttrain-monitoring").strip()
+    server = {"server": cluster.server, "certificate-authority": str(cluster.layout.authority.ca)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "test", "cluster": server}],
+        "users": [{"name": "prometheus", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "prometheus"}}],
+        "current-context": "test",
+    }
+
+
+def labels(server: Prometheus, query: str) -> list[dict[str, str]]:
+    result = [series["metric"] for series in server.query(query, time=int(time.time()) + 1)]
+    return [{name: word for name, word in each.items() if name not in ("__name__", "instance")} for each in result]
+
+
+def test_promtool_accepts_the_file_as_it_is_shipped() -> None:
+    assert "SUCCESS" in promtool("check", "config", "--lint=all", "--lint-fatal", CONFIG)
+
+
+def test_pods_of_jobs_and_of_the_operator_are_found_and_no_others(scraped: Prometheus) -> None:
     expected = {
         "digits-master-0",
         "digits-worker-0",
@@ -193,34 +192,26 @@ def check_series(server: Prometheus) -> None:
         "liar-worker-0",
         "disttrain-operator-1",
     }
-    while True:
-        now = int(time.time()) + 1
-        up = {series["metric"].get("pod") for series in server.query("up == 1", time=now)}
-        if up >= expected:
-            break
-        assert time.monotonic() < deadline, f"{expected - up} not scraped; targets: {server.targets()}"
+    deadline = time.monotonic() + 30
+    while not (up := {each["pod"] for each in labels(scraped, "up == 1")}) >= expected:
+        assert time.monotonic() < deadline, f"{expected - up} not scraped; targets: {scraped.targets()}"
         time.sleep(0.2)
-    assert {series["metric"]["pod"] for series in server.query("up", time=now)} == expected
+    assert {each["pod"] for each in labels(scraped, "up")} == expected
 
-    def labels(query: str) -> list[dict[str, str]]:
-        result = [series["metric"] for series in server.query(query, time=now)]
-        return [{name: word for name, word in each.items() if name not in ("__name__", "instance")} for each in result]
 
+def test_series_have_the_labels_of_the_contract(scraped: Prometheus) -> None:
     common = {"job": "disttrain-trainer", "namespace": "demo", "node": "node-a"}
-    assert labels('disttrain_step{job_name="digits",role="worker"}') == [
+    assert labels(scraped, 'disttrain_step{job_name="digits",role="worker"}') == [
         common | {"job_name": "digits", "role": "worker", "rank": "0", "pod": "digits-worker-0"}
     ]
-    assert labels('disttrain_step{role="master"}') == [
+    assert labels(scraped, 'disttrain_step{role="master"}') == [
         common | {"job_name": "digits", "role": "master", "rank": "0", "pod": "digits-master-0"}
     ]
-    assert sorted(each["rank"] for each in labels('disttrain_step{job_name="two-gpus"}')) == ["2", "3"]
-    assert labels("my_own") == [
+    assert sorted(each["rank"] for each in labels(scraped, 'disttrain_step{job_name="two-gpus"}')) == ["2", "3"]
+    assert labels(scraped, "my_own") == [
         common | {"job_name": "script", "role": "worker", "rank": "5", "pod": "script-worker-5"}
     ]
-    assert labels("disttrain_step == 666") == [
-        common | {"namespace": "evil", "job_name": "liar", "role": "worker", "rank": "0", "pod": "liar-worker-0"}
-    ], "a pod cannot pose as another namespace's job"
-    assert labels("disttrain_operator_restarts_total") == [
+    assert labels(scraped, "disttrain_operator_restarts_total") == [
         {
             "job": "disttrain-operator",
             "namespace": "disttrain-system",
@@ -230,53 +221,28 @@ def check_series(server: Prometheus) -> None:
             "reason": "Error",
         }
     ]
-    assert not [name for each in labels('{job=~"disttrain.*"}') for name in each if name.startswith("exported_")]
+    everything = labels(scraped, '{job=~"disttrain.*"}')
+    assert not [name for each in everything for name in each if name.startswith("exported_")]
 
 
-def selected(pod: Pod, discovery: dict) -> bool:
-    name, _, value = discovery["selectors"][0]["label"].partition("=")
-    namespaces = discovery.get("namespaces", {}).get("names", [pod.namespace])
-    return pod.namespace in namespaces and name in pod.labels and value in ("", pod.labels[name])
+def test_a_pod_cannot_pose_as_another_namespaces_job(scraped: Prometheus) -> None:
+    assert labels(scraped, "disttrain_step == 666") == [
+        {
+            "job": "disttrain-trainer",
+            "namespace": "evil",
+            "node": "node-a",
+            "job_name": "liar",
+            "role": "worker",
+            "rank": "0",
+            "pod": "liar-worker-0",
+        }
+    ]
 
 
-def test_pods_get_the_labels_of_the_contract(tmp_path: Path) -> None:
-    """The discovery's answers are handed in as files, since Debian's Prometheus is built without Kubernetes discovery."""
-    config, all_pods = quick(yaml.safe_load(CONFIG.read_text())), pods()
-    for scrape in config["scrape_configs"]:
-        (discovery,) = scrape.pop("kubernetes_sd_configs")
-        file = tmp_path / f"{scrape['job_name']}.json"
-        found = [pod for pod in all_pods if selected(pod, discovery)]
-        file.write_text(
-            json.dumps([{"targets": [f"127.0.0.1:{pod.port}"], "labels": pod.discovered()} for pod in found])
-        )
-        scrape["file_sd_configs"] = [{"files": [str(file)]}]
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with contextlib.ExitStack() as stack:
-        for pod in all_pods:
-            stack.enter_context(serving(exporter(pod), pod.port))
-        check_series(stack.enter_context(prometheus(tmp_path, tmp_path / "prometheus.yml")))
-
-
-def _discovers(binary: str | None) -> bool:
-    """Whether a Prometheus was built with Kubernetes' discovery. Debian's was not; DISTTRAIN_PROMETHEUS names another."""
-    return binary is not None and b"__meta_kubernetes_pod_node_name" in Path(binary).read_bytes()
-
-
-if _discovers(os.environ.get("DISTTRAIN_PROMETHEUS") or shutil.which("prometheus")):
-
-    def test_pods_are_found_through_the_api_server(tmp_path: Path) -> None:
-        config, all_pods, port, ended = (
-            quick(yaml.safe_load(CONFIG.read_text())),
-            pods(),
-            free_port(),
-            threading.Event(),
-        )
-        for scrape in config["scrape_configs"]:
-            scrape["kubernetes_sd_configs"][0]["api_server"] = f"http://127.0.0.1:{port}"
-        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(serving(api_server(all_pods, ended), port))
-            stack.callback(ended.set)
-            for pod in all_pods:
-                stack.enter_context(serving(exporter(pod), pod.port))
-            check_series(stack.enter_context(prometheus(tmp_path, tmp_path / "prometheus.yml")))
+def test_without_its_role_prometheus_would_find_nothing(cluster: ControlPlane, tmp_path: Path) -> None:
+    """So that the tests above stand on the rights that are shipped, and not on some of the test's own."""
+    account = "system:serviceaccount:disttrain-monitoring:prometheus"
+    can_i = ("auth", "can-i", "watch", "pods", "-A", f"--as={account}")
+    assert cluster.kubectl(*can_i).strip() == "yes"
+    cluster.kubectl("delete", "clusterrolebinding", "disttrain-prometheus")
+    assert cluster.kubectl(*can_i, check=False).strip() == "no"

@@ -92,7 +92,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
 
 @pytest.fixture(scope="module")
 def scraped(training: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """After half a minute of training."""
+    """Once every process was scraped often enough for a rate."""
     folder = tmp_path_factory.mktemp("scraped")
     config = yaml.safe_load((MONITORING / "prometheus" / "prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
@@ -104,16 +104,22 @@ def scraped(training: list[dict[str, str]], tmp_path_factory: pytest.TempPathFac
     (folder / "targets.json").write_text(json.dumps([discovered(process) for process in training]))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with prometheus(folder, folder / "prometheus.yml") as server:
-        deadline = time.monotonic() + 60
-        while not server.query('max(disttrain_step{role="worker"}) > 200', time=int(time.time()) + 1):
-            assert time.monotonic() < deadline, server.targets()
-            time.sleep(0.5)
-        time.sleep(10)
+        eventually(server, 'max(disttrain_step{role="worker"}) > 200')
+        eventually(server, f"count(sum_over_time(up[1m]) >= 10) == {len(training)}")
         yield server
 
 
+def eventually(server: Prometheus, condition: str) -> None:
+    """Waits until the query has an answer."""
+    deadline = time.monotonic() + 60
+    while not server.query(condition, time=int(time.time()) + 1):
+        assert time.monotonic() < deadline, f"{condition}; targets: {server.targets()}"
+        time.sleep(0.5)
+
+
 def test_every_process_of_the_job_answers_the_scrape(scraped: Prometheus, training: list[dict[str, str]]) -> None:
-    up = scraped.query('up{job="disttrain-trainer"} == 1', time=int(time.time()))
+    # On a busy machine a scrape may take too long: not every one has to succeed.
+    up = scraped.query('max_over_time(up{job="disttrain-trainer"}[10s]) == 1', time=int(time.time()) + 1)
     assert len(up) == len(training) == 5
 
 
@@ -128,10 +134,9 @@ def test_a_real_training_fills_the_dashboard(scraped: Prometheus) -> None:
     assert empty <= WITHOUT_EVENTS
 
 
-def test_the_throughput_of_the_workers_is_the_masters_own_count(scraped: Prometheus) -> None:
-    now = int(time.time())
-    own, masters = (
-        float(scraped.query(f'sum(increase(disttrain_samples_total{{role="{role}"}}[8s]))', time=now)[0]["value"][1])
-        for role in ("worker", "master")
-    )
-    assert own == pytest.approx(masters, rel=0.2)
+def test_the_samples_of_the_workers_are_those_of_the_masters_steps(scraped: Prometheus) -> None:
+    """From the start on, so that the moments between two scrapes and between two reports weigh less and less."""
+    samples, steps = 'sum(disttrain_samples_total{role="worker"})', 'max(disttrain_step{role="master"})'
+    epoch = "1437 / 23"  # samples and steps of one over the digits
+    eventually(scraped, f"abs({samples} / {steps} / ({epoch}) - 1) < 0.02")
+    assert scraped.query('disttrain_samples_total{role="master"}', time=int(time.time()) + 1) == [], "counted twice"

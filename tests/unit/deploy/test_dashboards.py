@@ -33,9 +33,9 @@ Json = dict[str, Any]
 CORE_PANELS = {"timeseries", "stat", "heatmap", "table", "row"}
 """Those of Grafana's own panels that we use; `graph` and other retired ones are not among them."""
 UNITS = {value for name, value in vars(units).items() if not name.startswith("_") and isinstance(value, str)}
-GLOBAL_VARIABLES = {"__rate_interval", "__interval", "__range"}
+GLOBAL_VARIABLES = {"__rate_interval", "__interval", "__interval_ms", "__range", "__range_s"}
 SERIES = {series: (name, metric) for name, metric in METRICS.items() for series in metric.names(name)}
-OTHER_SERIES = {"up", "ALERTS"}
+OTHER_SERIES = {"up", "ALERTS", "process_start_time_seconds"}
 
 each_dashboard = pytest.mark.parametrize("name", DASHBOARDS)
 

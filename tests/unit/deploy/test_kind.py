@@ -10,12 +10,16 @@ ROOT = Path(__file__).parents[3]
 KIND = ROOT / "deploy" / "kind"
 TOOLS = ("bash", "dirname", "env", "grep", "sed", "cat")
 PROGRAMS = ("docker", "kind", "kubectl")
+FIELDS = "KIND:.kind,NAMESPACE:.metadata.namespace,NAME:.metadata.name,STATE:.status.state"
 STAND_IN = """#!/usr/bin/env bash
 echo "{name} $*" >> "$CALLS"
 case "{name} $*" in
   "kind get clusters") echo "$CLUSTERS" ;;
   "kind create cluster"*) cat > "$CALLS.cluster" ;;
   "docker info") exit "${{DAEMON:-0}}" ;;
+  "docker buildx version") exit "${{BUILDX:-0}}" ;;
+  "docker port disttrain-control-plane 30300/tcp") [ -n "$MAPPED" ] && printf '%b\n' "$MAPPED" ;;
+  *"get -f"*) printf '%b' "$EXISTING" ;;
   *"get deployment"*"disttrain-system"*) echo deployment.apps/disttrain-operator ;;
   *"get deployment"*) echo deployment.apps/prometheus; echo deployment.apps/grafana ;;
   *"rollout status deployment.apps/grafana"*) exit "${{GRAFANA:-0}}" ;;
@@ -44,7 +48,14 @@ class Machine:
         example = {"EXAMPLE": "deploy/kind/cluster.yaml"}  # any file that exists
         return subprocess.run(
             [KIND / script],
-            env={"PATH": str(self.bin), "CALLS": str(self.calls_file), "CLUSTERS": "other", **example, **environment},
+            env={
+                "PATH": str(self.bin),
+                "CALLS": str(self.calls_file),
+                "CLUSTERS": "other",
+                "MAPPED": "127.0.0.1:3000",
+                **example,
+                **environment,
+            },
             cwd="/",
             capture_output=True,
             text=True,
@@ -66,6 +77,7 @@ def test_up_creates_builds_loads_installs_waits_and_starts_in_that_order(machine
     assert (done.returncode, done.stderr) == (0, "")
     cluster = "kubectl --context kind-disttrain"
     assert machine.calls == [
+        "docker buildx version",
         "docker info",
         "kind get clusters",
         "kind create cluster --config - --wait 120s",
@@ -79,6 +91,7 @@ def test_up_creates_builds_loads_installs_waits_and_starts_in_that_order(machine
         f"{cluster} get deployment --namespace disttrain-monitoring --output name",
         f"{cluster} rollout status deployment.apps/prometheus --namespace disttrain-monitoring --timeout=300s",
         f"{cluster} rollout status deployment.apps/grafana --namespace disttrain-monitoring --timeout=300s",
+        f"{cluster} get -f deploy/kind/cluster.yaml --ignore-not-found --no-headers --output custom-columns={FIELDS}",
         f"{cluster} apply -f deploy/kind/cluster.yaml",
     ]
     assert "Grafana: http://localhost:3000" in done.stdout
@@ -90,6 +103,45 @@ def test_up_again_uses_the_cluster_and_restarts_the_operator_for_the_new_image(m
     assert done.returncode == 0
     assert not [call for call in machine.calls if call.startswith("kind create")]
     assert "kubectl --context kind-disttrain rollout restart deployment --namespace disttrain-system" in machine.calls
+
+
+@pytest.mark.parametrize("given", [{}, {"GRAFANA_PORT": "3300"}], ids=["none given", "the same given"])
+def test_up_again_names_the_port_that_the_cluster_maps(machine: Machine, given: dict[str, str]) -> None:
+    done = machine.run("up.sh", CLUSTERS="disttrain", MAPPED="127.0.0.1:3300\\n[::1]:3300", **given)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Grafana: http://localhost:3300 " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        pytest.param({"GRAFANA_PORT": "4000"}, "has Grafana on port 3000: leave GRAFANA_PORT out", id="another port"),
+        pytest.param({"MAPPED": ""}, "maps no port for Grafana", id="somebody else's cluster"),
+    ],
+)
+def test_a_port_that_the_cluster_does_not_map_is_refused_before_anything_is_built(
+    machine: Machine, environment: dict[str, str], words: str
+) -> None:
+    done = machine.run("up.sh", CLUSTERS="disttrain", **environment)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not [call for call in machine.calls if call.startswith(("docker build ", "kubectl"))]
+
+
+@pytest.mark.parametrize("state", ["Complete", "Failed"])
+def test_up_again_trains_a_finished_example_anew(machine: Machine, state: str) -> None:
+    rows = f"PersistentVolumeClaim   default   ckpt     <none>\\nDistTrainJob            default   digits   {state}\\n"
+    machine.run("up.sh", CLUSTERS="disttrain", EXISTING=rows)
+    after = machine.calls[-2:]
+    assert after[0] == "kubectl --context kind-disttrain delete disttrainjob digits --namespace default"
+    assert after[1].startswith("kubectl --context kind-disttrain apply -f ")
+
+
+def test_up_again_leaves_an_example_that_trains(machine: Machine) -> None:
+    done = machine.run("up.sh", CLUSTERS="disttrain", EXISTING="DistTrainJob   default   digits   Training\\n")
+    assert not [call for call in machine.calls if " delete " in call]
+    assert "the job digits is in work" in done.stdout
 
 
 def test_grafanas_port_can_be_chosen(machine: Machine) -> None:
@@ -120,6 +172,7 @@ def test_a_missing_program_is_told_in_one_line_before_anything_is_done(machine: 
     ("environment", "words"),
     [
         pytest.param({"DAEMON": "1"}, "its daemon does not answer", id="docker is not started"),
+        pytest.param({"BUILDX": "1"}, "docker lacks its buildx plugin", id="no buildx"),
         pytest.param({"EXAMPLE": "examples/none.yaml"}, "there is no file examples/none.yaml", id="no example"),
         pytest.param({"GRAFANA_PORT": "80/tcp"}, "GRAFANA_PORT=80/tcp is not a port", id="no port"),
     ],

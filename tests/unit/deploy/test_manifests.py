@@ -21,6 +21,7 @@ KUSTOMIZATIONS = sorted(
     if path.parent.parent.name in ("deploy", "overlays")
 )
 WITH_MONITORING = [name for name in KUSTOMIZATIONS if name.endswith(("overlays/monitoring", "overlays/kind"))]
+PREREQUISITES = "deploy/cluster-prerequisites"
 VERSIONS = ["1.32", "1.34"]
 OWN_IMAGES = ("disttrain/operator", "disttrain/trainer")
 
@@ -133,7 +134,10 @@ def test_roles_name_what_they_allow(name: str) -> None:
             ]
             assert not [word for word in words if "*" in word], key(role)
             # A right over workloads of others, or to more rights, is the cluster.
-            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"]), key(role)
+            assert not {"escalate", "impersonate"} & set(rule["verbs"]), key(role)
+            if "bind" in rule["verbs"]:
+                assert name == PREREQUISITES
+                assert (rule["resources"], rule["resourceNames"]) == (["clusterroles"], ["disttrain-operator"])
             assert not {"pods/exec", "pods/attach", "nodes/proxy", "serviceaccounts/token"} & set(
                 rule.get("resources", [])
             ), key(role)
@@ -143,7 +147,12 @@ def test_roles_name_what_they_allow(name: str) -> None:
 @each_kustomization()
 def test_every_binding_leads_to_a_role_and_an_account_that_exist(name: str) -> None:
     objects = render(name)
-    roles = {(each["kind"], each["metadata"]["name"]) for each in objects if each["kind"] in ("Role", "ClusterRole")}
+    before = render(PREREQUISITES) if name.endswith("namespaced") else ()
+    roles = {
+        (each["kind"], each["metadata"]["name"])
+        for each in (*before, *objects)
+        if each["kind"] in ("Role", "ClusterRole")
+    }
     accounts = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in find(objects, "ServiceAccount")}
     for binding in (each for each in objects if each["kind"] in ("RoleBinding", "ClusterRoleBinding")):
         assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in roles, key(binding)
@@ -191,6 +200,20 @@ def test_people_with_view_see_jobs_and_people_with_edit_change_all_but_the_statu
     assert "disttrainjobs/status" not in [resource for rule in edit["rules"] for resource in rule["resources"]]
 
 
+def test_the_overlay_for_a_namespace_and_its_prerequisites_are_the_base_for_a_cluster_in_two_halves() -> None:
+    base = {(each["kind"], each["metadata"]["name"]): each for each in render("deploy/base")}
+    before = {(each["kind"], each["metadata"]["name"]): each for each in render(PREREQUISITES)}
+    within = {(each["kind"], each["metadata"]["name"]) for each in render("deploy/overlays/namespaced")}
+    assert {kind for kind, _ in within} == {"ServiceAccount", "RoleBinding", "Deployment"}, "no cluster-wide right"
+    of_cluster = {("Namespace", "disttrain-system"), ("ClusterRoleBinding", "disttrain-operator")}
+    of_namespace = {("ClusterRole", "disttrain-operator-bind"), ("RoleBinding", "disttrain-operator")}
+    assert before.keys() | within == base.keys() - of_cluster | of_namespace
+    assert not before.keys() & within
+    assert {name: before[name] for name in before.keys() & base.keys()} == {
+        name: base[name] for name in before.keys() & base.keys()
+    }
+
+
 def test_base_carries_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     (operator,) = find(render("deploy/base"), "Deployment", "disttrain-operator")
@@ -217,6 +240,16 @@ def test_kind_maps_grafanas_node_port_to_loopback() -> None:
     assert service["spec"]["type"] == "NodePort"
     assert service["spec"]["ports"][0]["nodePort"] == mapping["containerPort"]
     assert mapping["listenAddress"] == "127.0.0.1"
+
+
+def test_prometheus_is_the_one_that_the_tests_run() -> None:
+    (server,) = find(render("deploy/monitoring"), "Deployment", "prometheus")
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    module = (ROOT / "tests/cluster/kube/prometheus/go.mod").read_text()
+    (minor, patch) = re.search(
+        r"^require github\.com/prometheus/prometheus v0\.3(\d\d)\.(\d+)$", module, re.MULTILINE
+    ).groups()
+    assert container["image"] == f"prom/prometheus:v3.{int(minor)}.{patch}"
 
 
 @each_kustomization(WITH_MONITORING)
