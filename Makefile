@@ -51,6 +51,7 @@ bench-ps: env-dev ## the parameter server's step against gloo all_reduce and tor
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
 bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
+	@$(PY) tests/cluster/programs.py apiserver
 	@$(PY) benchmarks/burst.py
 
 .PHONY: simulation

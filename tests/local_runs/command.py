@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cluster.processes import wait_for
 from disttrain.local import guard
@@ -38,8 +39,22 @@ class Finished:
 class Started:
     """A run that goes on."""
 
-    def __init__(self, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        stdout: int | IO[Any] = subprocess.PIPE,
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`before` is called in the new process before it becomes `disttrain run`."""
         self.folder = folder
+
+        def prepare() -> None:
+            # A shell that runs the tests in the background has them ignore Ctrl-C, and with them a run.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            before()
+
         # NO_COLOR and COLUMNS: whoever runs the tests has a terminal of some kind.
         env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"} | (environment or {})
         self.process = subprocess.Popen(
@@ -47,10 +62,11 @@ class Started:
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=prepare,
         )
 
     def finish(self, seconds: float = 90) -> Finished:
@@ -61,7 +77,7 @@ class Started:
             self.process.send_signal(signal.SIGINT)
             out, err = self.process.communicate(timeout=30)
             raise AssertionError(f"did not end in {seconds:g} s:\n{out}\n{err}") from None
-        return Finished(self.process.returncode, out, err)
+        return Finished(self.process.returncode, out or "", err)
 
     def run_folder(self) -> Path:
         """The folder of this run."""
@@ -97,7 +113,20 @@ def left_behind(folder: Path) -> list[int]:
     uids = [json.loads(file.read_text())["uid"] for file in folder.glob(".disttrain/runs/*/run.json")]
     if not uids:
         raise LookupError("no run ever began here")
-    return [pid for uid in uids for pid in guard.marked(guard.MARK, uid)]
+    return [pid for uid in uids for pid in guard.belonging(guard.MARK, uid)]
+
+
+def running(words: str) -> list[int]:
+    """Processes with these words in their command line, whatever they are started with."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if words in line:
+            found.append(int(file.parent.name))
+    return found
 
 
 def environment_of(pid: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A trainer without a training: what `python -m disttrain_trainer` starts when the current folder holds this instead of the real one.
 
-The master serves the progress that it is told, servers wait, workers do what the job's config says: so that local runs can be tested in
-milliseconds and in ways in which no training would fail.
+The master serves the progress that it is told, and each time adds an x to the file `asked`; servers wait, workers do what the job's config
+says: so that local runs can be tested in milliseconds and in ways in which no training would fail.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if role == "master":
         def do_GET(self):
             if self.path.startswith("/done/"):
                 done.add(self.path)
+            if self.path == "/progress":
+                with open("asked", "a") as asked:
+                    asked.write("x")
             now = datetime.datetime.now(datetime.timezone.utc).isoformat()
             told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now} | config.get("progress", {})
             self.send_response(200)
@@ -60,8 +63,14 @@ def install(folder: Path) -> None:
     (package / "__main__.py").write_text(TRAINER)
 
 
-def write_job(folder: Path, *, name: str = "stub", config: dict[str, Any] | None = None, **spec: Any) -> str:
-    """A job file for the stub; its name."""
+def write_job(
+    folder: Path,
+    *documents: dict[str, Any],
+    name: str = "stub",
+    config: dict[str, Any] | None = None,
+    **spec: Any,
+) -> str:
+    """A job file for the stub, with documents beside the job; its name."""
     trainer = {
         "model": "disttrain_trainer:model",
         "dataset": "disttrain_trainer:dataset",
@@ -82,5 +91,16 @@ def write_job(folder: Path, *, name: str = "stub", config: dict[str, Any] | None
         }
         | spec,
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump_all([body, *documents], sort_keys=False))
     return f"{name}.yaml"
+
+
+def write_command(folder: Path, *command: str, **spec: Any) -> str:
+    """A job file for a command of one worker; its name."""
+    trainer = {"command": list(command)}
+    return write_job(
+        folder,
+        strategy={"type": "DataParallel"},
+        trainer=trainer,
+        **{"parameterServer": None, "worker": {"replicas": 1}, **spec},
+    )

@@ -4,6 +4,8 @@ Everything else is imported when its verb is called, so that `--help` and comple
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,28 +15,52 @@ from disttrain import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    _mend_standard_streams()
     options = _parser().parse_args(arguments)
     try:
-        match options.verb:
-            case "run":
-                from disttrain.cli.run import run
-
-                return run(
-                    options.file, resume=options.resume, json_output=options.output == "json", quiet=options.quiet
-                )
-            case "lint":
-                from disttrain.cli.lint import lint
-
-                return lint(options.files)
-            case _:
-                print(f"disttrain {__version__}")
-                return 0
+        code = _call(options)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone, as with `| head`. The interpreter would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # Mostly our output: whoever read it is gone, as with `| head`, or a disk is full.
+        if not isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError):
+                print(f"disttrain: {error.filename or 'cannot write'}: {error.strerror or error}", file=sys.stderr)
+        # The interpreter would complain once more when it flushes.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _call(options: argparse.Namespace) -> int:
+    match options.verb:
+        case "run":
+            from disttrain.cli.run import run
+
+            return run(options.file, resume=options.resume, json_output=options.output == "json", quiet=options.quiet)
+        case "lint":
+            from disttrain.cli.lint import lint
+
+            return lint(options.files)
+        case _:
+            print(f"disttrain {__version__}")
+            return 0
+
+
+def _mend_standard_streams() -> None:
+    """Descriptors 0 to 2 are open, whatever our caller closed: the next file would be given the number and be taken for one of them."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # is given the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as we live
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without a character is no reason to fail
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run a job on this machine, without a cluster",
         description="Runs the DistTrainJob of a file on this machine: its pods are processes, its volumes folders under .disttrain/. "
-        "ConfigMaps and Secrets that it names are taken from the file. Every run is a job of its own and begins at step 0.",
+        "ConfigMaps and Secrets that it names are taken from the file; the data of a claim is expected in .disttrain/claims/CLAIM/. "
+        "Every run is a job of its own and begins at step 0.",
         epilog="exit codes: 0 complete, 1 failed, 2 wrong input, 130 interrupted",
     )
     run.add_argument("file", metavar="FILE", help="YAML file with one DistTrainJob; - reads standard input")

@@ -1,6 +1,7 @@
 """`disttrain run FILE`: a job from its file to its exit code. Not here: the run itself (disttrain.local), the display (screen.py)."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -11,12 +12,13 @@ from disttrain.api.names import MANAGED_BY
 from disttrain.api.reasons import State
 from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
-from disttrain.cli.screen import screen_for
+from disttrain.cli.screen import Screen, screen_for
 from disttrain.cli.summary import summary
 from disttrain.local.addresses import Ports
-from disttrain.local.documents import Documents, Unusable
+from disttrain.local.documents import Documents
 from disttrain.local.folders import NothingToResume, RunFolder
 from disttrain.local.programs import Programs
+from disttrain.local.references import Unusable
 from disttrain.local.runner import Run, admitted
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -25,14 +27,18 @@ COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
     """Runs the job of a file and says how it ended by the exit code."""
     try:
-        file = files.read(name, sys.stdin.read() if name == "-" else None)
-        found = _only_job(file)
+        file = files.read(name, _standard_input() if name == "-" else None)
+        found = _only_job(file, resume=resume)
         folder = RunFolder.resume(found.job.metadata.name) if resume else RunFolder.new(found.job.metadata.name)
     except (WrongInput, NothingToResume) as error:
         print(error, file=sys.stderr)
         return WRONG
+    except OSError as error:
+        print(_unwritable(error), file=sys.stderr)
+        return WRONG
 
     ports = Ports()
+    job_run: Run | None = None
     try:
         job = admitted(found.job, folder)
         programs = Programs(job, Documents(file.documents), folder, ports)
@@ -45,18 +51,26 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
         screen = screen_for(sys.stderr if json_output else sys.stdout, job, quiet=quiet)
         job_run = Run(job, programs, folder, ports, screen)
         with screen:
-            job = asyncio.run(_with_signals(job_run))
+            job = asyncio.run(_with_signals(job_run, screen, log_folder=str(folder.path / "logs")))
         screen.say(summary(job, folder, seconds=time.monotonic() - began, interrupted=job_run.interrupted))
     except Unusable as error:
-        folder.discard()
         print(found.problem(error.path, error.message), file=sys.stderr)
         return WRONG
+    except OSError as error:
+        if job_run is not None and job_run.began:
+            raise
+        print(_unwritable(error), file=sys.stderr)
+        return WRONG
     finally:
+        if job_run is None or not job_run.began:
+            folder.discard()
         ports.close()
         folder.close()
     if json_output:
         json.dump(job.to_dict(), sys.stdout, indent=2)
         print()
+    if isinstance(screen.lost, BrokenPipeError) and job_run.interrupted:
+        return FAILED
     return _exit_code(job, interrupted=job_run.interrupted)
 
 
@@ -70,20 +84,46 @@ def _exit_code(job: DistTrainJob, *, interrupted: bool) -> int:
             return INTERRUPTED if interrupted else WRONG
 
 
-async def _with_signals(job_run: Run) -> DistTrainJob:
+async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> DistTrainJob:
+    """The run, with what ends it before its time: signals, and nobody who reads (`| head`)."""
     loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        screen.hurry()
+        if seconds := job_run.interrupt():
+            what = " for a checkpoint" if job_run.job.spec.checkpoint else ""
+            screen.say(f"stopping: up to {seconds:g} s{what}; Ctrl-C again ends it at once")
+
+    def lost(error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and so has the run
+                loop.call_soon_threadsafe(interrupt)
+        else:
+            with contextlib.suppress(OSError):
+                print(f"the output cannot be written: {error.strerror}; the logs are in {log_folder}", file=sys.stderr)
+
+    screen.when_lost(lost)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, job_run.interrupt)
+        # Whoever started us may have wished that we outlive this signal: nohup, or a shell that runs us in the background.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, interrupt)
+    return await job_run.to_its_end()
+
+
+def _standard_input() -> str:
     try:
-        return await job_run.to_its_end()
-    except BaseExceptionGroup as group:
-        # Whoever read our output is gone (`| head`): each task that tried to write says so.
-        if group.split(BrokenPipeError)[1] is None:
-            raise BrokenPipeError from None
-        raise
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise WrongInput([Problem("-", 1, f"is not UTF-8 text: {error.reason}")]) from None
+    except OSError as error:
+        raise WrongInput([Problem("-", 1, f"cannot be read: {error.strerror}")]) from None
 
 
-def _only_job(file: JobFile) -> FoundJob:
+def _unwritable(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}; a run keeps its logs and checkpoints there: run in a folder that you may write to"
+
+
+def _only_job(file: JobFile, *, resume: bool) -> FoundJob:
     """The job of the file, if it is one that can be run here. Raises WrongInput."""
     if len(file.jobs) != 1:
         names = ", ".join(found.job.metadata.name for found in file.jobs)
@@ -108,4 +148,9 @@ def _only_job(file: JobFile) -> FoundJob:
                 )
             ]
         )
+    if problems := found.not_yet_supported():
+        raise WrongInput(problems)
+    if resume and spec.checkpoint is None:
+        message = "without checkpoint there is nothing to resume; leave --resume out to start a new run"
+        raise WrongInput([found.problem(("spec",), message)])
     return found

@@ -25,11 +25,13 @@ def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted
 def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
     facts = []
     training, restarts = job.status.training, job.status.restarts
-    if training is not None:
+    # The master of a script or command may never have heard of a step.
+    if training is not None and (training.step or training.total_steps):
         epoch = f", epoch {training.epoch}" if training.epoch is not None else ""
         facts.append(
             ("steps", f"{training.step}{f' of {training.total_steps}' if training.total_steps else ''}{epoch}")
         )
+    if training is not None:
         if training.loss is not None:
             facts.append(("loss", training.loss))
         if training.evaluation:

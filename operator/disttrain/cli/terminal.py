@@ -1,14 +1,18 @@
 """What a user sees of a run on a terminal: the lines of the processes in colours of their own, above a bar with the progress.
 
-Where there is no terminal it is screen.py. rich obeys NO_COLOR by itself. Imported only when there is a terminal.
+Where there is no terminal it is screen.py, whose thread also calls what is here. rich obeys NO_COLOR by itself. Imported only when there is
+a terminal.
 """
 
-from types import TracebackType
-from typing import Final, Self, TextIO
+import time
+from collections.abc import Iterator
+from typing import Final, TextIO, cast
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -16,63 +20,105 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain.cli import words
-from disttrain.cli.screen import prefix_width
-from disttrain.local.processes import Process
-from disttrain.plan.model import Event
+from disttrain.cli.output import Line
+from disttrain.cli.screen import Screen
 
 _COLOURS: Final = {
     Role.MASTER: ("bright_white",),
     Role.PARAMETER_SERVER: ("magenta", "bright_magenta", "red", "bright_red"),
     Role.WORKER: ("cyan", "green", "yellow", "blue", "bright_cyan", "bright_green", "bright_yellow", "bright_blue"),
 }
-_BAR_COLUMNS: Final = 30
+_BAR_COLUMNS: Final = range(10, 31)
+"""A shorter bar says nothing, a longer one nothing more."""
+_LEAST_NAME: Final = 8
+"""Columns of a name before numbers are left out for it."""
+_BETWEEN_SECONDS: Final = 0.03
+"""Between two writes: what comes meanwhile is written together."""
+_CONTROLS: Final = dict.fromkeys([*range(9), *range(10, 32), *range(127, 160)])
+"""Characters that would move the cursor, or ring."""
 
 
-class TerminalScreen:
+class TerminalScreen(Screen):
     """Colours, and a bar that stays at the bottom."""
 
     def __init__(self, stream: TextIO, job: DistTrainJob, *, quiet: bool) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
-        self._live = Live(console=self._console, refresh_per_second=8, transient=True)
-        self._quiet = quiet
-        self._width = prefix_width(job)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def line(self, process: Process, text: str) -> None:
-        """A process printed a line."""
-        if not self._quiet:
-            colours = _COLOURS[process.role]
-            name = f"[{process.label}]".ljust(self._width)
-            # Text, not markup: what a program prints in brackets is its own. Its colours are kept.
-            self._console.print(Text.assemble((name, colours[process.index % len(colours)]), " ", Text.from_ansi(text)))
+        super().__init__(stream, job, quiet=quiet)
+        self._console = Console(file=cast("TextIO", self._sink), highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._news: RenderableType | None = None
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
         """Draws the bar anew."""
-        self._live.update(_bar(job, progress))
+        self._news = Bar(job, progress)
+        self._backlog.wake()
 
-    def event(self, event: Event) -> None:
-        """Something happened to the job."""
-        self._console.print(Text(event.message, "yellow" if event.warning else "bold"))
+    def _begin(self) -> None:
+        self._live.start()
 
-    def say(self, text: str) -> None:
-        """Shows a text of our own."""
-        self._console.print(Text(text))
+    def _end(self) -> None:
+        self._live.stop()
+
+    def _show(self, lines: list[Line]) -> None:
+        news, self._news = self._news, None
+        if news is not None:
+            self._live.update(news, refresh=True)
+        if lines:
+            # All in one: the bar is taken away and drawn again once for all of them, not once for each.
+            self._console.print(_Lines([segment for line in lines for segment in self._segments(line)]), end="")
+        time.sleep(_BETWEEN_SECONDS)
+
+    def _segments(self, line: Line) -> Iterator[Segment]:
+        if line.process is None:
+            yield Segment(f"{line.text}\n", Style.parse("yellow") if line.warning else None)
+            return
+        colours = _COLOURS[line.process.role]
+        name = f"[{line.process.label}]".ljust(self._width)
+        yield Segment(name, Style.parse(colours[line.process.index % len(colours)]))
+        yield Segment(" ")
+        if "\x1b" in line.text:
+            # Its colours are kept, and nothing else that it would do to the terminal.
+            yield from Text.from_ansi(line.text, end="").render(self._console)
+        else:
+            yield Segment(line.text.translate(_CONTROLS))
+        yield Segment("\n")
 
 
-def _bar(job: DistTrainJob, progress: Progress | None) -> RenderableType:
-    done, total = words.steps(job, progress)
-    cells: list[RenderableType] = [Text.assemble((job.metadata.name, "bold"), f" {job.status.state or ''}")]
-    if total:
-        cells.append(ProgressBar(total=total, completed=done, width=_BAR_COLUMNS))
-    cells.append(Text(words.numbers(job, progress), overflow="ellipsis", no_wrap=True))
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(*cells)
-    return grid
+class _Lines:
+    """Segments as they are. Not Text, and not markup: what a program prints in brackets is its own."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self._segments = segments
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        yield from self._segments
+
+
+class Bar:
+    """The name of the job, a bar, and the numbers, in one line whatever the width: the numbers have theirs first."""
+
+    def __init__(self, job: DistTrainJob, progress: Progress | None) -> None:
+        self._name = job.metadata.name
+        self._state = str(job.status.state or "")
+        self._parts = words.parts(job, progress)
+        self._done, self._total = words.steps(job, progress)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        room = options.max_width
+        parts = self._parts[:]
+        while len(parts) > 1 and len("  ".join(parts)) + 1 + min(len(self._name), _LEAST_NAME) > room:
+            parts.pop()
+        numbers = "  ".join(parts)
+        name = self._name
+        if (left := room - len(numbers) - 1) >= len(name) + 1 + len(self._state):
+            heading = Text.assemble((name, "bold"), " ", self._state)
+        else:
+            heading = Text(name, "bold")
+        heading.no_wrap, heading.overflow = True, "ellipsis"
+        heading.truncate(max(left, _LEAST_NAME), overflow="ellipsis")
+        grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        cells: list[RenderableType] = [heading]
+        if self._total and (width := min(left - heading.cell_len - 1, _BAR_COLUMNS[-1])) in _BAR_COLUMNS:
+            cells.append(ProgressBar(total=self._total, completed=self._done, width=width))
+        cells.append(Text(numbers, overflow="ellipsis", no_wrap=True))
+        grid.add_row(*cells)
+        yield grid

@@ -9,21 +9,29 @@ _WAITING = (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY)
 
 def numbers(job: DistTrainJob, progress: Progress | None) -> str:
     """Where the training is, or what it waits for."""
+    return "  ".join(parts(job, progress))
+
+
+def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
+    """The same in pieces, the most wanted first."""
     step, total = steps(job, progress)
     if job.status.state in (State.COMPLETE, State.FAILED):
-        return f"step {step}/{total}" if total else ""
+        return [f"step {step}/{total}"] if total else []
     if job.status.state is not State.TRAINING or progress is None:
-        return _waiting(job)
-    parts = [f"step {step}/{total}" if total else f"step {step}"]
+        return [waiting] if (waiting := _waiting(job)) else []
+    told = []
+    if step or total:
+        told.append(f"step {step}/{total}" if total else f"step {step}")
     if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4g}")
+        told.append(f"loss {progress.loss:.4g}")
     if progress.samples_per_second:
-        parts.append(f"{progress.samples_per_second:.0f} samples/s")
+        told.append(f"{progress.samples_per_second:.0f} samples/s")
         if total:
             # The status has one too, but is written every few seconds only.
-            parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
-    parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
-    return "  ".join(parts)
+            told.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
+    if job.spec.trainer.command is None:  # of whose programs nobody reports to the master
+        told.append(f"workers {progress.world_size}/{job.spec.world_size}")
+    return told
 
 
 def _waiting(job: DistTrainJob) -> str:

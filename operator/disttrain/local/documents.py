@@ -1,64 +1,51 @@
 """What a job names and finds beside it in its file: ConfigMaps and Secrets, for scripts and for environment variables.
 
-A cluster has these objects; here the documents of the file stand for them. Not here: PersistentVolumeClaims, which need no document and
-become folders (folders.py).
+A cluster has these objects; here the documents of the file stand for them. Not here: what makes a good document (objects.py), and
+PersistentVolumeClaims, which need no document and become folders (folders.py).
 """
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import TRAINER_CONTAINER
 from disttrain.api.template import Container, PodTemplate
-
-FieldPath: TypeAlias = tuple[str | int, ...]
-
-
-class Unusable(Exception):
-    """The job cannot run here as it is written. `path` is the field to blame."""
-
-    def __init__(self, path: FieldPath, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.message = message
+from disttrain.local import objects
+from disttrain.local.expansion import expanded
+from disttrain.local.objects import ConfigMap, Secret
+from disttrain.local.references import ENV_FROM, VALUE_FROM, FieldPath, ObjectReference, Unusable, understood
 
 
 class Documents:
-    """The ConfigMaps and Secrets of a file."""
+    """The ConfigMaps and Secrets of a file. Raises Unusable for one that the API server would refuse."""
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        self._content: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._objects: dict[tuple[str, str], ConfigMap | Secret] = {}
         for document in documents:
-            kind, name = str(document["kind"]), str(document["metadata"]["name"])
-            if kind in ("ConfigMap", "Secret"):
-                self._content[kind, name] = _content(document)
+            for path, message in objects.problems(document):
+                raise Unusable((), f"{objects.title(document)}: {'.'.join(map(str, path))}: {message}")
+            if (parsed := objects.parse(document)) is not None:
+                self._objects[str(document["kind"]), parsed.metadata.name] = parsed
 
-    def content(self, kind: str, name: str, path: FieldPath) -> dict[str, bytes]:
-        """The data of a ConfigMap or Secret. Raises Unusable."""
-        try:
-            return self._content[kind, name]
-        except KeyError:
-            raise Unusable(path, f'{kind} "{name}" is not in the file; add it there as a document of its own') from None
-
-    def value(self, kind: str, name: str, key: str, path: FieldPath) -> str:
-        """One entry as text. Raises Unusable."""
-        content = self.content(kind, name, path)
-        if key not in content:
-            raise Unusable(path, f'{kind} "{name}" has no key "{key}"; it has {", ".join(sorted(content)) or "none"}')
-        return content[key].decode(errors="replace")
+    def script(self, name: str, file: str, path: FieldPath) -> str:
+        """The text of a script in a ConfigMap. Raises Unusable."""
+        return _entry(self._object("ConfigMap", name, path).files(), f'ConfigMap "{name}"', file, path)
 
     def write(self, kind: str, name: str, folder: Path, path: FieldPath) -> None:
         """Writes a ConfigMap or Secret out, a file for each key, as a volume would show it."""
-        content = self.content(kind, name, path)
+        content = self._object(kind, name, path).files()
         folder.mkdir(parents=True, exist_ok=True)
         for key, data in content.items():
             (folder / key).write_bytes(data)
 
-    def environment(self, job: DistTrainJob, template: PodTemplate | None, path: FieldPath) -> dict[str, str]:
-        """The variables that a role's template sets for its training container. Raises Unusable."""
+    def environment(
+        self, job: DistTrainJob, template: PodTemplate | None, path: FieldPath, known: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The variables that a role's template sets for its training container. Raises Unusable.
+
+        known: those that its values may refer to, beside the ones before them.
+        """
         containers = (template and template.spec and template.spec.containers) or ()
         variables: dict[str, str] = {}
         for position, container in enumerate(containers):
@@ -66,62 +53,71 @@ class Documents:
                 where = (*path, "template", "spec", "containers", position)
                 variables |= self._sources(container, where)
                 for number, variable in enumerate(container.env or ()):
-                    found = variable.value or ""
-                    if variable.value_from is not None:
-                        found = self._resolve(job, variable.value_from, (*where, "env", number, "valueFrom")) or ""
-                    variables[variable.name] = found
+                    own = (*where, "env", number)
+                    if variable.value_from is None:
+                        found = expanded(variable.value or "", {**known, **variables})
+                    else:
+                        found = self._resolve(job, variable.value_from, (*own, "valueFrom")) or ""
+                    variables[variable.name] = _usable(found, own)
         return variables
+
+    def _object(self, kind: str, name: str, path: FieldPath) -> ConfigMap | Secret:
+        try:
+            return self._objects[kind, name]
+        except KeyError:
+            raise Unusable(path, f'{kind} "{name}" is not in the file; add it there as a document of its own') from None
 
     def _sources(self, container: Container, path: FieldPath) -> dict[str, str]:
         """envFrom: every entry of a ConfigMap or Secret."""
         variables: dict[str, str] = {}
-        for number, source in enumerate((container.model_extra or {}).get("envFrom") or ()):
-            for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
-                if reference := source.get(field):
-                    where = (*path, "envFrom", number)
-                    if reference.get("optional") and (kind, reference["name"]) not in self._content:
-                        continue
-                    for key, data in self.content(kind, reference["name"], where).items():
-                        variables[source.get("prefix", "") + key] = data.decode(errors="replace")
+        listed = (container.model_extra or {}).get("envFrom")
+        sources = [] if listed is None else understood(ENV_FROM, listed, (*path, "envFrom"))
+        for number, source in enumerate(sources):
+            where = (*path, "envFrom", number)
+            for kind, reference in (("ConfigMap", source.config_map), ("Secret", source.secret)):
+                if reference is None or self._left_out(kind, reference):
+                    continue
+                for key, data in self._object(kind, reference.name, where).variables().items():
+                    variables[source.prefix + key] = _usable(data.decode(errors="replace"), where)
         return variables
 
-    def _resolve(self, job: DistTrainJob, source: dict[str, Any], path: FieldPath) -> str | None:
-        for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
-            if reference := source.get(field):
-                if reference.get("optional") and reference.get("key") not in self._content.get(
-                    (kind, reference.get("name")), {}
-                ):
+    def _left_out(self, kind: str, reference: ObjectReference) -> bool:
+        return reference.optional and (kind, reference.name) not in self._objects
+
+    def _resolve(self, job: DistTrainJob, source: Mapping[str, Any], path: FieldPath) -> str | None:
+        parsed = understood(VALUE_FROM, source, path)
+        for kind, field, reference in (
+            ("ConfigMap", "configMapKeyRef", parsed.config_map),
+            ("Secret", "secretKeyRef", parsed.secret),
+        ):
+            if reference is not None:
+                if self._left_out(kind, reference):
                     return None
-                return self.value(kind, str(reference.get("name")), str(reference.get("key")), (*path, field))
+                content = self._object(kind, reference.name, (*path, field)).variables()
+                if reference.optional and reference.key not in content:
+                    return None
+                return _entry(content, f'{kind} "{reference.name}"', reference.key, (*path, field))
         known = {
             "metadata.name": job.metadata.name,
             "metadata.namespace": job.metadata.namespace,
             "metadata.uid": job.metadata.uid,
         }
-        field_path = (source.get("fieldRef") or {}).get("fieldPath")
-        if field_path in known:
-            return known[field_path]
+        if parsed.field is not None and parsed.field.field_path in known:
+            return known[parsed.field.field_path]
         raise Unusable(
             path, "cannot be resolved without a cluster; set a value, or a key of a ConfigMap or Secret of the file"
         )
 
 
-def _content(document: Mapping[str, Any]) -> dict[str, bytes]:
-    name = f"{document['kind']} {document['metadata']['name']}"
-    content: dict[str, bytes] = {}
-    try:
-        encoded = dict(document.get("binaryData") or {})
-        if document["kind"] == "Secret":
-            encoded |= document.get("data") or {}
-            content |= {key: str(text).encode() for key, text in (document.get("stringData") or {}).items()}
-        else:
-            content |= {key: str(text).encode() for key, text in (document.get("data") or {}).items()}
-        content |= {
-            key: base64.b64decode(str(text), validate=True) for key, text in encoded.items() if key not in content
-        }
-    except binascii.Error:
-        raise Unusable((), f"{name}: data must be base64; plain text belongs into stringData") from None
-    for key in content:
-        if "/" in key or key in ("", ".", ".."):
-            raise Unusable((), f"{name}: the key {key!r} cannot be a file name")
-    return content
+def _entry(content: Mapping[str, bytes], owner: str, key: str, path: FieldPath) -> str:
+    if key not in content:
+        raise Unusable(path, f'{owner} has no key "{key}"; it has {", ".join(sorted(content)) or "none"}')
+    return content[key].decode(errors="replace")
+
+
+def _usable(value: str, path: FieldPath) -> str:
+    if "\0" in value:
+        raise Unusable(
+            path, "an environment variable cannot hold the character NUL; mount the object as a file instead"
+        )
+    return value

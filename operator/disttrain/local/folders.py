@@ -42,16 +42,20 @@ class RunFolder:
 
     @classmethod
     def new(cls, job_name: str, root: Path = ROOT) -> Self:
-        """A folder for a new run."""
+        """A folder for a new run. Raises OSError, and then leaves nothing."""
         uid = str(uuid.uuid4())
         path = root / "runs" / f"{job_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uid[:8]}"
-        for part in ("logs", "last-words", "config"):
-            (path / part).mkdir(parents=True)
-        (root / ".gitignore").write_text("*\n")
-        lock = _lock(path)
-        assert lock is not None, "nobody else can know a folder that was just made"
-        folder = cls(root, path, uid, 1, lock)
-        folder.remember(attempt=1)
+        try:
+            for part in ("logs", "last-words", "config"):
+                (path / part).mkdir(parents=True)
+            (root / ".gitignore").write_text("*\n")
+            lock = _lock(path)
+            assert lock is not None, "nobody else can know a folder that was just made"
+            folder = cls(root, path, uid, 1, lock)
+            folder.remember(attempt=1)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return folder
 
     @classmethod
@@ -98,9 +102,9 @@ class RunFolder:
         return path
 
     def discard(self) -> None:
-        """Removes the folder of a run that never began."""
+        """Removes the folder of a run that never began, so that `--resume` does not find it."""
         if self.attempt == 1:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Lets go of the lock."""

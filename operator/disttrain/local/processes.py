@@ -1,6 +1,6 @@
 """One process of a local run, in the place of a pod: started in a session of its own, its lines kept, its end noticed at once.
 
-Not here: which process shall run (plan), what it is told (runner.py, volumes.py), and what happens if we are killed (guard.py).
+Not here: which process shall run (plan), what it is told (programs.py), and what happens if we are killed (guard.py).
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import Termination
-from disttrain.local.guard import kill_marked
+from disttrain.local.guard import kill_all
 
 POD_MARK = "DISTTRAIN_POD_UID"
 """In the environment of a process and of all that it starts: what kills a replica whole."""
@@ -43,6 +44,8 @@ class Process:
     """Why the program could not be started at all."""
     deleting: bool = False
     _child: subprocess.Popen[bytes] | None = None
+    _over: bool = False
+    """The program has ended; what it started may not have."""
     _last_line: str = ""
     _patience: float | None = None
     """Grace period of a stop that was asked for; it may be asked for before the program is there."""
@@ -90,23 +93,26 @@ class Process:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         on_line: Callable[["Process", str], None],
+        tell_guard: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Starts the program and returns when it, and all that it started, has ended."""
+        """Starts the program and returns when it, and all that it started, has ended. The guard hears of its session (guard.py)."""
         try:
             child = self._child = subprocess.Popen(  # noqa: ASYNC220 - it blocks until exec alone, a millisecond
-                arguments,
+                [_encoded(word) for word in arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**environment, POD_MARK: self.uid},
+                env={name: _encoded(value) for name, value in {**environment, POD_MARK: self.uid}.items()},
                 start_new_session=True,  # Ctrl-C is for us; we then end our processes in order
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL among the arguments
             # What a shell answers: 127 not found, 126 found but not runnable.
-            self.not_started = f"cannot start {arguments[0]!r}: {error.strerror or error}"
+            why = error.strerror if isinstance(error, OSError) else None
+            self.not_started = f"cannot start {arguments[0]!r}: {why or error}"
             self._ended(127 if isinstance(error, FileNotFoundError) else 126)
             on_line(self, self.not_started)
             return
+        tell_guard(f"+{child.pid}")
         if self._patience is not None:
             self.stop(self._patience)
 
@@ -117,8 +123,11 @@ class Process:
         async with asyncio.TaskGroup() as tasks:
             lines = tasks.create_task(self._keep_lines(child, told))
             await _end_of(child)
+            self._over = True
             # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
-            await asyncio.to_thread(kill_marked, POD_MARK, self.uid)
+            await asyncio.to_thread(kill_all, POD_MARK, self.uid, frozenset({child.pid}))
+            child.wait()  # only now: until then nobody else is given its number, which is that of its session
+            tell_guard(f"-{child.pid}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lines, _DRAIN_SECONDS)
         self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
@@ -126,9 +135,10 @@ class Process:
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with less patience."""
         self._patience = grace_seconds
-        if self._child is None or not self.alive:
+        if self._child is None or self._over:
             return
-        self._child.send_signal(signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
+        # Not Popen's own method, which would wait for a child that has just ended, and free its number.
+        os.kill(self._child.pid, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
         if self._kill_timer is not None:
             self._kill_timer.cancel()
         self._kill_timer = asyncio.get_running_loop().call_later(grace_seconds, self._kill)
@@ -139,8 +149,8 @@ class Process:
             self.stop(grace_seconds)
 
     def _kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()  # which does nothing to one that was waited for
+        if self._child is not None and not self._over:
+            os.kill(self._child.pid, signal.SIGKILL)
 
     def _ended(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -154,16 +164,17 @@ class Process:
         protocol = asyncio.StreamReaderProtocol(stream)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, child.stdout)
         rest = b""
+        log = _Log(self.log, on_line)
         try:
-            with self.log.open("ab", buffering=0) as log:
-                while chunk := await stream.read(_LINE_LIMIT):
-                    log.write(chunk)
-                    *whole, rest = (rest + chunk).split(b"\n")
-                    if len(rest) > _LINE_LIMIT:
-                        whole, rest = [*whole, rest], b""
-                    for line in whole:
-                        on_line(_text(line))
+            while chunk := await stream.read(_LINE_LIMIT):
+                log.write(chunk)
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _LINE_LIMIT:
+                    whole, rest = [*whole, rest], b""
+                for line in whole:
+                    on_line(_text(line))
         finally:
+            log.close()
             transport.close()
             if rest:
                 on_line(_text(rest))
@@ -179,7 +190,42 @@ async def _end_of(child: subprocess.Popen[bytes]) -> None:
     finally:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-    child.wait()
+
+
+class _Log:
+    """The log of a replica. A disk that is full costs the log, and not the training."""
+
+    def __init__(self, path: Path, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._file: BinaryIO | None = None
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, chunk: bytes) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(chunk)
+            except OSError as error:
+                self.close()
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._on_line(f"its log ends here: {error.strerror}")
+
+
+def _encoded(text: str) -> bytes:
+    """As a program gets it: as it was inherited, or what the locale has no bytes for as UTF-8, which is what a file of a job is in."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogateescape")
 
 
 def _text(line: bytes) -> str:

@@ -4,10 +4,9 @@ The differences to a pod are all here: ports of loopback for names of a Service,
 GPUs for the resources of a container. Not here: starting anything (processes.py).
 """
 
-import importlib.machinery
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +16,14 @@ from disttrain.api.names import TRAINER_CONTAINER, Role
 from disttrain.api.runtime import Addresses
 from disttrain.api.spec import Script
 from disttrain.api.template import PodTemplate
+from disttrain.local import machine
 from disttrain.local.addresses import Ports
-from disttrain.local.documents import Documents, FieldPath, Unusable
+from disttrain.local.documents import Documents
+from disttrain.local.expansion import expanded
 from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
+from disttrain.local.references import FieldPath, Unusable
 from disttrain.manifests.environment import processes_per_worker, training_environment
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
@@ -36,6 +38,8 @@ _CARRIED_OUT: Final = {
     "affinity",
 }
 """Fields of a pod that a local run obeys, or that have no meaning on one machine."""
+_CARRIED_OUT_IN_CONTAINER: Final = {"name", "env", "envFrom", "resources"}
+"""The same of the trainer's container."""
 
 
 class Programs:
@@ -46,16 +50,18 @@ class Programs:
         self._documents = documents
         self._folder = folder
         self._ports = ports
-        self._gpus = _gpus()
+        self._gpus = machine.gpus()
         self._script = self._prepare_script()
         self._check()
 
-    def arguments(self, role: Role) -> list[str]:
-        """The command line of a role."""
+    def arguments(self, process: Process) -> list[str]:
+        """The command line of a process."""
         command = self._job.spec.trainer.command
-        if role is Role.WORKER and command is not None:
-            return list(command)
-        return [sys.executable, "-m", TRAINER]
+        if process.role is not Role.WORKER or command is None:
+            return [sys.executable, "-m", TRAINER]
+        # On a cluster the command is the container's own, in which the kubelet expands the names of the container's variables.
+        variables = self._container_environment(process)
+        return [expanded(word, variables) for word in command]
 
     def environment(self, process: Process) -> dict[str, str]:
         """The whole environment of a process."""
@@ -70,20 +76,8 @@ class Programs:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
             "CUDA_VISIBLE_DEVICES": ",".join(self._gpus_of(role, process.index)),
         }
-        told = training_environment(
-            self._told(),
-            role,
-            process.index,
-            process.attempt,
-            self._addresses(),
-            metrics_port=process.metrics_port,
-            termination_log=str(process.termination_log.absolute()),
-            checkpoint_dir=self._checkpoint_dir(),
-            data_dir=self._data_dir(),
-        )
         local = {names.PARENT_PID: str(os.getpid()), MARK: self._folder.uid}
-        templates = self._documents.environment(job, self._template(role), self._path(role))
-        return inherited | ours | templates | told | local
+        return inherited | ours | self._container_environment(process) | local
 
     def grace_seconds(self, role: Role) -> float:
         """How long a process of the role has after SIGTERM."""
@@ -92,15 +86,26 @@ class Programs:
 
     def warnings(self) -> Iterator[tuple[FieldPath, str]]:
         """What the job asks for and a local run leaves out."""
+        spec = self._job.spec
+        if spec.image is not None:
+            yield ("spec", "image"), "is not used: a local run has the Python and the programs of this machine"
+        if spec.data is not None and spec.data.volume is not None and "path" in spec.data.volume.model_fields_set:
+            yield (
+                ("spec", "data", "volume", "path"),
+                f"is not there: the data lies in {self._data_dir()}, as ${names.DATA_DIR} says",
+            )
         for role in Role:
             path = (*self._path(role), "template", "spec")
             for position, container in enumerate(_pod_spec(self._template(role)).get("containers", ())):
+                where = (*path, "containers", position)
                 if container["name"] != TRAINER_CONTAINER:
-                    yield (*path, "containers", position), "is a sidecar; a local run starts the training alone"
-                elif "volumeMounts" in container:
+                    yield where, "is a sidecar; a local run starts the training alone"
+                    continue
+                for name in sorted(container.keys() - _CARRIED_OUT_IN_CONTAINER):
+                    mounts = name == "volumeMounts"
                     yield (
-                        (*path, "containers", position, "volumeMounts"),
-                        "is not mounted: a local run has no containers",
+                        (*where, name),
+                        "is not mounted: a local run has no containers" if mounts else "has no effect in a local run",
                     )
             for name in sorted(_pod_spec(self._template(role)).keys() - _CARRIED_OUT):
                 yield (*path, name), "has no effect in a local run"
@@ -138,7 +143,7 @@ class Programs:
                 )
             return script
         folder = self._folder.config(script.config_map)
-        self._documents.value("ConfigMap", script.config_map, script.file, (*path, "configMap"))
+        self._documents.script(script.config_map, script.file, (*path, "configMap"))
         self._documents.write("ConfigMap", script.config_map, folder, (*path, "configMap"))
         return script.model_copy(update={"config_map": None, "file": str(folder / script.file)})
 
@@ -162,6 +167,25 @@ class Programs:
     def _path(self, role: Role) -> FieldPath:
         return ("spec", _ROLE_FIELDS[role])
 
+    def _container_environment(self, process: Process) -> dict[str, str]:
+        """What a container of the process would be given."""
+        told = training_environment(
+            self._told(),
+            process.role,
+            process.index,
+            process.attempt,
+            self._addresses(),
+            metrics_port=process.metrics_port,
+            termination_log=str(process.termination_log.absolute()),
+            checkpoint_dir=self._checkpoint_dir(),
+            data_dir=self._data_dir(),
+        )
+        home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
+        return home | self._template_environment(process.role, home | told) | told
+
+    def _template_environment(self, role: Role, known: Mapping[str, str]) -> dict[str, str]:
+        return self._documents.environment(self._job, self._template(role), self._path(role), known)
+
     def _gpus_of(self, role: Role, index: int) -> list[str]:
         # "" hides every GPU, as a container that asked for none sees none.
         each = self._job.spec.worker.gpus_per_worker if role is Role.WORKER else 0
@@ -175,34 +199,32 @@ class Programs:
                 ("spec", "worker", "gpusPerWorker"),
                 f"the job needs {wanted} GPUs, this machine has {len(self._gpus)}; 0 runs it on the CPU",
             )
-        if not (_importable(TRAINER) and _importable("torch")):
+        if not (machine.importable(TRAINER) and machine.importable("torch")):
             raise Unusable((), "a local run needs the trainer and torch: pip install 'disttrain[trainer]'")
         for field in ("model", "dataset", "loss", "evaluate"):
             factory: str | None = getattr(job.spec.trainer, field)
-            if factory is not None and not _importable(package := factory.partition(":")[0].partition(".")[0]):
+            package = (factory or "").partition(":")[0].partition(".")[0]
+            if factory is not None and not machine.importable(package):
                 raise Unusable(
                     ("spec", "trainer", field),
                     f'no module "{package}" in {Path.cwd()} or among the installed packages; run from its folder, or install it',
                 )
         for role in Role:
-            self._documents.environment(job, self._template(role), self._path(role))
+            self._template_environment(role, {})
+        self._check_data()
 
-
-def _importable(package: str) -> bool:
-    """Whether a process in the current folder would find a top-level module. Imports nothing."""
-    return (
-        package in sys.builtin_module_names
-        or importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is not None
-    )
+    def _check_data(self) -> None:
+        volume = self._job.spec.data.volume if self._job.spec.data else None
+        if volume is None:
+            return
+        # Made even so: the message names it, and the next thing that its reader does is to copy something there.
+        folder = self._folder.claim(volume.persistent_volume_claim)
+        if not any(folder.iterdir()):
+            raise Unusable(
+                ("spec", "data", "volume", "persistentVolumeClaim"),
+                f"there is no data: put it into {folder}/, which stands for the claim",
+            )
 
 
 def _pod_spec(template: PodTemplate | None) -> dict[str, Any]:
     return template.pod_spec() if template else {}
-
-
-def _gpus() -> list[str]:
-    """The GPUs that we may use, by the names that CUDA_VISIBLE_DEVICES takes."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
-    numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*"))
-    return sorted((number for number in numbers if number.isdigit()), key=int)

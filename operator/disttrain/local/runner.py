@@ -6,21 +6,21 @@ The same plan as on a cluster, so the same restarts, deadlines and messages. Not
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
-from disttrain.api.reasons import FINAL, ConditionType
+from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
+from disttrain.api.spec import SuccessPolicy
 from disttrain.api.status import DistTrainJobStatus
-from disttrain.local import guard, probes
+from disttrain.local import probes
 from disttrain.local.addresses import LOOPBACK, Ports
 from disttrain.local.folders import RunFolder
+from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
 from disttrain.plan import Plan, Snapshot, decide
@@ -28,8 +28,7 @@ from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView
 
 PROGRESS_SECONDS: Final = 0.5
 """Between two looks at the master's progress."""
-INTERRUPT_GRACE_SECONDS: Final = 10.0
-"""How long the processes have after Ctrl-C, enough for a checkpoint."""
+_INTERRUPTED: Final = "The run was interrupted"
 
 
 class Observer(Protocol):
@@ -37,6 +36,9 @@ class Observer(Protocol):
 
     def line(self, process: Process, text: str) -> None:
         """A process printed a line."""
+
+    def started(self, process: Process, text: str) -> None:
+        """A process is started; the text says where its metrics are."""
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
         """The status or the progress is new."""
@@ -61,6 +63,10 @@ class Run:
     ) -> None:
         self.job = job
         self.interrupted = False
+        self._at_once = False
+        self._began = False
+        self._unwritten = False
+        self._dismissed: set[str] = set()
         self._programs = programs
         self._folder = folder
         self._ports = ports
@@ -70,44 +76,65 @@ class Run:
         self._progress_read: datetime | None = None
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup
+        self._tell_guard: Callable[[str], None]
+
+    @property
+    def began(self) -> bool:
+        """Whether a process was ever started."""
+        return self._began
 
     async def to_its_end(self) -> DistTrainJob:
         """Runs the job; returns when it is Complete or Failed, or after `interrupt`, with no process left."""
-        with _guarded(self._folder.uid):
+        with guarded(self._folder.uid) as self._tell_guard:
             async with asyncio.TaskGroup() as self._tasks:
                 watching = self._tasks.create_task(self._watch_progress())
                 await self._loop()
                 watching.cancel()
         return self.job
 
-    def interrupt(self) -> None:
-        """Ends every process: the first time with a grace period, the second time at once. For a signal handler."""
-        grace = 0.0 if self.interrupted else INTERRUPT_GRACE_SECONDS
-        self.interrupted = True
-        for process in self._processes.values():
-            process.stop(grace)
+    def interrupt(self) -> float:
+        """Ends every process, and says how many seconds they have: the first time their own, the second time none. For a signal handler.
+
+        As spec.suspend would: the plan sees to it, and the status says that no process is left.
+        """
+        self._at_once, self.interrupted = self.interrupted, True
+        left = [process for process in self._processes.values() if process.alive]
+        for process in left if self._at_once else ():
+            process.stop(0)
         self._wake.set()
+        return max((self._grace(process) for process in left), default=0)
+
+    def _grace(self, process: Process) -> float:
+        return 0 if self._at_once else self._programs.grace_seconds(process.role)
 
     async def _loop(self) -> None:
         while True:
             self._wake.clear()
-            if self.interrupted:
-                look_again = None
-            else:
-                plan = decide(self._snapshot())
-                self._apply(plan)
-                look_again = plan.look_again
+            plan = decide(self._snapshot())
+            self._apply(plan)
+            self._dismiss_master()
+            left = [process for process in self._processes.values() if process.alive]
             if self._over():
-                left = [process for process in self._processes.values() if process.alive]
                 if not left:
                     return
                 # cleanPodPolicy may leave pods for a look at them; a local run leaves their logs instead.
                 for process in left:
-                    process.stop_once(self._programs.grace_seconds(process.role))
+                    process.stop_once(self._grace(process))
+            look_again = plan.look_again.total_seconds() if plan.look_again is not None else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._wake.wait(), look_again.total_seconds() if look_again is not None else None
-                )
+                await asyncio.wait_for(self._wake.wait(), look_again)
+
+    def _dismiss_master(self) -> None:
+        """The master of a `command` knows nobody and would never end by itself: it may go when the workers have done their work."""
+        spec = self.job.spec
+        if spec.trainer.command is None:
+            return
+        done = sum(p.role is Role.WORKER and p.exit_code == 0 and not p.deleting for p in self._processes.values())
+        if done >= (1 if spec.success_policy is SuccessPolicy.ANY_WORKER else spec.worker.replicas):
+            for process in self._processes.values():
+                if process.role is Role.MASTER:
+                    self._dismissed.add(process.uid)
+                    process.stop_once(self._grace(process))
 
     def _over(self) -> bool:
         invalid = self.job.status.condition(ConditionType.VALID)
@@ -116,8 +143,11 @@ class Run:
     def _snapshot(self) -> Snapshot:
         # What was deleted and has ended is gone, as a pod would be.
         self._processes = {uid: p for uid, p in self._processes.items() if p.alive or not p.deleting}
+        job = self.job
+        if self.interrupted:
+            job = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": True})})
         return Snapshot(
-            job=self.job,
+            job=job,
             now=datetime.now(UTC),
             pods=tuple(self._view(process) for process in self._processes.values()),
             service_exists=True,  # loopback needs no Service,
@@ -128,7 +158,9 @@ class Run:
         )
 
     def _view(self, process: Process) -> PodView:
-        phase = Phase.RUNNING if process.alive else Phase.FAILED if process.exit_code else Phase.SUCCEEDED
+        # One that was told to go while it still started has done its part, too.
+        exit_code = 0 if process.exit_code and process.uid in self._dismissed else process.exit_code
+        phase = Phase.RUNNING if process.alive else Phase.FAILED if exit_code else Phase.SUCCEEDED
         return PodView(
             name=pod_name(self.job.metadata.name, process.role, process.index),
             uid=process.uid,
@@ -141,14 +173,14 @@ class Run:
             scheduled=True,
             deleting=process.deleting,
             finished=process.finished,
-            exit_code=process.exit_code,
-            reason=process.reason,
+            exit_code=exit_code,
+            reason=process.reason if exit_code else "",
             termination=process.termination(),
             node="localhost",
         )
 
     def _apply(self, plan: Plan) -> None:
-        for event in plan.events:
+        for event in plan.events if not self.interrupted else ():
             self._observer.event(event)
         for action in plan.actions:
             match action:
@@ -157,16 +189,29 @@ class Run:
                 case DeletePod(uid=uid, grace_seconds=grace) if uid in self._processes:
                     process = self._processes[uid]
                     process.deleting = True
-                    process.stop(self._programs.grace_seconds(process.role) if grace is None else grace)
+                    process.stop(self._grace(process) if grace is None else grace)
                     if not process.alive:
                         self._wake.set()
                 case _:  # Services, policies and the TTL of the job have no meaning here
                     pass
-        if plan.status != self.job.status:
-            self.job = self.job.model_copy(update={"status": plan.status})
+        status = _without_suspend(plan.status) if self.interrupted else plan.status
+        if status != self.job.status:
+            self.job = self.job.model_copy(update={"status": status})
+            self._keep()
+            if not self.interrupted:
+                self._observer.changed(self.job, self._progress)
+
+    def _keep(self) -> None:
+        """Writes down how it is. A disk that is full costs what was to be written, and not the training."""
+        try:
             self._folder.keep(self.job)
-            self._folder.remember(plan.status.attempt or self._folder.attempt)
-            self._observer.changed(self.job, self._progress)
+            self._folder.remember(self.job.status.attempt or self._folder.attempt)
+            self._unwritten = False
+        except OSError as error:
+            if not self._unwritten:
+                message = f"{self._folder.path} cannot be written: {error.strerror}; the run goes on"
+                self._observer.event(Event(reason="NotWritten", message=message, warning=True))
+            self._unwritten = True
 
     def _start(self, role: Role, index: int, attempt: int) -> None:
         uid = str(uuid.uuid4())
@@ -184,12 +229,16 @@ class Run:
         self._processes[uid] = process
         has_metrics = role is not Role.WORKER or self.job.spec.trainer.command is None
         where = f"; metrics at http://{LOOPBACK}:{process.metrics_port}/metrics" if has_metrics else ""
-        self._observer.line(process, f"starts, attempt {attempt}{where}")
+        self._observer.started(process, f"starts, attempt {attempt}{where}")
+        self._began = True
         self._tasks.create_task(self._live(process))
 
     async def _live(self, process: Process) -> None:
         await process.run(
-            self._programs.arguments(process.role), self._programs.environment(process), self._observer.line
+            self._programs.arguments(process),
+            self._programs.environment(process),
+            self._observer.line,
+            self._tell_guard,
         )
         self._wake.set()
 
@@ -206,17 +255,11 @@ class Run:
                     self._wake.set()
 
 
-@contextlib.contextmanager
-def _guarded(run_id: str) -> Iterator[None]:
-    """Leaves nothing of the run behind: not when we end, and not when we are killed."""
-    program = subprocess.Popen(
-        [sys.executable, "-I", "-S", guard.__file__, run_id],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+def _without_suspend(status: DistTrainJobStatus) -> DistTrainJobStatus:
+    """The status of an interrupted run is that of a suspended job, but nobody set spec.suspend."""
+    told = (Reason.SUSPENDED, Reason.SUSPENDING)
+    conditions = tuple(
+        condition.model_copy(update={"message": _INTERRUPTED}) if condition.reason in told else condition
+        for condition in status.conditions
     )
-    try:
-        yield
-    finally:
-        program.communicate()
+    return status.model_copy(update={"conditions": conditions})

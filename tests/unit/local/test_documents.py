@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from disttrain.api.job import DistTrainJob
-from disttrain.local.documents import Documents, Unusable
+from disttrain.local.documents import Documents
+from disttrain.local.references import Unusable
 
-CONFIG = {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"K": "v", "N": 1}, "binaryData": {"B": "AAE="}}
+CONFIG = {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"K": "v", "N": "1"}, "binaryData": {"B": "AAE="}}
 SECRET = {
     "kind": "Secret",
     "metadata": {"name": "s"},
@@ -26,8 +27,8 @@ def job(*env: dict[str, Any], **container: Any) -> DistTrainJob:
     return DistTrainJob.parse({"metadata": {"name": "j", "uid": "u"}, "spec": spec})
 
 
-def environment(described: DistTrainJob) -> dict[str, str]:
-    return Documents([CONFIG, SECRET]).environment(described, described.spec.worker.template, PATH)
+def environment(described: DistTrainJob, known: dict[str, str] | None = None) -> dict[str, str]:
+    return Documents([CONFIG, SECRET]).environment(described, described.spec.worker.template, PATH, known or {})
 
 
 def reference(kind: str, name: str, key: str, **more: Any) -> dict[str, Any]:
@@ -46,19 +47,34 @@ def test_values_come_from_where_they_would_on_a_cluster() -> None:
 
 def test_env_from_takes_everything_with_a_prefix_and_env_wins() -> None:
     described = job({"name": "X_K", "value": "mine"}, envFrom=[{"prefix": "X_", "configMapRef": {"name": "c"}}])
-    assert environment(described) == {"X_K": "mine", "X_N": "1", "X_B": "\0\1"}
+    assert environment(described) == {"X_K": "mine", "X_N": "1"}, "binaryData is left out, as the kubelet does"
+
+
+def test_what_is_optional_and_not_there_is_left_out() -> None:
+    sources = [{"configMapRef": {"name": "none", "optional": True}}, {"secretRef": {"name": "s", "optional": True}}]
+    described = job(reference("configMap", "c", "none", optional=True), envFrom=sources)
+    assert environment(described) == {"K": "secret", "P": "plain", "V": ""}
+
+
+def test_a_value_refers_to_what_is_before_it_and_to_what_we_set() -> None:
+    described = job(
+        {"name": "A", "value": "/data/$(RANK)"},
+        {"name": "B", "value": "$(A)/$$(A)/$(NONE)"},
+        {"name": "NONE", "value": "x"},
+    )
+    assert environment(described, {"RANK": "1"}) == {"A": "/data/1", "B": "/data/1/$(A)/$(NONE)", "NONE": "x"}
 
 
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
         pytest.param(reference("secret", "t", "K"), 'Secret "t" is not in the file; add it there', id="no such Secret"),
-        pytest.param(
-            reference("configMap", "c", "Q"), 'ConfigMap "c" has no key "Q"; it has B, K, N', id="no such key"
-        ),
+        pytest.param(reference("configMap", "c", "Q"), 'ConfigMap "c" has no key "Q"; it has K, N', id="no such key"),
         pytest.param(
             {"name": "V", "valueFrom": {"resourceFieldRef": {}}}, "cannot be resolved without a cluster", id="of a node"
         ),
+        pytest.param({"name": "V", "valueFrom": {"secretKeyRef": {"name": "s"}}}, "is required", id="no key"),
+        pytest.param({"name": "V", "value": "a\0b"}, "cannot hold the character NUL", id="NUL"),
     ],
 )
 def test_what_is_missing_is_named_with_its_place(variable: dict[str, Any], message: str) -> None:
@@ -73,11 +89,25 @@ def test_a_config_map_is_written_out_as_a_volume_would_show_it(tmp_path: Path) -
     assert {file.name: file.read_bytes() for file in (tmp_path / "c").iterdir()} == {"K": b"v", "N": b"1", "B": b"\0\1"}
 
 
-def test_a_key_that_would_leave_the_folder_is_refused() -> None:
-    with pytest.raises(Unusable, match="cannot be a file name"):
-        Documents([{"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"../x": ""}}])
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ({"configMapRef": {"name": "c"}}, "valid list"),
+        ([{"configMapRef": "c"}], "ObjectReference"),
+        ([{"secretRef": {"name": 3}}], "valid string (got 3)"),
+        ([{"secretRef": {}}], "is required"),
+        ([{"secretRef": {"name": "nul"}}], "NUL"),
+    ],
+)
+def test_an_env_from_that_cannot_be_understood_is_told(sources: Any, told: str) -> None:
+    described = job(envFrom=sources)
+    nul = {"kind": "Secret", "metadata": {"name": "nul"}, "data": {"K": "AAE="}}
+    with pytest.raises(Unusable) as wrong:
+        Documents([CONFIG, SECRET, nul]).environment(described, described.spec.worker.template, PATH, {})
+    assert told in wrong.value.message
+    assert wrong.value.path[:7] == (*PATH, "template", "spec", "containers", 0, "envFrom")
 
 
-def test_data_of_a_secret_that_is_not_base64_is_told() -> None:
-    with pytest.raises(Unusable, match="plain text belongs into stringData"):
+def test_a_document_that_an_api_server_would_refuse_is_refused() -> None:
+    with pytest.raises(Unusable, match=r"^Secret s: data\.K: must be base64; plain text belongs into stringData$"):
         Documents([{"kind": "Secret", "metadata": {"name": "s"}, "data": {"K": "not base64!"}}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_nothing_to_resume_says_what_to_do(tmp_path: Path) -> None:
 def test_git_does_not_see_the_folder(tmp_path: Path) -> None:
     RunFolder.new("digits", tmp_path / ".disttrain").close()
     assert (tmp_path / ".disttrain" / ".gitignore").read_text() == "*\n"
+
+
+def test_a_folder_that_cannot_be_made_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "remember", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunFolder.new("digits", tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []

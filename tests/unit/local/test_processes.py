@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.processes import wait_for
+from cluster.processes import start_time, wait_for
 from disttrain.api.names import Role
 from disttrain.local import guard
+from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
+from local_runs.command import children, environment_of
 
 
 @pytest.fixture
@@ -101,9 +103,14 @@ def test_a_signal_is_told_as_a_shell_tells_it(process: Process) -> None:
     assert process.exit_code == 137
 
 
-@pytest.mark.parametrize(("program", "code"), [("/nowhere/at/all", 127), ("/etc/passwd", 126)])
-def test_a_program_that_cannot_be_started_is_a_failure_of_its_own(process: Process, program: str, code: int) -> None:
-    lines = run(process, program)
+@pytest.mark.parametrize(
+    ("program", "arguments", "code"),
+    [("/nowhere/at/all", (), 127), ("/etc/passwd", (), 126), ("/bin/echo", ("a\0b",), 126)],
+)
+def test_a_program_that_cannot_be_started_is_a_failure_of_its_own(
+    process: Process, program: str, arguments: tuple[str, ...], code: int
+) -> None:
+    lines = run(process, program, *arguments)
     assert process.exit_code == code
     assert process.reason == "StartError"
     assert program in process.termination().message
@@ -132,35 +139,110 @@ def test_a_stop_before_the_start_is_not_forgotten(process: Process) -> None:
     assert process.exit_code == 143
 
 
-def test_the_end_of_the_first_process_is_the_end_of_all(process: Process) -> None:
+def gone(pid: int) -> bool:
+    return start_time(pid) is None
+
+
+def test_the_end_of_the_first_process_is_the_end_of_all(process: Process, tmp_path: Path) -> None:
     """As in a container. The child is in a session of its own, ignores signals, and holds the pipe."""
-    child = "import signal, time; [signal.signal(s, 1) for s in (1, 2, 15)]; print('child', flush=True); time.sleep(60)"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(0.5)"
-    began = time.monotonic()
+    ready = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, time; [signal.signal(s, 1) for s in (1, 2, 15)]; print('child', flush=True); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+    parent = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)
+while not os.path.exists({str(ready)!r}):
+    time.sleep(0.01)
+"""
     lines = run(process, *python(parent))
     assert lines == ["child"]
-    assert time.monotonic() - began < 10
     assert process.exit_code == 0
-    assert guard.marked("DISTTRAIN_POD_UID", process.uid) == []
+    assert guard.belonging("DISTTRAIN_POD_UID", process.uid) == []
+
+
+def test_a_child_with_an_environment_of_its_own_ends_too(process: Process) -> None:
+    """It has lost the mark, but not the session."""
+    lines = run(process, *python("import subprocess; print(subprocess.Popen(['/bin/sleep', '60'], env={}).pid)"))
+    assert process.exit_code == 0
+    assert gone(int(lines[0]))
+
+
+def test_a_full_disk_costs_the_log_and_not_the_process(process: Process) -> None:
+    process.log = Path("/dev/full")
+    lines = run(process, *python("print('a', flush=True); import time; time.sleep(0.1); print('b')"))
+    assert lines == ["its log ends here: No space left on device", "a", "b"]
+    assert process.exit_code == 0
+
+
+PARENT_OF_A_GUARD = """
+import os, subprocess, sys, time
+from disttrain.local import guard
+from disttrain.local.guarded import guarded
+g = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, sys.argv[1]], stdin=subprocess.PIPE)
+def start(*words, **how):
+    return subprocess.Popen(words, start_new_session=True, **how).pid
+"""
+
+
+def killed_after(program: str, argument: str) -> list[int]:
+    """The pids that a parent of a guard printed before it was killed."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_A_GUARD + program + "\ntime.sleep(60)", argument],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        pids = [int(pid) for pid in said.readline().split()]
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    return pids
 
 
 def test_the_guard_clears_up_when_the_run_is_killed() -> None:
     """A parent that starts a guard and a marked child with a marked, detached grandchild; SIGKILL; nothing remains."""
     value = f"test-{os.getpid()}-{time.monotonic_ns()}"
-    grandchild = "import time; time.sleep(60)"
-    start = f"subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True)"
-    child = f"import subprocess, sys, time; {start}; time.sleep(60)"
-    parent = f"""
-import os, subprocess, sys, time
-from disttrain.local import guard
-subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, {value!r}], stdin=subprocess.PIPE)
-subprocess.Popen([sys.executable, "-c", {child!r}], env={{**os.environ, guard.MARK: {value!r}}}, start_new_session=True)
-time.sleep(60)
+    child = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True); time.sleep(60)"
+    program = f"""
+marked = {{**os.environ, guard.MARK: sys.argv[1]}}
+child = subprocess.Popen([sys.executable, "-c", {child!r}], env=marked, stdout=subprocess.PIPE, start_new_session=True, text=True)
+print(child.pid, child.stdout.readline(), end="", flush=True)
 """
-    program = subprocess.Popen([sys.executable, "-c", parent])
+    pids = killed_after(program, value)
+    assert len(pids) == 2
+    wait_for("nothing to remain", lambda: all(map(gone, pids)), 10)
+
+
+def test_the_guard_knows_sessions_and_which_of_them_are_over() -> None:
+    program = """
+pids = [start("sleep", "60", env={}) for _ in range(2)]
+g.stdin.write("".join([f"+{pid}\\n" for pid in pids] + [f"-{pids[1]}\\n"]).encode())
+g.stdin.flush()
+print(*pids, flush=True)
+"""
+    unmarked, over = killed_after(program, "nobody")
     try:
-        wait_for("both to run", lambda: len(guard.marked(guard.MARK, value)) == 2, 20)
+        wait_for("the session to end", lambda: gone(unmarked), 10)
+        assert not gone(over)
     finally:
-        program.send_signal(signal.SIGKILL)
-        program.wait()
-    wait_for("nothing to remain", lambda: not guard.marked(guard.MARK, value), 10)
+        os.kill(over, signal.SIGKILL)
+
+
+def test_a_number_that_was_given_to_another_session_is_left_alone() -> None:
+    own = start_time(os.getpid())
+    assert own is not None
+    assert guard._still(os.getpid(), own)
+    assert not guard._still(os.getpid(), "1")
+    assert guard._still(2**30, own), "its leader has ended; its members may not have"
+
+
+def test_the_guard_of_a_run_within_a_run_outlives_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outer run kills all that carries its marks: the inner guard still has to do its work then."""
+    monkeypatch.setenv(guard.MARK, "outer")
+    monkeypatch.setenv("DISTTRAIN_POD_UID", "outer")
+    with guarded("inner"):
+        (pid,) = (pid for pid in children(os.getpid()) if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text())
+        assert [name for name in environment_of(pid) if name.startswith("DISTTRAIN_")] == []
+        assert os.getsid(pid) == pid

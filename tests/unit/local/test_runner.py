@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.processes import wait_for
+from cluster.processes import start_time, wait_for
 from disttrain.api.job import DistTrainJob
+from disttrain.plan.success import MASTER_GRACE
 from local_runs import stub
-from local_runs.command import Started, left_behind, run
+from local_runs.command import Started, left_behind, run, running
 
 
 @pytest.fixture
@@ -71,59 +73,121 @@ def test_who_never_gets_up_uses_the_retries_up(folder: Path) -> None:
 
 def test_progress_reaches_the_status_and_the_screen(folder: Path) -> None:
     progress = {"step": 3, "totalSteps": 10, "loss": 0.25, "samplesPerSecond": 99.0}
-    done = run(folder, stub.write_job(folder, config={"progress": progress, "worker": "time.sleep(2)"}), "-o", "json")
+    asked = "while len(open('asked').read() if os.path.exists('asked') else '') < 3:\n    time.sleep(0.05)"
+    done = run(folder, stub.write_job(folder, config={"progress": progress, "worker": asked}), "-o", "json")
     training = DistTrainJob.parse(done.job).status.training
     assert training is not None
     assert (training.step, training.total_steps, training.progress_percent) == (3, 10, 30)
     assert "stub: Training  step 3/10  loss 0.25  99 samples/s" in done.err
 
 
-def test_ctrl_c_gives_time_and_ends_with_130(folder: Path) -> None:
-    file = stub.write_job(
-        folder,
-        config={
-            "worker": "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(143)))\nprint('up', flush=True)\ntime.sleep(60)"
-        },
+SAVES = (
+    "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(143)))\nprint('up', flush=True)\ntime.sleep(60)"
+)
+LISTENS_ONLY = "signal.signal(15, lambda *_: print('told', flush=True))\nprint('up', flush=True)\ntime.sleep(60)"
+
+
+def until_both_say(started: Started, word: str) -> None:
+    wait_for(
+        f"both workers to say {word}", lambda: all(f"{word}\n" in started.log(f"stub-worker-{n}") for n in (0, 1)), 30
     )
-    started = Started(folder, file)
-    wait_for("both workers", lambda: all("up\n" in started.log(f"stub-worker-{n}") for n in (0, 1)), 30)
+
+
+def test_ctrl_c_gives_time_and_ends_with_130(folder: Path) -> None:
+    started = Started(folder, stub.write_job(folder, config={"worker": SAVES}))
+    until_both_say(started, "up")
     started.process.send_signal(signal.SIGINT)
     done = started.finish(20)
     assert done.code == 130, done
     assert done.out.count("saved") == 2
+    assert "\nstopping: up to 30 s; Ctrl-C again ends it at once\n" in done.out
     assert "stub: interrupted after" in done.out
     assert left_behind(folder) == []
 
 
-def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:
-    started = Started(
+def test_an_interrupted_job_is_suspended_and_nobody_says_that_its_spec_is(folder: Path) -> None:
+    template = {"spec": {"terminationGracePeriodSeconds": 7}}
+    checkpoint = {"volume": {"persistentVolumeClaim": "ckpt"}}
+    file = stub.write_job(
         folder,
-        stub.write_job(folder, config={"worker": "signal.signal(15, 1)\nprint('up', flush=True)\ntime.sleep(60)"}),
+        config={"worker": SAVES, "progress": {"step": 3}},
+        worker={"replicas": 2, "template": template},
+        parameterServer={"replicas": 1, "template": template},
+        master={"template": template},
+        checkpoint=checkpoint,
     )
-    wait_for("both workers", lambda: all("up\n" in started.log(f"stub-worker-{n}") for n in (0, 1)), 30)
-    began = time.monotonic()
+    started = Started(folder, file, "-o", "json")
+    until_both_say(started, "up")
     started.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    done = started.finish(20)
+    assert done.code == 130, done
+    assert "\nstopping: up to 7 s for a checkpoint; Ctrl-C again ends it at once\n" in done.err
+    assert done.job == json.loads((started.run_folder() / "job.json").read_text())
+    status = DistTrainJob.parse(done.job).status
+    assert status.state == "Suspended"
+    assert [condition.type for condition in status.conditions if condition.status == "True"] == ["Valid", "Suspended"]
+    assert "spec.suspend" not in done.out
+    assert not done.job["spec"].get("suspend")
+    assert all(role.ready == 0 for role in status.replica_statuses)
+
+
+def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:
+    started = Started(folder, stub.write_job(folder, config={"worker": LISTENS_ONLY}))
+    until_both_say(started, "up")
     started.process.send_signal(signal.SIGINT)
-    assert started.finish(20).code == 130
-    assert time.monotonic() - began < 8
+    until_both_say(started, "told")
+    assert started.process.poll() is None
+    started.process.send_signal(signal.SIGINT)
+    assert started.finish(15).code == 130, "or it waits for the 30 s of its grace period"
     assert left_behind(folder) == []
 
 
-def test_sigkill_leaves_nothing_of_a_command_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "child",
+    ["setsid sh -c 'trap \"\" TERM HUP; sleep {}' & sleep 100", "env -i sleep {} & sleep 100"],
+    ids=["a session of its own", "an environment of its own"],
+)
+def test_sigkill_leaves_nothing_of_a_command_either(tmp_path: Path, child: str) -> None:
     stub.install(tmp_path)
-    grandchild = "sh -c 'trap \"\" TERM HUP; sleep 100' & sleep 100"
-    file = stub.write_job(
-        tmp_path,
-        strategy={"type": "DataParallel"},
-        trainer={"command": ["sh", "-c", f"setsid {grandchild}"]},
-        parameterServer=None,
+    seconds = f"100.{time.monotonic_ns()}"  # by which it is found
+    started = Started(tmp_path, stub.write_command(tmp_path, "sh", "-c", child.format(seconds)))
+    wait_for(
+        "the grandchild",
+        lambda: any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pid in running(f"sleep {seconds}")),
+        30,
     )
-    started = Started(tmp_path, file)
-    wait_for("the grandchildren", lambda: len(left_behind(tmp_path)) >= 2 * 3 + 1, 30)
     started.process.kill()
     started.process.communicate()
-    wait_for("nothing to be left", lambda: not left_behind(tmp_path), 10)
+    wait_for("nothing to be left", lambda: not left_behind(tmp_path) and not running(f"sleep {seconds}"), 10)
+
+
+def test_a_command_that_is_done_is_the_end_of_its_job(tmp_path: Path) -> None:
+    """Its master knows nobody, and would never end by itself."""
+    stub.install(tmp_path)
+    file = stub.write_command(tmp_path, "sh", "-c", "env -i sleep 3131 & echo $$! is left behind")
+    done = run(tmp_path, file, "-o", "json")
+    assert done.code == 0, done
+    status = DistTrainJob.parse(done.job).status
+    assert status.completion_time is not None
+    assert status.start_time is not None
+    assert status.completion_time - status.start_time < MASTER_GRACE, "which is what the plan gives a master to end"
+    assert [(role.succeeded, role.failed) for role in status.replica_statuses] == [(1, 0), (1, 0)]
+    assert "steps" not in done.err
+    assert "workers 0" not in done.err
+    (child,) = re.findall(r"(\d+) is left behind", done.err)
+    assert start_time(int(child)) is None
+
+
+def test_names_in_a_command_are_replaced_as_on_a_cluster(tmp_path: Path) -> None:
+    stub.install(tmp_path)
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "OUT", "value": "/out/$(RANK)"}]}]}}
+    file = stub.write_command(
+        tmp_path,
+        "echo",
+        "$(RANK) of $(WORLD_SIZE) to $(OUT), $$(RANK) and $(PATH)",
+        worker={"replicas": 1, "template": template},
+    )
+    assert "[worker-0] 0 of 1 to /out/0, $(RANK) and $(PATH)\n" in run(tmp_path, file).out
 
 
 def test_resume_is_the_same_job_in_the_next_attempt(folder: Path) -> None:
@@ -137,9 +201,17 @@ def test_resume_is_the_same_job_in_the_next_attempt(folder: Path) -> None:
 
 
 def test_resume_without_a_run_is_wrong_input(folder: Path) -> None:
-    done = run(folder, stub.write_job(folder), "--resume")
+    done = run(folder, stub.write_job(folder, checkpoint={"volume": {"persistentVolumeClaim": "ckpt"}}), "--resume")
     assert (done.code, done.out) == (2, "")
     assert "there is no run of stub" in done.err
+
+
+def test_resume_without_a_checkpoint_is_wrong_input(folder: Path) -> None:
+    done = run(folder, stub.write_job(folder), "--resume")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "stub.yaml:5: spec: without checkpoint there is nothing to resume; leave --resume out to start a new run\n"
+    )
 
 
 def test_what_a_process_finds_in_its_environment(folder: Path) -> None:
@@ -187,18 +259,64 @@ def test_a_module_that_is_not_there_is_told_before_anything_starts(folder: Path)
 
 
 def test_a_command_that_is_not_there(folder: Path) -> None:
-    file = stub.write_job(
-        folder, strategy={"type": "DataParallel"}, trainer={"command": ["no-such-program"]}, parameterServer=None
-    )
-    done = run(folder, file)
+    done = run(folder, stub.write_command(folder, "no-such-program"))
     assert done.code == 1, done
     assert "cannot start 'no-such-program': No such file or directory" in done.out.split("Failed after")[1]
 
 
 def test_a_job_of_a_later_version_is_wrong_input(folder: Path) -> None:
     done = run(folder, stub.write_job(folder, network={"tls": "Mutual"}))
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(
+        r"stub.yaml:\d+: spec.network.tls: network.tls Mutual is not supported by this version\n", done.err
+    )
+    assert not (folder / ".disttrain").exists(), "or --resume would go on with it"
+
+
+def test_a_document_that_is_wrong_is_told_and_leaves_no_run(folder: Path) -> None:
+    done = run(folder, stub.write_job(folder, {"kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "hello"}}))
+    assert (done.code, done.out) == (2, "")
+    assert "data.k: must be base64; plain text belongs into stringData" in done.err
+    assert list(folder.glob(".disttrain/runs/*")) == []
+
+
+def test_data_belongs_into_the_folder_of_its_claim(folder: Path) -> None:
+    show = "print('data', sorted(os.listdir(os.environ['DISTTRAIN_DATA_DIR'])))"
+    volume = {"persistentVolumeClaim": "digits-data", "path": "/digits"}
+    file = stub.write_job(folder, config={"worker": show}, data={"volume": volume})
+    done = run(folder, file)
     assert done.code == 2, done
-    assert "network.tls Mutual" in done.out
+    assert (
+        "spec.data.volume.persistentVolumeClaim: there is no data: put it into .disttrain/claims/digits-data/"
+        in done.err
+    )
+    assert list(folder.glob(".disttrain/runs/*")) == []
+    (folder / ".disttrain" / "claims" / "digits-data" / "images.npy").touch()
+    done = run(folder, file)
+    assert done.code == 0, done
+    assert "[worker-1] data ['images.npy']" in done.out
+    assert f"spec.data.volume.path: is not there: the data lies in {folder}/.disttrain/claims/digits-data" in done.err
+
+
+def test_what_has_no_effect_here_is_told(folder: Path) -> None:
+    container = {
+        "name": "trainer",
+        "workingDir": "/src",
+        "image": "a/b:1",
+        "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+    }
+    template = {"spec": {"containers": [container], "serviceAccountName": "me"}}
+    file = stub.write_job(
+        folder, config={"worker": "pass"}, image="c/d:2", worker={"replicas": 1, "template": template}
+    )
+    told = run(folder, file).err.splitlines()
+    assert [re.sub(r"^stub.yaml:\d+: warning: spec\.", "", line) for line in told] == [
+        "image: is not used: a local run has the Python and the programs of this machine",
+        "worker.template.spec.containers[0].image: has no effect in a local run",
+        "worker.template.spec.containers[0].volumeMounts: is not mounted: a local run has no containers",
+        "worker.template.spec.containers[0].workingDir: has no effect in a local run",
+        "worker.template.spec.serviceAccountName: has no effect in a local run",
+    ]
 
 
 def test_the_mark_does_not_reach_an_outer_run(folder: Path) -> None:
@@ -206,17 +324,3 @@ def test_the_mark_does_not_reach_an_outer_run(folder: Path) -> None:
     done = run(folder, stub.write_job(folder, config={"worker": "pass"}), environment={"DISTTRAIN_RUN_ID": "outer"})
     assert done.code == 0
     assert os.environ.get("DISTTRAIN_RUN_ID") is None
-
-
-def test_it_ends_when_nobody_reads_it_any_more(folder: Path) -> None:
-    started = Started(
-        folder, stub.write_job(folder, config={"worker": "while True: print('more', flush=True); time.sleep(0.05)"})
-    )
-    assert started.process.stdout is not None
-    assert started.process.stderr is not None
-    started.process.stdout.readline()
-    started.process.stdout.close()
-    with started.process.stderr as errors:
-        assert started.process.wait(20) == 1
-        assert errors.read() == ""
-    assert left_behind(folder) == []
