@@ -7,7 +7,8 @@
         assert job.supervise() == 0
 
 Processes are forked from a server that has imported torch once, so that one starts in 30 ms and not in 3 s; `program=True` starts
-`python -m disttrain_trainer` instead. Not here: plan.decide; what counts as a retry is the table of the design, in `RETRYABLE`.
+`python -m disttrain_trainer` instead. What must happen in the middle of a training happens while it is held (`held`, `Job.let_go`), not
+while it runs. Not here: plan.decide; what counts as a retry is the table of the design, in `RETRYABLE`.
 """
 
 import contextlib
@@ -26,6 +27,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from disttrain.api import environment
 from disttrain.api.names import Role
@@ -77,6 +81,38 @@ def served(consistency: str, *, servers: int = 2, staleness: int | None = None) 
         "strategy": {"type": "ParameterServer", "parameterServer": chosen},
         "parameterServer": {"replicas": servers},
     }
+
+
+def held(**trainer: Any) -> dict[str, Any]:
+    """The trainer's fields of a digits job whose workers compute no slice of the step that `Job.hold` names, nor of later ones."""
+    return {"loss": "held_loss:loss", **trainer}
+
+
+HELD_LOSS = """
+import time
+from pathlib import Path
+import torch
+from disttrain_trainer.examples import digits
+from disttrain_trainer.task import mix
+
+NUMBER = {mix(0, number): number for number in range(1 << 13)}  # slices by what the trainer seeds each one with
+
+def held_slices():  # how many slices the training may compute, and how many a step has
+    try:
+        return map(int, Path("hold").read_text().split())
+    except FileNotFoundError:
+        return 1 << 40, 0
+
+def loss(model, batch):
+    number = NUMBER[torch.initial_seed() & ((1 << 64) - 1)]
+    free, step = held_slices()
+    if free - step <= number < free:
+        time.sleep(0.15)  # so that a report is due after it, and the master knows
+    while number >= free:
+        time.sleep(0.005)
+        free, step = held_slices()
+    return digits.loss(model, batch)
+"""
 
 
 def checkpoints(every: int, *, keep: int = 3) -> dict[str, Any]:
@@ -135,7 +171,8 @@ class Job:
     ) -> None:
         parsed = DistTrainJobSpec.model_validate(spec)
         servers = parsed.parameter_server.replicas if parsed.parameter_server else 0
-        ports = [_free_port() for _ in range(3 + servers)]
+        self._held: list[socket.socket] = []
+        ports = [self.free_port() for _ in range(3 + servers)]
         self.folder = folder
         self.metrics_port = ports[2]
         self.checkpoints = folder / "checkpoints" if parsed.checkpoint else None
@@ -158,6 +195,7 @@ class Job:
             startup_timeout_seconds=startup_timeout,
             peer_timeout_seconds=peer_timeout,
         )
+        (folder / "held_loss.py").write_text(HELD_LOSS)
         self.processes: dict[Key, _Started] = {}
         self.restarts: dict[Key, int] = {}
         self._program = program
@@ -172,6 +210,38 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 self.kill(key[0], key[1])
             self.processes[key].code(10)
+        for held in self._held:
+            held.close()
+
+    def free_port(self) -> int:
+        """A port of loopback for one process of this job, which nobody else gets before the end of the job.
+
+        Held by a socket that is bound and never listens: a program that sets SO_REUSEADDR, as every server does, can listen all the same.
+        """
+        held = socket.socket()
+        # Port 0 with SO_REUSEADDR may be given a port that another such socket holds: ask without, then set it for those who join.
+        held.bind(("127.0.0.1", 0))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.append(held)
+        return int(held.getsockname()[1])
+
+    def hold(self, step: int) -> None:
+        """The workers of a `held` training stop at this step. Call it before `start`."""
+        size = self.config.world_size
+        (self.folder / "hold").write_text(f"{step * size} {size}")
+
+    def until_held(self, step: int, *, checkpoint: int | None = None) -> Progress:
+        """The progress when the training has stopped there, and has a checkpoint of that step or a later one."""
+        return self.until(
+            lambda p: (
+                p.step == step
+                and (checkpoint is None or bool(p.last_checkpoint and p.last_checkpoint.step >= checkpoint))
+            )
+        )
+
+    def let_go(self) -> None:
+        """The training goes on."""
+        (self.folder / "hold").unlink()
 
     @property
     def keys(self) -> list[Key]:
@@ -306,8 +376,22 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("step-*/manifest.json"))]
 
 
+def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The tensors of a rank's checkpoint of this step."""
+    (file,) = (folder / "checkpoints" / f"step-{step:08d}").glob("state-*.safetensors")
+    return load_file(file)
+
+
+def final_parameters(folder: Path, step: int) -> torch.Tensor:
+    """The parameters of one dtype in the servers' checkpoint of this step, as a worker has them."""
+    manifest = json.loads((folder / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
+    shards = sorted(name for name in manifest["files"] if name.startswith("shard-"))
+    found = [load_file(folder / "checkpoints" / f"step-{step:08d}" / name)["0.parameters"] for name in shards]
+    return torch.cat(found)
+
+
 def _run(env: dict[str, str], log: str, folder: str) -> None:
-    """A forked process becomes a training process."""
+    """A forked process becomes a training process; of one that shall go wrong, the folder's fault.py says how."""
     from disttrain_trainer.entry import main
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -318,11 +402,6 @@ def _run(env: dict[str, str], log: str, folder: str) -> None:
     os.environ.update(env)
     os.environ[environment.PARENT_PID] = str(os.getppid())
     os.chdir(folder)
+    if Path("fault.py").exists():
+        exec(Path("fault.py").read_text(), {"__name__": "fault"})
     sys.exit(main([]))
-
-
-def _free_port() -> int:
-    """A port that nobody has now, and that the kernel will not give to the next one who asks for any."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

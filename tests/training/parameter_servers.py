@@ -83,6 +83,7 @@ def make_client(
     incarnation: str | None = None,
     generation: int = 1,
     timeout: float = 10,
+    clock: int = 0,
 ) -> ShardedClient:
     return ShardedClient(
         addresses=[server.address for server in servers],
@@ -91,6 +92,7 @@ def make_client(
         incarnation=incarnation or uuid.uuid4().hex,
         generation=generation,
         timeout=timeout,
+        clock=clock,
     )
 
 

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, manifests, served
+from training.job import Job, checkpoints, digits, held, manifests, served
 
 EVERY, EPOCHS = 40, 12
 STEPS = EPOCHS * 23
+MIDDLE = 2 * EVERY + 10
 
 MODEL = """
 from torch import nn
@@ -24,7 +25,7 @@ def model(config):
 def job_in(folder: Path, consistency: str, *, workers: int = 2, **options: Any) -> Job:
     folder.mkdir(exist_ok=True)
     (folder / "users_code.py").write_text(MODEL)
-    trainer = {"model": "users_code:model", "epochs": EPOCHS}
+    trainer = held(model="users_code:model", epochs=EPOCHS)
     spec = digits(**served(consistency), **checkpoints(EVERY), trainer=trainer, worker={"replicas": workers})
     return Job(folder=folder, spec=spec, **options)
 
@@ -56,11 +57,13 @@ def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(
     with job_in(whole, "Sync", workers=1) as job:
         evaluation = finish(job)
     with job_in(broken, "Sync", workers=1) as job:
+        job.hold(MIDDLE)
         job.start()
-        job.until(lambda progress: progress.step > 2 * EVERY)
+        job.until_held(MIDDLE, checkpoint=2 * EVERY)
         for role, index in job.keys:
             job.kill(role, index)
             job.wait(role, index)
+        job.let_go()
     assert 0 < saved_steps(broken)[-1] < STEPS
     with job_in(broken, "Sync", workers=1, attempt=2) as job:
         assert finish(job) == evaluation
@@ -74,9 +77,11 @@ def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(
 @pytest.mark.parametrize("lost", [Role.WORKER, Role.PARAMETER_SERVER, Role.MASTER])
 def test_every_checkpoint_has_them_also_when_somebody_was_lost(tmp_path: Path, lost: Role) -> None:
     with job_in(tmp_path, "Async") as job:
+        job.hold(MIDDLE)
         job.start()
-        job.until(lambda progress: progress.step > EVERY)
+        job.until_held(MIDDLE)
         job.kill(lost)
+        job.let_go()
         assert finish(job)["accuracy"] > 0.9
     assert saved_steps(tmp_path) == [m["step"] for m in manifests(tmp_path / "checkpoints")]
     assert buffers(tmp_path, STEPS)["1.num_batches_tracked"] > 0

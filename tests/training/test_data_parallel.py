@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.examples import mlp
-from training.job import Job, checkpoints, digits
+from training.job import Job, checkpoints, digits, state
 
 STEPS = 50
 
@@ -58,9 +57,31 @@ def test_any_number_of_workers_equals_one_process(
     with Job(folder=tmp_path, spec=classic(workers=workers, float64=float64)) as job:
         job.start()
         assert job.supervise() == 0, job.logs()
-    saved = load_file(tmp_path / "checkpoints" / f"step-{STEPS:08d}" / "state.safetensors")
+    saved = state(tmp_path, STEPS)
     for name, parameter in expected(float64=float64).items():
         torch.testing.assert_close(saved[f"model.{name}"], parameter, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_takes_the_steps_of_adam(tmp_path: Path, workers: int) -> None:
+    optimizer = {"name": "Adam", "learningRate": "0.01", "weightDecay": "0.1"}
+    with Job(folder=tmp_path, spec=classic(workers=workers, float64=True, optimizer=optimizer)) as job:
+        job.start()
+        assert job.supervise() == 0, job.logs()
+    saved = state(tmp_path, STEPS)
+    config = {"samples": 100, "float64": True}
+    torch.manual_seed(0)
+    model = mlp.model(config)
+    stepper = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
+    inputs, targets = mlp.dataset(config, "train").tensors
+    schedule = Schedule(samples=100, batch_size=32, world_size=1, seed=0, max_steps=STEPS)
+    for step in range(STEPS):
+        indices = torch.tensor(schedule.slice(step).indices)
+        stepper.zero_grad()
+        mlp.loss(model, [inputs[indices], targets[indices]]).backward()
+        stepper.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(saved[f"model.{name}"], parameter.detach(), atol=1e-12, rtol=0)
 
 
 def test_more_workers_than_samples_in_the_last_batch(tmp_path: Path) -> None:

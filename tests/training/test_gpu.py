@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from disttrain.api.names import Role
 from disttrain_trainer.examples import mlp
-from training.job import Job, digits, served
+from training.job import Job, digits, served, state
 from training.test_data_parallel import STEPS, classic, expected
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -41,7 +40,7 @@ def test_data_parallel_on_the_gpus_of_a_pod_equals_one_process_on_the_cpu(tmp_pa
     # NCCL takes a GPU for one rank only: with a single one here, this is a world of one, without a group.
     count = min(2, torch.cuda.device_count())
     finish(on_gpus(tmp_path, classic(workers=1, float64=True), count))
-    saved = load_file(tmp_path / "checkpoints" / f"step-{STEPS:08d}" / "state.safetensors")
+    saved = state(tmp_path, STEPS)
     for name, parameter in expected(float64=True).items():
         torch.testing.assert_close(saved[f"model.{name}"], parameter, atol=TOLERANCE, rtol=0)
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, served
+from training.job import Job, checkpoints, digits, held, manifests, served
 
 EVERY = 40
-LONG = {"epochs": 40}
-"""920 steps: a second of work, so that the kill comes in the middle."""
+MIDDLE = 2 * EVERY + 10
+STEPS = 8 * 23
+HELD = held(epochs=8)
 SERVED = [
     pytest.param(served("Sync"), id="Sync"),
     pytest.param(served("Async"), id="Async"),
@@ -20,16 +21,21 @@ SERVED = [
 
 
 def run_and_kill(tmp_path: Path, changes: dict[str, Any], role: Role, index: int = 0) -> tuple[Job, Any]:
-    """A job in which one process is killed after two checkpoints; the job when it is over, and its last progress."""
-    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(EVERY), trainer=LONG)) as job:
+    """A job in which one process is killed after a checkpoint; the job when it is over, and its last progress.
+
+    No worker gets a slice of step MIDDLE, at which it is held, before there is a checkpoint of the interval before: it comes for certain.
+    """
+    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(EVERY), trainer=HELD)) as job:
+        job.hold(MIDDLE)
         job.start()
-        job.until(lambda progress: progress.last_checkpoint is not None and progress.last_checkpoint.step >= 2 * EVERY)
+        job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - EVERY)
         job.kill(role, index)
+        job.let_go()
         assert job.supervise() == 0, job.logs()
         progress = job.termination(Role.MASTER).progress
     assert progress is not None
     assert progress.finished
-    assert progress.step == 920
+    assert progress.step == STEPS
     assert job.restarts.get((role, index)) == 1
     return job, progress
 
@@ -72,14 +78,16 @@ def test_the_last_worker_of_all_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_checkpoint_volume_begins_anew(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=digits(**served("Async"), trainer=LONG)) as job:
+    with Job(folder=tmp_path, spec=digits(**served("Async"), trainer=HELD)) as job:
+        job.hold(MIDDLE)
         job.start()
-        job.until(lambda progress: progress.step > 50)
+        job.until_held(MIDDLE)
         job.kill(Role.PARAMETER_SERVER, 0)
+        job.let_go()
         assert job.supervise() == 0, job.logs()
         progress = job.termination(Role.MASTER).progress
         assert progress is not None
-        assert progress.redone_steps > 50
+        assert progress.redone_steps >= MIDDLE
         assert "there is no checkpoint volume" in job.logs()
 
 
@@ -95,19 +103,79 @@ def test_a_frozen_peer_is_noticed_within_seconds(
     tmp_path: Path, changes: dict[str, Any], frozen: Role, witness: Role
 ) -> None:
     spec = digits(**changes, trainer={"epochs": 100_000})
-    with Job(folder=tmp_path, spec=spec, peer_timeout=1, startup_timeout=2) as job:
+    with Job(folder=tmp_path, spec=spec, peer_timeout=3, startup_timeout=20) as job:
         job.start()
         job.until(lambda progress: progress.step > 10)
         job.kill(frozen, 1 if frozen is witness else 0, signal.SIGSTOP)
-        assert job.wait(witness, 0, timeout=20) == 75
+        assert job.wait(witness, 0, timeout=90) == 75
         said = job.termination(witness).message
         assert "waited" in said, said
 
 
 def test_a_frozen_worker_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    spec = digits(**served("BoundedStaleness", staleness=1), trainer=LONG)
-    with Job(folder=tmp_path, spec=spec, peer_timeout=1) as job:
+    spec = digits(**served("BoundedStaleness", staleness=1), trainer=HELD)
+    with Job(folder=tmp_path, spec=spec, peer_timeout=3) as job:
+        job.hold(10)
         job.start()
-        job.until(lambda progress: progress.step > 10)
+        job.until(lambda progress: progress.step >= 1)  # the one that is held first may keep the others at the gate
         job.kill(Role.WORKER, 1, signal.SIGSTOP)
+        job.let_go()
         assert job.supervise() == 0, job.logs()
+
+
+def test_a_worker_that_freezes_with_the_master_lost_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    # The new master never sees it, and its connections to the servers stay.
+    spec = digits(**served("BoundedStaleness", staleness=1), trainer=HELD)
+    with Job(folder=tmp_path, spec=spec, peer_timeout=3) as job:
+        job.hold(10)
+        job.start()
+        job.until(lambda progress: progress.step >= 1)  # the one that is held first may keep the others at the gate
+        job.kill(Role.WORKER, 1, signal.SIGSTOP)
+        job.kill(Role.MASTER)
+        job.let_go()
+        assert job.supervise() == 0, job.logs()
+        progress = job.termination(Role.MASTER).progress
+        assert progress is not None
+        assert progress.generation == 1
+
+
+SLOW_DISK = """
+import os, time
+from pathlib import Path
+from disttrain.api import environment
+
+if os.environ[environment.ROLE] == "parameter-server" and os.environ[environment.INDEX] == "1":
+    from disttrain_trainer.parameter_server.shard_file import ShardFile
+
+    save = ShardFile.save
+
+    def slow(self, path):
+        if path.parent.name == "step-{step:08d}" and not Path("writing").exists():
+            Path("writing").touch()
+            while True:
+                time.sleep(1)
+        return save(self, path)
+
+    ShardFile.save = slow
+"""
+
+
+def test_a_server_that_is_lost_while_it_writes_a_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path,
+) -> None:
+    spec = digits(**served("Sync"), **checkpoints(EVERY, keep=9), trainer=HELD)
+    (tmp_path / "fault.py").write_text(SLOW_DISK.format(step=2 * EVERY))
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.start()
+        stopped = job.until(lambda _: (tmp_path / "writing").exists())
+        assert stopped.last_checkpoint is not None
+        assert stopped.last_checkpoint.step == EVERY
+        job.kill(Role.PARAMETER_SERVER, 1)
+        assert job.supervise() == 0, job.logs()
+        progress = job.termination(Role.MASTER).progress
+        assert progress is not None
+        assert progress.step == STEPS
+        assert progress.redone_steps == EVERY
+    assert [m["step"] for m in manifests(tmp_path / "checkpoints")] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY, STEPS]
+    left = {path.name.split(".")[0] for path in (tmp_path / "checkpoints" / f"step-{2 * EVERY:08d}").iterdir()}
+    assert len(left) == 3, "the manifest and a file of each server: nothing of the save that was given up"

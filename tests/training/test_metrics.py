@@ -1,6 +1,5 @@
 """What Prometheus gets from a training that runs: every rank of every pod, counted as it happens."""
 
-import socket
 import urllib.request
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from training.job import Job, digits, served
 
 ENDLESS = {"epochs": 100_000}
 Samples = dict[tuple[str, str], float]
-"""By name and rank, and direction where there is one."""
+"""By name, and rank with direction, phase or bucket where there is one."""
 
 
 class Scraped(Job):
@@ -21,22 +20,20 @@ class Scraped(Job):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = self.free_port()
 
     def environment(self, role: Role, index: int) -> dict[str, str]:
         env = super().environment(role, index)
         return env | ({environment.METRICS_PORT: str(self.port)} if (role, index) == (Role.WORKER, 0) else {})
 
-    def scrape(self, port: int) -> Samples:
-        """Fails when a family is there twice, which Prometheus would refuse."""
+    def scrape(self, port: int, label: str = "direction") -> Samples:
+        """By name, and rank with this label's value. Fails when a family is there twice, which Prometheus would refuse."""
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         names = [family.name for family in families]
         assert len(names) == len(set(names)), names
         return {
-            (sample.name, sample.labels["rank"] + sample.labels.get("direction", "")): sample.value
+            (sample.name, sample.labels["rank"] + sample.labels.get(label, "")): sample.value
             for family in families
             for sample in family.samples
         }
@@ -56,6 +53,56 @@ def test_a_pod_of_two_processes_shows_both_and_the_bytes_of_each_step_at_once(tm
             steps_then, rest = divmod(found["disttrain_communication_bytes_total", rank + direction], gradients)
             assert rest == 0
             assert steps / 2 < steps_then <= steps
+
+
+def test_waiting_for_the_sums_is_communication_and_no_sample_is_counted_twice(tmp_path: Path) -> None:
+    with Scraped(folder=tmp_path, spec=digits(trainer=ENDLESS)) as job:
+        job.start()
+        job.until(lambda progress: progress.step > 50)
+        worker, master = job.scrape(job.port, "phase"), job.scrape(job.metrics_port, "bucket")
+    assert worker["disttrain_step_phase_seconds_total", "0communicate"] > 0
+    assert worker["disttrain_samples_total", "0"] > 0
+    assert not [name for name, _ in master if name.startswith(("disttrain_samples_total", "disttrain_steps_total"))]
+    assert ("disttrain_goodput_seconds_total", "0productive") in master
+
+
+def test_a_script_that_reports_nothing_shows_nothing_and_one_that_does_is_counted_by_the_master(tmp_path: Path) -> None:
+    text = """
+import os, signal
+from disttrain_trainer import session
+open("up", "w").close()
+while not os.path.exists("go"): signal.sigtimedwait([signal.SIGUSR1], 0.05)
+session.report(step=5, loss=0.5, samples=40)
+while True: signal.pause()
+"""
+    (tmp_path / "train.py").write_text(text)
+    trainer = {"script": {"file": "train.py"}}
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "worker": {"replicas": 1}}
+    with Scraped(folder=tmp_path, spec=spec) as job:
+        job.start()
+        job.until(lambda _: (tmp_path / "up").exists())
+        assert {name for name, _ in job.scrape(job.port)} == {"disttrain_job_info", "disttrain_recoveries_total"}
+        silent = {name for name, _ in job.scrape(job.metrics_port, "bucket")}
+        assert not silent & {
+            "disttrain_step",
+            "disttrain_loss",
+            "disttrain_samples_total",
+            "disttrain_goodput_seconds_total",
+        }
+        (tmp_path / "go").touch()
+        job.until(lambda progress: progress.step == 5)
+        master = job.scrape(job.metrics_port, "bucket")
+        assert (master["disttrain_step", "0"], master["disttrain_loss", "0"]) == (5, 0.5)
+        assert master["disttrain_samples_total", "0"] == 40
+
+
+def test_torchs_store_listens_where_the_job_says_and_nowhere_else(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=digits(trainer=ENDLESS)) as job:
+        job.start()
+        job.until(lambda progress: progress.generation == 1)
+        port = f":{int(job.config.addresses.rendezvous.rpartition(':')[2]):04X}"
+        rows = [line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()]
+    assert [row[1] for row in rows if row[1].endswith(port) and row[3] == "0A"] == [f"0100007F{port}"]
 
 
 def test_a_worker_of_parameter_servers_counts_its_bytes_as_they_move_and_the_master_a_lost_worker(

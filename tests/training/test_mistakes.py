@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from disttrain.api import environment
 from disttrain.api.names import Role
+from disttrain.api.spec import Data
 from training.job import Job, checkpoints, digits, manifests, served
 
 USERS = """
@@ -40,7 +42,26 @@ def vector_loss(model, batch):
 
 def leaving(model, batch):
     raise SystemExit(3)
+
+def no_arguments():
+    return nn.Linear(4, 2)
+
+def no_split(config):
+    return dataset(config, "train")
+
+def three(config, split):
+    return TensorDataset(torch.ones(64, 4), torch.ones(64, 4), torch.zeros(64))
+
+def regression(config, split):
+    return TensorDataset(torch.ones(64, 4), torch.zeros(64, 3))
+
+def on_the_volume(config, split):
+    import os
+    return torch.load(os.environ["DISTTRAIN_DATA_DIR"] + "/part/train.pt")
 """
+
+
+DATA = Data.model_validate({"volume": {"persistentVolumeClaim": "my-data"}})
 
 
 def spec(**trainer: Any) -> dict[str, Any]:
@@ -51,7 +72,8 @@ def spec(**trainer: Any) -> dict[str, Any]:
 def fail(tmp_path: Path, code: int, **trainer: Any) -> tuple[Any, str]:
     """The last words and the log of a worker that ends with this code."""
     (tmp_path / "users_code.py").write_text(USERS)
-    with Job(folder=tmp_path, spec=spec(**trainer)) as job:
+    with Job(folder=tmp_path, spec=spec(**trainer), env={environment.DATA_DIR: str(tmp_path / "data")}) as job:
+        job.config = job.config.model_copy(update={"data": DATA})
         job.start()
         assert job.wait(Role.WORKER) == code, job.logs()
         return job.termination(Role.WORKER), job.log(Role.WORKER)
@@ -66,6 +88,21 @@ def fail(tmp_path: Path, code: int, **trainer: Any) -> tuple[Any, str]:
         pytest.param({"model": "users_code:modle"}, "has no 'modle'; did you mean 'model'?", id="attribute"),
         pytest.param({"model": "users_code:not_a_model"}, "returned a int; expected a torch.nn.Module", id="no module"),
         pytest.param({"dataset": "users_code:stream"}, "expected a map-style dataset", id="no dataset"),
+        pytest.param(
+            {"model": "users_code:no_arguments"},
+            "trainer.model: 'users_code:no_arguments' is defined as no_arguments(), but is called as no_arguments(config)",
+            id="no arguments",
+        ),
+        pytest.param(
+            {"dataset": "users_code:no_split"},
+            "is defined as no_split(config), but is called as no_split(config, split)",
+            id="no split",
+        ),
+        pytest.param(
+            {"dataset": "users_code:on_the_volume"},
+            "/data/part/train.pt: put train.pt on the claim my-data of data.volume",
+            id="data that is not there",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path: Path, trainer: dict[str, str], said: str) -> None:
@@ -99,6 +136,26 @@ def test_a_loss_that_is_no_scalar_is_named(tmp_path: Path) -> None:
         termination.message
         == "trainer.loss returned a Tensor of shape (32,); expected the batch's mean loss, a scalar tensor"
     )
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        (
+            "three",
+            "trainer.loss is not set, which means cross entropy of (input, target), but a batch of trainer.dataset is a list of 3",
+        ),
+        (
+            "regression",
+            "trainer.loss is not set, and cross entropy of what the model gives (torch.float32 (32, 2)) and the targets",
+        ),
+    ],
+)
+def test_data_that_cross_entropy_does_not_fit_asks_for_a_loss(tmp_path: Path, dataset: str, said: str) -> None:
+    termination, log = fail(tmp_path, 1, loss=None, dataset=f"users_code:{dataset}")
+    assert termination.message.startswith(said)
+    assert termination.message.endswith("set trainer.loss")
     assert "Traceback" not in log
 
 

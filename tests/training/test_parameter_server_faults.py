@@ -142,8 +142,8 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
 
         flat = vector_model(length)
 
-        def connected():
-            client = make_client([servers[0], Remote()], config, timeout=1)  # type: ignore[list-item]
+        def connected(timeout: float = 1):
+            client = make_client([servers[0], Remote()], config, timeout=timeout)  # type: ignore[list-item]
             client.connect(flat.layout)
             client.initialize(flat.parameters)
             client.pull(flat.parameters)
@@ -160,16 +160,18 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
             begin = time.monotonic()
             with pytest.raises(PeerLost, match=rf"parameter-server-1 \({remote}\): silent for 1 s; waited for"):
                 call(client)
-            assert 0.9 < time.monotonic() - begin < 4
+            # No wait of the server's end, of 20 and 30 s, has ended it.
+            assert 0.9 < time.monotonic() - begin < 15
             process.send_signal(signal.SIGCONT)
             client.close()
 
-        client = connected()
+        client = connected(timeout=20)
         threading.Timer(0.2, process.kill).start()
         begin = time.monotonic()
-        with pytest.raises(PeerLost, match="parameter-server-1"):
+        with pytest.raises(PeerLost, match="parameter-server-1") as lost:
             client.pull(flat.parameters, step=5)
-        assert time.monotonic() - begin < 1.5
+        assert "silent" not in str(lost.value)
+        assert time.monotonic() - begin < 15
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_a_call_ends_when_another_thread_closes_the_client() -> None:
         begin = time.monotonic()
         with pytest.raises(PeerLost, match="waited for the parameters"):
             client.pull(flat.parameters, step=1)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8, "the client's time-out has ended it"
         client.close()
         with pytest.raises(PeerLost, match="this client was closed"):
             client.pull(flat.parameters, step=1)
@@ -333,7 +335,7 @@ def test_a_worker_that_dies_while_it_waits_is_noticed() -> None:
         threading.Timer(0.2, client.close, kwargs={"goodbye": False}).start()
         with pytest.raises(PeerLost):
             client.pull(flat.parameters, step=1)
-        assert soon(lambda: lost == [1, 1], 2)
+        assert soon(lambda: lost == [1, 1], 8)
         assert soon(lambda: all(server.state().workers == () for server in servers))
 
 

@@ -8,16 +8,28 @@ import pytest
 import torch
 
 from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.parameter_server import ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.consistency import BoundedStaleness
 from training.parameter_servers import bounded, in_threads, make_client, make_config, serving
 from training.test_parameter_server_async import ONE, vector_model
 
+REFUSED_WITHIN = 30
+"""Seconds in which a worker that runs ahead has long met the gate."""
+
+
+class Leads(list[int]):
+    """c - min at every START, on every shard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = threading.Event()
+        """A worker was sent back from the gate: the one before that has started with the largest lead that there may be."""
+
 
 @pytest.fixture
-def leads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """c - min at every START, on every shard."""
-    seen: list[int] = []
+def leads(monkeypatch: pytest.MonkeyPatch) -> Leads:
+    seen = Leads()
     start = BoundedStaleness.start
 
     def logged(self: BoundedStaleness, worker: int, clock: int, step: int | None) -> bool:
@@ -25,6 +37,8 @@ def leads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         allowed = start(self, worker, clock, step)
         if allowed:
             seen.append(clock - minimum)
+        else:
+            seen.refused.set()
         return allowed
 
     monkeypatch.setattr(BoundedStaleness, "start", logged)
@@ -41,9 +55,7 @@ def joined(servers: list[ShardServer], config, rank: int, length: int) -> tuple[
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
-def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
-    staleness: int, leads: list[int]
-) -> None:
+def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(staleness: int, leads: Leads) -> None:
     workers, iterations, length = 4, 400, 64
     config = make_config(workers=workers, servers=2, consistency=bounded(staleness), optimizer=ONE)
     schedule = Schedule(samples=4000, batch_size=workers, world_size=workers, seed=0, max_steps=iterations)
@@ -63,6 +75,8 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
                 assert client.clock == clock
                 assert seen[rank] == clock, "a worker reads its own writes"
                 assert seen.min() >= clock - staleness, f"at clock {clock} only {seen.tolist()} were seen"
+                if rank == 0 and clock == 0:
+                    assert leads.refused.wait(REFUSED_WITHIN), "nobody runs ahead of this worker up to the gate"
                 if randomness.random() < 0.1:
                     time.sleep(randomness.random() * 0.004)
                 client.push_pull(schedule.slice(clock * workers + rank), (gradient,), (parameters,))
@@ -81,23 +95,25 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
             assert server.state().version == workers * iterations
 
 
-def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_break_the_bound(leads: list[int]) -> None:
-    staleness, workers = 2, 4
+def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_break_the_bound(leads: Leads) -> None:
+    staleness, workers, lives = 2, 4, 12
     config = make_config(workers=workers, servers=2, consistency=bounded(staleness), optimizer=ONE)
     schedule = Schedule(samples=400, batch_size=workers, world_size=workers, seed=0, max_steps=100_000)
     numbers = iter(range(100_000))
-    deadline = time.monotonic() + 2
-    lives = [0] * workers
+    together = threading.Barrier(workers)
     with serving(config) as servers:
 
         def work(rank: int) -> int:
             randomness = random.Random(rank)
             done = 0
-            while time.monotonic() < deadline:
+            for life in range(lives):
                 client, parameters = joined(servers, config, rank, 64)
-                lives[rank] += 1
+                if life == 0:
+                    together.wait()
                 client.pull((parameters,))
-                for _ in range(randomness.randrange(1, 40)):
+                if life == rank == 0:
+                    assert leads.refused.wait(REFUSED_WITHIN), "nobody runs ahead of this worker up to the gate"
+                for _ in range(staleness + 1 if life == 0 else randomness.randrange(1, 40)):
                     if randomness.random() < 0.1:
                         time.sleep(0.002)
                     client.push_pull(schedule.slice(next(numbers)), (torch.zeros(64),), (parameters,))
@@ -116,7 +132,6 @@ def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_brea
 
         done = in_threads([lambda rank=rank: work(rank) for rank in range(workers)])
         assert min(done) > 0
-        assert min(lives) > 1
         assert max(leads) == staleness
         assert all(server.state().version == sum(done) for server in servers)
 
@@ -135,6 +150,26 @@ def test_who_joins_starts_at_the_slowest_worker() -> None:
         assert second.clock == 9
         third, _ = joined(servers, config, 2, 64)
         assert third.clock == 7
+
+
+def test_a_fast_worker_gains_nothing_by_being_idle_for_a_moment_nor_by_a_new_connection() -> None:
+    config = make_config(workers=2, servers=2, consistency=bounded(1), optimizer=ONE, startup_timeout=0.5)
+    schedule = Schedule(samples=400, batch_size=2, world_size=2, seed=0, max_steps=100)
+    with serving(config) as servers:
+        slow, _ = joined(servers, config, 0, 64)
+        fast, parameters = joined(servers, config, 1, 64)
+        for index in range(2):
+            fast.pull((parameters,))
+            fast.push(schedule.slice(index), (torch.zeros(64),))
+            fast.leave()
+            assert fast.join() == index + 1
+        again = make_client(servers, config, rank=1, clock=fast.clock)
+        again.connect(vector_model(64).layout)
+        assert again.join() == 2
+        with pytest.raises(PeerLost, match=r"waited 0.5 s for worker 0 to complete iteration 0"):
+            again.pull((parameters,))
+        assert [server.state().max_staleness_seen for server in servers] == [1, 1]
+        slow.close()
 
 
 def test_a_worker_at_the_gate_goes_on_when_the_slow_one_is_dropped_and_says_until_then_whom_it_waits_for() -> None:

@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, manifests, served
+from training.job import Job, checkpoints, digits, held, manifests, served
 
-EVERY, EPOCHS = 40, 20
+EVERY, EPOCHS = 40, 8
 STEPS = EPOCHS * 23
+MIDDLE = 2 * EVERY + 10
 SYNC = served("Sync")
 
 
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
-    return digits(**changes, **checkpoints(EVERY), trainer={"epochs": EPOCHS, **trainer})
+    return digits(**changes, **checkpoints(EVERY), trainer=held(epochs=EPOCHS, **trainer))
 
 
 def finish(job: Job) -> None:
@@ -27,18 +28,23 @@ def finish(job: Job) -> None:
 
 def interrupt(job: Job) -> int:
     """Kills every process in the middle; the step of the newest checkpoint."""
+    job.hold(MIDDLE)
     job.start()
-    job.until(lambda progress: progress.last_checkpoint is not None and progress.step > 2 * EVERY)
+    stopped = job.until_held(MIDDLE, checkpoint=2 * EVERY)
     for role, index in job.keys:
         job.kill(role, index)
         job.wait(role, index)
-    return int(manifests(job.folder / "checkpoints")[-1]["step"])
+    job.let_go()
+    assert stopped.last_checkpoint is not None
+    return stopped.last_checkpoint.step
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What the last checkpoint holds; the names of its files end with an id of the save."""
     found = {}
     for path in sorted((folder / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors")):
-        found |= {f"{path.name}:{name}": tensor for name, tensor in load_file(path).items()}
+        part = path.name.rpartition("-")[0]
+        found |= {f"{part}:{name}": tensor for name, tensor in load_file(path).items()}
     return found
 
 
@@ -99,10 +105,12 @@ def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, An
 
 
 def test_one_terminated_worker_saves_and_the_others_go_on(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(1_000_000), trainer={"epochs": 60})) as job:
+    with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(1_000_000), trainer=held(epochs=60))) as job:
+        job.hold(60)
         job.start()
-        job.until(lambda progress: progress.step > 50)
+        job.until_held(60)
         job.kill(Role.WORKER, 1, signal.SIGTERM)
+        job.let_go()
         assert job.supervise() == 0, job.logs()
         assert job.restarts == {(Role.WORKER, 1): 1}
     assert len(manifests(tmp_path / "checkpoints")) == 2

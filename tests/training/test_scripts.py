@@ -1,13 +1,20 @@
 """A script that was written for torchrun runs as it is, also after a worker was lost."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from disttrain.api import environment
 from disttrain.api.names import Role
 from training.job import Job
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun-script.yaml"
 TORCHRUN = """
 import os, sys
 import torch, torch.distributed as dist
@@ -23,7 +30,7 @@ def main():
         dist.all_reduce(one)
         assert one.item() == world
         session.report(step=step + 1, loss=1 / (step + 1), samples=8, total_steps=total)
-        if os.path.exists("stop-when-this-exists"):
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
             break
     with open(f"done-{rank}-{os.environ['TORCHELASTIC_RESTART_COUNT']}", "w"):
         pass
@@ -34,15 +41,17 @@ if __name__ == "__main__":
 """
 
 
-def script(tmp_path: Path, text: str, *args: str, workers: int = 2, **options: float) -> Job:
-    """A job of this script."""
+def script(tmp_path: Path, text: str, *args: str, workers: int = 2, processes: int = 1, **options: float) -> Job:
+    """A job of this script, with so many processes in each pod."""
     (tmp_path / "train.py").write_text(text)
     spec = {
         "strategy": {"type": "DataParallel"},
         "trainer": {"script": {"file": "train.py", "args": list(args)}},
         "worker": {"replicas": workers},
     }
-    return Job(folder=tmp_path, spec=spec, **options)  # type: ignore[arg-type]
+    job = Job(folder=tmp_path, spec=spec, **options)  # type: ignore[arg-type]
+    job.config = job.config.model_copy(update={"processes_per_worker": processes})
+    return job
 
 
 def test_a_torchrun_script_runs_unchanged_and_reports(tmp_path: Path) -> None:
@@ -53,7 +62,7 @@ def test_a_torchrun_script_runs_unchanged_and_reports(tmp_path: Path) -> None:
     assert progress is not None
     assert (progress.step, progress.total_steps, progress.world_size) == (50, 50, 2)
     assert progress.loss is not None
-    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-1", "done-1-1"]
+    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-0", "done-1-0"]
 
 
 def test_a_killed_worker_starts_the_script_again_everywhere(tmp_path: Path) -> None:
@@ -62,11 +71,10 @@ def test_a_killed_worker_starts_the_script_again_everywhere(tmp_path: Path) -> N
         job.until(lambda progress: progress.step > 20)
         job.kill(Role.WORKER, 1)
         assert job.wait(Role.WORKER, 1) == 137
-        (tmp_path / "stop-when-this-exists").touch()
         job.start_one(Role.WORKER, 1)
         assert job.supervise() == 0, job.logs()
         assert job.restarts == {}
-    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-2", "done-1-2"]
+    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-1", "done-1-1"]
 
 
 def test_the_first_failure_is_the_cause_and_the_others_wait(tmp_path: Path) -> None:
@@ -112,6 +120,100 @@ def test_a_missing_script_is_named(tmp_path: Path) -> None:
         job.start()
         assert job.wait(Role.WORKER, 0) == 2
         assert "trainer.script.file: 'train.py' is not in" in job.termination(Role.WORKER, 0).message
+
+
+CONTRACT = """
+import json, os, sys
+names = sorted(n for n in os.environ if n.startswith(("GROUP_", "LOCAL_", "ROLE_", "TORCHELASTIC_")) or n in ("RANK", "WORLD_SIZE"))
+with open(f"env-{os.environ['RANK']}", "w") as file:
+    json.dump({name: os.environ[name] for name in names}, file)
+"""
+
+
+def test_a_pod_of_two_processes_has_the_environment_of_torchruns_nodes(tmp_path: Path) -> None:
+    with script(tmp_path, CONTRACT, processes=2) as job:
+        job.start()
+        assert job.supervise() == 0, job.logs()
+        uid = job.config.uid
+    for rank in range(4):
+        found = json.loads((tmp_path / f"env-{rank}").read_text())
+        assert found == {
+            "RANK": str(rank),
+            "WORLD_SIZE": "4",
+            "LOCAL_RANK": str(rank % 2),
+            "LOCAL_WORLD_SIZE": "2",
+            "GROUP_RANK": str(rank // 2),
+            "GROUP_WORLD_SIZE": "2",
+            "ROLE_NAME": "default",
+            "ROLE_RANK": str(rank),
+            "ROLE_WORLD_SIZE": "4",
+            "TORCHELASTIC_MAX_RESTARTS": "999",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_RUN_ID": uid,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+
+
+def test_the_example_prints_the_same_lines_under_torchrun(tmp_path: Path) -> None:
+    (document,) = [d for d in yaml.safe_load_all(EXAMPLE.read_text()) if d["kind"] == "ConfigMap"]
+    text = document["data"]["train.py"]
+    with script(tmp_path, text, "--steps", "100") as job:
+        job.start()
+        assert job.supervise() == 0, job.logs()
+        printed = [
+            line for index in range(2) for line in job.log(Role.WORKER, index).splitlines() if line.startswith("step ")
+        ]
+    torchrun = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "train.py",
+            "--steps",
+            "100",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line for line in torchrun.stdout.splitlines() if line.startswith("step ")] == printed
+    assert len(printed) == 2
+
+
+def test_a_command_that_makes_its_own_process_group_completes(tmp_path: Path) -> None:
+    text = TORCHRUN.replace("os.environ['TORCHELASTIC_RESTART_COUNT']", "0")
+    (tmp_path / "train.py").write_text(text)
+    spec = {
+        "strategy": {"type": "DataParallel"},
+        "trainer": {"command": [sys.executable, "train.py", "20"]},
+        "worker": {"replicas": 2},
+    }
+    with Commanded(folder=tmp_path, spec=spec) as job:
+        job.start()
+        assert [job.wait(Role.WORKER, index) for index in range(2)] == [0, 0], job.logs()
+        assert job.until(lambda progress: progress.step == 20).total_steps == 20
+        job.kill(Role.MASTER, 0, signal.SIGTERM)
+        assert job.wait(Role.MASTER) == 0
+    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-0", "done-1-0"]
+
+
+class Commanded(Job):
+    """A command has no agent: the variables of torchrun are those of the pod."""
+
+    def environment(self, role: Role, index: int) -> dict[str, str]:
+        host, port = self.config.addresses.rendezvous.split(":")
+        return super().environment(role, index) | {
+            environment.MASTER_ADDR: host,
+            environment.MASTER_PORT: port,
+            environment.RANK: str(index),
+            environment.WORLD_SIZE: str(self.config.workers),
+            environment.LOCAL_RANK: "0",
+        }
 
 
 def test_the_master_of_a_command_reports_until_it_is_told_to_end(tmp_path: Path) -> None:

@@ -1,14 +1,24 @@
 """A parameter server that fails of itself ends and is replaced; a worker that does ends nothing but its connection."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cluster.processes import wait_for
 from disttrain.api.names import Role
 from disttrain_trainer.data.slices import Schedule
-from disttrain_trainer.errors import CRASHED, GenerationOver, PeerLost
+from disttrain_trainer.errors import CRASHED, GenerationOver, PeerLost, UserError
+from disttrain_trainer.messages import Message, Say
+from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.process import Process
+from disttrain_trainer.server import Server
 from training.job import Job, checkpoints, digits, manifests, served
 from training.parameter_servers import ASYNC, make_client, make_config, serving
 from training.test_parameter_server_async import vector_model, whole_gradient
@@ -89,3 +99,116 @@ def test_what_a_peer_does_wrong_is_no_failure_of_the_server() -> None:
         make_client([server], config).connect(flat.layout)
         wait_for("its threads to see the ends", lambda: len(server._connections) <= 1, 10)
     assert failures == []
+
+
+class Told:
+    """A control connection that keeps what the server says."""
+
+    def __init__(self) -> None:
+        self.said: list[Message] = []
+        self.changed = threading.Condition()
+
+    def start(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def send(self, kind: Say, **fields: Any) -> bool:
+        with self.changed:
+            self.said.append({"type": kind, **fields})
+            self.changed.notify_all()
+        return True
+
+    def heard(self, kind: Say, **fields: Any) -> Message:
+        """The next message of this kind with these fields."""
+
+        def found() -> Message | None:
+            fitting = [m for m in self.said if m["type"] is kind and fields.items() <= m.items()]
+            return fitting[0] if fitting else None
+
+        with self.changed:
+            assert self.changed.wait_for(found, 20), f"no {kind} with {fields} in {self.said}"
+            message = found()
+            assert message is not None
+            self.said.remove(message)
+            return message
+
+
+@contextmanager
+def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
+    """The role of a server, asynchronous, with its control connection, and what it ended with."""
+    config = make_config(workers=2, consistency=ASYNC)
+    addresses = config.addresses.model_copy(update={"parameter_servers": ("127.0.0.1:0",)})
+    config = config.model_copy(update={"addresses": addresses})
+    process = Process(config=config, role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
+    server, told, ended = Server(process, Metrics(process)), Told(), []
+
+    def run() -> None:
+        try:
+            server.run(told)  # type: ignore[arg-type]
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield server, told, ended
+    server.on_message({"type": Say.FINISH})
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else(tmp_path: Path) -> None:
+    # The first master died with its order in the queue, and the second one gave the same.
+    with role(tmp_path) as (server, told, ended):
+        for generation in (2, 2, 1):
+            server.on_message({"type": Say.BEGIN, "generation": generation, "file": None})
+            assert told.heard(Say.STATE)["generation"] == 2
+        assert ended == []
+
+
+def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Event()
+    save = ShardFile.save
+
+    def slow(self: ShardFile, path: Path) -> str:
+        assert written.wait(20)
+        return save(self, path)
+
+    monkeypatch.setattr(ShardFile, "save", slow)
+    with role(tmp_path) as (server, told, ended):
+        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None})
+        told.heard(Say.STATE)
+        flat = vector_model()
+        client = make_client([server._shard], server._process.config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        server.on_message({"type": Say.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
+        server.on_message({"type": Say.DROP, "id": 7, "ranks": [0, 1]})
+        assert told.heard(Say.STATE, id=7)["applied"] == []
+        assert server._shard.state().workers == ()
+        written.set()
+        assert told.heard(Say.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
+        assert ended == []
+    assert (tmp_path / "step-00000001" / "shard-0-m.1.safetensors").exists()
+
+
+def test_parameters_that_are_not_finite_are_told_and_not_written(tmp_path: Path) -> None:
+    with role(tmp_path) as (server, told, ended):
+        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None})
+        told.heard(Say.STATE)
+        flat = vector_model()
+        flat.parameters[0][17] = torch.nan
+        client = make_client([server._shard], server._process.config)
+        client.connect(flat.layout)
+        client.initialize(flat.parameters)
+        server.on_message({"type": Say.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
+        told.heard(Say.NAN, step=4)
+        wait_for("the server to end", lambda: bool(ended), 20)
+        client.close()
+    (error,) = ended
+    assert isinstance(error, UserError)
+    assert str(error).startswith("a parameter is not finite at step 4: lower trainer.optimizer.learningRate")
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ The connection to the master is made first, so that it knows who is there; torch
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.messages import Message, Say
-from disttrain_trainer.metrics import Metrics, serve
+from disttrain_trainer.metrics import OF_STEPS, Metrics, serve
 from disttrain_trainer.pod_metrics import PodMetrics
 from disttrain_trainer.process import Process
 
@@ -58,6 +59,9 @@ class Entry:
             log.error("%s", error)
             return self._end(error.exit_code, Termination(message=str(error)))
         except BaseException as error:
+            if (missing := self._missing_data(error)) is not None:
+                log.error("%s", missing)
+                return self._end(ExitCode.WRONG_INPUT, Termination(message=missing))
             shown, termination = last_words.of_user_error(error)
             if self._process is None or self._process.role is Role.WORKER:
                 print(shown, end="", file=sys.stderr)
@@ -66,6 +70,20 @@ class Entry:
             log.exception("this process cannot go on, and is to be replaced: %s", termination.message)
             return self._end(CRASHED, termination.model_copy(update={"where": ""}))
         return self._end(ExitCode.DONE, Termination())
+
+    def _missing_data(self, error: BaseException) -> str | None:
+        """What to do about a file that the user's code did not find on the data volume; None for any other error."""
+        volume = self._process.config.data.volume if self._process and self._process.config.data else None
+        if self._process is None or volume is None or not isinstance(error, FileNotFoundError):
+            return None
+        root = self._process.data_dir or Path(volume.path)
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path()
+        if not any(place in path.parents for place in (root, root.resolve())):
+            return None
+        return (
+            f"there is no {path}: put {path.name} on the claim {volume.persistent_volume_claim} of data.volume, "
+            f"which is mounted at {volume.path}"
+        )
 
     def _end(self, code: int, termination: Termination) -> int:
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
@@ -76,6 +94,9 @@ class Entry:
 
     def _take_role(self, process: Process, *, is_rank: bool) -> None:
         config, trainer = process.config, process.config.trainer
+        if process.checkpoint_dir is not None:
+            with contextlib.suppress(OSError):  # who writes there says what is wrong
+                process.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         if process.role is Role.MASTER:
             from disttrain_trainer.master import main as master
 
@@ -85,7 +106,9 @@ class Entry:
         elif process.role is Role.WORKER and trainer.script is not None:
             from disttrain_trainer import agent
 
-            agent.run(process, self._serve(process, Metrics(process)))
+            metrics = Metrics(process)
+            metrics.left_out = OF_STEPS
+            agent.run(process, self._serve(process, metrics))
         elif process.role is Role.WORKER and config.processes_per_worker > 1 and not is_rank:
             from disttrain_trainer import launcher
 

@@ -4,8 +4,11 @@ TrainerError
 ├── PeerLost            75: a peer was lost or a wait ran out; the process is restarted
 │   ├── GenerationOver      the world that the call belonged to is over; ask the master for the new one
 │   └── Refused             the peer answered, and wants nothing to do with this process
+├── AnotherModel        75: this process cannot make the first parameters again; a new one can (parameter_server/first.py)
+├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
-└── UserError            1: the user's code raised
+├── ProgramFailed        n: the user's script ended so
+└── UserError            1: the user's code raised, or made parameters that are not finite
 
 Anything else that a worker raises is the user's, too: 1. Master and servers run none of the user's code: what they raise is a mistake
 of ours or of the machine (no memory), CRASHED; another process may do better, so it is retried, and counts towards the limit.

@@ -6,6 +6,7 @@ What a name cannot be resolved to is WrongInput, one line. What the user's code 
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,11 @@ def add_current_folder() -> None:
         sys.path.insert(0, here)
 
 
-def resolve(field: str, name: str) -> Callable[..., Any]:
-    """The callable that a field of the job names. Raises WrongInput, or what the module raises while it is imported."""
+def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
+    """The callable that a field of the job names. arguments: what it is going to be called with, by the names that we give them.
+
+    Raises WrongInput, or what the module raises while it is imported.
+    """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise WrongInput(f"{field}: {name!r} is no factory; expected package.module:callable")
@@ -44,4 +48,18 @@ def resolve(field: str, name: str) -> Callable[..., Any]:
     found = getattr(module, attribute)
     if not callable(found):
         raise WrongInput(f"{field}: {name!r} is a {type(found).__name__}; expected a function")
+    if arguments:
+        _check_signature(found, arguments, f"{field}: {name!r}", attribute)
     return found  # type: ignore[no-any-return]
+
+
+def _check_signature(found: Callable[..., Any], arguments: tuple[str, ...], what: str, attribute: str) -> None:
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # not every built-in has one
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        call = f"{attribute}({', '.join(arguments)})"
+        raise WrongInput(f"{what} is defined as {attribute}{signature}, but is called as {call}: {error}") from None

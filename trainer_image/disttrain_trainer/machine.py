@@ -47,6 +47,7 @@ def on_sigterm(callback: Callable[[], None]) -> None:
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
+    os.register_at_fork(after_in_child=_hear_for_oneself)
     signal.signal(signal.SIGTERM, _ignore)
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
 
@@ -61,6 +62,13 @@ def on_sigterm(callback: Callable[[], None]) -> None:
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
+
+
+def _hear_for_oneself() -> None:
+    """A child that the user's code forks: SIGTERM ends it, as it would have otherwise, and is no news to its parent, whose pipe it has."""
+    if signal.getsignal(signal.SIGTERM) is _ignore:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -23,6 +23,22 @@ class World:
     """A collective world's rank with the newest state."""
     buffers: str | None = None
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
+    anew: bool = False
+    """There is no checkpoint: the generation began from the first parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A checkpoint that waits for a worker's buffers."""
+
+    id: str
+    folder: str
+
+
+class Group(Protocol):
+    """The connections of a rank to the others, as another thread than the rank's may use them."""
+
+    def end(self) -> None: ...
 
 
 class Rank:
@@ -32,16 +48,21 @@ class Rank:
         self.state = State.STARTING
         self.step = -1
         """Steps in the state that this rank holds; -1 for none."""
+        self.samples: int | None = None
+        self.layout: str | None = None
+        """Size of the data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
         self.world: World | None = None
         self.save_asked = False
         self.blamed = False
         """The master says that this member's failure is the root cause."""
         self.evaluation: dict[str, float] | None = None
+        self.group: Group | None = None
+        """The connections to the other ranks, in which the main thread may wait."""
         self._generation = 0
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        said: Message = {"state": self.state, "generation": self._generation, "step": self.step}
+        said: Message = {"state": self.state, "generation": self._generation, "step": self.step} | self._task()
         return said | ({"evaluation": self.evaluation} if self.evaluation else {})
 
     def on_message(self, message: Message) -> None:
@@ -52,6 +73,8 @@ class Rank:
                 self.state, self.save_asked, self.blamed = State.RUNNING, False, False
             case Say.REFORM:
                 self.world = None
+                if self.group is not None:
+                    self.group.end()
             case Say.SAVE:
                 self.save_asked = True
             case Say.FAILED:
@@ -61,7 +84,10 @@ class Rank:
         """Leaves the world, and says so."""
         with control.changed:
             self.state, self.world = State.READY, None
-        control.send(Say.READY, step=self.step)
+        control.send(Say.READY, step=self.step, **self._task())
+
+    def _task(self) -> Message:
+        return {} if self.samples is None else {"samples": self.samples, "layout": self.layout}
 
     def get_done(self, control: Control) -> None:
         """All its work is done; says so."""
@@ -102,8 +128,7 @@ class Membership:
         """Size of the data set, once it is known: then the worker is ready."""
         self.buffers = False
         """The model has buffers: a checkpoint needs those of one worker."""
-        self.save: str | None = None
-        """The folder of a checkpoint that waits for this worker's buffers."""
+        self.save: Save | None = None
         self.world: World | None = None
         self.tickets: deque[int] = deque()
         self.asked = False
@@ -119,7 +144,14 @@ class Membership:
     def on_message(self, message: Message) -> None:
         match message["type"]:
             case Say.WORLD:
-                self._enter(World(int(message["generation"]), stay=message["stay"], buffers=message["buffers"]))
+                self._enter(
+                    World(
+                        int(message["generation"]),
+                        stay=message["stay"],
+                        buffers=message["buffers"],
+                        anew=bool(message["anew"]),
+                    )
+                )
             case Say.REFORM:
                 self._enter(None)
             case Say.FINISH:
@@ -130,7 +162,7 @@ class Membership:
             case Say.EVALUATE:
                 self.evaluate = True
             case Say.SAVE:
-                self.save = str(message["folder"])
+                self.save = Save(str(message["id"]), str(message["folder"]))
 
     def _enter(self, world: World | None) -> None:
         self.world = world

@@ -35,36 +35,37 @@ class Say(StrEnum):
     FAILED = "failed"
     """The process ends because of its own fault [message]. The first one is the root cause."""
     NAN = "nan"
-    """The loss was not finite [step]."""
+    """The loss, or a parameter, was not finite [step]."""
     REPORT = "report"
     """What was done since the last report [step, steps, samples, loss (sum over the samples), epoch, total_steps]."""
 
     # A collective world: DataParallel and scripts.
     READY = "ready"
-    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; or samples of its data set,
-    and whether its model has buffers]."""
+    """The member is in no world and waits for one [step: of the state that it holds, -1 for none, samples of its data set, layout:
+    a digest of the state's; or samples, and whether its model has buffers]."""
     WORLD = "world"
     """A world begins [generation, source: the rank whose state is the newest].
 
-    To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null]: both ends ignore
-    what was said of an earlier stay."""
+    To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
+    checkpoint]: both ends ignore what was said of an earlier stay."""
     REFORM = "reform"
     """A member was lost: leave the world, give back what was not computed, and say READY."""
     DONE = "done"
     """The member did all its work [evaluation]."""
     SAVE = "save"
-    """To rank 0: save the state now. To a server: save the shard [folder]. To a worker of servers: save the buffers [folder]."""
+    """To rank 0: save the state now. To a server: save the shard [id, folder, step]. To a worker of servers: save the buffers
+    [id, folder]."""
     SAVED = "saved"
-    """It is saved [step, time, or error; asked: because of SAVE]; from a server [folder, sha256, applied, or error];
-    from a worker of servers [folder, file, sha256, or error]."""
+    """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
+    sha256, of a server applied, or error]."""
 
     # Parameter servers.
     BEGIN = "begin"
-    """To a server: begin this generation from this checkpoint [generation, folder or null]."""
+    """To a server: begin this generation from this file [generation, file of the checkpoint folder, or null]; it answers with STATE."""
     STATE = "state"
     """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"
-    """To a server: a worker is lost [rank, id]; it answers with STATE."""
+    """To a server: these workers are lost [ranks, id]; it answers with STATE."""
     TAKE = "take"
     """From a worker: hand out so many slices [stay, count, done: slices applied since the last message]."""
     TICKETS = "tickets"
@@ -85,7 +86,10 @@ def encode(kind: Say, **fields: object) -> bytes:
 
 def decode(line: bytes) -> Message:
     """The message of a line. Raises ValueError when it is none."""
-    message = json.loads(line)
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("not a message of the control connection: it is nested too deeply") from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise ValueError("not a message of the control connection")
     return message

@@ -5,11 +5,11 @@ Not here: torch, and what the numbers mean for the job (the operator reads /prog
 """
 
 import logging
+import socket
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
+from disttrain_trainer.listening import listen
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,13 @@ STALENESS_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 """Steps."""
 CHECKPOINT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Seconds."""
+
+
+OF_STEPS = frozenset(
+    {"disttrain_steps", "disttrain_samples", "disttrain_lost_steps", "disttrain_communication_bytes"}
+    | {"disttrain_step_phase_seconds", "disttrain_step_duration_seconds", "disttrain_checkpoint_duration_seconds"}
+)
+"""Families about steps, which who computes none, such as a script's agent, must not say are none."""
 
 
 class Histogram:
@@ -85,12 +93,17 @@ class Metrics(Collector):
         self.recoveries = 0
         self.lost_steps = 0
         self.goodput_seconds: dict[str, float] = {}
+        self.left_out: frozenset[str] = frozenset()
+        """Families of which this process knows nothing."""
         self.before_scrape: Callable[[], None] = lambda: None
         """Brings what is counted elsewhere up to date."""
 
     def collect(self) -> Iterator[Metric]:
         """The families, for prometheus_client."""
         self.before_scrape()
+        return (family for family in self._families() if family.name not in self.left_out)
+
+    def _families(self) -> Iterator[Metric]:
         for name, text, value in (
             ("disttrain_loss", "Mean loss of the last steps.", self.loss),
             ("disttrain_step", "Global steps done.", self.step),
@@ -110,7 +123,8 @@ class Metrics(Collector):
         yield self._counter("disttrain_lost_steps", "Steps that were lost to a fault and done again.", self.lost_steps)
         yield self._split("disttrain_communication_bytes", "Bytes of parameters and gradients.", "direction",
                           {"sent": self.bytes_sent, "received": self.bytes_received})  # fmt: skip
-        yield self._split("disttrain_goodput_seconds", "Where the time went.", "bucket", self.goodput_seconds)
+        if self.goodput_seconds:
+            yield self._split("disttrain_goodput_seconds", "Where the time went.", "bucket", self.goodput_seconds)
         if self._role is Role.WORKER:
             yield self._split(
                 "disttrain_step_phase_seconds", "Time in each part of a step.", "phase", self.phase_seconds
@@ -150,9 +164,15 @@ class Metrics(Collector):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer asks DNS for its own name here, which can take seconds
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        # Not bound here: HTTPServer asks DNS for its own name then, which can take seconds.
+        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        # Prometheus gave up: nothing for a user to read.
+        log.debug("a scrape was not answered", exc_info=True)  # noqa: LOG014 - called while the exception is handled
 
 
 def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], str] | None = None) -> None:
@@ -181,7 +201,7 @@ def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], st
             pass
 
     try:
-        server = _Server((host, port), Handler)
+        server = _Server(listen(host or None, port), Handler)
     except OSError as error:
         log.warning("metrics cannot be served on port %d: %s; the training goes on without", port, error.strerror)
         return

@@ -1,18 +1,22 @@
 """The role of a parameter server: a shard that does what the master says, one order at a time.
 
+Only a checkpoint's file is written apart: who is lost must be dropped at once, or the others wait for it as long as the disk takes.
 Not here: the shard and its connections (parameter_server/), when to begin and save (master/served.py).
 """
 
 import logging
 import queue
+import threading
 import time
 from typing import Any
 
 from disttrain_trainer.address import listening_host, split_address
+from disttrain_trainer.checkpoint.folder import shard_of
 from disttrain_trainer.control import Control
+from disttrain_trainer.errors import UserError
 from disttrain_trainer.messages import Message, Say
 from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.parameter_server.server import ShardServer
+from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
@@ -28,10 +32,12 @@ class Server:
         self._metrics = metrics
         self._orders: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         """What the master says, or what the shard died of."""
+        self._saves: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        """Checkpoints to be written."""
         self._shard = ShardServer(
             config=config,
             index=process.index,
-            host=listening_host(host) or "0.0.0.0",
+            host=listening_host(host),
             port=port,
             on_staleness=metrics.staleness.observe,
             on_failure=self._orders.put,
@@ -55,6 +61,7 @@ class Server:
         Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
         """
         self._shard.start()
+        threading.Thread(target=self._write, args=(control,), name="checkpoint", daemon=True).start()
         control.start()
         log.info("shard %d listens on %s", self._process.index, self._shard.address)
         while True:
@@ -73,22 +80,25 @@ class Server:
     def _obey(self, order: Message, control: Control) -> None:
         match order["type"]:
             case Say.BEGIN:
-                folder, root = order["folder"], self._process.checkpoint_dir
-                file = root / folder / self._file if root is not None and folder is not None else None
-                self._shard.begin(int(order["generation"]), file)
-                log.info("generation %d begins from %s", order["generation"], folder or "the first worker's parameters")
+                self._begin(int(order["generation"]), order["file"])
                 control.send(Say.STATE, **self._state())
             case Say.STATE:
                 control.send(Say.STATE, id=order["id"], **self._state())
             case Say.DROP:
-                self._shard.drop(int(order["rank"]))
+                for rank in order["ranks"]:
+                    self._shard.drop(int(rank))
                 control.send(Say.STATE, id=order["id"], **self._state())
             case Say.SAVE:
-                control.send(Say.SAVED, folder=order["folder"], **self._save(order["folder"]))
+                self._saves.put(order)
 
-    @property
-    def _file(self) -> str:
-        return f"shard-{self._process.index}.safetensors"
+    def _begin(self, generation: int, file: str | None) -> None:
+        """Begins a generation, unless it is an order of a master that is gone, which another one gave already."""
+        if generation <= self._shard.state().generation:
+            log.info("generation %d has begun already", generation)
+            return
+        root = self._process.checkpoint_dir
+        self._shard.begin(generation, root / file if root is not None and file is not None else None)
+        log.info("generation %d begins from %s", generation, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:
         state = self._shard.state()
@@ -98,17 +108,35 @@ class Server:
             "max_staleness_seen": state.max_staleness_seen,
         }
 
-    def _save(self, folder: str) -> dict[str, Any]:
+    def _write(self, control: Control) -> None:
+        """The thread that writes checkpoints, one after the other."""
+        while True:
+            order = self._saves.get()
+            try:
+                control.send(Say.SAVED, id=order["id"], **self._save(order["folder"], order["id"]))
+            except NotFinite as error:
+                control.send(Say.NAN, step=order["step"])
+                self._orders.put(
+                    UserError(
+                        f"{error} at step {order['step']}: lower trainer.optimizer.learningRate; "
+                        "no checkpoint of it is written"
+                    )
+                )
+            except Exception as error:
+                self._orders.put(error)
+
+    def _save(self, folder: str, save: str) -> dict[str, Any]:
         root = self._process.checkpoint_dir
         if root is None:
             return {"error": "it has no checkpoint volume"}
+        file = f"{shard_of(self._process.index)}{save}.safetensors"
         began = time.perf_counter()
         try:
-            saved = self._shard.save(root / folder / self._file)
+            saved = self._shard.save(root / folder / file)
         except (OSError, RuntimeError) as error:
             return {"error": str(error)}
         self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-        return {"sha256": saved.sha256, "applied": saved.applied.intervals()}
+        return {"file": file, "sha256": saved.sha256, "applied": saved.applied.intervals()}
 
     def _count(self) -> None:
         state, metrics = self._shard.state(), self._metrics

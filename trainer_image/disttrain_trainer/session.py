@@ -13,7 +13,9 @@ import os
 import secrets
 import socket
 import threading
+import warnings
 from pathlib import Path
+from typing import Any, TypeVar
 
 from disttrain.api import environment
 from disttrain.api.names import Role
@@ -27,6 +29,8 @@ FLUSH = 1.0
 """Seconds that the end of the process waits for the last report to be sent."""
 PAUSE = 1.0
 """Seconds before a lost connection is made again."""
+
+N = TypeVar("N", int, float)
 
 __all__ = ["checkpoint_dir", "data_dir", "report"]
 
@@ -72,25 +76,31 @@ class _Reporter:
             incarnation=secrets.token_hex(8),
             session=True,
         )
-        self._generation = int(os.environ.get(environment.RESTART_COUNT) or 0)
+        self._generation = 1 + int(os.environ.get(environment.RESTART_COUNT) or 0)
         self._changed = threading.Condition()
         self._step: int | None = None
         self._total_steps: int | None = None
         self._loss = 0.0
+        self._weight = 0
+        """Of the sum of losses."""
         self._samples = 0
         self._news = False
         self._unsent = self._hurry = False
         atexit.register(self._flush)
         threading.Thread(target=self._run, name="session", daemon=True).start()
 
-    def add(self, *, step: int | None, loss: float | None, samples: int, total_steps: int | None) -> None:
+    def add(self, *, step: object, loss: object, samples: object, total_steps: object) -> None:
+        # In the thread that reports: a tensor may have a graph that must not be kept, and a device to wait for.
+        step, total_steps = _number("step", step, int), _number("total_steps", total_steps, int)
+        value, count = _number("loss", loss, float), _number("samples", samples, int) or 0
         with self._changed:
             self._step = step if step is not None else self._step
             self._total_steps = total_steps if total_steps is not None else self._total_steps
-            if loss is not None:
+            self._samples += count
+            if value is not None:
                 # Without a count of samples each report weighs the same.
-                self._loss += loss * (samples or 1)
-                self._samples += samples or 1
+                self._loss += value * (count or 1)
+                self._weight += count or 1
             self._news = self._unsent = True
             self._changed.notify_all()
 
@@ -126,11 +136,23 @@ class _Reporter:
                 "step": self._step,
                 "total_steps": self._total_steps,
                 "samples": self._samples,
-                "loss": self._loss if self._samples else None,
+                # The sum over all samples, also over those of reports without a loss, as if they had the mean of the others.
+                "loss": self._loss / self._weight * (self._samples or 1) if self._weight else None,
                 "generation": self._generation,
             }
-            self._loss, self._samples, self._news = 0.0, 0, False
+            self._loss, self._weight, self._samples, self._news = 0.0, 0, 0, False
         return encode(Say.REPORT, **fields)
+
+
+def _number(name: str, value: Any, kind: type[N]) -> N | None:
+    """The value as a plain number, whatever library it is of. What is none is said, and left out."""
+    if value is None:
+        return None
+    try:
+        return kind(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        warnings.warn(f"session.report: {name} is no number, and left out: {error}", stacklevel=4)
+        return None
 
 
 _lock = threading.Lock()

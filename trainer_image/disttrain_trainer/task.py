@@ -4,11 +4,13 @@ Not here: how gradients travel (parallel/, parameter_server/), and the order of 
 """
 
 import os
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,12 +36,36 @@ class Task:
     device: torch.device
     evaluate: Callable[[], Evaluation] | None
 
+    deterministic: bool
+
     def seed(self, piece: Slice) -> None:
-        """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts."""
-        seed = (self.schedule.seed << 40) + piece.index
+        """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts.
+
+        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only when the job asks for it.
+        """
+        seed = mix(self.schedule.seed, piece.index)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        if self.deterministic:
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+
+
+def mix(seed: int, number: int) -> int:
+    """A seed of 64 bits for each pair of numbers below 2^63: another one for each number, and seemingly unrelated (splitmix64)."""
+    mask = (1 << 64) - 1
+    seed = (seed * 0x9E3779B97F4A7C15 + number) & mask
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        seed = (seed ^ (seed >> shift)) * factor & mask
+    return seed ^ (seed >> 31)
+
+
+def seed_all(seed: int) -> None:
+    """Before each call of a factory, so that every process makes the same, and a dataset draws the same split each time."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
 
 
 def build(config: JobConfig, *, local_rank: int) -> Task:
@@ -49,21 +75,22 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
     assert trainer.dataset, "the schema demands it beside a model"
     add_current_folder()
     resolved = {
-        "trainer.model": resolve("trainer.model", trainer.model),
-        "trainer.dataset": resolve("trainer.dataset", trainer.dataset),
+        "trainer.model": resolve("trainer.model", trainer.model, "config"),
+        "trainer.dataset": resolve("trainer.dataset", trainer.dataset, "config", "split"),
     }
-    loss = resolve("trainer.loss", trainer.loss) if trainer.loss else cross_entropy
-    evaluate = resolve("trainer.evaluate", trainer.evaluate) if trainer.evaluate else None
+    loss = resolve("trainer.loss", trainer.loss, "model", "batch") if trainer.loss else cross_entropy
+    evaluate = resolve("trainer.evaluate", trainer.evaluate, "model", "dataset") if trainer.evaluate else None
     if trainer.deterministic:
         _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
-    torch.manual_seed(trainer.seed)
+    seed_all(trainer.seed)
     model = resolved["trainer.model"](dict(options))
     if not isinstance(model, nn.Module):
         raise WrongInput(
             f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
         )
+    seed_all(trainer.seed)
     dataset = resolved["trainer.dataset"](dict(options), "train")
     fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}")
     model.to(device)
@@ -78,6 +105,7 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
 
     def evaluate_on_test() -> Evaluation:
         assert evaluate is not None
+        seed_all(trainer.seed)
         test = resolved["trainer.dataset"](dict(options), "test")
         model.eval()
         with torch.no_grad():
@@ -97,6 +125,7 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
         fetch=fetch,
         device=device,
         evaluate=evaluate_on_test if evaluate else None,
+        deterministic=trainer.deterministic,
     )
 
 
@@ -118,9 +147,26 @@ class Objective:
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
-    """The loss where the job names none: cross entropy of (input, target)."""
+    """The loss where the job names none: cross entropy of (input, target). Raises UserError for data that it does not fit."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        count = f" of {len(batch)}" if isinstance(batch, list | tuple | dict) else ""
+        raise UserError(
+            "trainer.loss is not set, which means cross entropy of (input, target), but a batch of trainer.dataset is a "
+            f"{type(batch).__name__}{count}: set trainer.loss"
+        )
     inputs, targets = batch
-    return nn.functional.cross_entropy(model(inputs), targets)
+    outputs = model(inputs)
+    try:
+        return nn.functional.cross_entropy(outputs, targets)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        what = [
+            f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+            for x in (outputs, targets)
+        ]
+        raise UserError(
+            f"trainer.loss is not set, and cross entropy of what the model gives ({what[0]}) and the targets ({what[1]}) "
+            f"fails: {error}: set trainer.loss"
+        ) from None
 
 
 def choose_device(config: JobConfig, *, local_rank: int) -> torch.device:

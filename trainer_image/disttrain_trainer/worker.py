@@ -22,6 +22,7 @@ from disttrain_trainer.messages import Say
 from disttrain_trainer.meter import Meter, NonFiniteLoss
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parameter_server.client import ShardedClient
+from disttrain_trainer.parameter_server.first import First
 from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
@@ -52,8 +53,13 @@ class Worker:
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)
         self._buffers = Buffers(self._task.model, process.checkpoint_dir)
+        self._first = First(self._config, self._flat.parameters)
+        self._trained = False
+        """Whether parameters and buffers are no longer those of a new model."""
         self._generation = 0
-        """That of the buffers."""
+        """That of the buffers, and of the clock."""
+        self._clock = 0
+        """Iterations completed in this generation."""
         # On a GPU the network gets copies in the host's memory; on the CPU it shares the model's own.
         self._on_gpu = self._task.device.type == "cuda"
         self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
@@ -101,6 +107,7 @@ class Worker:
             incarnation=self._process.incarnation,
             generation=world.generation,
             timeout=self._config.peer_timeout_seconds,
+            clock=self._clock if world.generation == self._generation else 0,
         )
         with self._control.changed:
             if self._membership.world is not world:
@@ -110,12 +117,7 @@ class Worker:
         self._done.clear()
         try:
             client.connect(self._flat.layout)
-            if not client.initialized:
-                client.initialize(self._parameters)
-            if world.generation != self._generation and world.buffers is not None:
-                # This worker is new, or the servers went back to the checkpoint.
-                self._buffers.restore(world.buffers)
-            self._generation = world.generation
+            self._begin(client, world)
             log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
             self._work(client, world)
         except NonFiniteLoss as error:
@@ -126,9 +128,27 @@ class Worker:
         finally:
             with self._control.changed:
                 self._membership.client = None
+                self._clock = client.clock
                 sent, received = self._moved_bytes
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
+
+    def _begin(self, client: ShardedClient, world: World) -> None:
+        """Brings parameters and buffers to where the generation is: this worker may be new, or the servers went back."""
+        another = world.generation != self._generation
+        anew = another and world.anew and self._buffers.there_are_some
+        if self._trained and (anew or not client.initialized):
+            # To offer the servers what they taught this worker would apply the lost steps twice.
+            self._buffers.reset(self._first.restore(self._flat.parameters))
+            if self._on_gpu:
+                for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                    host.copy_(device)
+            self._trained = False
+        if not client.initialized:
+            client.initialize(self._parameters)
+        if another and world.buffers is not None:
+            self._buffers.restore(world.buffers)
+        self._generation = world.generation
 
     def _count(self) -> None:
         with self._control.changed:  # a client's bytes are in one of the two, never in both
@@ -165,6 +185,7 @@ class Worker:
             began = clock()
             piece = task.schedule.slice(index)
             if not participates:
+                self._trained = True
                 client.join()
                 participates = True
             if not current:
@@ -242,8 +263,11 @@ class Worker:
         missing = wanted - len(membership.tickets)
         count = missing if 2 * missing >= wanted and not membership.asked else 0
         if count or (force and self._done):
+            with self._control.changed:
+                if membership.world is not world:
+                    return  # nobody answers what is asked for an earlier stay, and in the next one it would count as asked
+                membership.asked = membership.asked or count > 0
             done, self._done = self._done, []
-            membership.asked = membership.asked or count > 0
             self._control.send(Say.TAKE, stay=world.stay, count=count, done=done)
 
     def _ticket(self, client: ShardedClient, world: World, participates: bool) -> int | None:
@@ -278,13 +302,14 @@ class Worker:
 
     def _save_buffers(self) -> None:
         with self._control.changed:
-            folder, self._membership.save = self._membership.save, None
-        if folder is not None:
-            self._control.send(Say.SAVED, folder=folder, **self._buffers.save(folder))
+            save, self._membership.save = self._membership.save, None
+        if save is not None:
+            self._control.send(Say.SAVED, id=save.id, **self._buffers.save(save.folder))
 
     def _evaluate(self, client: ShardedClient) -> None:
         """All slices are applied: what the user's `evaluate` says of the final parameters."""
         self._membership.evaluate = False
+        self._trained = True
         client.join()
         client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
         client.leave()

@@ -25,16 +25,23 @@ WORLD_SIZE: Final = "WORLD_SIZE"
 LOCAL_RANK: Final = "LOCAL_RANK"
 LOCAL_WORLD_SIZE: Final = "LOCAL_WORLD_SIZE"
 GROUP_RANK: Final = "GROUP_RANK"
+GROUP_WORLD_SIZE: Final = "GROUP_WORLD_SIZE"
+ROLE_NAME: Final = "ROLE_NAME"
+ROLE_RANK: Final = "ROLE_RANK"
+ROLE_WORLD_SIZE: Final = "ROLE_WORLD_SIZE"
+MAX_RESTARTS: Final = "TORCHELASTIC_MAX_RESTARTS"
+ELASTIC_RUN_ID: Final = "TORCHELASTIC_RUN_ID"
 USE_AGENT_STORE: Final = "TORCHELASTIC_USE_AGENT_STORE"
 """Tells torch's env:// rendezvous that somebody else hosts the store, as torchrun's agent does."""
 RESTART_COUNT: Final = "TORCHELASTIC_RESTART_COUNT"
-"""The generation of the world, as torchrun counts its restarts. Each generation also has a store of its own, because torch 2.15 no
-longer prefixes the keys with this number."""
+"""How often the programs were started again in this attempt, from 0 as torchrun counts. Each generation also has a store of its own,
+because torch 2.15 no longer prefixes the keys with this number."""
 
 RESERVED: Final = frozenset(
     {JOB, ROLE, INDEX, ATTEMPT, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
-    | {USE_AGENT_STORE, RESTART_COUNT}
+    | {GROUP_WORLD_SIZE, ROLE_NAME, ROLE_RANK, ROLE_WORLD_SIZE}
+    | {USE_AGENT_STORE, RESTART_COUNT, MAX_RESTARTS, ELASTIC_RUN_ID}
 )
 """What a pod template may not set, beside all of `PREFIX`: the operator does."""
 
@@ -48,4 +55,4 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     """Something that the job names is missing or wrong: a module, a factory, a file."""
     PEER_LOST = 75
-    """A peer was lost or a wait ran out (EX_TEMPFAIL). Never the root cause: it does not count towards the limit."""
+    """A peer was lost or a wait ran out (EX_TEMPFAIL). Never the root cause: it counts only when it comes again without a step between."""

@@ -179,7 +179,7 @@ class Trainer(Model):
     seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False
-    """Bit for bit the same result on every run. Default: false."""
+    """Bit for bit the same result on every run, also through a resume with as many workers; costs some speed. Default: false."""
     backend: Backend = Backend.AUTO
     """Auto, gloo or nccl. Default: Auto."""
     script: Script | None = None

@@ -230,8 +230,8 @@ def test_a_configmap_and_a_secret_are_checked_as_the_api_server_would_with_their
     before = len(JOB.splitlines())
     told = problems(JOB + config + secret)
     assert [one.partition(" ")[0] for one in told] == [f"job.yaml:{before + 6}:", f"job.yaml:{before + 12}:"]
-    assert "data.n" in told[0] and "must be a string" in told[0]
-    assert "data.key" in told[1] and "stringData" in told[1]
+    assert "data.n: must be a string" in told[0]
+    assert "data.key: must be base64; plain text belongs into stringData" in told[1]
 
 
 def test_a_file_without_a_job() -> None:

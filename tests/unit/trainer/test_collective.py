@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from disttrain.api.names import Role
 from disttrain_trainer.master.collective import Collective, State
 from disttrain_trainer.master.member import Member
@@ -29,12 +31,17 @@ class Told:
 class Table:
     """A collective of two with everything around it."""
 
-    def __init__(self, *, saves: bool = False, opened: bool = True) -> None:
+    def __init__(self, *, saves: bool = False, opened: bool = True, lasting: bool = True) -> None:
         self.told = Told()
         self.tracker = Tracker(attempt=1)
         self.renewals = 0
         self.collective = Collective(
-            sender=self.told, tracker=self.tracker, members=(A, B), renew_store=self._renew, saves=saves
+            sender=self.told,
+            tracker=self.tracker,
+            members=(A, B),
+            renew_store=self._renew,
+            saves=saves,
+            lasting=lasting,
         )
         if opened:
             self.collective.open(0)
@@ -176,3 +183,72 @@ def test_who_leaves_without_a_checkpoint_volume_is_released_at_once() -> None:
     table = Table().world()
     table.say(B, Say.LEAVING)
     assert table.told.take() == [(B, Say.RELEASED, {})]
+
+
+def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_though_it_was_further() -> None:
+    table = Table().world()
+    table.say(A, Say.REPORT, step=50, samples=1, loss=1.0)
+    table.collective.lost(B, 1)
+    table.say(A, Say.READY, step=-1)
+    table.join(B, step=0)
+    assert table.told.take()[-2:] == [(m, Say.WORLD, {"generation": 2, "source": 1}) for m in (A, B)]
+    assert table.tracker.redone_steps == 50
+
+
+def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_gone() -> None:
+    table = Table(lasting=False)
+    table.join(A, state=State.RUNNING, generation=3)
+    table.join(B, state=State.RUNNING, generation=3)
+    assert table.told.take() == [(A, Say.REFORM, {}), (B, Say.REFORM, {})]
+    table.say(A, Say.FAILED, message="the store is gone")
+    table.say(A, Say.READY)
+    table.say(B, Say.READY)
+    assert table.told.take() == [(m, Say.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+
+
+def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
+    table = Table(lasting=False)
+    table.join(A, state=State.DONE, generation=3)
+    table.join(B, state=State.DONE, generation=3)
+    assert table.collective.ended
+
+
+def test_a_new_master_keeps_the_evaluation_that_was_told_to_the_one_before() -> None:
+    table = Table()
+    hello = {"state": State.DONE, "generation": 1, "step": 9, "evaluation": {"accuracy": 0.5}}
+    table.collective.joined(A, hello, 0)
+    table.join(B, state=State.DONE, generation=1, step=9)
+    assert table.collective.ended
+    assert table.tracker.evaluation == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("samples", "layout", "said"),
+    [
+        (90, "x", "worker-1 has 90 training samples, others have 100: trainer.dataset"),
+        (100, "y", "worker-1 has another model"),
+    ],
+)
+def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
+    samples: int, layout: str, said: str
+) -> None:
+    table = Table()
+    table.join(A, state=State.STARTING)
+    table.join(B, state=State.STARTING)
+    table.say(A, Say.READY, step=0, samples=100, layout="x")
+    table.say(B, Say.READY, step=-1, samples=samples, layout=layout)
+    ((member, kind, fields),) = table.told.take()
+    assert (member, kind) == (B, Say.WRONG)
+    assert fields["reason"].startswith(said)
+    table.collective.lost(B, 1)
+    table.join(B, state=State.STARTING)
+    table.say(B, Say.READY, step=-1, samples=100, layout="x")
+    assert [kind for _, kind, _ in table.told.take()] == [Say.WORLD, Say.WORLD]
+
+
+def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_old_ones_do_not_count() -> None:
+    table = Table().world()
+    for generation, step, now in [(1, 50, 50), (2, 11, 11), (1, 51, 11), (2, 12, 12)]:
+        table.collective.reported(0, {"generation": generation, "step": step, "samples": 1}, 0)
+        assert table.tracker.step == now
+    assert table.tracker.redone_steps == 39

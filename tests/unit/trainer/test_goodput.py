@@ -1,12 +1,24 @@
 """Every second of an attempt goes to one bucket."""
 
 from disttrain.api.runtime import Progress
-from disttrain_trainer.master.goodput import Goodput
+from disttrain_trainer.master.goodput import PATIENCE, Goodput
+
+
+def looked(*looks: tuple[float, int, str | None], finished: float | None = None) -> dict[str, float]:
+    """The buckets of a job that began at 100, after looks at (time, step, whom it waits for)."""
+    goodput = Goodput(now=100.0)
+    step = 0
+    for now, step, waiting in looks:
+        speed = 1.0 if step else None
+        goodput.look(Progress(attempt=1, step=step, waiting_for=waiting, samples_per_second=speed), now)
+    if finished is not None:
+        for now in (finished, finished + 100):
+            goodput.look(Progress(attempt=1, step=step, samples_per_second=1.0, finished=True), now)
+    return goodput.seconds
 
 
 def test_time_goes_to_what_the_job_is_seen_doing() -> None:
-    goodput = Goodput(now=100.0)
-    for now, step, waiting in [
+    seconds = looked(
         (103.0, 0, "worker-1 (3 s)"),  # starting
         (105.0, 10, None),
         (110.0, 20, None),
@@ -14,7 +26,41 @@ def test_time_goes_to_what_the_job_is_seen_doing() -> None:
         (113.0, 12, None),  # back at the checkpoint: redone until step 20 is there again
         (116.0, 20, None),
         (120.0, 30, None),
-    ]:
-        goodput.look(Progress(attempt=1, step=step, waiting_for=waiting), now)
-    goodput.look(Progress(attempt=1, step=30, finished=True), 150.0)
-    assert goodput.seconds == {"starting": 3.0, "productive": 11.0, "redone": 4.0, "stalled": 2.0}
+        finished=120.0,
+    )
+    assert seconds == {"starting": 3.0, "productive": 11.0, "redone": 4.0, "stalled": 0.0 + 2.0}
+
+
+def test_a_step_that_lasts_longer_than_the_time_between_two_looks_is_productive() -> None:
+    seconds = looked((103.0, 1, None), *((103.0 + 5 * i, 1 + i // 6, None) for i in range(1, 61)))
+    assert seconds == {"starting": 0.0, "productive": 303.0, "redone": 0.0, "stalled": 0.0}
+
+
+def test_a_second_scraper_changes_nothing() -> None:
+    one = [(100.0 + 5 * i, i // 3, None) for i in range(1, 30)]
+    two = sorted([*one, *((now + 0.1, step, None) for now, step, _ in one)])
+    difference = {bucket: abs(value - looked(*two)[bucket]) for bucket, value in looked(*one).items()}
+    assert max(difference.values()) < 0.2, difference
+
+
+def test_a_job_that_stands_still_with_nobody_to_wait_for_is_stalled_after_a_while() -> None:
+    seconds = looked((110.0, 10, None), *((110.0 + i, 10, None) for i in range(1, 101)), (215.0, 11, None))
+    assert seconds["stalled"] == 100.0
+    assert seconds["productive"] == 15.0
+    assert PATIENCE < 100
+
+
+def test_a_job_of_long_steps_gets_more_patience() -> None:
+    seconds = looked((200.0, 1, None), *((200.0 + 10 * i, 1, None) for i in range(1, 21)), (401.0, 2, None))
+    assert seconds == {"starting": 0.0, "productive": 301.0, "redone": 0.0, "stalled": 0.0}
+
+
+def test_the_time_before_a_resumed_jobs_first_step_is_its_start() -> None:
+    goodput = Goodput(now=100.0)
+    goodput.look(Progress(attempt=2, step=120, waiting_for="worker-0 (9 s)"), 109.0)
+    goodput.look(Progress(attempt=2, step=121, samples_per_second=1.0), 112.0)
+    assert goodput.seconds == {"starting": 9.0, "productive": 3.0, "redone": 0.0, "stalled": 0.0}
+
+
+def test_the_evaluation_at_the_end_is_work_and_what_comes_after_it_is_nothing() -> None:
+    assert looked((103.0, 10, None), finished=110.0)["productive"] == 10.0

@@ -1,10 +1,11 @@
-"""The optimisers of a shard are those of torch, block by block."""
+"""The optimisers of a shard, block by block, and of a rank, on flat vectors, are those of torch."""
 
 import pytest
 import torch
 
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parallel.optimizer import FlatOptimizer
 from disttrain_trainer.parameter_server.optimizer import PADDING, build
 
 CASES = [
@@ -73,5 +74,24 @@ def test_a_step_that_writes_elsewhere_leaves_the_parameters_as_they_were() -> No
 
 
 def test_a_decay_of_1_is_refused() -> None:
+    settings = Settings.model_validate({"name": "Adam", "learningRate": "0.1"})
     with pytest.raises(WrongInput, match="beta1"):
-        build(Settings.model_validate({"name": "Adam", "learningRate": "0.1", "beta1": "1"}))
+        build(settings.model_copy(update={"beta1": "1"}))  # the schema refuses it, too
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize(("settings", "reference"), CASES)
+def test_a_rank_takes_the_steps_of_torch(
+    settings: dict[str, object], reference, dtype: torch.dtype, tolerance: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(100, generator=generator, dtype=dtype)
+    theirs = torch.nn.Parameter(parameters.clone())
+    stepper = reference([theirs])
+    ours = FlatOptimizer(Settings.model_validate(settings), [parameters])
+    for _ in range(20):
+        gradient = torch.randn(len(parameters), generator=generator, dtype=dtype)
+        theirs.grad = gradient.clone()
+        stepper.step()
+        ours.step([gradient])
+    torch.testing.assert_close(parameters, theirs.detach(), atol=tolerance, rtol=tolerance)

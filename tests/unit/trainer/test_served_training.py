@@ -1,147 +1,11 @@
 """What the master of a training with parameter servers decides: when a generation begins, what is saved when, and the end."""
 
-from datetime import UTC, datetime
-from typing import Any
-
 import pytest
 
-from disttrain.api.names import Role
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import DistTrainJobSpec
 from disttrain_trainer.checkpoint.folder import name_of
-from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.master.member import Member
-from disttrain_trainer.master.served import ServedTraining
-from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Say
-
-STEPS = 10
-SERVERS = [Member(Role.PARAMETER_SERVER, index) for index in range(2)]
-WORKERS = [Member(Role.WORKER, rank) for rank in range(2)]
-
-
-class Table:
-    """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
-
-    def __init__(
-        self,
-        *,
-        consistency: str = "Sync",
-        volume: bool = True,
-        evaluate: bool = False,
-        buffers: bool = False,
-        steps: int = STEPS,
-        every: int = 4,
-    ) -> None:
-        self.buffers = buffers
-        spec = DistTrainJobSpec.model_validate(
-            {
-                "strategy": {"type": "ParameterServer", "parameterServer": {"consistency": consistency}},
-                "parameterServer": {"replicas": 2},
-                "worker": {"replicas": 2},
-                "trainer": {
-                    "model": "m:m",
-                    "dataset": "m:d",
-                    "optimizer": {"name": "SGD", "learningRate": "0.1"},
-                    "batchSize": 8,
-                    "maxSteps": steps,
-                    **({"evaluate": "m:e"} if evaluate else {}),
-                },
-                "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
-            }
-        )
-        config = JobConfig(
-            namespace="default",
-            name="job",
-            uid="u",
-            attempt=1,
-            strategy=spec.strategy,
-            trainer=spec.trainer,
-            checkpoint=spec.checkpoint,
-            workers=2,
-            parameter_servers=2,
-            addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
-        )
-        self.stay: dict[Member, str] = {}
-        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
-        self.on_disk: Manifest | None = None
-        self.tracker = Tracker(attempt=1)
-        self.training = ServedTraining(
-            sender=self, archive=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
-        )
-        self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
-        self.generation = dict.fromkeys(SERVERS, 0)
-        self.training.begin(0)
-
-    # The sender and the archive.
-
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
-        self.said.append((member, kind, fields))
-        if kind is Say.WORLD:
-            self.stay[member] = str(fields["stay"])
-
-    def find(self) -> None:
-        self.training.found(self.on_disk, 0)
-
-    def prepare(self, step: int) -> None:
-        self.training.prepared(step, name_of(step), 0)
-
-    def publish(self, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
-        self.on_disk = Manifest(
-            job="job", attempt=1, step=step, slices=slices, files=files, seed=0, configuration={}, digest="",
-            time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
-        )  # fmt: skip
-        self.training.published(self.on_disk, 0)
-
-    # The processes.
-
-    def take(self, *kinds: Say) -> list[tuple[Member, Say, dict[str, Any]]]:
-        """What was said since the last time, of these kinds."""
-        said, self.said = self.said, []
-        return [one for one in said if not kinds or one[1] in kinds]
-
-    def serve(self) -> None:
-        """The servers answer all that they were told, until they are told no more."""
-        while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not Say.FINISH]:
-            self.said = [one for one in self.said if one not in todo]
-            for server, kind, fields in todo:
-                answer: dict[str, Any] = {"type": Say.STATE, "id": fields.get("id")}
-                if kind is Say.BEGIN:
-                    self.generation[server] = fields["generation"]
-                    self.applied[server] = (
-                        set(range(self.on_disk.slices)) if fields["folder"] and self.on_disk else set()
-                    )
-                if kind is Say.SAVE:
-                    answer = {"type": Say.SAVED, "folder": fields["folder"], "sha256": "x"}
-                self.training.heard(server, answer | self.state(server), 0)
-
-    def state(self, server: Member) -> dict[str, Any]:
-        applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]
-        return {"generation": self.generation[server], "applied": applied}
-
-    def join(self, *members: Member) -> None:
-        for member in members:
-            hello = self.state(member) if member in SERVERS else {"samples": 80, "buffers": self.buffers}
-            self.training.joined(member, hello, 0)
-            self.serve()
-
-    def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
-        """The worker asks, computes `count` of what it got, and says so; what it got."""
-        stay = self.stay[worker]
-        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": ask, "done": []}, 0)
-        got = [s for member, _, fields in self.take(Say.TICKETS) if member == worker for s in fields["slices"]]
-        for server in SERVERS:
-            self.applied[server] |= set(got[:count])
-        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": 0, "done": got[:count]}, 0)
-        return got
-
-
-def training(**options: Any) -> Table:
-    table = Table(**options)
-    table.join(*SERVERS, *WORKERS)
-    table.take()
-    return table
+from unit.trainer.served import SERVERS, WORKERS, Table, finish, training
 
 
 def test_workers_are_invited_when_every_server_has_begun() -> None:
@@ -150,7 +14,8 @@ def test_workers_are_invited_when_every_server_has_begun() -> None:
     assert table.take(Say.BEGIN, Say.WORLD) == []
     assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
     table.join(SERVERS[1])
-    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, {"generation": 1, "stay": "m.1", "buffers": None})]
+    world = {"generation": 1, "stay": "m.1", "buffers": None, "anew": True}
+    assert table.take(Say.WORLD) == [(WORKERS[0], Say.WORLD, world)]
 
 
 def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
@@ -189,7 +54,7 @@ def test_without_sync_the_steps_wait_one_interval_after_the_newest_checkpoint_fo
 def test_a_checkpoint_that_cannot_be_written_stops_nobody() -> None:
     table = training(consistency="Async", steps=100, every=10)
     table.work(WORKERS[0], 18, ask=18)
-    full = {"type": Say.SAVED, "folder": name_of(9), "error": "No space left on device"}
+    full = {"type": Say.SAVED, "id": "m.1", "error": "No space left on device"}
     table.training.heard(SERVERS[0], full, 0)
     assert table.on_disk is None
     assert table.work(WORKERS[0], 0, ask=30) == list(range(18, 38))
@@ -217,7 +82,8 @@ def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:
     table.training.lost(SERVERS[1], 1)
     table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
-    assert (SERVERS[1], Say.BEGIN, {"generation": 2, "folder": "step-00000004"}) in table.said
+    file = "step-00000004/shard-1-m.1.safetensors"
+    assert (SERVERS[1], Say.BEGIN, {"generation": 2, "file": file}) in table.said
     assert [m for m, kind, _ in table.said if kind is Say.REFORM] == WORKERS
     table.serve()
     for worker in WORKERS:
@@ -265,13 +131,6 @@ def test_a_worker_with_other_data_is_sent_away() -> None:
     ((member, _, fields),) = table.take(Say.WRONG)
     assert member == WORKERS[1]
     assert "worker-1 has 81 training samples, others have 80" in fields["reason"]
-
-
-def finish(table: Table) -> None:
-    while table.tracker.step != STEPS:
-        for worker in WORKERS:
-            table.work(worker, 20)
-            table.serve()
 
 
 def test_the_end_is_confirmed_evaluated_and_saved() -> None:
@@ -349,7 +208,7 @@ def test_a_worker_that_is_lost_before_the_training_begins_is_no_recovery() -> No
 
 
 def save_buffers(table: Table, worker: Member, file: str) -> None:
-    answer = {"type": Say.SAVED, "folder": name_of(4), "file": file, "sha256": "x"}
+    answer = {"type": Say.SAVED, "id": "m.1", "file": file, "sha256": "x"}
     table.training.heard(worker, answer, 0)
 
 
@@ -388,7 +247,7 @@ def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any
     at_checkpoint(table)
     table.take()
     table.training.lost(WORKERS[0], 1)
-    assert (WORKERS[1], Say.SAVE, {"folder": name_of(4)}) in table.take()
+    assert (WORKERS[1], Say.SAVE, {"id": "m.1", "folder": name_of(4)}) in table.take()
     table.training.lost(WORKERS[1], 2)
     assert table.on_disk is not None
     assert table.on_disk.file_of("buffers-") is None

@@ -125,7 +125,7 @@ def test_a_silent_peer_is_noticed_when_it_stops_sending_and_when_it_stops_taking
     data = memoryview(bytes(64 << 20))
     with pytest.raises(Silent):
         b.send(Header(op=Op.VALUES, nbytes=len(data)), [data])
-    assert 0.4 <= time.monotonic() - begin < 2
+    assert 0.4 <= time.monotonic() - begin < 30
 
 
 def test_a_peer_that_closes_or_is_aborted_by_another_thread_is_noticed_at_once(pair: tuple[Link, Link]) -> None:

@@ -18,9 +18,8 @@ class Buffers:
     """The buffers of this model, saved and loaded in place. root: the checkpoint folder, if there is one."""
 
     def __init__(self, model: nn.Module, root: Path | None) -> None:
-        buffers = dict(model.named_buffers())
-        self.there_are_some = bool(buffers)
-        self._tensors = NamedTensors(buffers)
+        self.there_are_some = any(True for _ in model.buffers())
+        self._tensors = NamedTensors(lambda: dict(model.named_buffers()))
         self._root = root
 
     def restore(self, name: str) -> None:
@@ -34,6 +33,10 @@ class Buffers:
             if file.exists():
                 raise
             raise PeerLost(name, "a newer checkpoint took its place") from None
+
+    def reset(self, first: nn.Module) -> None:
+        """Takes over the buffers of another model of the same kind."""
+        self._tensors.take(dict(first.named_buffers()))
 
     def save(self, folder: str) -> Message:
         """Writes a file into a checkpoint; what the master is told of it.

@@ -18,7 +18,8 @@ NAME = "manifest.json"
 class Manifest(BaseModel):
     """The manifest of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An evaluation may be infinite, such as a perplexity: pydantic would write null, and then refuse to read it.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     format: Literal[1] = 1
     job: str
@@ -27,6 +28,8 @@ class Manifest(BaseModel):
     """Steps in the state."""
     slices: int = Field(ge=0)
     """Slices applied on every shard."""
+    steps_per_epoch: int = Field(ge=1)
+    """How long an epoch is, from which the length of the job follows before its dataset is known again."""
     files: dict[str, str]
     """sha256 of every file, by its name in the folder."""
     seed: int
@@ -36,12 +39,20 @@ class Manifest(BaseModel):
     """sha256 of the configuration."""
     time: datetime
     finished: bool = False
-    """The job is done: nothing remains to be trained or evaluated."""
+    """The job as it was then is done: nothing of it remains to be trained or evaluated."""
     evaluation: dict[str, float] | None = None
 
     def file_of(self, prefix: str) -> str | None:
         """The name of the file that begins so."""
         return next((name for name in self.files if name.startswith(prefix)), None)
+
+    def for_job(self, config: JobConfig) -> "Manifest":
+        """As this job is to see it: one that shall be trained for longer by now is not finished, and what was evaluated was not its end."""
+        trainer = config.trainer
+        total = trainer.max_steps if trainer.epochs is None else trainer.epochs * self.steps_per_epoch
+        if not self.finished or total is None or self.step >= total:
+            return self
+        return self.model_copy(update={"finished": False, "evaluation": None})
 
 
 def configuration(config: JobConfig) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class Bystander:
         if message.get("step") is not None:
             tracker.reach(int(message["step"]))
 
+    def tick(self, now: float) -> None:
+        pass
+
     def terminate(self, now: float) -> None:
         self.ended = self.released = True
 

@@ -41,6 +41,8 @@ class _Place:
     reforming: bool = False
     """It was told to leave its world."""
     evaluation: dict[str, float] | None = None
+    fit: bool = True
+    """What it trains is what the others train."""
 
 
 class Collective:
@@ -55,17 +57,25 @@ class Collective:
         renew_store: Callable[[], None],
         processes: int = 1,
         saves: bool = False,
+        lasting: bool = True,
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
         renew_store: asks for an empty one, with the same answer; when it is called, no member has a program that uses the old one.
         processes: training processes of a member. saves: whether rank 0 can save the state when asked.
+        lasting: whether a world needs its store no more once it runs. A script may make another group at any time: its world ends
+        with the store, which ends with its master, as it does under torchrun.
         """
         self._sender = sender
         self._tracker = tracker
         self._members = members
         self._processes = processes
         self._saves = saves
+        self._lasting = lasting
+        self._task: tuple[int, str] | None = None
+        """Samples and layout of what is trained, as the first rank that was ready had them."""
+        self._reported_generation = 0
+        """That of the newest program of a script that reported a step."""
         self._places: dict[Member, _Place] = {}
         self._absent: dict[Member, float] = {}
         self._renew_store = renew_store
@@ -87,9 +97,15 @@ class Collective:
         if member not in self._members:
             return
         self._absent.pop(member, None)
-        self._places[member] = _Place(
-            State(hello.get("state", State.READY)), int(hello.get("generation", 0)), int(hello.get("step", -1))
+        place = self._places[member] = _Place(
+            State(hello.get("state", State.READY)),
+            int(hello.get("generation", 0)),
+            int(hello.get("step", -1)),
+            evaluation=hello.get("evaluation"),
         )
+        # Of a world that this master did not form, or that the member's absence has broken.
+        self._broken = self._broken or (place.state is State.RUNNING and not self._lasting)
+        self._compare(member, hello)
         self._settle(now)
 
     def lost(self, member: Member, now: float) -> None:
@@ -107,7 +123,8 @@ class Collective:
             return
         match message["type"]:
             case Say.READY:
-                place.state, place.reforming, place.step = State.READY, False, int(message["step"])
+                place.state, place.reforming, place.step = State.READY, False, int(message.get("step", -1))
+                self._compare(member, message)
             case Say.FAILED:
                 self._failed(member, message)
             case Say.DONE:
@@ -132,10 +149,15 @@ class Collective:
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if (epoch := message.get("epoch")) is not None:
             tracker.reported_epoch = int(epoch)
-        if (step := message.get("step")) is not None:
+        step, generation = message.get("step"), message.get("generation")
+        if step is not None and generation is not None:  # of a script
+            if generation < self._reported_generation:
+                return  # said before its world ended
+            if generation > self._reported_generation and step < tracker.step:
+                tracker.fall_back(int(step))
+            self._reported_generation = generation
+        if step is not None:
             tracker.reach(int(step))
-        if (generation := message.get("generation")) is not None:  # of a script
-            tracker.generation = max(tracker.generation, int(generation))
 
     def open(self, now: float) -> None:
         """There is an empty store: a world may begin."""
@@ -151,6 +173,9 @@ class Collective:
         if manifest.finished:
             self._tracker.evaluation = manifest.evaluation
             self._finish(now)
+
+    def tick(self, now: float) -> None:
+        pass
 
     def terminate(self, now: float) -> None:
         self._terminating = True
@@ -172,7 +197,7 @@ class Collective:
             return
         places = list(self._places.values())
         complete = len(places) == len(self._members)
-        if complete and all(p.state is State.READY for p in places):
+        if complete and all(p.state is State.READY and p.fit for p in places):
             if self._fresh:
                 self._begin_world()
             elif not self._renewing:
@@ -187,6 +212,21 @@ class Collective:
                 self._finish(now)
         elif self._broken or any(p.state in (State.READY, State.STARTING) for p in places):
             self._dissolve()
+
+    def _compare(self, member: Member, message: Message) -> None:
+        """Ranks that train different things would wait for one another for ever, or add up what does not belong together."""
+        samples, layout = message.get("samples"), message.get("layout")
+        if samples is None or layout is None:
+            return
+        self._task = self._task or (samples, layout)
+        if self._task == (samples, layout):
+            return
+        self._places[member].fit = False
+        if samples != self._task[0]:
+            reason = f"{member} has {samples} training samples, others have {self._task[0]}: trainer.dataset must be the same everywhere"
+        else:
+            reason = f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere"
+        self._sender.send(member, Say.WRONG, reason=reason)
 
     @staticmethod
     def _is_one_world(places: list[_Place]) -> bool:
@@ -231,7 +271,7 @@ class Collective:
             self._release()
 
     def _saved(self, message: Message) -> None:
-        if message.get("step") is not None:
+        if message.get("step") is not None and message.get("time"):
             time = datetime.fromisoformat(message["time"])
             self._tracker.last_checkpoint = ProgressCheckpoint(step=int(message["step"]), time=time)
         if message.get("asked"):

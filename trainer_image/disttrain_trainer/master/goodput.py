@@ -1,10 +1,16 @@
 """Where the time of an attempt went, in seconds that only grow: starting, productive, redone, stalled.
 
-Pure: each look gives the time since the last one to what the job is seen doing now, so it is as fine as the looks are frequent (a scrape).
-Not here: the operator's ledger in the status, which knows of queues and of earlier attempts.
+Pure: the time between two looks (scrapes) goes to what the job is seen doing. While the step does not change it is held back: a step may
+last longer than the time between two looks, and only its end, or its loss, tells what it was. Not here: the operator's ledger in the
+status, which knows of queues and of earlier attempts.
 """
 
 from disttrain.api.runtime import Progress
+
+PATIENCE = 60.0
+"""Seconds without a step, and without anybody to wait for, after which a job counts as stalled, at least ..."""
+MANY_STEPS = 10
+"""... and so many of its mean steps."""
 
 
 class Goodput:
@@ -13,19 +19,44 @@ class Goodput:
     def __init__(self, now: float) -> None:
         self.seconds = dict.fromkeys(("starting", "productive", "redone", "stalled"), 0.0)
         self._looked = now
-        self._step: int | None = None
+        self._started = self._finished = False
+        self._held = 0.0
+        """Seconds since the step changed that are in no bucket yet."""
+        self._stalling = False
+        self._step = 0
         self._highest = 0
+        self._done = 0
+        """Steps behind the productive seconds."""
 
     def look(self, progress: Progress, now: float) -> None:
         """The progress at a moment; `now` is of a monotonic clock."""
-        if not progress.finished:
-            self.seconds[self._bucket(progress)] += max(0.0, now - self._looked)
-        self._looked, self._step = now, progress.step
-        self._highest = max(self._highest, progress.step)
+        if self._finished:
+            return
+        self._held += max(0.0, now - self._looked)
+        self._looked, self._finished = now, progress.finished
+        step = progress.step
+        # A checkpoint that was found is no step of this attempt.
+        self._started = self._started or progress.samples_per_second is not None
+        if not self._started or (self._done == 0 and step <= self._step):
+            self._book("starting")
+        elif step > self._highest:
+            self._done += step - self._highest
+            self._book("productive")
+        elif step != self._step:
+            self._book("redone")
+        elif progress.finished:
+            self._book("productive")  # the evaluation, the last checkpoint
+        elif self._stalling or progress.waiting_for is not None or self._held > self._patience():
+            self._book("stalled")
+            self._stalling = True
+        if step != self._step:
+            self._stalling = False
+        self._step, self._highest = step, max(self._highest, step)
 
-    def _bucket(self, progress: Progress) -> str:
-        if self._highest == 0 and progress.step == 0:
-            return "starting"
-        if progress.waiting_for is not None or progress.step == self._step:
-            return "stalled"
-        return "redone" if progress.step <= self._highest else "productive"
+    def _book(self, bucket: str) -> None:
+        self.seconds[bucket] += self._held
+        self._held = 0.0
+
+    def _patience(self) -> float:
+        mean = self.seconds["productive"] / self._done if self._done else 0.0
+        return max(PATIENCE, MANY_STEPS * mean)

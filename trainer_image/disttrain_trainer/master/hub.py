@@ -1,17 +1,22 @@
 """The master's end of the control connections: admits processes, hears them, notices that one is gone.
 
 One asyncio loop, so that a coordinator is never entered twice at once. A process is lost when its connection ends, or when it was silent
-for the peer timeout. Not here: what follows from that (the coordinators).
+for the peer timeout. What a peer says wrong costs that peer its connection; what goes wrong in a coordinator ends the master, whose
+state nobody knows any more. Not here: what follows from what is said (the coordinators), and what may be said (hearing.py).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.listening import listen
+from disttrain_trainer.master import hearing
+from disttrain_trainer.master.hearing import Hello
 from disttrain_trainer.master.member import Coordinator, Member
 from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
 
@@ -71,7 +76,7 @@ class Hub:
     async def serve(self, *, host: str | None, port: int) -> None:
         """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
         self._crash = asyncio.get_running_loop().create_future()
-        server = await asyncio.start_server(self._accept, host, port, limit=MAX_LINE)
+        server = await asyncio.start_server(self._accept, sock=listen(host, port), limit=MAX_LINE)
         async with server:
             beats = asyncio.create_task(self._beat())
             try:
@@ -85,67 +90,100 @@ class Hub:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
-            hello = decode(line) if line else {}
-            await self._converse(hello, reader, writer)
+            if line:
+                await self._converse(decode(line), reader, writer)
         except (OSError, ValueError, TimeoutError) as error:  # the connection broke, or this is no process of ours
             log.debug("a connection ended: %s", error)
         except Exception as error:
-            assert self._crash is not None
-            if not self._crash.done():
-                self._crash.set_exception(error)
+            self._fail(error)
         finally:
             writer.close()
 
-    async def _converse(self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not hello:
+    async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            hello = hearing.hello(first)
+        except ValueError as error:
+            reason = f"this is the control port of a DistTrain master, and no process of its job says {error}"
+            writer.write(encode(Say.REFUSED, reason=reason, final=False))
             return
-        reason = self._unfit(hello)
-        if reason is not None:
-            writer.write(encode(Say.REFUSED, reason=reason, final=hello.get("incarnation") in self._retired))
+        unfit = self._unfit(hello)
+        if unfit is not None:
+            writer.write(encode(Say.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
             return
         writer.write(encode(Say.WELCOME))
-        if hello.get("session"):
-            await self._listen_to_session(int(hello["rank"]), reader)
+        if hello.session:
+            await self._listen_to_session(hello.rank, reader)
             return
         peer = self._admit(hello, writer)
         try:
-            self.coordinator.joined(peer.member, hello, self._clock())
-            self.poke()
+            with self._deciding():
+                self.coordinator.joined(peer.member, first, self._clock())
             while line := await reader.readline():
                 peer.heard = self._clock()
-                message = decode(line)
+                message = self._heed(line, str(peer.member))
                 if message["type"] != Say.BEAT and self._peers.get(peer.member) is peer:
-                    self.coordinator.heard(peer.member, message, self._clock())
-                    self.poke()
+                    with self._deciding():
+                        self.coordinator.heard(peer.member, message, self._clock())
         finally:
             if self._peers.get(peer.member) is peer:
                 del self._peers[peer.member]
                 log.info("%s is gone", peer.member)
-                self.coordinator.lost(peer.member, self._clock())
-                self.poke()
+                with self._deciding():
+                    self.coordinator.lost(peer.member, self._clock())
 
     async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
         """Reports of a user's script. Who sends them is no member: nothing depends on it."""
         while line := await reader.readline():
-            message = decode(line)
+            message = self._heed(line, f"the script of rank {rank}")
             if message["type"] == Say.REPORT:
-                self.coordinator.reported(rank, message, self._clock())
+                with self._deciding():
+                    self.coordinator.reported(rank, message, self._clock())
 
-    def _unfit(self, hello: Message) -> str | None:
+    def _heed(self, line: bytes, who: str) -> Message:
+        """The message of a line. Raises ValueError when it is none that the master understands."""
+        try:
+            return hearing.heed(decode(line))
+        except ValueError as error:
+            log.warning("what %s says makes no sense, its connection is closed: %s", who, error)
+            raise
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """The coordinator is asked: whatever it raises is the master's own failure, whoever's message it was about."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self.poke()
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the master."""
+        assert self._crash is not None
+        if not self._crash.done():
+            self._crash.set_exception(error)
+
+    def _unfit(self, hello: Hello) -> str | None:
         """Why the master does not talk to this process."""
         config = self._config
-        if hello.get("type") != Say.HELLO or hello.get("role") not in list(Role):
-            return "this is the control port of a DistTrain master"
-        if hello.get("job") != config.uid:
-            return f"this is the master of {config.namespace}/{config.name} with uid {config.uid}, not of {hello.get('job')}"
-        if hello.get("attempt") != config.attempt:
-            return f"this master belongs to attempt {config.attempt}, not to {hello.get('attempt')}"
-        if hello.get("incarnation") in self._retired:
-            return f"a newer process took the place of {hello['role']}-{hello['rank']}"
+        if hello.role not in list(Role):
+            return f"this is the control port of a DistTrain master, which knows no {hello.role}"
+        if hello.job != config.uid:
+            return f"this is the master of {config.namespace}/{config.name} with uid {config.uid}, not of {hello.job}"
+        if hello.attempt != config.attempt:
+            return f"this master belongs to attempt {config.attempt}, not to {hello.attempt}"
+        if hello.incarnation in self._retired:
+            return f"a newer process took the place of {hello.role}-{hello.rank}"
+        count = {Role.WORKER: config.world_size, Role.PARAMETER_SERVER: config.parameter_servers}.get(
+            Role(hello.role), 0
+        )
+        if hello.rank >= count and not hello.session:  # the processes of a session are whatever the user starts
+            return f"this job has {count} of role {hello.role}: there is no {hello.role}-{hello.rank}"
         return None
 
-    def _admit(self, hello: Message, writer: asyncio.StreamWriter) -> _Peer:
-        member, incarnation = Member(Role(hello["role"]), int(hello["rank"])), str(hello["incarnation"])
+    def _admit(self, hello: Hello, writer: asyncio.StreamWriter) -> _Peer:
+        member, incarnation = Member(Role(hello.role), hello.rank), hello.incarnation
         before = self._newest.get(member)
         if before is not None and before != incarnation:
             self._retired.add(before)
@@ -153,7 +191,8 @@ class Hub:
         old = self._peers.pop(member, None)
         if old is not None:
             old.writer.transport.abort()
-            self.coordinator.lost(member, self._clock())
+            with self._deciding():
+                self.coordinator.lost(member, self._clock())
         peer = self._peers[member] = _Peer(member, incarnation, writer, self._clock())
         log.info("%s joined%s", member, "" if before in (None, incarnation) else ", a replacement")
         return peer
@@ -165,6 +204,8 @@ class Hub:
             await asyncio.sleep(interval)
             now = self._clock()
             late, expected = now - expected, now + interval
+            with self._deciding():
+                self.coordinator.tick(now)
             for peer in list(self._peers.values()):
                 if late > interval:
                     peer.heard = now  # it was the master that stood still: what the others said lies unread

@@ -69,7 +69,8 @@ class Ledger:
 
     @property
     def finished(self) -> bool:
-        return self.done == self.total
+        """Also when more was done already: the job was made shorter after it was trained."""
+        return self.done >= self.total
 
     @property
     def handed_out(self) -> int:
@@ -91,6 +92,15 @@ class Ledger:
         self._give_back(worker)
         del self._leases[worker]
         return True
+
+    def holds(self, worker: int) -> bool:
+        """Whether the worker has slices that are not done."""
+        return bool(self._leases.get(worker))
+
+    def recall(self) -> None:
+        """What anybody has returns; everybody is to take anew."""
+        for worker in self._leases:
+            self._give_back(worker)
 
     def take(self, worker: int, count: int) -> list[int]:
         """At most `count` slices for the worker, ascending; none while there are none below the limit."""

@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,7 @@ from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.checkpoint import folder as checkpoints
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.errors import PeerLost, Terminated
+from disttrain_trainer.listening import listen
 from disttrain_trainer.master.bystander import Bystander
 from disttrain_trainer.master.collective import Collective
 from disttrain_trainer.master.goodput import Goodput
@@ -26,7 +29,7 @@ from disttrain_trainer.master.hub import Hub
 from disttrain_trainer.master.member import Coordinator, Member
 from disttrain_trainer.master.served import ServedTraining
 from disttrain_trainer.master.tracker import Tracker
-from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.metrics import OF_STEPS, Metrics
 from disttrain_trainer.process import Process
 
 log = logging.getLogger(__name__)
@@ -47,10 +50,13 @@ class Master:
         self._hub = Hub(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
         self._goodput = Goodput(time.monotonic())
+        self._counting = threading.Lock()
         self._store: object = None
         self._coordinator: Coordinator = self._coordinate()
         self._hub.coordinator = self._coordinator
         self._tasks: set[asyncio.Task[None]] = set()
+        self._archivist = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        """One thread: a save that was given up must not publish and prune while the newest checkpoint is looked for."""
         self._failure: BaseException | None = None
 
     def progress(self) -> Progress:
@@ -59,11 +65,16 @@ class Master:
         return self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
 
     def count(self) -> None:
-        """Brings the master's metrics up to date."""
-        progress, metrics = self.progress(), self._metrics
-        self._goodput.look(progress, time.monotonic())
-        metrics.goodput_seconds = self._goodput.seconds
-        metrics.loss, metrics.step, metrics.epoch = progress.loss, progress.step, progress.epoch
+        """Brings the master's metrics up to date. Called by the threads of two scrapes at once, if two come."""
+        with self._counting:
+            progress, metrics, reported = self.progress(), self._metrics, self._tracker.reported
+            self._goodput.look(progress, time.monotonic())
+        # The workers of our own loop count for themselves, and a sum over all roles must not count a sample twice.
+        tells_samples = reported and self._config.trainer.model is None
+        metrics.left_out = OF_STEPS - {"disttrain_lost_steps"} - ({"disttrain_samples"} if tells_samples else set())
+        metrics.goodput_seconds = dict(self._goodput.seconds) if reported else {}
+        metrics.loss, metrics.epoch = progress.loss, progress.epoch
+        metrics.step = progress.step if reported or progress.step else None
         metrics.samples_per_second, metrics.samples = progress.samples_per_second, self._tracker.samples
         metrics.recoveries = max(0, progress.generation - 1) + self._tracker.lost_workers
         metrics.lost_steps = progress.redone_steps
@@ -131,6 +142,7 @@ class Master:
                 members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
                 renew_store=self._renew_store,
                 processes=config.processes_per_worker,
+                lasting=False,
             )
         return Collective(
             sender=self._hub,
@@ -153,19 +165,22 @@ class Master:
 
     def find(self) -> None:
         """See master.member.Archive."""
-        self._run_apart(lambda: checkpoints.newest(self._root, self._config), self._found)
+        self._run_apart(lambda: checkpoints.newest(self._root, self._config), self._found, self._archivist)
 
-    def prepare(self, step: int) -> None:
+    def prepare(self, save: str, step: int) -> None:
         """See master.member.Archive."""
 
         def answer(folder: Path | OSError) -> None:
             assert isinstance(self._coordinator, ServedTraining)
-            self._coordinator.prepared(step, None if isinstance(folder, OSError) else folder.name, time.monotonic())
+            name = folder if isinstance(folder, OSError) else folder.name
+            self._coordinator.prepared(save, name, time.monotonic())
 
-        self._run_apart(lambda: _or_error(lambda: checkpoints.prepare(self._root, step)), answer)
+        self._run_apart(lambda: _or_error(lambda: checkpoints.prepare(self._root, step)), answer, self._archivist)
 
-    def publish(self, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
         """See master.member.Archive."""
+        evaluation, steps_per_epoch = self._tracker.evaluation, self._tracker.steps_per_epoch
+        assert steps_per_epoch is not None, "the ledger, of which something is saved, was made with it"
 
         def write() -> Manifest:
             folder = self._root / checkpoints.name_of(step)
@@ -174,19 +189,20 @@ class Master:
                 config=self._config,
                 step=step,
                 slices=slices,
+                steps_per_epoch=steps_per_epoch,
                 files=files,
                 finished=finished,
-                evaluation=self._tracker.evaluation,
+                evaluation=evaluation,
             )
             assert self._config.checkpoint is not None
-            checkpoints.prune(self._root, keep=self._config.checkpoint.keep)
+            checkpoints.prune(folder, manifest, keep=self._config.checkpoint.keep)
             return manifest
 
         def answer(written: Manifest | OSError) -> None:
             assert isinstance(self._coordinator, ServedTraining)
-            self._coordinator.published(written, time.monotonic())
+            self._coordinator.published(save, written, time.monotonic())
 
-        self._run_apart(lambda: _or_error(write), answer)
+        self._run_apart(lambda: _or_error(write), answer, self._archivist)
 
     @property
     def _root(self) -> Path:
@@ -205,7 +221,18 @@ class Master:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
             name, port = split_address(self._config.addresses.rendezvous)
-            return TCPStore(listening_host(name) or "0.0.0.0", port, is_master=True, wait_for_workers=False)
+            # A socket of our own: torch would listen at every address of the machine, whatever it is told.
+            try:
+                listener = listen(listening_host(name), port)
+            except OSError as error:
+                raise PeerLost(f"port {port}", f"torch's store cannot listen: {error.strerror}") from None
+            return TCPStore(
+                listening_host(name) or "localhost",
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
 
         def keep(store: object) -> None:
             self._store = store
@@ -214,10 +241,10 @@ class Master:
 
         self._run_apart(host, keep)
 
-    def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None]) -> None:
+    def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None], executor: Executor | None = None) -> None:
         async def go() -> None:
             try:
-                answer(await asyncio.to_thread(work))
+                answer(await asyncio.get_running_loop().run_in_executor(executor, work))
             except Exception as error:
                 self._failure = error
             self._hub.poke()

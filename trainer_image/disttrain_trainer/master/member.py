@@ -24,16 +24,19 @@ class Sender(Protocol):
 
 
 class Archive(Protocol):
-    """The checkpoint folder, as a coordinator of parameter servers sees it. Nothing blocks: answers come back as calls."""
+    """The checkpoint folder, as a coordinator of parameter servers sees it. Nothing blocks: answers come back as calls.
+
+    What is asked is done one after the other, in the order of asking: what one finds, no other has half removed.
+    """
 
     def find(self) -> None:
         """Looks for the newest valid checkpoint; answered by `found`."""
 
-    def prepare(self, step: int) -> None:
-        """Makes the folder of a step ready; answered by `prepared`."""
+    def prepare(self, save: str, step: int) -> None:
+        """Makes the folder of a step ready; answered by `prepared` for this save."""
 
-    def publish(self, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
-        """Completes the step's checkpoint by its manifest; answered by `published`."""
+    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        """Completes the step's checkpoint by its manifest; answered by `published` for this save."""
 
 
 class Coordinator(Protocol):
@@ -50,6 +53,9 @@ class Coordinator(Protocol):
 
     def lost(self, member: Member, now: float) -> None:
         """Its connection ended, or it was silent for too long."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed, a few seconds at most."""
 
     def terminate(self, now: float) -> None:
         """The master received SIGTERM."""

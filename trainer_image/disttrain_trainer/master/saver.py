@@ -1,6 +1,8 @@
 """The checkpoints of parameter servers, one at a time: when, and then the folder, a file of each server, a worker's buffers, the manifest.
 
-Every step that blocks is the archive's, and answers later. A checkpoint that fails is said, and given up; the one before stays.
+Every step that blocks is the archive's, and answers later. A checkpoint that fails is said, and given up; the one before stays. Only the
+last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in every answer: what is
+still written for one that was given up changes nothing in the next.
 Pure. Not here: files (checkpoint/folder.py).
 """
 
@@ -11,6 +13,7 @@ from functools import reduce
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import ProgressCheckpoint
+from disttrain_trainer.checkpoint import final
 from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import SliceSet
@@ -24,12 +27,16 @@ log = logging.getLogger(__name__)
 
 HEAD_START = 10
 """The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
+USUAL = 10.0
+"""Seconds of writing after which it is said who still writes."""
 
 
 @dataclass(slots=True)
 class _Save:
+    id: str
     step: int
     final: bool
+    began: float
     files: dict[str, str] = field(default_factory=dict)
     applied: dict[int, SliceSet] = field(default_factory=dict)
     """What each server's file holds."""
@@ -40,6 +47,7 @@ class _Save:
 class Saver:
     """Writes checkpoints.
 
+    incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
     aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
     keeper: the worker whose buffers are to be saved; None when the model has none, or nobody is there.
     done: called when one is complete or given up, with whether it was the final one.
@@ -52,6 +60,8 @@ class Saver:
         servers: Servers,
         archive: Archive,
         tracker: Tracker,
+        incarnation: str,
+        patience: float,
         world_size: int,
         every: int,
         aligned: bool,
@@ -63,11 +73,17 @@ class Saver:
         self._keeper = keeper
         self._archive = archive
         self._tracker = tracker
+        self._incarnation = incarnation
+        self._patience = patience
         self._world_size = world_size
         self._every = every
         self._aligned = aligned
         self._done = done
         self._save: _Save | None = None
+        self._count = 0
+        self._final_failed: tuple[float, str] | None = None
+        """When the last checkpoint of the job failed first, and of what it failed last."""
+        self._again_at = 0.0
         self.newest: Manifest | None = None
         """The newest complete checkpoint."""
         self.hurrying = False
@@ -87,6 +103,7 @@ class Saver:
     def begin(self, ledger: Ledger) -> None:
         """The training goes on from here, which may be beyond the newest checkpoint when only the master is new."""
         self._attempted = self.newest.step if self.newest else 0
+        self._final_failed = None
         self.raise_limit(ledger)
 
     def is_due(self, ledger: Ledger) -> bool:
@@ -113,38 +130,41 @@ class Saver:
         if self._aligned:
             ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
 
-    def start(self, step: int, *, final: bool = False) -> None:
-        """Begins a checkpoint; one that is being written must have ended."""
-        self._save = _Save(step=step, final=final)
-        self._attempted = step
-        self._archive.prepare(step)
-
-    def prepared(self, step: int, folder: str | None, now: float) -> None:
-        """The archive's answer to `prepare`."""
-        if self._save is None or self._save.step != step:
+    def start(self, step: int, now: float, *, final: bool = False) -> None:
+        """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""
+        if final and self._final_failed and now < self._again_at:
             return
-        if folder is None:
-            self._end(f"the folder of step {step} cannot be made", now)
+        self._count += 1
+        self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
+        self._attempted = step
+        self._archive.prepare(self._save.id, step)
+
+    def prepared(self, save: str, folder: str | OSError, now: float) -> None:
+        """The archive's answer to `prepare`: the folder's name."""
+        if self._save is None or self._save.id != save:
+            return
+        if isinstance(folder, OSError):
+            self._end(f"the folder of step {self._save.step} cannot be made: {folder}", now)
         else:
-            self._servers.tell(Say.SAVE, folder=folder)
+            self._servers.tell(Say.SAVE, id=save, folder=folder, step=self._save.step)
             self._ask_keeper(self._save)
 
     def server_saved(self, index: int, message: Message, now: float) -> None:
         """A server wrote its file, or could not."""
         save = self._save
-        if save is None or message["folder"] != name_of(save.step):
+        if save is None or message.get("id") != save.id:
             return
         if message.get("error"):
             self._end(f"parameter-server-{index}: {message['error']}", now)
             return
-        save.files[f"shard-{index}.safetensors"] = message["sha256"]
+        save.files[message["file"]] = message["sha256"]
         save.applied[index] = slices_of(message)
         self._complete(save)
 
     def worker_saved(self, rank: int, message: Message, now: float) -> None:
         """A worker wrote its buffers, or could not."""
         save = self._save
-        if save is None or save.keeper != rank or message["folder"] != name_of(save.step):
+        if save is None or save.keeper != rank or message.get("id") != save.id:
             return
         if message.get("error"):
             self._end(f"worker-{rank}: {message['error']}", now)
@@ -160,17 +180,40 @@ class Saver:
             self._ask_keeper(save)
             self._complete(save)
 
-    def published(self, manifest: Manifest | OSError, now: float) -> None:
+    def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
         """The archive's answer to `publish`."""
-        if isinstance(manifest, OSError):
-            self._end(str(manifest), now)
-        else:
-            self.know(manifest)
-            self._end(None, now)
+        if isinstance(manifest, Manifest):
+            self.know(manifest)  # also when the save was given up meanwhile: it is whole
+        if self._save is not None and self._save.id == save:
+            self._end(str(manifest) if isinstance(manifest, OSError) else None, now)
 
     def abandon(self) -> None:
         """A server is lost: what it was to write will not come."""
         self._save = None
+
+    def tick(self, now: float) -> None:
+        """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
+        if self._save is not None and now - self._save.began > self._patience:
+            self._end(f"waited {self._patience:g} s for {self._missing(self._save)}", now)
+        if self._final_failed is not None and self._save is None and now - self._final_failed[0] > final.PATIENCE:
+            raise final.Unsaved(self._attempted, self._final_failed[1])
+
+    def waiting_for(self, now: float) -> str | None:
+        """Whom a save waits for, once that takes longer than usual; or what keeps the job from being done."""
+        save, failed = self._save, self._final_failed
+        if failed is not None:
+            return f"the last checkpoint, which cannot be written: {failed[1]} ({now - failed[0]:.0f} s)"
+        if save is None or now - save.began < USUAL:
+            return None
+        return f"checkpoint {save.step} to be written by {self._missing(save)} ({now - save.began:.0f} s)"
+
+    def _missing(self, save: _Save) -> str:
+        """Who did not write its part yet."""
+        servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._servers.count)]
+        missing = [str(server) for server in servers if server.rank not in save.applied]
+        if (keeper := save.keeper) is not None:
+            missing.append(str(Member(Role.WORKER, keeper)))
+        return ", ".join(missing) or "the master"
 
     def _whole(self, ledger: Ledger) -> int:
         """The step at which what is handed out already is whole."""
@@ -179,15 +222,20 @@ class Saver:
     def _ask_keeper(self, save: _Save) -> None:
         save.keeper = self._keeper()
         if save.keeper is not None:
-            self._sender.send(Member(Role.WORKER, save.keeper), Say.SAVE, folder=name_of(save.step))
+            self._sender.send(Member(Role.WORKER, save.keeper), Say.SAVE, id=save.id, folder=name_of(save.step))
 
     def _complete(self, save: _Save) -> None:
         if len(save.applied) == self._servers.count and save.keeper is None:
             slices = len(reduce(SliceSet.intersection, save.applied.values()))
-            self._archive.publish(step=save.step, slices=slices, files=save.files, finished=save.final)
+            self._archive.publish(save.id, step=save.step, slices=slices, files=save.files, finished=save.final)
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None
-        if error is not None:
+        finished = save is not None and save.final and error is None
+        if error is not None and save is not None and save.final:
+            self._final_failed = (self._final_failed[0] if self._final_failed else now, error)
+            self._again_at = now + final.PAUSE
+            log.error("the last checkpoint was not written: %s; it is tried again in %g s", error, final.PAUSE)
+        elif error is not None:
             log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
-        self._done(save is not None and save.final, now)
+        self._done(finished, now)

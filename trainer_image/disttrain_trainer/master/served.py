@@ -11,7 +11,7 @@ from enum import Enum, auto
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
-from disttrain_trainer.checkpoint.folder import BUFFERS, name_of
+from disttrain_trainer.checkpoint.folder import BUFFERS, name_of, shard_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import Schedule, SliceSet
 from disttrain_trainer.master.ledger import Ledger
@@ -61,6 +61,8 @@ class ServedTraining:
                 servers=self._servers,
                 archive=archive,
                 tracker=tracker,
+                incarnation=incarnation,
+                patience=config.startup_timeout_seconds,
                 world_size=config.world_size,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
@@ -128,24 +130,23 @@ class ServedTraining:
                 self._saver.server_saved(member.rank, message, now)
             case Role.WORKER, Say.SAVED if self._saver is not None:
                 self._saver.worker_saved(member.rank, message, now)
-            case Role.WORKER, Say.READY:
+            case Role.WORKER, Say.READY if message.get("samples") is not None:
                 self._worker_ready(member.rank, message, now)
             case Role.WORKER, Say.TAKE:
                 self._worker_takes(member.rank, message, now)
             case Role.WORKER, Say.REPORT:
                 self.reported(member.rank, message, now)
-            case Role.WORKER, Say.NAN:
+            case _, Say.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
-            case Role.WORKER, Say.EVALUATED if member.rank == self._evaluator:
+            case Role.WORKER, Say.EVALUATED if member.rank == self._evaluator and message.get("evaluation") is not None:
                 self._tracker.evaluation = message["evaluation"]
                 self._evaluator = None
                 self._conclude(now)
-        if now - self._asked_at > INQUIRY_INTERVAL and self._phase is _Phase.TRAINING:
-            self._ask(Say.STATE, self._learn, now)
+        self._inquire(now)
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """What a worker computed. Which steps are done is the ledger's to say."""
-        self._tracker.report(rank=rank, samples=int(message["samples"]), loss=message.get("loss"), now=now)
+        self._tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
         self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
 
     def lost(self, member: Member, now: float) -> None:
@@ -159,14 +160,22 @@ class ServedTraining:
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
 
+    def tick(self, now: float) -> None:
+        self._inquire(now)  # in the middle of a long step nobody says anything
+        if self._saver is not None and not self.ended:
+            self._saver.tick(now)
+            self._advance(now)  # the last checkpoint may be tried again
+
     def terminate(self, now: float) -> None:
         self._terminating = True
         self._save_soon(now)
 
     def waiting_for(self, now: float) -> str | None:
         missing = self._servers.missing
-        if self.ended or (not missing and any(samples is not None for samples in list(self._workers.live.values()))):
+        if self.ended:
             return None
+        if not missing and any(samples is not None for samples in list(self._workers.live.values())):
+            return self._saver.waiting_for(now) if self._saver is not None else None
         workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
         missing = [m for m in workers if m.rank not in self._workers.live] + missing
         if not missing:
@@ -205,11 +214,31 @@ class ServedTraining:
         elif 0 in generations:
             self._begin_generation(now)
         elif self._phase is _Phase.GATHERING:
-            # The master is new, the servers are not.
-            self._generation = generations.pop()
-            self._open(now)
+            self._take_over(generations.pop(), now)
+        elif self._phase is _Phase.BEGINNING:
+            self._open(now)  # the last one said so when it came back
         else:
+            self._make_ledger()
+            # Who was lost while a server could not be told would be waited for on it, by all the others.
+            gone = [rank for rank in range(self._config.world_size) if rank not in self._workers.ready]
+            if gone:
+                self._ask(Say.DROP, self._learn, now, ranks=gone)
             self._advance(now)
+
+    def _take_over(self, generation: int, now: float) -> None:
+        """The master is new, the servers are not. A worker that was lost with the old one is nobody's to drop: all are dropped.
+
+        Each gets a new stay in any case, but only once it is dropped everywhere: later it might be thrown out of the new one.
+        """
+        self._generation = generation
+
+        def dropped(_: SliceSet) -> None:
+            if self._same_generation():
+                self._open(now)
+            else:
+                self._begin_anew(now)
+
+        self._ask(Say.DROP, dropped, now, ranks=list(range(self._config.world_size)))
 
     def _begin_anew(self, now: float) -> None:
         """The generation is lost: back to the newest checkpoint."""
@@ -226,14 +255,20 @@ class ServedTraining:
         self._phase = _Phase.BEGINNING
         self._generation += 1
         newest = self._saver.newest if self._saver else None
-        folder = name_of(newest.step) if newest else None
-        self._servers.tell(Say.BEGIN, generation=self._generation, folder=folder)
+        for index in range(self._servers.count):
+            name = newest.file_of(shard_of(index)) if newest else None
+            file = f"{name_of(newest.step)}/{name}" if newest and name else None
+            self._sender.send(Member(Role.PARAMETER_SERVER, index), Say.BEGIN, generation=self._generation, file=file)
 
     def _server_state(self, index: int, message: Message, now: float) -> None:
         self._servers.know(index, message)
         if message.get("max_staleness_seen") is not None:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
+        begun = self._phase in (_Phase.BEGINNING, _Phase.TRAINING, _Phase.EVALUATING)
+        if begun and int(message["generation"]) > self._generation:
+            self._begin_anew(now)  # the last order of a master that is gone, carried out only now
+            return
         if self._phase is _Phase.BEGINNING:
             if self._servers.complete and self._same_generation():
                 self._open(now)
@@ -246,13 +281,14 @@ class ServedTraining:
         self._phase = _Phase.TRAINING
         self._tracker.generation = self._generation
         self._make_ledger()
-        for rank in self._workers.ready:
-            self._invite(rank)
         self._advance(now)
 
     def _make_ledger(self) -> None:
-        if self._workers.samples is None or self._phase is not _Phase.TRAINING or self._ledger is not None:
+        """As soon as every server's slices and the size of the dataset are known; then the workers that are ready may come."""
+        if self._phase is not _Phase.TRAINING or self._ledger is not None:
             return
+        if self._workers.samples is None or not self._servers.complete:
+            return  # asked again when the last one comes
         trainer, world_size = self._config.trainer, self._config.world_size
         schedule = Schedule(
             samples=self._workers.samples,
@@ -271,24 +307,42 @@ class ServedTraining:
         if self._saver is not None:
             self._saver.begin(self._ledger)
         log.info("generation %d begins at step %d", self._generation, self._ledger.step)
+        for rank in self._workers.ready:
+            self._invite(rank)
 
     # Workers.
 
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
         if not self._workers.admit(rank, message):
             return
-        self._make_ledger()
-        if self._phase in (_Phase.TRAINING, _Phase.EVALUATING):
+        if self._ledger is None:
+            self._make_ledger()
+        else:
+            if self._sync and self._ledger.holds(rank):
+                self._void_stays(rank)
+                self._ask(Say.STATE, self._learn, now)
             self._invite(rank)
             self._called_away(rank)
-            self._advance(now)
+        self._advance(now)
+
+    def _void_stays(self, rank: int) -> None:
+        """Sync: slices of a worker return. The others may wait for one of them: only who starts anew, from the lowest, computes it.
+
+        What they have returns, too, or each of them would say READY with slices, and send all others away once more.
+        """
+        assert self._ledger is not None
+        self._ledger.recall()
+        self._workers.end_stays()
+        self._workers.tell(Say.REFORM, but=rank)
 
     def _invite(self, rank: int) -> None:
         assert self._ledger is not None
         newest = self._saver.newest if self._saver else None
         file = newest.file_of(BUFFERS) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
-        self._workers.invite(rank, ledger=self._ledger, generation=self._generation, buffers=buffers)
+        self._workers.invite(
+            rank, ledger=self._ledger, generation=self._generation, buffers=buffers, anew=newest is None
+        )
 
     def _worker_takes(self, rank: int, message: Message, now: float) -> None:
         if self._ledger is not None and self._workers.take(rank, message, self._ledger):
@@ -300,10 +354,9 @@ class ServedTraining:
         if self._ledger is None or not self._ledger.leave(rank):
             return
         self._tracker.lost_workers += 1
-        self._ask(Say.DROP, self._learn, now, rank=rank)
-        if self._sync:
-            # The others may wait for a slice of the lost one: only a worker that starts anew, from the lowest slice, computes it.
-            self._workers.tell(Say.REFORM)
+        if self._sync and not self._ledger.finished:
+            self._void_stays(rank)
+        self._ask(Say.DROP, self._learn, now, ranks=[rank])
         self._advance(now)
 
     def _called_away(self, rank: int) -> None:
@@ -326,42 +379,45 @@ class ServedTraining:
         if ledger.finished:
             self._confirm(now)
         elif self._saver is not None and self._saver.is_due(ledger):
-            self._saver.start(ledger.step)
+            self._saver.start(ledger.step, now)
         if self._phase is _Phase.TRAINING:
             self._workers.serve(ledger)
 
     def _save_soon(self, now: float) -> None:
         """Somebody leaves: save as soon as it can be done, then let them go."""
-        ledger = self._ledger
-        if (
-            self._saver is None
-            or ledger is None
-            or self._phase is not _Phase.TRAINING
-            or self._tracker.nan_loss
-            or not self._servers.complete
-            or ledger.step == (self._saver.newest.step if self._saver.newest else 0)
-        ):
+        saver, ledger = self._saver, self._ledger
+        if saver is None or ledger is None or self._tracker.nan_loss or not (saver.busy or self._unsaved):
             self._release()
             return
-        self._saver.hurry(ledger)
+        saver.hurry(ledger)
         self._advance(now)
 
-    def prepared(self, step: int, folder: str | None, now: float) -> None:
-        """The archive's answer to `prepare`; None when it could not."""
-        if self._saver is not None:
-            self._saver.prepared(step, folder, now)
+    @property
+    def _unsaved(self) -> bool:
+        """Whether there are steps that a checkpoint could keep now."""
+        saver, ledger = self._saver, self._ledger
+        if saver is None or ledger is None or not self._servers.complete:
+            return False
+        return self._phase in (_Phase.TRAINING, _Phase.EVALUATING) and ledger.step != (
+            saver.newest.step if saver.newest else 0
+        )
 
-    def published(self, manifest: Manifest | OSError, now: float) -> None:
+    def prepared(self, save: str, folder: str | OSError, now: float) -> None:
+        """The archive's answer to `prepare`."""
+        if self._saver is not None:
+            self._saver.prepared(save, folder, now)
+
+    def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
         """The archive's answer to `publish`."""
         if self._saver is not None:
-            self._saver.published(manifest, now)
+            self._saver.published(save, manifest, now)
 
-    def _saved(self, final: bool, now: float) -> None:
-        """A checkpoint is complete, or was given up."""
+    def _saved(self, finished: bool, now: float) -> None:
+        """A checkpoint is complete, or was given up. finished: it was the last one, and is complete."""
         if self._saver is not None and self._ledger is not None:
             self._saver.raise_limit(self._ledger)
         self._release()
-        if final:
+        if finished:
             self._finish(now)
         else:
             self._advance(now)
@@ -387,16 +443,19 @@ class ServedTraining:
             self._ask(Say.STATE, then, now)
 
     def _conclude(self, now: float) -> None:
-        """All is applied: evaluate, save, finish."""
-        if self._saver is not None and self._saver.busy:
+        """All is applied: evaluate, save, finish. The servers themselves save nothing that is not finite."""
+        saver, ledger = self._saver, self._ledger
+        if saver is not None and saver.busy:
             return
         if self._config.trainer.evaluate is not None and self._tracker.evaluation is None:
             ready = self._workers.ready
-            if self._evaluator is None and ready:
+            if saver is not None and ledger is not None and saver.hurrying and self._unsaved:
+                saver.start(ledger.step, now)  # somebody leaves, and the evaluation may take longer than they can wait
+            elif self._evaluator is None and ready:
                 self._evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
-        elif self._saver is not None and self._ledger is not None and not self._tracker.nan_loss:
-            self._saver.start(self._ledger.step, final=True)
+        elif saver is not None and ledger is not None:
+            saver.start(ledger.step, now, final=True)
         else:
             self._finish(now)
 
@@ -419,6 +478,10 @@ class ServedTraining:
     def _ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
         self._asked_at = now
         self._servers.ask(kind, then, **fields)
+
+    def _inquire(self, now: float) -> None:
+        if now - self._asked_at > INQUIRY_INTERVAL and self._phase is _Phase.TRAINING and self._servers.complete:
+            self._ask(Say.STATE, self._learn, now)
 
     def _learn(self, applied: SliceSet) -> None:
         if self._ledger is not None:

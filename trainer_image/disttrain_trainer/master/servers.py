@@ -55,7 +55,7 @@ class Servers:
 
     @property
     def applied(self) -> SliceSet:
-        """The slices that are applied on every server."""
+        """The slices that are applied on every server; for when they are complete."""
         return reduce(SliceSet.intersection, (server.applied for server in self._there.values()))
 
     def know(self, index: int, message: Message) -> None:

@@ -3,11 +3,15 @@
 Not here: the ETA, which the operator computes; what is handed out (ledger.py).
 """
 
+import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from disttrain.api.runtime import Progress, ProgressCheckpoint
+
+log = logging.getLogger(__name__)
 
 SPEED_WINDOW = 10.0
 """Seconds over which samples per second are counted."""
@@ -21,7 +25,7 @@ class _Entry:
     rank: int
     samples: int
     loss: float | None
-    """Sum over the samples; None when the report had no loss."""
+    """Sum over the samples, or one loss where a script counts none; None when the report had no loss."""
 
 
 class Tracker:
@@ -43,6 +47,7 @@ class Tracker:
         self.nan_loss: str | None = None
         self.max_staleness_seen: int | None = None
         self.evaluation: dict[str, float] | None = None
+        """As the user's function said it: it may hold values that are not finite."""
         self.last_checkpoint: ProgressCheckpoint | None = None
         self.finished = False
         self._last_update: datetime | None = None
@@ -80,8 +85,18 @@ class Tracker:
 
     def finish(self, now: float) -> None:
         """The job is done; the speed stays what it was."""
+        for name, value in (self.evaluation or {}).items():
+            if not math.isfinite(value):
+                log.warning(
+                    "evaluation: %s is %s, which the job's status cannot say: it is left out there", name, value
+                )
         self._final_speed = self.samples_per_second(now)
         self.finished = True
+
+    @property
+    def reported(self) -> bool:
+        """Whether anybody ever said anything: a script need not."""
+        return self._began is not None
 
     @property
     def epoch(self) -> int | None:
@@ -100,8 +115,8 @@ class Tracker:
         newest = max(entry.time for entry in newest_each)
         recent = [e for e in entries if e.loss is not None and e.time > newest - LOSS_WINDOW]
         recent += [e for e in newest_each if e.time <= newest - LOSS_WINDOW]
-        samples = sum(e.samples for e in recent)
-        return sum(e.loss or 0.0 for e in recent) / samples if samples else None
+        weight = sum(e.samples or 1 for e in recent)
+        return sum(e.loss or 0.0 for e in recent) / weight if weight else None
 
     def samples_per_second(self, now: float) -> float | None:
         """Of all ranks together, over the last seconds."""
@@ -111,6 +126,11 @@ class Tracker:
         # The first report covers a time before it that is not known; it counts only once there are others.
         samples = sum(e.samples for e in tuple(self._entries) if e.time > since)
         return samples / (now - since) if now > since else None
+
+    def _finite_evaluation(self) -> dict[str, float] | None:
+        """JSON has no infinity: one would make all of the progress unreadable."""
+        evaluation = self.evaluation
+        return None if evaluation is None else {name: v for name, v in evaluation.items() if math.isfinite(v)}
 
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:
         """What /progress answers."""
@@ -125,7 +145,7 @@ class Tracker:
             samples_per_second=speed,
             world_size=self.world_size,
             max_staleness_seen=self.max_staleness_seen,
-            evaluation=self.evaluation,
+            evaluation=self._finite_evaluation(),
             last_update_time=self._last_update,
             last_checkpoint=self.last_checkpoint,
             waiting_for=waiting_for,

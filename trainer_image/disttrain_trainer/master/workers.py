@@ -54,13 +54,14 @@ class Workers:
         self._wants.pop(rank, None)
         return True
 
-    def invite(self, rank: int, *, ledger: Ledger, generation: int, buffers: str | None) -> None:
-        """Begins a stay. buffers: the newest checkpoint's file of them."""
+    def invite(self, rank: int, *, ledger: Ledger, generation: int, buffers: str | None, anew: bool) -> None:
+        """Begins a stay. buffers: the newest checkpoint's file of them. anew: there is no checkpoint."""
         ledger.join(rank)
         self._invited += 1
         stay = self._stays[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
-        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, generation=generation, stay=stay, buffers=buffers)
+        world = {"generation": generation, "stay": stay, "buffers": buffers, "anew": anew}
+        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, **world)
 
     def take(self, rank: int, message: Message, ledger: Ledger) -> bool:
         """Notes what a worker did, and what it wants. False for what was said before the worker heard that its slices are void."""
@@ -92,9 +93,11 @@ class Workers:
         self._stays.clear()
         self._wants.clear()
 
-    def tell(self, kind: Say) -> None:
-        """Sends to all of them."""
+    def tell(self, kind: Say, *, but: int | None = None) -> None:
+        """Sends to all of them, but one."""
         for rank in self.live:
+            if rank == but:
+                continue
             self._sender.send(Member(Role.WORKER, rank), kind)
 
     def _count(self) -> None:

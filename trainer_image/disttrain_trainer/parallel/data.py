@@ -5,17 +5,20 @@ Not here: when a world begins (the master), how gradients travel (replica.py), w
 """
 
 import logging
+import secrets
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer import task as tasks
+from disttrain_trainer.checkpoint import final
 from disttrain_trainer.checkpoint import folder as checkpoints
 from disttrain_trainer.control import Control
 from disttrain_trainer.data.slices import Slice
-from disttrain_trainer.errors import UserError
+from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.membership import Rank, World
 from disttrain_trainer.messages import Say
 from disttrain_trainer.meter import Meter, NonFiniteLoss
@@ -23,7 +26,7 @@ from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parallel.group import BrokenGroup, process_group
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 from disttrain_trainer.parallel.replica import Replica
-from disttrain_trainer.parallel.state import FILE, State
+from disttrain_trainer.parallel.state import State
 from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
@@ -54,6 +57,8 @@ class DataParallel:
         assert settings is not None, "the schema demands it beside a model"
         self._optimizer = FlatOptimizer(settings, self._flat.parameters)
         self._state = State(task.model, self._optimizer)
+        with control.changed:
+            rank.samples, rank.layout = task.schedule.samples, self._state.layout
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
         self._saves = process.rank == 0 and process.checkpoint_dir is not None
         self._meter = Meter(
@@ -62,6 +67,10 @@ class DataParallel:
             total_steps=task.schedule.total_steps,
             send=lambda fields: control.send(Say.REPORT, **fields),
         )
+        self._complete = False
+        """The last checkpoint is written."""
+        self._written: tuple[str, str] | None = None
+        """The file of the state as it is now, and its digest, once it is saved after the last step."""
         self._pending: tuple[torch.Tensor, Slice] | None = None
         """GPU: a loss that was not looked at yet."""
         metrics.before_scrape = self._count
@@ -87,12 +96,18 @@ class DataParallel:
         """One generation: take over the newest state, train to the end, wait for the others."""
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
-        with process_group(self._config, generation=world.generation, rank=process.rank, backend=backend):
-            rank.step = max(rank.step, 0)
+        self._written = None
+        with process_group(
+            self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
+        ):
             replica = None
             if self._config.world_size > 1:
-                rank.step = self._state.broadcast(source=world.source, step=rank.step, device=self._task.device)
-                replica = Replica(self._task.model)
+                self._take_newest(world)
+                replica = Replica(
+                    self._task.model,
+                    tasks.Objective(self._task.model, self._task.loss),
+                    deterministic=self._config.trainer.deterministic,
+                )
             log.info("generation %d begins at step %d", world.generation, rank.step)
             try:
                 self._train(world, replica)
@@ -105,14 +120,23 @@ class DataParallel:
                 raise
         self._end(world)
 
+    def _take_newest(self, world: World) -> None:
+        """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
+        rank, held = self._rank, self._rank.step
+        if world.source != self._process.rank:
+            rank.step = -1
+        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device)
+        if rank.step < 0:
+            raise PeerLost(f"worker-{world.source}", "it has no whole state to give")
+
     def _train(self, world: World, replica: Replica | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
         schedule, world_size = task.schedule, self._config.world_size
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
-        objective = tasks.Objective(task.model if replica is None else replica.module, task.loss)
+        objective = tasks.Objective(task.model, task.loss) if replica is None else replica.module
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
-        last = schedule.total_steps
+        last, on_gpu = schedule.total_steps, task.device.type == "cuda"
         for step in range(rank.step, last):
             if rank.world is not world:
                 raise _Reform
@@ -123,17 +147,20 @@ class DataParallel:
             # Every rank takes part in every sum: one without a sample computes on others' and weighs them with nothing.
             batch = task.fetch(piece.indices if piece.samples else _SOMEBODYS)
             fetched = clock()
-            loss = objective(batch)
+            loss: torch.Tensor = objective(batch)
             if piece.samples:
                 self._look_at(loss, piece)
             computed = clock()
             if replica is None:
                 loss.backward()  # type: ignore[no-untyped-call]
+                reduced = sent = clock()
             else:
                 # The sum over ranks of these is the mean over the samples of the step.
                 (loss * (piece.samples / piece.batch_samples)).backward()  # type: ignore[no-untyped-call]
+                sent, reduced = replica.sent, clock()
                 replica.check()
-            reduced = clock()
+                if on_gpu:
+                    replica.settle(lambda: rank.world is world)
             update(gradients())
             rank.step = step + 1
             ended = clock()
@@ -141,7 +168,8 @@ class DataParallel:
             durations.observe(ended - began)
             phases["data"] += fetched - began
             phases["forward"] += computed - fetched
-            phases["backward"] += reduced - computed
+            phases["backward"] += sent - computed
+            phases["communicate"] += reduced - sent
             phases["optimize"] += ended - reduced
             if meter.due(ended) or rank.step == last:
                 if rank.step == last:
@@ -179,34 +207,54 @@ class DataParallel:
             self._meter.add(loss=value, samples=piece.samples)
 
     def _end(self, world: World) -> None:
-        """The last step is done: evaluate, save, and wait until everybody is as far. A lost peer leads back to a new world."""
+        """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
         rank = self._rank
-        if self._process.rank == 0 and rank.evaluation is None:
-            if self._task.evaluate is not None:
+        if self._process.rank == 0:
+            if self._task.evaluate is not None and rank.evaluation is None:
+                if self._saves and not self._complete:
+                    self._save(last=True)  # an evaluation that fails must not cost the training
                 rank.evaluation = self._task.evaluate()
                 log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
-            if self._saves:
-                self._save(finished=True)
+            if self._saves and not self._complete:
+                self._save_last(world)
         rank.get_done(self._control)
         if not rank.await_end(self._control, world):
             raise _Reform
 
+    def _save_last(self, world: World) -> None:
+        """The last checkpoint is part of the job: tried for a while, as room may be made. Raises Unsaved when it cannot be written."""
+        rank, deadline = self._rank, time.monotonic() + final.PATIENCE
+        while (error := self._save(finished=True)) is not None:
+            if time.monotonic() > deadline:
+                raise final.Unsaved(rank.step, error)
+            with self._control.changed:
+                self._control.changed.wait_for(lambda: rank.save_asked or rank.world is not world, final.PAUSE)
+            self._control.check()
+            if rank.world is not world:
+                raise _Reform
+        self._complete = True
+
     def _resume(self) -> None:
         """Rank 0 takes the newest checkpoint; the others get its state from rank 0, or from a rank that is further."""
         root = self._process.checkpoint_dir
+        self._rank.step = 0
         if self._process.rank != 0:
             return
         if root is None:
             log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
             return
         found = checkpoints.newest(root, self._config)
-        if found is not None:
-            self._state.load(found.folder / FILE)
+        file = found.manifest.file_of(checkpoints.STATE) if found is not None else None
+        if found is not None and file is not None:
+            self._state.load(found.folder / file)
             self._rank.step = found.manifest.step
             self._metrics.checkpoint_step = found.manifest.step
 
-    def _save(self, *, finished: bool = False) -> None:
-        """Writes a checkpoint and says so to the master. A full or broken volume is said too; the training goes on."""
+    def _save(self, *, last: bool = False, finished: bool = False) -> str | None:
+        """Writes a checkpoint and says so to the master. A full or broken volume is said, too, and returned; the training goes on.
+
+        last: it is that of the last step, whose state does not change any more. finished: nothing is left to do after it.
+        """
         root, rank, settings = self._process.checkpoint_dir, self._rank, self._config.checkpoint
         assert root is not None
         assert settings is not None
@@ -219,26 +267,37 @@ class DataParallel:
             )
         try:
             folder = checkpoints.prepare(root, rank.step)
-            checkpoints.write_atomically(folder / FILE, self._state.save)
+            file, digest = self._written or self._write(folder)
+            if last:
+                self._written = file, digest
             manifest = checkpoints.publish(
                 folder,
                 config=self._config,
                 step=rank.step,
                 slices=rank.step * self._config.world_size,
-                files={FILE: checkpoints.sha256_of(folder / FILE)},
+                steps_per_epoch=self._task.schedule.steps_per_epoch,
+                files={file: digest},
                 finished=finished,
                 evaluation=rank.evaluation,
             )
-            checkpoints.prune(root, keep=settings.keep)
+            checkpoints.prune(folder, manifest, keep=settings.keep)
         except OSError as error:
-            log.error("checkpoint %d was not written: %s; training goes on, the one before is intact", rank.step, error)
+            log.error("checkpoint %d was not written: %s; the one before is intact", rank.step, error)
             self._control.send(Say.SAVED, error=str(error), asked=asked)
-            return
+            return str(error)
         self._metrics.checkpoint_step = rank.step
         duration = time.perf_counter() - began
         self._metrics.checkpoint_seconds.observe(duration)
         self._metrics.phase_seconds["checkpoint"] += duration
         self._control.send(Say.SAVED, step=rank.step, time=manifest.time.isoformat(), asked=asked)
+        return None
+
+    def _write(self, folder: Path) -> tuple[str, str]:
+        """Writes the state into a checkpoint; the file's name and digest. Raises OSError."""
+        # A name of its own: SIGTERM may end this process in the middle, and what is there of this step already must stay whole.
+        file = f"{checkpoints.STATE}{secrets.token_hex(4)}.safetensors"
+        checkpoints.write_atomically(folder / file, self._state.save)
+        return file, checkpoints.sha256_of(folder / file)
 
 
 def run(process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:

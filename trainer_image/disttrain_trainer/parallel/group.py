@@ -1,8 +1,16 @@
-"""A process group for one generation of the world: made under its own store prefix, with a time-out, and left without waiting.
+"""A process group for one generation of the world: made under its own store prefix, and left without waiting.
 
-Not here: when a world begins and ends (the master), and what travels in it (reduce.py, state.py).
+Its waits end when a peer is lost, not after a time: a closed connection ends them, and `end` closes ours from another thread, so
+that who waits for a frozen peer goes on when the master says that the world is over. A peer that is only slow, because it writes a
+checkpoint or has more to compute, is waited for. Not here: when a world begins and ends (the master), what travels in it (replica.py,
+state.py).
 """
 
+import contextlib
+import os
+import socket
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,41 +20,92 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.address import split_address
+from disttrain_trainer.control import Control
+from disttrain_trainer.membership import Rank, World
+
+_FDS = "/proc/self/fd"
 
 
 class BrokenGroup(Exception):
     """A peer, or the way to it, is lost: this world is over."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception | str) -> None:
         super().__init__(str(error).strip().split("\n")[0])
 
 
+class Wires:
+    """The connections of one group. Nobody lends them to us: they are the sockets that this process opened while the group was made."""
+
+    def __init__(self, *, backend: str, others: frozenset[int]) -> None:
+        """others: ports of our own connections, which may be made anew meanwhile."""
+        self._backend = backend
+        self._others = others
+        self._before = _sockets()
+        self._ours: set[int] | None = None
+        self._lock = threading.Lock()
+
+    def complete(self) -> None:
+        """The group is made: whatever is opened from now on is the user's, or another part's."""
+        with self._lock:
+            self._ours = _sockets() - self._before
+
+    def cut(self) -> None:
+        """Closes them. torch's abort and destroy leave gloo's open, so that a neighbour in the ring would wait for one who has left."""
+        with self._lock:
+            for inode in _sockets() - self._before if self._ours is None else self._ours:
+                _shut(inode, self._others)
+
+    def end(self) -> None:
+        """Ends the waits of another thread in the group. Does not block: NCCL's abort may take long, and has a thread of its own."""
+        self.cut()
+        group = dist.group.WORLD if dist.is_initialized() else None
+        if group is not None and self._backend == "nccl":
+            threading.Thread(target=_abort, args=(group,), name="abort", daemon=True).start()
+
+
 @contextmanager
-def process_group(config: JobConfig, *, generation: int, rank: int, backend: str) -> Iterator[None]:
+def process_group(
+    config: JobConfig, *, control: Control, rank: Rank, world: World, index: int, backend: str
+) -> Iterator[None]:
     """The default group of this generation; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
-    Every wait in it ends after the peer timeout: a frozen peer must not be waited for half an hour, torch's default.
+    index: this rank's number. While it lives, `rank.group` is how the control thread ends it.
     """
     if config.world_size == 1:
         yield
         return
+    if backend == "nccl":
+        # The master says when a peer is lost; NCCL's own watchdog would end the survivors, and their state with them.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     host, port = split_address(config.addresses.rendezvous)
-    timeout = timedelta(seconds=config.peer_timeout_seconds)
+    # Long, because a slow peer is no lost one.
+    timeout = timedelta(seconds=config.startup_timeout_seconds)
+    wires = Wires(backend=backend, others=frozenset({split_address(config.addresses.control)[1]}))
     try:
-        store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
-        dist.init_process_group(
-            backend,
-            store=PrefixStore(f"generation-{generation}", store),
-            rank=rank,
-            world_size=config.world_size,
-            timeout=timeout,
-        )
-    except (RuntimeError, ValueError) as error:  # DistNetworkError, DistStoreError, and gloo's plain RuntimeError
-        _leave()
-        raise BrokenGroup(error) from None
-    try:
+        with control.changed:
+            if rank.world is not world:
+                raise BrokenGroup("it was over before it began")
+            rank.group = wires
+        try:
+            store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+            dist.init_process_group(
+                backend,
+                store=PrefixStore(f"generation-{world.generation}", store),
+                rank=index,
+                world_size=config.world_size,
+                timeout=timeout,
+            )
+        except (RuntimeError, ValueError) as error:  # DistNetworkError, DistStoreError, and gloo's plain RuntimeError
+            raise BrokenGroup(error) from None
+        wires.complete()
         yield
+    except BaseException:
+        # Not after the last step: a neighbour may still read what it needs to be done, too.
+        wires.cut()
+        raise
     finally:
+        with control.changed:
+            rank.group = None
         _leave()
 
 
@@ -55,5 +114,35 @@ def _leave() -> None:
         # abort before destroy: a peer may be gone, and nothing must wait for it.
         group = dist.group.WORLD
         if group is not None:
-            group.abort()
+            _abort(group)
         dist.destroy_process_group()
+
+
+def _abort(group: dist.ProcessGroup) -> None:
+    with contextlib.suppress(RuntimeError):  # it is aborted already
+        group.abort()
+
+
+def _sockets() -> set[int]:
+    """The inodes of this process's sockets. Empty where there is no /proc: there, lost peers end a group by its time-out only."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(_FDS):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                status = os.stat(f"{_FDS}/{name}")
+                if stat.S_ISSOCK(status.st_mode):
+                    found.add(status.st_ino)
+    return found
+
+
+def _shut(inode: int, others: frozenset[int]) -> None:
+    """Shuts one down, when it is connected: gloo does not survive it on the one that it listens on."""
+    for name in os.listdir(_FDS):
+        with contextlib.suppress(OSError):
+            if os.stat(f"{_FDS}/{name}").st_ino != inode:
+                continue
+            # A copy: the number may belong to another socket by the time of the call.
+            with socket.socket(fileno=os.dup(int(name))) as copy:
+                if os.fstat(copy.fileno()).st_ino == inode and copy.getpeername()[1] not in others:
+                    copy.shutdown(socket.SHUT_RDWR)
+            return

@@ -3,6 +3,8 @@
 Not here: when this happens (data.py), files and folders (checkpoint/).
 """
 
+import hashlib
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,25 +13,32 @@ from disttrain_trainer.checkpoint.tensors import NamedTensors
 from disttrain_trainer.parallel.group import BrokenGroup
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 
-FILE = "state.safetensors"
-
 
 class State(NamedTensors):
     """What a rank must hold to go on at a step. Every rank has the same tensors, by name and shape; only values differ."""
 
     def __init__(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
         state = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-        state |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
         for slot, tensors in optimizer.state.items():
             state |= {f"optimizer.{number}.{slot}": tensor for number, tensor in enumerate(tensors)}
-        super().__init__(state)
+
+        def present() -> dict[str, torch.Tensor]:
+            return state | {f"model.{name}": buffer.detach() for name, buffer in model.named_buffers()}
+
+        super().__init__(present)
+        shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in present().items())
+        self.layout = hashlib.sha256(repr(shapes).encode()).hexdigest()
+        """The same for every rank whose state this rank can take over: names, types and shapes, before any training."""
 
     def broadcast(self, *, source: int, step: int, device: torch.device) -> int:
-        """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost."""
+        """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
+
+        Then any rank but the source may hold a mixture of two states.
+        """
         try:
             count = torch.tensor(step, device=device)
             dist.broadcast(count, source)
-            for tensor in self._tensors.values():
+            for tensor in self._present().values():
                 dense = tensor.contiguous()
                 dist.broadcast(dense, source)
                 if dense is not tensor:

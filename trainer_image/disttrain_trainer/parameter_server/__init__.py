@@ -7,7 +7,7 @@ shard         one server's parameters, updated block by block; shard_file: on di
 generation    a shard, its policy and its workers under one lock
 wire          the binary protocol; identity: who a worker says it is
 server        accepts and introduces workers; requests: answers one connection's
-client        the worker's side; connection: to one server
+client        the worker's side; connection: to one server; first: a new model's parameters once more
 """
 
 from disttrain_trainer.parameter_server.client import ShardedClient

@@ -25,6 +25,7 @@ class ShardedClient:
     """A worker's connections to all servers of a generation. For one thread at a time; `close` may come from another.
 
     timeout: seconds after which a server that is silent is taken for lost.
+    clock: iterations that this worker has completed in the generation, with an earlier client.
 
     Calls raise PeerLost (a server was lost, or a wait ran out), GenerationOver (the servers have begun another one), Refused (this
     process is not wanted any more), or WrongInput (this worker's model is not the servers').
@@ -39,6 +40,7 @@ class ShardedClient:
         incarnation: str,
         generation: int,
         timeout: float,
+        clock: int = 0,
     ) -> None:
         self._config = config
         self._rank = rank
@@ -49,7 +51,7 @@ class ShardedClient:
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call
         self._closed = False
-        self._clock = 0
+        self._clock = clock
         self.versions: tuple[int, ...] = ()
         """Version of each shard's parameters as of the last pull."""
         self.initialized = False
@@ -57,7 +59,7 @@ class ShardedClient:
 
     @property
     def clock(self) -> int:
-        """Iterations that this worker has completed, counted from where it joined."""
+        """Iterations that this worker has completed, counted from where it joined first."""
         return self._clock
 
     @property
@@ -109,11 +111,13 @@ class ShardedClient:
         return all(self._all("to take the first parameters", one))
 
     def join(self) -> int:
-        """Takes part from now on; returns the clock, at the slowest worker's. Call it before the first pull, and after `leave`.
+        """Takes part from now on; returns the clock. Call it before the first pull, and after `leave`.
 
+        Who is new starts at the slowest worker's clock. Who was here before keeps its own lead: a fast worker that is idle for a moment
+        must not gain s + 1 iterations on the slow one each time (Ho et al., 2013).
         The first round makes this worker a live one on every shard, so that no minimum can pass it; the second sets all to the latest.
         """
-        at = 0
+        at = self._clock
         for _ in range(2):
             at = max(self._all("to join", lambda shard: shard.ask(Header(op=Op.JOIN, clock=at), Op.DONE).clock))  # noqa: B023
         self._clock = at

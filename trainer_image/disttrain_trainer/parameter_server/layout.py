@@ -69,7 +69,7 @@ class Layout:
         """The layout of the module's trainable parameters. WrongInput when there are none, or one of another dtype than DTYPES."""
         lengths: dict[str, int] = {}
         described = []
-        for name, parameter in _trainable(module):
+        for name, parameter in trainable(module):
             dtype = _NAMES.get(parameter.dtype)
             if dtype is None:
                 raise WrongInput(f"parameter {name} is {parameter.dtype}; a parameter server takes {', '.join(DTYPES)}")
@@ -111,7 +111,7 @@ class FlatModel:
     def __init__(self, module: nn.Module) -> None:
         self.layout = Layout.of(module)
         self._module = module
-        named = list(_trainable(module))
+        named = list(trainable(module))
         devices = {parameter.device for _, parameter in named}
         if len(devices) > 1:
             raise WrongInput(f"the parameters lie on several devices: {', '.join(sorted(map(str, devices)))}")
@@ -160,7 +160,8 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().view(torch.uint8).numpy().data
 
 
-def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a layout, in its order."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 

@@ -19,6 +19,7 @@ import torch
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.listening import listen
 from disttrain_trainer.parameter_server import optimizer as optimizers
 from disttrain_trainer.parameter_server.generation import Generation, Session, ShardState
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
@@ -56,6 +57,10 @@ class SavedShard:
     """The slices in it."""
 
 
+class NotFinite(Exception):
+    """A parameter is NaN or infinite."""
+
+
 class _Connection:
     """One accepted connection."""
 
@@ -66,7 +71,7 @@ class _Connection:
 
 
 class ShardServer:
-    """Serves shard `index` of the job on host:port (port 0: any free one).
+    """Serves shard `index` of the job on host:port (None: every address of the machine; port 0: any free one).
 
     optimizer: makes the optimiser of each generation. Default: what the job names.
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
@@ -81,7 +86,7 @@ class ShardServer:
         *,
         config: JobConfig,
         index: int,
-        host: str,
+        host: str | None,
         port: int,
         optimizer: Callable[[], Optimizer] | None = None,
         on_worker_lost: Callable[[int], None] | None = None,
@@ -125,8 +130,7 @@ class ShardServer:
         threads divide is not bitwise the same everywhere (`optimizer.py`).
         """
         torch.set_num_threads(1)
-        family = socket.AF_INET6 if ":" in self._bind[0] else socket.AF_INET
-        self._listener = socket.create_server(self._bind, family=family, backlog=1024)
+        self._listener = listen(*self._bind)
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
     def begin(self, generation: int, checkpoint: Path | None = None) -> None:
@@ -164,7 +168,8 @@ class ShardServer:
     def save(self, path: Path) -> SavedShard:
         """Writes the current version, durable when this returns. Training stands still only while the shard is copied.
 
-        Raises RuntimeError when there are no parameters yet, OSError when the file cannot be written.
+        Raises RuntimeError when there are no parameters yet, OSError when the file cannot be written, NotFinite when there is nothing
+        worth writing: a finite loss may have a gradient that is not.
         """
         generation = self._generation
         if generation is None:
@@ -173,6 +178,8 @@ class ShardServer:
             file = generation.snapshot()
         except Refusal as error:
             raise RuntimeError(error.text) from None
+        if not file.is_finite():
+            raise NotFinite("a parameter is not finite")
         return SavedShard(sha256=file.save(path), version=file.version, applied=file.applied)
 
     def state(self) -> ShardState:

@@ -21,6 +21,8 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.layout import Layout, Vector, bytes_of
 
 FORMAT = "disttrain-shard-1"
+_BLOCK = 1 << 20
+"""Elements that are looked at at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,15 @@ class ShardFile:
     """Steps that it has taken."""
     tensors: dict[str, torch.Tensor] = field(repr=False)
     """By "<number of the vector>.<what>", unpadded."""
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is a number. The optimiser's state may hold what it likes, as long as that holds."""
+        return all(
+            bool(tensor[start : start + _BLOCK].isfinite().all())
+            for name, tensor in self.tensors.items()
+            if name.endswith(".parameters")
+            for start in range(0, tensor.numel(), _BLOCK)
+        )
 
     def save(self, path: Path) -> str:
         """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine. Raises OSError."""

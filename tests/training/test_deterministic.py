@@ -1,0 +1,74 @@
+"""trainer.deterministic: the same bits on every run, whole or interrupted, with any number of workers and draws of any library."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.job import Job, checkpoints, digits, state
+
+STEPS = 60
+USERS = """
+import random
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from disttrain_trainer.examples import digits
+
+class Noisy(Dataset):
+    def __init__(self, split):
+        self.whole = digits.dataset({}, split)
+        self.order = np.random.permutation(len(self.whole))
+
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, i):
+        image, digit = self.whole[self.order[i]]
+        return image + random.gauss(0, 0.01) + torch.from_numpy(np.random.normal(0, 0.01, 64)).float(), digit
+
+def dataset(config, split):
+    return Noisy(split)
+
+def model(config):
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+def spec(workers: int, every: int) -> dict[str, Any]:
+    trainer = {
+        "model": "users:model",
+        "dataset": "users:dataset",
+        "evaluate": None,
+        "deterministic": True,
+        "epochs": None,
+        "maxSteps": STEPS,
+        "seed": 20_240_615,
+    }
+    return digits(worker={"replicas": workers}, trainer=trainer, **checkpoints(every))
+
+
+def run(folder: Path, *, workers: int, stop_at: int = 0) -> dict[str, torch.Tensor]:
+    """The final state; stop_at: all processes are killed after the checkpoint of this step."""
+    folder.mkdir()
+    (folder / "users.py").write_text(USERS)
+    if stop_at:
+        with Job(folder=folder, spec=spec(workers, stop_at)) as job:
+            job.start()
+            job.until(lambda progress: progress.last_checkpoint is not None)
+            for role, index in job.keys:
+                job.kill(role, index)
+                job.wait(role, index)
+    with Job(folder=folder, spec=spec(workers, stop_at or 1000), attempt=2) as job:
+        job.start()
+        assert job.supervise() == 0, job.logs()
+    return state(folder, STEPS)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_two_runs_one_of_them_interrupted_are_the_same_bit_by_bit(tmp_path: Path, workers: int) -> None:
+    whole = run(tmp_path / "whole", workers=workers)
+    broken = run(tmp_path / "broken", workers=workers, stop_at=10)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)

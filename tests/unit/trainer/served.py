@@ -1,0 +1,159 @@
+"""A master of parameter servers at a table: what it says is kept, and what the others answer is up to the test."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain_trainer.checkpoint.folder import name_of
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.master.member import Member
+from disttrain_trainer.master.served import ServedTraining
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.messages import Say
+
+STEPS = 10
+SERVERS = [Member(Role.PARAMETER_SERVER, index) for index in range(2)]
+WORKERS = [Member(Role.WORKER, rank) for rank in range(2)]
+
+
+def shard(server: Member, save: str) -> str:
+    return f"shard-{server.rank}-{save}.safetensors"
+
+
+class Table:
+    """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
+
+    def __init__(
+        self,
+        *,
+        consistency: str = "Sync",
+        volume: bool = True,
+        evaluate: bool = False,
+        buffers: bool = False,
+        steps: int = STEPS,
+        every: int = 4,
+    ) -> None:
+        self.buffers = buffers
+        chosen = {"consistency": consistency} | ({"maxStaleness": 1} if consistency == "BoundedStaleness" else {})
+        spec = DistTrainJobSpec.model_validate(
+            {
+                "strategy": {"type": "ParameterServer", "parameterServer": chosen},
+                "parameterServer": {"replicas": 2},
+                "worker": {"replicas": 2},
+                "trainer": {
+                    "model": "m:m",
+                    "dataset": "m:d",
+                    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                    "batchSize": 8,
+                    "maxSteps": steps,
+                    **({"evaluate": "m:e"} if evaluate else {}),
+                },
+                "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
+            }
+        )
+        config = JobConfig(
+            namespace="default",
+            name="job",
+            uid="u",
+            attempt=1,
+            strategy=spec.strategy,
+            trainer=spec.trainer,
+            checkpoint=spec.checkpoint,
+            workers=2,
+            parameter_servers=2,
+            addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
+        )
+        self.now = 0.0
+        self.stay: dict[Member, str] = {}
+        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
+        self.on_disk: Manifest | None = None
+        self.full = False
+        """The volume is: nothing can be published."""
+        self.tracker = Tracker(attempt=1)
+        self.training = ServedTraining(
+            sender=self, archive=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
+        )
+        self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
+        self.generation = dict.fromkeys(SERVERS, 0)
+        self.training.begin(0)
+
+    # The sender and the archive.
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        self.said.append((member, kind, fields))
+        if kind is Say.WORLD:
+            self.stay[member] = str(fields["stay"])
+
+    def find(self) -> None:
+        self.training.found(self.on_disk, 0)
+
+    def prepare(self, save: str, step: int) -> None:
+        self.training.prepared(save, name_of(step), self.now)
+
+    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        if self.full:
+            self.training.published(save, OSError(28, "No space left on device"), self.now)
+            return
+        self.on_disk = Manifest(
+            job="job", attempt=1, step=step, slices=slices, steps_per_epoch=10, files=files, seed=0, configuration={},
+            digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
+        )  # fmt: skip
+        self.training.published(save, self.on_disk, self.now)
+
+    # The processes.
+
+    def take(self, *kinds: Say) -> list[tuple[Member, Say, dict[str, Any]]]:
+        """What was said since the last time, of these kinds."""
+        said, self.said = self.said, []
+        return [one for one in said if not kinds or one[1] in kinds]
+
+    def serve(self) -> None:
+        """The servers answer all that they were told, until they are told no more."""
+        while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not Say.FINISH]:
+            self.said = [one for one in self.said if one not in todo]
+            for server, kind, fields in todo:
+                answer: dict[str, Any] = {"type": Say.STATE, "id": fields.get("id")}
+                if kind is Say.BEGIN:
+                    self.generation[server] = fields["generation"]
+                    self.applied[server] = set(range(self.on_disk.slices)) if fields["file"] and self.on_disk else set()
+                if kind is Say.SAVE:
+                    answer = {"type": Say.SAVED, "id": fields["id"], "file": shard(server, fields["id"]), "sha256": "x"}
+                self.training.heard(server, answer | self.state(server), 0)
+
+    def state(self, server: Member) -> dict[str, Any]:
+        applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]
+        return {"generation": self.generation[server], "applied": applied}
+
+    def join(self, *members: Member) -> None:
+        for member in members:
+            hello = self.state(member) if member in SERVERS else {"samples": 80, "buffers": self.buffers}
+            self.training.joined(member, hello, 0)
+            self.serve()
+
+    def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
+        """The worker asks, computes `count` of what it got, and says so; what it got."""
+        stay = self.stay[worker]
+        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": ask, "done": []}, 0)
+        got = [s for member, _, fields in self.take(Say.TICKETS) if member == worker for s in fields["slices"]]
+        for server in SERVERS:
+            self.applied[server] |= set(got[:count])
+        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": 0, "done": got[:count]}, 0)
+        return got
+
+
+def training(**options: Any) -> Table:
+    table = Table(**options)
+    table.join(*SERVERS, *WORKERS)
+    table.take()
+    return table
+
+
+def finish(table: Table) -> None:
+    """Works until every slice is applied."""
+    while table.tracker.step != STEPS:
+        for worker in WORKERS:
+            table.work(worker, 20)
+            table.serve()

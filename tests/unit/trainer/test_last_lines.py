@@ -1,0 +1,44 @@
+"""What a script said last: its exception, and not what is printed around it."""
+
+from disttrain_trainer.program import last_words
+
+TRACE = [
+    "Traceback (most recent call last):",
+    '  File "/job/train.py", line 7, in <module>',
+    "    main()",
+    '  File "/usr/lib/python3.11/site-packages/torch/x.py", line 9, in f',
+    "    raise ValueError(",
+    "ValueError: the real cause",
+]
+
+
+def test_the_exception_is_the_last_word_and_the_users_frame_its_place() -> None:
+    assert last_words(["epoch 1", *TRACE]) == ("ValueError: the real cause", "/job/train.py:7")
+
+
+def test_noise_after_the_exception_is_not_the_cause() -> None:
+    ignored = [
+        "Exception ignored in: <function f at 0x1>",
+        TRACE[0],
+        '  File "/job/z.py", line 1, in f',
+        "OSError: closed",
+    ]
+    assert last_words([*TRACE, "[W] a warning at exit", *ignored]) == ("ValueError: the real cause", "/job/train.py:7")
+
+
+def test_of_several_tracebacks_the_last_one_ended_the_program() -> None:
+    first = [
+        TRACE[0],
+        '  File "/job/a.py", line 1, in f',
+        "KeyError: 'a'",
+        "",
+        "During handling of the above exception:",
+    ]
+    assert last_words([*(line for line in first if line), *TRACE])[0] == "ValueError: the real cause"
+
+
+def test_without_a_traceback_the_last_line_counts() -> None:
+    assert last_words(["loading", "error: no data"]) == ("error: no data", "")
+    syntax = ['  File "/job/train.py", line 2', "    def f(:", "          ^", "SyntaxError: invalid syntax"]
+    assert last_words(syntax) == ("SyntaxError: invalid syntax", "/job/train.py:2")
+    assert last_words([]) == ("", "")

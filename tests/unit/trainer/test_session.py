@@ -1,0 +1,84 @@
+"""What a script reports arrives as plain numbers, whatever it is made of."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from disttrain.api import environment
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import Strategy, Trainer
+from disttrain_trainer import session
+from disttrain_trainer.master.hearing import heed
+from disttrain_trainer.master.tracker import Tracker
+
+
+@pytest.fixture
+def master(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that gives the next report to a master."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        config = JobConfig(
+            namespace="team",
+            name="job",
+            uid="u",
+            attempt=1,
+            strategy=Strategy.model_validate({"type": "DataParallel"}),
+            trainer=Trainer(command=("true",)),
+            workers=1,
+            addresses=Addresses(control=address, rendezvous=address),
+        )
+        monkeypatch.setenv(environment.JOB, config.model_dump_json(by_alias=True, exclude_none=True))
+        monkeypatch.setenv(environment.RESTART_COUNT, "1")
+        monkeypatch.setattr(session, "_made", [])
+        lines: list[Any] = []
+
+        def following() -> dict[str, Any]:
+            if not lines:
+                connection, _ = server.accept()
+                connection.settimeout(20)
+                lines.append(connection.makefile("rb"))
+                assert json.loads(lines[0].readline())["session"] is True
+            return heed(json.loads(lines[0].readline()))
+
+        yield following
+
+
+def test_tensors_and_numpys_numbers_are_numbers(master: Any) -> None:
+    loss = torch.nn.Linear(2, 1)(torch.ones(1, 2)).sum()
+    session.report(step=np.int64(3), loss=loss, samples=np.int32(8), total_steps=1000 / 64)  # type: ignore[arg-type]
+    said = master()
+    assert (said["step"], said["samples"], said["total_steps"], said["generation"]) == (3, 8, 15, 2)
+    assert said["loss"] == pytest.approx(8 * loss.item())
+
+
+def test_what_is_no_number_is_said_and_left_out(master: Any) -> None:
+    with pytest.warns(UserWarning, match="session.report: loss is no number"):
+        session.report(step=1, loss=torch.ones(3))  # type: ignore[arg-type]
+    said = master()
+    assert (said["step"], said["loss"]) == (1, None)
+
+
+def test_samples_without_a_loss_count_and_leave_the_mean_as_it_is(master: Any) -> None:
+    reporter = session._reporter()
+    assert reporter is not None
+    with reporter._changed:  # so that they go in one message
+        reporter.add(step=1, loss=0.5, samples=8, total_steps=None)
+        reporter.add(step=2, loss=None, samples=24, total_steps=None)
+    said = master()
+    assert said["samples"] == 32
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=said["samples"], loss=said["loss"], now=0)
+    assert tracker.loss() == 0.5
+
+
+def test_losses_without_samples_are_averaged_over_the_reports() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=0, loss=0.25, now=0)
+    tracker.report(rank=1, samples=0, loss=0.75, now=0)
+    assert tracker.loss() == 0.5
