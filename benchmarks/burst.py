@@ -96,9 +96,7 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
     if who == "ours":
         operator.start()
         os.kill(operator.program.pid, signal.SIGSTOP)
-    # Nobody trains on kwok's nodes: their masters need not be asked for progress all the time.
-    quiet = {"statusIntervalSeconds": 3600}
-    stored = [rest.create(JOBS, job(f"job-{i}", observability=quiet)) for i in range(jobs)]
+    stored = [rest.create(JOBS, job(f"job-{i}")) for i in range(jobs)]
     settle()
     if who == "ours":
         used = 0.0
@@ -124,8 +122,8 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
 
 
 def ready(stored: Any) -> bool:
-    conditions = stored.get("status", {}).get("conditions", ())
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    """Whether the status says that all pods are ready. (The job is not: nobody trains on kwok's nodes.)"""
+    return sum(role["ready"] for role in stored.get("status", {}).get("replicaStatuses", ())) == PODS_EACH
 
 
 async def create_all(control_plane: ControlPlane, namespace: str, stored: list[Any]) -> tuple[float, float]:
@@ -232,7 +230,7 @@ def report(rounds: list[Round], jobs: int) -> None:
             spread([a.pods_per_second / b.pods_per_second for a, b in zip(ours, bare, strict=True)], "{:.2f}"),
         ),
         (
-            "operator's CPU per job, ms, until all are ready",
+            "operator's CPU per job, ms, until all pods are ready",
             spread([1000 * one.cpu_seconds / jobs for one in ours], "{:.1f}"),
         ),
         ("bare client's CPU per job, ms", spread([1000 * one.cpu_seconds / jobs for one in bare], "{:.1f}")),

@@ -47,7 +47,7 @@ class Kubelet:
             name,
             {
                 "phase": "Running",
-                "podIP": ip or f"10.244.0.{next(self._ips)}",
+                "podIP": ip or f"127.2.0.{next(self._ips)}",  # loopback, where nobody answers
                 "conditions": [
                     {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
                     {"type": "Ready", "status": "True", "lastTransitionTime": now},

@@ -186,8 +186,9 @@ class ControlPlane(Kubectl):
                     f"--kubeconfig={config}",
                     f"--config={STAGES}",
                     "--manage-all-nodes=true",
-                    "--cidr=10.244.0.0/16",
-                    "--node-ip=10.0.0.1",
+                    # Loopback: whoever asks one of these pods for something gets no answer, and asks nobody else's machine.
+                    "--cidr=127.1.0.0/16",
+                    "--node-ip=127.0.0.1",
                     "--node-lease-duration-seconds=0",
                     "--server-address=127.0.0.1:0",
                 )

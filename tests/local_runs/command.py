@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,8 +52,9 @@ class Started:
         self.folder = folder
 
         def prepare() -> None:
-            # A shell that runs the tests in the background has them ignore Ctrl-C, and with them a run.
+            # Whoever runs the tests in the background, or with nohup, has them ignore these, and with them a run.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             before()
 
         # NO_COLOR and COLUMNS: whoever runs the tests has a terminal of some kind.
@@ -140,11 +142,8 @@ def environment_of(pid: int) -> dict[str, str]:
 
 def children(pid: int) -> list[int]:
     """The processes that a process started itself."""
-    try:
-        return [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
+    found: list[int] = []
+    for thread in Path("/proc").glob(f"{pid}/task/*/children"):
+        with contextlib.suppress(OSError):  # a thread ends, the others and their children do not
+            found += map(int, thread.read_text().split())
+    return found

@@ -15,7 +15,6 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
 from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
-from disttrain.api.spec import SuccessPolicy
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.local import probes
 from disttrain.local.addresses import LOOPBACK, Ports
@@ -66,7 +65,6 @@ class Run:
         self._at_once = False
         self._began = False
         self._unwritten = False
-        self._dismissed: set[str] = set()
         self._programs = programs
         self._folder = folder
         self._ports = ports
@@ -112,7 +110,6 @@ class Run:
             self._wake.clear()
             plan = decide(self._snapshot())
             self._apply(plan)
-            self._dismiss_master()
             left = [process for process in self._processes.values() if process.alive]
             if self._over():
                 if not left:
@@ -123,18 +120,6 @@ class Run:
             look_again = plan.look_again.total_seconds() if plan.look_again is not None else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), look_again)
-
-    def _dismiss_master(self) -> None:
-        """The master of a `command` knows nobody and would never end by itself: it may go when the workers have done their work."""
-        spec = self.job.spec
-        if spec.trainer.command is None:
-            return
-        done = sum(p.role is Role.WORKER and p.exit_code == 0 and not p.deleting for p in self._processes.values())
-        if done >= (1 if spec.success_policy is SuccessPolicy.ANY_WORKER else spec.worker.replicas):
-            for process in self._processes.values():
-                if process.role is Role.MASTER:
-                    self._dismissed.add(process.uid)
-                    process.stop_once(self._grace(process))
 
     def _over(self) -> bool:
         invalid = self.job.status.condition(ConditionType.VALID)
@@ -158,9 +143,7 @@ class Run:
         )
 
     def _view(self, process: Process) -> PodView:
-        # One that was told to go while it still started has done its part, too.
-        exit_code = 0 if process.exit_code and process.uid in self._dismissed else process.exit_code
-        phase = Phase.RUNNING if process.alive else Phase.FAILED if exit_code else Phase.SUCCEEDED
+        phase = Phase.RUNNING if process.alive else Phase.FAILED if process.exit_code else Phase.SUCCEEDED
         return PodView(
             name=pod_name(self.job.metadata.name, process.role, process.index),
             uid=process.uid,
@@ -173,8 +156,8 @@ class Run:
             scheduled=True,
             deleting=process.deleting,
             finished=process.finished,
-            exit_code=exit_code,
-            reason=process.reason if exit_code else "",
+            exit_code=process.exit_code,
+            reason=process.reason if process.exit_code else "",
             termination=process.termination(),
             node="localhost",
         )

@@ -243,6 +243,11 @@ def test_the_guard_of_a_run_within_a_run_outlives_the_outer_one(monkeypatch: pyt
     monkeypatch.setenv(guard.MARK, "outer")
     monkeypatch.setenv("DISTTRAIN_POD_UID", "outer")
     with guarded("inner"):
-        (pid,) = (pid for pid in children(os.getpid()) if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text())
+        # The kernel lets go of the parent a moment before it has put the new program's words in their place.
+        (pid,) = wait_for(
+            "the guard",
+            lambda: [pid for pid in children(os.getpid()) if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()],
+            10,
+        )
         assert [name for name in environment_of(pid) if name.startswith("DISTTRAIN_")] == []
         assert os.getsid(pid) == pid
