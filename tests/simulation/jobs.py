@@ -1,12 +1,8 @@
 """Small jobs for the simulations: every kind of training, limits that are soon reached."""
 
-import os
 from typing import Any
 
 from hypothesis import strategies as st
-
-WIDE = os.environ.get("DISTTRAIN_SIMULATION") == "wide"
-"""Minutes instead of seconds."""
 
 _MODEL = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": "0.1"}, "epochs": 1}
 

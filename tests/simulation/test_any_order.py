@@ -1,6 +1,6 @@
 """Whatever happens to the pods, in whatever order, however late the operator hears of it and wherever it dies: the promises hold.
 
-A quick slice runs with every `make test`; `DISTTRAIN_SIMULATION=wide` searches for minutes.
+A quick slice runs with every `make test`; `make simulation` searches for minutes.
 """
 
 from datetime import timedelta
@@ -15,7 +15,8 @@ from disttrain.api.names import Role
 from disttrain.plan import Plan, decide
 from disttrain.plan.model import DISRUPTED, CreateNetworkPolicy, CreatePod, CreateService, Phase, PodView
 from simulation.cluster import Cluster, Operator
-from simulation.jobs import WIDE, jobs
+from simulation.jobs import jobs
+from width import WIDE
 
 EXIT_CODES = (1, 2, 75, 134, 137, 143)
 AHEAD = (0, 0, 0, 3, 3600)

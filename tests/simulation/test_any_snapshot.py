@@ -15,7 +15,8 @@ from disttrain.api.names import Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Snapshot, decide
 from disttrain.plan.model import Phase, PodView, Refusal
-from simulation.jobs import WIDE, jobs
+from simulation.jobs import jobs
+from width import WIDE
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 500_000, tzinfo=UTC)
 PASSES = 8

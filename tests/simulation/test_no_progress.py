@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from disttrain.api.names import Role
 from simulation.cluster import START, Cluster, Operator
-from simulation.jobs import WIDE, jobs
+from simulation.jobs import jobs
+from width import WIDE
 
 ROUND = timedelta(seconds=20)
 """Between two losses, with time for back-offs of a few failures."""

@@ -103,7 +103,7 @@ def test_a_frozen_peer_is_noticed_within_seconds(
     tmp_path: Path, changes: dict[str, Any], frozen: Role, witness: Role
 ) -> None:
     spec = digits(**changes, trainer={"epochs": 100_000})
-    with Job(folder=tmp_path, spec=spec, peer_timeout=3, startup_timeout=20) as job:
+    with Job(folder=tmp_path, spec=spec, peer_timeout=3, startup_timeout=8) as job:
         job.start()
         job.until(lambda progress: progress.step > 10)
         job.kill(frozen, 1 if frozen is witness else 0, signal.SIGSTOP)
