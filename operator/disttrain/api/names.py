@@ -18,7 +18,6 @@ LABEL_JOB_NAME: Final = "disttrain.dev/job-name"
 LABEL_ROLE: Final = "disttrain.dev/role"
 LABEL_INDEX: Final = "disttrain.dev/index"
 LABEL_ATTEMPT: Final = "disttrain.dev/attempt"
-OWN_LABELS: Final = (LABEL_JOB_NAME, LABEL_ROLE, LABEL_INDEX, LABEL_ATTEMPT)
 
 FIELD_MANAGER: Final = "disttrain-operator"
 TRAINER_CONTAINER: Final = "trainer"

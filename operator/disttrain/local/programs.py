@@ -24,7 +24,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.local.references import FieldPath, Unusable
-from disttrain.manifests.environment import processes_per_worker, training_environment
+from disttrain.manifests.environment import training_environment
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
@@ -69,7 +69,7 @@ class Programs:
         # We may ourselves be run by a training, whose ranks and addresses are none of this one's.
         foreign = {name for name in os.environ if name in names.RESERVED or name.startswith(names.PREFIX)}
         inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-        cores = max(1, len(os.sched_getaffinity(0)) // (job.spec.worker.replicas * processes_per_worker(job)))
+        cores = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
         ours = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "PYTHONUNBUFFERED": "1",

@@ -157,7 +157,7 @@ class Run:
             deleting=process.deleting,
             finished=process.finished,
             exit_code=process.exit_code,
-            reason=process.reason if process.exit_code else "",
+            reason=process.reason,
             termination=process.termination(),
             node="localhost",
         )

@@ -24,11 +24,6 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
     )
 
 
-def processes_per_worker(job: DistTrainJob) -> int:
-    """Training processes in a worker pod."""
-    return job.spec.processes_per_worker
-
-
 def job_config(job: DistTrainJob, attempt: int, addresses: Addresses) -> JobConfig:
     """What every process of an attempt is told."""
     return JobConfig(

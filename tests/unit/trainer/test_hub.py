@@ -10,24 +10,14 @@ from typing import Any
 
 import pytest
 
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer.listening import listen
 from disttrain_trainer.master import hearing
 from disttrain_trainer.master.hub import Hub
 from disttrain_trainer.master.member import Member
 from disttrain_trainer.messages import Message, Say, decode
+from unit.trainer.configs import command_config
 
-CONFIG = JobConfig(
-    namespace="team",
-    name="job",
-    uid="u",
-    attempt=1,
-    strategy=Strategy.model_validate({"type": "DataParallel"}),
-    trainer=Trainer(command=("true",)),
-    workers=2,
-    addresses=Addresses(control="127.0.0.1:9", rendezvous="127.0.0.1:9"),
-)
+CONFIG = command_config(workers=2)
 HELLO: Message = {"type": "hello", "job": "u", "attempt": 1, "role": "worker", "rank": 0, "incarnation": "i"}
 
 

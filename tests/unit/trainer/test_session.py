@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from disttrain.api import environment
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer import session
 from disttrain_trainer.master.hearing import heed
 from disttrain_trainer.master.tracker import Tracker
+from unit.trainer.configs import command_config
 
 
 @pytest.fixture
@@ -23,16 +22,7 @@ def master(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(20)
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        config = JobConfig(
-            namespace="team",
-            name="job",
-            uid="u",
-            attempt=1,
-            strategy=Strategy.model_validate({"type": "DataParallel"}),
-            trainer=Trainer(command=("true",)),
-            workers=1,
-            addresses=Addresses(control=address, rendezvous=address),
-        )
+        config = command_config(address=address)
         monkeypatch.setenv(environment.JOB, config.model_dump_json(by_alias=True, exclude_none=True))
         monkeypatch.setenv(environment.RESTART_COUNT, "1")
         monkeypatch.setattr(session, "_made", [])

@@ -8,25 +8,15 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from disttrain.api.names import Role
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer import last_words, session
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.factories import resolve
 from disttrain_trainer.machine import cpu_limit, interface_toward
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.process import Process
+from unit.trainer.configs import command_config
 
-CONFIG = JobConfig(
-    namespace="team",
-    name="job",
-    uid="u",
-    attempt=1,
-    strategy=Strategy.model_validate({"type": "DataParallel"}),
-    trainer=Trainer(command=("true",)),
-    workers=1,
-    addresses=Addresses(control="127.0.0.1:9", rendezvous="127.0.0.1:9"),
-)
+CONFIG = command_config()
 
 
 def exposed(metrics: Metrics) -> str:
