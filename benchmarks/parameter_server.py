@@ -7,8 +7,8 @@ Two workers exchange the gradients and parameters of a model of 32 MiB, each pro
 - ours: two servers; push, sum in slice order, SGD, pull
 - all_reduce: torch.distributed over gloo, the same bytes, and no optimiser
 - rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
-- bare: the traffic of ours (the same processes, threads, connections and bytes, and each answer after all questions), with no sum,
-  no optimiser and no protocol: the limit
+- bare: the traffic of ours (the same processes, threads, connections, bytes and kind of memory, and each answer after all questions),
+  with no sum, no optimiser and no protocol: the limit
 
 All are set up first, and then take turns, so that whatever else the machine does hits each of them. Compare ratios, not times.
 """
@@ -34,7 +34,9 @@ from torch.distributed import rpc
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer.data.slices import Schedule
-from disttrain_trainer.parameter_server import Layout, ShardedClient, ShardServer
+from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
+from disttrain_trainer.parameter_server.layout import bytes_of
+from disttrain_trainer.parameter_server.memory import zeros
 from disttrain_trainer.parameter_server.wire import LOCAL_BUFFER
 
 WORKERS = SERVERS = 2
@@ -42,10 +44,6 @@ RATE = 0.1
 
 Step = Callable[[], object]
 """One step of one worker."""
-
-
-def model(elements: int) -> Layout:
-    return Layout.of(torch.nn.ParameterList([torch.zeros(elements)]))
 
 
 # Ours.
@@ -75,13 +73,14 @@ def our_server(index: int, control: Connection, elements: int) -> None:
 
 
 def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
-    layout = model(elements)
+    flat = FlatModel(torch.nn.ParameterList([torch.zeros(elements)]))
     schedule = Schedule(samples=2, batch_size=2, world_size=WORKERS, seed=0, max_steps=1_000_000)
-    parameters, gradient = (torch.zeros(elements),), (torch.ones(elements),)
+    parameters, gradient = flat.parameters, flat.gradients()
+    gradient[0].fill_(1)
     client = ShardedClient(
         addresses=addresses, config=our_config(), rank=index, incarnation=f"worker-{index}", generation=1, timeout=30
     )
-    client.connect(layout)
+    client.connect(flat.layout)
     client.initialize(parameters)
     client.pull(parameters, step=0)
     steps = iter(range(1_000_000))
@@ -181,7 +180,7 @@ def bare_server(index: int, control: Connection, elements: int) -> None:
     everybody = threading.Barrier(WORKERS)
 
     def serve(sock: socket.socket) -> None:
-        buffer = memoryview(bytearray(4 * elements // SERVERS))
+        buffer = bytes_of(zeros(elements // SERVERS, torch.float32))
         with suppress(OSError):
             while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL):
                 everybody.wait()
@@ -195,7 +194,7 @@ def bare_server(index: int, control: Connection, elements: int) -> None:
 
 def bare_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
     size = 4 * elements // SERVERS
-    sends, receives = memoryview(bytearray(4 * elements)), memoryview(bytearray(4 * elements))
+    sends, receives = (bytes_of(zeros(elements, torch.float32)) for _ in range(2))
     sockets = []
     for address in addresses:
         host, port = address.split(":")

@@ -40,9 +40,10 @@ CASES = [
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize(("settings", "reference"), CASES)
 def test_blocks_take_the_steps_of_torch(
-    settings: dict[str, object], reference, in_place: bool, dtype: torch.dtype, tolerance: float
+    settings: dict[str, object], reference, scale: float, in_place: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     parameters = torch.randn(4 * PADDING, generator=generator, dtype=dtype)
@@ -52,12 +53,12 @@ def test_blocks_take_the_steps_of_torch(
     ours.bind([parameters], block=PADDING)
     for _ in range(20):
         gradient = torch.randn(len(parameters), generator=generator, dtype=dtype)
-        theirs.grad = gradient.clone()
+        theirs.grad = scale * gradient
         stepper.step()
         for start in range(0, len(parameters), PADDING):
             block = slice(start, start + PADDING)
             current = parameters[block]
-            ours.step(0, block, current, gradient[block], out=current if in_place else gradient[block])
+            ours.step(0, block, current, gradient[block], scale=scale, out=current if in_place else gradient[block])
         ours.advance()
         if not in_place:
             parameters = gradient
@@ -69,7 +70,7 @@ def test_a_step_that_writes_elsewhere_leaves_the_parameters_as_they_were() -> No
         ours = build(Settings.model_validate(case.values[0]))
         parameters, gradient = torch.ones(PADDING), torch.ones(PADDING)
         ours.bind([parameters], block=PADDING)
-        ours.step(0, slice(0, PADDING), parameters, gradient, out=gradient)
+        ours.step(0, slice(0, PADDING), parameters, gradient, scale=0.5, out=gradient)
         assert torch.equal(parameters, torch.ones(PADDING))
 
 

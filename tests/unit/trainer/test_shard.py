@@ -14,9 +14,10 @@ from torch import nn
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server import shard as shard_module
 from disttrain_trainer.parameter_server.layout import Layout, bytes_of
-from disttrain_trainer.parameter_server.optimizer import build
-from disttrain_trainer.parameter_server.shard import BLOCK, Buffers, Shard
+from disttrain_trainer.parameter_server.optimizer import PADDING, build
+from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
 SGD = {"name": "SGD", "learningRate": "0.1"}
@@ -66,9 +67,11 @@ def values(shard: Shard) -> torch.Tensor:
     "optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}]
 )
 def test_cutting_a_shard_anywhere_changes_not_a_bit(
-    dtype: torch.dtype, history: bool, optimizer: dict[str, str]
+    dtype: torch.dtype, history: bool, optimizer: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    length = 2 * BLOCK + 777
+    block = 128 * PADDING
+    monkeypatch.setattr(shard_module, "BLOCK", block)
+    length = 2 * block + 777
     results = []
     for servers in (1, 2, 3, 7):
         parts = []
@@ -117,6 +120,27 @@ def test_gradients_of_16_bits_are_summed_in_32() -> None:
         shard.absorb([(buffers, 1.0)], update=buffers is ones[-1])
     # In bfloat16, 256 + 1 is 256.
     assert torch.equal(before - shard._masters[0], torch.full_like(before, 512))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", [SGD, {**SGD, "weightDecay": "0.1"}, {**SGD, "momentum": "0.9"}, ADAM])
+@pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4), (1.0, 0.5, 0.5)])
+def test_a_sum_is_the_weighted_one_and_bitwise_the_same_however_its_gradients_arrive(
+    dtype: torch.dtype, optimizer: dict[str, str], weights: tuple[float, ...]
+) -> None:
+    one_by_one, at_once, summed_before = (make_shard(dtype=dtype, optimizer=optimizer) for _ in range(3))
+    for step in range(3):
+        seeds = range(10 * step, 10 * step + len(weights))
+        for last, (seed, weight) in enumerate(zip(seeds, weights, strict=True), start=1 - len(weights)):
+            one_by_one.absorb([(filled(one_by_one, seed), weight)], update=not last)
+        at_once.absorb([(filled(at_once, s), w) for s, w in zip(seeds, weights, strict=True)], update=True)
+        total = summed_before.take()
+        gradients = [(filled(summed_before, s).parts[0].double(), w) for s, w in zip(seeds, weights, strict=True)]
+        total.parts[0].copy_(sum(weight * gradient for gradient, weight in gradients))
+        summed_before.absorb([(total, 1.0)], update=True)
+    assert torch.equal(values(one_by_one), values(at_once))
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(values(at_once), values(summed_before), atol=tolerance, rtol=tolerance)
 
 
 def test_a_sum_of_nothing_is_no_step() -> None:

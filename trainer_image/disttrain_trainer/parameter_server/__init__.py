@@ -1,6 +1,6 @@
 """The parameter server: sharded parameters on servers, gradients from workers, in step, asynchronous, or with bounded staleness.
 
-layout        a model as flat vectors, and which server owns which part
+layout        a model as flat vectors, and which server owns which part; memory: where they lie
 consistency   who may start when, and what becomes an update; pure
 optimizer     SGD, Adam, AdamW on the parts of a shard
 shard         one server's parameters, updated block by block; shard_file: on disk

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.memory import zeros
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest SIMD register."""
@@ -116,11 +117,9 @@ class FlatModel:
         if len(devices) > 1:
             raise WrongInput(f"the parameters lie on several devices: {', '.join(sorted(map(str, devices)))}")
         device = devices.pop()
-        self.parameters = tuple(
-            torch.empty(v.length, dtype=DTYPES[v.dtype], device=device) for v in self.layout.vectors
-        )
+        self.parameters = tuple(zeros(v.length, DTYPES[v.dtype], device) for v in self.layout.vectors)
         """The values, one vector for each dtype."""
-        self._gradients = tuple(torch.zeros_like(vector) for vector in self.parameters)
+        self._gradients = tuple(zeros(v.length, DTYPES[v.dtype], device) for v in self.layout.vectors)
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         position = dict.fromkeys((vector.dtype for vector in self.parameters), 0)
         values, gradients = ({v.dtype: v for v in vectors} for vectors in (self.parameters, self._gradients))

@@ -17,6 +17,7 @@ from torch.optim.sgd import sgd
 
 from disttrain.api import spec
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.memory import zeros
 
 PADDING = 64
 """Elements. More than one turn of the widest kernel: 64 B registers of the narrowest dtype, twice unrolled."""
@@ -39,15 +40,23 @@ class Optimizer(ABC):
     def bind(self, parts: Sequence[torch.Tensor], *, block: int) -> None:
         """Starts anew, with zero state shaped like these (padded) parts. block: the most elements of a `step`."""
         self.updates = 0
-        self._state = [{slot: torch.zeros_like(part) for slot in self.slots} for part in parts]
+        self._state = [{slot: zeros(len(part), part.dtype) for slot in self.slots} for part in parts]
 
     @abstractmethod
     def step(
-        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
+        self,
+        part: int,
+        block: slice,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        scale: float,
+        out: torch.Tensor,
     ) -> None:
-        """Updates a block: the elements `block` of part number `part`. The result goes to `out`: `parameters` or `gradient` itself.
+        """Updates a block, the elements `block` of part number `part`, with `scale` times the gradient.
 
-        `gradient` is lost. One optimiser step is a call for every block of every part, and then `advance` once.
+        The result goes to `out`: `parameters` or `gradient` itself. `gradient` is lost. One optimiser step is a call for every block
+        of every part, and then `advance` once.
         """
 
     def advance(self) -> None:
@@ -67,8 +76,17 @@ class _InPlace(Optimizer):
         self._scratch = [torch.empty_like(part[:block]) for part in parts]
 
     def step(
-        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
+        self,
+        part: int,
+        block: slice,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        scale: float,
+        out: torch.Tensor,
     ) -> None:
+        if scale != 1.0:
+            gradient.mul_(scale)
         state = {slot: tensor[block] for slot, tensor in self._state[part].items()}
         if out is parameters:
             self._step(parameters, gradient, state)
@@ -88,11 +106,19 @@ class SGD(Optimizer):
     slots: ClassVar[tuple[str, ...]] = ()
 
     def step(
-        self, part: int, block: slice, parameters: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor
+        self,
+        part: int,
+        block: slice,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        scale: float,
+        out: torch.Tensor,
     ) -> None:
         if self.weight_decay:
-            gradient.add_(parameters, alpha=self.weight_decay)
-        torch.add(parameters, gradient, alpha=-self.learning_rate, out=out)
+            gradient.mul_(scale).add_(parameters, alpha=self.weight_decay)
+            scale = 1.0
+        torch.add(parameters, gradient, alpha=-self.learning_rate * scale, out=out)
 
 
 class MomentumSGD(_InPlace):

@@ -18,10 +18,11 @@ import torch
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.layout import Layout, Span, bytes_of
+from disttrain_trainer.parameter_server.memory import zeros
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Elements that are summed, updated and rounded at a time: they stay in the core's cache from one to the next."""
 
 
@@ -32,7 +33,7 @@ class Buffers:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         # What the padding holds, nobody sees.
-        self.parts = [torch.zeros(-(-span.length // PADDING) * PADDING, dtype=span.dtype) for span in spans]
+        self.parts = [zeros(-(-span.length // PADDING) * PADDING, span.dtype) for span in spans]
         self.views = [bytes_of(part[: span.length]) for part, span in zip(self.parts, spans, strict=True)]
         self.version = 0
         self.readers = 0
@@ -56,12 +57,13 @@ class Shard:
         self._current = Buffers(self.spans)
         self._previous: Buffers | None = None
         self._sum: Buffers | None = None
-        self._weight: float | None = None  # of the first gradient of the sum, while it is not yet applied
-        wide = [part.dtype.itemsize == 2 for part in self._current.parts]
-        self._masters = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
-        self._wide_sums = [part.float() if is16 else None for part, is16 in zip(self._current.parts, wide, strict=True)]
+        self._scale = 1.0  # what the sum is still to be multiplied with
+        self._widened = False  # whether the sum is in `_wide_sums`, where 16 bits are summed
+        parts = self._current.parts
+        self._masters = [_wide(part) for part in parts]
+        self._wide_sums = [_wide(part) for part in parts]
         optimizer.bind(
-            [part.float() if is16 else part for part, is16 in zip(self._current.parts, wide, strict=True)], block=BLOCK
+            [part if master is None else master for part, master in zip(parts, self._masters, strict=True)], block=BLOCK
         )
 
     @property
@@ -96,24 +98,33 @@ class Shard:
         if self._sum is None:
             if not queue:
                 return
-            # The first gradient's own memory becomes the sum; its weight waits for the next pass over it.
-            self._sum, self._weight = queue.pop(0)
+            # The first gradient's own memory becomes the sum.
+            self._sum, self._scale = queue.pop(0)
+            self._widened = False
         if not queue and not update:
             return
+        additions = []
+        for buffers, weight in queue:
+            # Equal weights are left to the optimizer, which has to multiply anyway: a pass over the sum less. What is multiplied when
+            # follows from the gradients and their order alone, so that the sum is bitwise the same however they arrive.
+            if weight == self._scale:
+                additions.append((buffers.parts, 1.0, 1.0))
+            else:
+                additions.append((buffers.parts, self._scale, weight))
+                self._scale = 1.0
         for number, (part, wide) in enumerate(zip(self._sum.parts, self._wide_sums, strict=True)):
             for start in range(0, part.numel(), BLOCK):
                 block = slice(start, min(start + BLOCK, part.numel()))
                 total = part[block] if wide is None else wide[block]
-                if self._weight is not None:
-                    if wide is not None:
-                        total.copy_(part[block])
-                    if self._weight != 1.0:
-                        total.mul_(self._weight)
-                for buffers, weight in queue:
-                    total.add_(buffers.parts[number][block], alpha=weight)
+                if wide is not None and not self._widened:
+                    total.copy_(part[block])
+                for parts, before, weight in additions:
+                    if before != 1.0:
+                        total.mul_(before)
+                    total.add_(parts[number][block], alpha=weight)
                 if update:
                     self._step(number, block, total, part[block])
-        self._weight = None
+        self._widened = True
         self._free.extend(buffers for buffers, _ in queue)
         if update:
             self._optimizer.advance()
@@ -193,10 +204,10 @@ class Shard:
         current, master = self._current.parts[number][block], self._masters[number]
         out = following if self._history else current
         if master is None:
-            self._optimizer.step(number, block, current, gradient, out=out)
+            self._optimizer.step(number, block, current, gradient, scale=self._scale, out=out)
         else:
             values = master[block]
-            self._optimizer.step(number, block, values, gradient, out=values)
+            self._optimizer.step(number, block, values, gradient, scale=self._scale, out=values)
             out.copy_(values)
 
     def _publish(self, buffers: Buffers) -> None:
@@ -215,3 +226,8 @@ class Shard:
         if buffers.retired and not buffers.readers:
             buffers.retired = False
             self._free.append(buffers)
+
+
+def _wide(part: torch.Tensor) -> torch.Tensor | None:
+    """A vector of 32 bits beside one of 16."""
+    return zeros(len(part), torch.float32) if part.dtype.itemsize == 2 else None
