@@ -35,8 +35,11 @@ class Table:
         buffers: bool = False,
         steps: int = STEPS,
         every: int = 4,
+        slow: bool = False,
     ) -> None:
+        """slow: the volume is; what was found is told by `find_at_last`."""
         self.buffers = buffers
+        self.slow = slow
         chosen = {"consistency": consistency} | ({"maxStaleness": 1} if consistency == "BoundedStaleness" else {})
         spec = DistTrainJobSpec.model_validate(
             {
@@ -73,11 +76,11 @@ class Table:
         self.full = False
         """The volume is: nothing can be published."""
         self.tracker = Tracker(attempt=1)
+        self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
+        self.generation = dict.fromkeys(SERVERS, 0)
         self.training = ServedTraining(
             sender=self, archive=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
         )
-        self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
-        self.generation = dict.fromkeys(SERVERS, 0)
         self.training.begin(0)
 
     # The sender and the archive.
@@ -88,7 +91,12 @@ class Table:
             self.stay[member] = str(fields["stay"])
 
     def find(self) -> None:
+        if not self.slow:
+            self.training.found(self.on_disk, 0)
+
+    def find_at_last(self) -> None:
         self.training.found(self.on_disk, 0)
+        self.serve()
 
     def prepare(self, save: str, step: int) -> None:
         self.training.prepared(save, name_of(step), self.now)

@@ -134,3 +134,38 @@ def test_a_worker_that_is_lost_when_all_is_applied_calls_no_evaluator_away() -> 
     table.take()
     table.training.lost(WORKERS[1], 9)
     assert heard_by(table, WORKERS[0]) == []
+
+
+@pytest.mark.parametrize("lost_one", [False, True])
+def test_servers_that_come_before_the_checkpoint_folder_is_read_wait_for_what_is_in_it(lost_one: bool) -> None:
+    before = training()
+    for worker in WORKERS:
+        before.work(worker, 4)
+    before.serve()
+    table = Table(slow=True)
+    table.on_disk = before.on_disk
+    table.join(*SERVERS, *WORKERS)
+    assert table.take(Say.BEGIN, Say.WORLD) == []
+    if lost_one:
+        table.training.lost(SERVERS[1], 0)
+        table.join(SERVERS[1])
+    table.find_at_last()
+    assert table.applied == {server: set(range(8)) for server in SERVERS}
+    assert table.tracker.step == 4
+    assert table.tracker.generation == 1
+
+
+def test_servers_that_come_back_while_the_folder_is_read_once_more_begin_from_what_is_in_it() -> None:
+    table = training()
+    for worker in WORKERS:
+        table.work(worker, 4)
+    table.serve()
+    table.slow = True
+    for server in SERVERS:
+        table.training.lost(server, 0)
+        table.generation[server], table.applied[server] = 0, set()
+    table.join(*SERVERS)
+    assert table.take(Say.BEGIN) == []
+    table.find_at_last()
+    assert table.applied == {server: set(range(8)) for server in SERVERS}
+    assert table.tracker.generation == 2

@@ -99,7 +99,7 @@ def test_a_server_that_only_lost_its_connection_costs_nothing() -> None:
     table.training.lost(SERVERS[1], 1)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
     assert table.take(Say.BEGIN, Say.REFORM) == []
-    assert table.training._generation == 1
+    assert table.tracker.generation == 1
 
 
 def test_a_new_master_learns_from_the_servers_what_was_done() -> None:

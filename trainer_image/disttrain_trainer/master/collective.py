@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from disttrain.api.runtime import ProgressCheckpoint
 from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.master.attendance import Absences, Leavers
 from disttrain_trainer.master.member import Member, Sender
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
@@ -77,18 +78,20 @@ class Collective:
         self._reported_generation = 0
         """That of the newest program of a script that reported a step."""
         self._places: dict[Member, _Place] = {}
-        self._absent: dict[Member, float] = {}
+        self._absences = Absences()
         self._renew_store = renew_store
         self._fresh = False
         """The store is empty: no world has used it."""
         self._renewing = True
         self._broken = False
         """A member of the present world was lost."""
-        self._leavers: set[Member] = set()
+        self._leavers = Leavers(sender)
         self._saving = False
-        self._terminating = False
         self.ended = False
-        self.released = False
+
+    @property
+    def released(self) -> bool:
+        return self._leavers.released
 
     def joined(self, member: Member, hello: Message, now: float) -> None:
         if self.ended:
@@ -96,7 +99,7 @@ class Collective:
             return
         if member not in self._members:
             return
-        self._absent.pop(member, None)
+        self._absences.end(member)
         place = self._places[member] = _Place(
             State(hello.get("state", State.READY)),
             int(hello.get("generation", 0)),
@@ -110,10 +113,10 @@ class Collective:
 
     def lost(self, member: Member, now: float) -> None:
         place = self._places.pop(member, None)
-        self._leavers.discard(member)
+        self._leavers.forget(member)
         if place is not None and not self.ended:
             self._tracker.forget(member.rank)
-            self._absent[member] = now
+            self._absences.begin(member, now)
             self._broken = True
             self._settle(now)
 
@@ -178,18 +181,11 @@ class Collective:
         pass
 
     def terminate(self, now: float) -> None:
-        self._terminating = True
+        self._leavers.terminate()
         self._save_or_release()
 
     def waiting_for(self, now: float) -> str | None:
-        if self.ended or len(self._places) == len(self._members):
-            return None
-        missing = [m for m in self._members if m not in self._places]
-        for member in missing:
-            self._absent.setdefault(member, now)
-        longest = max(now - self._absent[m] for m in missing)
-        names = ", ".join(str(m) for m in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        return f"{names} ({longest:.0f} s)"
+        return None if self.ended else self._absences.words([m for m in self._members if m not in self._places], now)
 
     def _settle(self, now: float) -> None:
         """Draws the conclusions of what is known."""
@@ -279,11 +275,7 @@ class Collective:
 
     def _release(self) -> None:
         self._saving = False
-        for member in self._leavers:
-            self._sender.send(member, Say.RELEASED)
-        self._leavers.clear()
-        if self._terminating:
-            self.released = True
+        self._leavers.release()
 
     def _finish(self, now: float) -> None:
         self._tracker.finish(now)

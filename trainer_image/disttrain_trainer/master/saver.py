@@ -95,6 +95,10 @@ class Saver:
     def busy(self) -> bool:
         return self._save is not None
 
+    def misses(self, ledger: Ledger) -> bool:
+        """Whether there are steps that a checkpoint could keep now."""
+        return self._servers.complete and ledger.step != (self.newest.step if self.newest else 0)
+
     def know(self, manifest: Manifest) -> None:
         """This is the newest complete checkpoint."""
         self.newest = manifest

@@ -38,6 +38,8 @@ class Servers:
         """How many the job has."""
         self._there: dict[int, _Server] = {}
         self._asked = 0
+        self.asked_at = 0.0
+        """Time of the last question."""
         self._open: dict[int, _Question] = {}
 
     @property
@@ -76,9 +78,9 @@ class Servers:
         for index in range(self.count):
             self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
 
-    def ask(self, kind: Say, then: Then, **fields: object) -> None:
+    def ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
         """Sends a question to all servers; each answers with STATE."""
-        self._asked += 1
+        self._asked, self.asked_at = self._asked + 1, now
         self._open[self._asked] = _Question(then)
         self.tell(kind, id=self._asked, **fields)
 

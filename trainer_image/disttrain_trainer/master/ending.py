@@ -1,0 +1,114 @@
+"""The end of a training with parameter servers: from the slice that was counted last to the last checkpoint.
+
+Every slice was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters; they are saved.
+A worker or server that is lost meanwhile has its part asked again. Pure. Not here: who is told that the job is done (served.py).
+"""
+
+import logging
+from collections.abc import Callable
+
+from disttrain.api.names import Role
+from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.master.ledger import Ledger
+from disttrain_trainer.master.member import Member, Sender
+from disttrain_trainer.master.saver import Saver
+from disttrain_trainer.master.servers import Servers
+from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.master.workers import Workers
+from disttrain_trainer.messages import Message, Say
+
+log = logging.getLogger(__name__)
+
+
+class Ending:
+    """How a training ends.
+
+    saver: None without a checkpoint volume. evaluates: the job has an evaluation.
+    finish: called when all is done and there is no checkpoint to write; with a saver, its last checkpoint is the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        servers: Servers,
+        workers: Workers,
+        tracker: Tracker,
+        saver: Saver | None,
+        evaluates: bool,
+        finish: Callable[[float], None],
+    ) -> None:
+        self._sender = sender
+        self._servers = servers
+        self._workers = workers
+        self._tracker = tracker
+        self._saver = saver
+        self._evaluates = evaluates
+        self._finish = finish
+        self._confirming = False
+        self.confirmed = False
+        """Every slice is applied on every server."""
+        self._evaluator: int | None = None
+        """The worker that was asked, and did not answer yet."""
+
+    def reset(self) -> None:
+        """The generation is lost, and with it the final parameters."""
+        self.confirmed = self._confirming = False
+        self._evaluator = self._tracker.evaluation = None
+
+    def drop_questions(self) -> None:
+        """A server is lost, and will not answer."""
+        self._confirming = False
+
+    def worker_left(self, rank: int) -> None:
+        """A worker is lost, or begins anew: if it was to evaluate, another one is asked."""
+        if self._evaluator == rank:
+            self._evaluator = None
+
+    def evaluated(self, rank: int, message: Message) -> bool:
+        """A worker evaluated; False when it was not the one that was asked."""
+        if rank != self._evaluator or message.get("evaluation") is None:
+            return False
+        self._tracker.evaluation = message["evaluation"]
+        self._evaluator = None
+        return True
+
+    def advance(self, ledger: Ledger, now: float) -> None:
+        """Goes on; for when every slice is counted and every server is there."""
+        if self.confirmed:
+            self._conclude(ledger, now)
+        elif not self._confirming:
+            self._confirm(ledger, now)
+
+    def _confirm(self, ledger: Ledger, now: float) -> None:
+        """Every slice was said to be applied: ask the servers, who know."""
+        self._confirming = True
+
+        def then(applied: SliceSet) -> None:
+            self._confirming = False
+            gone = ledger.unlearn(applied)
+            if gone:
+                log.warning(
+                    "%d slices were counted, but are not applied on every server; they are done again", len(gone)
+                )
+            else:
+                self.confirmed = True
+
+        self._servers.ask(Say.STATE, then, now)
+
+    def _conclude(self, ledger: Ledger, now: float) -> None:
+        """All is applied: evaluate, save, finish. The servers themselves save nothing that is not finite."""
+        saver = self._saver
+        if saver is not None and saver.busy:
+            return
+        if self._evaluates and self._tracker.evaluation is None:
+            ready = self._workers.ready
+            if saver is not None and saver.hurrying and saver.misses(ledger):
+                saver.start(ledger.step, now)  # somebody leaves, and the evaluation may take longer than they can wait
+            elif self._evaluator is None and ready:
+                self._evaluator = ready[0]
+                self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
+        elif saver is not None:
+            saver.start(ledger.step, now, final=True)
+        else:
+            self._finish(now)
