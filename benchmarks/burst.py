@@ -68,12 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--settle", type=int, default=10, help="seconds that a busy machine gets before each turn, at most"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="burst-") as folder:
-        measure(Path(folder), given.jobs, given.rounds)
+        measure(Path(folder), given.jobs, given.rounds, given.settle)
 
 
-def measure(folder: Path, jobs: int, number_of_rounds: int) -> None:
+def measure(folder: Path, jobs: int, number_of_rounds: int, patience: int) -> None:
     audit = folder / "audit.log"
     (folder / "policy.json").write_text(json.dumps(POLICY))
     flags = [f"--audit-policy-file={folder / 'policy.json'}", f"--audit-log-path={audit}", "--audit-log-mode=batch"]
@@ -83,12 +86,12 @@ def measure(folder: Path, jobs: int, number_of_rounds: int) -> None:
         rounds = []
         for number in range(number_of_rounds):
             for who in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
-                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs))
+                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs, patience))
                 print(f"  round {number + 1} {who}: {rounds[-1].pods_per_second:.0f} pods/s", flush=True)
     report(rounds, jobs)
 
 
-def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int) -> Round:
+def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int, patience: int) -> Round:
     control_plane.kubectl("create", "namespace", namespace)
     rest = Rest(control_plane, namespace)
     eventually(lambda: rest.find("api/v1/{}/serviceaccounts", "default"), seconds=30)
@@ -97,7 +100,7 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
         operator.start()
         os.kill(operator.program.pid, signal.SIGSTOP)
     stored = [rest.create(JOBS, job(f"job-{i}")) for i in range(jobs)]
-    settle()
+    settle(patience)
     if who == "ours":
         used = 0.0
         before = cpu(operator.program.pid)
@@ -117,7 +120,7 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
         operator.kill()
     rest("DELETE", JOBS, {"propagationPolicy": "Background"})
     eventually(lambda: not rest.list(PODS), seconds=300, every=2.0)
-    settle()
+    settle(patience)
     return result
 
 
@@ -189,9 +192,9 @@ def read_audit(audit: Path, namespace: str, begin: float) -> tuple[list[float], 
     return created, writes
 
 
-def settle() -> None:
-    """Waits until the machine has little else to do, so that a round does not pay for the one before."""
-    for _ in range(10):
+def settle(patience: int) -> None:
+    """Waits until the machine has little else to do, so that a round does not pay for the one before; `patience` seconds at most."""
+    for _ in range(patience):
         busy, total = processor()
         time.sleep(1)
         busy_after, total_after = processor()

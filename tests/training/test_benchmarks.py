@@ -1,0 +1,30 @@
+"""The benchmarks run, and compare with every peer; how fast is not a test's to say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def printed(program: str, *arguments: str) -> list[str]:
+    command = [sys.executable, str(BENCHMARKS / program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_parameter_server_is_compared_with_all_reduce_rpc_and_its_limit() -> None:
+    lines = printed("parameter_server.py", "--rounds=1", "--steps=1", "--mib=1")
+    rows = {line.split()[0]: line for line in lines[2:]}
+    assert list(rows) == ["ours", "all_reduce", "rpc", "bare"]
+    for peer in ("all_reduce", "rpc", "bare"):
+        assert re.search(r" \d+\.\d\d +\d+\.\d\d +<= 1\.\d$", rows[peer]), rows[peer]
+
+
+def test_our_loop_is_compared_with_two_bare_ones_on_both_examples() -> None:
+    lines = printed("loop.py", "--rounds=1")
+    rows = [re.split(r"  +", line) for line in lines[1:]]
+    assert [row[0].split()[0] for row in rows] == ["digits", "digits", "charlm", "charlm"]
+    assert all(float(ratio) > 0 for row in rows for ratio in row[-2:])
