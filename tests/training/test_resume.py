@@ -15,6 +15,23 @@ EVERY, EPOCHS = 40, 8
 STEPS = EPOCHS * 23
 MIDDLE = 2 * EVERY + 10
 SYNC = served("Sync")
+SLOW_VOLUME = """
+import os, threading
+from pathlib import Path
+
+if os.environ.get("DISTTRAIN_ROLE") == "master":
+    from disttrain_trainer.checkpoint import folder
+
+    newest = folder.newest
+
+    def slow(*arguments):
+        while not Path("read").exists():
+            threading.Event().wait(0.01)
+        return newest(*arguments)
+
+    folder.newest = slow
+"""
+"""A sitecustomize, which Python imports at its start: the master has read the checkpoint folder when there is a file `read`."""
 
 
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
@@ -62,6 +79,21 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Pa
     whole, broken = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "broken")
     assert whole.keys() == broken.keys() != set()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_servers_that_are_there_before_a_slow_volume_is_read_begin_from_the_checkpoint_on_it(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec(SYNC)) as job:
+        saved = interrupt(job)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_VOLUME)
+    with Job(folder=tmp_path, spec=spec(SYNC), attempt=2, program=True, env={"PYTHONPATH": str(tmp_path)}) as job:
+        for role, index in job.keys[:3]:
+            job.start_one(role, index)
+        job.until(lambda progress: (progress.waiting_for or "").startswith("worker-0, worker-1 ("))
+        (tmp_path / "read").touch()
+        for role, index in job.keys[3:]:
+            job.start_one(role, index)
+        assert job.supervise() == 0, job.logs()
+        assert f"generation 1 begins at step {saved}" in job.log(Role.MASTER)
 
 
 @pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])

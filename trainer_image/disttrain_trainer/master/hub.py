@@ -47,6 +47,7 @@ class Hub:
         self._retired: set[str] = set()
         self._crash: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()
+        self._conversations: set[asyncio.Task[None]] = set()
 
     @property
     def connected(self) -> int:
@@ -87,7 +88,13 @@ class Hub:
                 for peer in list(self._peers.values()):
                     peer.writer.close()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The task that asyncio itself would make logs a traceback when it is cancelled, as at the end of the loop (until Python 3.12).
+        task = asyncio.create_task(self._hold(reader, writer))
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+
+    async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
             if line:
