@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,7 @@ PACKAGES = {
     "iproute2": "ip",
     "nftables": "nft",
     "conntrack": "conntrack",
+    "curl": "curl",
     "openssl": "openssl",
     "debootstrap": "debootstrap",
 }
@@ -188,7 +190,7 @@ def _build(program_: GoProgram, go: str) -> None:
         str(partial),
         program_.package,
     ]
-    # No C: no compiler needed, and the programs are static. GOTOOLCHAIN=auto lets an older Go fetch the one that go.mod names.
+    # No C: no compiler needed, and the programs are static. GOTOOLCHAIN=auto lets a Go from 1.21 on fetch the one that go.mod names.
     env = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": os.environ.get("GOTOOLCHAIN", "auto")}
     done = subprocess.run(argv, cwd=HERE / "kube" / program_.module, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -198,12 +200,25 @@ def _build(program_: GoProgram, go: str) -> None:
     print(f" {time.monotonic() - begun:.0f} s, {target.stat().st_size >> 20} MB", flush=True)
 
 
-def _build_all(programs: list[GoProgram]) -> None:
+def _go_that_builds(name: str) -> str:
+    """Its path. Debian 12's Go 1.19 is too old to fetch the one that go.mod names, and fails with a parse error."""
     go = shutil.which("go")
+    found = subprocess.run([go, "version"], capture_output=True, text=True).stdout.strip() if go else "no Go"
+    version = re.search(r"\bgo(\d+)\.(\d+)", found)
+    if not go or not version or tuple(map(int, version.groups())) < (1, 21):
+        where = f" at {go}" if go else ""
+        _fail(
+            f"{name} is missing. To build it Go 1.21 or later is needed; found: {found}{where}."
+            " Install it from https://go.dev/dl and put it first in PATH"
+        )
+    return go
+
+
+def _build_all(programs: list[GoProgram]) -> None:
+    lacking = [one.name for one in programs if not program(one.name).exists()]
+    go = _go_that_builds(lacking[0]) if lacking else ""
     for one in programs:
-        if not go and not program(one.name).exists():
-            _fail(f"{one.name} is missing, and Go 1.24 or later to build it: https://go.dev/dl")
-        _build(one, go or "")
+        _build(one, go)
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ import yaml
 from monitoring.grafana import MONITORING, fill, load, targets
 from monitoring.server import Prometheus, prometheus
 
-pytest.importorskip("torch", reason="torch is not installed")
-
 ROOT = MONITORING.parents[1]
 PICKED = {"namespace": "default", "job_name": "digits-ps", "rank": ".*"}
 MINUTE = 60

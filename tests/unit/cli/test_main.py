@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.programs import program
+from cluster.programs import program, require
 from disttrain import __version__
 from disttrain.cli.main import main
 
@@ -49,8 +49,8 @@ def test_it_is_also_a_plugin_of_kubectl() -> None:
     )
 
 
-@pytest.mark.skipif(not program("kubectl").exists(), reason="kubectl is built by `make programs`")
 def test_kubectl_finds_it() -> None:
+    require("apiserver")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [program("kubectl"), "disttrain", "version"],

@@ -20,6 +20,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import units
 
 from disttrain.api.names import Role
+from disttrain.controller import metrics as operator_metrics
+from disttrain_trainer import metrics as trainer_metrics
 from monitoring.contract import METRICS, TRAINER_METRICS
 from monitoring.grafana import DASHBOARDS, MONITORING, load, panels, targets
 
@@ -259,9 +261,8 @@ def test_tables_rename_a_column_for_every_query(name: str) -> None:
 
 
 def test_the_operator_exports_the_metrics_that_the_dashboards_show() -> None:
-    metrics = pytest.importorskip("disttrain.controller.metrics", reason="the operator's metrics are not there")
     exported = {}
-    for collector in [*metrics.REGISTRY._collector_to_names, metrics.JobsCollector(list)]:
+    for collector in [*operator_metrics.REGISTRY._collector_to_names, operator_metrics.JobsCollector(list)]:
         (family,) = collector.collect()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = getattr(collector, "_labelnames", None)
@@ -276,7 +277,6 @@ def test_the_operator_exports_the_metrics_that_the_dashboards_show() -> None:
 
 @pytest.mark.parametrize("role", ["master", "parameter-server", "worker"])
 def test_a_trainer_exports_the_metrics_that_the_dashboards_show(role: str) -> None:
-    metrics = pytest.importorskip("disttrain_trainer.metrics", reason="the trainer's metrics are not there")
     config = SimpleNamespace(
         namespace="demo",
         name="digits",
@@ -284,7 +284,7 @@ def test_a_trainer_exports_the_metrics_that_the_dashboards_show(role: str) -> No
         world_size=4,
         strategy=SimpleNamespace(type=SimpleNamespace(value="DataParallel")),
     )
-    process = metrics.Metrics(SimpleNamespace(config=config, role=Role(role), rank=0))
+    process = trainer_metrics.Metrics(SimpleNamespace(config=config, role=Role(role), rank=0))
     for gauge in ("loss", "step", "epoch", "samples_per_second", "gradient_norm", "version", "checkpoint_step"):
         setattr(process, gauge, 1)
     process.goodput_seconds = {"productive": 1.0}

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -119,23 +118,82 @@ def test_an_environment_that_cannot_be_used_is_made_anew(checkout: Path, what: s
     assert not (checkout / ".venv").exists(), "half an environment would be taken for a whole one"
 
 
+INDEX = "https://wheels.example/cpu"
+
+
+@pytest.fixture
+def uv(checkout: Path) -> Path:
+    """The environment lacks everything, and its uv writes down what it is asked for; what is in `refused` cannot be had."""
+    (checkout / ".venv" / ".disttrain-dev").unlink()
+    folder = checkout / ".venv" / "bin"
+    (folder / "uv").write_text(
+        f'#!/bin/sh\necho "$*" >> {folder}/asked\n! echo "$*" | grep -qF -f {folder}/refused || exit 2\n'
+    )
+    (folder / "uv").chmod(0o755)
+    (folder / "refused").touch()
+    return folder
+
+
+def asked(uv: Path) -> list[str]:
+    """Of what was installed: the index or the lock."""
+    return re.findall(r"--index-url \S+|-r \S+", (uv / "asked").read_text())
+
+
+def remembered(checkout: Path) -> str | None:
+    file = checkout / ".venv" / ".torch-index"
+    return file.read_text().strip() if file.exists() else None
+
+
+def test_torch_is_taken_from_its_index(checkout: Path, uv: Path) -> None:
+    assert environment(checkout, "dev", TORCH_INDEX=INDEX).returncode == 0
+    assert asked(uv) == [f"--index-url {INDEX}", "-r requirements/dev-without-torch.txt"]
+    assert remembered(checkout) == INDEX
+    assert silent(environment(checkout, "dev"))
+
+
+@pytest.mark.parametrize(("before", "now"), [("", INDEX), (INDEX, "")])
+def test_another_index_brings_another_torch_of_the_same_version(
+    checkout: Path, uv: Path, before: str, now: str
+) -> None:
+    (checkout / ".venv" / ".torch-index").write_text(f"{before}\n")
+    assert environment(checkout, "dev", TORCH_INDEX=now).returncode == 0
+    first = (uv / "asked").read_text().splitlines()[0]
+    assert first.startswith("pip install --reinstall-package torch ")
+    (checkout / ".venv" / ".disttrain-dev").unlink()
+    assert environment(checkout, "dev").returncode == 0
+    assert (uv / "asked").read_text().count("--reinstall-package") == 1
+
+
+@pytest.mark.parametrize("way", ["given", "remembered"])
+def test_where_its_index_cannot_be_reached_torch_is_the_default_one(checkout: Path, uv: Path, way: str) -> None:
+    (uv / "refused").write_text(f"{INDEX}\n")
+    if way == "remembered":
+        (checkout / ".venv" / ".torch-index").write_text(f"{INDEX}\n")
+    done = environment(checkout, "dev", **({"TORCH_INDEX": INDEX} if way == "given" else {}))
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "cannot be had" in line]
+    assert f"from {INDEX}: taking the default one instead" in said
+    assert asked(uv) == [f"--index-url {INDEX}", "-r requirements/dev.txt"]
+    assert remembered(checkout) == ""
+    assert silent(environment(checkout, "dev")), "it is not tried again and again"
+
+
+@pytest.mark.parametrize("refused", ["requirements/dev.txt", "requirements/dev-without-torch.txt"])
+def test_an_environment_that_could_not_be_filled_remembers_no_index(checkout: Path, uv: Path, refused: str) -> None:
+    (uv / "refused").write_text(f"{refused}\n" + (f"{INDEX}\n" if refused == "requirements/dev.txt" else ""))
+    assert environment(checkout, "dev", TORCH_INDEX=INDEX).returncode == 2
+    assert asked(uv)[-1] == f"-r {refused}"
+    assert remembered(checkout) is None
+    assert not (checkout / ".venv" / ".disttrain-dev").exists()
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-def shown_in(part: Any, whole: Any) -> bool:
-    if isinstance(part, dict):
-        return isinstance(whole, dict) and all(
-            key in whole and shown_in(value, whole[key]) for key, value in part.items()
-        )
-    return bool(part == whole)
-
-
 def test_the_job_of_the_readme_is_the_example() -> None:
-    (found,) = files.read("README.md", blocks("yaml")[0]).jobs
     example = next(yaml.safe_load_all((ROOT / "examples" / "digits-ps.yaml").read_text()))
-    assert found.job.metadata.name == example["metadata"]["name"]
-    assert shown_in(yaml.safe_load(blocks("yaml")[0]), example)
+    assert yaml.safe_load(blocks("yaml")[0]) == example
 
 
 def test_what_the_readme_names_is_there() -> None:
