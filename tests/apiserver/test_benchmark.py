@@ -20,3 +20,4 @@ def test_a_burst_of_few_jobs_counts_the_pods_and_writes_of_both_sides() -> None:
     assert figures["pods create"] == 4
     assert figures["services create"] == figures["networkpolicies create"] == 1
     assert figures["operator / bare client"] > 0
+    assert re.search(r"^operator / bare client .*; target >= 0\.5$", done.stdout, re.MULTILINE)

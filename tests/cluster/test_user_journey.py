@@ -4,6 +4,7 @@ Jane has the rights of `edit` in one namespace, which enforces the restricted Po
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def training(node: Node, name: str) -> dict[str, Any]:
     return status
 
 
+def cells(header: str, row: str) -> dict[str, str]:
+    """A row of `kubectl get` by its columns. They begin where their names do: an empty cell is blank, and would shift a split."""
+    names = list(re.finditer(r"\S+", header))
+    ends = [*(name.start() for name in names[1:]), None]
+    return {name[0]: row[name.start() : end].strip() for name, end in zip(names, ends, strict=True)}
+
+
 def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node, metrics: Prometheus) -> None:
     name = apply(node, "digits-ps.yaml")
     status = complete(node, name)
@@ -104,7 +112,11 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
         "ETA",
         "AGE",
     ]
-    assert row.split()[:3] == [name, "Complete", "ParameterServer"]
+    shown = cells(header, row)
+    assert [shown[column] for column in ("NAME", "STATE", "STRATEGY")] == [name, "Complete", "ParameterServer"]
+    assert (shown["STEP"], shown["PROGRESS"]) == (str(status["training"]["totalSteps"]), "100")
+    assert 0 < float(shown["LOSS"]) < 2.3  # below ln 10, the loss of a guess among ten digits
+    assert float(shown["SAMPLES/S"]) > 0
 
     of_job = f'namespace="{TEAM}",job_name="{name}"'
     ranks = {

@@ -383,8 +383,8 @@ class Operator:
                 leader.add("disttrain_operator_jobs_finished_total", 1, result=result, reason=reason)
                 self.done += result == "Complete"
         for when, role, reason, seconds in (
-            (330, "Worker", "OOMKilled", 24.0),
-            (850, "ParameterServer", "Error", 12.0),
+            (330, "worker", "OOMKilled", 24.0),
+            (850, "parameter-server", "Error", 12.0),
         ):
             if since == when:
                 leader.add("disttrain_operator_restarts_total", 1, role=role, reason=reason)

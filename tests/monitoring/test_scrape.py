@@ -91,7 +91,7 @@ def pods() -> list[Pod]:
             "disttrain-system",
             "disttrain-operator-1",
             {"app.kubernetes.io/name": "disttrain-operator"},
-            '# TYPE disttrain_operator_restarts_total counter\ndisttrain_operator_restarts_total{role="Worker",reason="Error"} 1\n',
+            '# TYPE disttrain_operator_restarts_total counter\ndisttrain_operator_restarts_total{role="worker",reason="Error"} 1\n',
             container="operator",
         ),
         Pod(
@@ -217,7 +217,7 @@ def test_series_have_the_labels_of_the_contract(scraped: Prometheus) -> None:
             "namespace": "disttrain-system",
             "pod": "disttrain-operator-1",
             "node": "node-a",
-            "role": "Worker",
+            "role": "worker",
             "reason": "Error",
         }
     ]

@@ -86,7 +86,8 @@ class Agent:
             return -1 if over() else program.result()
 
         try:
-            code = control.wait(result, what="the script")
+            # A training takes any time, and its line is written.
+            code = control.wait(result, what="the script", timeout=None, said=True)
             if code == 0:
                 rank.get_done(control)
                 return self._await_end(world)
@@ -100,6 +101,7 @@ class Agent:
                     control.wait(
                         lambda: True if rank.blamed or over() or self._terminated else None,
                         what="the master's judgement",
+                        timeout=self._process.config.startup_timeout_seconds,
                     )
                     if rank.blamed and not self._terminated:
                         raise failure
@@ -131,6 +133,7 @@ class Agent:
         control.wait(
             lambda: True if self._terminated or control.finished or rank.world is not world else None,
             what="the others to finish",
+            timeout=None,  # what a script does at its end may take its time
         )
         return control.finished
 

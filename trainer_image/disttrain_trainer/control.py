@@ -6,6 +6,7 @@ end (master/hub.py), and what the messages mean (each role).
 
 import contextlib
 import logging
+import math
 import random
 import socket
 import threading
@@ -98,20 +99,33 @@ class Control:
         if not self.send(Say.LEAVING):
             self._on_released()
 
-    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None = None) -> T:
+    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, said: bool = False) -> T:
         """The first result of `ready` that is not None; it is asked again after every message.
 
-        Raises PeerLost after `timeout` seconds (None: no deadline but that of the master's own silence), naming `what` is waited for.
+        Raises PeerLost, which names `what` is waited for, after `timeout` seconds, and in any case when the master is given up. None is
+        for what may rightly take any time: the plan's deadlines bound it, which know of steps (docs/design/0001). said: the log has it
+        that this is waited for; otherwise a line says so once it takes longer than usual.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        begin = time.monotonic()
+        deadline = begin + (math.inf if timeout is None else timeout)
+        result = self._wait_until(min(deadline, begin + USUAL_WAIT), ready)
+        if result is None:
+            if not said:
+                log.info("waiting for %s", what)  # without `changed`: who reads the log may stand still
+            result = self._wait_until(deadline, ready)
+        if result is None:
+            raise PeerLost(what, f"waited {timeout:g} s; {self._news}")
+        return result
+
+    def _wait_until(self, deadline: float, ready: Callable[[], T | None]) -> T | None:
+        """What `ready` says, None at the deadline. Raises the failure, if the master is given up meanwhile."""
         with self.changed:
             while (result := ready()) is None:
-                if self.failure is not None:
-                    raise self.failure
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise PeerLost(what, f"waited {timeout:g} s; {self._news}")
-                self.changed.wait(remaining)
+                self.check()
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                self.changed.wait(min(remaining, threading.TIMEOUT_MAX))
             return result
 
     def check(self) -> None:

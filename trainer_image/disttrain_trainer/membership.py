@@ -106,7 +106,11 @@ class Rank:
 
     def await_end(self, control: Control, world: World) -> bool:
         """Waits until everybody is done: True. False when somebody was lost before, and the world is over."""
-        control.wait(lambda: True if control.finished or self.world is not world else None, what="the others to finish")
+        control.wait(
+            lambda: True if control.finished or self.world is not world else None,
+            what="the others to finish",
+            timeout=None,  # one of them evaluates and saves, and its code may take its time
+        )
         return control.finished
 
 

@@ -293,7 +293,8 @@ class Worker:
         if idle:
             if participates:
                 client.leave()
-            control.wait(lambda: news() or None, what="slices to compute")
+            # Others may compute what is left, evaluate it, or save it, for as long as that takes.
+            control.wait(lambda: news() or None, what="more slices, or the end", timeout=None)
         if membership.save is not None and not idle:
             return self._ticket(client, world, participates)
         if membership.evaluate:

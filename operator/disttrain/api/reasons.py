@@ -69,6 +69,8 @@ class Reason(StrEnum):
     IMAGE_PULL = "ImagePull"
     CONTAINER_CONFIG = "ContainerConfig"
     """A container cannot be made: a Secret, ConfigMap or key that it names is missing."""
+    VOLUME_IN_USE = "VolumeInUse"
+    """Another node has a volume that one node at a time may have."""
     STARTING = "Starting"
     WAITING_FOR_PEERS = "WaitingForPeers"
 

@@ -15,6 +15,8 @@ from disttrain.api.pod_parts import EnvVar, Port, Resources, Volume, VolumeMount
 from disttrain.api.security import PodSecurityContext, SecurityContext
 from disttrain.api.types import INT32_MAX, Image, LabelMap, PartName, StringMap, list_map
 
+_Words = Annotated[tuple[Annotated[str, StringConstraints(max_length=32_768)], ...], Field(max_length=256)]
+"""A command line: long enough for a script of the shell as one word."""
 _OWN_PATHS = (CHECKPOINT_PATH, SCRIPT_PATH)
 _WHAT_RUNS = "what the trainer container runs is said by spec.trainer: a program of your own is trainer.command"
 
@@ -90,9 +92,9 @@ class Container(OpenModel):
     """Name of the container: `trainer`, or that of a sidecar."""
     image: Image | None = None
     """Image of the container. Default for `trainer`: spec.image."""
-    command: tuple[str, ...] | None = None
+    command: _Words | None = None
     """Entry point of a sidecar; not of `trainer`, which runs what spec.trainer says."""
-    args: tuple[str, ...] | None = None
+    args: _Words | None = None
     """Arguments of a sidecar; not of `trainer`."""
     restart_policy: Literal["Always"] | None = None
     """Always, which every sidecar has; not of `trainer`."""

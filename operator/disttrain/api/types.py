@@ -45,11 +45,14 @@ Argument = Annotated[str, StringConstraints(max_length=4096)]
 
 QUANTITY = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 """A Kubernetes quantity that is not negative, such as 500m, 4Gi or 2."""
+_MOST = 2**53 - 1
+"""The largest whole number that every reader of JSON takes for what it is; a larger quantity is a string, with a suffix."""
 QUANTITY_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "integer"}, {"type": "string"}],
     "x-kubernetes-int-or-string": True,
     "pattern": QUANTITY,
     "minimum": 0,
+    "maximum": _MOST,
     "maxLength": 64,
 }
 
@@ -61,6 +64,7 @@ def _quantity(value: object) -> object:
         or not isinstance(value, int | str)
         or not re.fullmatch(QUANTITY, str(value))
         or len(str(value)) > 64
+        or (isinstance(value, int) and value > _MOST)
     ):
         raise PydanticCustomError("quantity", "must be a Kubernetes quantity of 0 or more, such as 500m, 4Gi or 2")
     return value

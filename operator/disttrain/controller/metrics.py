@@ -12,10 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason, State
 from disttrain.api.status import DistTrainJobStatus
 
 REGISTRY = CollectorRegistry()
+_ROLES = {role.status_name: role.value for role in Role}
+"""The label of a role as the trainers' metrics have it, so that the two can be joined; the status has another word."""
 _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 JOBS_FINISHED = Counter(
@@ -115,7 +118,7 @@ def _count_restarts(old: DistTrainJobStatus, new: DistTrainJobStatus) -> None:
     for replicas in new.replica_statuses:
         more = replicas.restarts - before.get(replicas.role, 0)
         if more > 0 and new.restarts and new.restarts.last:
-            RESTARTS.labels(replicas.role, new.restarts.last.reason).inc(more)
+            RESTARTS.labels(_ROLES[replicas.role], new.restarts.last.reason).inc(more)
 
 
 def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
@@ -127,7 +130,7 @@ def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: dat
     if before.reason != Reason.REPLACED:
         # A pod that was preempted without a failure may come long after the last failure.
         since = max(last.time, before.last_transition_time)
-        RECOVERY_SECONDS.labels(last.role).observe(max(0.0, (now - since).total_seconds()))
+        RECOVERY_SECONDS.labels(_ROLES[last.role]).observe(max(0.0, (now - since).total_seconds()))
 
 
 def _measure_start(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:

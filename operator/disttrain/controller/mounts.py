@@ -1,7 +1,7 @@
-"""What the kubelet says of a pod whose volumes it cannot mount, such as of a Secret that does not exist: it says so by Events alone.
+"""What is said of a pod whose volumes cannot be mounted, such as of a Secret that does not exist: it is said by Events alone.
 
-The pod's own status stays at ContainerCreating. So a namespace in which a pod waits like that for long is asked for its FailedMount Events:
-one request for all its pods, and none where every pod has its sandbox, for which the kubelet mounts first. Best effort: without an
+The pod's own status stays at ContainerCreating. So a namespace in which a pod waits like that for long is asked for these Events:
+two requests for all its pods, and none where every pod has its sandbox, for which the kubelet mounts first. Best effort: without an
 answer the job says that it waits, as before. Not here: what follows from it.
 """
 
@@ -23,7 +23,8 @@ MOUNTED = "PodReadyToStartContainers"
 """Condition of a pod that has its sandbox. A cluster before 1.29 does not know it: there a slow pull of an image is asked about too."""
 _SUMMARY = "Unable to attach or mount volumes"
 """Beginning of the Event that counts the volumes that are missing every two minutes, and does not say why."""
-_FIELDS = "involvedObject.kind=Pod,reason=FailedMount"
+_REASONS = ("FailedMount", "FailedAttachVolume")
+"""The kubelet's, and the attach-detach controller's: of a volume that another node has. A field selector knows no `or`."""
 
 
 class Mounts:
@@ -59,7 +60,12 @@ class Mounts:
             return due - loop.time()
 
     async def _read(self, namespace: str) -> dict[str, str]:
-        events = [event async for page in self._api.list(EVENTS, namespace, fields=_FIELDS) for event in page.items]
+        events = [
+            event
+            for reason in _REASONS
+            async for page in self._api.list(EVENTS, namespace, fields=f"involvedObject.kind=Pod,reason={reason}")
+            for event in page.items
+        ]
         # The newest counts, and one that says why counts more than any that does not.
         events.sort(key=lambda event: (not event.get("message", "").startswith(_SUMMARY), _time(event)))
         return {event["involvedObject"].get("uid", ""): event.get("message", "") for event in events}

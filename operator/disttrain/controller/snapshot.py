@@ -39,7 +39,7 @@ class Memory:
     mounting: dict[str, float] = field(default_factory=dict)
     """Uids of pods that have a node and no container yet, and since when, by the loop's clock."""
     unmounted: dict[str, str] = field(default_factory=dict)
-    """Of these, what the kubelet says of the volumes that it cannot mount."""
+    """Of these, what is said of the volumes that cannot be mounted."""
     known_since: datetime | None = None
     """When this process made its first pass over the job."""
     progress: Progress | None = None
@@ -95,7 +95,7 @@ def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime
 
 
 def told(view: PodView, memory: Memory) -> PodView:
-    """A pod with what the kubelet tells of it by Events alone."""
+    """A pod with what is told of it by Events alone."""
     words = memory.unmounted.get(view.uid)
     return replace(view, reason=CANNOT_START, message=words) if words else view
 

@@ -27,12 +27,16 @@ _MISSING: Mapping[str, Reason] = MappingProxyType(
         "persistentvolumeclaim": Reason.CLAIM_NOT_FOUND,
     }
 )
+_MULTI_ATTACH = "Multi-Attach error"
+"""How the attach-detach controller begins to tell of a ReadWriteOnce claim whose pods have different nodes."""
 _IN_NAMESPACE = "create it in the job's namespace, or correct the name in the job"
 _REMEDIES: Mapping[Reason, str] = MappingProxyType(
     {
         Reason.SECRET_NOT_FOUND: _IN_NAMESPACE,
         Reason.CONFIG_MAP_NOT_FOUND: _IN_NAMESPACE,
         Reason.CLAIM_NOT_FOUND: _IN_NAMESPACE,
+        Reason.VOLUME_IN_USE: "one node at a time may have it: use a claim with access mode ReadWriteMany, "
+        "or keep all pods of the job on one node by nodeSelector",
         Reason.IMAGE_PULL: "check the image's name, and whether its registry wants an imagePullSecret",
     }
 )
@@ -224,7 +228,8 @@ def _cannot_start(pod: PodView) -> Claim | None:
     if pod.reason in _IMAGE_REASONS:
         reason = Reason.IMAGE_PULL
     elif pod.reason in _CONFIG_REASONS:
-        reason = _missing(pod.message) or Reason.CONTAINER_CONFIG
+        attached = Reason.VOLUME_IN_USE if _MULTI_ATTACH in pod.message else None
+        reason = attached or _missing(pod.message) or Reason.CONTAINER_CONFIG
     else:
         return None
     return _claim(ConditionType.READY, "False", reason, _obstacle(pod, reason))

@@ -1,6 +1,7 @@
 """An API server in memory with faults to order.
 
-What is like the real one: names, uids, resource versions, 409, preconditions, grace periods, a watch with a label selector.
+What is like the real one: names, uids, resource versions, 409, preconditions, grace periods, a watch with a label selector, a list with
+a field selector.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ def clock() -> datetime:
 
 def stamp() -> str:
     return clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def selected(body: Body, fields: str) -> bool:
+    """Whether it meets a field selector such as involvedObject.kind=Pod,reason=FailedMount."""
+    for path, _, value in (each.partition("=") for each in fields.split(",") if each):
+        found: Any = body
+        for part in path.split("."):
+            found = found[part]
+        if found != value:
+            return False
+    return True
 
 
 def job(**spec: Any) -> Body:
@@ -89,9 +101,8 @@ class ApiServer:
         self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
     ) -> AsyncIterator[Page]:
         await self._asked("list", resource, fields)
-        yield Page(
-            [copy.deepcopy(body) for (kind, _), body in self.objects.items() if kind is resource], next(self._versions)
-        )
+        found = [body for (kind, _), body in self.objects.items() if kind is resource and selected(body, fields)]
+        yield Page(copy.deepcopy(found), next(self._versions))
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
         name = body["metadata"]["name"]

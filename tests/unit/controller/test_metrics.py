@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from disttrain.api.names import Role
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.controller.metrics import REGISTRY, observe
 
@@ -70,7 +71,8 @@ class Observed:
 
 
 PHASES = ("schedule", "ready", "train")
-ROLES = ("Master", "ParameterServer", "Worker")
+ROLES = tuple(Role)
+"""As in the trainers' metrics: not the words of the status."""
 HOURS = 3 * 3600
 
 
@@ -116,13 +118,26 @@ def test_training_that_is_heard_again_after_hours_is_no_start() -> None:
 def test_recovery_counts_from_the_failure() -> None:
     old = status(condition("Restarting", "True", "ReplicaFailed", 1010), restarts=failure(1010))
     new = status(condition("Restarting", "False", "Recovered", 1040), restarts=failure(1010))
-    assert Observed(old, new, at=1040).recoveries() == {"Worker": 30}
+    assert Observed(old, new, at=1040).recoveries() == {"worker": 30}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_roles_have_the_words_of_the_trainers_metrics(role: Role) -> None:
+    """So that the two can be joined: there the label is that of the pod, disttrain.dev/role."""
+    name = role.status_name
+    failed = failure(1010, role=name)
+    old = status(condition("Restarting", "True", "ReplicaFailed", 1010), restarts=failed)
+    counts = [{"role": name, "restarts": 1}]
+    new = status(condition("Restarting", "False", "Recovered", 1040), restarts=failed, replicaStatuses=counts)
+    seen = Observed(old, new, at=1040)
+    assert seen.recoveries() == {role: 30}
+    assert seen.restarts() == {role: 1}
 
 
 def test_preemption_long_after_a_failure_counts_from_the_preemption() -> None:
     old = status(condition("Restarting", "True", "Preempted", HOURS), restarts=failure(100))
     new = status(condition("Restarting", "False", "Recovered", HOURS + 12), restarts=failure(100))
-    assert Observed(old, new, at=HOURS + 12).recoveries() == {"Worker": 12}
+    assert Observed(old, new, at=HOURS + 12).recoveries() == {"worker": 12}
 
 
 @pytest.mark.parametrize(
@@ -145,5 +160,5 @@ def test_restarts_are_counted_by_the_roles_that_were_replaced() -> None:
 
     old = status(replicaStatuses=counts(1, 4), restarts=failure(10))
     new = status(replicaStatuses=counts(2, 7), restarts=failure(20, role="Master"))
-    assert Observed(old, new, at=20).restarts() == {"Master": 1, "Worker": 3}
+    assert Observed(old, new, at=20).restarts() == {"master": 1, "worker": 3}
     assert Observed(new, new, at=20).restarts() == {}

@@ -17,10 +17,13 @@ MISSING = 'MountVolume.SetUp failed for volume "data" : secret "nope" not found'
 SUMMARY = "Unable to attach or mount volumes: unmounted volumes=[data]: timed out waiting for the condition"
 
 
-def told(server: ApiServer, pod: str, message: str, *, time: str = "") -> None:
+ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) digits-master-0'
+
+
+def told(server: ApiServer, pod: str, message: str, *, reason: str = "FailedMount", time: str = "") -> None:
     about = {"kind": "Pod", "namespace": NAMESPACE, "name": pod, "uid": server.uid(PODS, pod)}
     body: dict[str, Any] = {"metadata": {"name": f"{pod}.{len(server.objects)}"}, "involvedObject": about}
-    server.put(EVENTS, {**body, "reason": "FailedMount", "message": message, "lastTimestamp": time or stamp()})
+    server.put(EVENTS, {**body, "reason": reason, "message": message, "lastTimestamp": time or stamp()})
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,33 @@ async def test_volume_that_cannot_be_mounted_is_named_in_the_condition(message: 
         await eventually(
             lambda: "nope" not in server.condition("Ready")[2] and "exit" not in server.condition("Ready")[2]
         )
+
+
+@hand_turned
+async def test_claim_of_one_node_whose_pods_have_two_is_named_in_the_condition_with_what_to_do() -> None:
+    async with operated() as (server, _):
+        for name in PODS_OF_JOB:
+            server.wait(name)
+        # The attach-detach controller says it once; the kubelet sums it up every two minutes, and does not know why.
+        told(server, "digits-worker-1", ELSEWHERE, reason="FailedAttachVolume")
+        told(server, "digits-worker-1", SUMMARY, time="2026-01-01T13:00:00Z")
+        await eventually(lambda: server.condition("Ready")[1] == "VolumeInUse", seconds=10)
+        message = server.condition("Ready")[2]
+        assert message.startswith(f"digits-worker-1: {ELSEWHERE}; ")
+        assert "ReadWriteMany" in message
+        assert "on one node" in message
+        server.run(*PODS_OF_JOB)
+        await eventually(lambda: "Multi-Attach" not in server.condition("Ready")[2])
+
+
+@hand_turned
+async def test_pod_is_told_of_nothing_but_its_volumes() -> None:
+    async with operated() as (server, _):
+        server.wait("digits-worker-0")
+        told(server, "digits-worker-0", "network is not ready", reason="NetworkNotReady")
+        await asyncio.sleep(PATIENCE + EVERY)
+        assert server.asked("list", EVENTS)
+        assert server.condition("Ready")[:2] == ("False", "Starting")
 
 
 @hand_turned
@@ -73,7 +103,8 @@ async def test_namespace_is_asked_once_for_all_its_pods_and_seldom() -> None:
             lambda: all(MISSING in str(server.objects[JOBS, name]["status"]) for name in jobs), seconds=PATIENCE + 2
         )
         await asyncio.sleep(4 * EVERY)
-        assert 4 <= len(server.asked("list", EVENTS)) <= 5
+        for reason in ("FailedMount", "FailedAttachVolume"):
+            assert 4 <= len(server.asked("list", EVENTS, f"involvedObject.kind=Pod,reason={reason}")) <= 5
 
 
 @hand_turned

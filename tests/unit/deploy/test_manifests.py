@@ -22,6 +22,8 @@ KUSTOMIZATIONS = sorted(
 )
 WITH_MONITORING = [name for name in KUSTOMIZATIONS if name.endswith(("overlays/monitoring", "overlays/kind"))]
 PREREQUISITES = "deploy/cluster-prerequisites"
+INSTALLATIONS = ["deploy/base", "deploy/overlays/namespaced"]
+"""Those that name images of their own, which who installs them renames."""
 VERSIONS = ["1.32", "1.34"]
 OWN_IMAGES = ("disttrain/operator", "disttrain/trainer")
 
@@ -29,17 +31,17 @@ Object = dict[str, Any]
 
 
 @functools.cache
-def _render(name: str) -> tuple[Object, ...]:
-    done = subprocess.run(["kubectl", "kustomize", name], cwd=ROOT, capture_output=True, text=True, timeout=60)
+def _render(name: str, root: Path) -> tuple[Object, ...]:
+    done = subprocess.run(["kubectl", "kustomize", name], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "kustomize warns"
     return tuple(yaml.safe_load_all(done.stdout))
 
 
-def render(name: str) -> tuple[Object, ...]:
+def render(name: str, root: Path = ROOT) -> tuple[Object, ...]:
     if shutil.which("kubectl") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("kubectl is not installed")
-    return _render(name)
+    return _render(name, root)
 
 
 def key(each: Object) -> str:
@@ -214,23 +216,42 @@ def test_the_overlay_for_a_namespace_and_its_prerequisites_are_the_base_for_a_cl
     }
 
 
-def test_base_carries_the_version_of_the_package() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    (operator,) = find(render("deploy/base"), "Deployment", "disttrain-operator")
+def images(objects: tuple[Object, ...]) -> list[str]:
+    """Those of the operator's Deployment: its own, and that of the trainer, which it is told in a variable."""
+    (operator,) = find(objects, "Deployment", "disttrain-operator")
     (container,) = operator["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == f"disttrain/operator:{version}"
-    assert f"disttrain/trainer:{version}" in [variable.get("value") for variable in container["env"]]
+    settings = {variable["name"]: variable.get("value") for variable in container["env"]}
+    return [container["image"], settings["DISTTRAIN_OPERATOR_TRAINER_IMAGE"]]
+
+
+@each_kustomization(INSTALLATIONS)
+def test_an_installation_carries_the_version_of_the_package(name: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert images(render(name)) == [f"disttrain/operator:{version}", f"disttrain/trainer:{version}"]
+
+
+@each_kustomization(INSTALLATIONS)
+def test_images_are_renamed_in_one_place(name: str, tmp_path: Path) -> None:
+    """As README says: under `images:` of the one file, and nowhere else."""
+    for folder in ("crds", "deploy"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    file = tmp_path / name / "kustomization.yaml"
+    kustomization = yaml.safe_load(file.read_text())
+    for image in kustomization["images"]:
+        image |= {"newName": image["name"].replace("disttrain", "registry.example/ours"), "newTag": "7"}
+    file.write_text(yaml.safe_dump(kustomization))
+    assert images(render(name, tmp_path)) == ["registry.example/ours/operator:7", "registry.example/ours/trainer:7"]
 
 
 def test_kind_runs_the_images_that_the_script_loads_and_asks_no_registry() -> None:
     script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
     tag = re.search(r"^readonly TAG=(\w+)$", script, re.MULTILINE)
     assert tag is not None
-    (operator,) = find(render("deploy/overlays/kind"), "Deployment", "disttrain-operator")
+    objects = render("deploy/overlays/kind")
+    assert images(objects) == [f"disttrain/operator:{tag[1]}", f"disttrain/trainer:{tag[1]}"]
+    (operator,) = find(objects, "Deployment", "disttrain-operator")
     (container,) = operator["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == f"disttrain/operator:{tag[1]}"
     assert container["imagePullPolicy"] == "IfNotPresent"
-    assert f"disttrain/trainer:{tag[1]}" in [variable.get("value") for variable in container["env"]]
 
 
 def test_kind_maps_grafanas_node_port_to_loopback() -> None:
@@ -304,3 +325,10 @@ def test_grafana_is_given_its_data_source_and_both_dashboards_and_no_password(na
     (provider,) = yaml.safe_load(providers["data"]["providers.yml"])["providers"]
     assert provider["options"]["path"] in [mount["mountPath"] for mount in container["volumeMounts"]]
     assert environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{provider['options']['path']}/operator.json"
+
+
+def test_the_copies_of_what_names_the_trainers_image_are_equal() -> None:
+    """Kustomize reads no file above its root, so each overlay of its own images has one."""
+    copies = [*(ROOT / "deploy").rglob("images.yaml"), *(ROOT / "tests").rglob("images.yaml")]
+    assert len(copies) == 4
+    assert len({path.read_text() for path in copies}) == 1

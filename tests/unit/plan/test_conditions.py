@@ -10,6 +10,7 @@ from disttrain.plan.model import Refusal
 from unit.plan.builders import MASTER, created, make_job
 
 TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
+ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) digits-master-0'
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,14 @@ TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
             "ContainerConfig",
             "digits-worker-1: container has runAsNonRoot and image will run as root",
             id="a container that cannot be made",
+        ),
+        pytest.param(
+            {"scheduled": True, "reason": "CreateContainerConfigError", "message": ELSEWHERE},
+            "Ready",
+            "VolumeInUse",
+            f"digits-worker-1: {ELSEWHERE}; one node at a time may have it: use a claim with access mode ReadWriteMany, "
+            "or keep all pods of the job on one node by nodeSelector",
+            id="a volume of one node",
         ),
     ],
 )

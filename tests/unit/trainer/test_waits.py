@@ -1,0 +1,71 @@
+"""What a process says of a wait, and what ends it when nothing comes."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from disttrain.api.spec import Trainer
+from disttrain_trainer import agent, control
+from disttrain_trainer.agent import Agent
+from disttrain_trainer.control import Control
+from disttrain_trainer.errors import PeerLost
+from disttrain_trainer.membership import World
+from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.process import Process
+from unit.trainer.configs import command_config
+
+
+def worker(config: JobConfig) -> Process:
+    return Process(config=config, role=Role.WORKER, index=0)
+
+
+def impatient(seconds: float, **changes: object) -> JobConfig:
+    """Its master is given up after so many seconds; nobody listens at its address."""
+    return command_config().model_copy(update={"startup_timeout_seconds": seconds, **changes})
+
+
+def connection(config: JobConfig) -> Control:
+    return Control(process=worker(config), describe=dict, on_message=lambda message: None, on_released=lambda: None)
+
+
+def test_a_wait_that_ran_out_names_what_it_was_for() -> None:
+    with pytest.raises(PeerLost, match=r"the others: waited 0\.01 s; the master was not asked yet"):
+        connection(command_config()).wait(lambda: None, what="the others", timeout=0.01)
+
+
+def test_a_wait_without_a_deadline_ends_when_the_master_is_given_up() -> None:
+    lonely = connection(impatient(0.05))
+    lonely.start()
+    with pytest.raises(PeerLost, match=r"master \(127\.0\.0\.1:9\): waited 0\.05 s for it"):
+        lonely.wait(lambda: None, what="the others", timeout=None)
+
+
+@pytest.mark.parametrize(("said", "lines"), [(False, ["waiting for the others"]), (True, [])])
+def test_a_long_wait_says_once_what_it_is_for(
+    said: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control, "USUAL_WAIT", 0)
+    monkeypatch.setattr(logging.getLogger("disttrain_trainer"), "propagate", True)  # a role that ran here stops it
+    answers = iter([None, None, "they came"])
+    with caplog.at_level(logging.INFO, control.log.name):
+        lonely = connection(command_config())
+        lonely.changed.wait = lambda timeout: True  # type: ignore[method-assign]  # somebody says something else
+        assert lonely.wait(lambda: next(answers), what="the others", timeout=None, said=said) == "they came"
+        assert lonely.wait(lambda: "here", what="those who are here", timeout=None) == "here"
+    assert [record.message for record in caplog.records] == lines
+
+
+def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent, "SETTLE", 0)
+    Path("train.py").write_text("raise SystemExit(3)")
+    process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
+    alone = Agent(process, Metrics(process))
+    alone._rank.world = world = World(1)
+    with pytest.raises(PeerLost, match="the master's judgement"):
+        alone._run_in(world)
