@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import State
+from disttrain_trainer.examples import charlm
 from local_runs.command import left_behind, run
+from width import WIDE
 
 EXAMPLES = Path("examples").absolute()
 
@@ -55,6 +58,26 @@ def test_the_other_examples(tmp_path: Path, example: str, says: str) -> None:
     done = run(tmp_path, str(EXAMPLES / f"{example}.yaml"), seconds=150)
     assert done.code == 0, done
     assert re.search(says, done.out), done
+
+
+if WIDE:  # a quarter of a minute; only its model and data are not tried above
+
+    @pytest.mark.timeout(180)
+    def test_the_language_model_is_far_better_than_it_was_untrained(tmp_path: Path) -> None:
+        done = run(tmp_path, str(EXAMPLES / "charlm-ddp.yaml"), "-o", "json", seconds=150)
+        assert done.code == 0, done
+        job = DistTrainJob.parse(done.job)
+        assert job.status.is_true("Complete")
+        training = job.status.training
+        assert training is not None
+        assert training.step == training.total_steps
+        assert training.loss is not None
+        config = job.spec.trainer.config or {}
+        torch.manual_seed(job.spec.trainer.seed)
+        batch = charlm.dataset(config, "train")[: job.spec.trainer.batch_size]
+        untrained = charlm.loss(charlm.model(config), batch).item()
+        assert float(training.loss) < 0.6 * untrained
+        assert left_behind(tmp_path) == []
 
 
 @pytest.mark.timeout(180)

@@ -51,10 +51,10 @@ def test_a_long_wait_says_once_what_it_is_for(
     monkeypatch.setattr(logging.getLogger("disttrain_trainer"), "propagate", True)  # a role that ran here stops it
     answers = iter([None, None, "they came"])
     with caplog.at_level(logging.INFO, control.log.name):
-        lonely = connection(command_config())
-        lonely.changed.wait = lambda timeout: True  # type: ignore[method-assign]  # somebody says something else
-        assert lonely.wait(lambda: next(answers), what="the others", timeout=None, said=said) == "they came"
-        assert lonely.wait(lambda: "here", what="those who are here", timeout=None) == "here"
+        waiting = connection(command_config())
+        waiting.changed.wait = lambda timeout: True  # type: ignore[method-assign]  # a message comes
+        assert waiting.wait(lambda: next(answers), what="the others", timeout=None, said=said) == "they came"
+        assert waiting.wait(lambda: "here", what="those who are here", timeout=None) == "here"
     assert [record.message for record in caplog.records] == lines
 
 
