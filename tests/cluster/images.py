@@ -166,7 +166,9 @@ def _builder(store: Store) -> Iterator[tuple[Machine, Containerd]]:
             ),
             *("--containerd-worker-namespace=k8s.io", "--containerd-worker-net=host", "--containerd-worker-gc=false"),
         ]
-        buildkitd = Program("buildkitd", argv, machine.folder, machine.prefix, forks=True).start()
+        # It leaves the folders of its mounts behind: in the machine's folder they go with it.
+        env = {"TMPDIR": str(machine.folder)}
+        buildkitd = Program("buildkitd", argv, machine.folder, machine.prefix, env, forks=True).start()
         wait_for("buildkitd to answer", lambda: _buildctl(machine, "debug", "workers"), 30, programs=[buildkitd])
         yield machine, containerd
         # In order, as this root is kept: containerd last.
