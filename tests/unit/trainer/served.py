@@ -131,6 +131,13 @@ class Table:
                     answer = {"type": Say.SAVED, "id": fields["id"], "file": shard(server, fields["id"]), "sha256": "x"}
                 self.training.heard(server, answer | self.state(server), 0)
 
+    def work_on(self, worker: Member) -> list[int]:
+        """The worker computes a slice, if there is one for it; what else was said stays to be answered."""
+        others = [one for one in self.said if one[0] != worker]
+        got = self.work(worker, 1, ask=1)
+        self.said = others + self.said
+        return got
+
     def state(self, server: Member) -> dict[str, Any]:
         applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]
         return {"generation": self.generation[server], "applied": applied}

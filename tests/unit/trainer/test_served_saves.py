@@ -177,3 +177,20 @@ def test_a_job_that_was_made_shorter_than_it_was_trained_is_evaluated_and_ends()
     table.join(*SERVERS, WORKERS[0])
     table.serve()
     assert table.training.ended
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async", "BoundedStaleness"])
+@pytest.mark.parametrize("every", [4, 20])
+def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consistency: str, every: int) -> None:
+    table = training(consistency=consistency, steps=40, every=every)
+    while not any(kind is Say.SAVE for _, kind, _ in table.said):
+        for worker in WORKERS:
+            table.work_on(worker)
+    table.said = [one for one in table.said if one[0] != SERVERS[1]]  # the order was lost with the connection
+    table.training.lost(SERVERS[1], 0)
+    table.join(SERVERS[1])
+    for _ in range(100):
+        for worker in WORKERS:
+            table.work_on(worker)
+            table.serve()
+    assert table.training.ended

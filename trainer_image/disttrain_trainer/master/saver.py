@@ -192,8 +192,11 @@ class Saver:
             self._end(str(manifest) if isinstance(manifest, OSError) else None, now)
 
     def abandon(self) -> None:
-        """A server is lost: what it was to write will not come."""
-        self._save = None
+        """A server is lost: what it was to write will not come. If it comes back as it was, the checkpoint is due as before."""
+        if self._save is not None:
+            self._save = None
+            # The steps may wait for this one: the next one is due only beyond where they wait.
+            self._attempted = self.newest.step if self.newest else 0
 
     def tick(self, now: float) -> None:
         """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
