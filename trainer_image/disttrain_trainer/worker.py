@@ -298,7 +298,7 @@ class Worker:
         if membership.save is not None and not idle:
             return self._ticket(client, world, participates)
         if membership.evaluate:
-            self._evaluate(client)
+            self._evaluate(client, world)
         return -1 if idle or not membership.tickets else membership.tickets.popleft()
 
     def _save_buffers(self) -> None:
@@ -307,7 +307,7 @@ class Worker:
         if save is not None:
             self._control.send(Say.SAVED, id=save.id, **self._buffers.save(save.folder))
 
-    def _evaluate(self, client: ShardedClient) -> None:
+    def _evaluate(self, client: ShardedClient, world: World) -> None:
         """All slices are applied: what the user's `evaluate` says of the final parameters."""
         self._membership.evaluate = False
         self._trained = True
@@ -321,7 +321,7 @@ class Worker:
             raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
         evaluation = self._task.evaluate()
         log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
-        self._control.send(Say.EVALUATED, evaluation=evaluation)
+        self._control.send(Say.EVALUATED, stay=world.stay, evaluation=evaluation)
 
     def _host_copies(self) -> tuple[Any, ...]:
         return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)

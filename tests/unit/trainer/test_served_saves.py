@@ -6,6 +6,7 @@ import pytest
 
 from disttrain_trainer.checkpoint import final
 from disttrain_trainer.errors import CRASHED
+from disttrain_trainer.master.member import Member
 from disttrain_trainer.messages import Say
 from unit.trainer.served import SERVERS, STEPS, WORKERS, Table, finish, shard, training
 
@@ -27,7 +28,18 @@ def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
 
 
 def evaluated(table: Table) -> None:
-    table.training.heard(WORKERS[0], {"type": Say.EVALUATED, "evaluation": {"accuracy": 0.5}}, table.now)
+    said = {"type": Say.EVALUATED, "stay": table.stay[WORKERS[0]], "evaluation": {"accuracy": 0.5}}
+    table.training.heard(WORKERS[0], said, table.now)
+
+
+def until_evaluated(table: Table, *workers: Member) -> Member:
+    """These work until one is asked to evaluate; who."""
+    while not (asked := [member for member, kind, _ in table.said if kind is Say.EVALUATE]):
+        for worker in workers:
+            table.work_on(worker)
+            table.serve()
+    table.take()
+    return asked[0]
 
 
 def at(table: Table, now: float) -> None:
@@ -194,3 +206,28 @@ def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consis
             table.work_on(worker)
             table.serve()
     assert table.training.ended
+
+
+def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> None:
+    table = training(consistency="Async", evaluate=True)
+    slow = until_evaluated(table, *WORKERS)
+    before = table.stay[slow]
+    table.training.lost(SERVERS[1], 0)
+    table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
+    table.join(SERVERS[1])
+    assert until_evaluated(table, *(worker for worker in WORKERS if worker != slow)) == slow, "it is there the longest"
+    table.evaluate(slow, 0.1, stay=before)
+    assert table.tracker.evaluation is None
+    assert not table.training.ended
+    table.evaluate(slow, 0.9)
+    assert table.tracker.evaluation == {"accuracy": 0.9}
+    assert table.training.ended
+
+
+def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_another() -> None:
+    table = training(consistency="Async", evaluate=True, buffers=True, every=20)
+    evaluator = until_evaluated(table, *WORKERS)
+    table.training.heard(SERVERS[1], {"type": Say.LEAVING}, 0)
+    table.serve()
+    (keeper,) = [member for member, kind, _ in table.take(Say.SAVE) if member in WORKERS]
+    assert keeper != evaluator

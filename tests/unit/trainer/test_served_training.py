@@ -138,8 +138,7 @@ def test_the_end_is_confirmed_evaluated_and_saved() -> None:
     finish(table)
     assert [m for m, kind, _ in table.said if kind is Say.EVALUATE] == [WORKERS[0]]
     assert not table.training.ended
-    table.training.heard(WORKERS[0], {"type": Say.EVALUATED, "evaluation": {"accuracy": 0.5}}, 9)
-    table.serve()
+    table.evaluate(WORKERS[0], 0.5)
     assert table.on_disk is not None
     assert table.on_disk.finished
     assert table.training.ended

@@ -48,13 +48,13 @@ class Ending:
         self._confirming = False
         self.confirmed = False
         """Every slice is applied on every server."""
-        self._evaluator: int | None = None
-        """The worker that was asked, and did not answer yet."""
+        self.evaluator: int | None = None
+        """The worker that was asked, and did not answer yet: it hears nothing else until then."""
 
     def reset(self) -> None:
         """The generation is lost, and with it the final parameters."""
         self.confirmed = self._confirming = False
-        self._evaluator = self._tracker.evaluation = None
+        self.evaluator = self._tracker.evaluation = None
 
     def drop_questions(self) -> None:
         """A server is lost, and will not answer."""
@@ -62,15 +62,17 @@ class Ending:
 
     def worker_left(self, rank: int) -> None:
         """A worker is lost, or begins anew: if it was to evaluate, another one is asked."""
-        if self._evaluator == rank:
-            self._evaluator = None
+        if self.evaluator == rank:
+            self.evaluator = None
 
     def evaluated(self, rank: int, message: Message) -> bool:
-        """A worker evaluated; False when it was not the one that was asked."""
-        if rank != self._evaluator or message.get("evaluation") is None:
+        """A worker evaluated; False when it was not asked, or evaluated parameters of a generation that is lost."""
+        if rank != self.evaluator or message.get("evaluation") is None:
+            return False
+        if not self._workers.is_of_the_present_stay(rank, message):
             return False
         self._tracker.evaluation = message["evaluation"]
-        self._evaluator = None
+        self.evaluator = None
         return True
 
     def advance(self, ledger: Ledger, now: float) -> None:
@@ -105,8 +107,8 @@ class Ending:
             ready = self._workers.ready
             if saver is not None and saver.hurrying and saver.misses(ledger):
                 saver.start(ledger.step, now)  # somebody leaves, and the evaluation may take longer than they can wait
-            elif self._evaluator is None and ready:
-                self._evaluator = ready[0]
+            elif self.evaluator is None and ready:
+                self.evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
         elif saver is not None:
             saver.start(ledger.step, now, final=True)

@@ -89,6 +89,7 @@ class _Report(_Said):
 
 
 class _Evaluated(_Said):
+    stay: str | None = None
     evaluation: Evaluation | None = None
 
 

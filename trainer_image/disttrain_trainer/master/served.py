@@ -56,7 +56,7 @@ class ServedTraining:
                 world_size=config.world_size,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
-                keeper=lambda: next(iter(workers.ready), None) if workers.buffers else None,
+                keeper=self._keeper,
                 done=self._saved,
             )
             if archive is not None and config.checkpoint is not None
@@ -291,6 +291,11 @@ class ServedTraining:
             self._saver.worker_left(rank)
 
     # Checkpoints and the end.
+
+    def _keeper(self) -> int | None:
+        """Whose buffers are saved: another's than the evaluator's, who does not answer before it is done, if there is another."""
+        ready = self._workers.ready if self._workers.buffers else []
+        return next((rank for rank in ready if rank != self._ending.evaluator), next(iter(ready), None))
 
     def _advance(self, now: float) -> None:
         """Draws the conclusions of what is known: progress, a checkpoint that is due, the end."""

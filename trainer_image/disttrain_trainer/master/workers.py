@@ -65,12 +65,16 @@ class Workers:
 
     def take(self, rank: int, message: Message, ledger: Ledger) -> bool:
         """Notes what a worker did, and what it wants. False for what was said before the worker heard that its slices are void."""
-        if message["stay"] != self._stays.get(rank):
+        if not self.is_of_the_present_stay(rank, message):
             return False
         ledger.finish(rank, message["done"])
         if message["count"]:
             self._wants[rank] = int(message["count"])
         return True
+
+    def is_of_the_present_stay(self, rank: int, message: Message) -> bool:
+        """Whether a worker said this of what it does now, and not of an earlier stay, of which nothing is left."""
+        return message.get("stay") is not None and message.get("stay") == self._stays.get(rank)
 
     def serve(self, ledger: Ledger) -> None:
         """Hands out what is free to those who wait."""
