@@ -109,7 +109,9 @@ class Reconciler:
         memory.known_since = memory.known_since or self._clock()
         if memory.generation != stored.value.generation:
             memory.generation = stored.value.generation
-            memory.refusals.clear()  # the spec changed, and may be what mends it
+            # The spec changed, and may be what mends it.
+            memory.foreign.clear()
+            memory.refusals.clear()
         await self._recheck(key, stored.uid, memory)
         match stored.value.parsed:
             case ValidationError() as error:
@@ -127,8 +129,8 @@ class Reconciler:
         try:
             news = await self._executor.carry_out(job, memory, plan.actions)
         except ApiError as error:
-            if error.retry_after is not None:
-                raise  # the server wants to be left alone
+            if error.retry_after is not None and stored.value.status.get("startTime"):
+                raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
         if written := await self._write(stored, memory, plan.status):
@@ -172,7 +174,7 @@ class Reconciler:
                 memory.foreign[child] = now
                 newest = await self._look_at(key, child)
                 if newest is None or owned(newest, uid):
-                    del memory.foreign[child]
+                    memory.foreign.pop(child, None)
         for child in [*memory.refusals, *memory.failing]:
             if self._cache.shows(*child, uid):
                 memory.free(child)  # what was told to be an error was none in the end, or somebody else made it

@@ -16,7 +16,7 @@ CAP = timedelta(seconds=300)
 
 def counted_so_far(world: World) -> int:
     """Failures that count towards the limit; a checkpoint since the last one has set them back."""
-    if checkpoint_resets(world) and world.checkpoint_step > world.restarts.checkpoint_step:
+    if checkpoint_resets(world) and world.checkpoint_step != world.restarts.checkpoint_step:
         return 0
     return world.restarts.counted_towards_limit
 
@@ -28,9 +28,7 @@ def record(world: World, *, failed: int, counted: bool, last: LastRestart | None
         update={
             "total": before.total + failed,
             "counted_towards_limit": counted_so_far(world) + counted,
-            "checkpoint_step": max(before.checkpoint_step, world.checkpoint_step)
-            if counted
-            else before.checkpoint_step,
+            "checkpoint_step": world.checkpoint_step if counted else before.checkpoint_step,
             "last": last or before.last,
         }
     )

@@ -112,6 +112,8 @@ def _creations(world: World) -> Iterator[Action]:
         yield CreateService()
     if world.spec.network.policy is NetworkPolicyMode.JOB_ONLY and not world.snapshot.network_policy_exists:
         yield CreateNetworkPolicy()
+    if world.runs_command and any(pod.attempt < world.attempt for pod in world.snapshot.pods):
+        return  # nothing of ours in those programs refuses a peer of another attempt
     for slot in world.wanted:
         # The name stays taken until a pod that is deleted or of an older attempt is really gone: never two of one place.
         if not world.settled(slot) and world.name(slot) not in world.names_taken:

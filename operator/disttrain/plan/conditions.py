@@ -44,14 +44,14 @@ _REMEDIES: Mapping[Reason, str] = MappingProxyType(
 
 def observe(world: World) -> tuple[Claim, ...]:
     """The eight conditions as they are seen."""
-    ready = _ready(world)
+    seen_ready = ready(world)
     return (
         _valid(world),
         _suspended(world),
         _scheduled(world),
-        ready,
-        _progressing(world, ready),
-        _restarting(world, ready),
+        seen_ready,
+        _progressing(world, seen_ready),
+        _restarting(world, seen_ready),
         Claim(type=ConditionType.COMPLETE, status="False", reason=Reason.IN_PROGRESS),
         Claim(type=ConditionType.FAILED, status="False", reason=Reason.IN_PROGRESS),
     )
@@ -110,7 +110,7 @@ def _scheduled(world: World) -> Claim:
     return _claim(ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes")
 
 
-def _ready(world: World) -> Claim:
+def ready(world: World) -> Claim:
     waiting: list[PodView] = []
     for slot in world.wanted:
         pod = world.present.get(slot)

@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import LastRestart
-from disttrain.plan import account, restart, words
+from disttrain.plan import account, conditions, restart, words
 from disttrain.plan.ending import fail
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import World
+from disttrain.plan.world import SILENCE, World
 
 
 def passed(world: World) -> Step | None:
@@ -45,10 +45,15 @@ def _ready_until(world: World) -> datetime | None:
     ready = world.status.condition(ConditionType.READY)
     if world.status.start_time is None or ready is None or ready.status == "True":
         return None
-    if ready.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
+    seen = conditions.ready(world)
+    if seen.status == "True" or _step_not_written(world):
+        return None  # it is written down in this pass
+    if seen.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
         return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
     since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
-    return _after(since, world.spec.run_policy.startup_deadline_seconds)
+    moment = since + timedelta(seconds=world.spec.run_policy.startup_deadline_seconds)
+    listening = world.snapshot.listening_since
+    return moment if world.progress or listening is None else max(moment, listening + SILENCE)
 
 
 def _step_until(world: World) -> datetime | None:
@@ -62,6 +67,11 @@ def _step_until(world: World) -> datetime | None:
         return None  # a step that is not written down yet; the clock starts when it is
     since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
     return _after(since, world.spec.run_policy.progress_deadline_seconds)
+
+
+def _step_not_written(world: World) -> bool:
+    training = world.status.training
+    return world.progress is not None and training is not None and world.progress.step > training.step
 
 
 def _last_step(world: World) -> datetime:

@@ -40,7 +40,7 @@ def failures(world: World) -> Step | None:
         return Step(look=settled)
     root = _root_cause(world, fresh)
     if root is None:
-        master = _silent_master(world)
+        master = _silent_master(world) if _recorded_cause(world) is None else None
         return _without_cause(world, fresh) if master is None else _replace_silent(world, master, fresh)
 
     rule = rule_for(world, root)

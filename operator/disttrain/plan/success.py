@@ -41,15 +41,16 @@ def _all_work_is_done(world: World, *, done: int) -> Step | None:
     """The others did the work of a worker that was lost near the end: its replacement would wait for a master that has gone home.
 
     Mostly it is a normal end, of which the master's part was seen first: workers that run have a moment to end well. Nothing else
-    happens meanwhile. What fails now fails after the work was done, so it is neither counted nor replaced.
+    happens meanwhile. What fails now fails after the work was done, so it is neither counted nor replaced; also while the master, who
+    reported the end, waits for the others to go.
     """
     master = world.present.get((Role.MASTER, 0))
-    if master is None or master.phase is not Phase.SUCCEEDED:
+    if master is None or (not master.done and not world.failed):
         return None
-    progress = master.termination.progress
+    progress = master.termination.progress if master.done else world.progress
     if progress is None or not progress.finished:
         return None
-    patience = world.until(master.ended, MASTER_GRACE)
+    patience = world.until(master.ended, MASTER_GRACE) if master.done else world.now
     if world.now < patience and any(
         role is Role.WORKER and pod.phase is Phase.RUNNING and not pod.deleting and not world.settled((role, index))
         for (role, index), pod in world.present.items()

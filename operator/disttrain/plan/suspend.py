@@ -28,12 +28,17 @@ def _suspend(world: World) -> Step:
             () if world.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=news)
-    deletions = tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in world.snapshot.pods if not pod.deleting)
+    # Written down first: of a suspension that nobody remembers, the pods would come back in the same attempt, under its old clocks.
+    told = world.status.condition(ConditionType.SUSPENDED)
+    written = told is not None and told.reason == Reason.SUSPENDING
+    going = world.snapshot.pods if written else ()
+    deletions = tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in going if not pod.deleting)
     message = "Waiting for the pods to take their checkpoint and end"
     return Step(
         actions=(*deletions, *lost_nodes.forced(world)),
         claims=(_suspended("False", Reason.SUSPENDING, message), *_at_rest()),
         look=lost_nodes.upcoming(world),
+        again=not written,
     )
 
 

@@ -167,7 +167,7 @@ class World:
             for report in reports
             if report is not None and report.last_checkpoint is not None
         ]
-        if self.status.training is not None and self.status.training.last_checkpoint is not None:
+        if not steps and self.status.training is not None and self.status.training.last_checkpoint is not None:
             steps.append(self.status.training.last_checkpoint.step)
         return max(steps, default=0)
 

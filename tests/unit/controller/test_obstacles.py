@@ -95,7 +95,34 @@ async def test_server_that_wants_to_be_left_alone_is_asked_for_nothing_until_the
         server.fault = lambda verb, *_: Unavailable(429, "TooManyRequests", "too many", 5) if verb == "create" else None
         server.put(JOBS, job())
         await asyncio.sleep(4)
-        assert [verb for _, verb, *_ in server.requests] == ["create"] * 4
+        # The start is written all the same: every deadline counts from it.
+        assert [verb for _, verb, *_ in server.requests] == ["create"] * 4 + ["patch"]
+
+
+@pytest.mark.parametrize("code", [429, 500])
+@hand_turned
+async def test_deadlines_run_while_a_server_wants_to_be_left_alone(code: int) -> None:
+    async with operated(started=False) as (server, _):
+        server.fault = lambda verb, resource, _: (
+            Unavailable(code, "Busy", "limit", 5) if (verb, resource) == ("create", PODS) else None
+        )
+        server.put(JOBS, job(runPolicy={"startupDeadlineSeconds": 60}))
+        await eventually(lambda: server.condition("Failed")[:2] == ("True", "StartupDeadlineExceeded"), seconds=120)
+
+
+@hand_turned
+async def test_name_that_the_job_does_not_need_any_more_stops_nothing() -> None:
+    async with operated(started=False) as (server, _):
+        server.put(NETWORK_POLICIES, {"metadata": {"name": JOB.name}, "spec": {}})
+        server.put(JOBS, job(network={"policy": "JobOnly"}))
+        await eventually(lambda: server.condition("Valid")[1] == "NameTaken", seconds=30)
+
+        def edit(body: dict[str, Any]) -> None:
+            body["spec"]["network"] = {"policy": "None"}
+            body["metadata"]["generation"] = 2
+
+        server.change(JOBS, JOB.name, edit)
+        await eventually(lambda: server.names() == PODS_OF_JOB, seconds=30)
 
 
 @hand_turned

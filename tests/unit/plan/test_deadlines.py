@@ -157,3 +157,20 @@ def test_active_deadline_does_not_undo_success():
     )
     scene.step()
     assert scene.status.is_true("Complete")
+
+
+def test_pods_that_started_while_the_operator_was_away_are_seen_before_the_startup_deadline() -> None:
+    scene = make_job().seen().after(5).all_run()
+    scene.after(1900).new_operator().reports(5000).seen()
+    assert not scene.finished
+
+
+def test_what_is_ready_in_the_last_second_before_the_startup_deadline_is_in_time() -> None:
+    scene = make_job().run_policy(startupDeadlineSeconds=120).seen()
+    assert not scene.after(119).all_run().reports(1).after(1).seen().finished
+
+
+def test_a_new_operator_hears_the_master_before_it_judges_a_missing_worker() -> None:
+    scene = make_job().servers(1).training().gone(1).seen()
+    scene.change(1, reason="Unschedulable", message="0/3 nodes").after(1900).new_operator().seen()
+    assert not scene.finished

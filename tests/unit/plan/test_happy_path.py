@@ -225,3 +225,14 @@ def test_network_policy_goes_when_nobody_wants_it_any_more():
     assert scene.step().actions == (DeleteNetworkPolicy(),)
     assert scene.step().actions == ()
     assert CreateNetworkPolicy() in scene.spec(network={"policy": "JobOnly"}).step().actions
+
+
+def test_a_worker_that_crashes_after_the_master_said_that_all_is_done_fails_nothing() -> None:
+    scene = make_job().run_policy(backoffLimit=0).training().after(5).reports(100, finished=True).seen()
+    assert not scene.succeeded(0).failed(1, code=139).seen().status.is_true("Failed")
+
+
+def test_a_master_that_is_evicted_after_its_last_words_said_that_all_is_done_is_done() -> None:
+    done = Termination(progress=Progress(attempt=1, step=100, finished=True))
+    scene = make_job().training().after(5).gone(1).seen().succeeded(0)
+    assert scene.failed(0, MASTER, code=0, reason="Evicted", termination=done).seen().status.is_true("Complete")

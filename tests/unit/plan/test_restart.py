@@ -1,5 +1,6 @@
 """Failed pods: what follows, which one is to blame, and that each is counted once."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -518,3 +519,35 @@ def test_last_words_are_cut():
     scene = make_job().training().failed(0, termination=Termination(message="x" * 5000))
     scene.step()
     assert len(scene.status.restarts.last.message) == 1024
+
+
+def test_a_silent_master_is_not_blamed_for_what_a_cause_that_waits_explains() -> None:
+    scene = make_job().training().after(5).reports(11).seen().after(61)
+    scene.failed(0).seen().after(0.5).failed(1, code=134).seen(1)
+    assert scene.status.restarts.counted_towards_limit == 1
+
+
+def test_programs_of_two_attempts_of_a_command_never_live_at_once() -> None:
+    scene = make_job().command().started().after(10).failed(0).after(3)
+    scene.step()
+    assert scene.status.attempt == 2
+    old = scene.pod(1)
+    scene.step()
+    # It has its grace period, in which nothing in its program refuses a peer of another attempt.
+    scene.pods[old.name] = replace(old, deleting=True)
+    scene.after(2)
+    assert created(scene.plan()) == []
+    scene.gone(1)
+    assert len(created(scene.plan())) == 3
+
+
+def test_a_checkpoint_of_a_training_that_begins_anew_sets_the_budget_back() -> None:
+    scene = make_job().run_policy(backoffLimit=2).training()
+    scene.after(5).reports(1000, total=5000, last_checkpoint={"step": 1000, "time": scene.now}).seen()
+    scene.failed(0).seen().after(1).seen().all_run().seen()
+    scene.spec(suspend=True).seen().spec(suspend=False).seen().all_run().seen()
+    for number in range(1, 5):
+        step = 100 * number
+        scene.after(300).reports(step, total=5000, last_checkpoint={"step": step, "time": scene.now}).seen()
+        scene.failed(0).seen().after(300).seen().all_run().seen()
+    assert not scene.finished

@@ -14,6 +14,7 @@ def suspended():
 
 def test_pods_get_their_own_grace_period_and_the_job_is_suspended_only_when_they_are_gone():
     scene = suspended()
+    assert scene.step().actions == (), "that it is suspended is written down first"
     plan = scene.plan()
     assert sorted(deleted(plan)) == ["digits-master-0", "digits-worker-0", "digits-worker-1"]
     assert {action.grace_seconds for action in plan.actions} == {None}
@@ -29,6 +30,16 @@ def test_pods_get_their_own_grace_period_and_the_job_is_suspended_only_when_they
     assert scene.status.state is State.SUSPENDED
     assert [event.reason for event in plan.events] == ["Suspended"]
     assert (scene.plan().actions, scene.plan().look_again, scene.plan().events) == ((), None, ())
+
+
+def test_a_suspension_that_is_taken_back_before_all_is_gone_begins_another_attempt() -> None:
+    scene = make_job().run_policy(activeDeadlineSeconds=1800).training().seen().spec(suspend=True)
+    scene.step()
+    for action in scene.plan().actions:
+        scene._carry_out(action)  # the operator ends here, and what it would write now is lost
+    scene.after(3600).new_operator().spec(suspend=False).seen()
+    assert scene.status.attempt == 2
+    assert not scene.finished
 
 
 def test_pods_that_fail_on_their_way_out_are_not_counted():
