@@ -45,12 +45,14 @@ def _all_work_is_done(world: World, *, done: int) -> Step | None:
     reported the end, waits for the others to go.
     """
     master = world.present.get((Role.MASTER, 0))
-    if master is None or (not master.done and not world.failed):
+    if master is not None and master.done:
+        progress, patience = master.termination.progress, world.until(master.ended, MASTER_GRACE)
+    elif master is not None and world.failed:
+        progress, patience = world.progress, world.now
+    else:
         return None
-    progress = master.termination.progress if master.done else world.progress
     if progress is None or not progress.finished:
         return None
-    patience = world.until(master.ended, MASTER_GRACE) if master.done else world.now
     if world.now < patience and any(
         role is Role.WORKER and pod.phase is Phase.RUNNING and not pod.deleting and not world.settled((role, index))
         for (role, index), pod in world.present.items()

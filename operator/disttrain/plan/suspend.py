@@ -15,9 +15,13 @@ def asked(world: World) -> Step | None:
     """What spec.suspend asks for; None for a job that runs and shall."""
     if world.spec.suspend:
         return _suspend(world)
+    return _resume(world) if _is_written(world) and world.started else None
+
+
+def _is_written(world: World) -> bool:
+    """Whether the status says that the job is suspended, or is being."""
     condition = world.status.condition(ConditionType.SUSPENDED)
-    suspended = condition is not None and (condition.status == "True" or condition.reason == Reason.SUSPENDING)
-    return _resume(world) if suspended and world.started else None
+    return condition is not None and (condition.status == "True" or condition.reason == Reason.SUSPENDING)
 
 
 def _suspend(world: World) -> Step:
@@ -29,8 +33,7 @@ def _suspend(world: World) -> Step:
         )
         return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=news)
     # Written down first: of a suspension that nobody remembers, the pods would come back in the same attempt, under its old clocks.
-    told = world.status.condition(ConditionType.SUSPENDED)
-    written = told is not None and told.reason == Reason.SUSPENDING
+    written = _is_written(world)
     going = world.snapshot.pods if written else ()
     deletions = tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in going if not pod.deleting)
     message = "Waiting for the pods to take their checkpoint and end"

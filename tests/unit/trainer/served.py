@@ -142,7 +142,6 @@ class Table:
         """The worker evaluated, in its present stay or in this one."""
         said = {"type": Say.EVALUATED, "stay": stay or self.stay[worker], "evaluation": {"accuracy": accuracy}}
         self.training.heard(worker, said, self.now)
-        self.serve()
 
     def state(self, server: Member) -> dict[str, Any]:
         applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]

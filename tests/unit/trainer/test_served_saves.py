@@ -27,11 +27,6 @@ def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
     table.training.heard(server, said | table.state(server), 0)
 
 
-def evaluated(table: Table) -> None:
-    said = {"type": Say.EVALUATED, "stay": table.stay[WORKERS[0]], "evaluation": {"accuracy": 0.5}}
-    table.training.heard(WORKERS[0], said, table.now)
-
-
 def until_evaluated(table: Table, *workers: Member) -> Member:
     """These work until one is asked to evaluate; who."""
     while not (asked := [member for member, kind, _ in table.said if kind is Say.EVALUATE]):
@@ -137,7 +132,7 @@ def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.finished) == (STEPS, False)
     assert (WORKERS[1], Say.RELEASED, {}) in table.take()
-    evaluated(table)
+    table.evaluate(WORKERS[0], 0.5)
     table.serve()
     assert table.on_disk.finished
 
@@ -145,7 +140,7 @@ def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a
 def test_who_leaves_while_the_last_checkpoint_is_written_is_released_after_it() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
     finish(table)
-    evaluated(table)
+    table.evaluate(WORKERS[0], 0.5)
     writing = [one for one in table.said if one[1] is Say.SAVE]
     table.take()
     table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
@@ -173,7 +168,7 @@ def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation
 def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
     finish(table)
-    evaluated(table)
+    table.evaluate(WORKERS[0], 0.5)
     assert len(table.take(Say.SAVE)) == 2
     table.training.heard(SERVERS[1], {"type": Say.NAN, "step": STEPS}, 0)
     table.training.lost(SERVERS[1], 0)
@@ -217,9 +212,11 @@ def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> No
     table.join(SERVERS[1])
     assert until_evaluated(table, *(worker for worker in WORKERS if worker != slow)) == slow, "it is there the longest"
     table.evaluate(slow, 0.1, stay=before)
+    table.serve()
     assert table.tracker.evaluation is None
     assert not table.training.ended
     table.evaluate(slow, 0.9)
+    table.serve()
     assert table.tracker.evaluation == {"accuracy": 0.9}
     assert table.training.ended
 

@@ -139,6 +139,7 @@ def test_the_end_is_confirmed_evaluated_and_saved() -> None:
     assert [m for m, kind, _ in table.said if kind is Say.EVALUATE] == [WORKERS[0]]
     assert not table.training.ended
     table.evaluate(WORKERS[0], 0.5)
+    table.serve()
     assert table.on_disk is not None
     assert table.on_disk.finished
     assert table.training.ended

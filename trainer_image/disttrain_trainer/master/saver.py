@@ -95,9 +95,13 @@ class Saver:
     def busy(self) -> bool:
         return self._save is not None
 
+    @property
+    def _newest_step(self) -> int:
+        return self.newest.step if self.newest else 0
+
     def misses(self, ledger: Ledger) -> bool:
         """Whether there are steps that a checkpoint could keep now."""
-        return self._servers.complete and ledger.step != (self.newest.step if self.newest else 0)
+        return self._servers.complete and ledger.step != self._newest_step
 
     def know(self, manifest: Manifest) -> None:
         """This is the newest complete checkpoint."""
@@ -106,7 +110,7 @@ class Saver:
 
     def begin(self, ledger: Ledger) -> None:
         """The training goes on from here, which may be beyond the newest checkpoint when only the master is new."""
-        self._attempted = self.newest.step if self.newest else 0
+        self._attempted = self._newest_step
         self._final_failed = None
         self.raise_limit(ledger)
 
@@ -196,7 +200,7 @@ class Saver:
         if self._save is not None:
             self._save = None
             # The steps may wait for this one: the next one is due only beyond where they wait.
-            self._attempted = self.newest.step if self.newest else 0
+            self._attempted = self._newest_step
 
     def tick(self, now: float) -> None:
         """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
