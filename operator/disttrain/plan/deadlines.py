@@ -46,7 +46,7 @@ def _ready_until(world: World) -> datetime | None:
     if world.status.start_time is None or ready is None or ready.status == "True":
         return None
     seen = conditions.ready(world)
-    if seen.status == "True" or _step_not_written(world):
+    if seen.status == "True" or world.steps_now:
         return None  # it is written down in this pass
     if seen.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
         return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
@@ -67,11 +67,6 @@ def _step_until(world: World) -> datetime | None:
         return None  # a step that is not written down yet; the clock starts when it is
     since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
     return _after(since, world.spec.run_policy.progress_deadline_seconds)
-
-
-def _step_not_written(world: World) -> bool:
-    training = world.status.training
-    return world.progress is not None and training is not None and world.progress.step > training.step
 
 
 def _last_step(world: World) -> datetime:

@@ -147,6 +147,12 @@ class World:
         training = self.status.training
         if training is not None and training.last_update_time is not None and training.last_update_time > moment:
             return True
+        return self.steps_now
+
+    @property
+    def steps_now(self) -> bool:
+        """Whether a step is seen that is not written down yet."""
+        training = self.status.training
         return self.progress is not None and self.progress.step > (training.step if training is not None else 0)
 
     @cached_property

@@ -174,3 +174,9 @@ def test_a_new_operator_hears_the_master_before_it_judges_a_missing_worker() -> 
     scene = make_job().servers(1).training().gone(1).seen()
     scene.change(1, reason="Unschedulable", message="0/3 nodes").after(1900).new_operator().seen()
     assert not scene.finished
+
+
+def test_first_steps_that_others_make_while_nobody_looks_count_against_the_startup_deadline() -> None:
+    scene = make_job().servers(1).seen().all_run().gone(1)
+    scene.after(1900).new_operator().reports(10).seen()
+    assert not scene.finished
