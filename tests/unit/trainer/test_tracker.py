@@ -11,6 +11,17 @@ def test_the_loss_is_the_mean_over_the_samples_of_the_newest_reports() -> None:
     assert tracker.loss() == 50 / 40
 
 
+def test_the_loss_of_a_short_job_is_that_of_its_end_not_of_all_of_it() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=10, loss=23.0, now=3)
+    tracker.report(rank=1, samples=10, loss=23.0, now=3)
+    assert tracker.loss() == 2.3
+    for tenth in range(1, 10):
+        tracker.report(rank=0, samples=10, loss=10.0 / tenth, now=3 + tenth / 10)
+    tracker.report(rank=1, samples=10, loss=1.0, now=3.9)
+    assert tracker.loss() == (10.0 / 9 + 1.0) / 20
+
+
 def test_a_rank_that_is_gone_has_no_part_in_the_loss() -> None:
     tracker = Tracker(attempt=1)
     tracker.report(rank=0, samples=1, loss=9.0, now=0)

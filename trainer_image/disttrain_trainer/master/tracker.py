@@ -17,6 +17,8 @@ SPEED_WINDOW = 10.0
 """Seconds over which samples per second are counted."""
 LOSS_WINDOW = 1.0
 """Seconds of the newest reports over which the loss is averaged; at least the newest report of each rank."""
+LOSS_SHARE = 0.1
+"""At most this share of the time since the first report: what a job of a second began with says nothing of how it ended."""
 
 
 @dataclass(slots=True)
@@ -112,9 +114,10 @@ class Tracker:
         entries, newest_each = tuple(self._entries), tuple(self._newest.values())
         if not newest_each:
             return None
-        newest = max(entry.time for entry in newest_each)
-        recent = [e for e in entries if e.loss is not None and e.time > newest - LOSS_WINDOW]
-        recent += [e for e in newest_each if e.time <= newest - LOSS_WINDOW]
+        newest, began = max(entry.time for entry in newest_each), self._began or 0.0
+        since = newest - min(LOSS_WINDOW, LOSS_SHARE * (newest - began))
+        recent = [e for e in entries if e.loss is not None and e.time > since]
+        recent += [e for e in newest_each if e.time <= since]
         weight = sum(e.samples or 1 for e in recent)
         return sum(e.loss or 0.0 for e in recent) / weight if weight else None
 
