@@ -23,6 +23,45 @@ NAME_RULE = Rule(
     shows="metadata.name",
 )
 
+_FIXED_WHILE_RUNNING = (
+    "image",
+    "trainer",
+    "data",
+    "checkpoint",
+    "worker.gpusPerWorker",
+    "worker.template",
+    "master.template",
+    "parameterServer.template",
+)
+"""What running pods must agree on, or were made of: a pod that is replaced is made of the spec as it is then."""
+
+# spec.suspend alone does not say that the pods are gone. Suspended, changed and resumed before the operator looks, a job would keep
+# pods of the old spec beside replacements of the new one. Without a status nothing was made yet. As KEP-5440 has it for a batch Job.
+_RESTS = (
+    "oldSelf.spec.suspend && (!has(oldSelf.status) || !has(oldSelf.status.conditions) || "
+    "!oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status != 'True'))"
+)
+
+
+def _same(field: str) -> str:
+    """CEL: a field, which may be absent, is as it was. What it is in may be absent only where a rule of its own fixes that."""
+    new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    part = field.rpartition(".")[0]
+    given = f"!has(self.spec.{part}) || !has(oldSelf.spec.{part}) || " if part else ""
+    return f"({given}has({new}) == has({old}) && (!has({new}) || {new} == {old}))"
+
+
+EDIT_RULES = tuple(
+    Rule(
+        cel=f"{_same(field)} || ({_RESTS})",
+        check=None,
+        message="is immutable while the job runs; suspend it first, and wait for its condition Suspended",
+        field=f"spec.{field}",
+        shows=f"spec.{field}" if field in ("image", "worker.gpusPerWorker") else "",
+    )
+    for field in _FIXED_WHILE_RUNNING
+)
+
 
 class Metadata(Model):
     """The part of ObjectMeta that DistTrain reads; the rest is kept."""
@@ -43,7 +82,7 @@ class Metadata(Model):
 class DistTrainJob(Model):
     """A distributed training job: a master, parameter servers and workers, run to completion."""
 
-    RULES = (NAME_RULE,)
+    RULES = (NAME_RULE, *EDIT_RULES)
 
     api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
     kind: Literal["DistTrainJob"] = "DistTrainJob"

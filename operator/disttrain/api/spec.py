@@ -82,8 +82,6 @@ __all__ = [
     "Worker",
 ]
 
-_WHILE_RUNNING = "is immutable while the job runs; suspend it first"
-
 
 class Master(Model):
     """The one pod that hosts rendezvous, data ledger and progress; needs no GPU, never trains."""
@@ -155,27 +153,6 @@ class Worker(Model):
     """Pod template of the workers."""
 
 
-# What running pods must agree on, or were made of: a pod that is replaced is made of the spec as it is then.
-_FIXED_WHILE_RUNNING = (
-    "image",
-    "trainer",
-    "data",
-    "checkpoint",
-    "worker.gpusPerWorker",
-    "worker.template",
-    "master.template",
-    "parameterServer.template",
-)
-
-
-def _same(field: str) -> str:
-    """CEL: a field, which may be absent, is as it was. What it is in may be absent only where a rule of its own fixes that."""
-    new, old = f"self.{field}", f"oldSelf.{field}"
-    parent = field.rpartition(".")[0]
-    given = f"!has(self.{parent}) || !has(oldSelf.{parent}) || " if parent else ""
-    return f"({given}has({new}) == has({old}) && (!has({new}) || {new} == {old}))"
-
-
 def _mounts_elsewhere(role: str) -> str:
     """CEL: the trainer container of a role's template has no mount of its own where the data is."""
     template = f"self.{role}.template"
@@ -216,16 +193,6 @@ class DistTrainJobSpec(Model):
             message=IMMUTABLE,
             field="managedBy",
             shows="managedBy",
-        ),
-        *(
-            Rule(
-                cel=f"oldSelf.suspend || {_same(field)}",
-                check=None,
-                message=_WHILE_RUNNING,
-                field=field,
-                shows=field if field in ("image", "worker.gpusPerWorker") else "",
-            )
-            for field in _FIXED_WHILE_RUNNING
         ),
         Rule(
             cel="has(self.parameterServer) == has(oldSelf.parameterServer) && "

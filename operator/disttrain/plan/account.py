@@ -48,7 +48,7 @@ def release(world: World, pod: PodView) -> datetime:
 
 def next_attempt(world: World) -> datetime | None:
     """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
-    if world.present or world.restarts.last is None or world.restarts.counted_towards_limit == 0:
+    if world.present or world.restarts.last is None:
         return None
     moment = world.until(world.restarts.last.time, delay(counted_so_far(world)))
     return moment if moment > world.now else None

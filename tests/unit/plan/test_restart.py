@@ -424,6 +424,14 @@ def test_a_restart_of_the_job_is_written_down_then_pods_are_deleted_then_made():
     assert {pod.attempt for pod in scene.pods.values()} == {2}
 
 
+def test_a_restart_that_does_not_count_waits_too():
+    rule = {"name": "preempted", "onExitCodes": [143], **JOB, "countTowardsLimit": False}
+    scene = make_job().rules(rule).training().failed(0, code=143).seen()
+    assert (scene.status.attempt, scene.status.restarts.counted_towards_limit) == (2, 0)
+    assert created(scene.after(0.5).step()) == []
+    assert len(created(scene.after(0.5).step())) == 3
+
+
 def test_pods_of_an_older_attempt_are_deleted_and_never_counted():
     scene = make_job().rules(default="RestartJob").training().failed(0)
     scene.step()
