@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 # The first process of a container ignores each signal that it has no handler for, and until the role has its own there are seconds
 # of imports: a job that was deleted while it started would hold its nodes for the whole grace period. Pods start it with the signal
@@ -11,5 +10,6 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 from disttrain_trainer.entry import main  # noqa: E402
+from disttrain_trainer.run_script import leave  # noqa: E402
 
-sys.exit(main())
+leave(main())

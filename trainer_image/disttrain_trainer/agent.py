@@ -13,7 +13,7 @@ from pathlib import Path
 from disttrain.api import environment
 from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import machine
+from disttrain_trainer import machine, run_script
 from disttrain_trainer.address import split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import Terminated, WrongInput
@@ -116,7 +116,8 @@ class Agent:
     def _start(self, world: World) -> Program:
         """The program of a world. Raises Terminated when none is to begin any more."""
         config = self._process.config
-        command = [sys.executable, str(self._file), *(config.trainer.script.args if config.trainer.script else ())]
+        arguments = config.trainer.script.args if config.trainer.script else ()
+        command = [sys.executable, run_script.__file__, str(self._file), *arguments]
         environs = [
             contract(config, index=self._process.index, local_rank=local_rank, generation=world.generation)
             for local_rank in range(config.processes_per_worker)
