@@ -308,12 +308,13 @@ class Node(Kubectl):
         """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not told."""
         self._worker_of(namespace, pod).containerd.kill(self.container(namespace, pod, container), sig)
 
-    def pid_of(self, namespace: str, pod: str, container: str | None = None) -> int:
-        """That first process's pid, as seen inside its machine."""
+    def program_of(self, namespace: str, pod: str, container: str | None = None) -> str:
+        """The name of the program that this first process runs now. LookupError as long as there is none."""
         id = self.container(namespace, pod, container)
-        for line in self._worker_of(namespace, pod).containerd.ctr("tasks", "ls").splitlines()[1:]:
+        containerd = self._worker_of(namespace, pod).containerd
+        for line in containerd.ctr("tasks", "ls").splitlines()[1:]:
             if line.split()[0] == id:
-                return int(line.split()[1])
+                return containerd.machine.run(["cat", f"/proc/{line.split()[1]}/comm"]).strip()
         raise LookupError(f"containerd has no task {id}")
 
     def _worker_of(self, namespace: str, pod: str) -> Worker:

@@ -164,7 +164,9 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
     job = job_of("digits-ps.yaml", "gone")
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
     selector = "disttrain.dev/job-name=gone"
-    node.wait_for("its pods", lambda: node.kubectl("get", "pods", "-n", TEAM, "-l", selector, "-o", "name"), 60)
+    # Not a moment before: a container's first process loses the signals that come before its entrypoint has blocked them.
+    for pod in ("gone-master-0", "gone-ps-0", "gone-ps-1", "gone-worker-0", "gone-worker-1"):
+        node.wait_for(f"{pod} to start", lambda pod=pod: node.program_of(TEAM, pod).startswith("python"), 60)
     node.kubectl("delete", "dtj", "gone", "-n", TEAM, user=JANE)
 
     def left(kinds: str = "pods,services,networkpolicies") -> list[Any]:

@@ -263,6 +263,7 @@ class Job:
         name = f"{role.value}-{index}.{self._count}"
         termination, log = self.folder / f"{name}.termination", self.folder / f"{name}.log"
         env = self.environment(role, index) | {environment.TERMINATION_LOG: str(termination)}
+        log.touch()  # a forked process opens it only later, and may be asked about before
         process: Any
         if self._program:
             with log.open("wb") as file:
