@@ -12,6 +12,7 @@ It is run by its path, and imports nothing of ours: the user's file sees a modul
 import atexit
 import builtins
 import contextlib
+import ctypes
 import gc
 import importlib.machinery
 import io
@@ -20,72 +21,109 @@ import sys
 import threading
 import traceback
 import types
+import weakref
 from typing import NoReturn
 
 _UNWRITTEN = 120
 """What Python answers when its standard output could not be written."""
+_PATIENCE = 1.0
+"""Seconds that one open file may take to be written. A daemon thread may hold its lock for ever."""
 
 
-def run(file: str, arguments: list[str]) -> tuple[int, dict[str, object]]:
-    """Executes the file as `__main__`. Returns the exit code, and what the file's names hold."""
+def run(file: str, arguments: list[str]) -> int:
+    """Executes the file as `__main__`. Returns the exit code."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__annotations__={}, __builtins__=builtins, __cached__=None)
     main.__file__ = path = os.path.abspath(file)
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
     sys.modules["__main__"] = main
     sys.argv = [file, *arguments]
-    sys.path[0] = os.path.dirname(os.path.realpath(file))
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(file))
     try:
-        with open(path, "rb") as source:
-            code = compile(source.read(), path, "exec", dont_inherit=True)
-        exec(code, main.__dict__)
+        try:
+            with open(path, "rb") as source:
+                code = compile(source.read(), path, "exec", dont_inherit=True)
+            exec(code, main.__dict__)
+        finally:
+            _flush_standard()  # what it printed comes before its traceback, where both go to one file
     except SystemExit as ended:
-        return _status(ended), main.__dict__
+        return _status(ended)
     except BaseException as error:
-        # As if the file's first line had no caller. The hook may be the user's, or that of a library.
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        error = error.with_traceback(trace)
-        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
-        sys.excepthook(type(error), error, trace)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1, main.__dict__
-    return 0, main.__dict__
+        # As if the file's first line had no caller. The trace has no name here: this frame is behind its frames, which would then
+        # go only as a cycle, and what they hold in any order: a file of theirs before what was to be written to it.
+        error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+        try:
+            sys.excepthook(type(error), error, error.__traceback__)  # the user's, perhaps, or that of a library
+        except SystemExit as ended:
+            return _status(ended)
+        except BaseException as failed:
+            failed.__context__ = None
+            print("Error in sys.excepthook:", file=sys.stderr)
+            traceback.print_exception(failed.with_traceback(failed.__traceback__ and failed.__traceback__.tb_next))
+            print("\nOriginal exception was:", file=sys.stderr)
+            traceback.print_exception(error)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 0
 
 
-def leave(status: int, names: dict[str, object] | None = None) -> NoReturn:
-    """Ends the process in order, but for the interpreter. names: those of the program; what they hold is let go."""
+def leave(status: int, *, script: bool = False) -> NoReturn:
+    """Ends the process in order, but for the interpreter. script: `__main__` is what `run` executed; what it holds is let go."""
     steps = (
         threading._shutdown,  # type: ignore[attr-defined]  # as multiprocessing does: waits for threads that are no daemons
         atexit._run_exitfuncs,
-        lambda: _let_go(names),
-        _flush,
+        _flush_standard,  # as long as there is all that a file of the user's own kind may need
+        _flush,  # a file that is part of a cycle may be closed before what was to be written to it
+        *((_let_go, _flush) if script else ()),
     )
     for step in steps:
         try:
             step()
         except BaseException:  # such as what the handler of a signal raises: it ends the step, as it would under Python
-            traceback.print_exc()
-    try:
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()
-    except OSError as error:
-        print(f"standard output: {error}", file=sys.stderr)
+            with contextlib.suppress(BaseException):
+                traceback.print_exc()
+    if not _flush_standard():
         status = _UNWRITTEN
-    os._exit(status)
+        with contextlib.suppress(BaseException):
+            print("standard output could not be written to its end", file=sys.stderr, flush=True)
+    os._exit(status & 0xFF)
 
 
 def _status(ended: SystemExit) -> int:
     if ended.code is None or isinstance(ended.code, int):
         return ended.code or 0
-    print(ended.code, file=sys.stderr)
+    try:
+        words = str(ended.code)
+    except Exception:
+        words = ""
+    print(words, file=sys.stderr)
     return 1
 
 
-def _let_go(names: dict[str, object] | None) -> None:
-    if names is None:
-        return
-    threading.excepthook = lambda _: None  # daemons that still look for a name
-    names.clear()
+def _flush_standard() -> bool:
+    """Whether standard output could be written. The program may have put any object in its place; nothing that it raises goes on."""
+    failed = False
+    for file in (sys.stdout, sys.stderr):
+        try:
+            if file is not None and not getattr(file, "closed", False):
+                file.flush()
+        except BaseException:
+            failed = failed or file is sys.stdout
+    return not failed
+
+
+def _let_go() -> None:
+    """`__main__` goes, and with it what only it holds. What others hold stays whole: a daemon thread or a destructor may use it."""
+    sys.last_type = sys.last_value = sys.last_traceback = None
+    sys.excepthook = sys.__excepthook__
+    main = weakref.ref(sys.modules.pop("__main__"))
     gc.collect()
+    left = main()
+    if left is not None and len(sys._current_frames()) == 1:
+        # Another module holds it. As Python does, its values go all the same, but not while a thread may need them.
+        left.__dict__.update((name, None) for name in list(left.__dict__) if name != "__builtins__")
+        gc.collect()
 
 
 def _flush() -> None:
@@ -93,9 +131,18 @@ def _flush() -> None:
     for kinds in ((io.TextIOWrapper,), (io.BufferedWriter, io.BufferedRandom)):
         for file in gc.get_objects():
             if issubclass(type(file), kinds):  # isinstance would ask every object, and some answer with an import
-                with contextlib.suppress(OSError, ValueError):
-                    file.flush()
+                flushing = threading.Thread(target=_flush_one, args=(file,), daemon=True)
+                flushing.start()
+                flushing.join(_PATIENCE)
+    with contextlib.suppress(ValueError):  # the name that glibc and musl have for it
+        libc = ctypes.CDLL(None)
+        libc.fflush(ctypes.c_void_p.in_dll(libc, "stdout"))  # C's own exit is skipped too
+
+
+def _flush_one(file: io.IOBase) -> None:
+    with contextlib.suppress(BaseException):
+        file.flush()
 
 
 if __name__ == "__main__":
-    leave(*run(sys.argv[1], sys.argv[2:]))
+    leave(run(sys.argv[1], sys.argv[2:]), script=True)

@@ -75,6 +75,73 @@ SCRIPTS = {
         archive = zipfile.ZipFile('archive', 'w'); archive.writestr('one', 'two')
         import neighbour; neighbour.file = open('of a module', 'w'); neighbour.file.write('words')
     """,
+    "a hook for exceptions that fails": """
+        import sys
+        def hook(*told): raise RuntimeError('of the hook')
+        sys.excepthook = hook
+        1 / 0
+    """,
+    "a hook for exceptions that exits": "import sys; sys.excepthook = lambda *told: sys.exit(3); 1 / 0",
+    "an exit with words that cannot be said": """
+        class Mute:
+            def __str__(self): raise RuntimeError
+        raise SystemExit(Mute())
+    """,
+    "standard output of its own kind": """
+        import sys
+        class Tee:
+            def __init__(self, *files): self.files = files
+            def write(self, text): return [file.write(text) for file in self.files][0]
+            def flush(self): [file.flush() for file in self.files]
+        sys.stdout = Tee(sys.stdout, open('log', 'w'))
+        sys.stderr = Tee(sys.stderr, open('errors', 'w'))
+        print('words')
+        raise ValueError('the end')
+    """,
+    "standard output that is closed": "import sys; sys.stdout.close()",
+    "words of C": "import ctypes; ctypes.CDLL(None).puts(b'words')",
+    "a daemon that would tell of a name that is gone": """
+        import os, threading, time
+        def beat(): time.time()
+        def watch():
+            while True:
+                try: beat()
+                except Exception as error:
+                    print(repr(error), flush=True)
+                    os._exit(17)
+        threading.Thread(target=watch, daemon=True).start()
+        time.sleep(0.05)
+    """,
+    "a daemon that waits to write": """
+        import os, threading, time
+        reads, writes = os.pipe()
+        file = os.fdopen(writes, 'wb')
+        def feed():
+            while True: file.write(bytes(100_000))
+        threading.Thread(target=feed, daemon=True).start()
+        time.sleep(0.2)
+        print('done')
+    """,
+    "an exception that holds a file": """
+        def save():
+            file = open('kept', 'w')
+            file.write('words')
+            raise ValueError('while it was open')
+        save()
+    """,
+    "a file in a cycle": """
+        class Own: pass
+        own = Own()
+        own.file = open('kept', 'w')
+        own.again = own
+        own.file.write('words')
+    """,
+    "something to let go that needs the names of its file": """
+        import os
+        class Held:
+            def __del__(self): print(os.sep, Held.__name__)
+        held = Held()
+    """,
     "something to let go": """
         class Held:
             def __del__(self): print('let go')
@@ -98,6 +165,10 @@ def ran(folder: Path, *command: str) -> tuple[object, ...]:
     return code, done.stdout.decode(), done.stderr.decode(), left, whole
 
 
+def buffered() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
 def test_it_is_as_under_python_itself(tmp_path: Path, text: str) -> None:
     file = tmp_path / "train.py"
@@ -105,6 +176,32 @@ def test_it_is_as_under_python_itself(tmp_path: Path, text: str) -> None:
     (tmp_path / "neighbour.py").write_text("NAME = 'beside it'\n")
     expected = ran(tmp_path / "python", str(file), "a", "--b")
     assert ran(tmp_path / "ours", run_script.__file__, str(file), "a", "--b") == expected
+
+
+@pytest.mark.parametrize("text", ["print('first'); 1 / 0", "print('first'); raise SystemExit('second')"])
+def test_what_it_printed_comes_before_its_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.py").write_text(text)
+    said = [
+        subprocess.run(
+            [sys.executable, *command, "train.py"],
+            cwd=tmp_path,
+            env=buffered(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        ).stdout.decode()
+        for command in ([], [run_script.__file__])
+    ]
+    assert said[0] == said[1]
+    assert said[0].startswith("first")
+
+
+def test_a_safe_path_stays_safe(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import neighbour")
+    done = ran(tmp_path / "ours", "-P", run_script.__file__, str(tmp_path / "train.py"))
+    assert done == ran(tmp_path / "python", "-P", str(tmp_path / "train.py"))
+    assert done[0] == 1
 
 
 def test_a_link_imports_from_where_its_file_is(tmp_path: Path) -> None:
@@ -124,11 +221,15 @@ def test_a_signal_ends_it_as_it_ends_python(tmp_path: Path) -> None:
 
 def test_full_standard_output_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print('words')")
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         codes = [
             subprocess.run(
-                [sys.executable, *command, "train.py"], cwd=tmp_path, env=buffered, stdout=full, timeout=60, check=False
+                [sys.executable, *command, "train.py"],
+                cwd=tmp_path,
+                env=buffered(),
+                stdout=full,
+                timeout=60,
+                check=False,
             ).returncode
             for command in ([], [run_script.__file__])
         ]
