@@ -36,10 +36,10 @@ _FIXED_WHILE_RUNNING = (
 """What running pods must agree on, or were made of: a pod that is replaced is made of the spec as it is then."""
 
 # spec.suspend alone does not say that the pods are gone. Suspended, changed and resumed before the operator looks, a job would keep
-# pods of the old spec beside replacements of the new one. Without a status nothing was made yet. As KEP-5440 has it for a batch Job.
+# pods of the old spec beside replacements of the new one. As KEP-5440 has it for a batch Job.
 _RESTS = (
-    "oldSelf.spec.suspend && (!has(oldSelf.status) || !has(oldSelf.status.conditions) || "
-    "!oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status != 'True'))"
+    "oldSelf.spec.suspend && has(oldSelf.status) && has(oldSelf.status.conditions) && "
+    "oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True')"
 )
 
 

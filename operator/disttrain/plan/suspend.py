@@ -15,7 +15,10 @@ def asked(world: World) -> Step | None:
     """What spec.suspend asks for; None for a job that runs and shall."""
     if world.spec.suspend:
         return _suspend(world)
-    return _resume(world) if _is_written(world) and world.started else None
+    if not _is_written(world):
+        return None
+    # A suspended job may be changed. That it is none any more is written down before there are pods, the first ones too.
+    return _resume(world) if world.started else Step(again=True)
 
 
 def _is_written(world: World) -> bool:

@@ -87,7 +87,9 @@ def test_a_job_that_is_created_suspended_gets_nothing():
     assert scene.status.state is State.SUSPENDED
     assert (scene.status.attempt, scene.status.start_time) == (None, None)
     scene.after(100).spec(suspend=False)
-    scene.step()
+    assert scene.step().actions == (), "as long as its status says Suspended, its image may be changed"
+    assert scene.says("Suspended") == ("False", "NotSuspended")
+    assert created(scene.step()) == [(MASTER, 0), (WORKER, 0), (WORKER, 1)]
     assert (scene.status.attempt, scene.status.start_time) == (1, scene.now)
 
 
