@@ -23,7 +23,7 @@ from disttrain_trainer.membership import Rank, World
 from disttrain_trainer.messages import Say
 from disttrain_trainer.meter import Meter, NonFiniteLoss
 from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.parallel.group import BrokenGroup, process_group
+from disttrain_trainer.parallel.group import BrokenGroup, Wires, process_group
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 from disttrain_trainer.parallel.replica import Replica
 from disttrain_trainer.parallel.state import State
@@ -99,13 +99,14 @@ class DataParallel:
         self._written = None
         with process_group(
             self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
-        ):
+        ) as wires:
             replica = None
-            if self._config.world_size > 1:
-                self._take_newest(world)
+            if wires is not None:
+                self._take_newest(world, wires)
                 replica = Replica(
                     self._task.model,
                     tasks.Objective(self._task.model, self._task.loss),
+                    wires=wires,
                     deterministic=self._config.trainer.deterministic,
                 )
             log.info("generation %d begins at step %d", world.generation, rank.step)
@@ -120,12 +121,12 @@ class DataParallel:
                 raise
         self._end(world)
 
-    def _take_newest(self, world: World) -> None:
+    def _take_newest(self, world: World, wires: Wires) -> None:
         """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
         rank, held = self._rank, self._rank.step
         if world.source != self._process.rank:
             rank.step = -1
-        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device)
+        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device, wires=wires)
         if rank.step < 0:
             raise PeerLost(f"worker-{world.source}", "it has no whole state to give")
 

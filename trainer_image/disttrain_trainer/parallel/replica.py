@@ -17,7 +17,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.parallel.group import BrokenGroup
+from disttrain_trainer.parallel.group import BrokenGroup, Wires
 
 GLANCE = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
@@ -27,10 +27,16 @@ class Replica:
     """One rank's model, whose gradients become the sum over all ranks while backward still runs."""
 
     def __init__(
-        self, model: nn.Module, objective: Callable[[Any], torch.Tensor], *, deterministic: bool = False
+        self,
+        model: nn.Module,
+        objective: Callable[[Any], torch.Tensor],
+        *,
+        wires: Wires,
+        deterministic: bool = False,
     ) -> None:
         """objective: the loss of a batch, which `module` then computes. deterministic: a step's sums do not depend on the steps before."""
         self._model = model
+        self._wires = wires
         self._error: RuntimeError | None = None
         self._whole = False
         """Whether the last bucket was sent: every parameter had its gradient."""
@@ -53,8 +59,8 @@ class Replica:
 
     def check(self) -> None:
         """After each backward. Raises BrokenGroup when a peer was lost in it, and UserError when a parameter took no part in it."""
-        if self._error is not None:
-            raise BrokenGroup(self._error) from None
+        if error := self._error or self._wires.error:
+            raise BrokenGroup(error) from None
         if not self._whole:
             idle = [name for name, p in self._model.named_parameters() if p.requires_grad and not _moved(p)]
             raise UserError(
@@ -81,13 +87,14 @@ class Replica:
     def _reduce(self, _: None, bucket: GradBucket) -> Future[torch.Tensor]:
         vector = bucket.buffer()
         self._whole = self._whole or bucket.is_last()
-        if self._error is None:
+        if self._error is None and self._wires.error is None:
             try:
                 work = dist.all_reduce(vector, async_op=True)
                 assert work is not None
-                if vector.is_cuda:
-                    self._works.append(work)
                 self.sent = time.perf_counter()
+                if not vector.is_cuda:
+                    return self._wires.awaited(work, vector)
+                self._works.append(work)
                 return work.get_future().then(lambda future: self._sum(future, vector))
             except RuntimeError as error:
                 self._error = error

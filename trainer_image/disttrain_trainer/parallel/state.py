@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from disttrain_trainer.checkpoint.tensors import NamedTensors
-from disttrain_trainer.parallel.group import BrokenGroup
+from disttrain_trainer.parallel.group import BrokenGroup, Wires
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 
 
@@ -30,19 +30,31 @@ class State(NamedTensors):
         self.layout = hashlib.sha256(repr(shapes).encode()).hexdigest()
         """The same for every rank whose state this rank can take over: names, types and shapes, before any training."""
 
-    def broadcast(self, *, source: int, step: int, device: torch.device) -> int:
+    def broadcast(self, *, source: int, step: int, device: torch.device, wires: Wires) -> int:
         """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
 
         Then any rank but the source may hold a mixture of two states.
         """
         try:
             count = torch.tensor(step, device=device)
-            dist.broadcast(count, source)
+            _send(count, source, wires)
             for tensor in self._present().values():
                 dense = tensor.contiguous()
-                dist.broadcast(dense, source)
+                _send(dense, source, wires)
                 if dense is not tensor:
                     tensor.copy_(dense)
         except RuntimeError as error:
             raise BrokenGroup(error) from None
         return int(count.item())
+
+
+def _send(tensor: torch.Tensor, source: int, wires: Wires) -> None:
+    """Gives every rank the tensor of `source`. Raises RuntimeError when a peer is lost."""
+    work = dist.broadcast(tensor, source, async_op=True)
+    assert work is not None
+    if tensor.is_cuda:
+        work.wait()
+        return
+    wires.awaited(work, tensor).wait()
+    if wires.error is not None:
+        raise wires.error
