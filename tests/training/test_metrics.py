@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.processes import wait_for
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain_trainer.examples import digits as example
@@ -110,15 +111,19 @@ def test_a_worker_of_parameter_servers_counts_its_bytes_as_they_move_and_the_mas
 ) -> None:
     with Scraped(folder=tmp_path, spec=digits(**served("Async", servers=1), trainer=ENDLESS)) as job:
         job.start()
-        job.until(lambda progress: progress.step > 50 and progress.world_size == 2)
-        found = job.scrape(job.port)
-        for direction in ("0sent", "0received"):
-            assert found["disttrain_communication_bytes_total", direction] > 0
+        job.until(lambda progress: progress.world_size == 2)
+
+        def moved(more_than: float) -> float | None:
+            found = job.scrape(job.port)
+            sent, received = (
+                found.get(("disttrain_communication_bytes_total", way), 0) for way in ("0sent", "0received")
+            )
+            return sent if min(sent, received) > more_than else None
+
+        # It is one of two as soon as the master wants it, and speaks with the server then.
+        before = wait_for("its bytes", lambda: moved(0), 30)
         assert job.scrape(job.metrics_port)["disttrain_recoveries_total", "0"] == 0
         job.kill(Role.WORKER, 1)
         job.until(lambda progress: progress.world_size == 1, tolerate=True)
         assert job.scrape(job.metrics_port)["disttrain_recoveries_total", "0"] == 1
-        now = job.scrape(job.port)
-        assert (
-            now["disttrain_communication_bytes_total", "0sent"] > found["disttrain_communication_bytes_total", "0sent"]
-        )
+        wait_for("more of its bytes", lambda: moved(before), 30)

@@ -132,8 +132,9 @@ def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, An
         for role, index in job.keys:
             job.kill(role, index, signal.SIGTERM)
         assert [job.wait(role, index, timeout=10) for role, index in job.keys] == [143] * len(job.keys), job.logs()
-    (manifest,) = manifests(tmp_path / "checkpoints")
-    assert manifest["step"] > 50
+    steps = [manifest["step"] for manifest in manifests(tmp_path / "checkpoints")]
+    assert steps, "a second one is of those who were told after the first was saved"
+    assert min(steps) > 50
 
 
 def test_one_terminated_worker_saves_and_the_others_go_on(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
             other.pull(flat.parameters)
         with pytest.raises(RuntimeError, match="generation 1 is over"):
             server.save(tmp_path / "shard")
+        wait_for("the failure to be told, after its connection is closed", lambda: failures, 5)
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
 
 
