@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.job import Job, checkpoints, digits, state
+from training.job import Job, checkpoints, digits, held, state
 
 STEPS = 60
 USERS = """
@@ -38,15 +38,9 @@ def model(config):
 
 
 def spec(workers: int, every: int) -> dict[str, Any]:
-    trainer = {
-        "model": "users:model",
-        "dataset": "users:dataset",
-        "evaluate": None,
-        "deterministic": True,
-        "epochs": None,
-        "maxSteps": STEPS,
-        "seed": 20_240_615,
-    }
+    trainer = held(
+        model="users:model", dataset="users:dataset", evaluate=None, deterministic=True, epochs=None, maxSteps=STEPS
+    )
     return digits(worker={"replicas": workers}, trainer=trainer, **checkpoints(every))
 
 
@@ -56,11 +50,13 @@ def run(folder: Path, *, workers: int, stop_at: int = 0) -> dict[str, torch.Tens
     (folder / "users.py").write_text(USERS)
     if stop_at:
         with Job(folder=folder, spec=spec(workers, stop_at)) as job:
+            job.hold(stop_at + 1)
             job.start()
-            job.until(lambda progress: progress.last_checkpoint is not None)
+            job.until_held(stop_at + 1, checkpoint=stop_at)
             for role, index in job.keys:
                 job.kill(role, index)
                 job.wait(role, index)
+            job.let_go()
     with Job(folder=folder, spec=spec(workers, stop_at or 1000), attempt=2) as job:
         job.start()
         assert job.supervise() == 0, job.logs()

@@ -167,7 +167,7 @@ def test_a_server_that_is_lost_while_it_writes_a_checkpoint_costs_the_steps_sinc
     (tmp_path / "fault.py").write_text(SLOW_DISK.format(step=2 * EVERY))
     with Job(folder=tmp_path, spec=spec) as job:
         job.start()
-        stopped = job.until(lambda _: (tmp_path / "writing").exists())
+        stopped = job.until(lambda p: p.last_checkpoint is not None and (tmp_path / "writing").exists())
         assert stopped.last_checkpoint is not None
         assert stopped.last_checkpoint.step == EVERY
         job.kill(Role.PARAMETER_SERVER, 1)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, manifests, served
+from training.job import Job, checkpoints, digits, held, manifests, served
 
 MOMENTUM = {"optimizer": {"name": "SGD", "learningRate": "0.1", "momentum": "0.9"}, "epochs": 20}
 ADAM = {"optimizer": {"name": "Adam", "learningRate": "0.002"}, "epochs": 30}
@@ -44,11 +44,13 @@ def test_digits_are_learned(tmp_path: Path, changes: dict[str, Any], trainer: di
 
 
 def test_the_program_itself_runs_a_job_with_one_server(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=digits(**served("Sync", servers=1), worker={"replicas": 1}), program=True) as job:
+    spec = digits(**served("Sync", servers=1), worker={"replicas": 1}, trainer=held())
+    with Job(folder=tmp_path, spec=spec, program=True) as job:
+        job.hold(5)
         job.start()
-        training = job.until(lambda progress: progress.step > 0)
-        assert training.world_size == 1
+        assert job.until_held(5).world_size == 1
         assert "disttrain_step{" in job.metrics()
+        job.let_go()
         assert job.supervise() == 0, job.logs()
 
 
@@ -60,11 +62,13 @@ def test_a_world_of_one_needs_no_process_group(tmp_path: Path) -> None:
 
 
 def test_two_processes_of_one_pod_are_two_ranks(tmp_path: Path) -> None:
-    job = Job(folder=tmp_path, spec=digits(worker={"replicas": 1}))
+    job = Job(folder=tmp_path, spec=digits(worker={"replicas": 1}, trainer=held()))
     job.config = job.config.model_copy(update={"processes_per_worker": 2})
     with job:
+        job.hold(5)
         job.start()
-        assert job.until(lambda progress: progress.step > 0).world_size == 2
+        assert job.until_held(5).world_size == 2
+        job.let_go()
         assert job.supervise() == 0, job.logs()
         assert job.wait(Role.WORKER, 0, timeout=10) == 0
 
