@@ -106,7 +106,10 @@ class Reconciler:
             self._forget(key)
             return
         memory = self._memories.of(key, stored.uid)
-        memory.known_since = memory.known_since or self._clock()
+        if memory.known_since is None:
+            memory.known_since = self._clock()
+            if not stored.value.status:
+                memory.status_written = asyncio.get_running_loop().time()
         if memory.generation != stored.value.generation:
             memory.generation = stored.value.generation
             # The spec changed, and may be what mends it.
@@ -133,7 +136,8 @@ class Reconciler:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
-        if written := await self._write(stored, memory, plan.status):
+        begins_in_trouble = trouble is not None and not stored.value.status.get("startTime")
+        if written := await self._write(stored, memory, plan.status, at_once=begins_in_trouble):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)
@@ -148,11 +152,13 @@ class Reconciler:
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
-    async def _write(self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus) -> bool:
+    async def _write(
+        self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus, *, at_once: bool = False
+    ) -> bool:
         """False when the write has to wait: the next pass will find the same news, and tell it then."""
         before = stored.value.parsed
-        quiet_for = asyncio.get_running_loop().time() - memory.status_written
-        result = await self._statuses.write(stored, status, quiet_for=quiet_for)
+        last = float("-inf") if at_once else memory.status_written
+        result = await self._statuses.write(stored, status, last=last)
         memory.rests_until = float("-inf")
         if isinstance(result, Wait):
             memory.rests_until = asyncio.get_running_loop().time() + result.at_most

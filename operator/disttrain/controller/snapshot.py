@@ -45,7 +45,7 @@ class Memory:
     progress: Progress | None = None
     progress_read: datetime | None = None
     status_written: float = float("-inf")
-    """When our last write of the status was answered, by the loop's clock."""
+    """When our last write of the status was answered, by the loop's clock; of a job that had none, when it was first seen."""
     rests_until: float = float("-inf")
     """Before that nothing that can wait is written, so that news of it needs no pass."""
 

@@ -20,11 +20,17 @@ from disttrain.controller.cache import Cache, Entry, StoredJob
 
 URGENT = frozenset({"attempt", "restarts", "startTime", "completionTime"})
 """Fields that the next step waits for: a failed pod is deleted only once it is written down."""
-URGENT_CONDITIONS = frozenset(
-    {ConditionType.VALID, ConditionType.SUSPENDED, ConditionType.COMPLETE, ConditionType.FAILED}
-)
-"""Conditions whose change is told at once. The others follow one another in a starting job: several changes are one write."""
+AT_FIRST = {
+    ConditionType.VALID: "True",
+    ConditionType.SUSPENDED: "False",
+    ConditionType.COMPLETE: "False",
+    ConditionType.FAILED: "False",
+}
+"""Conditions whose change is told at once, and how a job begins that has no trouble. The others follow one another in a starting job:
+several changes are one write."""
 OBSTACLES = frozenset({ConditionType.SCHEDULED, ConditionType.READY, ConditionType.PROGRESSING})
+BEGINNING = frozenset({"startTime", "attempt"})
+"""Of the urgent fields those of a job whose pods were just made. Should they be lost, the next operator sees the pods, and begins anew."""
 WAITS = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
 """Reasons of a False condition that pass by themselves. Of any other a user has to know: no node, no image, no Secret, no step for long."""
 COUNTS = frozenset({"conditions", "replicaStatuses", "worker", "goodput"})
@@ -60,10 +66,8 @@ class StatusWriter:
         self._latency = 0.0
         """Seconds that a write takes lately: a mean in which the newest counts a tenth."""
 
-    async def write(
-        self, stored: Entry[StoredJob], status: DistTrainJobStatus, *, quiet_for: float
-    ) -> "Written | Wait":
-        """Writes the status if it differs; what can wait does so when the last write was only `quiet_for` seconds ago.
+    async def write(self, stored: Entry[StoredJob], status: DistTrainJobStatus, *, last: float) -> "Written | Wait":
+        """Writes the status if it differs; what can wait does so for a while after the last write, by the loop's clock.
 
         Raises Conflict when the job moved on; the cache has its newest state then.
         """
@@ -72,11 +76,12 @@ class StatusWriter:
         patch = merge_patch(job.status, new)
         if not patch:
             return Written.NO
-        rest = resting(self._rest, rests(job.status, new, patch), latency=self._latency)
-        if rest > quiet_for:
-            return Wait(rest - quiet_for, at_most=resting(self._rest, 1, latency=self._latency) - quiet_for)
-        namespace, name = stored.key
+        due = last + resting(self._rest, rests(job.status, new, patch), latency=self._latency)
         began = asyncio.get_running_loop().time()
+        # Moments are compared, not spans: what is left of a span may be too little for any clock to show that it has passed.
+        if due > began:
+            return Wait(due - began, at_most=last + resting(self._rest, 1, latency=self._latency) - began)
+        namespace, name = stored.key
         try:
             answer = await self._api.patch_status(
                 JOBS, namespace, name, {"metadata": {"uid": job.uid, "resourceVersion": job.version}, "status": patch}
@@ -91,15 +96,19 @@ class StatusWriter:
         return Written.YES
 
 
-def resting(rest: float, number: int, *, latency: float) -> float:
-    """Seconds of so many rests when a write takes so long."""
-    if number == 0:
+def resting(rest: float, number: int | None, *, latency: float) -> float:
+    """Seconds of so many rests when a write takes so long; None is at once, 0 as long as the latency alone asks for."""
+    if number is None:
         return 0.0
     return min(rest * MOST_RESTS, max(rest * number, latency * LATENCIES_EACH))
 
 
-def rests(old: Body, new: Body, patch: Body) -> int:
-    """How many rests after the last write a change is written: 0 for one that the next step waits for or that ends the job."""
+def rests(old: Body, new: Body, patch: Body) -> int | None:
+    """How many rests after the last write a change is written: None for one that the next step waits for or that ends the job.
+
+    A job's beginning has 0. Where writes are quick, it is written as good as at once. Of many jobs at once, all get their pods first, and
+    the first status tells already how these fare: a write less for each.
+    """
     before, after = _told(old), _told(new)
     changed = {type_ for type_ in before.keys() | after.keys() if before.get(type_) != after.get(type_)}
     trouble = any(
@@ -108,8 +117,14 @@ def rests(old: Body, new: Body, patch: Body) -> int:
     # Of a pod that is replaced and of a worker that succeeded the next pass may see nothing any more: it is told now or never.
     fleeting = after.get(ConditionType.RESTARTING, ("",))[0] == "True" and ConditionType.RESTARTING in changed
     fleeting |= "completedIndexes" in (patch.get("worker") or {})
-    if trouble or fleeting or not changed.isdisjoint(URGENT_CONDITIONS) or not patch.keys().isdisjoint(URGENT):
+    conditions, fields = changed & AT_FIRST.keys(), patch.keys() & URGENT
+    if trouble or fleeting:
+        return None
+    begins = "startTime" not in old and "startTime" in new and fields <= BEGINNING
+    if begins and all(t not in before and after[t][0] == AT_FIRST[ConditionType(t)] for t in conditions):
         return 0
+    if conditions or fields:
+        return None
     return MOST_RESTS if patch.keys() <= COUNTS and not changed else 1
 
 

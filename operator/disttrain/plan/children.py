@@ -40,9 +40,15 @@ def converge(world: World) -> Step:
     waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
     waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
     creations = () if _impossible(world) or _held_until(world) is not None else tuple(_creations(world))
+    return Step(actions=(*deletions, *creations), events=_news(world, creations), look=min(waits, default=None))
+
+
+def _news(world: World, creations: tuple[Action, ...]) -> tuple[Event, ...]:
+    # The pass that made the pods may not have been the one to write of it.
+    if world.started or not (creations or world.snapshot.pods):
+        return ()
     made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
-    news = (Event(reason=Reason.CREATED, message=f"Creating {made}"),) if creations and not world.started else ()
-    return Step(actions=(*deletions, *creations), events=news, look=min(waits, default=None))
+    return (Event(reason=Reason.CREATED, message=f"Creating {made}"),)
 
 
 def blocked(world: World) -> str:

@@ -36,6 +36,7 @@ class Operator:
         self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, Freshness(now))
         self.server = server
         self.progress = ProgressReader(_silence, lambda *_: None)
+        self.events = EventPoster(server)
         self.executor = Executor(
             server, self.cache, self.expectations, trainer_image="example.org/trainer:0", concurrency=8, clock=clock
         )
@@ -47,7 +48,7 @@ class Operator:
             memories=self.memories,
             executor=self.executor,
             statuses=StatusWriter(server, self.cache, rest=rest),
-            events=EventPoster(server),
+            events=self.events,
             progress=self.progress,
             mounts=Mounts(server),
             clock=clock,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from disttrain.controller.api import JOBS, PODS, Resource
+from disttrain.controller.api import JOBS, PODS, Body, Resource, Unavailable
 from disttrain.controller.expectations import DEADLINE
+from disttrain.controller.status import LATENCIES_EACH
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import Operator, eventually, operated
 from unit.controller.hand_turned import hand_turned, now
@@ -57,6 +59,59 @@ async def test_status_that_has_to_wait_delays_no_replacement() -> None:
             lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=50
         )
         assert now() - failed < 5
+
+
+def slow_writes(server: ApiServer, seconds: float) -> None:
+    patch_status = server.patch_status
+
+    async def slow(*args: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return await patch_status(*args)
+
+    server.patch_status = slow  # type: ignore[method-assign]
+
+
+def named(name: str) -> Body:
+    body = job()
+    body["metadata"]["name"] = name
+    return body
+
+
+@hand_turned
+async def test_of_many_jobs_all_get_their_pods_before_their_statuses_and_each_is_told_to_have_begun() -> None:
+    names = [f"job-{number}" for number in range(40)]
+    async with operated(started=False) as (server, operator):
+        slow_writes(server, 0.1)
+        for name in names:
+            server.put(JOBS, named(name))
+        await eventually(lambda: all("startTime" in server.objects[JOBS, name].get("status", {}) for name in names))
+        last_pod = server.asked("create", PODS)[-1]
+        assert sum(write < last_pod for write in server.asked("patch", JOBS)) < 4
+        assert len(server.asked("patch", JOBS)) == len(names)
+        told = [operator.events._waiting.get_nowait() for _ in names]
+        assert [(key.name, event.reason) for key, _, event, _ in sorted(told)] == [
+            (n, "Created") for n in sorted(names)
+        ]
+
+
+@hand_turned
+async def test_job_that_begins_in_trouble_is_written_to_have_begun_before_it_is_left_alone() -> None:
+    async with operated() as (server, operator):
+        slow_writes(server, 1.0)
+        server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
+        await eventually(
+            lambda: server.condition("Suspended")[0] == "True", seconds=59
+        )  # by now writes are known to be slow
+        assert operator.reconciler._statuses._latency * LATENCIES_EACH > 2
+        server.fault = lambda verb, resource, name: (
+            Unavailable(429, "TooManyRequests", "later", retry_after=60.0)
+            if (verb, resource, name) == ("create", PODS, "second-worker-1")
+            else None
+        )
+        server.put(JOBS, named("second"))
+        began = now()
+        await eventually(lambda: "startTime" in server.objects[JOBS, "second"].get("status", {}))
+        assert now() - began < 1.5
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["of neither is heard", "of the other is heard"])

@@ -22,6 +22,18 @@ def test_everything_is_made_in_one_pass_master_first():
     ]
 
 
+def test_the_pass_that_tells_of_the_beginning_need_not_be_the_one_that_made_the_pods():
+    scene = make_job()
+    blank = scene.status
+    first = scene.step()
+    scene.status = blank  # nothing was written: it had to wait, or the operator was killed
+    scene.after(3)
+    second = scene.plan()
+    assert second.actions == ()
+    assert second.events == first.events
+    assert (second.status.start_time, second.status.attempt) == (scene.now, 1)
+
+
 def test_network_policy_none_makes_none():
     plan = make_job().spec(network={"policy": "None"}).step()
     assert CreateNetworkPolicy() not in plan.actions
