@@ -127,17 +127,17 @@ class Reconciler:
         views = [view for entry in self._cache.pods.owned_by(stored.uid) if (view := entry.value.view)]
         mounting = await self._mounts.look(key.namespace, memory, views)
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
+        begun = bool(stored.value.status.get("startTime"))
         trouble: ApiError | None = None
         news = False
         try:
             news = await self._executor.carry_out(job, memory, plan.actions)
         except ApiError as error:
-            if error.retry_after is not None and stored.value.status.get("startTime"):
+            if error.retry_after is not None and begun:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
-        begins_in_trouble = trouble is not None and not stored.value.status.get("startTime")
-        if written := await self._write(stored, memory, plan.status, at_once=begins_in_trouble):
+        if written := await self._write(stored, memory, plan.status, at_once=trouble is not None and not begun):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)

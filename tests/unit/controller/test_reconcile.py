@@ -99,9 +99,8 @@ async def test_job_that_begins_in_trouble_is_written_to_have_begun_before_it_is_
     async with operated() as (server, operator):
         slow_writes(server, 1.0)
         server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
-        await eventually(
-            lambda: server.condition("Suspended")[0] == "True", seconds=59
-        )  # by now writes are known to be slow
+        await eventually(lambda: server.condition("Suspended")[0] == "True", seconds=59)
+        # By now writes are known to be slow.
         assert operator.reconciler._statuses._latency * LATENCIES_EACH > 2
         server.fault = lambda verb, resource, name: (
             Unavailable(429, "TooManyRequests", "later", retry_after=60.0)

@@ -36,7 +36,7 @@ class BrokenGroup(Exception):
         super().__init__(str(error).strip().split("\n")[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Wait:
     work: Work
     tensor: torch.Tensor
@@ -57,8 +57,7 @@ class Wires:
         self._ours: set[int] | None = None
         self._lock = threading.Lock()
         self._waiting = threading.Lock()
-        self._waits: dict[int, _Wait] = {}
-        self._count = 0
+        self._waits: set[_Wait] = set()
         self._over = False
         self._abandoned: list[Work] = []
 
@@ -73,17 +72,15 @@ class Wires:
         Without it the wait may last for the whole time-out of the group: gloo does not tell a send that is half written that its
         connection is broken (Pair::signalException passes over the unbound buffers in tx_).
         """
-        over: Future[torch.Tensor] = Future()
+        wait = _Wait(work, tensor, Future())
         with self._waiting:
-            self._count += 1
-            number = self._count
-            self._waits[number] = _Wait(work, tensor, over)
+            self._waits.add(wait)
             late = self._over
         if late:
             self._abandon()
         else:
-            work.get_future().add_done_callback(lambda future: self._done(number, future))
-        return over
+            work.get_future().add_done_callback(lambda future: self._done(wait, future))
+        return wait.over
 
     def cut(self) -> None:
         """Closes them. torch's abort and destroy leave gloo's open, so that a neighbour in the ring would wait for one who has left."""
@@ -115,21 +112,22 @@ class Wires:
         del group
         dist.destroy_process_group()
 
-    def _done(self, number: int, future: Future[list[torch.Tensor]]) -> None:
+    def _done(self, wait: _Wait, future: Future[list[torch.Tensor]]) -> None:
         error = None
         try:
             future.wait()
         except RuntimeError as its:
             error = its
         with self._waiting:
-            wait = self._waits.pop(number, None)
+            awaited = wait in self._waits
+            self._waits.discard(wait)
             self.error = self.error or error
-        if wait is not None:
+        if awaited:
             wait.over.set_result(wait.tensor)
 
     def _abandon(self) -> None:
         with self._waiting:
-            waits, self._waits = list(self._waits.values()), {}
+            waits, self._waits = self._waits, set()
             if waits:
                 self.error = self.error or RuntimeError("it ended within a step")
                 self._abandoned += [wait.work for wait in waits]
