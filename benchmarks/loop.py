@@ -82,7 +82,7 @@ class Bare:
     """The loop without us."""
 
     def __init__(self, example: str, *, steps: int, fused: bool) -> None:
-        task = tasks.build(make_config(example, steps), local_rank=0)
+        task = tasks.build(make_config(example, steps), rank=0, local_rank=0, incarnation="")
         self._model, self._loss, self._steps = task.model, task.loss, steps
         dataset: Any = __import__(f"disttrain_trainer.examples.{example}", fromlist=["dataset"]).dataset({}, "train")
         self._tensors = dataset.tensors

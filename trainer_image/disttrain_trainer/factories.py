@@ -53,6 +53,12 @@ def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def place_of(function: Callable[..., Any]) -> str:
+    """Where the user's function is defined, such as " (mine.py:12)", to stand at the end of a message; "" when Python does not know."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+
+
 def _check_signature(found: Callable[..., Any], arguments: tuple[str, ...], what: str, attribute: str) -> None:
     try:
         signature = inspect.signature(found)

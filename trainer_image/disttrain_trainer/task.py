@@ -3,10 +3,12 @@
 Not here: how gradients travel (parallel/, parameter_server/), and the order of the samples (data/slices.py).
 """
 
+import hashlib
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,11 @@ from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Backend
+from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.batches import Fetch, fetcher
 from disttrain_trainer.data.slices import Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
-from disttrain_trainer.factories import add_current_folder, resolve
+from disttrain_trainer.factories import add_current_folder, place_of, resolve
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Evaluation = dict[str, float]
@@ -41,7 +44,8 @@ class Task:
     def seed(self, piece: Slice) -> None:
         """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts.
 
-        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only when the job asks for it.
+        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`. Without
+        it they go on from where `seed_process` set them.
         """
         seed = mix(self.schedule.seed, piece.index)
         torch.default_generator.manual_seed(seed)
@@ -62,14 +66,39 @@ def mix(seed: int, number: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Before each call of a factory, so that every process makes the same, and a dataset draws the same split each time."""
+    """Seeds the generators of torch, Python and numpy."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
 
 
-def build(config: JobConfig, *, local_rank: int) -> Task:
-    """Makes the task. Raises WrongInput, or what the user's factories raise."""
+@contextmanager
+def factory_seeds(seed: int) -> Iterator[None]:
+    """Around each call of a factory: every process makes the same, and a dataset draws the same split each time.
+
+    Afterwards the generators go on where they were, or all workers would draw the same numbers from there on.
+    """
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+def seed_process(seed: int, *, rank: int, incarnation: str) -> None:
+    """Seeds the generators of this process unlike those of any other, and unlike those of the process that it replaces.
+
+    A dataset that draws from numpy or `random` as it loads a sample, to augment it, would otherwise draw the same in every worker.
+    """
+    identity = int.from_bytes(hashlib.sha256(f"{rank} {incarnation}".encode()).digest()[:8]) >> 1
+    seed_all(mix(seed, identity))
+
+
+def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) -> Task:
+    """Makes the task of one process. Raises WrongInput, or what the user's factories raise."""
     trainer = config.trainer
     assert trainer.model, "scripts and commands are run by others"
     assert trainer.dataset, "the schema demands it beside a model"
@@ -78,38 +107,32 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
         "trainer.model": resolve("trainer.model", trainer.model, "config"),
         "trainer.dataset": resolve("trainer.dataset", trainer.dataset, "config", "split"),
     }
+    collate = resolve("trainer.collate", trainer.collate, "samples") if trainer.collate else None
     loss = resolve("trainer.loss", trainer.loss, "model", "batch") if trainer.loss else cross_entropy
     evaluate = resolve("trainer.evaluate", trainer.evaluate, "model", "dataset") if trainer.evaluate else None
     if trainer.deterministic:
         _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
-    seed_all(trainer.seed)
-    model = resolved["trainer.model"](dict(options))
+    with factory_seeds(trainer.seed):
+        model = resolved["trainer.model"](dict(options))
     if not isinstance(model, nn.Module):
         raise WrongInput(
             f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
         )
-    seed_all(trainer.seed)
-    dataset = resolved["trainer.dataset"](dict(options), "train")
-    fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}")
+    with factory_seeds(trainer.seed):
+        dataset = resolved["trainer.dataset"](dict(options), "train")
+    fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
     model.to(device)
-    schedule = Schedule(
-        samples=len(dataset),
-        batch_size=trainer.batch_size,
-        world_size=config.world_size,
-        seed=trainer.seed,
-        epochs=trainer.epochs,
-        max_steps=trainer.max_steps,
-    )
+    schedule = _schedule(config, len(dataset))
 
     def evaluate_on_test() -> Evaluation:
         assert evaluate is not None
-        seed_all(trainer.seed)
-        test = resolved["trainer.dataset"](dict(options), "test")
-        model.eval()
-        with torch.no_grad():
-            found = evaluate(model, test)
+        with factory_seeds(trainer.seed):
+            test = resolved["trainer.dataset"](dict(options), "test")
+            model.eval()
+            with torch.no_grad():
+                found = evaluate(model, test)
         model.train()
         try:
             return {str(name): float(value) for name, value in found.items()}
@@ -118,6 +141,7 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
                 f"trainer.evaluate: {trainer.evaluate!r} returned {found!r:.200}; expected a dict of names and numbers"
             ) from None
 
+    seed_process(trainer.seed, rank=rank, incarnation=incarnation)
     return Task(
         model=model,
         loss=loss,
@@ -127,6 +151,16 @@ def build(config: JobConfig, *, local_rank: int) -> Task:
         evaluate=evaluate_on_test if evaluate else None,
         deterministic=trainer.deterministic,
     )
+
+
+def _schedule(config: JobConfig, samples: int) -> Schedule:
+    trainer = config.trainer
+    if trainer.last_batch is LastBatch.DROP and samples < trainer.batch_size:
+        raise WrongInput(
+            f"trainer.lastBatch: Drop leaves nothing: trainer.dataset has {samples} samples, and trainer.batchSize is "
+            f"{trainer.batch_size}; lower batchSize, or set lastBatch to Keep"
+        )
+    return Schedule.of(config, samples)
 
 
 class Objective:
@@ -143,6 +177,13 @@ class Objective:
             raise UserError(
                 f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor"
             )
+        if not loss.requires_grad:
+            raise UserError(
+                "trainer.loss returned a loss that no parameter of trainer.model can learn from: it was computed without autograd, as "
+                f"after detach(), item() or numpy(), or under torch.no_grad(){place_of(self._loss)}"
+            )
+        if loss.is_complex():
+            raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
         return loss
 
 

@@ -18,6 +18,9 @@ TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
 PARENT_PID: Final = "DISTTRAIN_PARENT_PID"
 """Local runs only: the process ends when this parent does, a SIGKILL of the parent included."""
 
+HASH_SEED: Final = "PYTHONHASHSEED"
+"""Python's own: the order of a set of strings. Read once, when Python starts."""
+
 MASTER_ADDR: Final = "MASTER_ADDR"
 MASTER_PORT: Final = "MASTER_PORT"
 RANK: Final = "RANK"

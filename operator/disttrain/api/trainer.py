@@ -25,6 +25,17 @@ class Backend(StrEnum):
     NCCL = "nccl"
 
 
+class LastBatch(StrEnum):
+    """What becomes of the samples of an epoch that fill no whole batch."""
+
+    KEEP = "Keep"
+    """They are the last batch, a smaller one. A single sample joins the batch before it instead."""
+    DROP = "Drop"
+    """They are left out of this epoch; each epoch leaves others out."""
+    SPREAD = "Spread"
+    """They go into the last full batches, as evenly as possible."""
+
+
 class Optimizer(Model):
     """The optimiser of our loop; on parameter servers it runs there."""
 
@@ -152,9 +163,15 @@ class Trainer(Model):
         ),
         Rule(
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
-            "&& !has(self.epochs) && !has(self.maxSteps))",
-            check=lambda t: t.model is not None or not (t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps),
-            message="loss, evaluate, optimizer, epochs and maxSteps are for our loop (model and dataset); "
+            "&& !has(self.epochs) && !has(self.maxSteps) && !has(self.collate) && self.lastBatch == 'Keep')",
+            check=lambda t: (
+                t.model is not None
+                or (
+                    not (t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps or t.collate)
+                    and t.last_batch is LastBatch.KEEP
+                )
+            ),
+            message="loss, evaluate, optimizer, epochs, maxSteps, collate and lastBatch are for our loop (model and dataset); "
             "a script or command brings its own",
         ),
     )
@@ -176,6 +193,12 @@ class Trainer(Model):
     """Steps of the global batch. Exactly one of epochs and maxSteps."""
     batch_size: Annotated[StrictInt, Field(ge=1, le=16_777_216)] = 64
     """Samples of one step over all workers together. Default: 64."""
+    last_batch: LastBatch = LastBatch.KEEP
+    """What becomes of the samples of an epoch that fill no whole batch: Keep (a smaller last batch; a single sample joins the batch
+    before it), Drop (left out of this epoch), or Spread (into the last full batches). Default: Keep."""
+    collate: Factory | None = None
+    """package.module:function(samples) -> batch, for samples that do not stack, such as sequences of different length; samples is a
+    list. Default: torch's default_collate."""
     seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False

@@ -24,7 +24,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.local.references import FieldPath, Unusable
-from disttrain.manifests.environment import training_environment
+from disttrain.manifests.environment import default_environment, training_environment
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
@@ -181,7 +181,8 @@ class Programs:
             data_dir=self._data_dir(),
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
-        return home | self._template_environment(process.role, home | told) | told
+        defaults = home | default_environment(self._job, process.role)
+        return defaults | self._template_environment(process.role, defaults | told) | told
 
     def _template_environment(self, role: Role, known: Mapping[str, str]) -> dict[str, str]:
         return self._documents.environment(self._job, self._template(role), self._path(role), known)
@@ -201,7 +202,7 @@ class Programs:
             )
         if not (machine.importable(TRAINER) and machine.importable("torch")):
             raise Unusable((), "a local run needs the trainer and torch: pip install 'disttrain[trainer]'")
-        for field in ("model", "dataset", "loss", "evaluate"):
+        for field in ("model", "dataset", "loss", "evaluate", "collate"):
             factory: str | None = getattr(job.spec.trainer, field)
             package = (factory or "").partition(":")[0].partition(".")[0]
             if factory is not None and not machine.importable(package):

@@ -81,3 +81,14 @@ def training_environment(
     if data_dir is not None:
         variables[env.DATA_DIR] = data_dir
     return variables
+
+
+def default_environment(job: DistTrainJob, role: Role) -> dict[str, str]:
+    """What a process has unless its template sets it to something else.
+
+    All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would otherwise
+    be another one in each worker, and the training would be of no use without a word.
+    """
+    if role is not Role.WORKER or job.spec.trainer.model is None:
+        return {}
+    return {env.HASH_SEED: str(job.spec.trainer.seed)}

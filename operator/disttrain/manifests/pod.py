@@ -24,7 +24,7 @@ from disttrain.api.names import (
     pod_name,
     service_name,
 )
-from disttrain.manifests.environment import cluster_addresses, training_environment
+from disttrain.manifests.environment import cluster_addresses, default_environment, training_environment
 from disttrain.manifests.owner import child_metadata
 from disttrain.manifests.security import container_security, pod_security
 from disttrain.manifests.size import too_large
@@ -126,7 +126,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
-    defaults = {"HOME": "/tmp", "USER": "disttrain"}
+    defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role)
     # The kubelet expands $(NAME) and makes $ of $$; the configuration shall arrive as it is.
     exact = {name: value.replace("$", "$$") for name, value in variables.items()}
     own = _as_env(exact)

@@ -227,6 +227,15 @@ def test_what_a_process_finds_in_its_environment(folder: Path) -> None:
     )
 
 
+def test_workers_iterate_over_a_set_in_the_order_of_the_jobs_seed_and_not_of_the_shells(folder: Path) -> None:
+    show = "print('order', os.environ['PYTHONHASHSEED'], hash('a'))"
+    file = stub.write_job(folder, config={"worker": show}, worker={"replicas": 2})
+    told = [run(folder, file, environment={"PYTHONHASHSEED": shell}).out for shell in ("random", "3")]
+    orders = {line.partition("] ")[2] for out in told for line in out.splitlines() if "] order " in line}
+    assert len(orders) == 1, told
+    assert orders.pop().startswith("order 0 ")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/nvidia* is Linux")
 def test_each_worker_has_its_own_gpus(folder: Path) -> None:
     file = stub.write_job(

@@ -258,6 +258,18 @@ def test_the_environment_of_a_local_process_is_the_same_code():
     assert config["addresses"]["parameterServers"] == ["digits-ps-0.digits:29600", "digits-ps-1.digits:29600"]
 
 
+def test_all_workers_of_our_loop_iterate_over_a_set_in_the_same_order_unless_the_template_says_otherwise():
+    digits = JOBS["data-parallel"][0].spec.trainer.to_dict()
+    each = job(trainer={**digits, "seed": 7}, worker={"replicas": 3})
+    assert [environment(each, Role.WORKER, index)["PYTHONHASHSEED"] for index in range(3)] == ["7"] * 3
+    assert "PYTHONHASHSEED" not in environment(each, Role.MASTER, 0)
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "PYTHONHASHSEED", "value": "1"}]}]}}
+    own = job(trainer=digits, worker={"replicas": 1, "template": template})
+    assert environment(own, Role.WORKER, 0)["PYTHONHASHSEED"] == "1"
+    script = job(trainer={"command": ["x"]})
+    assert "PYTHONHASHSEED" not in environment(script, Role.WORKER, 0), "a program of the user's own has its own ways"
+
+
 def test_a_template_cannot_take_our_volumes_away():
     spec = build_pod(HOSTILE_JOB, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}

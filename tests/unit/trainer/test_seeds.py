@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from disttrain_trainer.task import mix, seed_all
+from disttrain_trainer.task import factory_seeds, mix, seed_all, seed_process
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16_777_215, 16_777_216, 20_240_615, 2**31 - 1])
@@ -27,3 +27,27 @@ def test_a_factory_finds_the_generators_of_every_library_in_the_same_state() -> 
         seed_all(2**31 - 1)
         draws.append((torch.rand(()).item(), float(np.random.rand()), random.random()))
     assert draws[0] == draws[1]
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+
+def test_each_worker_draws_other_numbers_than_the_others_and_than_the_process_before_it() -> None:
+    drawn = []
+    for rank, incarnation in ((0, "a"), (1, "b"), (0, "c")):
+        seed_process(7, rank=rank, incarnation=incarnation)
+        drawn += [*draws(), *draws()]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_factory_that_is_called_later_leaves_each_worker_its_own_numbers() -> None:
+    seed_process(7, rank=0, incarnation="a")
+    alone = [draws(), draws()]
+    seed_process(7, rank=0, incarnation="a")
+    first = draws()
+    with factory_seeds(7):
+        made = draws()
+    assert [first, draws()] == alone
+    with factory_seeds(7):
+        assert draws() == made

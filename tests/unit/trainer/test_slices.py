@@ -1,10 +1,13 @@
 """The work of a job as numbered slices, and sets of slice numbers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.slices import Schedule, SliceSet
 
 numbers = st.lists(st.integers(0, 60), max_size=80)
@@ -15,7 +18,20 @@ schedules = st.builds(
     world_size=st.integers(1, 9),
     seed=st.integers(0, 3),
     epochs=st.integers(1, 3),
+    last_batch=st.sampled_from([LastBatch.KEEP, LastBatch.SPREAD]),
 )
+
+
+def batches(**numbers: Any) -> list[int]:
+    """The sizes of the batches of an epoch."""
+    schedule = Schedule(seed=0, epochs=1, **{"world_size": 1, **numbers})
+    return [schedule.slice(step * schedule.world_size).batch_samples for step in range(schedule.total_steps)]
+
+
+def parts(step: int, **numbers: Any) -> list[int]:
+    """The sizes of the slices of a step."""
+    schedule = Schedule(seed=0, epochs=1, **numbers)
+    return [schedule.slice(step * schedule.world_size + part).samples for part in range(schedule.world_size)]
 
 
 @given(schedules)
@@ -32,8 +48,76 @@ def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedul
         slices = [schedule.slice(step * schedule.world_size + part) for part in range(schedule.world_size)]
         assert {s.step for s in slices} == {step}
         assert {s.batch_samples for s in slices} == {sum(s.samples for s in slices)}
-        assert max(s.samples for s in slices) - min(s.samples for s in slices) <= 1
+        filled = [s.samples for s in slices if s.samples]
+        assert max(filled) - min(filled) <= 1
+        assert filled == [s.samples for s in slices][: len(filled)], "the first slices are filled first"
         assert all(s.samples == len(s.indices) for s in slices)
+
+
+@given(schedules)
+def test_no_slice_has_a_single_sample_where_full_batches_give_each_slice_two(schedule: Schedule) -> None:
+    if schedule.batch_size < 2 * schedule.world_size or schedule.samples == 1:
+        return
+    assert 1 not in {schedule.slice(k).samples for k in range(schedule.total_slices)}
+
+
+@pytest.mark.parametrize(
+    ("last_batch", "samples", "sizes"),
+    [
+        (LastBatch.KEEP, 66, [32, 32, 2]),
+        (LastBatch.KEEP, 65, [32, 33]),
+        (LastBatch.KEEP, 64, [32, 32]),
+        (LastBatch.KEEP, 1, [1]),
+        (LastBatch.KEEP, 3, [3]),
+        (LastBatch.DROP, 66, [32, 32]),
+        (LastBatch.DROP, 63, [32]),
+        (LastBatch.SPREAD, 66, [33, 33]),
+        (LastBatch.SPREAD, 65, [32, 33]),
+        (LastBatch.SPREAD, 95, [47, 48]),
+        (LastBatch.SPREAD, 97, [32, 32, 33]),
+        (LastBatch.SPREAD, 63, [63]),
+        (LastBatch.SPREAD, 5, [5]),
+    ],
+)
+def test_the_remainder_of_an_epoch_is_kept_dropped_or_spread(
+    last_batch: LastBatch, samples: int, sizes: list[int]
+) -> None:
+    assert batches(samples=samples, batch_size=32, last_batch=last_batch) == sizes
+    assert batches(samples=samples, batch_size=32, last_batch=last_batch, world_size=3) == sizes
+
+
+def test_batches_of_one_sample_stay_batches_of_one_sample() -> None:
+    assert batches(samples=3, batch_size=1) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "workers", "last"),
+    [
+        (66, 64, 2, [2, 0]),
+        (67, 64, 2, [3, 0]),
+        (68, 64, 2, [2, 2]),
+        (69, 64, 3, [2, 3, 0]),
+        (64 + 7, 64, 4, [2, 2, 3, 0]),
+        (6, 4, 4, [1, 1, 0, 0]),
+        (5, 3, 2, [1, 1]),
+    ],
+)
+def test_a_small_last_batch_goes_to_as_many_workers_as_get_what_a_full_one_gives(
+    samples: int, batch_size: int, workers: int, last: list[int]
+) -> None:
+    assert parts(1, samples=samples, batch_size=batch_size, world_size=workers) == last
+
+
+@pytest.mark.parametrize(("samples", "given_to"), [(1, [1, 0]), (2, [2, 0]), (3, [3, 0]), (4, [2, 2])])
+def test_a_data_set_smaller_than_the_batch_is_one_batch(samples: int, given_to: list[int]) -> None:
+    assert parts(0, samples=samples, batch_size=64, world_size=2) == given_to
+
+
+def test_what_is_dropped_is_another_remainder_in_each_epoch() -> None:
+    schedule = Schedule(samples=10, batch_size=4, world_size=1, seed=0, epochs=2, last_batch=LastBatch.DROP)
+    seen = [set(np.concatenate([schedule.slice(2 * epoch + k).indices for k in range(2)])) for epoch in range(2)]
+    assert len(seen[0]) == len(seen[1]) == 8
+    assert seen[0] != seen[1]
 
 
 def test_the_batches_do_not_depend_on_the_number_of_workers() -> None:
@@ -72,11 +156,12 @@ def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
         {"epochs": None},
         {"max_steps": 3},
         {"epochs": 0},
+        {"samples": 1, "last_batch": LastBatch.DROP},
     ],
 )
-def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, int | None]) -> None:
+def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Schedule(**{"samples": 10, "batch_size": 2, "world_size": 2, "seed": 0, "epochs": 1, **wrong})  # type: ignore[arg-type]
+        Schedule(**{"samples": 10, "batch_size": 2, "world_size": 2, "seed": 0, "epochs": 1, **wrong})
 
 
 def test_nobody_can_change_the_order_of_the_epoch_by_accident() -> None:

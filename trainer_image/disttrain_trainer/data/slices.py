@@ -1,8 +1,11 @@
 """The work of a job, cut into numbered slices, and sets of slice numbers. Pure: no torch, no I/O, no clock.
 
-A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; the last one of an epoch may be smaller.
+A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
 It is cut into `world_size` near-equal consecutive slices. Slices are numbered 0, 1, 2 … across the whole job, so that slice k
 belongs to step k // world_size; the number is the key by which work is handed out, counted and applied exactly once.
+
+A model with BatchNorm cannot train on one sample. Where every full batch gives each slice two samples or more, so does the remainder:
+a single sample joins the batch before it, and a smaller batch is cut into fewer slices, the others of its step being empty.
 
 Not here: who computes which slice (the master's ledger), and what is applied (the parameter servers).
 """
@@ -13,6 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import LastBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +43,7 @@ class Schedule:
     """Every slice of a job, as a function of its number. Safe to share between threads.
 
     Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
-    in the middle. Raises ValueError for numbers that make no schedule.
+    in the middle. The batches do not depend on `world_size`. Raises ValueError for numbers that make no schedule.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Schedule:
         seed: int,
         epochs: int | None = None,
         max_steps: int | None = None,
+        last_batch: LastBatch = LastBatch.KEEP,
     ) -> None:
         if min(samples, batch_size, world_size) < 1 or seed < 0:
             raise ValueError(
@@ -62,10 +69,27 @@ class Schedule:
         self.batch_size = batch_size
         self.world_size = world_size
         self.seed = seed
-        self.steps_per_epoch = -(-samples // batch_size)
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, last_batch)
+        if not self.steps_per_epoch:
+            raise ValueError(f"samples ({samples}) fill no batch of batch_size ({batch_size}), and last_batch is Drop")
         self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
         self.total_slices = self.total_steps * world_size
+        self._last_batch = last_batch
         self._orders: dict[int, NDArray[np.int64]] = {}
+
+    @classmethod
+    def of(cls, config: JobConfig, samples: int) -> "Schedule":
+        """The schedule of a job over a data set of so many samples. Raises ValueError when lastBatch leaves no batch."""
+        trainer = config.trainer
+        return cls(
+            samples=samples,
+            batch_size=trainer.batch_size,
+            world_size=config.world_size,
+            seed=trainer.seed,
+            epochs=trainer.epochs,
+            max_steps=trainer.max_steps,
+            last_batch=trainer.last_batch,
+        )
 
     def slice(self, index: int) -> Slice:
         """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
@@ -73,10 +97,11 @@ class Schedule:
             raise IndexError(f"slice {index} of {self.total_slices}")
         step, part = divmod(index, self.world_size)
         epoch, batch = divmod(step, self.steps_per_epoch)
-        start = batch * self.batch_size
-        batch_samples = min(self.batch_size, self.samples - start)
-        low = start + batch_samples * part // self.world_size
-        high = start + batch_samples * (part + 1) // self.world_size
+        start, stop = self._bounds(batch)
+        batch_samples = stop - start
+        filled = self._filled(batch_samples)
+        low = start + batch_samples * min(part, filled) // filled
+        high = start + batch_samples * min(part + 1, filled) // filled
         return Slice(
             index=index,
             step=step,
@@ -85,6 +110,22 @@ class Schedule:
             batch_samples=batch_samples,
             indices=self._order(epoch)[low:high],
         )
+
+    def _bounds(self, batch: int) -> tuple[int, int]:
+        """Where a batch of an epoch begins and ends in the order of the epoch."""
+        if self._last_batch is LastBatch.SPREAD:
+            size, larger = divmod(self.samples, self.steps_per_epoch)
+            first_larger = self.steps_per_epoch - larger
+            start = batch * size + max(0, batch - first_larger)
+            return start, start + size + (batch >= first_larger)
+        start = batch * self.batch_size
+        is_remainder = self._last_batch is LastBatch.KEEP and batch == self.steps_per_epoch - 1
+        return start, self.samples if is_remainder else start + self.batch_size
+
+    def _filled(self, batch_samples: int) -> int:
+        """How many slices of a step get samples, the first ones. See the module's docstring for why not always all of them."""
+        each = 2 if self.batch_size >= 2 * self.world_size else 1
+        return max(1, min(self.world_size, batch_samples // each))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         order = self._orders.get(epoch)
@@ -95,6 +136,19 @@ class Schedule:
             # Two epochs: around their border, slices of both are asked for.
             self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
         return order
+
+
+def steps_per_epoch(samples: int, batch_size: int, last_batch: LastBatch) -> int:
+    """The number of global batches in an epoch; 0 when Drop leaves none."""
+    full, remainder = divmod(samples, batch_size)
+    match last_batch:
+        case LastBatch.DROP:
+            return full
+        case LastBatch.SPREAD:
+            return max(1, full)
+        case LastBatch.KEEP:
+            joins = remainder == 1 and full > 0
+            return full + (remainder > 0 and not joins)
 
 
 class SliceSet:

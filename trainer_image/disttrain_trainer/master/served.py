@@ -214,15 +214,8 @@ class ServedTraining:
             return
         if self._workers.samples is None or not self._servers.complete:
             return  # asked again when the last one comes
-        trainer, world_size = self._config.trainer, self._config.world_size
-        schedule = Schedule(
-            samples=self._workers.samples,
-            batch_size=trainer.batch_size,
-            world_size=world_size,
-            seed=trainer.seed,
-            epochs=trainer.epochs,
-            max_steps=trainer.max_steps,
-        )
+        world_size = self._config.world_size
+        schedule = Schedule.of(self._config, self._workers.samples)
         self._ledger = Ledger(
             total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=self._servers.applied
         )

@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 NEWS = 3.0
 """Seconds in which the master tells of a peer whose loss broke a step."""
-_SOMEBODYS = np.arange(2)
-"""Two samples: BatchNorm refuses one."""
 
 
 class _Reform(Exception):
@@ -51,7 +49,9 @@ class DataParallel:
         self._metrics = metrics
         self._control = control
         self._rank = rank
-        self._task = task = tasks.build(self._config, local_rank=process.local_rank)
+        self._task = task = tasks.build(
+            self._config, rank=process.rank, local_rank=process.local_rank, incarnation=process.incarnation
+        )
         self._flat = FlatModel(task.model)
         settings = self._config.trainer.optimizer
         assert settings is not None, "the schema demands it beside a model"
@@ -138,6 +138,7 @@ class DataParallel:
         objective = tasks.Objective(task.model, task.loss) if replica is None else replica.module
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
         last, on_gpu = schedule.total_steps, task.device.type == "cuda"
+        others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
         for step in range(rank.step, last):
             if rank.world is not world:
                 raise _Reform
@@ -146,7 +147,7 @@ class DataParallel:
             zero_grad()
             task.seed(piece)
             # Every rank takes part in every sum: one without a sample computes on others' and weighs them with nothing.
-            batch = task.fetch(piece.indices if piece.samples else _SOMEBODYS)
+            batch = task.fetch(piece.indices if piece.samples else others)
             fetched = clock()
             loss: torch.Tensor = objective(batch)
             if piece.samples:

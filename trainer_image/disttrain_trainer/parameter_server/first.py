@@ -12,7 +12,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import TrainerError
 from disttrain_trainer.factories import resolve
 from disttrain_trainer.parameter_server.layout import Vectors, trainable
-from disttrain_trainer.task import seed_all
+from disttrain_trainer.task import factory_seeds
 
 BLOCK = 1 << 20
 """Elements that are summed at a time."""
@@ -37,8 +37,8 @@ class First:
         """Sets the parameters to their first values; returns a new model, which has the buffers. Raises AnotherModel."""
         trainer = self._trainer
         assert trainer.model, "scripts and commands are run by others"
-        seed_all(trainer.seed)
-        model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
+        with factory_seeds(trainer.seed):
+            model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
         position = dict.fromkeys((vector.dtype for vector in parameters), 0)
         vectors = {vector.dtype: vector for vector in parameters}
         with torch.no_grad():
