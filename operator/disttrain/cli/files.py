@@ -1,31 +1,28 @@
-"""DistTrainJob files: read, checked without a cluster, and every problem told with its line, its path, its value and what to do.
+"""DistTrainJob files: read, checked without a cluster, and every problem said with its line, its path, its value and what to do.
 
-The rules themselves are in disttrain.api, the same ones that the API server has. Not here: what a command does with a job.
+What `kubectl apply` reads is read, and what it or the API server refuses is refused, all of it at once. The rules for a job are those of
+disttrain.api, the same ones that the API server has. Not here: what a command does with a job.
 """
 
-import difflib
-import json
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from disttrain.api.crd import crd
-from disttrain.api.job import DistTrainJob
+from disttrain.api.job import NAME_RULE, DistTrainJob, Metadata
 from disttrain.api.names import API_VERSION, KIND
-from disttrain.cli import yaml_lines
-from disttrain.cli.yaml_lines import Path, Value, YamlError
+from disttrain.cli import kinds, metadata, sources, yaml_lines
+from disttrain.cli.explain import dotted, explain, shown
+from disttrain.cli.sources import Unreadable
+from disttrain.cli.yaml_lines import Path, Value
 from disttrain.local import objects
 from disttrain.manifests import too_large
 from disttrain.plan.validity import unsupported_fields
 
-_REFERRED = ("ConfigMap", "Secret", "PersistentVolumeClaim")
-"""Kinds that a job may name and that a file may hold beside it."""
+_GROUP_VERSION: Final = re.compile(r"([^/\s]+/)?[^/\s]+")
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +67,7 @@ class FoundJob:
 
 @dataclass(frozen=True)
 class JobFile:
-    """What a file holds."""
+    """What a file, or all files of a folder, hold."""
 
     name: str
     jobs: tuple[FoundJob, ...]
@@ -80,161 +77,189 @@ class JobFile:
 
 
 def read(name: str, text: str | None = None) -> JobFile:
-    """Reads and checks a file. Raises WrongInput with every problem in it."""
-    if text is None:
-        try:
-            text = FilePath(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise WrongInput([Problem(name, 1, f"cannot be read: {error.strerror}; check the path")]) from None
-        except UnicodeDecodeError as error:
-            raise WrongInput([Problem(name, 1, f"is not UTF-8 text: {error.reason}")]) from None
+    """Reads and checks a file, a folder, a URL or standard input. Raises WrongInput with every problem in it.
+
+    text: what the file holds, where it is known.
+    """
+    reading = _Reading()
     try:
-        values = yaml_lines.load(text)
-    except YamlError as error:
-        raise WrongInput([Problem(name, error.line, error.message)]) from None
+        names = sources.files(name) if text is None else [name]
+    except Unreadable as error:
+        raise WrongInput([Problem(error.name, error.line, error.message)]) from None
+    for file in names:
+        try:
+            reading.take(file, sources.text(file) if text is None else text)
+        except Unreadable as error:
+            reading.problems.append(Problem(error.name, error.line, error.message))
+    return reading.result(name)
 
-    jobs: list[FoundJob] = []
-    documents: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    seen: dict[tuple[str, str, str], int] = {}
-    for value in values:
-        line = value.line(())
-        if not isinstance(value.value, dict):
-            problems.append(
-                Problem(name, line, "a document must be an object with apiVersion, kind, metadata and spec")
-            )
-            continue
-        metadata = value.value.get("metadata")
-        if not isinstance(metadata, dict):
-            problems.append(
-                Problem(name, value.line(("metadata",)), "metadata: an object is required, with at least a name")
-            )
-            continue
-        if "generateName" in metadata and not metadata.get("name"):
-            metadata["name"] = f"{metadata['generateName']}{secrets.token_hex(3)[:5]}"
-        kind, own_name = str(value.value.get("kind")), str(metadata.get("name"))
-        identity = (kind, str(metadata.get("namespace") or "default"), own_name)
-        if identity in seen:
-            first = seen[identity]
-            problems.append(
-                Problem(name, value.line(("metadata", "name")), f"{kind} {own_name} is already in line {first}")
-            )
-            continue
-        seen[identity] = line
-        if kind == KIND and "apiVersion" not in value.value:
-            problems.append(Problem(name, line, f"apiVersion: is required; it is {API_VERSION}"))
-        elif kind == KIND:
-            try:
-                found = FoundJob(DistTrainJob.parse(value.value), name, value)
-            except ValidationError as error:
-                problems += [Problem(name, value.line(path), text) for path, text in _explain(error)]
+
+class _Reading:
+    """What was read up to now."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._jobs: list[FoundJob] = []
+        self._documents: list[dict[str, Any]] = []
+        self._seen: dict[tuple[str, str, str, str], tuple[str, int]] = {}
+        """Group, kind, namespace and name of the objects, and where they are."""
+
+    def take(self, file: str, text: str) -> None:
+        """One more file."""
+        contents = yaml_lines.load(text)
+        self.problems += [Problem(file, fault.line, fault.message, fault.warning) for fault in contents.faults]
+        for document in contents.documents:
+            for value in self._objects(file, document):
+                self._take_object(file, value)
+
+    def result(self, name: str) -> JobFile:
+        """All of it. Raises WrongInput."""
+        errors = [problem for problem in self.problems if not problem.warning]
+        if not errors and not self._jobs:
+            message = f"holds no {KIND}; it needs a document with apiVersion: {API_VERSION} and kind: {KIND}"
+            errors = [Problem(name, 1, message)]
+        if errors:
+            raise WrongInput(sorted(errors))
+        return JobFile(name, tuple(self._jobs), tuple(self._documents), tuple(sorted(self.problems)))
+
+    def _objects(self, file: str, document: Value) -> Iterator[Value]:
+        """The objects of a document: itself, or the items of a List."""
+        body = document.value
+        if not isinstance(body, dict):
+            self._wrong(file, document, (), "a document must be an object with apiVersion, kind, metadata and spec")
+            return
+        kind = body.get("kind")
+        if not isinstance(kind, str) or not kind.endswith("List"):
+            yield document
+            return
+        items = body.get("items")
+        if not isinstance(items, list):
+            message = f"items: a {kind} needs a list of objects"
+            self._wrong(file, document, ("items",), message if items is None else f"{message} (got {shown(items)})")
+            return
+        self._check_list_kind(file, document, kind)
+        for number, item in enumerate(items):
+            path = ("items", number)
+            if not isinstance(item, dict):
+                message = f"{dotted(path)}: must be an object with apiVersion, kind and metadata (got {shown(item)})"
+                self._wrong(file, document, path, message)
                 continue
-            jobs.append(found)
-            # The API server cannot measure it; the operator would refuse the job at its first pod.
-            if (large := too_large(found.job)) is not None:
-                problems.append(found.problem(large.path, large.message))
-        elif kind in _REFERRED:
-            found_problems = objects.problems(value.value)
-            problems += [Problem(name, value.line(path), f"{dotted(path)}: {text}") for path, text in found_problems]
-            documents.append(value.value)
+            if kind != "List":  # `kubectl get -o json` of one kind may leave them out
+                item.setdefault("apiVersion", body.get("apiVersion"))
+                item.setdefault("kind", kind.removesuffix("List"))
+            value = document.at(path, item)
+            if str(item.get("kind")).endswith("List"):
+                message = f"{dotted(path)}: kubectl takes no List within a List; put its objects into the outer one"
+                self._wrong(file, document, path, message)
+                yield from self._objects(file, value)
+            else:
+                yield value
+
+    def _check_list_kind(self, file: str, document: Value, kind: str) -> None:
+        version = document.value.get("apiVersion")
+        if version is None:
+            self._wrong(file, document, (), "apiVersion: is required" + ("; it is v1" if kind == "List" else ""))
+        elif kind == "List" and version != "v1":
+            self._wrong(file, document, ("apiVersion",), f"apiVersion: a List is of v1 (got {shown(version)})")
+        elif kind != "List" and (problem := kinds.unknown(str(version), kind.removesuffix("List"))) is not None:
+            self._wrong(file, document, ("kind",), f"kind: {problem}")
+
+    def _take_object(self, file: str, value: Value) -> None:
+        body: dict[str, Any] = value.value
+        version, kind = self._identity(file, value)
+        if "items" in body and kind != KIND:
+            self._wrong(file, value, ("items",), "items: only a List has items")
+        meta = body.get("metadata")
+        if meta is not None and not isinstance(meta, dict):
+            self._wrong(file, value, ("metadata",), f"metadata: must be an object (got {shown(meta)})")
+        elif meta is None:
+            self._wrong(file, value, ("metadata",), "metadata: an object is required, with at least a name")
+        named = self._metadata(file, value, kind, meta) if isinstance(meta, dict) else None
+        if named is not None and not self._is_new(file, value, version, kind, named):
+            return
+        if not kind:
+            return
+        if not kinds.is_checked(version, kind):
+            self._other_kind(file, value, version, kind)
+        elif kind == KIND:
+            self._take_job(file, value, version, named)
         else:
-            close = difflib.get_close_matches(kind, (KIND, *_REFERRED), 1)
-            hint = f'; did you mean "{close[0]}"?' if close else f"; this command knows {KIND}, {', '.join(_REFERRED)}"
-            problems.append(
-                Problem(name, value.line(("kind",)), f'kind: unknown kind "{kind}"{hint}', warning=not close)
+            said = {"metadata"} | ({"apiVersion"} if not version else set())
+            found = [(path, text) for path, text in objects.problems(body) if not path or path[0] not in said]
+            self._wrongs(file, value, found)
+            self._documents.append(body)
+
+    def _identity(self, file: str, value: Value) -> tuple[str, str]:
+        """apiVersion and kind; as far as they are there, and where one is missing that of a DistTrainJob if the other is."""
+        version, kind = value.value.get("apiVersion"), value.value.get("kind")
+        for name, given, ours in (("apiVersion", version, API_VERSION), ("kind", kind, KIND)):
+            hint = f"; it is {ours}" if kind == KIND or version == API_VERSION else ""
+            if given is None or given == "":
+                self._wrong(file, value, (), f"{name}: is required{hint}")
+            elif not isinstance(given, str):
+                self._wrong(file, value, (name,), f"{name}: must be a string{hint} (got {shown(given)})")
+        if isinstance(version, str) and version and not _GROUP_VERSION.fullmatch(version):
+            self._wrong(
+                file, value, ("apiVersion",), f"apiVersion: must be group/version, or v1 (got {shown(version)})"
             )
+            version = API_VERSION if kind == KIND else ""
+        version = version if isinstance(version, str) and version else API_VERSION if kind == KIND else ""
+        kind = kind if isinstance(kind, str) and kind else KIND if version == API_VERSION else ""
+        return version, kind
 
-    errors = [problem for problem in problems if not problem.warning]
-    if not errors and not jobs:
-        errors = [
-            Problem(name, 1, f"holds no {KIND}; it needs a document with apiVersion: {API_VERSION} and kind: {KIND}")
-        ]
-    if errors:
-        raise WrongInput(sorted(errors))
-    return JobFile(name, tuple(jobs), tuple(documents), tuple(problem for problem in problems if problem.warning))
+    def _metadata(self, file: str, value: Value, kind: str, meta: dict[str, Any]) -> dict[str, Any] | None:
+        """The metadata as the API server would take it; None when something is wrong with it."""
+        found = list(metadata.problems(meta, kind))
+        name = meta.get("name")
+        if not name and isinstance(meta.get("generateName"), str):
+            name = f"{meta['generateName']}{secrets.token_hex(3)[:5]}"
+        if isinstance(name, str) and name:
+            problem = _job_name_problem(name) if kind == KIND else metadata.name_problem(name, kind)
+            found += [(("name",), problem)] if problem is not None else []
+        self._wrongs(file, value, ((("metadata", *path), text) for path, text in found))
+        return None if found else metadata.cleaned({**meta, "name": name})
 
+    def _is_new(self, file: str, value: Value, version: str, kind: str, named: dict[str, Any]) -> bool:
+        identity = (version.rpartition("/")[0], kind, named.get("namespace") or "default", named["name"])
+        here = (file, value.line(()))
+        first = self._seen.setdefault(identity, here)
+        if first == here:
+            return True
+        where = f"line {first[1]}" if first[0] == file else f"{first[0]}:{first[1]}"
+        self._wrong(file, value, ("metadata", "name"), f"{kind} {named['name']} is already in {where}")
+        return False
 
-def _explain(error: ValidationError) -> Iterator[tuple[Path, str]]:
-    """The path and the sentence of each problem."""
-    found = error.errors(include_url=False)
-    for details in found:
-        path = tuple(details["loc"])
-        if details["type"] == "too_short" and any(
-            other["loc"][: len(path)] == path for other in found if other is not details
-        ):
-            continue  # a list of which entries are wrong counts as one without them
-        if details["type"] == "rule":
-            for blamed, message in details["ctx"]["broken"]:
-                where = (*path, *blamed.split(".")) if blamed else path
-                yield where, f"{dotted(where)}: {message}" if where else message
-        else:
-            yield path, f"{dotted(path)}: {_sentence(path, details)}"
+    def _other_kind(self, file: str, value: Value, version: str, kind: str) -> None:
+        problem = kinds.unknown(version, kind)
+        text = problem or f"a {kind} is not checked here; checked are {', '.join(kinds.CHECKED)}"
+        self.problems.append(Problem(file, value.line(("kind",)), f"kind: {text}", warning=problem is None))
 
+    def _take_job(self, file: str, value: Value, version: str, named: dict[str, Any] | None) -> None:
+        # The API server ignores a status. Metadata with problems must not hide those of the spec.
+        body = {name: part for name, part in value.value.items() if name != "status"}
+        body |= {"apiVersion": version, "kind": KIND, "metadata": named or {"name": "unnamed"}}
+        try:
+            job = DistTrainJob.parse(body)
+        except ValidationError as error:
+            self._wrongs(file, value, explain(error))
+            return
+        if named is None:
+            return
+        found_job = FoundJob(job, file, value)
+        self._jobs.append(found_job)
+        # The API server cannot measure it; the operator would refuse the job at its first pod.
+        if (large := too_large(job)) is not None:
+            self.problems.append(found_job.problem(large.path, large.message))
 
-def _sentence(path: Path, details: ErrorDetails) -> str:
-    node = _schema(path)
-    about = f"; it is: {node['description']}" if node and "description" in node else ""
-    match details["type"]:
-        case "missing":
-            return f"is required{about}"
-        case "extra_forbidden":
-            parent = _schema(path[:-1]) or {}
-            known = list(parent.get("properties", {}))
-            close = difflib.get_close_matches(str(path[-1]), known, 1, 0.6)
-            elsewhere = [dotted(home) for home in _homes(str(path[-1]))]
-            hint = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(sorted(known))}"
-            return f"unknown field; {f'it belongs to {elsewhere[0]}' if elsewhere and not close else hint}"
-        case "duplicate":
-            return details["msg"]
-        case "model_type" | "dict_type":
-            return f"must be an object (got {_shown(details['input'])}){about}"
-        case "tuple_type":
-            return f"must be a list (got {_shown(details['input'])}){about}"
-        case _:
-            return f"{details['msg']} (got {_shown(details['input'])}){about}"
+    def _wrongs(self, file: str, value: Value, found: Iterable[tuple[Path, str]]) -> None:
+        for path, text in found:
+            self._wrong(file, value, path, f"{dotted(path)}: {text}" if path else text)
 
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:60]}… of {len(text)} characters"
-
-
-def dotted(path: Path) -> str:
-    """spec.failurePolicy.rules[0].name"""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    def _wrong(self, file: str, value: Value, path: Path, text: str) -> None:
+        self.problems.append(Problem(file, value.line(path), text))
 
 
-@cache
-def _root_schema() -> dict[str, Any]:
-    root: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    return root
-
-
-def _schema(path: Path) -> dict[str, Any] | None:
-    """The schema of a path, None where the API knows no such field."""
-    node: dict[str, Any] | None = _root_schema()
-    for part in path:
-        if node is None:
-            return None
-        node = (
-            node.get("items")
-            if isinstance(part, int)
-            else node.get("properties", {}).get(part, node.get("additionalProperties"))
-        )
-    return node
-
-
-@cache
-def _homes(field_name: str) -> tuple[Path, ...]:
-    """Objects of the spec that have a field of this name, the nearest to the top first."""
-    found: list[Path] = []
-    level: list[tuple[Path, dict[str, Any]]] = [(("spec",), _root_schema()["properties"]["spec"])]
-    while level:
-        found += [path for path, node in level if field_name in node.get("properties", {})]
-        level = [
-            ((*path, name), child)
-            for path, node in level
-            for name, child in node.get("properties", {}).items()
-            if "template" not in path
-        ]
-    return tuple(found)
+def _job_name_problem(name: str) -> str | None:
+    # The rule belongs to the whole job, and pydantic asks it only when all the rest is right.
+    job = cast("Any", DistTrainJob).model_construct(metadata=Metadata(name=name))
+    return None if NAME_RULE.check is None or NAME_RULE.check(job) else NAME_RULE.told(job)

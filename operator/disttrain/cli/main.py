@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "Every run is a job of its own and begins at step 0.",
         epilog="exit codes: 0 complete, 1 failed, 2 wrong input, 130 interrupted",
     )
-    run.add_argument("file", metavar="FILE", help="YAML file with one DistTrainJob; - reads standard input")
+    run.add_argument(
+        "file", metavar="FILE", help="YAML or JSON file, folder or URL with one DistTrainJob; - reads standard input"
+    )
     run.add_argument(
         "--resume", action="store_true", help="go on with the newest run of this job, from its last checkpoint"
     )
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     lint = verbs.add_parser(
         "lint", help="check files without a cluster", description="Checks DistTrainJob files as the API server would."
     )
-    lint.add_argument("files", metavar="FILE", nargs="+")
+    lint.add_argument(
+        "files", metavar="FILE", nargs="+", help="YAML or JSON file, folder or URL; - reads standard input"
+    )
 
     verbs.add_parser("version", help="print the version")
     return parser

@@ -27,7 +27,7 @@ COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
     """Runs the job of a file and says how it ended by the exit code."""
     try:
-        file = files.read(name, _standard_input() if name == "-" else None)
+        file = files.read(name)
         found = _only_job(file, resume=resume)
         folder = RunFolder.resume(found.job.metadata.name) if resume else RunFolder.new(found.job.metadata.name)
     except (WrongInput, NothingToResume) as error:
@@ -110,15 +110,6 @@ async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> Dis
     return await job_run.to_its_end()
 
 
-def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise WrongInput([Problem("-", 1, f"is not UTF-8 text: {error.reason}")]) from None
-    except OSError as error:
-        raise WrongInput([Problem("-", 1, f"cannot be read: {error.strerror}")]) from None
-
-
 def _unwritable(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}; a run keeps its logs and checkpoints there: run in a folder that you may write to"
 
@@ -138,19 +129,15 @@ def _only_job(file: JobFile, *, resume: bool) -> FoundJob:
         )
     (found,) = file.jobs
     spec = found.job.spec
+    problems = found.not_yet_supported()
     if spec.suspend:
-        raise WrongInput([found.problem(("spec", "suspend"), "a suspended job has nothing to run; set it to false")])
+        problems.append(found.problem(("spec", "suspend"), "a suspended job has nothing to run; set it to false"))
     if spec.managed_by != MANAGED_BY:
-        raise WrongInput(
-            [
-                found.problem(
-                    ("spec", "managedBy"), f"another controller runs this job; leave it out, or set {MANAGED_BY}"
-                )
-            ]
-        )
-    if problems := found.not_yet_supported():
-        raise WrongInput(problems)
+        message = f"another controller runs this job; leave it out, or set {MANAGED_BY}"
+        problems.append(found.problem(("spec", "managedBy"), message))
     if resume and spec.checkpoint is None:
         message = "without checkpoint there is nothing to resume; leave --resume out to start a new run"
-        raise WrongInput([found.problem(("spec",), message)])
+        problems.append(found.problem(("spec",), message))
+    if problems:
+        raise WrongInput(sorted(problems))
     return found

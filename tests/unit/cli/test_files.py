@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from disttrain.cli.files import WrongInput, read
 from disttrain.cli.lint import lint
-from disttrain.cli.yaml_lines import YamlError, load
+from disttrain.cli.yaml_lines import Value, load
 
 JOB = """\
 apiVersion: disttrain.dev/v1alpha1
@@ -23,6 +27,16 @@ spec:
   trainer:
     command: [python, -m, mine]
 """
+
+
+def loaded(text: str) -> list[Value]:
+    contents = load(text)
+    assert not contents.faults
+    return list(contents.documents)
+
+
+def faults(text: str) -> list[str]:
+    return [f"{fault.line}: {fault.message}" for fault in load(text).faults]
 
 
 def problems(text: str) -> list[str]:
@@ -99,7 +113,7 @@ def problems(text: str) -> list[str]:
         ),
         pytest.param("    type: DataParallel", "   type: [", "job.yaml:9: not YAML: ", id="not YAML"),
         pytest.param(
-            "[python, -m, mine]", "[a: b, !!python/object:os.system x]", "job.yaml:9: ", id="no Python objects"
+            "[python, -m, mine]", "[python, !!python/object:os.system x]", "job.yaml:9: ", id="no Python objects"
         ),
         pytest.param(
             "mine]", '"\x07"]', "job.yaml:9: not YAML: character #x0007 is not allowed", id="a control character"
@@ -199,19 +213,18 @@ def test_two_documents_of_one_name_in_two_namespaces_are_two() -> None:
 
 
 def test_json_is_read_with_its_lines_also_where_tabs_indent_it() -> None:
-    (document,) = load(JOB)
+    (document,) = loaded(JOB)
     text = json.dumps(document.value, indent="\t")
     assert read("job.json", text).jobs[0].job == read("job.yaml", JOB).jobs[0].job
     assert problems(text.replace("DataParallel", "X"))[0].startswith("job.yaml:9: spec.strategy.type: ")
-    with pytest.raises(YamlError, match="cannot start any token"):
-        load("a:\n\tb: 1\n")
+    (fault,) = faults("a:\n\tb: 1\n")
+    assert "cannot start any token: a tab may not indent, use blanks" in fault
 
 
 def test_characters_that_json_escapes_in_two_halves_are_one() -> None:
     text = "a \U0001f600 and \u00fc"
-    assert load(json.dumps({"a": text}))[0].value == {"a": text}
-    with pytest.raises(YamlError, match="half of a surrogate pair"):
-        load('{"a": "\\ud83d"}')
+    assert loaded(json.dumps({"a": text}))[0].value == {"a": text}
+    assert faults('{"a": "\\ud83d"}') == ["1: half of a surrogate pair is no character"]
 
 
 def test_lint_points_at_what_this_version_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,17 +238,17 @@ def test_lint_points_at_what_this_version_does_not_support(tmp_path: Path, capsy
 
 
 def test_a_configmap_and_a_secret_are_checked_as_the_api_server_would_with_their_own_lines() -> None:
-    config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  n: 1\n"
+    config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  number: 1\n"
     secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: b}\ndata:\n  key: pässword\n"
     before = len(JOB.splitlines())
     told = problems(JOB + config + secret)
     assert [one.partition(" ")[0] for one in told] == [f"job.yaml:{before + 6}:", f"job.yaml:{before + 12}:"]
-    assert "data.n: must be a string" in told[0]
+    assert "data.number: must be a string" in told[0]
     assert "data.key: must be base64; plain text belongs into stringData" in told[1]
 
 
 def test_a_file_without_a_job() -> None:
-    (problem,) = problems("kind: ConfigMap\nmetadata: {name: a}\n")
+    (problem,) = problems("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
     assert problem.startswith(
         "job.yaml:1: holds no DistTrainJob; it needs a document with apiVersion: disttrain.dev/v1alpha1"
     )
@@ -244,11 +257,11 @@ def test_a_file_without_a_job() -> None:
 
 
 def test_other_kinds_are_left_alone_with_a_word() -> None:
-    file = read("job.yaml", JOB + "---\nkind: Namespace\nmetadata: {name: a}\n")
+    file = read("job.yaml", JOB + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n")
     assert [found.job.metadata.name for found in file.jobs] == ["digits"]
     (warning,) = file.warnings
     assert str(warning).startswith(
-        'job.yaml:11: warning: kind: unknown kind "Namespace"; this command knows DistTrainJob'
+        "job.yaml:12: warning: kind: a Namespace is not checked here; checked are DistTrainJob, ConfigMap"
     )
 
 
@@ -265,25 +278,295 @@ def test_a_long_value_is_not_repeated_in_full() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e3", 1000), ("1.0", 1), ("0.5", 0.5), ("1e-4", 0.0001), ("010", 8), ("0x10", 16), ("1_000", 1000), ("-3", -3),
-        ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("''", ""), ("+", "+"),
-        ("yes", True), ("off", False), ("~", None),
+        ("1e3", 1000), ("1.0", 1), ("0.5", 0.5), ("1e-4", 0.0001), ("010", 8), ("0o10", 8), ("08", 8), ("-010", -8), ("0x10", 16),
+        ("0b11", 3), ("0b2", "0b2"), ("1_000", 1000), ("1_0.5", 10.5), ("_1", "_1"), ("-3", -3), ("+5", 5), (".5", 0.5), ("1.", 1),
+        ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("''", ""), ("+", "+"), ("0x", "0x"), ("=", "="),
+        ("yes", True), ("y", True), ("On", True), ("off", False), ("N", False), ("yEs", "yEs"), ("~", None), ("Null", None),
+        ("", None), ("1e400", "1e400"), ("9223372036854775807", 9223372036854775807), ("12345678901234567890", 12345678901234567890),
+        ("!!str 5", "5"), ('!!int "5"', 5), ('!!bool "yes"', True), ("'yes'", "yes"),
     ],
 )  # fmt: skip
 def test_a_scalar_is_what_kubectl_takes_it_for(text: str, value: object) -> None:
-    (document,) = load(f"a: {text}")
+    (document,) = loaded(f"a: {text}")
     assert document.value == {"a": value}
     assert type(document.value["a"]) is type(value)
 
 
-@pytest.mark.parametrize("text", [".nan", ".inf", "!!binary aGk=", "? [a]\n: b"])
+@pytest.mark.parametrize(
+    ("text", "key"), [("1", "1"), ("yes", "true"), ("0x10", "16"), ("1.50", "1.5"), ("1e3", "1000"), ("'010'", "010")]
+)
+def test_a_key_becomes_the_string_that_kubectl_makes_of_it(text: str, key: str) -> None:
+    contents = load(f"{text}: x")
+    assert contents.documents[0].value == {key: "x"}
+    assert [fault.warning for fault in contents.faults] == ([True] if text.strip("'") != key else [])
+
+
+@pytest.mark.parametrize(
+    "text", [".nan", ".inf", "!!binary aGk=", "!mine 5", "!!int x", "!!set {a}", "? [a]\n: b", "? ~\n: b"]
+)
 def test_what_json_has_no_word_for_is_refused(text: str) -> None:
-    with pytest.raises(YamlError):
-        load(f"a:\n  {text}" if text.startswith("?") else f"a: {text}")
+    assert faults(f"a:\n  {text}" if text.startswith("?") else f"a: {text}")
 
 
-def test_anchors_and_merge_keys_work_within_reason() -> None:
-    (document,) = load("base: &b {x: 1, y: 2}\nuse: {<<: *b, y: 3}\nagain: *b\n")
-    assert document.value["use"] == {"x": 1, "y": 3}
-    with pytest.raises(YamlError, match="nested"):
-        load("[" * 5000)
+def test_anchors_and_merge_keys_work_as_in_kubectl_and_within_reason() -> None:
+    (document,) = loaded("base: &b {p: 1, q: 2}\nuse: {<<: *b, q: 3}\nlate: {q: 3, <<: *b}\nagain: *b\n")
+    assert document.value["use"] == {"p": 1, "q": 3}
+    assert document.value["late"] == {"p": 1, "q": 2}, "what comes later wins, also a merge key"
+    assert loaded("a: {<<: [{p: 1}, {p: 2, q: 3}]}")[0].value == {"a": {"p": 1, "q": 3}}
+    assert faults("a: {<<: 5}") == ["1: the merge key << takes an object, or a list of objects"]
+    assert "nested" in faults("[" * 5000)[0]
+    assert "nested" in faults("a: &a [*a]")[0]
+    assert faults("a: &a {<<: *a}")
+
+
+def test_every_key_that_is_given_twice_is_said_with_both_lines() -> None:
+    assert faults("a: 1\nb: {c: 1,\n  c: 2}\na: 3\n") == [
+        "3: key 'c' is given twice, first in line 2",
+        "4: key 'a' is given twice, first in line 1",
+    ]
+    assert faults("1: x\n'1': y\n") == ["2: key '1' is given twice, first in line 1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n---\n# nothing\n" + JOB + "---\n\n---\n",
+        "null\n---\n" + JOB,
+        "--- # a comment\n" + JOB + "...\n",
+        "\ufeff" + JOB,
+        JOB.replace("\n", "\r\n"),
+        JOB.replace("type: Data", "type:\tData").replace("trainer:\n", "trainer:\t\n"),
+        json.dumps(load(JOB).documents[0].value),
+        "# as JSON\n" + json.dumps(load(JOB).documents[0].value, indent=1),
+        json.dumps({"apiVersion": "v1", "kind": "List", "items": [load(JOB).documents[0].value], "metadata": {}}),
+    ],
+)
+def test_a_text_that_kubectl_reads_is_read(text: str) -> None:
+    assert read("job.yaml", text).jobs[0].job == read("job.yaml", JOB).jobs[0].job
+
+
+def test_files_in_utf_16_are_read_and_others_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_bytes(JOB.encode("utf-16"))
+    assert read(str(file)).jobs[0].job == read("job.yaml", JOB).jobs[0].job
+    file.write_bytes(JOB.replace("mine", "m\u00fc").encode("latin-1"))
+    with pytest.raises(WrongInput, match=r"job.yaml:9: is not UTF-8 text: invalid start byte; save it as UTF-8"):
+        read(str(file))
+
+
+def test_json_objects_may_follow_one_another_and_keep_their_lines() -> None:
+    one = json.dumps(load(JOB).documents[0].value, indent=1)
+    two = one.replace("digits", "letters").replace("DataParallel", "X")
+    (problem,) = problems(one + "\n" + two)
+    assert problem.startswith(f"job.yaml:{len(one.splitlines()) + 9}: spec.strategy.type: ")
+    assert problems(one + " xx") == [
+        "job.yaml:19: a document must be an object with apiVersion, kind, metadata and spec"
+    ]
+
+
+def test_a_document_with_a_fault_hides_none_of_the_others() -> None:
+    told = problems("a: [\n---\n" + JOB.replace("DataParallel", "X") + "---\n\ta: 1\n---\n%YAML 1.2\n---\nb: {\n")
+    assert [one.split(" ")[0] for one in told] == [
+        "job.yaml:2:",
+        "job.yaml:9:",
+        "job.yaml:13:",
+        "job.yaml:15:",
+        "job.yaml:18:",
+    ]
+    assert "kubectl takes no line that begins with %" in told[3]
+    assert problems("--- {}\n---\n" + JOB)[0].startswith("job.yaml:1: '--- {}' separates no documents for kubectl")
+
+
+def test_what_kubectl_ignores_after_the_end_of_a_document_is_said() -> None:
+    (warning,) = read("job.yaml", JOB + "...\n\nmore: 1\n").warnings
+    assert str(warning).startswith("job.yaml:12: warning: kubectl ignores what stands here")
+
+
+def indented(text: str) -> str:
+    first, *rest = text.splitlines(keepends=True)
+    return "- " + first + "".join("  " + line for line in rest)
+
+
+LIST = "apiVersion: v1\nkind: List\nitems:\n"
+CONFIG = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {k: v}\n"
+
+
+def test_the_items_of_a_list_are_objects_of_their_own_with_their_lines() -> None:
+    file = read("job.yaml", LIST + indented(CONFIG) + indented(JOB))
+    assert [found.job.metadata.name for found in file.jobs] == ["digits"]
+    assert [document["metadata"]["name"] for document in file.documents] == ["a"]
+    told = problems(LIST + indented(CONFIG.replace("k: v", "k: 1")) + indented(JOB.replace("DataParallel", "X")))
+    assert told[0].startswith("job.yaml:7: data.k: must be a string")
+    assert told[1].startswith("job.yaml:14: spec.strategy.type: ")
+
+
+def test_a_list_of_jobs_may_leave_their_kind_out() -> None:
+    item = indented(JOB.split("\n", 2)[2])
+    file = read("job.yaml", "apiVersion: disttrain.dev/v1alpha1\nkind: DistTrainJobList\nitems:\n" + item)
+    assert file.jobs[0].job == read("job.yaml", JOB).jobs[0].job
+
+
+def test_mistakes_of_a_list_are_said() -> None:
+    nested = "job.yaml:4: items[0]: kubectl takes no List within a List; put its objects into the outer one"
+    assert problems(LIST + indented(LIST + indented(JOB))) == [nested]
+    assert problems(LIST + indented(JOB) + "- null\n- 5\n") == [
+        "job.yaml:13: items[1]: must be an object with apiVersion, kind and metadata (got null)",
+        "job.yaml:14: items[2]: must be an object with apiVersion, kind and metadata (got 5)",
+    ]
+    assert problems("apiVersion: v1\nkind: List\n") == ["job.yaml:1: items: a List needs a list of objects"]
+    assert problems("apiVersion: v2\nkind: List\nitems: []\n") == ['job.yaml:1: apiVersion: a List is of v1 (got "v2")']
+    assert problems("kind: List\nitems: []\n") == ["job.yaml:1: apiVersion: is required; it is v1"]
+    assert problems(CONFIG + "items: []\n" + "---\n" + JOB)[0] == "job.yaml:5: items: only a List has items"
+    assert problems(LIST.replace("items:", "items: []"))[0].startswith("job.yaml:1: holds no DistTrainJob")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", ["1: apiVersion: is required", "1: kind: is required", "1: metadata: an object is required, with at least a name"]),
+        (JOB.replace("kind: DistTrainJob\n", ""), ["1: kind: is required; it is DistTrainJob"]),
+        (CONFIG.replace("apiVersion: v1\n", ""), ["1: apiVersion: is required"]),
+        (JOB.replace("disttrain.dev/v1alpha1", "5"), [
+            "1: apiVersion: must be a string; it is disttrain.dev/v1alpha1 (got 5)"]),
+        (CONFIG.replace("ConfigMap", "5"), ["2: kind: must be a string (got 5)"]),
+        (CONFIG.replace("v1", "a/b/c"), ['1: apiVersion: must be group/version, or v1 (got "a/b/c")']),
+        (CONFIG.replace("v1", "v2"), ["1: apiVersion: must be v1"]),
+        (CONFIG.replace("ConfigMap", "Foo"), ['2: kind: unknown kind "Foo": v1 has no such kind']),
+        (CONFIG.replace("ConfigMap", "configmap"), ['2: kind: unknown kind "configmap"; did you mean "ConfigMap"?']),
+        (JOB.replace("DistTrainJob", "DistTrainJobs"), ['2: kind: unknown kind "DistTrainJobs"; did you mean "DistTrainJob"?']),
+        ("apiVersion: v1\nkind: Namespace\nmetadata: {name: a.b}\n", ["3: metadata.name: must be at most 63 lower-case letters"]),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: 1a}\n", ["3: metadata.name: must be at most 63 lower-case letters"]),
+        (CONFIG + "datas: {}\nimmutable: 'yes'\n", [
+            '5: datas: unknown field; did you mean "data"?', "6: immutable: must be true or false"]),
+        (CONFIG + "binaryData: {k: aGk=}\n", ["1: the key k is in data and in binaryData"]),
+        (CONFIG.replace("k: v", "k: " + "x" * 1_100_000), ["1: holds 1100000 bytes, and the API server takes 1048576"]),
+        ("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ntype: kubernetes.io/tls\n", [
+            "1: a Secret of type kubernetes.io/tls needs the key tls.crt and tls.key"]),
+        ("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\nstringData: {k: 5}\ntype: 5\n", [
+            "4: stringData.k: must be a string; put it into quotes", "5: type: must be a string"]),
+        ("apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: a}\n", ["1: spec: is required"]),
+        ("apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: a}\nspec: {accessModes: [RWO], resources: {request: {}}}\n", [
+            "4: spec.accessModes[0]: Input should be", '4: spec.resources.request: unknown field; did you mean "requests"?',
+            "4: spec.resources.requests: is required"]),
+    ],
+)  # fmt: skip
+def test_mistakes_of_any_object_are_said_all_at_once(text: str, told: list[str]) -> None:
+    found = problems(text)
+    assert len(found) == len(told), found
+    for problem, start in zip(found, told, strict=True):
+        assert problem.startswith(f"job.yaml:{start}"), problem
+
+
+def test_kinds_that_only_a_cluster_can_judge_are_left_alone_with_a_word() -> None:
+    for other in ("apiVersion: secrets.example.com/v1\nkind: Secret\nmetadata: {name: a}\nspec: {}\n",
+                  "apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: a}\nspec: {}\n",
+                  "apiVersion: extensions/v1beta1\nkind: Deployment\nmetadata: {name: a}\nspec: {}\n"):  # fmt: skip
+        file = read("job.yaml", JOB + "---\n" + other)
+        assert len(file.warnings) == 1
+        assert not file.documents
+
+
+METADATA = [
+    ("labels: {a: 1, b: true, c: }", ["labels.a: must be a string; put it into quotes (got 1)",
+                                      "labels.b: must be a string; put it into quotes (got true)"]),
+    ("labels: [a]", ['labels: must be an object (got ["a"])']),
+    ('labels: {"a b": x, a: "x y"}', ["labels.a b: 'a b' cannot name a label: ", "labels.a: a label's value must have "]),
+    ('labels: {A.com/x: v, /x: v, a/b/c: v}', ["labels./x: ", "labels.A.com/x: ", "labels.a/b/c: "]),
+    ("labels: {a: " + 64 * "x" + "}", ["labels.a: a label's value must have at most 63"]),
+    ("annotations: {a: 1, b: {c: d}}", ["annotations.a: must be a string; put it into quotes (got 1)",
+                                        'annotations.b: must be a string; put it into quotes (got {"c": "d"})']),
+    ('annotations: {"a b": x}', ["annotations.a b: 'a b' cannot name an annotation"]),
+    ("annotations: {a: " + 262_200 * "x" + "}", ["annotations: keys and values have 262201 bytes; at most 262144"]),
+    ("namespace: Bad_NS", ['namespace: must be a namespace\'s name: at most 63 lower-case letters, digits and \'-\' (got "Bad_NS")']),
+    ("namespace: 5", ["namespace: must be a string; put it into quotes (got 5)"]),
+    ("uid: 5", ["uid: must be a string"]),
+    ("generation: '5'", ['generation: must be a whole number (got "5")']),
+    ("creationTimestamp: foo", ["creationTimestamp: must be a time such as"]),
+    ("creationTimestamp: 2024-01-01", ["creationTimestamp: must be a time such as"]),
+    ("label: {a: b}", ['label: unknown field; did you mean "labels"?']),
+    ("foo: 1", ["foo: unknown field"]),
+    ("finalizers: [a b, 1, example.com/x]", ["finalizers[0]: ", "finalizers[1]: must be a string"]),
+    ("finalizers: [foregroundDeletion, orphan]", ["finalizers: foregroundDeletion and orphan exclude"]),
+    ("ownerReferences: [{apiVersion: v1, kind: ConfigMap, foo: 1}]", [
+        "ownerReferences[0].foo: unknown field", "ownerReferences[0].name: is required", "ownerReferences[0].uid: is required"]),
+    ("ownerReferences: foo", ['ownerReferences: must be a list (got "foo")']),
+    ("ownerReferences: [{apiVersion: v1, kind: Event, name: a, uid: b, controller: 'true'}]", [
+        'ownerReferences[0].controller: must be true or false (got "true")', "ownerReferences[0].kind: an Event cannot"]),
+    ("generateName: Bad_", ["generateName: must be a lower-case DNS name"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "told"), METADATA, ids=[line[:40] for line, _ in METADATA])
+def test_mistakes_of_metadata_are_said_with_those_of_the_spec(line: str, told: list[str]) -> None:
+    text = JOB.replace("  name: digits\n", f"  name: digits\n  {line}\n").replace("DataParallel", "X")
+    *found, spec = problems(text)
+    assert spec.startswith("job.yaml:8: spec.strategy.type")
+    assert len(found) == len(told), found
+    for problem, start in zip(found, told, strict=True):
+        assert problem.startswith(f"job.yaml:5: metadata.{start}"), problem
+
+
+@pytest.mark.parametrize(
+    ("old", "told"),
+    [
+        ("name: 123", "metadata.name: must be a string; put it into quotes (got 123)"),
+        ("name: yes", "metadata.name: must be a string; put it into quotes (got true)"),
+        ("name:", "metadata.name: is required"),
+        ('name: ""', "metadata.name: is required"),
+        ('name: "123"', "metadata.name: must be an RFC 1035 label of at most 40 characters"),
+        ("name: a.b", "metadata.name: must be an RFC 1035 label of at most 40 characters"),
+    ],
+)
+def test_a_wrong_name_is_said_with_the_mistakes_of_the_spec(old: str, told: str) -> None:
+    name, spec = problems(JOB.replace("name: digits", old).replace("DataParallel", "X"))
+    assert name.startswith(f"job.yaml:4: {told}")
+    assert spec.startswith("job.yaml:7: spec.strategy.type")
+
+
+def test_a_job_as_kubectl_shows_it_is_read_and_what_the_api_server_had_set_is_left_out() -> None:
+    shown = JOB.replace(
+        "  name: digits\n",
+        "  name: digits\n  namespace: default\n  uid: x\n  resourceVersion: '5'\n  generation: 3\n"
+        "  creationTimestamp: 2024-01-01T00:00:00Z\n  deletionTimestamp: null\n  managedFields: [{manager: kubectl}]\n"
+        "  annotations: {a: null}\n  finalizers: [disttrain]\n",
+    )
+    (found,) = read("job.yaml", shown + "status: {state: Complete, anything: 5}\n").jobs
+    assert (found.job.metadata.uid, found.job.metadata.generation, found.job.status.state) == ("", 1, None)
+    assert found.job.metadata.annotations == {"a": ""}
+
+
+def test_a_folder_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
+    for name, text in (("b.yml", JOB), ("a.yaml", CONFIG), ("c.json", "5"), ("notes.txt", "{"), ("in/x.yaml", "{")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(WrongInput, match=r"c.json:1: a document must be an object"):
+        read(str(tmp_path))
+    (tmp_path / "c.json").unlink()
+    file = read(str(tmp_path))
+    assert [found.file for found in file.jobs] == [str(tmp_path / "b.yml")]
+    (tmp_path / "z.yaml").write_text(JOB)
+    with pytest.raises(WrongInput, match=rf"z.yaml:4: DistTrainJob digits is already in {tmp_path}/b.yml:1"):
+        read(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WrongInput, match=r"the folder holds no file that ends with \.json, \.yaml, \.yml"):
+        read(str(tmp_path / "empty"))
+
+
+def test_a_url_is_read_and_its_failure_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        assert len(read(f"{address}/job.yaml").jobs) == 1
+        with pytest.raises(WrongInput, match="cannot be read: the server answers 404"):
+            read(f"{address}/none.yaml")
+        server.shutdown()
+    with pytest.raises(WrongInput, match="cannot be read: Connection refused"):
+        read(f"{address}/job.yaml")
+
+
+def test_lint_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(JOB.replace("DataParallel", "X").encode())))
+    assert lint(["-"]) == 2
+    assert "-:7: spec.strategy.type: " in capsys.readouterr().err

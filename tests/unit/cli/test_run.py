@@ -160,7 +160,7 @@ def test_bytes_on_standard_input_are_wrong_input(folder: Path) -> None:
         [DISTTRAIN, "run", "-"], cwd=folder, input=b"\x7fELF\xff\xfe", capture_output=True, check=False
     )
     assert Finished(done.returncode, done.stdout.decode(), done.stderr.decode()) == Finished(
-        2, "", "-:1: is not UTF-8 text: invalid start byte\n"
+        2, "", "-:1: is not UTF-8 text: invalid start byte; save it as UTF-8\n"
     )
 
 

@@ -31,7 +31,8 @@ QUOTES = "must be a string; put it into quotes"
         ({"kind": "Secret", **NAMED, "data": {"k": "grün"}}, [f"data.k: {PLAIN}"]),
         ({"kind": "Secret", **NAMED, "data": {"k": 5}}, [f"data.k: {QUOTES}"]),
         ({"kind": "Secret", **NAMED, "stringData": "x"}, ["stringData: must be an object: a value for each key"]),
-        ({"kind": "PersistentVolumeClaim", "metadata": {}}, []),
+        ({"kind": "PersistentVolumeClaim", "metadata": {}}, ["metadata.name: is required", "spec: is required"]),
+        ({"kind": "Namespace", "metadata": {}}, []),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(document: dict[str, Any], told: list[str]) -> None:
