@@ -104,7 +104,7 @@ class Executor:
                 child = Child(NETWORK_POLICIES, Key(namespace, name))
                 return await self._create(job, memory, child, lambda: build_network_policy(job))
             case DeleteNetworkPolicy():
-                policies = list(self._cache.network_policies.owned_by(job.metadata.uid))
+                policies = list(self._cache.network_policies.owned_by(namespace, job.metadata.uid))
                 gone = [await self._delete(job, NETWORK_POLICIES, one.key, one.uid, None) for one in policies]
                 return any(gone)
             case CreatePod(role=role, index=index, attempt=attempt):

@@ -54,7 +54,8 @@ class Store(Generic[T]):
     def __init__(self, project: Callable[[Body], T]) -> None:
         self._project = project
         self._by_key: dict[Key, Entry[T]] = {}
-        self._by_owner: dict[str, dict[Key, Entry[T]]] = {}
+        self._by_owner: dict[tuple[str, str], dict[Key, Entry[T]]] = {}
+        """By namespace and uid of the owner: an owner is always of the same namespace, whatever an object of another one claims."""
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -66,8 +67,9 @@ class Store(Generic[T]):
     def get(self, key: Key) -> Entry[T] | None:
         return self._by_key.get(key)
 
-    def owned_by(self, uid: str) -> Iterable[Entry[T]]:
-        return self._by_owner.get(uid, {}).values()
+    def owned_by(self, namespace: str, uid: str) -> Iterable[Entry[T]]:
+        """The children of the job of that uid, which are in its own namespace."""
+        return self._by_owner.get((namespace, uid), {}).values()
 
     def put(self, body: Body) -> Entry[T] | None:
         """Takes an object in. The entry when that changed what we know, None for old news."""
@@ -86,7 +88,7 @@ class Store(Generic[T]):
         entry = Entry(key, uid, version, job, owner, self._project(body))
         self._by_key[key] = entry
         if owner:
-            self._by_owner.setdefault(owner, {})[key] = entry
+            self._by_owner.setdefault((key.namespace, owner), {})[key] = entry
         changed = known is None or known.uid != uid or known.value != entry.value or known.owner != owner
         return entry if changed else None
 
@@ -107,10 +109,11 @@ class Store(Generic[T]):
 
     def _remove(self, entry: Entry[T]) -> None:
         del self._by_key[entry.key]
-        if entry.owner and (siblings := self._by_owner.get(entry.owner)) is not None:
+        owner = (entry.key.namespace, entry.owner)
+        if entry.owner and (siblings := self._by_owner.get(owner)) is not None:
             siblings.pop(entry.key, None)
             if not siblings:
-                del self._by_owner[entry.owner]
+                del self._by_owner[owner]
 
 
 class StoredJob:

@@ -124,7 +124,7 @@ class Reconciler:
 
     async def _carry_on(self, stored: Entry[StoredJob], memory: Memory, job: DistTrainJob) -> None:
         key = stored.key
-        views = [view for entry in self._cache.pods.owned_by(stored.uid) if (view := entry.value.view)]
+        views = [view for entry in self._cache.pods.owned_by(key.namespace, stored.uid) if (view := entry.value.view)]
         mounting = await self._mounts.look(key.namespace, memory, views)
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
         begun = bool(stored.value.status.get("startTime"))
@@ -201,7 +201,7 @@ class Reconciler:
         return newest
 
     def _follow(self, key: Key, uid: str, job: DistTrainJob, *, ended: bool) -> None:
-        master = None if ended else running_master(self._cache, uid)
+        master = None if ended else running_master(self._cache, key.namespace, uid)
         self._progress.follow(
             key,
             Master(

@@ -76,15 +76,15 @@ class Memories:
 
 
 def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime) -> Snapshot:
-    """The job and its children, by owner uid, as the cache has them now."""
-    uid = job.metadata.uid
-    views = [told(view, memory) for entry in cache.pods.owned_by(uid) if (view := entry.value.view)]
+    """The job and its children, by namespace and owner uid, as the cache has them now."""
+    owner = job.metadata.namespace, job.metadata.uid
+    views = [told(view, memory) for entry in cache.pods.owned_by(*owner) if (view := entry.value.view)]
     return Snapshot(
         job=job,
         now=now,
         pods=tuple(sorted(views, key=lambda view: (view.role, view.index, view.name))),
-        service_exists=any(cache.services.owned_by(uid)),
-        network_policy_exists=any(cache.network_policies.owned_by(uid)),
+        service_exists=any(cache.services.owned_by(*owner)),
+        network_policy_exists=any(cache.network_policies.owned_by(*owner)),
         progress=memory.progress,
         progress_read=memory.progress_read,
         listening_since=memory.known_since,
@@ -100,9 +100,9 @@ def told(view: PodView, memory: Memory) -> PodView:
     return replace(view, reason=CANNOT_START, message=words) if words else view
 
 
-def running_master(cache: Cache, uid: str) -> Entry[CachedPod] | None:
+def running_master(cache: Cache, namespace: str, uid: str) -> Entry[CachedPod] | None:
     """The pod whose /progress can be read."""
-    for entry in cache.pods.owned_by(uid):
+    for entry in cache.pods.owned_by(namespace, uid):
         view = entry.value.view
         if view and view.role is Role.MASTER and view.phase is Phase.RUNNING and not view.deleting and entry.value.ip:
             return entry

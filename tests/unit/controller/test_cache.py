@@ -53,7 +53,7 @@ def test_list_finds_what_vanished_but_not_what_was_made_after_it() -> None:
 def test_pods_are_found_by_the_uid_of_their_job_and_not_by_its_name() -> None:
     cache = Cache()
     cache.pods.put(pod(5, owner="former"))
-    assert list(cache.pods.owned_by("job-uid")) == []
-    assert [entry.uid for entry in cache.pods.owned_by("former")] == ["u1"]
+    assert list(cache.pods.owned_by("default", "job-uid")) == []
+    assert [entry.uid for entry in cache.pods.owned_by("default", "former")] == ["u1"]
     cache.pods.drop(KEY, "u1")
-    assert list(cache.pods.owned_by("former")) == []
+    assert list(cache.pods.owned_by("default", "former")) == []
