@@ -28,6 +28,7 @@ from disttrain.controller.api import (
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.snapshot import Child, Memory
+from disttrain.controller.turns import Slots
 from disttrain.manifests import build_network_policy, build_pod, build_service
 from disttrain.plan.model import (
     Action,
@@ -66,7 +67,7 @@ class Executor:
         self._cache = cache
         self._expectations = expectations
         self._trainer_image = trainer_image
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
         self._clock = clock
 
     async def carry_out(self, job: DistTrainJob, memory: Memory, actions: Iterable[Action]) -> bool:
@@ -90,7 +91,7 @@ class Executor:
         return news
 
     async def _bounded(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:
-        async with self._slots:
+        async with self._slots.of(job.metadata.namespace):
             return await self._do(job, memory, action)
 
     async def _do(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:

@@ -123,6 +123,17 @@ class StoredJob:
         body["metadata"].pop("managedFields", None)  # half of the body, and nobody here reads it
         self._body = body
 
+    def __eq__(self, other: object) -> bool:
+        """Whether a pass would see the same. Labels and annotations do not count: they may change a thousand times a second."""
+        if not isinstance(other, StoredJob):
+            return NotImplemented
+        return (self.uid, self.generation, self.deleting) == (other.uid, other.generation, other.deleting) and (
+            self._body.get("spec"),
+            self._body.get("status"),
+        ) == (other._body.get("spec"), other._body.get("status"))
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def uid(self) -> str:
         return str(self._body["metadata"]["uid"])

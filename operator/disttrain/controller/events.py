@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from disttrain.api.names import API_VERSION, FIELD_MANAGER, KIND
 from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi, NotFound
 from disttrain.controller.cache import Key
+from disttrain.controller.turns import Turns, share
 from disttrain.plan.model import Event
 
 log = logging.getLogger(__name__)
 
 WAITING = 1000
 """Events that may wait to be posted; more are dropped rather than kept in memory."""
+WAITING_EACH = share(WAITING)
+"""Of these the most about jobs of one namespace: one that makes a flood of them loses its own, and not those of the others."""
 REMEMBERED = 4000
 """Newest different events whose repetition counts up instead of making another object."""
 
@@ -27,14 +30,16 @@ class EventPoster:
 
     def __init__(self, api: KubeApi) -> None:
         self._api = api
-        self._waiting: asyncio.Queue[tuple[Key, str, Event, datetime]] = asyncio.Queue(WAITING)
+        self._waiting: Turns[tuple[Key, str, Event, datetime]] = Turns()
+        self._arrived = asyncio.Event()
         self._posted: OrderedDict[tuple[str, str, str], tuple[str, int]] = OrderedDict()
 
     def post(self, job: Key, uid: str, event: Event) -> None:
-        try:
-            self._waiting.put_nowait((job, uid, event, datetime.now(UTC)))
-        except asyncio.QueueFull:
+        if len(self._waiting) >= WAITING or self._waiting.length(job.namespace) >= WAITING_EACH:
             log.debug("too many events, one about %s is dropped: %s", job, event.message)
+            return
+        self._waiting.append(job.namespace, (job, uid, event, datetime.now(UTC)))
+        self._arrived.set()
 
     async def run(self) -> None:
         """Posts until cancelled."""
@@ -42,7 +47,10 @@ class EventPoster:
             await self.post_next()
 
     async def post_next(self) -> None:
-        job, uid, event, time = await self._waiting.get()
+        while (turn := self._waiting.pop()) is None:
+            self._arrived.clear()
+            await self._arrived.wait()
+        job, uid, event, time = turn[1]
         try:
             await self._post(job, uid, event, time)
         except ApiError as error:
@@ -50,7 +58,7 @@ class EventPoster:
 
     async def drain(self) -> None:
         """Posts what waits; for the end."""
-        while not self._waiting.empty():
+        while self._waiting:
             await self.post_next()
 
     async def _post(self, job: Key, uid: str, event: Event, time: datetime) -> None:

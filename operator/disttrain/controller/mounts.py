@@ -7,7 +7,8 @@ answer the job says that it waits, as before. Not here: what follows from it.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 
 from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi
 from disttrain.controller.snapshot import Memory
@@ -21,10 +22,26 @@ EVERY = 15.0
 """Seconds between two questions about a namespace."""
 MOUNTED = "PodReadyToStartContainers"
 """Condition of a pod that has its sandbox. A cluster before 1.29 does not know it: there a slow pull of an image is asked about too."""
+FORGET = 300.0
+"""Seconds after the last question about a namespace in which what is known of it is kept."""
+MOST_EVENTS = 2000
+"""Of one reason and namespace that are read: whoever may create Events there decides how many there are."""
+LONGEST = 1024
+"""Characters of a message that are kept."""
 _SUMMARY = "Unable to attach or mount volumes"
 """Beginning of the Event that counts the volumes that are missing every two minutes, and does not say why."""
 _REASONS = ("FailedMount", "FailedAttachVolume")
 """The kubelet's, and the attach-detach controller's: of a volume that another node has. A field selector knows no `or`."""
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What is known of one namespace."""
+
+    asked: float = float("-inf")
+    words: dict[str, str] = field(default_factory=dict)
+    """The message of the newest Event that says why, by the uid of the pod."""
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Mounts:
@@ -32,43 +49,57 @@ class Mounts:
 
     def __init__(self, api: KubeApi) -> None:
         self._api = api
-        self._asked: dict[str, float] = {}
-        self._words: dict[str, dict[str, str]] = {}
-        self._asking: dict[str, asyncio.Lock] = {}
+        self._answers: dict[str, _Answers] = {}
 
     async def look(self, namespace: str, memory: Memory, pods: Iterable[PodView]) -> float | None:
         """Keeps in memory what is said of these pods of a job. Seconds until one should look again, None when none of them waits."""
         now = asyncio.get_running_loop().time()
         memory.mounting = {pod.uid: memory.mounting.get(pod.uid, now) for pod in pods if _waits(pod)}
-        wait = await self._ask(namespace, min(memory.mounting.values()) + PATIENCE) if memory.mounting else None
-        words = self._words.get(namespace, {})
-        memory.unmounted = {uid: words[uid] for uid in memory.mounting if uid in words}
+        if not memory.mounting:
+            memory.unmounted = {}
+            return None
+        answers = self._of(namespace)
+        wait = await self._ask(namespace, answers, min(memory.mounting.values()) + PATIENCE)
+        memory.unmounted = {uid: answers.words[uid] for uid in memory.mounting if uid in answers.words}
         return wait
 
-    async def _ask(self, namespace: str, due: float) -> float:
+    def _of(self, namespace: str) -> _Answers:
+        """The answers about a namespace; those that were not asked for lately are forgotten."""
+        now = asyncio.get_running_loop().time()
+        old = [name for name, one in self._answers.items() if one.asked + FORGET < now and not one.asking.locked()]
+        for name in old:
+            if name != namespace:
+                del self._answers[name]
+        return self._answers.setdefault(namespace, _Answers())
+
+    async def _ask(self, namespace: str, answers: _Answers, due: float) -> float:
         """Asks if it is time. Seconds until the next time."""
         loop = asyncio.get_running_loop()
-        async with self._asking.setdefault(namespace, asyncio.Lock()):  # a second job waits for the answer to the first
-            due = max(due, self._asked.get(namespace, float("-inf")) + EVERY)
+        async with answers.asking:  # a second job waits for the answer to the first
+            due = max(due, answers.asked + EVERY)
             if due <= loop.time():
-                self._asked[namespace] = loop.time()
+                answers.asked = loop.time()
                 due = loop.time() + EVERY
                 try:
-                    self._words[namespace] = await self._read(namespace)
+                    answers.words = await self._read(namespace)
                 except ApiError as error:
                     log.debug("what the pods of %s wait for is not known: %s", namespace, error)
             return due - loop.time()
 
     async def _read(self, namespace: str) -> dict[str, str]:
-        events = [
-            event
-            for reason in _REASONS
-            async for page in self._api.list(EVENTS, namespace, fields=f"involvedObject.kind=Pod,reason={reason}")
-            for event in page.items
-        ]
+        events = [event for reason in _REASONS async for event in self._events(namespace, reason)]
         # The newest counts, and one that says why counts more than any that does not.
         events.sort(key=lambda event: (not event.get("message", "").startswith(_SUMMARY), _time(event)))
-        return {event["involvedObject"].get("uid", ""): event.get("message", "") for event in events}
+        return {event["involvedObject"].get("uid", ""): event.get("message", "")[:LONGEST] for event in events}
+
+    async def _events(self, namespace: str, reason: str) -> AsyncIterator[Body]:
+        read = 0
+        async for page in self._api.list(EVENTS, namespace, fields=f"involvedObject.kind=Pod,reason={reason}"):
+            for event in page.items:
+                yield event
+            read += len(page.items)
+            if read >= MOST_EVENTS:
+                return
 
 
 def _waits(pod: PodView) -> bool:

@@ -27,13 +27,14 @@ from disttrain.controller.expectations import Expectations
 from disttrain.controller.feed import Feed
 from disttrain.controller.leader import leadership
 from disttrain.controller.mounts import Mounts
-from disttrain.controller.progress import Fetch, Master, ProgressReader, fetcher
+from disttrain.controller.progress import AT_ONCE, Fetch, Master, ProgressReader, fetcher
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
 from disttrain.controller.resync import SELECTORS, Freshness, Resync
 from disttrain.controller.settings import Settings
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
+from disttrain.controller.turns import share
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ async def _operate(settings: Settings) -> int:
     assert task, "inside a coroutine that runs as a task"
     _on_signal(task.cancel)
     try:
-        async with connect(connections=settings.requests + settings.workers) as client:
+        # Masters that are read through the API server share the connections; silent ones must not take those of the passes.
+        async with connect(connections=settings.requests + settings.workers + AT_ONCE) as client:
             api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds)
             async with fetcher(settings.progress, api) as fetch:
                 return await Operator(settings, api, fetch).run()
@@ -87,7 +89,7 @@ class Operator:
         self._settings = settings
         self._api = api
         self._cache = Cache()
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(namespace=lambda key: key.namespace, most_each=share(settings.workers))
         self._workers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._exit_code = 0

@@ -3,6 +3,7 @@
 Not here: what they mean for the job (`disttrain.plan`).
 """
 
+import logging
 import re
 from datetime import datetime
 
@@ -19,6 +20,11 @@ from disttrain.api.names import (
 from disttrain.controller.api import Body
 from disttrain.plan.model import DISRUPTED, Phase, PodView
 
+log = logging.getLogger(__name__)
+
+LONGEST = 4096
+"""Characters of a message that are kept, as many as a kubelet takes of a termination message. Whoever may write the status of a pod
+may write more, and one process keeps those of all namespaces."""
 _NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
 _WORDS_OF_NOT_STARTED = (
     (re.compile(r"(?<![\w/])exec:? .*(executable file not found|no such file or directory)"), 127),
@@ -30,8 +36,20 @@ _TROUBLE_OF_THE_NODE = re.compile(r"unable to retrieve OCI runtime error|hook")
 
 def project_pod(body: Body) -> PodView | None:
     """The PodView of a pod's body, or of its metadata alone when it was just made; None when it has not the labels that the
-    operator gave it: one with another place's labels would be counted there, and its own place never be filled."""
-    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    operator gave it: one with another place's labels would be counted there, and its own place never be filled.
+
+    A status that cannot be read counts as none: the pod of one tenant must not stop the reading of all the others.
+    """
+    metadata, spec = body["metadata"], body.get("spec", {})
+    try:
+        return _project(metadata, spec, body.get("status", {}))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        name = f"{metadata['namespace']}/{metadata['name']}"
+        log.warning("the status of pod %s cannot be read and counts as none: %s: %s", name, type(error).__name__, error)
+        return _project(metadata, {}, {})
+
+
+def _project(metadata: Body, spec: Body, status: Body) -> PodView | None:
     labels = metadata.get("labels", {})
     try:
         role, index, attempt = Role(labels[LABEL_ROLE]), int(labels[LABEL_INDEX]), int(labels[LABEL_ATTEMPT])
@@ -62,9 +80,9 @@ def project_pod(body: Body) -> PodView | None:
         deletion_deadline=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
         finished=_time(finished) if finished else None,
         exit_code=_exit_code(trainer),  # the rules of a failure policy are about the trainer's
-        reason=reason,
-        message=message,
-        termination=Termination.decode(trainer["message"]) if trainer.get("message") else Termination(),
+        reason=reason[:LONGEST],
+        message=message[:LONGEST],
+        termination=Termination.decode(trainer["message"][:LONGEST]) if trainer.get("message") else Termination(),
         conditions=true,
         disruption=conditions[DISRUPTED].get("reason", "") if DISRUPTED in true else "",
         node=spec.get("nodeName", ""),

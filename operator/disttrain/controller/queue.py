@@ -4,14 +4,17 @@
 - `add_after` keeps one timer a key, the earliest; a pass ends it, since the pass says anew when to look.
 - `add_rate_limited` waits longer with every failure in a row, until `forget`.
 - `hold` keeps a key back for a while, whatever is told of it meanwhile.
+- Namespaces take turns, and one namespace does not occupy all workers.
 Not here: what a key means.
 """
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from disttrain.controller.turns import Turns
 
 K = TypeVar("K", bound=Hashable)
 
@@ -24,14 +27,24 @@ class ShutDown(Exception):
 
 
 class WorkQueue(Generic[K]):
-    """A queue of keys for one event loop; not thread-safe."""
+    """A queue of keys for one event loop; not thread-safe. `most_each`: keys of one namespace in work at a time, None for any number."""
 
-    def __init__(self, *, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: Callable[[K], str] = lambda _: "",
+        most_each: int | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._namespace = namespace
+        self._most_each = most_each
         self._jitter = jitter
-        self._ready: deque[K] = deque()
+        self._ready: Turns[K] = Turns()
         self._since: dict[K, float] = {}
         """When each key that waits (in `_ready`, or for its worker to be done) was added."""
         self._processing: set[K] = set()
+        self._in_work: Counter[str] = Counter()
+        """How many of each namespace are processed."""
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._held: dict[K, float] = {}
@@ -89,7 +102,7 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key; `done` must follow. Raises ShutDown."""
-        while not self._ready:
+        while (turn := self._ready.pop(self._may_work)) is None:
             if self._closed:
                 raise ShutDown
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,23 +113,29 @@ class WorkQueue(Generic[K]):
                 waiter.cancel()
                 self._wake()  # the wake-up may have been meant for us
                 raise
-        key = self._ready.popleft()
+        namespace, key = turn
         del self._since[key]
         self._processing.add(key)
+        self._in_work[namespace] += 1
         if timer := self._timers.pop(key, None):
             timer.cancel()
         return key
 
     def done(self, key: K) -> None:
         self._processing.remove(key)
+        namespace = self._namespace(key)
+        self._in_work[namespace] -= 1
+        if not self._in_work[namespace]:
+            del self._in_work[namespace]
         if key in self._since:
             self._hand_in(key)
+        elif self._ready:
+            self._wake()  # another key of this namespace may have waited for its share
 
     def oldest(self) -> float:
-        """Seconds that the key at the head of the queue has waited for a worker, 0 when none does."""
-        if not self._ready:
-            return 0.0
-        return asyncio.get_running_loop().time() - self._since[self._ready[0]]
+        """Seconds that the key that came first has waited for a worker, 0 when none does."""
+        now = asyncio.get_running_loop().time()
+        return max((now - self._since[key] for key in self._ready.heads()), default=0.0)
 
     def shut_down(self) -> None:
         """What waits is dropped, what is in work may end."""
@@ -139,8 +158,11 @@ class WorkQueue(Generic[K]):
             del self._held[key]
         return left
 
+    def _may_work(self, namespace: str) -> bool:
+        return self._most_each is None or self._in_work[namespace] < self._most_each
+
     def _hand_in(self, key: K) -> None:
-        self._ready.append(key)
+        self._ready.append(self._namespace(key), key)
         self._wake()
 
     def _due(self, key: K) -> None:

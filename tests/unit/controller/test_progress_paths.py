@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import json
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from aiohttp import web
 from disttrain.api import Progress
 from disttrain.controller.api import KubeClient, connect
 from disttrain.controller.cache import Key
-from disttrain.controller.progress import MOST_BYTES, Fetch, Master, ProgressReader, Unreadable, fetcher
+from disttrain.controller.progress import MOST_BYTES, Fetch, Master, Outcome, ProgressReader, Unreadable, fetcher
 from disttrain.controller.settings import ProgressPath
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -138,3 +141,57 @@ async def test_report_that_comes_in_pieces_is_whole(
 
     async with fetching(way, drop_by_drop, tmp_path, monkeypatch) as (fetch, master, _):
         assert json.loads(await fetch(master)) == REPORT
+
+
+@BOTH
+async def test_compressed_flood_is_not_unpacked_to_its_end(
+    way: ProgressPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = gzip.compress(b"0" * 200_000_000, 9)
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+
+    async with fetching(way, answer, tmp_path, monkeypatch) as (fetch, master, _):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert len(await fetch(master)) == MOST_BYTES
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "KiB"
+
+
+@BOTH
+async def test_answer_that_never_ends_is_given_up_in_time(
+    way: ProgressPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await answer.write(b" ")
+                await asyncio.sleep(0.01)
+        return answer
+
+    async with fetching(way, endless, tmp_path, monkeypatch) as (fetch, master, _):
+        reader = ProgressReader(fetch, lambda *_: None)
+        assert await reader._read(Key("mine", "digits"), master, patience=0.3) is Outcome.SILENT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 60_000, id="nested"),
+        pytest.param('{"attempt": 1, "step": "many"}', id="wrong type"),
+        pytest.param("[]", id="no object"),
+        pytest.param('{"attempt": 1, "step": 1e400}', id="number without a bound"),
+        pytest.param("\x00\xff", id="no text"),
+    ],
+)
+async def test_what_is_no_report_harms_nothing(text: str) -> None:
+    async def fetch(_: Master) -> bytes:
+        return text.encode("latin-1")
+
+    heard: list[Progress] = []
+    reader = ProgressReader(fetch, lambda _, __, progress: heard.append(progress))
+    master = Master(namespace="mine", pod="m", uid="u", ip="", port=1, interval=5)
+    assert await reader._read(Key("mine", "digits"), master) is Outcome.SILENT
+    assert heard == []
