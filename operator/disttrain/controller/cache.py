@@ -57,6 +57,8 @@ class Store(Generic[T]):
         self._by_owner: dict[tuple[str, str], dict[Key, Entry[T]]] = {}
         """By namespace and uid of the owner: an owner is always of the same namespace, whatever an object of another one claims."""
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self.newest = 0
+        """The highest version of an object that was ever taken in."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -80,6 +82,7 @@ class Store(Generic[T]):
             int(metadata["resourceVersion"]),
         )
         known = self._by_key.get(key)
+        self.newest = max(self.newest, version)
         if uid in self._gone or (known and version <= known.version):
             return None
         if known and known.uid != uid:
@@ -102,6 +105,16 @@ class Store(Generic[T]):
             return None
         self._remove(known)
         return known
+
+    def contradicts(self, body: Body, version: int) -> bool:
+        """Whether a full list of that version shows an older state of an object than one that we know from before the list."""
+        metadata = body["metadata"]
+        known = self._by_key.get(Key(metadata["namespace"], metadata["name"]))
+        return (
+            known is not None
+            and known.uid == metadata["uid"]
+            and int(metadata["resourceVersion"]) < known.version <= version
+        )
 
     def vanished(self, uids: set[str], version: int) -> list[Entry[T]]:
         """What we have that a full list of that version has not: objects whose deletion was missed."""

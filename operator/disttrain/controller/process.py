@@ -30,7 +30,7 @@ from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import AT_ONCE, Fetch, Master, ProgressReader, fetcher
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import SELECTORS, Freshness, Resync
+from disttrain.controller.resync import SELECTORS, Freshness, Restored, Resync
 from disttrain.controller.settings import Settings
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
@@ -106,6 +106,7 @@ class Operator:
             namespaces=settings.namespaces,
             changed=self._feed.changed,
             queue_all=self._feed.queue_all,
+            restored=self._is_restored,
         )
         self._progress = ProgressReader(fetch, self._heard)
         self._reconciler = Reconciler(
@@ -170,6 +171,10 @@ class Operator:
         for worker in self._workers:
             worker.cancel()
         self._stop.set()
+
+    def _is_restored(self, error: Restored) -> None:
+        log.critical("%s; ending, so that the next process begins with what the API server has now", error)
+        self._fail()
 
     async def _end(self) -> None:
         """Lets passes in flight come to their end, and starts no new ones."""

@@ -14,7 +14,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
-from disttrain.controller.api import ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
+from disttrain.controller.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.controller.apply import Executor, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
@@ -23,9 +23,11 @@ from disttrain.controller.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS, ob
 from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import Master, ProgressReader
 from disttrain.controller.queue import ShutDown, WorkQueue
+from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written, invalid
-from disttrain.plan import decide
+from disttrain.plan import Plan, decide
+from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,9 @@ class Reconciler:
             except Conflict as error:  # somebody was faster: what we decided on is old, and the cache is not any more
                 log.debug("%s: %s", key, error)
                 self._queue.add_rate_limited(key)
+            except Restored as error:  # the next comparison ends the process; nothing is decided until then
+                log.warning("%s: %s", key, error)
+                self._again(key)
             except Unavailable as error:
                 log.warning("%s: will try again: %s", key, error)
                 self._again(key, error.retry_after)
@@ -127,6 +132,10 @@ class Reconciler:
         views = [view for entry in self._cache.pods.owned_by(key.namespace, stored.uid) if (view := entry.value.view)]
         mounting = await self._mounts.look(key.namespace, memory, views)
         plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
+        if plan.irreversible:
+            # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
+            await self._look_live(stored, memory, plan)
+            plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
         begun = bool(stored.value.status.get("startTime"))
         trouble: ApiError | None = None
         news = False
@@ -151,6 +160,19 @@ class Reconciler:
             self._queue.add_after(key, mounting)
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
+
+    async def _look_live(self, stored: Entry[StoredJob], memory: Memory, plan: Plan) -> None:
+        """Puts the cache right about the pods of a job, and about the job itself where no write would find that it moved on."""
+        key = stored.key
+        if any(isinstance(action, DeleteJob) for action in plan.actions):
+            newest = await self._api.get(JOBS, *key)
+            if newest["metadata"]["resourceVersion"] != stored.value.version:
+                self._cache.jobs.put(newest)
+                raise Conflict(409, "Conflict", "the job moved on")
+        for pod, gone in await look_at_pods(self._api, self._cache, key, stored.uid):
+            self._expectations.seen(key, pod.uid, gone=gone)
+            if gone:
+                memory.free(Child(PODS, pod.key))
 
     async def _write(
         self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus, *, at_once: bool = False

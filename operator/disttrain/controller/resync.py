@@ -2,6 +2,10 @@
 
 kopf's watch does not tell of objects that vanished while it was away (410 Gone, a new list), and a stalled watch tells nothing at all.
 Lists are read page by page as raw JSON, projected and dropped. Every job is queued, so that a lost timer cannot stop one for ever.
+
+A list shows everything that was written before it was asked for. One that is older than what we know comes from an API server that was
+restored from a backup: there the newest version of an object is not the one of the highest number, and nothing in the cache can be
+trusted. The process ends with one line, and the next one begins with a cache that is right.
 """
 
 import asyncio
@@ -9,10 +13,11 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from disttrain.api.names import LABEL_JOB_NAME
-from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Resource
-from disttrain.controller.cache import Cache, Entry
+from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Page, Resource
+from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Store
 from disttrain.controller.metrics import DRIFT
 
 log = logging.getLogger(__name__)
@@ -45,8 +50,39 @@ class Freshness:
         return self._clock() - self._told[resource]
 
 
+class Restored(Exception):
+    """The API server knows less than it did."""
+
+
+def check(store: Store[Any], resource: Resource, page: Page, newest: int) -> None:
+    """Raises Restored when a list is older than what we knew when we asked for it; `newest` is the store's of that moment."""
+    older = page.version < newest
+    if older or any(store.contradicts(body, page.version) for body in page.items):
+        seen = f"its list of {resource.plural} has version {page.version}, and version {newest} was seen before"
+        raise Restored(f"the API server was restored from a backup: {seen}")
+
+
+async def look_at_pods(api: KubeApi, cache: Cache, job: Key, uid: str) -> list[tuple[Entry[CachedPod], bool]]:
+    """One live look at the pods of a job, before a step that nothing takes back. What that changed in the cache; True: it is gone."""
+    store, uids, version = cache.pods, set[str](), 0
+    newest, changed = store.newest, list[tuple[Entry[CachedPod], bool]]()
+    async for page in api.list(PODS, job.namespace, selector=f"{LABEL_JOB_NAME}={job.name}"):
+        check(store, PODS, page, newest)
+        version = page.version
+        for body in page.items:
+            uids.add(body["metadata"]["uid"])
+            if entry := store.put(body):
+                changed.append((entry, False))
+    for entry in list(store.owned_by(job.namespace, uid)):
+        if entry.uid not in uids and entry.version <= version:
+            store.drop(entry.key, entry.uid)
+            changed.append((entry, True))
+    return changed
+
+
 class Resync:
-    """Lists everything and puts the cache right; `changed` hears of every object that this changed."""
+    """Lists everything and puts the cache right; `changed` hears of every object that this changed, `restored` why the cache is worth
+    nothing any more."""
 
     def __init__(
         self,
@@ -57,6 +93,7 @@ class Resync:
         namespaces: Sequence[str],
         changed: "Callable[[Resource, Entry[object], bool], None]",
         queue_all: Callable[[], None],
+        restored: Callable[[Restored], None] = lambda _: None,
     ) -> None:
         self._api = api
         self._cache = cache
@@ -64,6 +101,7 @@ class Resync:
         self._namespaces: Sequence[str | None] = namespaces or [None]
         self._changed = changed
         self._queue_all = queue_all
+        self._restored = restored
 
     async def run(self, interval: float) -> None:
         """Compares until cancelled. One that fails is made again after a pause that doubles: the probes tell how old the last one is."""
@@ -97,7 +135,11 @@ class Resync:
 
     async def once(self) -> None:
         for resource, selector in SELECTORS.items():
-            news = sum([await self._compare(resource, namespace, selector) for namespace in self._namespaces])
+            try:
+                news = sum([await self._compare(resource, namespace, selector) for namespace in self._namespaces])
+            except Restored as error:
+                self._restored(error)
+                return
             if not news:
                 self._freshness.told(resource)
             elif self._freshness.synced:
@@ -109,7 +151,9 @@ class Resync:
         store = self._cache.stores[resource]
         uids: set[str] = set()
         version = news = 0
+        newest = store.newest
         async for page in self._api.list(resource, namespace, selector=selector):
+            check(store, resource, page, newest)
             version = page.version
             for body in page.items:
                 uids.add(body["metadata"]["uid"])

@@ -28,6 +28,8 @@ def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
         ),
         events=(Event(reason=reason, message=message, warning=end is ConditionType.FAILED),),
+        # Success is read off pods that ended well, and these stay so; a failure can rest on what is merely not known yet.
+        final=end is ConditionType.FAILED,
         again=True,
     )
 

@@ -172,3 +172,13 @@ class Plan:
     events: tuple[Event, ...] = ()
     look_again: timedelta | None = None
     """None: only when something happens."""
+    final: bool = False
+    """Whether the status says something that nothing takes back: the job failed or is restarted, or a pod that runs is given up."""
+
+    @property
+    def irreversible(self) -> bool:
+        """Whether it must rest on what is true now, and not on what was last heard of."""
+        return self.final or any(
+            isinstance(action, DeleteJob) or (isinstance(action, DeletePod) and action.grace_seconds == 0)
+            for action in self.actions
+        )

@@ -30,6 +30,7 @@ def plan(world: World, step: Step) -> Plan:
         status=status,
         events=(*_events(world, seen, step), *step.events),
         look_again=timedelta(0) if step.again else _look_again(world, step, status),
+        final=step.final,
     )
 
 

@@ -89,6 +89,7 @@ def restart_job(world: World, *, blame: Role | None, restarts: Restarts, reason:
         events=(
             Event(reason=reason, message=f"Restarting the job (attempt {world.attempt + 1}): {message}", warning=True),
         ),
+        final=True,
         again=True,
     )
 
@@ -221,7 +222,7 @@ def _replace_silent(world: World, master: PodView, fresh: list[PodView]) -> Step
     last = LastRestart(role=master.role.status_name, index=0, reason=silent, message=message, time=world.second)
     failed = [*fresh, master]
     step = _written_down(world, failed, record(world, failed=len(failed), counted=True, last=last))
-    return _told(step, silent, message)
+    return replace(_told(step, silent, message), final=True)
 
 
 def _written_down(world: World, fresh: list[PodView], restarts: Restarts) -> Step:

@@ -37,5 +37,7 @@ class Step:
     events: tuple[Event, ...] = ()
     look: datetime | None = None
     """When to look again if nothing happens before."""
+    final: bool = False
+    """Nothing takes it back: the job fails or is restarted, or a pod that runs is given up."""
     again: bool = False
     """What follows from the new status is done in a pass of its own, once it is written down."""

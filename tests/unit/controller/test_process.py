@@ -62,6 +62,23 @@ async def test_passes_in_flight_come_to_their_end_when_it_is_told_to_end() -> No
     assert len(server.names()) == 3
 
 
+@hand_turned
+async def test_process_ends_with_one_line_when_the_api_server_was_restored(caplog: pytest.LogCaptureFixture) -> None:
+    one = operator(ApiServer())
+    known = ApiServer()
+    for _ in range(50):
+        body = known.put(JOBS, job())
+    one._cache.jobs.put(body)
+    server = one._api
+    assert isinstance(server, ApiServer)
+    await one._resync.once()
+    assert one._stop.is_set()
+    assert one._exit_code == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith("the API server was restored from a backup: its list of disttrainjobs has version")
+    assert line.endswith("ending, so that the next process begins with what the API server has now")
+
+
 def stuck_loop(one: Operator) -> None:
     one._lag.seconds = MOST_LAG + 1
 

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from disttrain.controller import resync
-from disttrain.controller.api import PODS, ApiError, Page, Resource
+from disttrain.controller.api import PODS, SERVICES, ApiError, Page, Resource
 from disttrain.controller.cache import Cache, Entry
-from disttrain.controller.resync import Freshness, Resync
+from disttrain.controller.resync import Freshness, Restored, Resync
 
 NEVER = 3600.0
 
 
 class Server:
-    """An API server that has nothing, or does not answer."""
+    """An API server that has few things or nothing, or does not answer."""
 
     def __init__(self) -> None:
         self.lists = 0
         self.failures = 0
+        self.version = 100
+        self.services: list[dict[str, Any]] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+        """What happens while the list of Services is on its way."""
 
     async def list(self, resource: Resource, namespace: str | None, *, selector: str) -> AsyncIterator[Page]:
         self.lists += resource is PODS
         if self.failures:
             self.failures -= 1
             raise ApiError(503, "ServiceUnavailable", "no")
-        yield Page([], 100)
+        if resource is SERVICES:
+            self.meanwhile()
+        yield Page(self.services if resource is SERVICES else [], self.version)
 
 
 class Parts:
     def __init__(self) -> None:
         self.server, self.cache, self.gone = Server(), Cache(), asyncio.Queue[str]()
+        self.restored: list[Restored] = []
         self.freshness = Freshness(asyncio.get_running_loop().time)
         self.resync = Resync(
             self.server,  # type: ignore[arg-type]
@@ -43,6 +50,7 @@ class Parts:
             namespaces=[],
             changed=self.changed,
             queue_all=lambda: None,
+            restored=self.restored.append,
         )
 
     def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
@@ -93,7 +101,45 @@ async def test_object_that_is_newer_than_the_list_has_not_vanished() -> None:
     parts = Parts()
     newer = service("digits")
     newer["metadata"]["resourceVersion"] = "101"
-    parts.cache.services.put(newer)
+    parts.server.meanwhile = lambda: parts.cache.services.put(newer)
     await parts.resync.once()
     assert parts.gone.empty()
     assert len(parts.cache.services) == 1
+    assert parts.restored == []
+
+
+async def test_list_that_is_older_than_what_is_known_tells_of_an_api_server_restored_from_a_backup() -> None:
+    parts = Parts()
+    await parts.resync.once()
+    known = service("digits")
+    known["metadata"]["resourceVersion"] = "200"
+    parts.cache.services.put(known)
+    parts.server.services = [service("digits"), service("letters")]
+    await parts.resync.once()
+    assert [str(error) for error in parts.restored] == [
+        "the API server was restored from a backup: "
+        "its list of services has version 100, and version 200 was seen before"
+    ]
+    assert [entry.key.name for entry in parts.cache.services] == ["digits"], "nothing is mixed into an old cache"
+
+
+async def test_older_state_of_an_object_in_a_newer_list_tells_so_too() -> None:
+    parts = Parts()
+    known = service("digits")
+    known["metadata"]["resourceVersion"] = "200"
+    parts.cache.services.put(known)
+    parts.server.version = 300
+    parts.server.services = [service("digits")]
+    await parts.resync.once()
+    assert len(parts.restored) == 1
+
+
+async def test_older_state_in_a_list_that_was_overtaken_by_the_watch_is_nothing_special() -> None:
+    parts = Parts()
+    changed = service("digits")
+    changed["metadata"]["resourceVersion"] = "200"
+    parts.cache.services.put(service("digits"))
+    parts.server.services = [service("digits")]
+    parts.server.meanwhile = lambda: parts.cache.services.put(changed)
+    await parts.resync.once()
+    assert parts.restored == []
