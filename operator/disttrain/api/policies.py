@@ -33,9 +33,13 @@ class RunPolicy(Model):
     backoff_limit_reset: BackoffLimitReset = BackoffLimitReset.ON_CHECKPOINT
     """OnCheckpoint: count only the failures since the last checkpoint; or Never. Default: OnCheckpoint."""
     startup_deadline_seconds: Seconds = 1800
-    """Seconds until every pod must be ready, else the job fails. Default: 1800."""
+    """Seconds that a job that has not made a step yet may wait for its pods and peers, else it fails. It never ends a job that has trained.
+    Default: 1800."""
+    recovery_deadline_seconds: Seconds | None = None
+    """Seconds that a job that has trained may wait for a lost pod, else it fails. Default: without end."""
     progress_deadline_seconds: Seconds = 900
-    """Seconds without a step after which the job is Stalled and restarted. Default: 900."""
+    """Seconds without a step after which the job is Stalled and restarted. The clock stands still while a pod is missing, has no node, is
+    not ready, or its node is silent. Default: 900."""
     active_deadline_seconds: Seconds | None = None
     """Seconds that the job may be active, else it fails; the clock begins anew on resume. Default: no limit."""
     ttl_seconds_after_finished: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] | None = None
@@ -67,7 +71,8 @@ class FailureRule(Model):
     on_exit_codes: (
         Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=255)], ...], Field(min_length=1, max_length=255)] | None
     ) = None
-    """Exit codes of the trainer container that match."""
+    """Exit codes of the trainer container that match. A disruption explains any exit code: unless onPodConditions is set too, a rule
+    with action FailJob does not match a pod that has the condition DisruptionTarget."""
     on_pod_conditions: (
         Annotated[
             tuple[Annotated[str, StringConstraints(min_length=1, max_length=63)], ...],
@@ -83,13 +88,14 @@ class FailureRule(Model):
 
 
 DEFAULT_RULES = (
-    FailureRule(name="bad-code", on_exit_codes=(1, 2, 126, 127), action=Action.FAIL_JOB),
+    # The disruption first: a program that is told to end with its node ends with any exit code.
     FailureRule(
         name="preempted",
         on_pod_conditions=("DisruptionTarget",),
         action=Action.RESTART_REPLICA,
         count_towards_limit=False,
     ),
+    FailureRule(name="bad-code", on_exit_codes=(1, 2, 126, 127), action=Action.FAIL_JOB),
 )
 
 
@@ -97,7 +103,7 @@ class FailurePolicy(Model):
     """What is done when a pod fails. The first rule that matches wins."""
 
     rules: Annotated[tuple[FailureRule, ...], *list_map("name", max_items=20)] = DEFAULT_RULES
-    """Rules in order. Default: exit codes 1, 2, 126 and 127 fail the job, a disruption is not counted."""
+    """Rules in order. Default: a disruption is not counted, exit codes 1, 2, 126 and 127 fail the job."""
     default_action: Action = Action.RESTART_REPLICA
     """When no rule matches. Default: RestartReplica."""
 

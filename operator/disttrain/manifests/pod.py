@@ -37,6 +37,10 @@ GRACE_SECONDS = 30
 GRACE_SECONDS_WITH_CHECKPOINT = 60
 """SIGTERM makes the job take a checkpoint first."""
 
+LOST_NODE_SECONDS = 30
+"""How long a pod stays on a node that does not report. Kubernetes would give it 300 s, in which a job of many nodes waits for one."""
+_LOST_NODE: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
 _TMP: Final = f"{VOLUME_PREFIX}tmp"
 _SHM: Final = f"{VOLUME_PREFIX}shm"
 _CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
@@ -67,6 +71,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         "securityContext": pod_security(template.get("securityContext", {})),
         "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
         "volumes": _volumes(job, template),
+        "tolerations": _tolerations(template.get("tolerations", [])),
     }
     if init_containers:
         spec["initContainers"] = init_containers
@@ -167,6 +172,24 @@ def _volumes(job: DistTrainJob, template: _Object) -> list[_Object]:
     if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
         own.append({"name": _SCRIPT, "configMap": {"name": job.spec.trainer.script.config_map}})
     return merge_by("name", template.get("volumes", []), own)
+
+
+def _tolerations(template: list[_Object]) -> list[_Object]:
+    """The template's, and ours for a node that is lost, unless the template says itself for how long such a node is tolerated."""
+
+    def tolerated(taint: str) -> bool:
+        return any(
+            one.get("effect", "") in ("", "NoExecute")
+            and (one.get("key") == taint or (not one.get("key") and one.get("operator") == "Exists"))
+            for one in template
+        )
+
+    own = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in _LOST_NODE
+        if not tolerated(key)
+    ]
+    return [*template, *own]
 
 
 def _claim(name: str, claim: str) -> _Object:

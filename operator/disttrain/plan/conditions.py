@@ -4,12 +4,15 @@ A policy's own claims stand above what is seen here (report.py). Not here: the o
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import Condition
 from disttrain.plan import children, words
-from disttrain.plan.model import DISRUPTED, Phase, PodView
+from disttrain.plan.model import Phase, PodView
+from disttrain.plan.progressing import progressing
+from disttrain.plan.restarting import restarting
 from disttrain.plan.step import Claim, Truth
 from disttrain.plan.world import SILENCE, World
 
@@ -20,6 +23,7 @@ _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_CRASH_LOOP = "CrashLoopBackOff"
 _MISSING: Mapping[str, Reason] = MappingProxyType(
     {
         "secret": Reason.SECRET_NOT_FOUND,
@@ -44,17 +48,39 @@ _REMEDIES: Mapping[Reason, str] = MappingProxyType(
 
 def observe(world: World) -> tuple[Claim, ...]:
     """The eight conditions as they are seen."""
-    seen_ready = ready(world)
+    seen_ready = _with_trouble(world, ready(world))
+    seen_progress = progressing(world, seen_ready)
     return (
         _valid(world),
         _suspended(world),
         _scheduled(world),
         seen_ready,
-        _progressing(world, seen_ready),
-        _restarting(world, seen_ready),
+        seen_progress,
+        restarting(world, seen_ready, seen_progress),
         Claim(type=ConditionType.COMPLETE, status="False", reason=Reason.IN_PROGRESS),
         Claim(type=ConditionType.FAILED, status="False", reason=Reason.IN_PROGRESS),
     )
+
+
+def sidecar_trouble(world: World) -> str:
+    """Which container beside a trainer is in trouble, "" for none. It does not stop a training; a user has to know."""
+    for slot in world.wanted:
+        pod = world.present.get(slot)
+        if pod is None or pod.done or pod.deleting or (trouble := pod.trouble) is None:
+            continue
+        if (trouble.since is None or trouble.since <= world.now) and (
+            trouble.until is None or world.now < trouble.until
+        ):
+            hint = world.snapshot.log_hint.format(namespace=world.job.metadata.namespace, pod=pod.name)
+            return f"Container {trouble.container} of pod {pod.name}: {trouble.words[:1024]}; log: {hint} -c {trouble.container}"
+    return ""
+
+
+def _with_trouble(world: World, ready: Claim) -> Claim:
+    if not (trouble := sidecar_trouble(world)):
+        return ready
+    message = f"{ready.message[: LONGEST - len(trouble) - 2]}. {trouble}" if ready.message else trouble
+    return replace(ready, message=message)
 
 
 def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
@@ -111,6 +137,9 @@ def _scheduled(world: World) -> Claim:
 
 
 def ready(world: World) -> Claim:
+    """Whether every pod runs and the peers found one another."""
+    if world.silent:
+        return _claim(ConditionType.READY, "False", Reason.NODE_LOST, words.node_lost(world.silent[0]))
     waiting: list[PodView] = []
     for slot in world.wanted:
         pod = world.present.get(slot)
@@ -126,13 +155,21 @@ def ready(world: World) -> Claim:
         told = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
         return told or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
     progress = world.progress
-    if progress is not None and progress.waiting_for and not world.status.is_true(ConditionType.PROGRESSING):
+    if progress is not None and progress.waiting_for and not _met(world):
         message = f"Waiting for {words.without_clock(progress.waiting_for)}"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
     if _about_to_report(world):
         message = "Every pod runs; the master has not reported yet"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
     return _claim(ConditionType.READY, "True", Reason.ALL_PODS_READY)
+
+
+def _met(world: World) -> bool:
+    """Whether the peers had found one another. A step that takes long is no new search for peers."""
+    progressing = world.status.condition(ConditionType.PROGRESSING)
+    if progressing is None or progressing.status == "True":
+        return progressing is not None
+    return world.status.is_true(ConditionType.READY) and progressing.reason in (Reason.NO_STEP, Reason.STALLED)
 
 
 def _about_to_report(world: World) -> bool:
@@ -148,85 +185,11 @@ def _about_to_report(world: World) -> bool:
     return world.now < max(moments, default=world.now)
 
 
-def _progressing(world: World, ready: Claim) -> Claim:
-    before = world.status.condition(ConditionType.PROGRESSING)
-    was_training = before is not None and before.status == "True"
-    progress = world.progress
-    if progress is None:
-        return _unheard(world, before, ready)
-    training = world.status.training
-    if (
-        before is not None
-        and before.reason == Reason.STALLED
-        and training is not None
-        and progress.step == training.step
-    ):
-        return _claim(ConditionType.PROGRESSING, "False", Reason.STALLED, before.message)
-    if progress.last_update_time is not None or was_training:
-        waits = f"Waiting for {words.without_clock(progress.waiting_for)}" if progress.waiting_for else ""
-        return _claim(ConditionType.PROGRESSING, "True", Reason.TRAINING, waits)
-    if world.spec.trainer.model is None:
-        message = "The program reports no steps; disttrain_trainer.session does it in a line"
-        return _claim(ConditionType.PROGRESSING, "Unknown", Reason.NO_REPORT, message)
-    return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
-
-
-def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
-    """Without a report: what was known holds for a while, then nothing is known."""
-    if before is None or (before.status == "False" and ready.status != "True"):
-        return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
-    if before.status == "Unknown" or _silent(world, before):
-        return _claim(
-            ConditionType.PROGRESSING,
-            "Unknown",
-            Reason.NO_REPORT,
-            "The master is not heard; the training may well go on",
-        )
-    if before.status == "True":
-        return _claim(ConditionType.PROGRESSING, "True", Reason.TRAINING, before.message)
-    return _claim(ConditionType.PROGRESSING, "False", Reason.STARTING, "No step yet")
-
-
-def _silent(world: World, progressing: Condition) -> bool:
-    """Whether the master was not heard for so long that nobody knows. The time counts from its last word, or from the moment at which
-    it could have begun to speak; and only while this process listens, since the one before it may have been away for long."""
-    read, listening = world.snapshot.progress_read, world.snapshot.listening_since
-    if progressing.status == "True":
-        if read is None and listening is None:
-            return False
-        training = world.status.training
-        moments = [progressing.last_transition_time, training.last_update_time if training else None, read, listening]
-    else:
-        ready = world.status.condition(ConditionType.READY)
-        if ready is None or ready.status != "True":
-            # It becomes ready in this pass: our loop after all the time in which the master could have spoken.
-            return world.spec.trainer.model is not None
-        moments = [ready.last_transition_time, listening]
-    return world.now - max(moment for moment in moments if moment is not None) > SILENCE
-
-
-def _restarting(world: World, ready: Claim) -> Claim:
-    before = world.status.condition(ConditionType.RESTARTING)
-    if before is not None and before.status == "True":
-        if ready.status == "True":
-            return _claim(ConditionType.RESTARTING, "False", Reason.RECOVERED, before.message)
-        return _claim(ConditionType.RESTARTING, "True", before.reason, before.message)
-    if world.status.is_true(ConditionType.SCHEDULED):
-        for slot in world.wanted:
-            pod = world.present.get(slot)
-            if not world.settled(slot) and (pod is None or pod.deleting):
-                preempted = pod is not None and DISRUPTED in pod.conditions
-                reason = Reason.PREEMPTED if preempted else Reason.REPLACED
-                message = f"Pod {world.name(slot)} was {'preempted' if preempted else 'deleted'}; it is made again"
-                return _claim(ConditionType.RESTARTING, "True", reason, message)
-    if before is not None and before.reason != Reason.SUSPENDED:
-        return _claim(ConditionType.RESTARTING, "False", before.reason, before.message)
-    return _claim(ConditionType.RESTARTING, "False", Reason.NO_FAILURE)
-
-
 def _cannot_start(pod: PodView) -> Claim | None:
     if pod.reason in _IMAGE_REASONS:
         reason = Reason.IMAGE_PULL
+    elif pod.reason == _CRASH_LOOP:
+        reason = Reason.SIDECAR_FAILING  # the trainer itself is never restarted in its pod
     elif pod.reason in _CONFIG_REASONS:
         attached = Reason.VOLUME_IN_USE if _MULTI_ATTACH in pod.message else None
         reason = attached or _missing(pod.message) or Reason.CONTAINER_CONFIG

@@ -1,4 +1,4 @@
-"""The three deadlines of a job: to be ready, to make a step, to be done.
+"""The deadlines of a job: to start, to recover, to make a step, to be done.
 
 Not here: the waits inside the training (each has its own deadline there), the back-off (restart.py), the TTL (cleanup.py).
 """
@@ -22,9 +22,7 @@ def passed(world: World) -> Step | None:
         seconds = world.spec.run_policy.active_deadline_seconds
         return fail(world, Reason.DEADLINE_EXCEEDED, f"Not done within {seconds} s (runPolicy.activeDeadlineSeconds)")
     if (moment := _ready_until(world)) is not None and world.now >= moment:
-        seconds = world.spec.run_policy.startup_deadline_seconds
-        text = f"Not every pod was ready within {seconds} s (runPolicy.startupDeadlineSeconds)"
-        return fail(world, Reason.STARTUP_DEADLINE_EXCEEDED, f"{text}. {_waits_for(world)}".strip())
+        return _never_ready(world)
     if (moment := _step_until(world)) is not None and world.now >= moment:
         return _stalled(world)
     return None
@@ -41,9 +39,15 @@ def _active_until(world: World) -> datetime | None:
 
 
 def _ready_until(world: World) -> datetime | None:
-    """From the moment at which the job stopped being ready; each step of those who go on without the missing pod moves it."""
+    """From the moment at which the job stopped being ready; each step of those who go on without the missing pod moves it.
+
+    Until the first step of the job it is the start-up that ends here. Later a lost pod is waited for: node and capacity come back, and the
+    work that is done is worth more than the wait. Only runPolicy.recoveryDeadlineSeconds ends that.
+    """
     ready = world.status.condition(ConditionType.READY)
-    if world.status.start_time is None or ready is None or ready.status == "True":
+    policy = world.spec.run_policy
+    seconds = policy.recovery_deadline_seconds if world.trained else policy.startup_deadline_seconds
+    if seconds is None or world.status.start_time is None or ready is None or ready.status == "True":
         return None
     seen = conditions.ready(world)
     if seen.status == "True" or world.steps_now:
@@ -51,21 +55,25 @@ def _ready_until(world: World) -> datetime | None:
     if seen.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
         return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
     since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
-    moment = since + timedelta(seconds=world.spec.run_policy.startup_deadline_seconds)
+    moment = since + timedelta(seconds=seconds)
     listening = world.snapshot.listening_since
     return moment if world.progress or listening is None else max(moment, listening + SILENCE)
 
 
 def _step_until(world: World) -> datetime | None:
-    """From the last step, once every pod runs. Only for a training that reports steps: silence of a user's script says nothing."""
+    """From the last step, or from the moment at which every pod was ready. It stands still while a pod is missing, without a node, not
+    ready, or on a node that does not report. Only for a training that reports steps: silence of a user's script says nothing."""
     ready = world.status.condition(ConditionType.READY)
-    if world.status.start_time is None or ready is None or ready.status != "True" or world.progress is None:
+    if world.status.start_time is None or ready is None or world.progress is None or not world.whole:
         return None
+    if ready.status != "True" and not world.trained:
+        return None  # peers that never met: the start-up deadline
     if world.spec.trainer.model is None and world.progress.last_update_time is None:
         return None
     if world.status.training is not None and world.progress.step != world.status.training.step:
         return None  # a step that is not written down yet; the clock starts when it is
-    since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
+    moments = (world.status.start_time, ready.last_transition_time, _last_step(world), world.whole_since)
+    since = max(moment for moment in moments if moment is not None)
     return _after(since, world.spec.run_policy.progress_deadline_seconds)
 
 
@@ -74,6 +82,17 @@ def _last_step(world: World) -> datetime:
     assert world.status.start_time is not None, "a deadline of a job that did not start"
     training = world.status.training
     return (training.last_update_time if training else None) or world.status.start_time
+
+
+def _never_ready(world: World) -> Step:
+    policy = world.spec.run_policy
+    if world.trained:
+        reason, seconds = Reason.RECOVERY_DEADLINE_EXCEEDED, policy.recovery_deadline_seconds
+        text = f"Not every pod was ready again within {seconds} s (runPolicy.recoveryDeadlineSeconds)"
+    else:
+        reason, seconds = Reason.STARTUP_DEADLINE_EXCEEDED, policy.startup_deadline_seconds
+        text = f"Not every pod was ready within {seconds} s (runPolicy.startupDeadlineSeconds)"
+    return fail(world, reason, f"{text}. {_waits_for(world)}".strip())
 
 
 def _stalled(world: World) -> Step:

@@ -7,7 +7,8 @@ from disttrain.plan.model import DeletePod, Phase, PodView
 from disttrain.plan.world import World
 
 PATIENCE = timedelta(seconds=60)
-"""Beyond the grace period. A node that comes back after it finds its pod's successor at work; the trainers refuse the older incarnation."""
+"""From the last word of a node that does not report; beyond the grace period where only the pod's end is missing. A node that comes back
+after it finds its pod's successor at work; the trainers refuse the older incarnation."""
 NODE_LOST = "NodeLost"
 BY_TAINT = "DeletionByTaintManager"
 
@@ -29,5 +30,11 @@ def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
         # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. Whoever drains a node
         # or preempts does so too, with other reasons: there the kubelet is alive, and the old process may still be at work.
         gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
-        if gone and pod.deleting and pod.deletion_deadline is not None:
-            yield pod, pod.deletion_deadline + PATIENCE
+        moments = []
+        if pod.silent_since is not None:
+            # Nobody there counts the grace period. Whoever told the pod to end, also the operator itself.
+            moments.append(pod.silent_since + PATIENCE)
+        if (gone or pod.silent_since is not None) and pod.deletion_deadline is not None:
+            moments.append(pod.deletion_deadline + PATIENCE)
+        if pod.deleting and moments:
+            yield pod, min(moments)

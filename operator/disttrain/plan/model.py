@@ -28,6 +28,19 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """A container beside the trainer that fails, or never becomes ready. It says nothing about the training, but a user has to know."""
+
+    container: str
+    words: str
+    """What is wrong with it; the same as long as it is the same trouble."""
+    since: datetime | None = None
+    """It is trouble from this moment on. None: already."""
+    until: datetime | None = None
+    """And until this one. None: as long as it is seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
     """One pod of the job, owned by it, reduced to what decisions need."""
 
@@ -39,6 +52,7 @@ class PodView:
     phase: Phase
     created: datetime
     ready: bool = False
+    """Whether the trainer container is ready, and its node reports. Other containers, and readiness gates, do not matter here."""
     ready_since: datetime | None = None
     """When it became ready, as its node says; None: not known."""
     scheduled: bool = False
@@ -60,6 +74,10 @@ class PodView:
     disruption: str = ""
     """Reason of its DisruptionTarget: DeletionByTaintManager, EvictionByEvictionAPI, PreemptionByScheduler …"""
     node: str = ""
+    silent_since: datetime | None = None
+    """Since when its node has not reported: Kubernetes took the pod's readiness away while its containers were ready. None: it reports."""
+    trouble: Trouble | None = None
+    """The first container beside the trainer that is in trouble."""
 
     @property
     def done(self) -> bool:

@@ -8,14 +8,44 @@ from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import CheckpointStatus, TrainingStatus
 from disttrain.api.types import INT32_MAX
 from disttrain.plan.model import Phase
-from disttrain.plan.world import World
+from disttrain.plan.world import SILENCE, World
 
 LONGEST_READ_INTERVAL = timedelta(seconds=10)
 """A part of SILENCE, so that one reading that fails makes nobody silent."""
 
 
-def training(world: World) -> TrainingStatus | None:
-    """status.training after this pass, if it is written at all; the stored one when there is no news."""
+LONGEST_PAUSE = timedelta(days=1)
+"""A speed that was measured of almost nothing must not make a silence last for ever."""
+
+
+def training(world: World, *, moves: bool) -> TrainingStatus | None:
+    """status.training after this pass, if it is written at all; the stored one when there is no news. Unless steps are made (`moves`) it
+    holds no speed and no time left: they would be those of a training that is not there."""
+    told = _training(world)
+    return told if told is None or moves else told.model_copy(update={"eta_seconds": None, "samples_per_second": None})
+
+
+def usual_pause(world: World) -> timedelta:
+    """How long nothing need be seen of a training that makes steps: three times as long as its steps take, at least a minute."""
+    step = _usual_step(world)
+    return max(SILENCE, timedelta(seconds=min(3 * step, LONGEST_PAUSE.total_seconds())))
+
+
+def _usual_step(world: World) -> float:
+    """Seconds of a step, 0 for not known: by the speed at the last step, else by the time that all of them took. The report that is read
+    now does not tell: without a step, its speed decays."""
+    training, goodput = world.status.training, world.status.goodput
+    if training is None or training.last_update_time is None:
+        return 0
+    if world.spec.trainer.model is not None and (speed := float(training.samples_per_second or 0)) > 0:
+        return world.spec.trainer.batch_size / speed
+    if goodput is None or goodput.accounted_until is None or training.step == 0:
+        return 0
+    after = max(0.0, (goodput.accounted_until - training.last_update_time).total_seconds())
+    return max(0.0, goodput.productive_seconds - after) / training.step
+
+
+def _training(world: World) -> TrainingStatus | None:
     before = world.status.training
     progress = _newest(world)
     if progress is None:

@@ -15,7 +15,7 @@ from disttrain.plan.state import state
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
 
-_TOLD = frozenset({Reason.REPLACED, Reason.PREEMPTED})
+_TOLD = frozenset({Reason.REPLACED, Reason.PREEMPTED, Reason.EVICTED, Reason.NODE_LOST, Reason.NOT_READY})
 """Reasons of Restarting that no policy has posted an Event about."""
 _SOONEST = timedelta(seconds=1)
 
@@ -55,10 +55,25 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     status = world.status.model_copy(update=fields)
     if status == world.status and not progress.due(world):
         return world.status
-    training = progress.training(world)
+    training = progress.training(world, moves=_moves(world, claims))
     if status == world.status and training == world.status.training:
         return world.status
     return status.model_copy(update={"training": training, "goodput": goodput.ledger(world, training)})
+
+
+def _moves(world: World, claims: tuple[Claim, ...]) -> bool:
+    """Whether steps are made: what is said of speed and time left holds. A job that is complete keeps the speed that it had."""
+    by_type = {claim.type: claim for claim in claims}
+    if by_type[ConditionType.COMPLETE].status == "True":
+        return True
+    if by_type[ConditionType.PROGRESSING].status != "True":
+        return False
+    restarting, before = by_type[ConditionType.RESTARTING], world.status.condition(ConditionType.RESTARTING)
+    if restarting.status != "True" or world.steps_now:
+        return True
+    # Others may make steps without the missing pod; those from before it was missed do not count.
+    since = before.last_transition_time if before is not None and before.status == "True" else world.now
+    return world.stepped_since(since)
 
 
 def _beginning(world: World, making: bool) -> dict[str, Any]:
@@ -95,6 +110,8 @@ def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple
     before = world.status.condition(ConditionType.VALID)
     if valid.status == "False" and (before is None or (before.status, before.reason) != (valid.status, valid.reason)):
         events.append(Event(reason=valid.reason, message=valid.message, warning=True))
+    if news := _trouble(world, seen[ConditionType.READY], step):
+        events.append(news)
     restarting = seen[ConditionType.RESTARTING]
     overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
     if (
@@ -105,6 +122,16 @@ def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple
     ):
         events.append(Event(reason=restarting.reason, message=restarting.message))
     return tuple(events)
+
+
+def _trouble(world: World, ready: Claim, step: Step) -> Event | None:
+    """Once for each trouble of a container: while Ready speaks of it, it is no news."""
+    before = world.status.condition(ConditionType.READY)
+    overruled = any(claim.type is ConditionType.READY for claim in step.claims)
+    trouble = conditions.sidecar_trouble(world)
+    if overruled or not trouble or (before is not None and trouble in before.message):
+        return None
+    return Event(reason=Reason.SIDECAR_FAILING, message=trouble, warning=True)
 
 
 def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedelta | None:

@@ -242,7 +242,7 @@ def _told(step: Step, reason: Reason, message: str) -> Step:
 
 
 def _reason(pod: PodView) -> Reason:
-    return Reason.PREEMPTED if DISRUPTED in pod.conditions else Reason.REPLICA_FAILED
+    return words.disruption(pod) if DISRUPTED in pod.conditions else Reason.REPLICA_FAILED
 
 
 def _nan_loss(world: World) -> str:

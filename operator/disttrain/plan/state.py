@@ -27,6 +27,8 @@ def state(world: World, claims: Iterable[Claim], *, making: bool) -> State:
         return State.STALLED
     if true(ConditionType.RESTARTING):
         return State.RESTARTING
+    if progressing.reason == Reason.NO_STEP:
+        return State.STALLED if true(ConditionType.READY) else State.RESTARTING
     if progressing.status == "True":
         return State.TRAINING
     if not true(ConditionType.SCHEDULED):

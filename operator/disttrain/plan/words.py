@@ -4,13 +4,16 @@ import re
 from datetime import datetime
 
 from disttrain.api.names import TRAINER_CONTAINER, Role
+from disttrain.api.reasons import Reason
 from disttrain.api.status import LastRestart
-from disttrain.plan.model import PodView
+from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.world import World
 
 _LONGEST = 1024
 """Last words in a message; the whole text is in the pod's log."""
 _OUT_OF_MEMORY = "OOMKilled"
+_NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
+_EVICTED = frozenset({"EvictionByEvictionAPI", "TerminationByKubelet"})
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
@@ -46,6 +49,21 @@ def last_restart(pod: PodView, *, finished: datetime) -> LastRestart:
         message=last_words(pod),
         time=finished.replace(microsecond=0),
     )
+
+
+def disruption(pod: PodView) -> Reason:
+    """Why a pod was taken away: by whom its DisruptionTarget says that it was."""
+    if pod.silent_since is not None or pod.disruption in _NODE_LOST:
+        return Reason.NODE_LOST
+    if pod.disruption in _EVICTED:
+        return Reason.EVICTED
+    return Reason.PREEMPTED if DISRUPTED in pod.conditions else Reason.REPLACED
+
+
+def node_lost(pod: PodView) -> str:
+    """What is said of a pod whose node does not report."""
+    since = f" since {pod.silent_since:%H:%M:%S} UTC" if pod.silent_since is not None else ""
+    return f"Node {pod.node} of pod {pod.name} does not report{since}; the pod is made again when Kubernetes gives the node up"
 
 
 def without_clock(text: str) -> str:

@@ -3,7 +3,7 @@
 Look-ups only, each computed once; every policy starts from here. Not here: any decision.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TypeAlias
@@ -84,10 +84,19 @@ class World:
         """The pods of the present attempt, deleting ones included."""
         slots = set(self.wanted)
         return {
-            (pod.role, pod.index): pod
+            (pod.role, pod.index): self._by_its_trainer(pod)
             for pod in self.snapshot.pods
             if pod.attempt == self.attempt and (pod.role, pod.index) in slots
         }
+
+    def _by_its_trainer(self, pod: PodView) -> PodView:
+        """A pod whose trainer has ended has ended, though a container that somebody added to it does not. The kubelet has a minute to say
+        how the pod ended: only with its phase it says that a disruption ended the trainer."""
+        if pod.phase is not Phase.RUNNING or pod.exit_code is None or pod.finished is None or pod.deleting:
+            return pod
+        if self.until(pod.finished, SILENCE) > self.now:
+            return pod
+        return replace(pod, phase=Phase.FAILED if pod.exit_code else Phase.SUCCEEDED)
 
     @cached_property
     def outdated(self) -> tuple[PodView, ...]:
@@ -163,6 +172,43 @@ class World:
         last = self.restarts.last
         begun = [moment for moment in (self.status.start_time, last.time if last else None) if moment is not None]
         return bool(begun) and self.stepped_since(max(begun))
+
+    @cached_property
+    def trained(self) -> bool:
+        """Whether the job ever made a step, in any attempt. Where no steps are reported or heard: whether it ever ran with all its pods."""
+        training, goodput = self.status.training, self.status.goodput
+        if self.steps_now or (training is not None and training.last_update_time is not None):
+            return True
+        progressing = self.status.condition(ConditionType.PROGRESSING)
+        if progressing is not None and progressing.status == "Unknown":
+            return True
+        return goodput is not None and goodput.productive_seconds + goodput.redone_seconds > 0
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether every pod that the job needs now runs and is ready."""
+        pods = (self.present.get(slot) for slot in self.wanted if not self.settled(slot))
+        return all(pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED) for pod in pods)
+
+    @cached_property
+    def whole_since(self) -> datetime | None:
+        """When the last pod became ready. Only the API server's clock is believed where a node's is ahead of ours."""
+        moments = [
+            pod.ready_since
+            if pod.ready_since is not None and pod.created <= pod.ready_since <= self.now
+            else pod.created
+            for pod in self.present.values()
+        ]
+        return max(moments, default=None)
+
+    @cached_property
+    def silent(self) -> tuple[PodView, ...]:
+        """Pods that the job needs and whose node does not report."""
+        return tuple(
+            pod
+            for slot, pod in self.present.items()
+            if pod.silent_since is not None and not pod.done and not self.settled(slot)
+        )
 
     @cached_property
     def checkpoint_step(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from disttrain.api.names import Role
 from disttrain.controller.projection import project_pod
+from disttrain.plan.model import Phase, PodView, Trouble
 from unit.controller.bodies import pod
 
 
@@ -167,3 +168,154 @@ def test_ready_pod_tells_since_when() -> None:
     view = project_pod(pod(5, phase="Running", conditions=[{**ready, "status": "False"}]))
     assert view is not None
     assert view.ready_since is None
+
+
+def seen(body: dict[str, Any]) -> PodView:
+    view = project_pod(body)
+    assert view is not None
+    return view
+
+
+MOMENT = "2026-01-01T00:01:30Z"
+TRAINS = {"name": "trainer", "ready": True, "state": {"running": {"startedAt": MOMENT}}}
+
+
+def conditions(**statuses: str) -> list[dict[str, str]]:
+    return [{"type": type_, "status": status, "lastTransitionTime": MOMENT} for type_, status in statuses.items()]
+
+
+class TestTheTrainerDecides:
+    """What other containers of the pod do is no part of the training."""
+
+    @pytest.mark.parametrize("phase", ["Running", "Pending"])
+    def test_pod_whose_trainer_runs_is_ready_whatever_a_sidecar_does(self, phase: str) -> None:
+        waits = {
+            "name": "ship",
+            "ready": False,
+            "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no x"}},
+        }
+        not_ready = conditions(Ready="False", ContainersReady="False")
+        view = seen(pod(5, phase=phase, conditions=not_ready, containerStatuses=[waits, TRAINS]))
+        assert (view.phase, view.ready, view.silent_since) == (Phase.RUNNING, True, None)
+        assert view.ready_since == datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC)
+        assert view.trouble == Trouble(container="ship", words="ImagePullBackOff: no x")
+        assert view.reason == ""
+
+    def test_pod_behind_a_readiness_gate_is_ready_and_its_node_is_not_silent(self) -> None:
+        closed = conditions(Ready="False", ContainersReady="True")
+        body = pod(5, phase="Running", conditions=closed, containerStatuses=[TRAINS])
+        body["spec"]["readinessGates"] = [{"conditionType": "example.org/routed"}]
+        assert (seen(body).ready, seen(body).silent_since) == (True, None)
+
+    def test_pod_whose_trainer_is_not_ready_is_not_ready(self) -> None:
+        body = pod(5, phase="Running", containerStatuses=[{**TRAINS, "ready": False}])
+        assert not seen(body).ready
+
+    def test_pod_that_another_container_failed_has_succeeded_when_its_trainer_has(self) -> None:
+        done = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "finishedAt": MOMENT}}}
+        failed = {"name": "proxy", "state": {"terminated": {"exitCode": 1}}}
+        view = seen(pod(5, phase="Failed", containerStatuses=[done, failed]))
+        assert (view.phase, view.exit_code) == (Phase.SUCCEEDED, 0)
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"reason": "Evicted"},
+            {"reason": "Terminated"},
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]},
+        ],
+    )
+    def test_pod_that_the_kubelet_ended_has_failed_though_its_program_obeyed_with_exit_code_0(self, told: Any) -> None:
+        done = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "finishedAt": MOMENT}}}
+        assert seen(pod(5, phase="Failed", containerStatuses=[done], **told)).phase is Phase.FAILED
+
+    def test_pod_that_another_container_keeps_running_tells_how_its_trainer_ended(self) -> None:
+        done = {"name": "trainer", "state": {"terminated": {"exitCode": 3, "finishedAt": MOMENT}}}
+        view = seen(pod(5, phase="Running", containerStatuses=[done, {**TRAINS, "name": "proxy"}]))
+        assert (view.phase, view.ready, view.exit_code) == (Phase.RUNNING, False, 3)
+        assert view.finished == datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC)
+
+
+ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": MOMENT}}
+
+
+class TestTroubleOfASidecar:
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [
+            pytest.param({"state": ENDED}, "failed with exit code 137 (OOMKilled)", id="it was killed for memory"),
+            pytest.param(
+                {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}, "lastState": ENDED},
+                "failed with exit code 137 (OOMKilled)",
+                id="it waits to be tried again",
+            ),
+            pytest.param(
+                {"state": {"waiting": {"reason": "CrashLoopBackOff"}}},
+                "ends again and again",
+                id="nobody knows how it ended",
+            ),
+            pytest.param(
+                {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},
+                "ErrImagePull: not found",
+                id="it has no image",
+            ),
+            pytest.param({"state": {"waiting": {"reason": "PodInitializing"}}}, None, id="it is on its way"),
+            pytest.param({"ready": True, "state": {"running": {"startedAt": MOMENT}}}, None, id="it is well"),
+            pytest.param({"state": {"terminated": {"exitCode": 0}}}, None, id="it was done"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["initContainerStatuses", "containerStatuses"])
+    def test_it_is_named(self, status: dict[str, Any], words: str | None, kind: str) -> None:
+        view = seen(pod(5, **{"phase": "Running", "containerStatuses": [TRAINS], kind: [{"name": "ship", **status}]}))
+        assert (view.trouble.words if view.trouble else None) == words
+
+    def test_one_that_runs_again_is_trouble_for_ten_minutes(self) -> None:
+        runs = {"name": "ship", "ready": True, "state": {"running": {"startedAt": MOMENT}}, "lastState": ENDED}
+        trouble = seen(pod(5, phase="Running", initContainerStatuses=[runs])).trouble
+        assert trouble is not None
+        assert trouble.until == datetime(2026, 1, 1, 0, 11, 30, tzinfo=UTC)
+
+    def test_one_that_does_not_become_ready_is_trouble_after_a_minute(self) -> None:
+        runs = {"name": "ship", "ready": False, "state": {"running": {"startedAt": MOMENT}}}
+        trouble = seen(pod(5, phase="Running", initContainerStatuses=[runs])).trouble
+        assert trouble is not None
+        assert (trouble.words, trouble.since) == (
+            "runs, but does not become ready",
+            datetime(2026, 1, 1, 0, 2, 30, tzinfo=UTC),
+        )
+
+    def test_one_that_keeps_the_trainer_from_starting_is_what_the_pod_waits_for(self) -> None:
+        crashes = {"name": "ship", "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}}
+        first = {"name": "first", "state": {"waiting": {"reason": "PodInitializing"}}}
+        view = seen(pod(5, initContainerStatuses=[first, crashes], containerStatuses=[NEVER_RAN]))
+        assert (view.reason, view.message) == ("CrashLoopBackOff", "container ship: back-off 5m0s")
+
+
+class TestSilentNode:
+    """In a pod whose containers are ready, only the node controller says that it is not."""
+
+    def test_pod_that_is_not_ready_though_its_containers_are_is_on_a_silent_node(self) -> None:
+        lost = conditions(Ready="False", ContainersReady="True")
+        view = seen(pod(5, phase="Running", conditions=lost, containerStatuses=[TRAINS]))
+        assert view.silent_since == datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC)
+        assert not view.ready
+
+    def test_so_it_is_with_readiness_gates_that_are_open(self) -> None:
+        lost = conditions(Ready="False", ContainersReady="True", **{"example.org/routed": "True"})
+        body = pod(5, phase="Running", conditions=lost, containerStatuses=[TRAINS])
+        body["spec"]["readinessGates"] = [{"conditionType": "example.org/routed"}]
+        assert seen(body).silent_since is not None
+
+    @pytest.mark.parametrize(
+        ("phase", "statuses"),
+        [
+            ("Running", {"Ready": "True", "ContainersReady": "True"}),
+            ("Running", {"Ready": "False", "ContainersReady": "False"}),
+            ("Running", {"Ready": "False"}),
+            ("Running", {}),
+            ("Pending", {"Ready": "False", "ContainersReady": "True"}),
+            ("Succeeded", {"Ready": "False", "ContainersReady": "True"}),
+        ],
+    )
+    def test_any_other_pod_is_not(self, phase: str, statuses: dict[str, str]) -> None:
+        assert seen(pod(5, phase=phase, conditions=conditions(**statuses))).silent_since is None

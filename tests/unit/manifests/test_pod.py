@@ -374,3 +374,37 @@ def test_the_network_policy_lets_in_the_job_and_everybody_to_the_metrics():
         "policyTypes": ["Ingress"],
         "ingress": [{"from": [own]}, {"ports": [{"protocol": "TCP", "port": 9500}]}],
     }
+
+
+def lost_node_seconds(*tolerations):
+    each = job(worker={"replicas": 1, "template": {"spec": {"tolerations": list(tolerations)}}})
+    merged = build_pod(each, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]["tolerations"]
+    assert merged[: len(tolerations)] == list(tolerations)
+    return {one["key"].split("/")[1]: one["tolerationSeconds"] for one in merged[len(tolerations) :]}
+
+
+def test_every_pod_leaves_a_lost_node_after_30_seconds():
+    assert lost_node_seconds() == {"not-ready": 30, "unreachable": 30}
+    for role in (Role.MASTER, Role.PARAMETER_SERVER):
+        pod = build_pod(job(**PARAMETER_SERVER), role, 0, 1, trainer_image="t:1")
+        assert [one["tolerationSeconds"] for one in pod["spec"]["tolerations"]] == [30, 30]
+
+
+UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+
+
+@pytest.mark.parametrize(
+    ("toleration", "left"),
+    [
+        pytest.param({**UNREACHABLE, "tolerationSeconds": 900}, {"not-ready": 30}, id="one of the two, for longer"),
+        pytest.param(UNREACHABLE, {"not-ready": 30}, id="for ever"),
+        pytest.param({"operator": "Exists"}, {}, id="every taint"),
+        pytest.param({"operator": "Exists", "effect": "NoExecute"}, {}, id="every taint that evicts"),
+        pytest.param({"operator": "Exists", "effect": "NoSchedule"}, {"not-ready": 30, "unreachable": 30}, id="others"),
+        pytest.param(
+            {"key": "nvidia.com/gpu", "operator": "Exists"}, {"not-ready": 30, "unreachable": 30}, id="another taint"
+        ),
+    ],
+)
+def test_a_template_says_itself_how_long_a_lost_node_is_tolerated(toleration, left):
+    assert lost_node_seconds(toleration) == left

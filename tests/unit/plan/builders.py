@@ -165,6 +165,10 @@ class Scene:
             self.change(rank, role, phase=Phase.SUCCEEDED, ready=False, exit_code=0, finished=finished, **more)
         return self
 
+    def node_falls_silent(self, rank: int, role: Role = WORKER) -> Self:
+        """The node controller has not heard of the pod's kubelet for some time, and says that the pod is not ready."""
+        return self.change(rank, role, ready=False, silent_since=self.now)
+
     def gone(self, rank: int, role: Role = WORKER) -> Self:
         """Somebody deleted the pod."""
         del self.pods[self.pod(rank, role).name]
@@ -217,6 +221,14 @@ class Scene:
             self._carry_out(action)
         self.status = read_back(plan.status)
         return plan
+
+    def step_through_deletion(self, rank: int, role: Role = WORKER) -> Self:
+        """Passes until the operator deletes the pod, which stays: its node does not answer."""
+        pod = self.pod(rank, role)
+        while pod.name in self.pods:
+            self.step()
+        self.pods[pod.name] = replace(pod, deleting=True, deletion_deadline=self.now + timedelta(seconds=30))
+        return self
 
     def seen(self, passes: int = 4) -> Self:
         """Passes at one moment, until nothing is left to do."""

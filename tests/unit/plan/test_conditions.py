@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api.reasons import State
-from disttrain.plan.model import Refusal
-from unit.plan.builders import MASTER, created, make_job
+from disttrain.plan.model import Phase, Refusal, Trouble
+from unit.plan.builders import MASTER, NOON, created, make_job
 
 TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
 ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) digits-master-0'
@@ -253,3 +253,51 @@ def test_replica_counts():
     assert counts == {"Master": (1, 1, 0, 0, 0), "ParameterServer": (1, 1, 0, 0, 0), "Worker": (3, 1, 1, 1, 1)}
     assert scene.status.worker.ready_replicas == 1
     assert scene.status.worker.selector == "disttrain.dev/job-name=digits,disttrain.dev/role=worker"
+
+
+class TestSidecar:
+    """A container beside the trainer. Its trouble is said, and the trainer decides."""
+
+    def crashing(self, scene, **fields):
+        trouble = Trouble(container="ship", words="failed with exit code 3", **fields)
+        return scene.change(1, trouble=trouble)
+
+    def test_its_trouble_is_said_once_and_the_job_goes_on(self):
+        scene = self.crashing(make_job().training())
+        events = [event for step in range(11, 80) for event in scene.after(60).reports(step).step().events]
+        assert [(event.reason, event.warning) for event in events] == [("SidecarFailing", True)]
+        message = "Container ship of pod digits-worker-1: failed with exit code 3; log: kubectl logs -n team digits-worker-1 -c ship"
+        assert events[0].message == message
+        assert scene.says("Ready") == ("True", "AllPodsReady")
+        assert scene.condition("Ready").message == message
+        assert scene.status.state is State.TRAINING
+
+    def test_what_is_over_is_not_said_any_more(self):
+        scene = self.crashing(make_job().training(), until=NOON + timedelta(seconds=100)).seen()
+        assert scene.condition("Ready").message
+        assert scene.after(100).reports(20).seen().condition("Ready").message == ""
+
+    def test_one_that_has_a_minute_to_become_ready_is_not_named_before(self):
+        scene = self.crashing(make_job().training(), since=NOON + timedelta(seconds=60)).seen()
+        assert scene.condition("Ready").message == ""
+        assert "ship" in scene.after(60).reports(20).seen().condition("Ready").message
+
+    def test_one_that_keeps_the_trainer_from_starting_is_named_where_the_job_waits_and_fails(self):
+        scene = make_job().run_policy(startupDeadlineSeconds=600).seen().all_run()
+        waits = {"reason": "CrashLoopBackOff", "message": "container ship: back-off 5m0s restarting failed container"}
+        self.crashing(scene).change(1, phase=Phase.PENDING, ready=False, **waits).seen()
+        assert scene.says("Ready") == ("False", "SidecarFailing")
+        assert scene.condition("Ready").message.startswith("digits-worker-1: container ship: back-off 5m0s")
+        scene.after(600).seen()
+        assert "ship" in scene.condition("Failed").message
+
+
+def test_a_pod_whose_trainer_has_ended_has_ended_a_minute_later_though_another_container_runs_on() -> None:
+    """One that a webhook added. Until then the kubelet may still say that a disruption ended it."""
+    ends = {"phase": Phase.RUNNING, "ready": False, "finished": NOON}
+    scene = make_job().training().change(0, exit_code=0, **ends).change(1, exit_code=0, **ends)
+    assert not scene.after(59).reports(50).seen().finished
+    assert scene.after(1).reports(50).seen().after(11).seen().status.is_true("Complete")
+    assert scene.pods == {}, "what still runs at the end is deleted"
+    scene = make_job().training().change(1, exit_code=137, **ends)
+    assert scene.after(60).reports(10).seen().status.restarts.counted_towards_limit == 1

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api.reasons import State
+from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, NOON, make_job
 
 
@@ -37,15 +38,16 @@ def test_the_startup_clock_runs_on_through_restarts_of_pods_that_never_meet():
     assert scene.status.completion_time - NOON <= timedelta(seconds=700)
 
 
-def test_the_startup_clock_stands_while_the_others_make_steps():
-    scene = make_job().servers(1).run_policy(startupDeadlineSeconds=60).training()
+def test_the_clock_of_recovery_stands_while_the_others_make_steps():
+    scene = make_job().servers(1).run_policy(recoveryDeadlineSeconds=60).training()
     scene.gone(1).seen()
     for step in range(20):
         scene.after(10).reports(20 + step).seen()
     assert not scene.status.is_true("Failed")
     assert scene.status.state is State.RESTARTING
     scene.after(60).step()
-    assert scene.says("Failed") == ("True", "StartupDeadlineExceeded")
+    assert scene.says("Failed") == ("True", "RecoveryDeadlineExceeded")
+    assert "within 60 s (runPolicy.recoveryDeadlineSeconds)" in scene.condition("Failed").message
 
 
 def test_a_stall_is_shown_then_the_job_is_restarted_and_counted_once():
@@ -180,3 +182,94 @@ def test_first_steps_that_others_make_while_nobody_looks_count_against_the_start
     scene = make_job().servers(1).seen().all_run().gone(1)
     scene.after(1900).new_operator().reports(10).seen()
     assert not scene.finished
+
+
+class TestRecovery:
+    """A job that has trained and lacks a pod: the start-up is long over, and the work that is done is worth the wait."""
+
+    def without_a_node(self, scene, seconds):
+        for _ in range(seconds // 60):
+            scene.change(
+                1, phase=Phase.PENDING, ready=False, scheduled=False, reason="Unschedulable", message="0/3 nodes"
+            )
+            scene.after(60).reports(10, waiting_for="worker-1 (9 s)").seen()
+        return scene
+
+    def test_a_lost_pod_is_waited_for_without_end(self):
+        scene = self.without_a_node(make_job().run_policy(startupDeadlineSeconds=60).training(), 86400)
+        assert not scene.finished
+        assert scene.says("Scheduled") == ("False", "Unschedulable")
+
+    @pytest.mark.parametrize("how", ["a restart of the job", "a resume"])
+    def test_a_later_attempt_is_no_start_up(self, how):
+        scene = make_job().rules(default="RestartJob").run_policy(startupDeadlineSeconds=60).training()
+        if how == "a resume":
+            scene.spec(suspend=True).seen().after(60).spec(suspend=False).seen()
+        else:
+            scene.failed(0).seen().after(1).seen()
+        assert scene.status.attempt == 2
+        scene.all_run()
+        assert not self.without_a_node(scene, 3600).finished
+
+    @pytest.mark.parametrize("scene", [make_job().script(), make_job().command()], ids=["script", "command"])
+    def test_of_a_program_that_reports_no_steps_the_start_up_ends_when_all_its_pods_have_run(self, scene):
+        scene.run_policy(startupDeadlineSeconds=60).started().after(600).seen()
+        scene.change(1, ready=False, silent_since=scene.now)
+        for _ in range(60):
+            scene.after(60).seen()
+        assert not scene.finished
+        assert scene.status.state is State.RESTARTING
+
+    def test_a_script_that_lost_a_pod_after_a_restart_of_the_job_is_not_starting_up_either(self):
+        scene = make_job().script().rules(default="RestartJob").run_policy(startupDeadlineSeconds=60).started()
+        scene.after(61).seen().after(600).failed(0).seen().after(1).seen().all_run()
+        scene.change(1, phase=Phase.PENDING, ready=False, scheduled=False)
+        for _ in range(60):
+            scene.after(60).seen()
+        assert not scene.finished
+
+    def test_before_the_first_step_the_start_up_deadline_counts(self):
+        scene = make_job().run_policy(startupDeadlineSeconds=600).started().reports(0, last_update_time=None).seen()
+        scene.gone(1).seen().after(600).reports(0, last_update_time=None).seen()
+        assert scene.says("Failed") == ("True", "StartupDeadlineExceeded")
+
+    def test_a_recovery_deadline_ends_the_wait_and_names_what_was_missing(self):
+        scene = self.without_a_node(make_job().run_policy(recoveryDeadlineSeconds=600).training(), 600)
+        assert not scene.finished
+        self.without_a_node(scene, 60)
+        assert scene.says("Failed") == ("True", "RecoveryDeadlineExceeded")
+        message = scene.condition("Failed").message
+        assert "within 600 s (runPolicy.recoveryDeadlineSeconds)" in message
+        assert "worker-1" in message
+
+    def test_a_recovery_deadline_says_nothing_about_the_start_up(self):
+        scene = make_job().run_policy(recoveryDeadlineSeconds=60, startupDeadlineSeconds=600).seen()
+        assert not scene.after(599).seen().finished
+        assert scene.after(1).seen().finished
+
+    def test_pods_that_are_all_there_and_do_not_meet_again_are_a_stall(self):
+        scene = make_job().run_policy(progressDeadlineSeconds=300).training().gone(1).seen()
+        scene.after(3600).reports(10, waiting_for="worker-1 (9 s)").seen().all_run().seen()
+        scene.after(299).reports(10, waiting_for="worker-1 (9 s)").seen()
+        assert scene.status.attempt == 1
+        scene.after(1).reports(10, waiting_for="worker-1 (9 s)").seen()
+        assert scene.status.attempt == 2
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            pytest.param({"ready": False, "silent_since": NOON}, id="its node is silent"),
+            pytest.param({"ready": False}, id="it is not ready"),
+            pytest.param({"ready": False, "phase": Phase.PENDING, "scheduled": False}, id="it has no node"),
+            pytest.param({"ready": False, "deleting": True}, id="it ends"),
+        ],
+    )
+    def test_the_progress_deadline_stands_still_while(self, fields):
+        scene = make_job().run_policy(progressDeadlineSeconds=60).training().change(1, **fields)
+        for _ in range(60):
+            scene.after(60).reports(10).seen()
+        assert scene.status.attempt == 1
+        scene.change(1, silent_since=None, deleting=False).all_run().seen().after(59).reports(10).seen()
+        assert scene.status.attempt == 1
+        scene.after(1).reports(10).seen()
+        assert scene.status.attempt == 2

@@ -4,7 +4,9 @@ from datetime import timedelta
 
 import pytest
 
+from disttrain.api.reasons import State
 from disttrain.plan.indexes import format_indexes, parse_indexes
+from disttrain.plan.model import Phase
 from disttrain.plan.progress import number, read_interval
 from unit.plan.builders import NOON, make_job
 
@@ -140,3 +142,82 @@ def test_a_status_that_is_written_seldom_is_written_seldom_and_its_master_is_not
 def test_polling_goes_on_while_pods_run():
     scene = make_job().spec(observability={"statusIntervalSeconds": 7}).training()
     assert scene.plan().look_again == timedelta(seconds=7)
+
+
+class TestNothingMoves:
+    """What is said of a training that makes no steps: no speed, no time left."""
+
+    def fast(self):
+        return make_job().training().after(5).reports(11, samples_per_second=64.0).seen()
+
+    def told(self, scene):
+        return scene.status.training.samples_per_second, scene.status.training.eta_seconds
+
+    def test_while_steps_are_made_both_are_there(self):
+        assert self.told(self.fast()) == ("64", 89)
+
+    @pytest.mark.parametrize(
+        "happens",
+        [
+            pytest.param(lambda scene: scene.spec(suspend=True), id="suspended"),
+            pytest.param(lambda scene: scene.failed(0, code=1), id="failed"),
+            pytest.param(lambda scene: scene.failed(0), id="a worker is replaced"),
+            pytest.param(lambda scene: scene.gone(0), id="a worker was deleted"),
+            pytest.param(lambda scene: scene.node_falls_silent(0), id="a node is silent"),
+            pytest.param(lambda scene: scene.rules(default="RestartJob").failed(0), id="the job is restarted"),
+            pytest.param(lambda scene: scene.after(61).reports(11, samples_per_second=64.0), id="no step for a minute"),
+            pytest.param(lambda scene: scene.after(901).reports(11, samples_per_second=64.0), id="a stall"),
+            pytest.param(lambda scene: scene.after(61), id="the master is not heard"),
+        ],
+    )
+    def test_they_go_and_the_step_stays(self, happens):
+        scene = self.fast()
+        happens(scene)
+        scene.seen()
+        assert self.told(scene) == (None, None)
+        assert scene.status.training.step == 11
+
+    def test_they_come_back_with_the_next_step(self):
+        scene = self.fast().failed(0).seen().after(1).seen().all_run().seen()
+        assert self.told(scene) == (None, None)
+        assert self.told(scene.after(5).reports(12, samples_per_second=64.0).seen()) == ("64", 88)
+
+    def test_of_a_training_that_goes_on_without_the_lost_worker_they_stay(self):
+        scene = make_job().servers(1).training().gone(1).seen()
+        for step in range(11, 30):
+            scene.change(1, phase=Phase.PENDING, ready=False).after(3).reports(step, samples_per_second=64.0).seen()
+        assert scene.status.state is State.RESTARTING
+        assert self.told(scene)[0] == "64"
+
+    def test_a_complete_job_keeps_the_speed_that_it_had(self):
+        scene = self.fast().after(5).reports(100, samples_per_second=64.0, finished=True).succeeded(0, 1, ago=20).seen()
+        assert scene.status.state is State.COMPLETE
+        assert self.told(scene) == ("64", 0)
+
+    def test_a_training_that_makes_no_step_for_a_minute_is_not_progressing(self):
+        scene = self.fast().after(60).reports(11).seen()
+        assert scene.status.state is State.TRAINING
+        scene.after(1).reports(11).seen()
+        assert scene.status.state is State.STALLED
+        assert scene.says("Progressing") == ("False", "NoStep")
+        assert scene.condition("Progressing").message == "No step was seen since 12:00:05 UTC"
+        assert scene.says("Ready")[0] == "True"
+        assert scene.after(5).reports(12).seen().status.state is State.TRAINING
+
+    def test_steps_that_take_long_are_waited_for_three_times_as_long(self):
+        scene = make_job().training(step=0)
+        for step in range(1, 5):
+            scene.after(300).reports(step, samples_per_second=64 / 300).seen()
+        assert scene.after(890).reports(4, samples_per_second=64 / 300).step().status.state is State.TRAINING
+        assert scene.after(11).reports(4, samples_per_second=64 / 300).step().status.state is State.STALLED
+
+    def test_of_a_script_the_usual_step_is_what_its_steps_have_taken(self):
+        scene = make_job().script().started().reports(1).seen()
+        for step in range(2, 12):
+            scene.after(60).reports(step).seen()
+        assert scene.after(160).reports(11).seen().status.state is State.TRAINING
+        assert scene.after(30).reports(11).seen().status.state is State.STALLED
+
+    def test_after_its_last_step_a_training_evaluates_in_its_own_time(self):
+        scene = self.fast().after(5).reports(100).seen()
+        assert scene.after(600).reports(100).seen().status.state is State.TRAINING

@@ -1,0 +1,69 @@
+"""The condition Restarting: what the job has lost and waits for, until it is whole again.
+
+Not here: failures, which their own policy writes down (restart.py), and lost nodes' pods that are deleted by force (lost_nodes.py).
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.plan import words
+from disttrain.plan.model import Phase, PodView
+from disttrain.plan.step import Claim, Truth
+from disttrain.plan.world import SILENCE, World
+
+_HOW_LOST: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.REPLACED: "was deleted",
+        Reason.PREEMPTED: "was preempted",
+        Reason.EVICTED: "was evicted from its node",
+        Reason.NODE_LOST: "was deleted because its node is lost",
+    }
+)
+
+
+def restarting(world: World, ready: Claim, progressing: Claim) -> Claim:
+    """The condition as it is seen; what a policy says of a failure stands above it."""
+    before = world.status.condition(ConditionType.RESTARTING)
+    if before is not None and before.status == "True":
+        if ready.status == "True":
+            return _claim("False", Reason.RECOVERED, before.message)
+        if world.silent and before.reason != Reason.NODE_LOST:
+            return _claim("True", Reason.NODE_LOST, words.node_lost(world.silent[0]))
+        return _claim("True", before.reason, before.message)
+    if (loss := _loss(world, progressing)) is not None:
+        return loss
+    if before is not None and before.reason != Reason.SUSPENDED:
+        return _claim("False", before.reason, before.message)
+    return _claim("False", Reason.NO_FAILURE)
+
+
+def _loss(world: World, progressing: Claim) -> Claim | None:
+    """A pod that the job had and that is lost without having failed."""
+    if world.silent:
+        return _claim("True", Reason.NODE_LOST, words.node_lost(world.silent[0]))
+    if not world.status.is_true(ConditionType.SCHEDULED):
+        return None
+    for slot in world.wanted:
+        pod = world.present.get(slot)
+        if world.settled(slot):
+            continue
+        if pod is None or pod.deleting:
+            reason = words.disruption(pod) if pod is not None else Reason.REPLACED
+            message = f"Pod {world.name(slot)} {_HOW_LOST[reason]}; it is made again"
+            return _claim("True", reason, message)
+        if pod.phase is Phase.RUNNING and not pod.ready and progressing.status != "True" and _was_ready(world, pod):
+            message = f"Pod {pod.name} runs, but is not ready any more"
+            return _claim("True", Reason.NOT_READY, message)
+    return None
+
+
+def _was_ready(world: World, pod: PodView) -> bool:
+    """Whether a pod that is not ready was, in this attempt, and is not for longer than a readiness probe may fail by chance."""
+    ready, progressing = map(world.status.condition, (ConditionType.READY, ConditionType.PROGRESSING))
+    ran = world.stepped or (progressing is not None and progressing.status == "Unknown")
+    return ran and ready is not None and world.now - max(ready.last_transition_time, pod.created) >= SILENCE
+
+
+def _claim(status: Truth, reason: str, message: str = "") -> Claim:
+    return Claim(type=ConditionType.RESTARTING, status=status, reason=reason, message=message)
