@@ -34,6 +34,21 @@ if os.environ.get("DISTTRAIN_ROLE") == "master":
 """A sitecustomize, which Python imports at its start: the master has read the checkpoint folder when there is a file `read`."""
 
 
+GROWN = """
+import torch
+from disttrain_trainer.examples import digits
+
+def dataset(config, split):
+    made = digits.dataset(config, split)
+    return torch.utils.data.ConcatDataset([made, torch.utils.data.Subset(made, [0])]) if split == "train" else made
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
     return digits(**changes, **checkpoints(EVERY), trainer=held(epochs=EPOCHS, **trainer))
 
@@ -112,12 +127,50 @@ def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path: Path, changes: dict[
     assert f"begins at step {older}" in logs
 
 
-def test_a_checkpoint_of_another_configuration_is_skipped_and_the_field_named(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=spec({})) as job:
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])
+def test_a_checkpoint_of_another_training_is_refused_by_name_and_stays_as_it_was(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with Job(folder=tmp_path, spec=spec(changes)) as job:
         interrupt(job)
-    with Job(folder=tmp_path, spec=spec({}, batchSize=32), attempt=2) as job:
+    before = contents(tmp_path / "checkpoints")
+    with Job(folder=tmp_path, spec=spec(changes, batchSize=32), attempt=2) as job:
+        job.start()
+        assert job.supervise() == 2
+        assert "is of another training: trainer.batchSize: 64 then, 32 now" in job.logs()
+    assert contents(tmp_path / "checkpoints") == before
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])
+def test_a_data_set_that_grew_between_two_attempts_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "grown.py").write_text(GROWN)
+    with Job(folder=tmp_path, spec=spec(changes)) as job:
+        saved = interrupt(job)
+    before = contents(tmp_path / "checkpoints")
+    with Job(folder=tmp_path, spec=spec(changes, dataset="grown:dataset"), attempt=2) as job:
+        job.start()
+        assert job.supervise() == 2
+        told = f"checkpoint step-{saved:08d} is of another training: samples of trainer.dataset: 1437 then, 1438 now"
+        assert told in job.logs()
+    assert contents(tmp_path / "checkpoints") == before
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])
+def test_a_training_goes_on_with_a_lower_rate_and_another_worker_and_says_so(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with Job(folder=tmp_path, spec=spec(changes)) as job:
+        saved = interrupt(job)
+    lower = {"name": "SGD", "learningRate": "0.01", "momentum": "0.9"}
+    changed = spec({**changes, "worker": {"replicas": 3}}, optimizer=lower)
+    with Job(folder=tmp_path, spec=changed, attempt=2) as job:
         finish(job)
-        assert "it is of another configuration: trainer.batchSize: 64 then, 32 now" in job.logs()
+        assert f"begins at step {saved}" in job.logs()
+        progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    rate = 'trainer.optimizer.learningRate: "0.1" -> "0.01"'
+    assert progress.resumed == f"Resumed at step {saved}; changed: {rate}, worker.replicas: 2 -> 3"
+    assert progress.step == STEPS
 
 
 @pytest.mark.parametrize(

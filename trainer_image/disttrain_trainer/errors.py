@@ -5,6 +5,7 @@ TrainerError
 │   ├── GenerationOver      the world that the call belonged to is over; ask the master for the new one
 │   └── Refused             the peer answered, and wants nothing to do with this process
 ├── AnotherModel        75: this process cannot make the first parameters again; a new one can (parameter_server/first.py)
+├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/folder.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 ├── ProgramFailed        n: the user's script ended so

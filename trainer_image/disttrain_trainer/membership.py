@@ -4,10 +4,11 @@ Apart from the roles, so that a process can say hello before it imports torch. N
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from disttrain_trainer.control import Control
+from disttrain_trainer.data.slices import DataSet
 from disttrain_trainer.master.collective import State
 from disttrain_trainer.messages import Message, Say
 
@@ -48,9 +49,9 @@ class Rank:
         self.state = State.STARTING
         self.step = -1
         """Steps in the state that this rank holds; -1 for none."""
-        self.samples: int | None = None
+        self.data: DataSet | None = None
         self.layout: str | None = None
-        """Size of the data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
+        """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
         self.world: World | None = None
         self.save_asked = False
         self.blamed = False
@@ -87,7 +88,7 @@ class Rank:
         control.send(Say.READY, step=self.step, **self._task())
 
     def _task(self) -> Message:
-        return {} if self.samples is None else {"samples": self.samples, "layout": self.layout}
+        return {} if self.data is None else {**asdict(self.data), "layout": self.layout}
 
     def get_done(self, control: Control) -> None:
         """All its work is done; says so."""
@@ -128,8 +129,8 @@ class Membership:
     """A worker of parameter servers. Changed with `control.changed` held."""
 
     def __init__(self) -> None:
-        self.samples: int | None = None
-        """Size of the data set, once it is known: then the worker is ready."""
+        self.data: DataSet | None = None
+        """The data set, once it is known: then the worker is ready."""
         self.buffers = False
         """The model has buffers: a checkpoint needs those of one worker."""
         self.save: Save | None = None
@@ -143,7 +144,7 @@ class Membership:
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        return {"samples": self.samples, "buffers": self.buffers}
+        return {**(asdict(self.data) if self.data else {}), "buffers": self.buffers}
 
     def on_message(self, message: Message) -> None:
         match message["type"]:

@@ -41,8 +41,8 @@ class Say(StrEnum):
 
     # A collective world: DataParallel and scripts.
     READY = "ready"
-    """The member is in no world and waits for one [step: of the state that it holds, -1 for none, samples of its data set, layout:
-    a digest of the state's; or samples, and whether its model has buffers]."""
+    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
+    set; layout: a digest of the state's, or, with parameter servers, whether its model has buffers]."""
     WORLD = "world"
     """A world begins [generation, source: the rank whose state is the newest].
 
@@ -61,7 +61,8 @@ class Say(StrEnum):
 
     # Parameter servers.
     BEGIN = "begin"
-    """To a server: begin this generation from this file [generation, file of the checkpoint folder, or null]; it answers with STATE."""
+    """To a server: begin this generation from this file [generation, file of the checkpoint folder, or null, slices_per_step
+    of that checkpoint]; it answers with STATE."""
     STATE = "state"
     """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"

@@ -80,7 +80,7 @@ class Server:
     def _obey(self, order: Message, control: Control) -> None:
         match order["type"]:
             case Say.BEGIN:
-                self._begin(int(order["generation"]), order["file"])
+                self._begin(int(order["generation"]), order["file"], int(order["slices_per_step"]))
                 control.send(Say.STATE, **self._state())
             case Say.STATE:
                 control.send(Say.STATE, id=order["id"], **self._state())
@@ -91,13 +91,14 @@ class Server:
             case Say.SAVE:
                 self._saves.put(order)
 
-    def _begin(self, generation: int, file: str | None) -> None:
+    def _begin(self, generation: int, file: str | None, slices_per_step: int) -> None:
         """Begins a generation, unless it is an order of a master that is gone, which another one gave already."""
         if generation <= self._shard.state().generation:
             log.info("generation %d has begun already", generation)
             return
         root = self._process.checkpoint_dir
-        self._shard.begin(generation, root / file if root is not None and file is not None else None)
+        path = root / file if root is not None and file is not None else None
+        self._shard.begin(generation, path, slices_per_step=slices_per_step or None)
         log.info("generation %d begins from %s", generation, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from torch import nn
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Backend
 from disttrain.api.trainer import LastBatch
-from disttrain_trainer.data.batches import Fetch, fetcher
-from disttrain_trainer.data.slices import Schedule, Slice
+from disttrain_trainer.data.batches import Fetch, fetcher, fingerprint_of
+from disttrain_trainer.data.slices import DataSet, Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, place_of, resolve
 
@@ -35,6 +35,7 @@ class Task:
     model: nn.Module
     loss: Loss
     schedule: Schedule
+    data: DataSet
     fetch: Fetch
     device: torch.device
     evaluate: Callable[[], Evaluation] | None
@@ -146,6 +147,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         model=model,
         loss=loss,
         schedule=schedule,
+        data=DataSet(len(dataset), fingerprint_of(dataset)),
         fetch=fetch,
         device=device,
         evaluate=evaluate_on_test if evaluate else None,

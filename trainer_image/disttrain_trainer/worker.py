@@ -87,7 +87,7 @@ class Worker:
         """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
         control, membership = self._control, self._membership
         with control.changed:
-            membership.samples = self._task.schedule.samples
+            membership.data = self._task.data
             membership.buffers = self._buffers.there_are_some
         while not control.finished:
             if membership.world is None:

@@ -93,6 +93,8 @@ class Progress(Model):
     """Worlds that the master formed in this attempt."""
     redone_steps: NonNegative = 0
     """Steps that were lost to a fault and done again."""
+    resumed: str | None = None
+    """Where this attempt began when that was no plain start: the step, what has changed since that checkpoint, which ones did not hold."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""
 

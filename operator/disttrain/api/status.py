@@ -123,6 +123,8 @@ class TrainingStatus(Model):
     """When the step last advanced."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest complete checkpoint."""
+    resumed: Text | None = None
+    """Where the last attempt began: the step, what has changed in the job since that checkpoint, which checkpoints did not hold."""
 
 
 class Goodput(Model):

@@ -32,6 +32,8 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
             ("steps", f"{training.step}{f' of {training.total_steps}' if training.total_steps else ''}{epoch}")
         )
     if training is not None:
+        if training.resumed:
+            facts.append(("start", training.resumed[0].lower() + training.resumed[1:]))
         if training.loss is not None:
             facts.append(("loss", training.loss))
         if training.evaluation:

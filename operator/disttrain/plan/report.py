@@ -28,7 +28,7 @@ def plan(world: World, step: Step) -> Plan:
     return Plan(
         actions=step.actions,
         status=status,
-        events=(*_events(world, seen, step), *step.events),
+        events=(*_events(world, seen, step), *step.events, *_resumed(world, status)),
         look_again=timedelta(0) if step.again else _look_again(world, step, status),
         final=step.final,
     )
@@ -132,6 +132,13 @@ def _trouble(world: World, ready: Claim, step: Step) -> Event | None:
     if overruled or not trouble or (before is not None and trouble in before.message):
         return None
     return Event(reason=Reason.SIDECAR_FAILING, message=trouble, warning=True)
+
+
+def _resumed(world: World, status: DistTrainJobStatus) -> tuple[Event, ...]:
+    """Where a training began that did not begin at its plain start: whoever changed the job, or lost checkpoints, should hear it."""
+    before = world.status.training.resumed if world.status.training else None
+    told = status.training.resumed if status.training else None
+    return (Event(reason=Reason.RESUMED, message=told),) if told and told != before else ()
 
 
 def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedelta | None:

@@ -185,7 +185,7 @@ def test_a_dumb_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_summary_of_a_run_that_completed(tmp_path: Path) -> None:
     folder = RunFolder.new("digits", tmp_path)
     training = {"step": 120, "totalSteps": 120, "epoch": 5, "loss": "0.02", "evaluation": {"accuracy": "0.978"}}
-    training |= {"lastCheckpoint": {"step": 120, "time": NOW}}
+    training |= {"lastCheckpoint": {"step": 120, "time": NOW}, "resumed": "Resumed at step 40; changed: x: 1 -> 2"}
     last = {"role": "Worker", "index": 1, "reason": "Error", "exitCode": 137, "time": NOW}
     text = summary(
         job(state="Complete", training=training, restarts={"total": 1, "last": last}, goodput={"redoneSeconds": 2}),
@@ -196,6 +196,7 @@ def test_the_summary_of_a_run_that_completed(tmp_path: Path) -> None:
     assert text.splitlines() == [
         "digits: Complete in 12.3 s",
         "  steps       120 of 120, epoch 5",
+        "  start       resumed at step 40; changed: x: 1 -> 2",
         "  loss        0.02",
         "  evaluation  accuracy 0.978",
         "  restarts    1; the last: Worker 1, Error, exit code 137; 2 s redone",

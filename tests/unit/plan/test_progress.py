@@ -221,3 +221,12 @@ class TestNothingMoves:
     def test_after_its_last_step_a_training_evaluates_in_its_own_time(self):
         scene = self.fast().after(5).reports(100).seen()
         assert scene.after(600).reports(100).seen().status.state is State.TRAINING
+
+
+def test_where_a_training_began_is_kept_in_the_status_and_told_once():
+    told = 'Resumed at step 40; changed: trainer.optimizer.learningRate: "0.05" -> "0.01"'
+    scene = make_job().started().reports(40, resumed=told)
+    assert [event.message for event in scene.plan().events if event.reason == "Resumed"] == [told]
+    scene.seen().after(10).reports(50)
+    assert not [event for event in scene.plan().events if event.reason == "Resumed"]
+    assert scene.seen().status.training.resumed == told, "a new master of the same attempt does not know"

@@ -106,7 +106,7 @@ class Table:
             self.training.published(save, OSError(28, "No space left on device"), self.now)
             return
         self.on_disk = Manifest(
-            job="job", attempt=1, step=step, slices=slices, steps_per_epoch=10, files=files, seed=0, configuration={},
+            job="job", attempt=1, step=step, slices=slices, slices_per_step=2, steps_per_epoch=10, files=files, state={}, data={},
             digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
         )  # fmt: skip
         self.training.published(save, self.on_disk, self.now)

@@ -3,7 +3,8 @@
 step-00001200/ holds files, each written under another name and renamed, and the manifest, written last: a folder without a manifest
 is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was given up, and of which somebody
 may still be writing, changes nothing that a manifest names. Works on any file system that several pods can mount.
-Not here: what is in the files.
+Nobody writes into a folder that holds a checkpoint of another training: to go on there is refused. Not here: what is in the files, and
+what may differ between a checkpoint and a job that goes on from it (resuming.py).
 """
 
 import hashlib
@@ -15,11 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import ValidationError
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint.manifest import NAME, Manifest, configuration, difference, digest
+from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
+from disttrain_trainer.data.slices import DataSet, steps_per_epoch
+from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,15 @@ STATE = "state-"
 """How the name of the file of a collective world begins: model and optimiser."""
 BUFFERS = "buffers-"
 """How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
+_LONGEST = 1000
+"""Characters of what is told of a start: it travels in a termination message."""
 _STEP = re.compile(rf"{PREFIX}(\d+)")
+
+
+class Unreadable(TrainerError):
+    """The volume does not let a checkpoint be read. Retryable, and counted: to start at step 0 instead would lose the training."""
+
+    exit_code: ClassVar = CRASHED  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,29 @@ class Checkpoint:
 
     folder: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a look at the folder found."""
+
+    checkpoint: Checkpoint | None = None
+    """The newest one that holds."""
+    skipped: tuple[str, ...] = ()
+    """Newer ones that do not hold, each with the reason."""
+
+    def told(self, config: JobConfig) -> str | None:
+        """Where the job begins, and what is remarkable about it; None when nothing is."""
+        if self.checkpoint is None:
+            none = "Begins at step 0: no checkpoint in its folder can be used"
+            return f"{none}: {resuming.listed(self.skipped)}"[:_LONGEST] if self.skipped else None
+        manifest = self.checkpoint.manifest
+        if manifest.attempt == config.attempt and not self.skipped:
+            return None
+        text = f"Resumed at step {manifest.step}"
+        if changed := resuming.changes(manifest.record, resuming.record_of(config)):
+            text += f"; changed: {resuming.listed(changed)}"
+        return (text + (f"; skipped: {resuming.listed(self.skipped)}" if self.skipped else ""))[:_LONGEST]
 
 
 def name_of(step: int) -> str:
@@ -49,17 +85,39 @@ def shard_of(server: int) -> str:
     return f"shard-{server}-"
 
 
-def newest(root: Path, config: JobConfig) -> Checkpoint | None:
-    """The newest valid checkpoint of this configuration; says in the log which ones it skipped, and why."""
-    for folder in _folders(root):
-        try:
-            checkpoint = Checkpoint(folder=folder, manifest=_verified(folder, config).for_job(config))
-        except (OSError, ValueError) as error:
-            log.warning("checkpoint %s is skipped: %s", folder.name, error)
-            continue
-        log.info("the newest valid checkpoint is %s", folder.name)
-        return checkpoint
-    return None
+def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
+    """The newest valid checkpoint; says in the log which ones it skipped, and why.
+
+    data: the job's data set, once it is known. Raises WrongInput when a checkpoint in the folder is of another training, Unreadable
+    when the volume cannot be read.
+    """
+    candidates: list[tuple[Path, Manifest]] = []
+    skipped: list[tuple[Path, str]] = []
+    try:
+        for folder in _folders(root):
+            try:
+                candidates.append((folder, _fitting(folder, config, data)))
+            except ValueError as error:
+                skipped.append((folder, str(error)))
+        checkpoint = None
+        for folder, manifest in candidates:
+            try:
+                _verify(folder, manifest)
+            except ValueError as error:
+                skipped.append((folder, str(error)))
+                continue
+            checkpoint = Checkpoint(folder=folder, manifest=manifest.for_job(config))
+            break
+    except OSError as error:
+        raise Unreadable(f"the checkpoints in {root} cannot be read: {error}") from None
+    newer = [
+        (folder, why) for folder, why in skipped if checkpoint is None or _step_of(folder) > checkpoint.manifest.step
+    ]
+    for folder, why in newer:
+        log.warning("checkpoint %s is skipped: %s", folder.name, why)
+    if checkpoint is not None:
+        log.info("the newest valid checkpoint is %s", checkpoint.folder.name)
+    return Found(checkpoint=checkpoint, skipped=tuple(f"{folder.name} ({why})" for folder, why in newer))
 
 
 def prepare(root: Path, step: int) -> Path:
@@ -79,27 +137,29 @@ def publish(
     config: JobConfig,
     step: int,
     slices: int,
-    steps_per_epoch: int,
+    data: DataSet,
     files: dict[str, str],
     finished: bool = False,
     evaluation: dict[str, float] | None = None,
 ) -> Manifest:
-    """Makes a checkpoint of a folder whose files are written, by writing its manifest. Raises OSError."""
-    configured = configuration(config)
-    ours = digest(configured)
-    if (replaced := _digest_in(folder)) not in (None, ours):
-        what = "another configuration" if replaced else "nobody knows what"
-        log.warning("%s was a checkpoint of %s; this job's takes its place", folder.name, what)
+    """Makes a checkpoint of a folder whose files are written, by writing its manifest.
+
+    Raises OSError, and WrongInput when the folder is a checkpoint of another training.
+    """
+    state, numbering = resuming.state_of(config), resuming.data_of(config, data)
+    _refuse_to_replace_another(folder, config, data)
     manifest = Manifest(
         job=config.name,
         attempt=config.attempt,
         step=step,
         slices=slices,
-        steps_per_epoch=steps_per_epoch,
+        slices_per_step=config.world_size,
+        steps_per_epoch=steps_per_epoch(data.samples, config.trainer.batch_size, config.trainer.last_batch),
         files=files,
-        seed=config.trainer.seed,
-        configuration=configured,
-        digest=ours,
+        state=state,
+        data=numbering,
+        digest=digest(state, numbering),
+        record=resuming.record_of(config),
         time=datetime.now(UTC),
         finished=finished,
         evaluation=evaluation,
@@ -111,23 +171,22 @@ def publish(
 def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
     """After a checkpoint was published: it and the ones before it stay, `keep` in all; what older saves left behind goes.
 
-    Others of the same configuration that are of a later step stay, too: they did not hold, or the training would have gone on from them,
-    so they neither count nor push a good one out. So do all checkpoints of other configurations: somebody may go back to one.
-    What cannot be removed is said: the checkpoint is complete all the same.
+    Those of a later step stay, too: they did not hold, or the training would have gone on from them, so they neither count nor push a
+    good one out. So does one whose manifest cannot be read: somebody may mend it. What cannot be removed is said: the checkpoint is
+    complete all the same.
     """
     kept = 0
     for folder in _folders(published.parent):
-        of = _digest_in(folder)
-        if _step_of(folder) > manifest.step or of not in (None, manifest.digest):
+        if _step_of(folder) > manifest.step:
             continue
         try:
-            if of is not None and kept < keep:
-                kept += 1
-                _tidy(folder)
-            else:
+            if not (folder / NAME).exists() or (kept == keep and _is_readable(folder)):
                 # The manifest first: an interrupted removal must not leave a checkpoint that seems whole.
                 (folder / NAME).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
+            elif _is_readable(folder):
+                kept += 1
+                _tidy(folder)
         except OSError as error:
             log.warning("what is left of %s stays: %s", folder.name, error)
 
@@ -174,36 +233,62 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
-def _digest_in(folder: Path) -> str | None:
-    """Of which configuration a folder is a checkpoint; "" when its manifest cannot be read, None when it is no checkpoint."""
+def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -> None:
     try:
-        return Manifest.model_validate_json((folder / NAME).read_text()).digest
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        return ""
+        _fitting(folder, config, data)
+    except ValueError as error:
+        if (folder / NAME).exists():
+            log.warning("%s was damaged, and is replaced: %s", folder.name, error)
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        Manifest.read((folder / NAME).read_text())
+    except (ValueError, NewerFormat):
+        return False
+    return True
 
 
 def _tidy(folder: Path) -> None:
     """Removes what the manifest does not name: an earlier checkpoint of the same step, and saves that were given up."""
-    named = Manifest.model_validate_json((folder / NAME).read_text()).files
+    named = Manifest.read((folder / NAME).read_text()).files
     for path in folder.iterdir():
         if path.name != NAME and path.name not in named:
             path.unlink(missing_ok=True)
 
 
-def _verified(folder: Path, config: JobConfig) -> Manifest:
-    """The manifest of a folder, when all that it says holds. Raises OSError or ValueError, which says what does not."""
+def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
+    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput when it is of another training."""
     try:
-        manifest = Manifest.model_validate_json((folder / NAME).read_text())
-    except FileNotFoundError:
+        manifest = Manifest.read((folder / NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"it has no {NAME}: it was not completed") from None
     except ValidationError as error:
         raise ValueError(f"{NAME} is damaged: {error.errors()[0]['msg']}") from None
-    configured = configuration(config)
-    if manifest.digest != digest(configured):
-        found = difference(manifest.configuration, configured) or "the configuration's digest does not match"
-        raise ValueError(f"it is of another configuration: {found}")
+    except ValueError as error:
+        raise ValueError(f"{NAME} is damaged: {error}") from None
+    except NewerFormat as error:
+        raise WrongInput(
+            f"checkpoint {folder.name} was written by a later version of the trainer: {error}; go on with that version. "
+            f"Nothing in {folder.parent} was changed"
+        ) from None
+    problem = resuming.misfit(manifest.state, resuming.state_of(config))
+    problem = problem or resuming.misfit(manifest.data, resuming.data_of(config, data))
+    if problem:
+        raise WrongInput(another_training(folder.name, problem))
+    return manifest
+
+
+def another_training(checkpoint: str, problem: str) -> str:
+    """What is said when a job cannot go on from a checkpoint that is in its folder."""
+    return (
+        f"checkpoint {checkpoint} is of another training: {problem}. This is immutable once a job has checkpoints: change it back to go "
+        "on, or train it as a new job (a local run: without --resume). No checkpoint was changed"
+    )
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    """Raises ValueError when a file is not what the manifest says."""
     for name, expected in manifest.files.items():
         try:
             actual = sha256_of(folder / name)
@@ -211,4 +296,3 @@ def _verified(folder: Path, config: JobConfig) -> Manifest:
             raise ValueError(f"{name} is missing") from None
         if actual != expected:
             raise ValueError(f"{name} is damaged: its sha256 is {actual[:12]}…, the manifest says {expected[:12]}…")
-    return manifest

@@ -1,6 +1,7 @@
 """What makes a folder of files a checkpoint: the manifest, written last, with the digest of every file.
 
-It holds what must match on resume. Not here: the files' own formats, and which checkpoint is taken (folder.py).
+It holds what must match on resume, and what the job was otherwise. Not here: what may differ (resuming.py), the files' own formats, and
+which checkpoint is taken (folder.py).
 """
 
 import hashlib
@@ -11,36 +12,67 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.resuming import Part
 
 NAME = "manifest.json"
+FORMAT = 2
+_NOT_IN_FORMAT_1 = (
+    "trainer.epochs",
+    "trainer.maxSteps",
+    "trainer.evaluate",
+    "trainer.backend",
+    "trainer.deterministic",
+    "worker.replicas",
+)
+
+
+class NewerFormat(Exception):
+    """The manifest is of a format that only a later version of the trainer can read."""
 
 
 class Manifest(BaseModel):
     """The manifest of a checkpoint."""
 
     # An evaluation may be infinite, such as a perplexity: pydantic would write null, and then refuse to read it.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     job: str
     attempt: int
     step: int = Field(ge=0)
     """Steps in the state."""
     slices: int = Field(ge=0)
     """Slices applied on every shard."""
+    slices_per_step: int = Field(ge=1)
+    """How many slices a step had, by which they are numbered."""
     steps_per_epoch: int = Field(ge=1)
     """How long an epoch is, from which the length of the job follows before its dataset is known again."""
     files: dict[str, str]
     """sha256 of every file, by its name in the folder."""
-    seed: int
-    configuration: dict[str, Any]
-    """What must be the same to go on from it, so that a mismatch can be named."""
+    state: Part
+    """What shapes the state: must be the same to go on from it."""
+    data: Part
+    """What numbers the data: the same."""
     digest: str
-    """sha256 of the configuration."""
+    """sha256 of these two."""
+    record: Part = {}
+    """The job as it was, flat, to tell what has changed. None: not known."""
     time: datetime
     finished: bool = False
     """The job as it was then is done: nothing of it remains to be trained or evaluated."""
     evaluation: dict[str, float] | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "Manifest":
+        """The manifest of a file's text, also of format 1 (release 0.1.0). Raises ValueError when it is damaged, or NewerFormat."""
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no JSON object")
+        number = raw.get("format")
+        if isinstance(number, int) and number > FORMAT:
+            raise NewerFormat(f"its format is {number}, and this version reads formats up to {FORMAT}")
+        return cls.model_validate(_from_format_1(raw) if number == 1 else raw)
 
     def file_of(self, prefix: str) -> str | None:
         """The name of the file that begins so."""
@@ -55,34 +87,35 @@ class Manifest(BaseModel):
         return self.model_copy(update={"finished": False, "evaluation": None})
 
 
-def configuration(config: JobConfig) -> dict[str, Any]:
-    """The part of a job's configuration on which the numbers of steps and slices, and the state, depend.
+def digest(state: Part, data: Part) -> str:
+    """The digest of what must match: the same for the same values, in whatever order."""
+    return hashlib.sha256(json.dumps([state, data], sort_keys=True).encode()).hexdigest()
 
-    epochs and maxSteps are not part of it: a job may be trained for longer than was first thought.
+
+def _from_format_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1 in the form of format 2. How many samples the data set had is not in it, only the steps of an epoch.
+
+    Raises ValueError when it is damaged.
     """
-    trainer = config.trainer.to_dict()
-    for free in ("epochs", "maxSteps", "evaluate", "backend", "deterministic"):
-        trainer.pop(free, None)
-    return {
-        "trainer": trainer,
-        "strategy": config.strategy.to_dict(),
-        "worldSize": config.world_size,
-        "parameterServers": config.parameter_servers,
+    try:
+        configured = raw["configuration"]
+        trainer, strategy = configured["trainer"], configured["strategy"]
+        state = resuming.state_part(trainer, strategy, servers=configured["parameterServers"])
+        data = {
+            "trainer.batchSize": trainer["batchSize"],
+            "trainer.seed": raw["seed"],
+            "trainer.lastBatch": "Keep",
+            resuming.STEPS: raw["steps_per_epoch"],
+        }
+        slices_per_step = configured["worldSize"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"what format 1 must have is missing: {error}") from None
+    record = resuming.flat({"trainer": trainer, "strategy": strategy}) | dict.fromkeys(_NOT_IN_FORMAT_1)
+    kept = {name: raw[name] for name in raw if name in Manifest.model_fields and name not in ("format", "digest")}
+    return kept | {
+        "slices_per_step": slices_per_step,
+        "state": state,
+        "data": data,
+        "record": record,
+        "digest": digest(state, data),
     }
-
-
-def digest(configured: dict[str, Any]) -> str:
-    """The digest of a configuration: the same for the same fields, in whatever order."""
-    return hashlib.sha256(json.dumps(configured, sort_keys=True).encode()).hexdigest()
-
-
-def difference(then: dict[str, Any], now: dict[str, Any], *, path: str = "") -> str:
-    """The first field in which two configurations differ, such as "trainer.batchSize: 64 then, 32 now"."""
-    for key in sorted({*then, *now}):
-        old, new = then.get(key), now.get(key)
-        if old != new:
-            name = f"{path}{key}"
-            if isinstance(old, dict) and isinstance(new, dict):
-                return difference(old, new, path=f"{name}.")
-            return f"{name}: {json.dumps(old)} then, {json.dumps(new)} now"
-    return ""

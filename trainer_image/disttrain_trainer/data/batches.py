@@ -1,5 +1,6 @@
 """A dataset's samples by their numbers, as one batch on the device. Not here: which numbers (slices.py)."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,17 @@ def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate 
     if device.type == "cpu":
         return collated
     return lambda indices: _move(collated(indices), device)
+
+
+def fingerprint_of(dataset: Any) -> str | None:
+    """What a data set says of its content by an attribute or a method `fingerprint`, at most 64 characters; None when it has none."""
+    found = getattr(dataset, "fingerprint", None)
+    if callable(found):
+        found = found()
+    if found is None:
+        return None
+    text = str(found)
+    return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tensor(indices: NDArray[np.int64]) -> torch.Tensor:

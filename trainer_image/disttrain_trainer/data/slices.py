@@ -39,6 +39,21 @@ class Slice:
     """The samples' numbers in the dataset, shape (samples,), read-only."""
 
 
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What is known of a data set: two of the same samples in the same order are equal."""
+
+    samples: int
+    fingerprint: str | None = None
+    """What the data set itself says of its content; None when it says nothing."""
+
+    def difference(self, others: "DataSet") -> str:
+        """What this one has and the others have not."""
+        if self.samples != others.samples:
+            return f"{self.samples} training samples, others have {others.samples}"
+        return f"a data set of fingerprint {self.fingerprint}, others have one of {others.fingerprint}"
+
+
 class Schedule:
     """Every slice of a job, as a function of its number. Safe to share between threads.
 
@@ -238,6 +253,15 @@ class SliceSet:
             yield from range(at, min(start, upto))
             at = stop
         yield from range(at, upto)
+
+    def renumbered(self, *, then: int, now: int) -> "SliceSet | None":
+        """Slices that were numbered with `then` slices a step, numbered with `now`; None unless the set is whole steps, from 0 on."""
+        if then == now:
+            return self.copy()
+        steps, rest = divmod(len(self), then)
+        if rest or self.floor != len(self):
+            return None
+        return SliceSet.from_intervals([(0, steps * now)] if steps else [])
 
     def intersection(self, other: "SliceSet") -> "SliceSet":
         """The numbers in both."""

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from disttrain.api.runtime import ProgressCheckpoint
 from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.data.slices import DataSet
 from disttrain_trainer.master.attendance import Absences, Leavers
 from disttrain_trainer.master.member import Member, Sender
 from disttrain_trainer.master.tracker import Tracker
@@ -73,8 +74,8 @@ class Collective:
         self._processes = processes
         self._saves = saves
         self._lasting = lasting
-        self._task: tuple[int, str] | None = None
-        """Samples and layout of what is trained, as the first rank that was ready had them."""
+        self._task: tuple[DataSet, str] | None = None
+        """Data set and layout of what is trained, as the first rank that was ready had them."""
         self._reported_generation = 0
         """That of the newest program of a script that reported a step."""
         self._places: dict[Member, _Place] = {}
@@ -214,12 +215,13 @@ class Collective:
         samples, layout = message.get("samples"), message.get("layout")
         if samples is None or layout is None:
             return
-        self._task = self._task or (samples, layout)
-        if self._task == (samples, layout):
+        data = DataSet(int(samples), message.get("fingerprint"))
+        self._task = self._task or (data, layout)
+        if self._task == (data, layout):
             return
         self._places[member].fit = False
-        if samples != self._task[0]:
-            reason = f"{member} has {samples} training samples, others have {self._task[0]}: trainer.dataset must be the same everywhere"
+        if data != self._task[0]:
+            reason = f"{member} has {data.difference(self._task[0])}: trainer.dataset must be the same everywhere"
         else:
             reason = f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere"
         self._sender.send(member, Say.WRONG, reason=reason)

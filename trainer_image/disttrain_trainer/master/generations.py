@@ -155,7 +155,14 @@ class Generations:
         for index in range(self._servers.count):
             name = newest.file_of(shard_of(index)) if newest else None
             file = f"{name_of(newest.step)}/{name}" if newest and name else None
-            self._sender.send(Member(Role.PARAMETER_SERVER, index), Say.BEGIN, generation=self.number, file=file)
+            slices = newest.slices_per_step if newest else 0
+            self._sender.send(
+                Member(Role.PARAMETER_SERVER, index),
+                Say.BEGIN,
+                generation=self.number,
+                file=file,
+                slices_per_step=slices,
+            )
 
     def _open(self, now: float) -> None:
         self._phase = _Phase.OPEN

@@ -59,6 +59,7 @@ class Hello(_Said):
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     evaluation: Evaluation | None = None
     samples: Samples | None = None
+    fingerprint: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
     applied: Slices = []
@@ -67,6 +68,7 @@ class Hello(_Said):
 class _Ready(_Said):
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     samples: Samples | None = None
+    fingerprint: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
 

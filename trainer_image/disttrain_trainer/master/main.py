@@ -179,8 +179,8 @@ class Master:
 
     def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
         """See master.member.Archive."""
-        evaluation, steps_per_epoch = self._tracker.evaluation, self._tracker.steps_per_epoch
-        assert steps_per_epoch is not None, "the ledger, of which something is saved, was made with it"
+        evaluation, data = self._tracker.evaluation, self._tracker.data
+        assert data is not None, "the ledger, of which something is saved, was made with it"
 
         def write() -> Manifest:
             folder = self._root / checkpoints.name_of(step)
@@ -189,7 +189,7 @@ class Master:
                 config=self._config,
                 step=step,
                 slices=slices,
-                steps_per_epoch=steps_per_epoch,
+                data=data,
                 files=files,
                 finished=finished,
                 evaluation=evaluation,
@@ -209,7 +209,11 @@ class Master:
         assert self._process.checkpoint_dir is not None
         return self._process.checkpoint_dir
 
-    def _found(self, checkpoint: checkpoints.Checkpoint | None) -> None:
+    def _found(self, found: checkpoints.Found) -> None:
+        checkpoint, told = found.checkpoint, found.told(self._config)
+        if told is not None:
+            log.info("%s", told)
+            self._tracker.resumed = told
         if isinstance(self._coordinator, Collective | ServedTraining):
             self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
 

@@ -10,9 +10,10 @@ import logging
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
-from disttrain_trainer.checkpoint.folder import BUFFERS, name_of
+from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.folder import BUFFERS, another_training, name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.data.slices import Schedule, SliceSet
+from disttrain_trainer.data.slices import DataSet, Schedule, SliceSet
 from disttrain_trainer.master.attendance import Absences, Leavers
 from disttrain_trainer.master.ending import Ending
 from disttrain_trainer.master.generations import Generations
@@ -212,10 +213,13 @@ class ServedTraining:
         """As soon as every server's slices and the size of the dataset are known; then the workers that are ready may come."""
         if not self._generations.open or self._ledger is not None:
             return
-        if self._workers.samples is None or not self._servers.complete:
+        if self._workers.data is None or not self._servers.complete:
             return  # asked again when the last one comes
         world_size = self._config.world_size
-        schedule = Schedule.of(self._config, self._workers.samples)
+        if self._is_of_another_data_set(self._workers.data):
+            return
+        schedule = Schedule.of(self._config, self._workers.data.samples)
+        self._tracker.data = self._workers.data
         self._ledger = Ledger(
             total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=self._servers.applied
         )
@@ -227,6 +231,17 @@ class ServedTraining:
         log.info("generation %d begins at step %d", self._generations.number, self._ledger.step)
         for rank in self._workers.ready:
             self._invite(rank)
+
+    def _is_of_another_data_set(self, data: DataSet) -> bool:
+        """Whether the servers began from a checkpoint of another one; then the workers are told so, and nothing is trained."""
+        newest = self._saver.newest if self._saver else None
+        problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
+        if newest is None or problem is None:
+            return False
+        reason = another_training(name_of(newest.step), problem)
+        for rank in self._workers.ready:
+            self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
+        return True
 
     # Workers.
 

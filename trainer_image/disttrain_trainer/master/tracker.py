@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from disttrain.api.runtime import Progress, ProgressCheckpoint
+from disttrain_trainer.data.slices import DataSet
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ class Tracker:
         self.step = 0
         self.total_steps: int | None = None
         self.steps_per_epoch: int | None = None
+        self.data: DataSet | None = None
+        """What is trained on, once a worker of parameter servers has said it."""
+        self.resumed: str | None = None
+        """Where this attempt is to begin, and what is remarkable about it."""
+        self._told: str | None = None
+        """The same once it has begun: a job that is refused has not."""
         self.reported_epoch: int | None = None
         """What a rank said, where the master does not know the epoch's length."""
         self.world_size = 0
@@ -137,6 +144,8 @@ class Tracker:
 
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:
         """What /progress answers."""
+        if self.world_size:
+            self._told = self.resumed
         speed = self._final_speed if self.finished else self.samples_per_second(now)
         return Progress(
             attempt=self.attempt,
@@ -154,5 +163,6 @@ class Tracker:
             waiting_for=waiting_for,
             generation=self.generation,
             redone_steps=self.redone_steps,
+            resumed=self._told,
             finished=self.finished,
         )

@@ -4,6 +4,7 @@ Pure; sending is the sender's. Not here: whose which slice is (ledger.py), when 
 """
 
 from disttrain.api.names import Role
+from disttrain_trainer.data.slices import DataSet
 from disttrain_trainer.master.ledger import Ledger
 from disttrain_trainer.master.member import Member, Sender
 from disttrain_trainer.master.tracker import Tracker
@@ -25,8 +26,8 @@ class Workers:
         """Workers that asked for slices and got none yet."""
         self.live: dict[int, int | None] = {}
         """How many samples each one's dataset has; None while it is starting."""
-        self.samples: int | None = None
-        """The same of all of them, once one has told."""
+        self.data: DataSet | None = None
+        """The data set of all of them, once one has told."""
         self.buffers = False
         """The model has buffers."""
 
@@ -41,15 +42,12 @@ class Workers:
 
     def admit(self, rank: int, message: Message) -> bool:
         """A worker is ready. False, and it is told so, when its dataset is not that of the others."""
-        samples = int(message["samples"])
-        if self.samples not in (None, samples):
-            reason = (
-                f"worker-{rank} has {samples} training samples, others have {self.samples}: "
-                "trainer.dataset must be the same everywhere"
-            )
+        data = DataSet(int(message["samples"]), message.get("fingerprint"))
+        if self.data is not None and self.data != data:
+            reason = f"worker-{rank} has {data.difference(self.data)}: trainer.dataset must be the same everywhere"
             self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
             return False
-        self.samples = self.live[rank] = samples
+        self.data, self.live[rank] = data, data.samples
         self.buffers = bool(message.get("buffers"))
         self._wants.pop(rank, None)
         return True

@@ -58,7 +58,7 @@ class DataParallel:
         self._optimizer = FlatOptimizer(settings, self._flat.parameters)
         self._state = State(task.model, self._optimizer)
         with control.changed:
-            rank.samples, rank.layout = task.schedule.samples, self._state.layout
+            rank.data, rank.layout = task.data, self._state.layout
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
         self._saves = process.rank == 0 and process.checkpoint_dir is not None
         self._meter = Meter(
@@ -245,7 +245,7 @@ class DataParallel:
         if root is None:
             log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
             return
-        found = checkpoints.newest(root, self._config)
+        found = checkpoints.newest(root, self._config, self._task.data).checkpoint
         file = found.manifest.file_of(checkpoints.STATE) if found is not None else None
         if found is not None and file is not None:
             self._state.load(found.folder / file)
@@ -277,7 +277,7 @@ class DataParallel:
                 config=self._config,
                 step=rank.step,
                 slices=rank.step * self._config.world_size,
-                steps_per_epoch=self._task.schedule.steps_per_epoch,
+                data=self._task.data,
                 files={file: digest},
                 finished=finished,
                 evaluation=rank.evaluation,

@@ -133,14 +133,18 @@ class ShardServer:
         self._listener = listen(*self._bind)
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
-    def begin(self, generation: int, checkpoint: Path | None = None) -> None:
+    def begin(self, generation: int, checkpoint: Path | None = None, *, slices_per_step: int | None = None) -> None:
         """Starts a generation, from this file or with no parameters; the one before is over, and its workers are sent away.
+
+        slices_per_step: by which the slices in the file are numbered. Default: as many as now.
 
         Raises WrongInput when the file is damaged or does not fit the job; then the old generation goes on. ValueError when the
         generation is not a later one.
         """
         file = None if checkpoint is None else ShardFile.load(checkpoint)
         try:
+            if file is not None and slices_per_step is not None:
+                file = file.renumbered(then=slices_per_step, now=self._config.world_size)
             new = Generation(
                 number=generation,
                 server=self._index,

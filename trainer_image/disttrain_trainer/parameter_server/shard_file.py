@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,16 @@ class ShardFile:
     """Steps that it has taken."""
     tensors: dict[str, torch.Tensor] = field(repr=False)
     """By "<number of the vector>.<what>", unpadded."""
+
+    def renumbered(self, *, then: int, now: int) -> "ShardFile":
+        """The same for a training with another number of slices a step. Raises WrongInput in the middle of a step."""
+        applied = self.applied.renumbered(then=then, now=now)
+        if applied is None:
+            raise WrongInput(
+                f"worker.replicas: {then} training processes then, {now} now: this checkpoint was written in the middle of a step, whose "
+                f"parts are those of {then}. Go on with {then}; a suspended job has a checkpoint between two steps"
+            )
+        return replace(self, applied=applied)
 
     def is_finite(self) -> bool:
         """Whether every parameter is a number. The optimiser's state may hold what it likes, as long as that holds."""

@@ -1,0 +1,117 @@
+"""What may differ between a checkpoint and the job that goes on from it. Pure. The table with the reasons is in docs/design/0001.
+
+Three parts of a job's configuration are told apart:
+
+- what shapes the *state*: the tensors and files of a checkpoint fit nothing else. Must be the same.
+- what numbers the *data*: the number of a step would mean other samples. Must be the same.
+- all the rest, the record: may change, and what has changed is told.
+
+Names, shapes and dtypes of the tensors themselves are compared as they are loaded. Not here: files (folder.py).
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import Trainer
+from disttrain_trainer.data.slices import DataSet, steps_per_epoch
+
+Part = dict[str, Any]
+"""Values by the names that a user knows them by, such as trainer.batchSize. None: not known."""
+
+SAMPLES = "samples of trainer.dataset"
+FINGERPRINT = "fingerprint of trainer.dataset"
+STEPS = "steps of an epoch of trainer.dataset"
+_SHOWN = 5
+"""Changes that are told one by one."""
+_WIDTH = 60
+"""Characters of a value that are shown."""
+
+
+def state_of(config: JobConfig) -> Part:
+    """What shapes the state: which files there are, and which tensors the optimiser keeps beside the parameters."""
+    trainer, strategy = config.trainer.to_dict(), config.strategy.to_dict()
+    return state_part(trainer, strategy, servers=config.parameter_servers)
+
+
+def state_part(trainer: Part, strategy: Part, *, servers: int) -> Part:
+    """The same of the JSON of the two fields, as a manifest of format 1 has them."""
+    optimizer = trainer.get("optimizer") or {}
+    served = strategy.get("parameterServer") or {}
+    part: Part = {
+        "strategy.type": strategy.get("type"),
+        "trainer.optimizer.name": optimizer.get("name"),
+        "trainer.optimizer.momentum": "set" if float(optimizer.get("momentum") or 0) else "not set",
+    }
+    if served:
+        part |= {"strategy.parameterServer.consistency": served.get("consistency"), "parameterServer.replicas": servers}
+    return part
+
+
+def data_of(config: JobConfig, data: DataSet | None) -> Part:
+    """What numbers the data. data: None while the data set is not known."""
+    trainer = config.trainer
+    part: Part = {
+        "trainer.batchSize": trainer.batch_size,
+        "trainer.seed": trainer.seed,
+        "trainer.lastBatch": trainer.last_batch.value,
+    }
+    if data is not None:
+        part |= {
+            SAMPLES: data.samples,
+            FINGERPRINT: data.fingerprint,
+            STEPS: steps_per_epoch(data.samples, trainer.batch_size, trainer.last_batch),
+        }
+    return part
+
+
+def record_of(config: JobConfig) -> Part:
+    """Everything that the job says of the training, flat."""
+    described = {"trainer": config.trainer.to_dict(), "strategy": config.strategy.to_dict()}
+    return flat(described) | {"worker.replicas": config.workers}
+
+
+def flat(values: Part, *, prefix: str = "") -> Part:
+    """Nested values by dotted names."""
+    found: Part = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, prefix=f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def misfit(then: Part, now: Part) -> str | None:
+    """The first value that must be the same and is not, such as "trainer.batchSize: 64 then, 32 now". What is not known is no misfit."""
+    for key in [key for key in then if key in now]:
+        old, new = then[key], now[key]
+        if old is not None and new is not None and old != new:
+            return f"{key}: {_short(old)} then, {_short(new)} now"
+    return None
+
+
+def changes(then: Part, now: Part) -> list[str]:
+    """What has changed, such as 'trainer.optimizer.learningRate: "0.05" -> "0.01"'. A field that `then` did not have was at its default."""
+    known = {f"trainer.{field.alias}": field.default for field in Trainer.model_fields.values()} | then
+    names = sorted(name for name in {*then, *now} if not (name in then and then[name] is None))
+    return [
+        f"{name}: {_or_none(then, name)} -> {_or_none(now, name)}" for name in names if known.get(name) != now.get(name)
+    ]
+
+
+def listed(told: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    every = list(told)
+    more = f", and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(every[:_SHOWN]) + more
+
+
+def _or_none(part: Part, name: str) -> str:
+    return _short(part[name]) if name in part else "none"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
