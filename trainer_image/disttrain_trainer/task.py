@@ -4,6 +4,7 @@ Not here: how gradients travel (parallel/, parameter_server/), and the order of 
 """
 
 import hashlib
+import logging
 import os
 import random
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from disttrain.api.environment import HASH_SEED
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Backend
 from disttrain.api.trainer import LastBatch
@@ -23,6 +25,9 @@ from disttrain_trainer.data.batches import Fetch, fetcher, fingerprint_of
 from disttrain_trainer.data.slices import DataSet, Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, place_of, resolve
+from disttrain_trainer.last_words import of_user_error
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Evaluation = dict[str, float]
@@ -173,7 +178,15 @@ class Objective:
         self._loss = loss
 
     def __call__(self, batch: Any) -> torch.Tensor:
-        loss = self._loss(self._model, batch)
+        try:
+            loss = self._loss(self._model, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"trainer.batchSize: BatchNorm cannot train on the one sample of a worker's part: {error}; give each worker two or more, "
+                f"or use another normalization in trainer.model ({of_user_error(error)[1].where})"
+            ) from None
         if not isinstance(loss, torch.Tensor) or loss.dim():
             shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
             raise UserError(
@@ -235,6 +248,12 @@ def choose_backend(config: JobConfig, device: torch.device) -> str:
 def _be_deterministic() -> None:
     """torch.use_deterministic_algorithms, but torch._inductor, seconds of a start, is imported only by who uses it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not os.environ.get(HASH_SEED, "").isdecimal():
+        log.warning(
+            "trainer.deterministic: %s is %s, so that a set of strings has another order in each process; leave it to the job",
+            HASH_SEED,
+            os.environ.get(HASH_SEED, "not set"),
+        )
     if "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(True)
     else:

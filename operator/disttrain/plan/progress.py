@@ -56,7 +56,7 @@ def _training(world: World) -> TrainingStatus | None:
             "last_checkpoint": _checkpoint(progress),
             "evaluation": _evaluation(progress),
             "world_size": progress.world_size or None,
-            "resumed": progress.resumed,
+            "resumed": progress.resumed if progress.world_size else None,
         }
         return before.model_copy(update={name: value for name, value in news.items() if value is not None})
     return TrainingStatus(
@@ -72,7 +72,7 @@ def _training(world: World) -> TrainingStatus | None:
         evaluation=_evaluation(progress),
         last_update_time=_last_advance(world, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
-        resumed=progress.resumed or (before.resumed if before else None),
+        resumed=progress.resumed if progress.world_size else before.resumed if before else None,
     )
 
 

@@ -227,6 +227,10 @@ def test_where_a_training_began_is_kept_in_the_status_and_told_once():
     told = 'Resumed at step 40; changed: trainer.optimizer.learningRate: "0.05" -> "0.01"'
     scene = make_job().started().reports(40, resumed=told)
     assert [event.message for event in scene.plan().events if event.reason == "Resumed"] == [told]
-    scene.seen().after(10).reports(50)
+    scene.seen().after(10).reports(50, resumed=told)
     assert not [event for event in scene.plan().events if event.reason == "Resumed"]
-    assert scene.seen().status.training.resumed == told, "a new master of the same attempt does not know"
+    assert scene.seen().status.training.resumed == told
+    scene.after(10).reports(60, world_size=0).seen()
+    assert scene.status.training.resumed == told, "a master without a world has not looked yet"
+    scene.after(10).reports(70).seen()
+    assert scene.status.training.resumed is None, "a later attempt had a plain start"

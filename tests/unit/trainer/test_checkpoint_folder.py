@@ -262,6 +262,16 @@ def test_where_a_job_begins_is_told_with_what_has_changed(tmp_path: Path) -> Non
     assert checkpoints.newest(tmp_path, same).told(same) == "Resumed at step 1"
 
 
+def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -> None:
+    folder = checkpoints.prepare(tmp_path, 2)
+    told = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
+    config = make_config(attempt=2)
+    checkpoints.publish(folder, config=config, step=2, slices=2, data=DATA, files={}, resumed=told)
+    assert checkpoints.newest(tmp_path, config).told(config) == told
+    later = make_config(attempt=3)
+    assert checkpoints.newest(tmp_path, later).told(later) == "Resumed at step 2"
+
+
 def test_nothing_is_told_of_a_plain_start_nor_of_a_server_that_comes_back(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path, make_config()).told(make_config()) is None
     write(tmp_path, 1)

@@ -68,7 +68,7 @@ class Found:
             return f"{none}: {resuming.listed(self.skipped)}"[:_LONGEST] if self.skipped else None
         manifest = self.checkpoint.manifest
         if manifest.attempt == config.attempt and not self.skipped:
-            return None
+            return manifest.resumed
         text = f"Resumed at step {manifest.step}"
         if changed := resuming.changes(manifest.record, resuming.record_of(config)):
             text += f"; changed: {resuming.listed(changed)}"
@@ -141,6 +141,7 @@ def publish(
     files: dict[str, str],
     finished: bool = False,
     evaluation: dict[str, float] | None = None,
+    resumed: str | None = None,
 ) -> Manifest:
     """Makes a checkpoint of a folder whose files are written, by writing its manifest.
 
@@ -160,6 +161,7 @@ def publish(
         data=numbering,
         digest=digest(state, numbering),
         record=resuming.record_of(config),
+        resumed=resumed,
         time=datetime.now(UTC),
         finished=finished,
         evaluation=evaluation,

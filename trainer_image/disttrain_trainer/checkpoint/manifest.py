@@ -58,6 +58,8 @@ class Manifest(BaseModel):
     """sha256 of these two."""
     record: Part = {}
     """The job as it was, flat, to tell what has changed. None: not known."""
+    resumed: str | None = None
+    """What was told of the start of the attempt that wrote it, for a new master of that attempt."""
     time: datetime
     finished: bool = False
     """The job as it was then is done: nothing of it remains to be trained or evaluated."""

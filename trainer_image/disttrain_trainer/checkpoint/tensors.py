@@ -43,7 +43,9 @@ class NamedTensors:
             theirs, ours = saved.get(name), present.get(name)
             if theirs is None or ours is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
                 shapes = ["missing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (theirs, ours)]
-                raise WrongInput(f"{path} is of another model: {name} is {shapes[0]} there, {shapes[1]} here")
+                raise WrongInput(
+                    f"trainer.model: {path} is of another model: {name} is {shapes[0]} there, {shapes[1]} here"
+                )
         self.take(saved)
 
     def take(self, values: Mapping[str, torch.Tensor]) -> None:

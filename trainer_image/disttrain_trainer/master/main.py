@@ -193,6 +193,7 @@ class Master:
                 files=files,
                 finished=finished,
                 evaluation=evaluation,
+                resumed=self._tracker.resumed,
             )
             assert self._config.checkpoint is not None
             checkpoints.prune(folder, manifest, keep=self._config.checkpoint.keep)

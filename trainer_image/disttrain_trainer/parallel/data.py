@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer import task as tasks
@@ -67,6 +68,8 @@ class DataParallel:
             total_steps=task.schedule.total_steps,
             send=lambda fields: control.send(Say.REPORT, **fields),
         )
+        self._resumed: str | None = None
+        """Where this attempt began, for the manifests."""
         self._complete = False
         """The last checkpoint is written."""
         self._written: tuple[str, str] | None = None
@@ -148,6 +151,7 @@ class DataParallel:
             task.seed(piece)
             # Every rank takes part in every sum: one without a sample computes on others' and weighs them with nothing.
             batch = task.fetch(piece.indices if piece.samples else others)
+            kept = None if piece.samples else _copies_of_buffers(task.model)
             fetched = clock()
             loss: torch.Tensor = objective(batch)
             if piece.samples:
@@ -160,6 +164,8 @@ class DataParallel:
                 # The sum over ranks of these is the mean over the samples of the step.
                 (loss * (piece.samples / piece.batch_samples)).backward()  # type: ignore[no-untyped-call]
                 sent, reduced = replica.sent, clock()
+                if kept is not None:
+                    _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
                 replica.check()
                 if on_gpu:
                     replica.settle(lambda: rank.world is world)
@@ -245,12 +251,13 @@ class DataParallel:
         if root is None:
             log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
             return
-        found = checkpoints.newest(root, self._config, self._task.data).checkpoint
-        file = found.manifest.file_of(checkpoints.STATE) if found is not None else None
-        if found is not None and file is not None:
-            self._state.load(found.folder / file)
-            self._rank.step = found.manifest.step
-            self._metrics.checkpoint_step = found.manifest.step
+        found = checkpoints.newest(root, self._config, self._task.data)
+        self._resumed, newest = found.told(self._config), found.checkpoint
+        file = newest.manifest.file_of(checkpoints.STATE) if newest is not None else None
+        if newest is not None and file is not None:
+            self._state.load(newest.folder / file)
+            self._rank.step = newest.manifest.step
+            self._metrics.checkpoint_step = newest.manifest.step
 
     def _save(self, *, last: bool = False, finished: bool = False) -> str | None:
         """Writes a checkpoint and says so to the master. A full or broken volume is said, too, and returned; the training goes on.
@@ -281,6 +288,7 @@ class DataParallel:
                 files={file: digest},
                 finished=finished,
                 evaluation=rank.evaluation,
+                resumed=self._resumed,
             )
             checkpoints.prune(folder, manifest, keep=settings.keep)
         except OSError as error:
@@ -300,6 +308,18 @@ class DataParallel:
         file = f"{checkpoints.STATE}{secrets.token_hex(4)}.safetensors"
         checkpoints.write_atomically(folder / file, self._state.save)
         return file, checkpoints.sha256_of(folder / file)
+
+
+def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """A rank that computed on others' samples, to take part in the sum, has learned nothing from them: nor have its BatchNorms."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in buffers and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])
 
 
 def run(process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:

@@ -122,8 +122,8 @@ class Generation:
             elif self._shard.layout != layout:
                 raise Refusal(
                     Reason.LAYOUT,
-                    f"this shard is of a model with layout {self._shard.layout.digest[:12]}, worker {session.rank} has one with "
-                    f"{layout.digest[:12]}: names, shapes or dtypes of the parameters differ",
+                    f"trainer.model: worker {session.rank} has another model than this shard is of: names, shapes or dtypes of the "
+                    f"parameters differ ({layout} there, {self._shard.layout} here); a checkpoint fits only the model that it is of",
                 )
             if session.rank in self._sessions:
                 self._policy.leave(session.rank)

@@ -65,6 +65,10 @@ class Layout:
     digest: str
     """sha256 over names, shapes and dtypes, in order: two models with the same digest exchange parameters."""
 
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{vector.length} x {vector.dtype}" for vector in self.vectors)
+        return f"{sizes}, digest {self.digest[:8]}"
+
     @classmethod
     def of(cls, module: nn.Module) -> "Layout":
         """The layout of the module's trainable parameters. WrongInput when there are none, or one of another dtype than DTYPES."""
@@ -73,11 +77,14 @@ class Layout:
         for name, parameter in trainable(module):
             dtype = _NAMES.get(parameter.dtype)
             if dtype is None:
-                raise WrongInput(f"parameter {name} is {parameter.dtype}; a parameter server takes {', '.join(DTYPES)}")
+                raise WrongInput(
+                    f"trainer.model: parameter {name} is {parameter.dtype}; our loop trains {', '.join(DTYPES)}"
+                    + ("; keep it as a real one, torch.view_as_real" if parameter.is_complex() else "")
+                )
             lengths[dtype] = lengths.get(dtype, 0) + parameter.numel()
             described.append((name, dtype, tuple(parameter.shape)))
         if not lengths:
-            raise WrongInput("the model has no trainable parameter")
+            raise WrongInput("trainer.model: the model has no trainable parameter")
         return cls(
             vectors=tuple(Vector(dtype=dtype, length=length) for dtype, length in lengths.items()),
             digest=hashlib.sha256(json.dumps(described).encode()).hexdigest(),

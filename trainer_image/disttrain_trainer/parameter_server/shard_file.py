@@ -46,8 +46,8 @@ class ShardFile:
         applied = self.applied.renumbered(then=then, now=now)
         if applied is None:
             raise WrongInput(
-                f"worker.replicas: {then} training processes then, {now} now: this checkpoint was written in the middle of a step, whose "
-                f"parts are those of {then}. Go on with {then}; a suspended job has a checkpoint between two steps"
+                f"worker.replicas: {then} training processes then, {now} now: the checkpoint was written in the middle of a step, whose "
+                f"parts are those of {then} processes. Go on with {then}"
             )
         return replace(self, applied=applied)
 
