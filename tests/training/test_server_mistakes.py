@@ -163,7 +163,7 @@ def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else
     # The first master died with its order in the queue, and the second one gave the same.
     with role(tmp_path) as (server, told, ended):
         for generation in (2, 2, 1):
-            server.on_message({"type": Say.BEGIN, "generation": generation, "file": None})
+            server.on_message({"type": Say.BEGIN, "generation": generation, "file": None, "slices_per_step": 0})
             assert told.heard(Say.STATE)["generation"] == 2
         assert ended == []
 
@@ -180,7 +180,7 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(ShardFile, "save", slow)
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None})
+        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
         told.heard(Say.STATE)
         flat = vector_model()
         client = make_client([server._shard], server._process.config)
@@ -198,7 +198,7 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
 def test_parameters_that_are_not_finite_are_told_and_not_written(tmp_path: Path) -> None:
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None})
+        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
         told.heard(Say.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan
