@@ -52,6 +52,8 @@ class ReplicaStatus(Model):
     """Pods that failed and are not yet replaced."""
     restarts: Count = 0
     """Replacements of pods of this role since the job began."""
+    existing: Count = 0
+    """Pods of this attempt that exist, ended ones included, and are not being deleted."""
 
 
 class LastRestart(Model):
@@ -85,6 +87,16 @@ class Restarts(Model):
     accounted: Annotated[tuple[Short, ...], Field(max_length=20_000)] = ()
     """Uids of failed pods that are counted above and not gone yet. Each failure is written down before its pod
     is deleted, so that none is counted twice or lost when the operator dies in between (as Job's uncountedTerminatedPods)."""
+
+
+class Disruptions(Model):
+    """Pods that were taken away without a fault of the job: disrupted, or deleted by others. They do not count towards a limit; one that
+    comes soon after another makes the job wait longer before it makes the pod again."""
+
+    in_a_row: Count
+    """Since the job last made steps with all its pods."""
+    last: Time
+    """When a pod was last taken away, or made again."""
 
 
 class CheckpointStatus(Model):
@@ -174,6 +186,8 @@ class DistTrainJobStatus(Model):
     """Workers, for the scale subresource."""
     restarts: Restarts | None = None
     """Failures so far."""
+    disruptions: Disruptions | None = None
+    """Pods that were taken away lately; left out when there are none."""
     attempt: Count | None = None
     """Executions of the job: 1, and one more for each restart of the whole job and each resume."""
     training: TrainingStatus | None = None

@@ -18,7 +18,7 @@ from disttrain.api.status import Condition
 from disttrain.controller.api import JOBS, Body, Conflict, KubeApi, NotFound
 from disttrain.controller.cache import Cache, Entry, StoredJob
 
-URGENT = frozenset({"attempt", "restarts", "startTime", "completionTime"})
+URGENT = frozenset({"attempt", "restarts", "disruptions", "startTime", "completionTime"})
 """Fields that the next step waits for: a failed pod is deleted only once it is written down."""
 AT_FIRST = {
     ConditionType.VALID: "True",

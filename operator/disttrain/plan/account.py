@@ -3,15 +3,14 @@
 Not here: which failures there are and what is done about them (restart.py).
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from disttrain.api.spec import BackoffLimitReset, FailureRule
+from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
 from disttrain.api.status import LastRestart, Restarts
-from disttrain.plan.model import PodView
+from disttrain.plan import disruptions
+from disttrain.plan.disruptions import delay
+from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.world import World
-
-BASE = timedelta(seconds=1)
-CAP = timedelta(seconds=300)
 
 
 def counted_so_far(world: World) -> int:
@@ -34,16 +33,16 @@ def record(world: World, *, failed: int, counted: bool, last: LastRestart | None
     )
 
 
-def delay(counted: int) -> timedelta:
-    """How long a replacement waits, from the end of the failed pod: 1 s, 2 s, 4 s … 300 s."""
-    return min(CAP, BASE * (1 << min(max(counted, 1) - 1, 16)))
-
-
 def release(world: World, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
+    counted = counted_so_far(world) if counts(world, pod) else 0
+    return world.until(finished(world, pod), delay(max(counted, disruptions.in_a_row(world))))
+
+
+def counts(world: World, pod: PodView) -> bool:
+    """Whether a failure counts towards the limit: by its rule, and where the pod was evicted for its own use of memory or storage."""
     rule = rule_for(world, pod)
-    counted = counted_so_far(world) if rule is None or rule.count_towards_limit else 0
-    return world.until(finished(world, pod), delay(counted))
+    return rule is None or rule.count_towards_limit or disruptions.by_its_own_use(pod)
 
 
 def next_attempt(world: World) -> datetime | None:
@@ -55,11 +54,17 @@ def next_attempt(world: World) -> datetime | None:
 
 
 def finished(world: World, pod: PodView) -> datetime:
-    """When a pod ended, never later than now: a node's clock may be ahead. A failure that is written down has the moment that was
-    written, so that its back-off ends and does not begin anew with every pass."""
+    """When a pod ended, never later than now: a node's clock may be ahead. A failure that is written down ended no later than was written,
+    so that its back-off ends and does not begin again with every pass."""
+    last = world.restarts.last
+    if (
+        last is not None
+        and pod.uid in world.restarts.accounted
+        and (pod.role.status_name, pod.index) == (last.role, last.index)
+    ):
+        return pod.ended if pod.ended.replace(microsecond=0) <= last.time else last.time
     if pod.ended <= world.now:
         return pod.ended
-    last = world.restarts.last
     return last.time if last is not None and pod.uid in world.restarts.accounted else world.now
 
 
@@ -78,8 +83,12 @@ def checkpoint_resets(world: World) -> bool:
 
 
 def rule_for(world: World, pod: PodView) -> FailureRule | None:
-    """The rule of the failure policy that a failed pod meets first."""
+    """The rule of the failure policy that a failed pod meets first. A disruption explains any exit code, also where a user's own rules put
+    exit codes first: such a rule does not fail the job for a pod that was disrupted."""
     for rule in world.spec.failure_policy.rules:
+        by_code_alone = rule.on_exit_codes is not None and rule.on_pod_conditions is None
+        if by_code_alone and rule.action is Action.FAIL_JOB and DISRUPTED in pod.conditions:
+            continue
         code_matches = rule.on_exit_codes is None or pod.exit_code in rule.on_exit_codes
         condition_matches = rule.on_pod_conditions is None or not pod.conditions.isdisjoint(rule.on_pod_conditions)
         if code_matches and condition_matches:

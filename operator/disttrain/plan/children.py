@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import NetworkPolicyMode
-from disttrain.plan import account, lost_nodes, words
+from disttrain.plan import account, disruptions, lost_nodes, words
 from disttrain.plan.model import (
     Action,
     CreateNetworkPolicy,
@@ -38,9 +38,18 @@ def converge(world: World) -> Step:
     if world.spec.network.policy is NetworkPolicyMode.NONE and world.snapshot.network_policy_exists:
         deletions += (DeleteNetworkPolicy(),)
     waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
-    waits += [moment for moment in (lost_nodes.upcoming(world), _held_until(world)) if moment is not None]
-    creations = () if _impossible(world) or _held_until(world) is not None else tuple(_creations(world))
-    return Step(actions=(*deletions, *creations), events=_news(world, creations), look=min(waits, default=None))
+    lost = disruptions.one_more(world) if disruptions.taken_away(world) else disruptions.carried_over(world)
+    held = _held_until(world, disruptions.paused_until(lost))
+    waits += [moment for moment in (lost_nodes.upcoming(world), held) if moment is not None]
+    creations = () if _impossible(world) or held is not None else tuple(_creations(world))
+    if lost is not None and any(isinstance(action, CreatePod) for action in creations):
+        lost = disruptions.made_again(world, lost)
+    return Step(
+        actions=(*deletions, *creations),
+        status={"disruptions": lost},
+        events=_news(world, creations),
+        look=min(waits, default=None),
+    )
 
 
 def _news(world: World, creations: tuple[Action, ...]) -> tuple[Event, ...]:
@@ -86,11 +95,13 @@ def retryable_refusal(world: World) -> Refusal | None:
     return next((refusal for refusal in world.snapshot.refusals if refusal.retryable), None)
 
 
-def _held_until(world: World) -> datetime | None:
-    """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal."""
+def _held_until(world: World, paused: datetime | None) -> datetime | None:
+    """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal or a disruption."""
     moments = [refusal.time + (RETRY if refusal.retryable else SELDOM) for refusal in world.snapshot.refusals]
     if world.snapshot.foreign:
         moments.append(world.now + RETRY)
+    if paused is not None:
+        moments.append(paused)
     if (moment := account.next_attempt(world)) is not None:
         moments.append(moment)
     return max((moment for moment in moments if moment > world.now), default=None)

@@ -22,7 +22,7 @@ def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
         # The pods are cleaned up in later passes, when the end is written down: a crash in between must not undo it.
-        status={"completion_time": world.second, "restarts": _closed(world.status.restarts)},
+        status={"completion_time": world.second, "restarts": _closed(world.status.restarts), "disruptions": None},
         claims=(
             Claim(type=end, status="True", reason=reason, message=message),
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),

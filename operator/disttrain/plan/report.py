@@ -8,9 +8,9 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import account, conditions, deadlines, goodput, progress
+from disttrain.plan import account, conditions, deadlines, disruptions, goodput, progress
 from disttrain.plan.indexes import format_indexes
-from disttrain.plan.model import CreatePod, Event, Phase, Plan
+from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
 from disttrain.plan.state import state
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
@@ -42,11 +42,12 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
         "state": state(world, claims, making=making and not world.snapshot.refusals),
         "conditions": conditions.merge(world, claims),
         "restarts": account.carried_over(world),
+        "disruptions": disruptions.carried_over(world),
         **_beginning(world, making),
         **step.status,
     }
     same_attempt = fields.get("attempt", world.attempt) == world.attempt
-    fields["replica_statuses"] = _replica_statuses(world, fields)
+    fields["replica_statuses"] = _replica_statuses(world, fields, step.actions if same_attempt else None)
     fields["worker"] = WorkerStatus(
         ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
         selector=f"{LABEL_JOB_NAME}={world.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
@@ -82,9 +83,14 @@ def _beginning(world: World, making: bool) -> dict[str, Any]:
     return {"start_time": world.second, "attempt": world.attempt} if begins else {}
 
 
-def _replica_statuses(world: World, fields: dict[str, Any]) -> tuple[ReplicaStatus, ...]:
+def _replica_statuses(
+    world: World, fields: dict[str, Any], actions: tuple[Action, ...] | None
+) -> tuple[ReplicaStatus, ...]:
+    """The counts of each role. `actions`: what is done before they are written; None: of the attempt that begins no pod exists."""
     before = {status.role: status for status in fields.get("replica_statuses", world.status.replica_statuses)}
     ended = "completion_time" in fields and world.spec.run_policy.clean_pod_policy is not CleanPodPolicy.NONE
+    made = [action.role for action in actions or () if isinstance(action, CreatePod)]
+    deleted = {action.uid for action in actions or () if isinstance(action, DeletePod)}
     statuses = []
     for role, desired in world.replicas.items():
         pods = [pod for (pod_role, _), pod in world.present.items() if pod_role is role and not pod.deleting]
@@ -98,6 +104,7 @@ def _replica_statuses(world: World, fields: dict[str, Any]) -> tuple[ReplicaStat
                 succeeded=len(world.completed) if role is Role.WORKER else succeeded,
                 failed=sum(pod.phase is Phase.FAILED for pod in pods),
                 restarts=before[role.status_name].restarts if role.status_name in before else 0,
+                existing=0 if actions is None else sum(pod.uid not in deleted for pod in pods) + made.count(role),
             )
         )
     return tuple(statuses)

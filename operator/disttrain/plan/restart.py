@@ -8,7 +8,7 @@ Not here: the numbers (account.py), the deletions and creations themselves (chil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from disttrain.api.environment import ExitCode
@@ -16,8 +16,9 @@ from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import Action
 from disttrain.api.status import LastRestart, ReplicaStatus, Restarts
-from disttrain.plan import words
-from disttrain.plan.account import checkpoint_resets, counted_so_far, finished, record, rule_for
+from disttrain.plan import blame, children, disruptions, words
+from disttrain.plan.account import checkpoint_resets, counted_so_far, counts, finished, record, rule_for
+from disttrain.plan.blame import Verdict
 from disttrain.plan.ending import fail
 from disttrain.plan.model import DISRUPTED, Event, Phase, PodView
 from disttrain.plan.step import Claim, Step
@@ -30,35 +31,45 @@ SETTLE = timedelta(seconds=3)
 def failures(world: World) -> Step | None:
     """What to do about the failures that are not written down yet."""
     if world.runs_command and (lost := _lost_worker(world)):
-        message = f"Pod {lost} was deleted; the others cannot go on without it"
-        return restart_job(world, blame=None, restarts=world.restarts, reason=Reason.REPLACED, message=message)
+        name, reason = lost
+        message = f"Pod {name} {words.HOW_LOST[reason]}; the others cannot go on without it"
+        return _restart_uncounted(world, reason, message)
     accounted = set(world.restarts.accounted)
     fresh = [pod for pod in world.failed if pod.uid not in accounted]
     if not fresh:
         return None
     if world.runs_command and (settled := min(world.until(pod.ended, SETTLE) for pod in fresh)) > world.now:
         return Step(look=settled)
-    root = _root_cause(world, fresh)
+    root = blame.root_cause(world, fresh)
     if root is None:
-        master = _silent_master(world) if _recorded_cause(world) is None else None
+        master = _silent_master(world) if blame.recorded_cause(world) is None else None
         return _without_cause(world, fresh) if master is None else _replace_silent(world, master, fresh)
+    verdict = blame.verdict(world, root)
+    if verdict is Verdict.CONSEQUENCE:
+        return _of_a_lost_peer(world, fresh, root)
 
     rule = rule_for(world, root)
     action = rule.action if rule else world.spec.failure_policy.default_action
-    counted = rule.count_towards_limit if rule else True
     message = words.failure(world, root)
+    if action is Action.FAIL_JOB and verdict is Verdict.OPEN:
+        return _open(world, root, message)
+    if action is Action.FAIL_JOB and verdict is Verdict.UNSURE:
+        action, message = Action.RESTART_REPLICA, f"{message} (another pod is not ready, so it may have lost its peer)"
     if action is Action.FAIL_JOB:
         if where := _nan_loss(world):
             return fail(world, Reason.NAN_LOSS, f"The loss was not finite: {where}. {message}")
         reason = Reason.USER_CODE if root.exit_code == 1 else Reason.FAILURE_POLICY
         return fail(world, reason, f"{message} (rule {rule.name})" if rule else message)
+    counted = counts(world, root)
     if counted and (over := limit_exceeded(world, message)):
         return over
     if action is Action.RESTART_JOB or world.runs_command:
         last = words.last_restart(root, finished=finished(world, root))
         restarts = record(world, failed=1, counted=counted, last=last)
-        return restart_job(world, blame=root.role, restarts=restarts, reason=_reason(root), message=message)
-    return _replace(world, fresh, first=root, counted=counted, message=message)
+        step = restart_job(world, blame=root.role, restarts=restarts, reason=_reason(root), message=message)
+    else:
+        step = _replace(world, fresh, first=root, counted=counted, message=message)
+    return step if counted else _disrupted(world, step)
 
 
 def limit_exceeded(world: World, message: str) -> Step | None:
@@ -104,50 +115,45 @@ def begun_anew(message: str) -> tuple[Claim, ...]:
     return tuple(Claim(type=kind, status="False", reason=reason, message=message) for kind, reason in reasons.items())
 
 
-def _lost_worker(world: World) -> str | None:
-    """A worker of a command that somebody deleted after the world was complete."""
+def _lost_worker(world: World) -> tuple[str, Reason] | None:
+    """A worker of a command that was taken away after the world was complete, and by whom."""
     if not world.status.is_true(ConditionType.SCHEDULED):
         return None
     for slot in world.wanted:
         pod = world.present.get(slot)
         if slot[0] is Role.WORKER and not world.settled(slot) and (pod is None or pod.deleting):
-            return world.name(slot)
+            return world.name(slot), words.disruption(pod) if pod is not None else Reason.REPLACED
     return None
 
 
-def _root_cause(world: World, fresh: list[PodView]) -> PodView | None:
-    """The pod that failed first, None when all of them are consequences of a failure that is written down or of no pod's."""
-    causes = [pod for pod in fresh if not world.lost_its_peers(pod)]
-    if not causes:
-        return None
-    # Finish times have seconds only: of two equal ones a signal (OOM, SIGKILL) is the cause and an exit code its consequence.
-    root = min(
-        causes, key=lambda pod: (finished(world, pod), 0 < (pod.exit_code or 0) < 128, pod.role.value, pod.index)
-    )
-    earlier = _recorded_cause(world)
-    return None if earlier is not None and earlier <= finished(world, root) else root
+def _restart_uncounted(world: World, reason: Reason, message: str) -> Step:
+    step = restart_job(world, blame=None, restarts=world.restarts, reason=reason, message=message)
+    return _disrupted(world, step)
 
 
-def _recorded_cause(world: World) -> datetime | None:
-    """When the root cause failed that was written down last, while its pod waits for its replacement.
+def _disrupted(world: World, step: Step) -> Step:
+    """What does not count has a pause of its own."""
+    return replace(step, status={**step.status, "disruptions": disruptions.one_more(world)})
 
-    A consequence never takes this place: else two pods that fail in turn would hide one another from the limit for ever.
-    """
-    last = world.restarts.last
-    if last is None:
-        return None
-    if any((pod.role.status_name, pod.index) == (last.role, last.index) for pod in world.given_up):
-        return last.time
-    for pod in world.failed:
-        if (
-            pod.uid in world.restarts.accounted
-            and (pod.role.status_name, pod.index) == (last.role, last.index)
-            and pod.ended.replace(microsecond=0) >= last.time
-            and not world.lost_its_peers(pod)
-        ):
-            # Later only where its node's clock was ahead: then what was written down holds.
-            return min(pod.ended, last.time + timedelta(seconds=1))
-    return None
+
+def _of_a_lost_peer(world: World, fresh: list[PodView], root: PodView) -> Step:
+    """A program of the user's that ended because another pod was taken away, or has no node. That is no fault of the job."""
+    message = f"{words.failure(world, root)} (after another pod of the job was lost)"
+    if world.runs_command:
+        return _restart_uncounted(world, Reason.REPLICA_FAILED, message)
+    return _disrupted(world, _consequences(world, fresh, last=root))
+
+
+def _open(world: World, root: PodView, message: str) -> Step:
+    """The rest of the job goes on while it is not known whether the exit code is the cause; a node's loss shows within a minute."""
+    until = blame.open_until(world, root)
+    text = f"{message} (the job fails for it at {until:%H:%M:%S} UTC unless a node turns out to be lost)"
+    step = children.converge(world)
+    claims = [Claim(type=ConditionType.READY, status="False", reason=Reason.REPLICA_FAILED, message=text)]
+    if world.status.is_true(ConditionType.SCHEDULED):  # the job had all its pods
+        claims.append(replace(claims[0], type=ConditionType.RESTARTING, status="True"))
+    look = min(step.look, until) if step.look is not None else until
+    return replace(step, claims=tuple(claims), look=look)
 
 
 def _without_cause(world: World, fresh: list[PodView]) -> Step:
@@ -159,7 +165,7 @@ def _without_cause(world: World, fresh: list[PodView]) -> Step:
     """
     ordered = sorted(fresh, key=lambda pod: (finished(world, pod), pod.role.value, pod.index))
     last = world.restarts.last
-    if _recorded_cause(world) is not None:
+    if blame.recorded_cause(world) is not None:
         return _consequences(world, fresh, last=None)
     lost_before = last is not None and last.exit_code == ExitCode.PEER_LOST and not world.stepped_since(last.time)
     if last is None or not lost_before:

@@ -3,23 +3,11 @@
 Not here: failures, which their own policy writes down (restart.py), and lost nodes' pods that are deleted by force (lost_nodes.py).
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.plan import words
 from disttrain.plan.model import Phase, PodView
 from disttrain.plan.step import Claim, Truth
 from disttrain.plan.world import SILENCE, World
-
-_HOW_LOST: Mapping[Reason, str] = MappingProxyType(
-    {
-        Reason.REPLACED: "was deleted",
-        Reason.PREEMPTED: "was preempted",
-        Reason.EVICTED: "was evicted from its node",
-        Reason.NODE_LOST: "was deleted because its node is lost",
-    }
-)
 
 
 def restarting(world: World, ready: Claim, progressing: Claim) -> Claim:
@@ -50,7 +38,7 @@ def _loss(world: World, progressing: Claim) -> Claim | None:
             continue
         if pod is None or pod.deleting:
             reason = words.disruption(pod) if pod is not None else Reason.REPLACED
-            message = f"Pod {world.name(slot)} {_HOW_LOST[reason]}; it is made again"
+            message = f"Pod {world.name(slot)} {words.HOW_LOST[reason]}; it is made again"
             return _claim("True", reason, message)
         if pod.phase is Phase.RUNNING and not pod.ready and progressing.status != "True" and _was_ready(world, pod):
             message = f"Pod {pod.name} runs, but is not ready any more"
@@ -61,7 +49,7 @@ def _loss(world: World, progressing: Claim) -> Claim | None:
 def _was_ready(world: World, pod: PodView) -> bool:
     """Whether a pod that is not ready was, in this attempt, and is not for longer than a readiness probe may fail by chance."""
     ready, progressing = map(world.status.condition, (ConditionType.READY, ConditionType.PROGRESSING))
-    ran = world.stepped or (progressing is not None and progressing.status == "Unknown")
+    ran = world.stepped or (world.trained and progressing is not None and progressing.status == "Unknown")
     return ran and ready is not None and world.now - max(ready.last_transition_time, pod.created) >= SILENCE
 
 

@@ -53,7 +53,7 @@ def _resume(world: World) -> Step:
     restarts = world.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": ()})
     message = f"Resumed as attempt {world.attempt + 1}"
     return Step(
-        status={"attempt": world.attempt + 1, "start_time": world.second, "restarts": restarts},
+        status={"attempt": world.attempt + 1, "start_time": world.second, "restarts": restarts, "disruptions": None},
         claims=(_suspended("False", Reason.RESUMED, message), *begun_anew("The job is resumed")),
         events=(Event(reason=Reason.RESUMED, message=message),),
         again=True,

@@ -1,7 +1,9 @@
 """The sentences about a pod that failed: which one, how, its last words, and where its log is. No decisions."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 
 from disttrain.api.names import TRAINER_CONTAINER, Role
 from disttrain.api.reasons import Reason
@@ -12,6 +14,15 @@ from disttrain.plan.world import World
 _LONGEST = 1024
 """Last words in a message; the whole text is in the pod's log."""
 _OUT_OF_MEMORY = "OOMKilled"
+HOW_LOST: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.REPLACED: "was deleted",
+        Reason.PREEMPTED: "was preempted",
+        Reason.EVICTED: "was evicted from its node",
+        Reason.NODE_LOST: "was deleted because its node is lost",
+    }
+)
+"""How a pod was taken away, by the reason."""
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _EVICTED = frozenset({"EvictionByEvictionAPI", "TerminationByKubelet"})
 _CLOCK = re.compile(r"\s*\(\d+ s\)")

@@ -180,8 +180,9 @@ class World:
         if self.steps_now or (training is not None and training.last_update_time is not None):
             return True
         progressing = self.status.condition(ConditionType.PROGRESSING)
-        if progressing is not None and progressing.status == "Unknown":
-            return True
+        unheard = progressing is not None and progressing.status == "Unknown"
+        if unheard and (self.spec.trainer.model is not None or self.status.is_true(ConditionType.READY)):
+            return True  # the progress of our own loop is unknown only when all its pods have run
         return goodput is not None and goodput.productive_seconds + goodput.redone_seconds > 0
 
     @cached_property

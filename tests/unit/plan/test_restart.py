@@ -7,7 +7,7 @@ import pytest
 
 from disttrain.api import Termination
 from disttrain.api.reasons import Reason, State
-from disttrain.plan.account import delay
+from disttrain.plan.disruptions import delay
 from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
 
@@ -496,7 +496,7 @@ class TestCommand:
         assert (scene.status.attempt, scene.status.restarts.counted_towards_limit) == (2, 1)
 
     def test_the_users_error_still_fails_the_job(self):
-        scene = make_job().command().started().failed(0, code=1, ago=4).failed(1, code=134, ago=3)
+        scene = make_job().command().started().failed(0, code=1, ago=4).failed(1, code=2, ago=3)
         scene.step()
         assert scene.says("Failed") == ("True", "UserCodeFailed")
 

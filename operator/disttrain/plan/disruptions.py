@@ -1,0 +1,88 @@
+"""Pods that are taken away without a fault of the job: how many in a row, and how long the job waits before it makes them again.
+
+A disruption counts towards no limit, so only a pause that grows keeps the operator from making the same pod thousands of times for
+whoever deletes it, or for a node that evicts it. Not here: failures that count (account.py).
+"""
+
+from datetime import datetime, timedelta
+
+from disttrain.api.reasons import ConditionType
+from disttrain.api.status import Disruptions
+from disttrain.plan.model import PodView
+from disttrain.plan.world import World
+
+BASE = timedelta(seconds=1)
+CAP = timedelta(seconds=300)
+FORGOTTEN = 2 * CAP
+"""Without a disruption for so long, the next one is the first again, also of a program that reports no steps."""
+_BY_KUBELET = "TerminationByKubelet"
+_EVICTED = "Evicted"
+_OWN_USE = ("was using", "exceed", "usage of")
+"""What the kubelet says of a pod that used more than it asked for. Of a pod that had to go for others it names the node's need alone."""
+
+
+def delay(number: int) -> timedelta:
+    """The wait after so many failures, from the end of the failed pod: 1 s, 2 s, 4 s … 300 s."""
+    return min(CAP, BASE * (1 << min(max(number, 1) - 1, 16)))
+
+
+def in_a_row(world: World) -> int:
+    """Disruptions since the job last made steps with all its pods."""
+    stored = world.status.disruptions
+    return stored.in_a_row if stored is not None and not _over(world, stored) else 0
+
+
+def carried_over(world: World) -> Disruptions | None:
+    """What is kept of them: nothing when the job trains again."""
+    return world.status.disruptions if in_a_row(world) else None
+
+
+def one_more(world: World) -> Disruptions:
+    """The disruption that is seen now, with those before it."""
+    return Disruptions(in_a_row=in_a_row(world) + 1, last=world.second)
+
+
+def made_again(world: World, disruptions: Disruptions) -> Disruptions:
+    """A pod is made again now; the next pause counts from here."""
+    return disruptions.model_copy(update={"last": world.second})
+
+
+def paused_until(disruptions: Disruptions | None) -> datetime | None:
+    """Until when nothing is made again. The first time it is made at once."""
+    if disruptions is None or disruptions.in_a_row <= 1:
+        return None
+    return disruptions.last + delay(disruptions.in_a_row)
+
+
+def taken_away(world: World) -> bool:
+    """Whether pods that the job needs were deleted by others since the status was written: fewer exist than it says, and not because a
+    failed pod was replaced."""
+    if world.snapshot.refusals or world.snapshot.foreign:
+        return False  # the status counts a pod as made that was refused
+    if all(world.settled(slot) or _stands(world.present.get(slot)) for slot in world.wanted):
+        return False
+    uids = {pod.uid for pod in world.snapshot.pods}
+    replaced = sum(uid not in uids for uid in world.restarts.accounted)
+    standing = sum(map(_stands, world.present.values()))
+    return sum(status.existing for status in world.status.replica_statuses) > standing + replaced
+
+
+def by_its_own_use(pod: PodView) -> bool:
+    """Whether the kubelet evicted a pod for what the pod itself used: memory or ephemeral storage beyond its requests or limits."""
+    if pod.disruption != _BY_KUBELET or pod.reason != _EVICTED:
+        return False
+    message = pod.message.lower()
+    return not message or any(words in message for words in _OWN_USE)
+
+
+def _stands(pod: PodView | None) -> bool:
+    return pod is not None and not pod.deleting
+
+
+def _over(world: World, stored: Disruptions) -> bool:
+    ready = world.status.condition(ConditionType.READY)
+    if ready is None or ready.last_transition_time < stored.last:
+        return False
+    # In the second in which the pod was lost, readiness was lost, too.
+    whole_again = ready.status == "True" or ready.last_transition_time > stored.last
+    return whole_again and (world.stepped_since(stored.last) or world.now - stored.last > FORGOTTEN)
