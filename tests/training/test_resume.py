@@ -185,7 +185,10 @@ def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, An
         for role, index in job.keys:
             job.kill(role, index, signal.SIGTERM)
         assert [job.wait(role, index, timeout=10) for role, index in job.keys] == [143] * len(job.keys), job.logs()
-    steps = [manifest["step"] for manifest in manifests(tmp_path / "checkpoints")]
+    written = manifests(tmp_path / "checkpoints")
+    whole = "a suspended job can go on with another number of workers"
+    assert all(manifest["slices"] == 2 * manifest["step"] for manifest in written), whole
+    steps = [manifest["step"] for manifest in written]
     assert steps, "a second one is of those who were told after the first was saved"
     assert min(steps) > 50
 

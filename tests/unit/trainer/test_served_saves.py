@@ -228,3 +228,36 @@ def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_ano
     table.serve()
     (keeper,) = [member for member, kind, _ in table.take(Say.SAVE) if member in WORKERS]
     assert keeper != evaluator
+
+
+def leave(table: Table, now: float = 0) -> list[Say]:
+    """A worker leaves; what the servers and workers hear of it."""
+    table.take()
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, now)
+    return [kind for _, kind, _ in table.said if kind in (Say.SAVE, Say.RELEASED)]
+
+
+def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_steps() -> None:
+    table = training(consistency="Async", every=1000)
+    slices = table.work(WORKERS[0], 2, ask=3)
+    assert len(slices) == 3, "the first of the second step is still in work"
+    assert leave(table) == []
+    assert table.work(WORKERS[1], 1, ask=20) == [3], "what is missing of the step that is in work, and no more"
+    done = {"type": Say.TAKE, "stay": table.stay[WORKERS[0]], "count": 0, "done": slices}
+    for server in SERVERS:
+        table.applied[server].add(2)
+    table.training.heard(WORKERS[0], done, 0)
+    table.serve()
+    assert table.on_disk is not None
+    assert (table.on_disk.step, table.on_disk.slices) == (2, 4)
+    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+
+
+def test_who_leaves_an_async_training_waits_for_whole_steps_only_for_some_seconds() -> None:
+    table = training(consistency="Async", every=1000)
+    table.work(WORKERS[0], 2, ask=3)
+    assert leave(table, now=10) == []
+    table.training.tick(14)
+    assert Say.SAVE not in [kind for _, kind, _ in table.said]
+    table.training.tick(15.5)
+    assert Say.SAVE in [kind for _, kind, _ in table.said]

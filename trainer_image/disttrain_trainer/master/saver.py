@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 HEAD_START = 10
 """The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
+WHOLE_STEP_SECONDS = 5.0
+"""How long a checkpoint under Async waits for whole steps when a process is leaving: its grace period is short."""
 USUAL = 10.0
 """Seconds of writing after which it is said who still writes."""
 
@@ -88,6 +90,7 @@ class Saver:
         """The newest complete checkpoint."""
         self.hurrying = False
         """A process is leaving: save as soon as the steps in work are whole."""
+        self._hurried_at = 0.0
         self._attempted = 0
         """Step of the newest one, or of a later one that failed: it is not tried again before the next is due."""
 
@@ -114,13 +117,16 @@ class Saver:
         self._final_failed = None
         self.raise_limit(ledger)
 
-    def is_due(self, ledger: Ledger) -> bool:
+    def is_due(self, ledger: Ledger, now: float) -> bool:
         """Whether to start one now."""
         if self.busy or self._tracker.nan_loss:
             return False
+        whole = ledger.done >= ledger.limit
         if self._aligned:
-            return ledger.done >= ledger.limit
-        return self.hurrying or ledger.step >= self._attempted + self._every - self._every // HEAD_START
+            return whole
+        if self.hurrying:
+            return whole or now - self._hurried_at > WHOLE_STEP_SECONDS
+        return ledger.step >= self._attempted + self._every - self._every // HEAD_START
 
     def raise_limit(self, ledger: Ledger) -> None:
         """Where the workers must wait for a checkpoint, so that a lost server never costs more than one interval.
@@ -132,11 +138,15 @@ class Saver:
             limit -= limit % self._every
         ledger.limit = min(ledger.total, max(limit, self._whole(ledger)) * self._world_size)
 
-    def hurry(self, ledger: Ledger) -> None:
-        """Somebody leaves: the next one is due when the steps in work are whole."""
+    def hurry(self, ledger: Ledger, now: float) -> None:
+        """A process is leaving: the next one is due when the steps in work are whole.
+
+        Then a suspended job can go on with another number of workers, also under Async, which otherwise saves in the middle of steps.
+        """
+        if not self.hurrying:
+            self._hurried_at = now
         self.hurrying = True
-        if self._aligned:
-            ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
+        ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""

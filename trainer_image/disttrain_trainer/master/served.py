@@ -316,7 +316,7 @@ class ServedTraining:
         if ledger.finished:
             self._ending.advance(ledger, now)
             return
-        if self._saver is not None and self._saver.is_due(ledger):
+        if self._saver is not None and self._saver.is_due(ledger, now):
             self._saver.start(ledger.step, now)
         self._workers.serve(ledger)
 
@@ -332,7 +332,7 @@ class ServedTraining:
         ):
             self._release()
             return
-        saver.hurry(ledger)
+        saver.hurry(ledger, now)
         self._advance(now)
 
     def prepared(self, save: str, folder: str | OSError, now: float) -> None:
