@@ -133,9 +133,9 @@ def job() -> Json:
         ),
         series(
             "Gradient norm",
-            "Norm of the gradient on each rank, on a logarithmic axis. Growing without end announces a loss of "
-            "NaN; lower the learning rate or clip.",
-            target(f"disttrain_gradient_norm{{{RANKS}}}", "rank {{rank}}"),
+            "Norm of the gradient of an update, on a logarithmic axis; of synchronous parameter servers the master tells it. "
+            "Growing without end announces a loss of NaN; lower the learning rate or clip.",
+            target(f"disttrain_gradient_norm{{{RANKS}}} or disttrain_gradient_norm{{{MASTER}}}", "{{role}} {{rank}}"),
             unit="none",
             logarithmic=True,
         ),

@@ -166,11 +166,10 @@ class Job:
 
     def _begin(self, process: Process) -> None:
         """What a trainer exports from its start."""
-        for name in ("recoveries", "lost_steps"):
+        counts = {"master": ("recoveries", "lost_steps"), "worker": ("recoveries", "steps", "samples")}
+        for name in counts.get(process.target["role"], ()):
             process.set(f"disttrain_{name}_total", 0)
         if process.target["role"] != "master":  # which computes nothing
-            for name in ("steps", "samples"):
-                process.set(f"disttrain_{name}_total", 0)
             for direction in ("sent", "received"):
                 process.set("disttrain_communication_bytes_total", 0, direction=direction)
             process.expect("disttrain_checkpoint_duration_seconds")

@@ -40,20 +40,22 @@ class Scraped(Job):
         }
 
 
-def test_a_pod_of_two_processes_shows_both_and_the_bytes_of_each_step_at_once(tmp_path: Path) -> None:
+def test_a_pod_of_two_processes_shows_both_and_the_bytes_that_the_kernel_moved_for_them(tmp_path: Path) -> None:
     job = Scraped(folder=tmp_path, spec=digits(worker={"replicas": 1}, trainer=ENDLESS))
     job.config = job.config.model_copy(update={"processes_per_worker": 2})
     with job:
         job.start()
-        job.until(lambda progress: progress.step > 50)
-        found = job.scrape(job.port)
-    gradients = sum(parameter.nbytes for parameter in example.model({}).parameters())
+        job.until(lambda progress: progress.step > 200)
+        first, then = job.scrape(job.port), job.scrape(job.port)
+    parameters = list(example.model({}).parameters())
+    gradients = sum(parameter.nbytes for parameter in parameters)
     for rank in "01":
-        steps = found["disttrain_steps_total", rank]
+        steps = first["disttrain_steps_total", rank]
         for direction in ("sent", "received"):
-            steps_then, rest = divmod(found["disttrain_communication_bytes_total", rank + direction], gradients)
-            assert rest == 0
-            assert steps / 2 < steps_then <= steps
+            moved = first["disttrain_communication_bytes_total", rank + direction]
+            # A ring of two moves the gradients once a step, beside what frames them; the state was handed over once, at the beginning.
+            assert (steps - 1) * gradients < moved < (steps + 2) * (1.1 * gradients + 500) + 4 * gradients
+            assert then["disttrain_communication_bytes_total", rank + direction] >= moved
 
 
 def test_waiting_for_the_sums_is_communication_and_no_sample_is_counted_twice(tmp_path: Path) -> None:

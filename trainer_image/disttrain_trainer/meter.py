@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from disttrain_trainer import logs
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.metrics import Metrics, Rate
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports to the master, at least."""
@@ -38,7 +38,13 @@ class Meter:
         self._send = send
         self._loss = 0.0
         self._samples = 0
+        self._earlier = 0
+        """Samples of these that were computed before the loop began this time."""
         self._began = self._next_report = time.perf_counter()
+
+    def begin(self, now: float) -> None:
+        """The loop begins, or goes on after a wait that is no part of its speed. `now` is of time.perf_counter."""
+        self._began, self._earlier = now, self._samples
 
     def check(self, loss: float, *, step: int) -> None:
         """Raises NonFiniteLoss when it is."""
@@ -67,8 +73,8 @@ class Meter:
             })  # fmt: skip
             metrics.loss = self._loss / samples
             metrics.samples += samples
-            metrics.samples_per_second = samples / (now - self._began) if now > self._began else None
+            metrics.samples_per_second = Rate(samples - self._earlier, now - self._began, now)
         metrics.step, metrics.epoch = step, epoch
         logs.at_step(step)
-        self._loss, self._samples = 0.0, 0
+        self._loss, self._samples, self._earlier = 0.0, 0, 0
         self._began, self._next_report = now, now + REPORT_INTERVAL

@@ -107,6 +107,7 @@ class Server:
             "generation": state.generation,
             "applied": state.applied.intervals(),
             "max_staleness_seen": state.max_staleness_seen,
+            "gradient_norms": state.gradient_norms,
         }
 
     def _write(self, control: Control) -> None:

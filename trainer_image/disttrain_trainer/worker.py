@@ -75,6 +75,8 @@ class Worker:
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
         self._done: list[int] = []
         """Slices that every server took, and that the master was not told of."""
+        self._newest: Slice | None = None
+        """What was computed last."""
         self._seconds = 0.0
         """Mean duration of a slice, lately."""
         self._moved = time.monotonic()
@@ -177,7 +179,7 @@ class Worker:
     def _work(self, client: ShardedClient, world: World) -> None:
         task, membership, metrics = self._task, self._membership, self._metrics
         phases, clock = metrics.phase_seconds, time.perf_counter
-        piece: Slice | None = None
+        self._meter.begin(clock())
         participates = current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
         while (index := self._ticket(client, world, participates)) is not None:
@@ -192,11 +194,10 @@ class Worker:
                 participates = True
             if not current:
                 current = self._received(client.pull(self._parameters, step=piece.step if self._sync else None), piece)
-            if not current:
-                self._finished(index, began)  # its step is over: somebody else computed it
-                continue
             pulled = clock()
-            phases["communicate"] += pulled - began
+            if not current:
+                self._finished(index, pulled - began)  # its step is over: another worker computed it
+                continue
             gradients = self._compute(piece, pulled) if piece.samples else None
             computed = clock()
             following = membership.tickets[0] if membership.tickets else None
@@ -207,18 +208,28 @@ class Worker:
                 after = task.schedule.slice(following)
                 step = after.step if self._sync else None
                 current = self._received(client.push_pull(piece, gradients, self._parameters, step), after)
-            phases["communicate"] += clock() - computed
-            metrics.version = client.versions[0]
-            self._finished(index, began)
             now = clock()
+            self._newest = piece
+            phases["communicate"] += (pulled - began) + (now - computed)
+            metrics.version = client.versions[0]
+            self._finished(index, now - began)
+            metrics.steps += 1
+            metrics.step_seconds.observe(now - began)
             if self._meter.due(now):
-                metrics.gradient_norm = norm(gradients) if gradients else metrics.gradient_norm
-                self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=now)
+                if gradients and not self._sync:
+                    metrics.gradient_norm = norm(
+                        gradients
+                    )  # Sync: it is a part of the step's gradient, which no worker has
+                self._report()
                 self._take(world, force=True)
             elif self._every and (piece.step + 1) % self._every == 0:
                 self._take(world, force=True)  # a checkpoint is due: the master should know at once
-        if piece is not None:
-            self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=clock())
+        self._report()
+
+    def _report(self) -> None:
+        """Tells what was computed since the last report."""
+        if (piece := self._newest) is not None:
+            self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=time.perf_counter())
 
     def _compute(self, piece: Slice, began: float) -> tuple[torch.Tensor, ...]:
         """The gradient of the slice's mean loss, in memory that the network may read."""
@@ -250,13 +261,10 @@ class Worker:
                 device.copy_(host)
         return not self._sync or all(version == piece.step for version in versions)
 
-    def _finished(self, index: int, began: float) -> None:
-        seconds = time.perf_counter() - began
+    def _finished(self, index: int, seconds: float) -> None:
         self._done.append(index)
         self._moved = time.monotonic()
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
-        self._metrics.steps += 1
-        self._metrics.step_seconds.observe(seconds)
 
     def _take(self, world: World, *, force: bool = False) -> None:
         """Tells what is done, and asks for tickets when half of them are gone."""
@@ -292,6 +300,8 @@ class Worker:
 
         with control.changed:
             idle = not control.changed.wait_for(news, IDLE)
+        if idle or membership.evaluate:
+            self._report()  # what comes next may last, and what is computed would not be counted meanwhile
         if idle:
             if participates:
                 client.leave()

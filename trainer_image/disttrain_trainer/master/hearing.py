@@ -34,6 +34,13 @@ def _is_time(text: str) -> str:
 Slices = Annotated[list[Annotated[list[Count], Field(min_length=2, max_length=2)]], AfterValidator(_in_order)]
 
 
+NormSamples = Annotated[
+    list[Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=2, max_length=2)]],
+    Field(max_length=8),
+]
+"""Versions and squared norms."""
+
+
 class _Said(BaseModel):
     """Fields that nobody reads may be anything. Strict: what holds here holds for the message as it came."""
 
@@ -111,6 +118,7 @@ class _State(_Said):
     generation: Count
     applied: Slices
     max_staleness_seen: Count | None = None
+    gradient_norms: NormSamples = []
 
 
 class _Take(_Said):

@@ -75,7 +75,9 @@ class Master:
         metrics.goodput_seconds = dict(self._goodput.seconds) if reported else {}
         metrics.loss, metrics.epoch = progress.loss, progress.epoch
         metrics.step = progress.step if reported or progress.step else None
-        metrics.samples_per_second, metrics.samples = progress.samples_per_second, self._tracker.samples
+        # What is over has no speed; the status keeps that of its end.
+        metrics.samples_per_second = None if progress.finished else progress.samples_per_second
+        metrics.samples, metrics.gradient_norm = self._tracker.samples, self._tracker.gradient_norm
         metrics.recoveries = max(0, progress.generation - 1) + self._tracker.lost_workers
         metrics.lost_steps = progress.redone_steps
         metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None

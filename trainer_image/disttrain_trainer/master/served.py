@@ -185,6 +185,7 @@ class ServedTraining:
         if message.get("max_staleness_seen") is not None:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
+        self._tracker.gradient_norm = self._servers.gradient_norm
         if not self.ended and self._generations.server_told(int(message["generation"]), now):
             self._servers.answer(message)
             self._advance(now)

@@ -3,6 +3,7 @@
 A question is answered when every server has answered. Pure; sending is the sender's. Not here: what follows from it (served.py).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -41,10 +42,20 @@ class Servers:
         self.asked_at = 0.0
         """Time of the last question."""
         self._open: dict[int, _Question] = {}
+        self._norms: dict[int, dict[int, float]] = {}
+        """By server and version: the squared norm of its part of a step's gradient."""
 
     @property
     def complete(self) -> bool:
         return len(self._there) == self.count
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """That of the newest step which every server measured; None when there is none."""
+        if len(self._norms) < self.count:
+            return None
+        common = set.intersection(*(set(norms) for norms in self._norms.values()))
+        return math.sqrt(sum(norms[max(common)] for norms in self._norms.values())) if common else None
 
     @property
     def missing(self) -> list[Member]:
@@ -63,6 +74,8 @@ class Servers:
     def know(self, index: int, message: Message) -> None:
         """What a server says that it holds."""
         self._there[index] = _Server(int(message["generation"]), slices_of(message))
+        if norms := message.get("gradient_norms"):
+            self._norms[index] = {int(version): squared for version, squared in norms}
 
     def lose(self, index: int) -> None:
         """A server is gone."""

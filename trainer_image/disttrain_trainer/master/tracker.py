@@ -53,6 +53,8 @@ class Tracker:
         """Workers of parameter servers whose slices went to others: a recovery without a new generation."""
         self.redone_steps = 0
         self.samples = 0
+        self.gradient_norm: float | None = None
+        """Of the gradient of a whole step, where no worker has it: see servers.py."""
         self.nan_loss: str | None = None
         self.max_staleness_seen: int | None = None
         self.evaluation: dict[str, float] | None = None

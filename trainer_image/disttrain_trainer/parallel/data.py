@@ -6,7 +6,10 @@ Not here: when a world begins (the master), how gradients travel (replica.py), w
 
 import logging
 import secrets
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer import task as tasks
+from disttrain_trainer.address import split_address
 from disttrain_trainer.checkpoint import final
 from disttrain_trainer.checkpoint import folder as checkpoints
 from disttrain_trainer.control import Control
@@ -28,6 +32,7 @@ from disttrain_trainer.parallel.group import BrokenGroup, Wires, process_group
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 from disttrain_trainer.parallel.replica import Replica
 from disttrain_trainer.parallel.state import State
+from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
@@ -76,6 +81,8 @@ class DataParallel:
         """The file of the state as it is now, and its digest, once it is saved after the last step."""
         self._pending: tuple[torch.Tensor, Slice] | None = None
         """GPU: a loss that was not looked at yet."""
+        self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
+        self._counting = threading.Lock()
         metrics.before_scrape = self._count
 
     def run(self) -> None:
@@ -100,9 +107,14 @@ class DataParallel:
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
         self._written = None
-        with process_group(
-            self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
-        ) as wires:
+        if backend == "nccl":
+            self._metrics.left_out |= {"disttrain_communication_bytes"}  # what NCCL moves, it tells nobody
+        with (
+            process_group(
+                self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
+            ) as wires,
+            self._counted_to_the_end(),
+        ):
             replica = None
             if wires is not None:
                 self._take_newest(world, wires)
@@ -141,6 +153,7 @@ class DataParallel:
         objective = tasks.Objective(task.model, task.loss) if replica is None else replica.module
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
         last, on_gpu = schedule.total_steps, task.device.type == "cuda"
+        meter.begin(clock())
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
         for step in range(rank.step, last):
             if rank.world is not world:
@@ -190,12 +203,20 @@ class DataParallel:
                 self._save()
 
     def _count(self) -> None:
-        """What a ring moves, since nobody counts in torch's groups: each step 2 (n - 1) / n of the gradients out, and as much in."""
-        count = self._config.world_size
-        nbytes = sum(vector.nbytes for vector in self._flat.parameters)
-        self._metrics.bytes_sent = self._metrics.bytes_received = (
-            self._metrics.steps * 2 * (count - 1) * nbytes // count
-        )
+        """The bytes up to now, for a scrape."""
+        with self._control.changed:
+            group = self._rank.group
+        with self._counting:
+            sockets = group.sockets if isinstance(group, Wires) else frozenset()
+            self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.look(sockets)
+
+    @contextmanager
+    def _counted_to_the_end(self) -> Iterator[None]:
+        """Looks at the bytes once more before the connections of a world are closed, and the kernel's counts with them."""
+        try:
+            yield
+        finally:
+            self._count()
 
     def _world_ended(self, world: World) -> bool:
         """Whether a peer was lost. DDP has moments, such as the first steps' order of buckets, in which it raises that as its own error."""

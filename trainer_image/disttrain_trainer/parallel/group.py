@@ -82,6 +82,12 @@ class Wires:
             work.get_future().add_done_callback(lambda future: self._done(wait, future))
         return wait.over
 
+    @property
+    def sockets(self) -> frozenset[int]:
+        """The inodes of the connections, those that were opened while the group was made."""
+        with self._lock:
+            return frozenset(self._ours or ())
+
     def cut(self) -> None:
         """Closes them. torch's abort and destroy leave gloo's open, so that a neighbour in the ring would wait for one who has left."""
         with self._lock:

@@ -15,6 +15,7 @@ from disttrain.api import spec
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server import consistency
+from disttrain_trainer.parameter_server.gradient_norm import NormSamples
 from disttrain_trainer.parameter_server.layout import Layout
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
@@ -57,7 +58,7 @@ class ShardState:
     max_staleness_seen: int = 0
     """Largest lead over the slowest live worker with which an iteration started."""
     late_gradients: int = 0
-    """Gradients that were ignored because their slice counted already."""
+    """Gradients that were ignored because their slice counted already; of a server those of all its generations."""
     initialized: bool = False
     """Whether the parameters have values."""
     shard_bytes: int = 0
@@ -66,6 +67,8 @@ class ShardState:
     """Time that workers have waited for others, or for the first parameters, summed over workers."""
     workers: tuple[int, ...] = ()
     """Ranks of the workers that are connected."""
+    gradient_norms: tuple[tuple[int, float], ...] = ()
+    """Sync: versions, and the squared norm of this server's part of the gradient that led to them; see gradient_norm.py."""
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -98,6 +101,7 @@ class Generation:
         self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the slices before them
         self._sessions: dict[int, Session] = {}
         self._waited = 0.0
+        self._norms = NormSamples()
         self._policy = consistency.build(
             strategy,
             world_size=world_size,
@@ -199,7 +203,10 @@ class Generation:
                     ready = [self._held.pop(index) for index in arrival.add if index in self._held]
                     if self._observe_staleness is not None and buffers is not None:
                         self._observe_staleness(max(0, shard.version - gradient.version))
-                    shard.absorb(ready, update=arrival.update)
+                    measure = self._sync and self._norms.due(shard.version + 1)
+                    squared = shard.absorb(ready, update=arrival.update, measure=measure)
+                    if squared is not None:
+                        self._norms.add(shard.version, squared)
                 except BaseException:
                     self.over = True  # it counts already, and may be half applied: nobody reads or saves this any more
                     raise
@@ -271,6 +278,7 @@ class Generation:
                 initialized=self._shard is not None and self._shard.initialized,
                 shard_bytes=0 if self._shard is None else self._shard.nbytes,
                 wait_seconds=self._waited,
+                gradient_norms=self._norms.newest,
                 workers=tuple(sorted(self._sessions)),
             )
 

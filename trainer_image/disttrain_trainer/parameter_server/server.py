@@ -112,6 +112,7 @@ class ShardServer:
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
+        self._late = 0  # gradients of generations that are over
         self._listener: socket.socket | None = None
         self._stopped = False
 
@@ -161,6 +162,7 @@ class ShardServer:
             old = self._generation
             if old is not None and generation <= old.number:
                 raise ValueError(f"generation {generation} cannot follow {old.number}")
+            self._late += old.state().late_gradients if old is not None else 0
             self._generation = new
             former = [c for c in self._connections if c.generation is old and old is not None]
             self._changed.notify_all()
@@ -193,8 +195,10 @@ class ShardServer:
             links = [connection.link for connection in self._connections]
             bytes_in = self._bytes[0] + sum(link.received for link in links)
             bytes_out = self._bytes[1] + sum(link.sent for link in links)
+            late = self._late
         state = ShardState() if generation is None else generation.state()
-        return replace(state, bytes_in=bytes_in, bytes_out=bytes_out)
+        late += state.late_gradients
+        return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
 
     def drop(self, worker_rank: int) -> None:
         """Ends the worker's connection and waits for it no more; it may connect again. `on_worker_lost` is not called."""

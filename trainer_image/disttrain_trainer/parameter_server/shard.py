@@ -89,20 +89,23 @@ class Shard:
         self._current = values
         self.initialized = True
 
-    def absorb(self, gradients: Sequence[tuple[Buffers, float]], *, update: bool) -> None:
+    def absorb(
+        self, gradients: Sequence[tuple[Buffers, float]], *, update: bool, measure: bool = False
+    ) -> float | None:
         """Adds gradient x weight, in this order, to the sum; then, if `update`, takes an optimiser step with the sum, to a new version.
 
-        The sum of no gradients is no step, and no new version.
+        The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
         """
         queue = list(gradients)
         if self._sum is None:
             if not queue:
-                return
+                return None
             # The first gradient's own memory becomes the sum.
             self._sum, self._scale = queue.pop(0)
             self._widened = False
         if not queue and not update:
-            return
+            return None
+        squared = 0.0
         additions = []
         for buffers, weight in queue:
             # Equal weights are left to the optimizer, which has to multiply anyway: a pass over the sum less. What is multiplied when
@@ -122,15 +125,21 @@ class Shard:
                     if before != 1.0:
                         total.mul_(before)
                     total.add_(parts[number][block], alpha=weight)
+                if update and measure:
+                    own = total[: max(0, self.spans[number].length - start)]  # without the padding
+                    squared += float(torch.linalg.vector_norm(own)) ** 2
                 if update:
                     self._step(number, block, total, part[block])
         self._widened = True
         self._free.extend(buffers for buffers, _ in queue)
-        if update:
-            self._optimizer.advance()
-            self.version += 1
-            self._publish(self._sum)
-            self._sum = None
+        if not update:
+            return None
+        squared *= self._scale**2
+        self._optimizer.advance()
+        self.version += 1
+        self._publish(self._sum)
+        self._sum = None
+        return squared if measure else None
 
     def acquire(self, version: int | None) -> Buffers:
         """The parameters of that version if they are here, else the current ones; to be read until `release`."""

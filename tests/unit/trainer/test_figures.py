@@ -1,0 +1,45 @@
+"""Figures that change with time, or that several processes know a part of."""
+
+import math
+
+from disttrain_trainer.master.member import Member
+from disttrain_trainer.master.servers import Servers
+from disttrain_trainer.messages import Say
+from disttrain_trainer.metrics import Rate
+from disttrain_trainer.parameter_server.gradient_norm import SECONDS, NormSamples
+
+
+def test_a_rate_falls_when_the_next_report_takes_longer_than_the_last_one() -> None:
+    rate = Rate(samples=100, seconds=2.0, end=10.0)
+    assert [rate.per_second(now) for now in (10.0, 11.0, 12.0, 20.0)] == [50, 50, 50, 10]
+
+
+def test_servers_that_measure_at_different_times_have_versions_in_common() -> None:
+    now = 0.0
+    fast, slow = NormSamples(lambda: now), NormSamples(lambda: now)
+    for version in range(1, 2000):
+        now += SECONDS / 40
+        if fast.due(version):
+            fast.add(version, 1.0)
+        if slow.due(version):
+            now += SECONDS / 10
+            slow.add(version, 1.0)
+        if version > 200:
+            assert {version for version, _ in fast.newest} & {version for version, _ in slow.newest}
+    assert len(fast.newest) == 2
+
+
+class _Nowhere:
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        raise AssertionError
+
+
+def test_the_norm_of_a_step_is_combined_of_what_all_servers_measured_at_the_same_version() -> None:
+    servers = Servers(sender=_Nowhere(), count=2)
+    state = {"generation": 1, "applied": []}
+    servers.know(0, {**state, "gradient_norms": [[4, 9.0], [8, 1.0]]})
+    assert servers.gradient_norm is None, "one server knows its part only"
+    servers.know(1, {**state, "gradient_norms": [[2, 5.0], [4, 16.0]]})
+    assert servers.gradient_norm == math.hypot(3, 4)
+    servers.know(1, {**state, "gradient_norms": [[5, 16.0]]})
+    assert servers.gradient_norm is None
