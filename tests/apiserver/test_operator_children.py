@@ -222,7 +222,8 @@ def test_pods_of_a_former_job_of_the_same_name_are_not_taken_over(
     for name in former:  # what a garbage collector that is late has not come to yet
         assert rest.find(PODS, name)
     rest.create(JOBS, job("again"))
-    eventually(lambda: "again-" in str(status_of(rest, "again").get("conditions")))
+    eventually(lambda: "FormerJobEnds" in str(status_of(rest, "again").get("conditions")))
+    assert "NameTaken" not in str(status_of(rest, "again"))
     assert pods_of(rest, "again") == former
     for path, names in ((PODS, former), (SERVICES, ["again"]), (POLICIES, ["again"])):
         for name in names:

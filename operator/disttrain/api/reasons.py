@@ -54,6 +54,9 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     """An object of another owner holds a name that the job needs."""
 
+    FORMER_JOB = "FormerJobEnds"
+    """Objects of a deleted job of the same name still hold names that the job needs."""
+
     SUSPENDED = "Suspended"
     SUSPENDING = "Suspending"
     """The pods were told to end and are not all gone."""

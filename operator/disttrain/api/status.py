@@ -56,13 +56,17 @@ class ReplicaStatus(Model):
     """Pods of this attempt that exist, ended ones included, and are not being deleted."""
 
 
+WHOLE_JOB = "Job"
+"""The role in `restarts.last` where no pod is to blame."""
+
+
 class LastRestart(Model):
     """The last failure that was answered with a restart."""
 
     role: Short
-    """Role of the pod that failed first."""
+    """Role of the pod that failed first, or that a stalled training waited for; Job where no pod is to blame."""
     index: Count
-    """Index of that pod."""
+    """Index of that pod; 0 where there is none."""
     reason: Short
     """Why: the container's reason such as OOMKilled or Error, or the pod's such as Evicted."""
     exit_code: int | None = None

@@ -2,6 +2,7 @@
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import ConditionType, State
+from disttrain.api.status import WHOLE_JOB
 from disttrain.cli.words import duration
 from disttrain.local.folders import RunFolder
 
@@ -40,7 +41,8 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
             facts.append(("evaluation", ", ".join(f"{name} {value}" for name, value in training.evaluation.items())))
     if restarts is not None and restarts.total:
         last = restarts.last
-        why = f"; the last: {last.role} {last.index}, {last.reason}" if last else ""
+        who = "" if last is None or last.role == WHOLE_JOB else f"{last.role} {last.index}, "
+        why = f"; the last: {who}{last.reason}" if last else ""
         why += f", exit code {last.exit_code}" if last and last.exit_code is not None else ""
         redone = f"; {job.status.goodput.redone_seconds} s redone" if job.status.goodput else ""
         facts.append(("restarts", f"{restarts.total}{why}{redone}"))

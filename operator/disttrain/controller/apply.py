@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import groupby
 
 from disttrain.api import DistTrainJob
-from disttrain.api.names import pod_name, service_name
+from disttrain.api.names import KIND, pod_name, service_name
 from disttrain.controller.api import (
     JOBS,
     NETWORK_POLICIES,
@@ -139,7 +139,7 @@ class Executor:
             except NotFound:
                 raise error from None  # gone in between: try again
             if not owned(found, job.metadata.uid):
-                memory.foreign[child] = now
+                memory.taken(child, former=of_a_former_job(found, job.metadata.name), now=now)
                 raise _Obstacle from error
         except Refused as error:
             raise self._refuse(memory, child, error.message, retryable=error.status not in FINAL) from error
@@ -195,6 +195,15 @@ def _judge(failures: list[BaseException]) -> bool:
         if not isinstance(failure, _Obstacle):
             raise failure
     return True
+
+
+def of_a_former_job(child: Body, name: str) -> bool:
+    """Whether the controller of an object that is not ours was a job of that name. Names are unique, so that job is gone, and the
+    garbage collector deletes what it leaves."""
+    return any(
+        reference.get("controller") and (reference.get("kind"), reference.get("name")) == (KIND, name)
+        for reference in child["metadata"].get("ownerReferences", ())
+    )
 
 
 def owned(child: Body, uid: str) -> bool:

@@ -14,11 +14,13 @@ from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason, State
-from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.status import WHOLE_JOB, DistTrainJobStatus
 
 REGISTRY = CollectorRegistry()
 _ROLES = {role.status_name: role.value for role in Role}
 """The label of a role as the trainers' metrics have it, so that the two can be joined; the status has another word."""
+_JOB = "job"
+"""The label where no pod is to blame."""
 _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 JOBS_FINISHED = Counter(
@@ -114,11 +116,18 @@ def observe(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> 
 
 
 def _count_restarts(old: DistTrainJobStatus, new: DistTrainJobStatus) -> None:
+    last = new.restarts.last if new.restarts else None
+    if new.restarts is None or last is None:
+        return
     before = {replicas.role: replicas.restarts for replicas in old.replica_statuses}
+    without_a_pod = new.restarts.total - (old.restarts.total if old.restarts else 0)
     for replicas in new.replica_statuses:
         more = replicas.restarts - before.get(replicas.role, 0)
-        if more > 0 and new.restarts and new.restarts.last:
-            RESTARTS.labels(_ROLES[replicas.role], new.restarts.last.reason).inc(more)
+        if more > 0:
+            RESTARTS.labels(_ROLES[replicas.role], last.reason).inc(more)
+            without_a_pod -= more
+    if without_a_pod > 0 and last.role == WHOLE_JOB:
+        RESTARTS.labels(_JOB, last.reason).inc(without_a_pod)
 
 
 def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
@@ -130,7 +139,7 @@ def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: dat
     if before.reason != Reason.REPLACED:
         # A pod that was preempted without a failure may come long after the last failure.
         since = max(last.time, before.last_transition_time)
-        RECOVERY_SECONDS.labels(_ROLES[last.role]).observe(max(0.0, (now - since).total_seconds()))
+        RECOVERY_SECONDS.labels(_ROLES.get(last.role, _JOB)).observe(max(0.0, (now - since).total_seconds()))
 
 
 def _measure_start(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:

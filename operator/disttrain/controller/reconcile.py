@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
 from disttrain.controller.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
-from disttrain.controller.apply import Executor, owned
+from disttrain.controller.apply import Executor, of_a_former_job, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
@@ -119,6 +119,7 @@ class Reconciler:
             memory.generation = stored.value.generation
             # The spec changed, and may be what mends it.
             memory.foreign.clear()
+            memory.former.clear()
             memory.refusals.clear()
         await self._recheck(key, stored.uid, memory)
         match stored.value.parsed:
@@ -203,6 +204,9 @@ class Reconciler:
                 newest = await self._look_at(key, child)
                 if newest is None or owned(newest, uid):
                     memory.foreign.pop(child, None)
+                    memory.former.discard(child)
+                else:
+                    memory.taken(child, former=of_a_former_job(newest, key.name), now=now)
         for child in [*memory.refusals, *memory.failing]:
             if self._cache.shows(*child, uid):
                 memory.free(child)  # what was told to be an error was none in the end, or somebody else made it

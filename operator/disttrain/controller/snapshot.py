@@ -36,6 +36,8 @@ class Memory:
     """Children of which no creation succeeds, for an error of the server's, and since when, by the loop's clock."""
     foreign: dict[Child, float] = field(default_factory=dict)
     """Children whose name another owner's object holds, and when that was last looked at, by the loop's clock."""
+    former: set[Child] = field(default_factory=set)
+    """Of these, the ones whose name an object of a former job of the same name holds."""
     mounting: dict[str, float] = field(default_factory=dict)
     """Uids of pods that have a node and no container yet, and since when, by the loop's clock."""
     unmounted: dict[str, str] = field(default_factory=dict)
@@ -49,11 +51,20 @@ class Memory:
     rests_until: float = float("-inf")
     """Before that nothing that can wait is written, so that news of it needs no pass."""
 
+    def taken(self, child: Child, *, former: bool, now: float) -> None:
+        """Another owner's object holds the name of a child. `former`: that of a former job of this name, on its way out."""
+        self.foreign[child] = now
+        if former:
+            self.former.add(child)
+        else:
+            self.former.discard(child)
+
     def free(self, child: Child) -> None:
         """The name is free, or the child is there: whatever stood in its way does not any more."""
         self.refusals.pop(child, None)
         self.failing.pop(child, None)
         self.foreign.pop(child, None)
+        self.former.discard(child)
 
 
 class Memories:
@@ -90,7 +101,8 @@ def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime
         listening_since=memory.known_since,
         # Answers come in any order; the first of these is the one that the status names, and shall stay it.
         refusals=tuple(sorted(memory.refusals.values(), key=lambda refusal: refusal.name)),
-        foreign=tuple(sorted({child.key.name for child in memory.foreign})),
+        foreign=tuple(sorted({child.key.name for child in memory.foreign.keys() - memory.former})),
+        former=tuple(sorted({child.key.name for child in memory.foreign.keys() & memory.former})),
     )
 
 

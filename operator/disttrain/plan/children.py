@@ -98,7 +98,7 @@ def retryable_refusal(world: World) -> Refusal | None:
 def _held_until(world: World, paused: datetime | None) -> datetime | None:
     """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal or a disruption."""
     moments = [refusal.time + (RETRY if refusal.retryable else SELDOM) for refusal in world.snapshot.refusals]
-    if world.snapshot.foreign:
+    if world.snapshot.foreign or world.snapshot.former:
         moments.append(world.now + RETRY)
     if paused is not None:
         moments.append(paused)

@@ -127,6 +127,9 @@ def _scheduled(world: World) -> Claim:
     without_node = [pod for pod in pods if pod is None or not (pod.scheduled or pod.done)]
     if not without_node:
         return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
+    if former := world.snapshot.former:
+        message = f"Waiting until what a deleted job of this name left has ended: {', '.join(former)}"
+        return _claim(ConditionType.SCHEDULED, "False", Reason.FORMER_JOB, message)
     if refusal := children.retryable_refusal(world):
         return _claim(ConditionType.SCHEDULED, "False", Reason.POD_REFUSED, f"{refusal.name}: {refusal.message}")
     for pod in without_node:

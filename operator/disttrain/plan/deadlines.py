@@ -6,14 +6,13 @@ Not here: the waits inside the training (each has its own deadline there), the b
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.status import LastRestart
+from disttrain.api.status import WHOLE_JOB, LastRestart
 from disttrain.plan import account, conditions, restart, words
 from disttrain.plan.ending import fail
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import SILENCE, World
+from disttrain.plan.world import SILENCE, Slot, World
 
 
 def passed(world: World) -> Step | None:
@@ -111,9 +110,18 @@ def _stalled(world: World) -> Step:
         )
     if over := restart.limit_exceeded(world, message):
         return over
-    last = LastRestart(role=Role.MASTER.status_name, index=0, reason=Reason.STALLED, message=message, time=world.second)
+    blame, index = _awaited(world) or (None, 0)
+    role = blame.status_name if blame is not None else WHOLE_JOB
+    last = LastRestart(role=role, index=index, reason=Reason.STALLED, message=message, time=world.second)
     restarts = account.record(world, failed=1, counted=True, last=last)
-    return restart.restart_job(world, blame=Role.MASTER, restarts=restarts, reason=Reason.STALLED, message=message)
+    return restart.restart_job(world, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
+
+
+def _awaited(world: World) -> Slot | None:
+    """The one pod that the master waits for. Of a stall in which it waits for none, or for several, no pod is to blame."""
+    names = words.without_clock((world.progress and world.progress.waiting_for) or "").split(", ")
+    slots = [slot for slot in world.wanted if f"{slot[0].value}-{slot[1]}" in names]
+    return slots[0] if len(slots) == len(names) == 1 else None
 
 
 def _waits_for(world: World) -> str:

@@ -57,7 +57,7 @@ def paused_until(disruptions: Disruptions | None) -> datetime | None:
 def taken_away(world: World) -> bool:
     """Whether pods that the job needs were deleted by others since the status was written: fewer exist than it says, and not because a
     failed pod was replaced."""
-    if world.snapshot.refusals or world.snapshot.foreign:
+    if world.snapshot.refusals or world.snapshot.foreign or world.snapshot.former:
         return False  # the status counts a pod as made that was refused
     if all(world.settled(slot) or _stands(world.present.get(slot)) for slot in world.wanted):
         return False

@@ -121,6 +121,8 @@ class Snapshot:
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""
+    former: tuple[str, ...] = ()
+    """Names that the job needs and that objects of a former, deleted job of the same name hold until they have ended."""
     log_hint: str = "kubectl logs -n {namespace} {pod}"
     """How a user reads a pod's log; messages about failures end with it."""
 

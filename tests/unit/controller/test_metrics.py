@@ -74,7 +74,7 @@ class Observed:
 
 
 PHASES = ("schedule", "ready", "train")
-ROLES = tuple(Role)
+ROLES = (*Role, "job")
 """As in the trainers' metrics: not the words of the status."""
 HOURS = 3 * 3600
 
@@ -135,6 +135,20 @@ def test_roles_have_the_words_of_the_trainers_metrics(role: Role) -> None:
     seen = Observed(old, new, at=1040)
     assert seen.recoveries() == {role: 30}
     assert seen.restarts() == {role: 1}
+
+
+def test_stall_that_is_no_pods_counts_as_the_jobs() -> None:
+    failed = failure(1010, role="Job")
+    before = status(
+        condition("Restarting", "True", "Stalled", 1010), replicaStatuses=[{"role": "Worker", "restarts": 1}]
+    )
+    after = status(
+        condition("Restarting", "False", "Recovered", 1040),
+        restarts=failed,
+        replicaStatuses=[{"role": "Worker", "restarts": 1}],
+    )
+    seen = Observed(before, after, at=1040)
+    assert (seen.restarts(), seen.recoveries()) == ({"job": 1}, {"job": 30})
 
 
 def test_preemption_long_after_a_failure_counts_from_the_preemption() -> None:

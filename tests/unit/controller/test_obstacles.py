@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller import apply
 from disttrain.controller.api import (
     JOBS,
@@ -262,6 +263,24 @@ async def test_other_child_that_lost_its_label_is_made_again(resource: Resource)
         requests = len(server.requests)
         await asyncio.sleep(30)
         assert len(server.requests) - requests < 5
+
+
+@hand_turned
+async def test_what_a_former_job_of_the_same_name_left_is_waited_for() -> None:
+    async with operated(started=False) as (server, _):
+        former = {"apiVersion": API_VERSION, "kind": KIND, "name": "digits", "uid": "former-uid", "controller": True}
+        for resource, name in ((SERVICES, "digits"), (PODS, "digits-worker-0"), (PODS, "digits-worker-1")):
+            server.put(resource, {"metadata": {"name": name, "ownerReferences": [former]}, "spec": {}})
+        server.put(JOBS, job())
+        await eventually(lambda: server.condition("Scheduled")[1] == "FormerJobEnds", seconds=5)
+        assert server.condition("Valid")[:2] == ("True", "Accepted")
+        await asyncio.sleep(30)
+        server.remove(SERVICES, "digits")
+        server.remove(PODS, "digits-worker-0")
+        await asyncio.sleep(30)
+        assert server.condition("Scheduled")[1] == "FormerJobEnds"
+        server.remove(PODS, "digits-worker-1")
+        await eventually(lambda: server.names() == PODS_OF_JOB)
 
 
 @hand_turned

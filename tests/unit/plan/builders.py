@@ -62,6 +62,7 @@ class Scene:
         self.listening_since: datetime | None = None
         self.refusals: tuple[Refusal, ...] = ()
         self.foreign: tuple[str, ...] = ()
+        self.former: tuple[str, ...] = ()
         self._uids = itertools.count(1)
 
     # The job
@@ -208,6 +209,7 @@ class Scene:
             listening_since=self.listening_since,
             refusals=self.refusals,
             foreign=self.foreign,
+            former=self.former,
         )
 
     def plan(self) -> Plan:

@@ -153,6 +153,22 @@ def test_a_name_that_somebody_else_holds_is_told_and_nothing_is_made():
     assert len(created(scene.step())) == 3
 
 
+def test_what_a_deleted_job_of_the_same_name_left_is_waited_for_and_no_mistake():
+    scene = make_job()
+    scene.former = ("digits-master-0", "digits-worker-1")
+    plan = scene.step()
+    assert created(plan) == []
+    assert scene.says("Valid") == ("True", "Accepted")
+    assert scene.says("Scheduled") == ("False", "FormerJobEnds")
+    message = "Waiting until what a deleted job of this name left has ended: digits-master-0, digits-worker-1"
+    assert scene.condition("Scheduled").message == message
+    assert scene.status.state is State.PENDING
+    assert plan.look_again is not None
+    scene.former = ()
+    assert len(created(scene.step())) == 3
+    assert scene.status.disruptions is None
+
+
 def test_a_master_that_falls_silent_makes_the_progress_unknown_not_the_job_stalled():
     scene = make_job().training()
     for _ in range(12):

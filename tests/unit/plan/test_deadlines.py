@@ -273,3 +273,35 @@ class TestRecovery:
         assert scene.status.attempt == 1
         scene.after(1).reports(10).seen()
         assert scene.status.attempt == 2
+
+
+class TestBlameOfAStall:
+    def stalled(self, waiting_for):
+        scene = make_job().servers(2).training().after(900).reports(10, waiting_for=waiting_for).seen()
+        assert scene.status.attempt == 2
+        return scene
+
+    def restarts(self, scene):
+        last = scene.status.restarts.last
+        by_role = {replicas.role: replicas.restarts for replicas in scene.status.replica_statuses}
+        return last.role, last.index, by_role
+
+    @pytest.mark.parametrize(
+        ("waiting_for", "role", "index"),
+        [
+            ("worker-1 (59 s)", "Worker", 1),
+            ("parameter-server-1 (59 s)", "ParameterServer", 1),
+        ],
+    )
+    def test_the_one_pod_that_is_waited_for_is_named(self, waiting_for, role, index):
+        last_role, last_index, by_role = self.restarts(self.stalled(waiting_for))
+        assert (last_role, last_index) == (role, index)
+        assert by_role == {"Master": 0, "ParameterServer": 0, "Worker": 0, role: 1}
+
+    @pytest.mark.parametrize(
+        "waiting_for", [None, "worker-0, worker-1 (59 s)", "the last checkpoint", "worker-7 (3 s)"]
+    )
+    def test_else_no_pod_is(self, waiting_for):
+        last_role, last_index, by_role = self.restarts(self.stalled(waiting_for))
+        assert (last_role, last_index) == ("Job", 0)
+        assert by_role == {"Master": 0, "ParameterServer": 0, "Worker": 0}
