@@ -63,6 +63,33 @@ EDIT_RULES = tuple(
 )
 
 
+_FIXED_BY_A_CHECKPOINT = ("trainer.batchSize", "trainer.seed", "trainer.lastBatch", "trainer.optimizer.name")
+"""What the tensors of a checkpoint, or the samples of its next step, depend on. The trainer refuses the same, and more
+(checkpoint/resuming.py), but only when the job fails of it."""
+_HAS_NO_CHECKPOINT = "!has(oldSelf.status.training) || !has(oldSelf.status.training.lastCheckpoint)"
+
+
+def _uses_momentum(job: str) -> str:
+    optimizer = f"{job}.spec.trainer.optimizer"
+    return f"(has({optimizer}) && has({optimizer}.momentum) && double({optimizer}.momentum) > 0.0)"
+
+
+CHECKPOINT_RULES = tuple(
+    Rule(
+        # While the job runs all of the trainer is fixed, and that alone is told.
+        cel=f"{same} || !({_RESTS}) || {_HAS_NO_CHECKPOINT}",
+        check=None,
+        message="is immutable once the job has a checkpoint, which fits nothing else; create a new job",
+        field=f"spec.{field}",
+        shows=f"spec.{field}",
+    )
+    for field, same in (
+        *((field, _same(field)) for field in _FIXED_BY_A_CHECKPOINT),
+        ("trainer.optimizer.momentum", f"{_uses_momentum('self')} == {_uses_momentum('oldSelf')}"),
+    )
+)
+
+
 class Metadata(Model):
     """The part of ObjectMeta that DistTrain reads; the rest is kept."""
 
@@ -82,7 +109,7 @@ class Metadata(Model):
 class DistTrainJob(Model):
     """A distributed training job: a master, parameter servers and workers, run to completion."""
 
-    RULES = (NAME_RULE, *EDIT_RULES)
+    RULES = (NAME_RULE, *EDIT_RULES, *CHECKPOINT_RULES)
 
     api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
     kind: Literal["DistTrainJob"] = "DistTrainJob"
