@@ -3,12 +3,13 @@
 They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the pod's termination message.
 """
 
-from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
+from pydantic_core import from_json
 
 from disttrain.api.base import Model
+from disttrain.api.reading import read, read_json
 from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
 from disttrain.api.types import DnsLabel
 
@@ -57,14 +58,18 @@ class JobConfig(Model):
         return self.workers * self.processes_per_worker
 
 
-NonNegative = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A count that every reader of JSON takes for what it is, and that fits into the int64 of a status."""
+
+
+_STEP = "step"
 
 
 class ProgressCheckpoint(Model):
     """A complete checkpoint."""
 
     step: NonNegative
-    time: datetime
+    time: AwareDatetime
 
 
 class Progress(Model):
@@ -84,7 +89,7 @@ class Progress(Model):
     """Training processes at work."""
     max_staleness_seen: NonNegative | None = None
     evaluation: dict[str, float] | None = None
-    last_update_time: datetime | None = None
+    last_update_time: AwareDatetime | None = None
     """When the step last advanced, by the master's clock."""
     last_checkpoint: ProgressCheckpoint | None = None
     waiting_for: str | None = None
@@ -97,6 +102,15 @@ class Progress(Model):
     """Where this attempt began when that was no plain start: the step, what has changed since that checkpoint, which ones did not hold."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> "Progress":
+        """A master's report; it may be of another version, so that what is not understood of it is left out. Raises ValueError, also
+        where it does not say for sure which step of which attempt it is about."""
+        found = read_json(cls, text)
+        if _STEP in found.unreadable:
+            raise ValueError(f"{_STEP}: {found.unreadable[_STEP]}")
+        return found.value
 
 
 class Termination(Model):
@@ -124,6 +138,12 @@ class Termination(Model):
     def decode(cls, text: str) -> "Termination":
         """What a pod's termination message says; a text that is not ours (a user's program) is kept as the message."""
         try:
-            return cls.model_validate_json(text)
+            data = from_json(text)
+            found = read(cls, data)
         except ValueError:
             return cls(message=text.strip())
+        if data.keys().isdisjoint(cls.model_fields):  # JSON, and nothing of ours in it
+            return cls(message=text.strip())
+        if f"progress.{_STEP}" in found.unreadable:
+            return found.value.model_copy(update={"progress": None})
+        return found.value

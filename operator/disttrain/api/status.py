@@ -1,17 +1,26 @@
 """status of a DistTrainJob: what the operator writes, what `kubectl get dtj` and scripts read."""
 
-from datetime import datetime
+from datetime import UTC
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainSerializer, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, Field, PlainSerializer, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from disttrain.api.base import Model
 from disttrain.api.reasons import State
 from disttrain.api.types import list_map
 
+
+def _no_number(value: object) -> object:
+    if isinstance(value, int | float):
+        raise PydanticCustomError("time", "must be a moment such as 2026-01-01T12:00:00Z")
+    return value
+
+
 Time = Annotated[
-    datetime,
-    PlainSerializer(lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str, when_used="json"),
+    AwareDatetime,
+    BeforeValidator(_no_number),
+    PlainSerializer(lambda t: t.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str, when_used="json"),
 ]
 """A moment in UTC, to the second, as metav1.Time."""
 Count = Annotated[int, Field(ge=0)]
@@ -160,6 +169,9 @@ class Goodput(Model):
     """The moment up to which the seconds above are told."""
 
 
+_INDEXES = r"^([0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?$"
+
+
 class WorkerStatus(Model):
     """The simple path that the scale subresource needs: it may not index a list."""
 
@@ -167,7 +179,7 @@ class WorkerStatus(Model):
     """Workers that are ready."""
     selector: Short = ""
     """Label selector of the workers."""
-    completed_indexes: Text | None = None
+    completed_indexes: Annotated[str, StringConstraints(pattern=_INDEXES, max_length=32768)] | None = None
     """Workers that succeeded in this attempt, such as "0-2,5"; it holds when their pods are gone (as Job's completedIndexes)."""
 
 

@@ -56,13 +56,17 @@ LEASES = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
 class ApiError(Exception):
     """The API server said no. `reason` is its one word, such as AlreadyExists."""
 
-    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, message: str, retry_after: float | None = None, fields: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
         """Seconds, where the server said how long to leave it alone."""
+        self.fields = fields
+        """Fields of the object that it calls wrong, such as status.training.loss."""
 
 
 class NotFound(ApiError): ...
@@ -277,9 +281,12 @@ class KubeClient:
 
 
 def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
+    fields: tuple[str, ...] = ()
     try:
         answer = json.loads(data)
         reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
+        causes = (answer.get("details") or {}).get("causes") or ()
+        fields = tuple(str(cause.get("field", "")) for cause in causes)
     except (ValueError, AttributeError):  # a proxy in between, or a pod behind ours
         reason, message = "", data[:500].decode(errors="replace")
     kind: type[ApiError] = Refused
@@ -290,4 +297,4 @@ def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
     elif status in (401, 408, 429) or status >= 500:
         kind = Unavailable
     wait = float(retry_after) if retry_after and retry_after.isdigit() else None
-    return kind(status, reason, message, wait)
+    return kind(status, reason, message, wait, fields)

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
-from disttrain.api import DistTrainJob
 from disttrain.api.names import API_VERSION, KIND, LABEL_JOB_NAME, MANAGED_BY
+from disttrain.api.stored import ReadJob, read_stored
 from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
 from disttrain.controller.projection import project_pod
 from disttrain.plan.model import PodView
@@ -173,12 +171,9 @@ class StoredJob:
         return self._body.get("status") or {}
 
     @cached_property
-    def parsed(self) -> DistTrainJob | ValidationError:
-        """The job, or why it is none: it may have been stored under the schema of another version."""
-        try:
-            return DistTrainJob.parse(self._body)
-        except ValidationError as error:
-            return error
+    def read(self) -> ReadJob:
+        """The job, as far as this version understands what another one may have stored."""
+        return read_stored(self._body)
 
 
 @dataclass(frozen=True, slots=True)

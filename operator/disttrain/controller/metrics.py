@@ -124,7 +124,7 @@ def _count_restarts(old: DistTrainJobStatus, new: DistTrainJobStatus) -> None:
     for replicas in new.replica_statuses:
         more = replicas.restarts - before.get(replicas.role, 0)
         if more > 0:
-            RESTARTS.labels(_ROLES[replicas.role], last.reason).inc(more)
+            RESTARTS.labels(_ROLES.get(replicas.role, _JOB), last.reason).inc(more)
             without_a_pod -= more
     if without_a_pod > 0 and last.role == WHOLE_JOB:
         RESTARTS.labels(_JOB, last.reason).inc(without_a_pod)

@@ -238,7 +238,7 @@ class Operator:
             metrics.WATCH_AGE.labels(resource.plural).set(self._freshness.age(resource))
 
     def _states(self) -> list[str]:
-        return [job.value.status.get("state", "Pending") for job in self._cache.jobs if job.value.ours]
+        return [str(job.value.status.get("state", "Pending")) for job in self._cache.jobs if job.value.ours]
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 import aiohttp
-from pydantic import ValidationError
 
 from disttrain.api import Progress
 from disttrain.controller.api import ApiError, KubeApi, beginning
@@ -149,14 +148,14 @@ class ProgressReader:
         try:
             async with asyncio.timeout(patience):
                 data = await self._fetch(master)
-            progress = Progress.model_validate_json(data)
+            progress = Progress.decode(data)
         except Unreadable as error:
             log.debug("no report from %s of %s: %s", master.pod, job, error)
             return Outcome.REFUSED
         except TimeoutError:
             log.debug("no report from %s of %s in time", master.pod, job)
             return Outcome.SILENT
-        except ValidationError as error:  # to read on and on what is no report costs time as well
+        except ValueError as error:  # to read on and on what is no report costs time as well
             log.debug("what %s of %s answers is no report: %s", master.pod, job, error)
             return Outcome.SILENT
         self._report(job, master, progress)

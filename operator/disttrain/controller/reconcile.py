@@ -11,9 +11,8 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
+from disttrain.api.stored import ReadJob
 from disttrain.controller.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.controller.apply import Executor, of_a_former_job, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
@@ -25,7 +24,7 @@ from disttrain.controller.progress import Master, ProgressReader
 from disttrain.controller.queue import ShutDown, WorkQueue
 from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
-from disttrain.controller.status import StatusWriter, Wait, Written, invalid
+from disttrain.controller.status import StatusWriter, Wait, Written
 from disttrain.plan import Plan, decide
 from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval
@@ -34,6 +33,9 @@ log = logging.getLogger(__name__)
 
 FOREIGN_SECONDS = 5.0
 """How long a name is taken to be another owner's before it is looked at again."""
+
+MOST_TOLD = 1000
+"""Sets of unknown fields that are remembered, so that each is logged once."""
 
 
 class Reconciler:
@@ -65,6 +67,7 @@ class Reconciler:
         self._progress = progress
         self._mounts = mounts
         self._clock = clock
+        self._told: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
         """Makes passes until the queue is shut down. Several may run; the queue keeps them off the same job."""
@@ -122,21 +125,18 @@ class Reconciler:
             memory.former.clear()
             memory.refusals.clear()
         await self._recheck(key, stored.uid, memory)
-        match stored.value.parsed:
-            case ValidationError() as error:
-                await self._write(stored, memory, invalid(stored.value, error, self._clock()))
-            case job:
-                await self._carry_on(stored, memory, job)
+        await self._carry_on(stored, memory, stored.value.read)
 
-    async def _carry_on(self, stored: Entry[StoredJob], memory: Memory, job: DistTrainJob) -> None:
-        key = stored.key
+    async def _carry_on(self, stored: Entry[StoredJob], memory: Memory, read: ReadJob) -> None:
+        key, job = stored.key, read.job
+        self._tell_unknown(key, read)
         views = [view for entry in self._cache.pods.owned_by(key.namespace, stored.uid) if (view := entry.value.view)]
         mounting = await self._mounts.look(key.namespace, memory, views)
-        plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
+        plan = self._decide(memory, read)
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
             await self._look_live(stored, memory, plan)
-            plan = decide(take_snapshot(self._cache, memory, job, self._clock()))
+            plan = self._decide(memory, read)
         begun = bool(stored.value.status.get("startTime"))
         trouble: ApiError | None = None
         news = False
@@ -150,7 +150,8 @@ class Reconciler:
         if written := await self._write(stored, memory, plan.status, at_once=trouble is not None and not begun):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
-        self._follow(key, stored.uid, job, ended=plan.status.completion_time is not None)
+        ended = plan.status.completion_time is not None or bool(read.not_understood)
+        self._follow(key, stored.uid, job, ended=ended)
         if trouble:
             raise trouble
         if news:
@@ -161,6 +162,18 @@ class Reconciler:
             self._queue.add_after(key, mounting)
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
+
+    def _decide(self, memory: Memory, read: ReadJob) -> Plan:
+        now = self._clock()
+        return decide(take_snapshot(self._cache, memory, read.job, now, not_understood=read.not_understood))
+
+    def _tell_unknown(self, key: Key, read: ReadJob) -> None:
+        """Logs fields of another version, once for all jobs that have them: the API server gives its defaults to every one."""
+        if read.unknown and read.unknown not in self._told:
+            if len(self._told) >= MOST_TOLD:
+                self._told.clear()
+            self._told.add(read.unknown)
+            log.warning("%s: fields that this version does not know are ignored: %s", key, ", ".join(read.unknown))
 
     async def _look_live(self, stored: Entry[StoredJob], memory: Memory, plan: Plan) -> None:
         """Puts the cache right about the pods of a job, and about the job itself where no write would find that it moved on."""
@@ -179,7 +192,7 @@ class Reconciler:
         self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus, *, at_once: bool = False
     ) -> bool:
         """False when the write has to wait: the next pass will find the same news, and tell it then."""
-        before = stored.value.parsed
+        before = stored.value.read.job.status
         last = float("-inf") if at_once else memory.status_written
         result = await self._statuses.write(stored, status, last=last)
         memory.rests_until = float("-inf")
@@ -189,8 +202,7 @@ class Reconciler:
             return False
         if result is Written.YES:
             memory.status_written = asyncio.get_running_loop().time()
-            if isinstance(before, DistTrainJob):
-                observe(before.status, status, self._clock())
+            observe(before, status, self._clock())
         return True
 
     async def _recheck(self, key: Key, uid: str, memory: Memory) -> None:

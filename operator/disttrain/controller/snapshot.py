@@ -86,7 +86,9 @@ class Memories:
         self._by_key.pop(key, None)
 
 
-def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime) -> Snapshot:
+def take_snapshot(
+    cache: Cache, memory: Memory, job: DistTrainJob, now: datetime, *, not_understood: tuple[str, ...] = ()
+) -> Snapshot:
     """The job and its children, by namespace and owner uid, as the cache has them now."""
     owner = job.metadata.namespace, job.metadata.uid
     views = [told(view, memory) for entry in cache.pods.owned_by(*owner) if (view := entry.value.view)]
@@ -99,6 +101,7 @@ def take_snapshot(cache: Cache, memory: Memory, job: DistTrainJob, now: datetime
         progress=memory.progress,
         progress_read=memory.progress_read,
         listening_since=memory.known_since,
+        not_understood=not_understood,
         # Answers come in any order; the first of these is the one that the status names, and shall stay it.
         refusals=tuple(sorted(memory.refusals.values(), key=lambda refusal: refusal.name)),
         foreign=tuple(sorted({child.key.name for child in memory.foreign.keys() - memory.former})),

@@ -21,7 +21,7 @@ def progress(port: int) -> Progress | None:
         connection.request("GET", "/progress")
         response = connection.getresponse()
         body = response.read()
-        return Progress.model_validate_json(body) if response.status == http.client.OK else None
+        return Progress.decode(body) if response.status == http.client.OK else None
     except (OSError, http.client.HTTPException):
         return None
     except ValueError as error:

@@ -84,7 +84,10 @@ def _with_trouble(world: World, ready: Claim) -> Claim:
 
 
 def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
-    """The conditions to store. The time changes only with the status, as the API conventions have it."""
+    """The conditions to store. The time changes only with the status, as the API conventions have it. One that nothing is claimed of
+    is kept: another version knows what it means."""
+    claims = tuple(claims)
+    claimed = {claim.type.value for claim in claims}
     merged = []
     generation = world.job.metadata.generation
     for claim in claims:
@@ -106,7 +109,7 @@ def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
                 observed_generation=generation,
             )
         )
-    return tuple(merged)
+    return (*merged, *(condition for condition in world.status.conditions if condition.type not in claimed))
 
 
 def _valid(world: World) -> Claim:

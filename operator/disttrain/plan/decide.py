@@ -6,6 +6,7 @@ The order of the policies is the behaviour of the operator, so it stands here an
 from disttrain.api.names import MANAGED_BY
 from disttrain.plan import children, deadlines, report, restart, success, suspend
 from disttrain.plan.cleanup import after_the_end
+from disttrain.plan.hands_off import hands_off
 from disttrain.plan.model import Plan, Snapshot
 from disttrain.plan.world import World
 
@@ -19,6 +20,9 @@ def decide(snapshot: Snapshot) -> Plan:
     # The end is final, whatever the spec says since and however the pods are.
     if world.finished:
         return after_the_end(world)
+    # Another version stored it, and knows more of it than we do. Its pods stay, and nothing is made.
+    if snapshot.not_understood:
+        return hands_off(world)
     step = (
         # Work that is done stays done: no failure, deadline or suspension after it undoes it.
         success.reached(world)

@@ -118,6 +118,8 @@ class Snapshot:
     """When it was read, by the clock of `now`; None: this process has heard nothing yet."""
     listening_since: datetime | None = None
     """Since when this process has known of the job, by the clock of `now`: before that nothing could be heard. None: not known."""
+    not_understood: tuple[str, ...] = ()
+    """What another version has stored about the job and this one does not understand; then it must not be touched."""
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""

@@ -107,7 +107,8 @@ def _replica_statuses(
                 existing=0 if actions is None else sum(pod.uid not in deleted for pod in pods) + made.count(role),
             )
         )
-    return tuple(statuses)
+    known = {status.role for status in statuses}
+    return (*statuses, *(status for status in world.status.replica_statuses if status.role not in known))
 
 
 def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:

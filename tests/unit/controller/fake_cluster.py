@@ -81,10 +81,10 @@ async def eventually(check: Callable[[], Any], *, seconds: float = 30.0) -> floa
 
 @contextlib.asynccontextmanager
 async def operated(
-    body: Body | None = None, *, started: bool = True, **options: Any
+    body: Body | None = None, *, started: bool = True, server: ApiServer | None = None, **options: Any
 ) -> AsyncIterator[tuple[ApiServer, Operator]]:
     """A job under the operator's care; `started`: with all its pods made."""
-    server = ApiServer()
+    server = server or ApiServer()
     operator = Operator(server, **options)
     async with operator.running():
         if started:
