@@ -15,6 +15,7 @@ import yaml
 from disttrain import __version__
 from disttrain.api import Termination
 from disttrain.api.names import API_VERSION, KIND
+from disttrain.plan.model import DISRUPTED
 from unit.plan.builders import MASTER, SERVER, Scene, make_job
 
 FOLDER = Path(__file__).parent
@@ -75,11 +76,15 @@ def stored() -> dict[str, dict[str, Any]]:
         del suspended.pods[name]
     suspended.seen()
     script = make_job().script().started()
+    evicted = make_job().training()
+    evicted.failed(1, code=143, conditions=frozenset({DISRUPTED}), disruption="EvictionByEvictionAPI").seen()
+    evicted.after(30).seen()
     jobs = {
         "finished": finished,
         "failed": failed,
         "running": running,
         "suspended": suspended,
+        "evicted": evicted,
         "script": script,
         "fresh": make_job(),
     }
