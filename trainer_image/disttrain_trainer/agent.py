@@ -149,20 +149,21 @@ class Agent:
 
 
 def contract(config: JobConfig, *, index: int, local_rank: int, generation: int) -> dict[str, str]:
-    """torchrun's environment of a training process."""
+    """torchrun's environment of a training process, the one of this number in its pod."""
     host, port = split_address(config.addresses.rendezvous)
     count = config.processes_per_worker
+    rank = index * count + local_rank
     return {
         environment.MASTER_ADDR: host,
         environment.MASTER_PORT: str(port),
-        environment.RANK: str(index * count + local_rank),
+        environment.RANK: str(rank),
         environment.WORLD_SIZE: str(config.world_size),
-        environment.LOCAL_RANK: str(local_rank),
-        environment.LOCAL_WORLD_SIZE: str(count),
-        environment.GROUP_RANK: str(index),
-        environment.GROUP_WORLD_SIZE: str(config.workers),
+        environment.LOCAL_RANK: str(config.local_rank(rank)),
+        environment.LOCAL_WORLD_SIZE: str(config.local_world_size),
+        environment.GROUP_RANK: str(config.group_rank(index)),
+        environment.GROUP_WORLD_SIZE: str(config.groups),
         environment.ROLE_NAME: "default",
-        environment.ROLE_RANK: str(index * count + local_rank),
+        environment.ROLE_RANK: str(rank),
         environment.ROLE_WORLD_SIZE: str(config.world_size),
         environment.USE_AGENT_STORE: "True",
         environment.RESTART_COUNT: str(generation - 1),

@@ -69,7 +69,7 @@ def _start(process: Process, local_rank: int, *, words: Path, metrics: Path) -> 
         [sys.executable, "-m", "disttrain_trainer", "--local-rank", str(local_rank), "--metrics", str(metrics)],
         env={
             **os.environ,
-            environment.LOCAL_RANK: str(local_rank),
+            environment.LOCAL_RANK: str(process.config.local_rank(rank)),
             environment.RANK: str(rank),
             environment.TERMINATION_LOG: str(words),
             environment.PARENT_PID: str(os.getpid()),

@@ -38,6 +38,11 @@ class Process:
         return self.index
 
     @property
+    def machine_rank(self) -> int:
+        """Number of the training process among those of its machine, LOCAL_RANK: it picks the GPU."""
+        return self.config.local_rank(self.rank)
+
+    @property
     def name(self) -> str:
         """How logs and messages call it: worker-1, or worker-1.3 where a pod has several processes."""
         suffix = f".{self.local_rank}" if self.role is Role.WORKER and self.config.processes_per_worker > 1 else ""

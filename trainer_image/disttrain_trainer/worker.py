@@ -50,7 +50,7 @@ class Worker:
         self._membership = membership
         self._sync = strategy.consistency is Consistency.SYNC
         self._task = tasks.build(
-            self._config, rank=process.rank, local_rank=process.local_rank, incarnation=process.incarnation
+            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)

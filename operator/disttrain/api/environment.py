@@ -40,6 +40,16 @@ RESTART_COUNT: Final = "TORCHELASTIC_RESTART_COUNT"
 """How often the programs were started again in this attempt, from 0 as torchrun counts. Each generation also has a store of its own,
 because torch 2.15 no longer prefixes the keys with this number."""
 
+PET_NNODES: Final = "PET_NNODES"
+PET_NPROC_PER_NODE: Final = "PET_NPROC_PER_NODE"
+PET_NODE_RANK: Final = "PET_NODE_RANK"
+PET_MASTER_ADDR: Final = "PET_MASTER_ADDR"
+PET_MASTER_PORT: Final = "PET_MASTER_PORT"
+"""torchrun takes the default of each of its options from PET_<OPTION>. A command gets these five; a template may replace them."""
+
+UNBUFFERED: Final = "PYTHONUNBUFFERED"
+"""Python writes each line at once: the last lines of a program that is killed are in its log."""
+
 RESERVED: Final = frozenset(
     {JOB, ROLE, INDEX, ATTEMPT, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
@@ -47,6 +57,19 @@ RESERVED: Final = frozenset(
     | {USE_AGENT_STORE, RESTART_COUNT, MAX_RESTARTS, ELASTIC_RUN_ID}
 )
 """What a pod template may not set, beside all of `PREFIX`: the operator does."""
+
+_LAUNCHERS: Final = ("PET_", "TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MV2_COMM_", "JSM_NAMESPACE_")
+"""Prefixes of the variables by which launchers tell a process its rank: torchrun, Slurm, Open MPI, MPICH, PMIx, MVAPICH, LSF."""
+_LAUNCHED: Final = frozenset(
+    {"NODE_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "TF_CONFIG", "JOB_COMPLETION_INDEX"}
+)
+"""The same of Lightning, Horovod, TensorFlow and Kubernetes' Jobs."""
+
+
+def is_of_another_training(name: str) -> bool:
+    """Whether a variable tells a process its place in a training. A process of a job must not inherit it from the shell of a local run:
+    no pod has it, and a program would believe it."""
+    return name in RESERVED or name in _LAUNCHED or name.startswith((PREFIX, *_LAUNCHERS))
 
 
 class ExitCode(IntEnum):

@@ -44,6 +44,8 @@ class JobConfig(Model):
     """Worker pods."""
     processes_per_worker: Annotated[int, Field(ge=1)] = 1
     """Training processes in each."""
+    workers_per_machine: Annotated[int, Field(ge=1)] = 1
+    """Workers that share a machine: 1 on a cluster, where each pod is a machine; all of them in a local run."""
     gpus_per_worker: Annotated[int, Field(ge=0)] = 0
     parameter_servers: Annotated[int, Field(ge=0)] = 0
     addresses: Addresses
@@ -56,6 +58,24 @@ class JobConfig(Model):
     def world_size(self) -> int:
         """Training processes of the whole job."""
         return self.workers * self.processes_per_worker
+
+    @property
+    def local_world_size(self) -> int:
+        """LOCAL_WORLD_SIZE: training processes of one machine."""
+        return self.workers_per_machine * self.processes_per_worker
+
+    def local_rank(self, rank: int) -> int:
+        """LOCAL_RANK: the number of a rank among those of its machine, which also picks its GPU."""
+        return rank % self.local_world_size
+
+    def group_rank(self, index: int) -> int:
+        """GROUP_RANK: the number of a worker's machine."""
+        return index // self.workers_per_machine
+
+    @property
+    def groups(self) -> int:
+        """GROUP_WORLD_SIZE: machines of the workers."""
+        return self.workers // self.workers_per_machine
 
 
 NonNegative = Annotated[int, Field(ge=0, le=2**53 - 1)]

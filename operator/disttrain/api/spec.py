@@ -142,15 +142,29 @@ class Worker(Model):
             message="whether a job is elastic is immutable, only its range may change; create a new job",
             field="elastic",
         ),
+        Rule(
+            cel="!has(self.processesPerWorker) || self.gpusPerWorker == 0 || self.processesPerWorker <= self.gpusPerWorker",
+            check=lambda w: w.processes_per_worker is None or w.processes_per_worker <= (w.gpus_per_worker or 64),
+            message="must be at most gpusPerWorker: each process needs a GPU of its own",
+            field="processesPerWorker",
+            shows="processesPerWorker",
+        ),
     )
     replicas: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
     """Number of worker pods. Default: 1."""
     gpus_per_worker: Annotated[StrictInt, Field(ge=0, le=64)] = 0
-    """nvidia.com/gpu of each worker; one process runs on each GPU. Default: 0, one process on the CPU."""
+    """nvidia.com/gpu of each worker; one process runs on each GPU. Default: 0, the processes run on the CPU."""
+    processes_per_worker: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    """Training processes of each worker; of a command only the value of PET_NPROC_PER_NODE. Default: one for each GPU, or one."""
     elastic: Elastic | None = None
     """Lets the number of workers change while the job runs. Default: fixed."""
     template: PodTemplate | None = None
     """Pod template of the workers."""
+
+    @property
+    def processes(self) -> int:
+        """Training processes of each worker, with the default resolved."""
+        return self.processes_per_worker or max(1, self.gpus_per_worker)
 
 
 def _mounts_elsewhere(role: str) -> str:
@@ -174,6 +188,13 @@ def _mounts(spec: "DistTrainJobSpec") -> set[str]:
         if container.name == TRAINER_CONTAINER
         for mount in container.volume_mounts or ()
     }
+
+
+_PROCESSES = (
+    "(has(self.worker.processesPerWorker) ? self.worker.processesPerWorker : "
+    "self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)"
+)
+"""CEL: the training processes of each worker, with the default resolved."""
 
 
 class DistTrainJobSpec(Model):
@@ -258,8 +279,8 @@ class DistTrainJobSpec(Model):
             shows="trainer.backend",
         ),
         Rule(
-            cel="!has(self.trainer.model) || self.trainer.batchSize < 1 || self.trainer.batchSize >= self.worker.replicas * "
-            "(self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)",
+            cel="!has(self.trainer.model) || self.trainer.batchSize < 1 || "
+            f"self.trainer.batchSize >= self.worker.replicas * {_PROCESSES}",
             check=lambda s: s.trainer.model is None or s.trainer.batch_size >= s.world_size,
             message="trainer.batchSize is global and must give every worker process at least one sample",
             field="trainer.batchSize",
@@ -267,15 +288,23 @@ class DistTrainJobSpec(Model):
         ),
         Rule(
             cel="!has(self.trainer.model) || !has(self.strategy.modelParallel) || "
-            "self.worker.replicas * (self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1) % "
+            f"self.worker.replicas * {_PROCESSES} % "
             "(self.strategy.modelParallel.tensor * self.strategy.modelParallel.pipeline) == 0",
             check=lambda s: (
                 s.trainer.model is None
                 or s.strategy.model_parallel is None
                 or s.world_size % (s.strategy.model_parallel.tensor * s.strategy.model_parallel.pipeline) == 0
             ),
-            message="workers x GPUs each must be a multiple of tensor x pipeline",
+            message="workers x processes each must be a multiple of tensor x pipeline",
             field="strategy.modelParallel",
+        ),
+        Rule(
+            cel="!has(self.trainer.model) || self.worker.gpusPerWorker == 0 || "
+            "!has(self.worker.processesPerWorker) || self.worker.processesPerWorker >= self.worker.gpusPerWorker",
+            check=lambda s: s.trainer.model is None or s.worker.processes >= s.worker.gpus_per_worker,
+            message="must be gpusPerWorker, or left out: each process of our loop uses one GPU, and the other GPUs would be idle",
+            field="worker.processesPerWorker",
+            shows="worker.processesPerWorker",
         ),
         Rule(
             cel="!has(self.data) || !has(self.data.volume) || "
@@ -322,9 +351,8 @@ class DistTrainJobSpec(Model):
 
     @property
     def processes_per_worker(self) -> int:
-        """Training processes in a worker pod: one for each GPU, or one on the CPU. A command is started once, whatever GPUs it has: to it
-        a pod is one rank."""
-        return 1 if self.trainer.command is not None else max(1, self.worker.gpus_per_worker)
+        """Training processes that we start in a worker pod. A command is started once, whatever it starts itself: a pod is one rank."""
+        return 1 if self.trainer.command is not None else self.worker.processes
 
     @property
     def world_size(self) -> int:

@@ -10,6 +10,8 @@ from typing import Final
 from disttrain.api.names import Role
 
 LOOPBACK: Final = "127.0.0.1"
+LOCAL_NODE: Final = "localhost"
+"""The node of every process of a local run."""
 
 
 class Ports:

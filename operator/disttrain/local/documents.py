@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from disttrain.api.job import DistTrainJob
 from disttrain.api.names import TRAINER_CONTAINER
 from disttrain.api.template import Container, PodTemplate
 from disttrain.local import objects
@@ -40,24 +39,26 @@ class Documents:
             (folder / key).write_bytes(data)
 
     def environment(
-        self, job: DistTrainJob, template: PodTemplate | None, path: FieldPath, known: Mapping[str, str]
+        self, template: PodTemplate | None, path: FieldPath, known: Mapping[str, str], fields: Mapping[str, str]
     ) -> dict[str, str]:
-        """The variables that a role's template sets for its training container. Raises Unusable.
+        """The variables of a role's training container: `known`, and those that its template sets. Raises Unusable.
 
-        known: those that its values may refer to, beside the ones before them.
+        As in a pod, `known` stands above envFrom, and env above both. A value of env may refer to every variable above it.
+        fields: those of the pod that valueFrom.fieldRef may name.
         """
         containers = (template and template.spec and template.spec.containers) or ()
-        variables: dict[str, str] = {}
+        variables = dict(known)
         for position, container in enumerate(containers):
             if container.name == TRAINER_CONTAINER:
                 where = (*path, "template", "spec", "containers", position)
-                variables |= self._sources(container, where)
+                replaced = {variable.name for variable in container.env or ()}
+                variables = self._sources(container, where) | {k: v for k, v in known.items() if k not in replaced}
                 for number, variable in enumerate(container.env or ()):
                     own = (*where, "env", number)
                     if variable.value_from is None:
-                        found = expanded(variable.value or "", {**known, **variables})
+                        found = expanded(variable.value or "", variables)
                     else:
-                        found = self._resolve(job, variable.value_from, (*own, "valueFrom")) or ""
+                        found = self._resolve(fields, variable.value_from, (*own, "valueFrom")) or ""
                     variables[variable.name] = _usable(found, own)
         return variables
 
@@ -84,7 +85,7 @@ class Documents:
     def _left_out(self, kind: str, reference: ObjectReference) -> bool:
         return reference.optional and (kind, reference.name) not in self._objects
 
-    def _resolve(self, job: DistTrainJob, source: Mapping[str, Any], path: FieldPath) -> str | None:
+    def _resolve(self, fields: Mapping[str, str], source: Mapping[str, Any], path: FieldPath) -> str | None:
         parsed = understood(VALUE_FROM, source, path)
         for kind, field, reference in (
             ("ConfigMap", "configMapKeyRef", parsed.config_map),
@@ -97,13 +98,8 @@ class Documents:
                 if reference.optional and reference.key not in content:
                     return None
                 return _entry(content, f'{kind} "{reference.name}"', reference.key, (*path, field))
-        known = {
-            "metadata.name": job.metadata.name,
-            "metadata.namespace": job.metadata.namespace,
-            "metadata.uid": job.metadata.uid,
-        }
-        if parsed.field is not None and parsed.field.field_path in known:
-            return known[parsed.field.field_path]
+        if parsed.field is not None and parsed.field.field_path in fields:
+            return fields[parsed.field.field_path]
         raise Unusable(
             path, "cannot be resolved without a cluster; set a value, or a key of a ConfigMap or Secret of the file"
         )

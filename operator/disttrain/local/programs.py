@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from disttrain.api import environment as names
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import TRAINER_CONTAINER, Role
+from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.runtime import Addresses
 from disttrain.api.spec import Script
 from disttrain.api.template import PodTemplate
 from disttrain.local import machine
-from disttrain.local.addresses import Ports
+from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
 from disttrain.local.expansion import expanded
 from disttrain.local.folders import RunFolder
@@ -66,13 +66,11 @@ class Programs:
     def environment(self, process: Process) -> dict[str, str]:
         """The whole environment of a process."""
         job, role = self._job, process.role
-        # We may ourselves be run by a training, whose ranks and addresses are none of this one's.
-        foreign = {name for name in os.environ if name in names.RESERVED or name.startswith(names.PREFIX)}
-        inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-        cores = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
+        # The shell may itself be a part of a training, or of a Slurm job, whose ranks and addresses do not hold for this job.
+        inherited = {name: value for name, value in os.environ.items() if not names.is_of_another_training(name)}
+        cores = max(1, len(os.sched_getaffinity(0)) // (job.spec.worker.replicas * job.spec.worker.processes))
         ours = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
             "CUDA_VISIBLE_DEVICES": ",".join(self._gpus_of(role, process.index)),
         }
@@ -169,27 +167,47 @@ class Programs:
 
     def _container_environment(self, process: Process) -> dict[str, str]:
         """What a container of the process would be given."""
-        told = training_environment(
-            self._told(),
+        job, addresses = self._told(), self._addresses()
+        own = training_environment(
+            job,
             process.role,
             process.index,
             process.attempt,
-            self._addresses(),
+            addresses,
             metrics_port=process.metrics_port,
             termination_log=str(process.termination_log.absolute()),
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
+            workers_per_machine=job.spec.worker.replicas if job.spec.trainer.command is None else 1,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
-        defaults = home | default_environment(self._job, process.role)
-        return defaults | self._template_environment(process.role, defaults | told) | told
+        defaults = home | default_environment(job, process.role, process.index, addresses)
+        return self._template_environment(process.role, own | defaults, process.index, process.uid) | own
 
-    def _template_environment(self, role: Role, known: Mapping[str, str]) -> dict[str, str]:
-        return self._documents.environment(self._job, self._template(role), self._path(role), known)
+    def _template_environment(
+        self, role: Role, known: Mapping[str, str], index: int = 0, uid: str = ""
+    ) -> dict[str, str]:
+        metadata = self._job.metadata
+        fields = {
+            "metadata.name": pod_name(metadata.name, role, index),
+            "metadata.namespace": metadata.namespace,
+            "metadata.uid": uid,
+            f"metadata.labels['{LABEL_JOB_NAME}']": metadata.name,
+            f"metadata.labels['{LABEL_ROLE}']": role.value,
+            f"metadata.labels['{LABEL_INDEX}']": str(index),
+            "spec.nodeName": LOCAL_NODE,
+            "status.podIP": LOOPBACK,
+            "status.hostIP": LOOPBACK,
+        }
+        return self._documents.environment(self._template(role), self._path(role), known, fields)
 
     def _gpus_of(self, role: Role, index: int) -> list[str]:
         # "" hides every GPU, as a container that asked for none sees none.
-        each = self._job.spec.worker.gpus_per_worker if role is Role.WORKER else 0
+        spec = self._job.spec
+        each = spec.worker.gpus_per_worker if role is Role.WORKER else 0
+        if spec.trainer.command is None:
+            # The workers are processes of one machine: each sees the GPUs of all, and LOCAL_RANK picks its own.
+            return self._gpus[: spec.worker.replicas * each]
         return self._gpus[index * each : (index + 1) * each]
 
     def _check(self) -> None:

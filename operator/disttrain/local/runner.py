@@ -17,7 +17,7 @@ from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.local import probes
-from disttrain.local.addresses import LOOPBACK, Ports
+from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.folders import RunFolder
 from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
@@ -159,7 +159,7 @@ class Run:
             exit_code=process.exit_code,
             reason=process.reason,
             termination=process.termination(),
-            node="localhost",
+            node=LOCAL_NODE,
         )
 
     def _apply(self, plan: Plan) -> None:

@@ -1,6 +1,6 @@
-"""The environment of a training process: the torchrun variables and DISTTRAIN_*. The same code for pods and for local processes.
+"""The environment of a training process: the torchrun variables, PET_* and DISTTRAIN_*. The same code for pods and for local processes.
 
-Not here: what the agent in a worker sets for each of its processes (LOCAL_RANK above 0, TORCHELASTIC_*), and what a template adds.
+Not here: what the agent in a worker sets for each of its processes (their LOCAL_RANK, TORCHELASTIC_*), and what a template adds.
 """
 
 from disttrain.api import environment as env
@@ -24,8 +24,8 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
     )
 
 
-def job_config(job: DistTrainJob, attempt: int, addresses: Addresses) -> JobConfig:
-    """What every process of an attempt is told."""
+def job_config(job: DistTrainJob, attempt: int, addresses: Addresses, *, workers_per_machine: int = 1) -> JobConfig:
+    """The configuration of every process of an attempt."""
     return JobConfig(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
@@ -37,6 +37,7 @@ def job_config(job: DistTrainJob, attempt: int, addresses: Addresses) -> JobConf
         checkpoint=job.spec.checkpoint,
         workers=job.spec.worker.replicas,
         processes_per_worker=job.spec.processes_per_worker,
+        workers_per_machine=workers_per_machine,
         gpus_per_worker=job.spec.worker.gpus_per_worker,
         parameter_servers=job.spec.parameter_server.replicas if job.spec.parameter_server else 0,
         addresses=addresses,
@@ -54,9 +55,13 @@ def training_environment(
     termination_log: str,
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
+    workers_per_machine: int = 1,
 ) -> dict[str, str]:
-    """The variables of one process. Ranks are those of the pod's first process; only workers have them."""
-    config = job_config(job, attempt, addresses)
+    """The variables of one process that no template may replace. Ranks are those of the pod's first process; only workers have them.
+
+    A command gets no LOCAL_*: Lightning would conclude that its processes are started for it, and wait for them without end.
+    """
+    config = job_config(job, attempt, addresses, workers_per_machine=workers_per_machine)
     host, _, port = addresses.rendezvous.rpartition(":")
     variables = {
         env.MASTER_ADDR: host,
@@ -70,12 +75,14 @@ def training_environment(
         env.TERMINATION_LOG: termination_log,
     }
     if role is Role.WORKER:
-        variables |= {
-            env.RANK: str(index * config.processes_per_worker),
-            env.LOCAL_RANK: "0",
-            env.LOCAL_WORLD_SIZE: str(config.processes_per_worker),
-            env.GROUP_RANK: str(index),
-        }
+        rank = index * config.processes_per_worker
+        variables[env.RANK] = str(rank)
+        if job.spec.trainer.command is not None:
+            variables[env.GROUP_RANK] = str(index)
+        else:
+            variables[env.LOCAL_RANK] = str(config.local_rank(rank))
+            variables[env.LOCAL_WORLD_SIZE] = str(config.local_world_size)
+            variables[env.GROUP_RANK] = str(config.group_rank(index))
     if checkpoint_dir is not None:
         variables[env.CHECKPOINT_DIR] = checkpoint_dir
     if data_dir is not None:
@@ -83,12 +90,23 @@ def training_environment(
     return variables
 
 
-def default_environment(job: DistTrainJob, role: Role) -> dict[str, str]:
-    """What a process has unless its template sets it to something else.
-
-    All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would otherwise
-    be another one in each worker, and the training would be of no use without a word.
-    """
-    if role is not Role.WORKER or job.spec.trainer.model is None:
-        return {}
-    return {env.HASH_SEED: str(job.spec.trainer.seed)}
+def default_environment(job: DistTrainJob, role: Role, index: int, addresses: Addresses) -> dict[str, str]:
+    """The variables of one process that a template may replace."""
+    variables = {env.UNBUFFERED: "1"}
+    if role is not Role.WORKER:
+        return variables
+    if job.spec.trainer.model is not None:
+        # All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would
+        # otherwise be a different one in each worker, and the training would silently be useless.
+        variables[env.HASH_SEED] = str(job.spec.trainer.seed)
+    if job.spec.trainer.command is not None:
+        host, _, port = addresses.rendezvous.rpartition(":")
+        # A bare `torchrun train.py` takes its options from these. Without them each pod would train a model of its own.
+        variables |= {
+            env.PET_NNODES: str(job.spec.worker.replicas),
+            env.PET_NPROC_PER_NODE: str(job.spec.worker.processes),
+            env.PET_NODE_RANK: str(index),
+            env.PET_MASTER_ADDR: host,
+            env.PET_MASTER_PORT: port,
+        }
+    return variables

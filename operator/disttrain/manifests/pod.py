@@ -119,24 +119,30 @@ def _trainer_container(
 
 
 def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, template: _Object) -> list[_Object]:
+    addresses = cluster_addresses(job)
     variables = training_environment(
         job,
         role,
         index,
         attempt,
-        cluster_addresses(job),
+        addresses,
         metrics_port=job.spec.observability.metrics_port,
         termination_log=TERMINATION_LOG,
         checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
-    defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role)
-    # The kubelet expands $(NAME) and makes $ of $$; the configuration shall arrive as it is.
+    defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role, index, addresses)
+    # The kubelet expands $(NAME) and makes $ of $$; the configuration arrives as it is.
     exact = {name: value.replace("$", "$$") for name, value in variables.items()}
-    own = _as_env(exact)
-    # First, so that a template's variables can refer to them; and once more, so that no template replaces them.
-    return merge_by("name", own, _as_env(defaults), template.get("env", []), own)
+    given = [variable for variable in template.get("env", []) if variable["name"] not in exact]
+    replaced = {variable["name"] for variable in given}
+    # The template's variables come last and in their order: each may refer to those above it, and to ours.
+    return [
+        *_as_env(exact),
+        *_as_env({name: value for name, value in defaults.items() if name not in replaced}),
+        *merge_by("name", given),
+    ]
 
 
 def _as_env(variables: dict[str, str]) -> list[_Object]:

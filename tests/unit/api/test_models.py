@@ -13,6 +13,13 @@ from disttrain.api.spec import Observability, RunPolicy, Trainer
 from disttrain.api.template import PodTemplate
 from disttrain.api.types import quantity_value
 
+OUR_LOOP: dict[str, object] = {
+    "model": "a:b",
+    "dataset": "a:b",
+    "epochs": 1,
+    "optimizer": {"name": "SGD", "learningRate": "1"},
+}
+
 
 @pytest.mark.parametrize(
     ("quantity", "value"),
@@ -78,6 +85,40 @@ def test_a_command_is_one_process_whatever_its_gpus(trainer: dict[str, object], 
     spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "worker": {"replicas": 3, "gpusPerWorker": gpus}}
     job = DistTrainJob.parse({"metadata": {"name": "j"}, "spec": spec})
     assert (job.spec.processes_per_worker, job.spec.world_size) == (processes, 3 * processes)
+
+
+@pytest.mark.parametrize(
+    ("worker", "trainer", "field"),
+    [
+        ({"gpusPerWorker": 2, "processesPerWorker": 3}, {"script": {"file": "a.py"}}, "processesPerWorker"),
+        ({"gpusPerWorker": 2, "processesPerWorker": 3}, {"command": ["x"]}, "processesPerWorker"),
+        ({"gpusPerWorker": 2, "processesPerWorker": 1}, OUR_LOOP, "processesPerWorker"),
+        ({"replicas": 4, "processesPerWorker": 3}, {**OUR_LOOP, "batchSize": 11}, "batchSize"),
+        ({"replicas": 4, "processesPerWorker": 0}, {"command": ["x"]}, "processesPerWorker"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(
+    worker: dict[str, object], trainer: dict[str, object], field: str
+) -> None:
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "worker": worker}
+    with pytest.raises(ValidationError, match=field):
+        DistTrainJob.parse({"metadata": {"name": "j"}, "spec": spec})
+
+
+@pytest.mark.parametrize(
+    ("worker", "trainer", "world_size"),
+    [
+        ({"replicas": 4, "processesPerWorker": 3}, {**OUR_LOOP, "batchSize": 12}, 12),
+        ({"replicas": 4, "processesPerWorker": 3}, {"script": {"file": "a.py"}}, 12),
+        ({"replicas": 4, "gpusPerWorker": 8, "processesPerWorker": 1}, {"script": {"file": "a.py"}}, 4),
+        ({"replicas": 4, "processesPerWorker": 3}, {"command": ["x"]}, 4),
+    ],
+)
+def test_the_world_has_the_processes_of_all_workers(
+    worker: dict[str, object], trainer: dict[str, object], world_size: int
+) -> None:
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "worker": worker}
+    assert DistTrainJob.parse({"metadata": {"name": "j"}, "spec": spec}).spec.world_size == world_size
 
 
 def test_a_null_within_the_users_own_objects_is_kept() -> None:

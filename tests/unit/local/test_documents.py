@@ -28,7 +28,8 @@ def job(*env: dict[str, Any], **container: Any) -> DistTrainJob:
 
 
 def environment(described: DistTrainJob, known: dict[str, str] | None = None) -> dict[str, str]:
-    return Documents([CONFIG, SECRET]).environment(described, described.spec.worker.template, PATH, known or {})
+    fields = {"metadata.name": "j-worker-0"}
+    return Documents([CONFIG, SECRET]).environment(described.spec.worker.template, PATH, known or {}, fields)
 
 
 def reference(kind: str, name: str, key: str, **more: Any) -> dict[str, Any]:
@@ -42,7 +43,9 @@ def test_values_come_from_where_they_would_on_a_cluster() -> None:
     assert environment(job(reference("secret", "s", "K"))) == {"V": "secret"}
     assert environment(job(reference("secret", "s", "P"))) == {"V": "plain"}
     assert environment(job(reference("secret", "t", "K", optional=True))) == {"V": ""}
-    assert environment(job({"name": "V", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})) == {"V": "j"}
+    assert environment(job({"name": "V", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})) == {
+        "V": "j-worker-0"
+    }
 
 
 def test_env_from_takes_everything_with_a_prefix_and_env_wins() -> None:
@@ -62,7 +65,13 @@ def test_a_value_refers_to_what_is_before_it_and_to_what_we_set() -> None:
         {"name": "B", "value": "$(A)/$$(A)/$(NONE)"},
         {"name": "NONE", "value": "x"},
     )
-    assert environment(described, {"RANK": "1"}) == {"A": "/data/1", "B": "/data/1/$(A)/$(NONE)", "NONE": "x"}
+    expected = {"RANK": "1", "A": "/data/1", "B": "/data/1/$(A)/$(NONE)", "NONE": "x"}
+    assert environment(described, {"RANK": "1"}) == expected
+
+
+def test_a_variable_of_ours_stands_above_env_from_and_below_env() -> None:
+    described = job({"name": "N", "value": "env"}, envFrom=[{"configMapRef": {"name": "c"}}])
+    assert environment(described, {"K": "ours", "N": "ours"}) == {"K": "ours", "N": "env"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def test_an_env_from_that_cannot_be_understood_is_told(sources: Any, told: str) 
     described = job(envFrom=sources)
     nul = {"kind": "Secret", "metadata": {"name": "nul"}, "data": {"K": "AAE="}}
     with pytest.raises(Unusable) as wrong:
-        Documents([CONFIG, SECRET, nul]).environment(described, described.spec.worker.template, PATH, {})
+        Documents([CONFIG, SECRET, nul]).environment(described.spec.worker.template, PATH, {}, {})
     assert told in wrong.value.message
     assert wrong.value.path[:7] == (*PATH, "template", "spec", "containers", 0, "envFrom")
 

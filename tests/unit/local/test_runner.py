@@ -221,7 +221,7 @@ def test_what_a_process_finds_in_its_environment(folder: Path) -> None:
     show += "; print('uid', job['uid'])"
     file = stub.write_job(folder, config={"worker-1": show}, worker={"replicas": 2, "template": template})
     done = run(folder, file, environment={"RANK": "7", "MASTER_ADDR": "elsewhere"})
-    assert "[worker-1] 1|2|0|yes||127.0.0.1" in done.out, done
+    assert "[worker-1] 1|2|1|yes||127.0.0.1" in done.out, done
     assert (
         f"[worker-1] uid {json.loads(next(folder.glob('.disttrain/runs/*/run.json')).read_text())['uid']}" in done.out
     )
@@ -237,15 +237,22 @@ def test_workers_iterate_over_a_set_in_the_order_of_the_jobs_seed_and_not_of_the
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/nvidia* is Linux")
-def test_each_worker_has_its_own_gpus(folder: Path) -> None:
-    file = stub.write_job(
-        folder,
-        config={"worker": "print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"},
-        worker={"replicas": 2, "gpusPerWorker": 2},
-    )
-    done = run(folder, file, environment={"CUDA_VISIBLE_DEVICES": "4,5,6,7"})
-    assert "[worker-0] sees 4,5" in done.out
-    assert "[worker-1] sees 6,7" in done.out
+def test_workers_of_our_loop_see_the_gpus_of_all_and_local_rank_picks_their_own(folder: Path) -> None:
+    show = "print('sees', *(os.environ[name] for name in ('CUDA_VISIBLE_DEVICES', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')))"
+    file = stub.write_job(folder, config={"worker": show}, worker={"replicas": 2, "gpusPerWorker": 2})
+    done = run(folder, file, environment={"CUDA_VISIBLE_DEVICES": "4,5,6,7,8"})
+    # The numbers are those of the first process of each worker.
+    assert "[worker-0] sees 4,5,6,7 0 4" in done.out
+    assert "[worker-1] sees 4,5,6,7 2 4" in done.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/nvidia* is Linux")
+def test_each_worker_of_a_command_has_its_own_gpus(folder: Path) -> None:
+    show = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['PET_NPROC_PER_NODE'])"
+    file = stub.write_command(folder, sys.executable, "-c", show, worker={"replicas": 2, "gpusPerWorker": 2})
+    done = run(folder, file, environment={"CUDA_VISIBLE_DEVICES": "4,5,6,7,8"})
+    assert "[worker-0] sees 4,5 2" in done.out
+    assert "[worker-1] sees 6,7 2" in done.out
 
 
 def test_too_few_gpus_is_told_with_the_line(folder: Path) -> None:

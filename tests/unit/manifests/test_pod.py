@@ -198,9 +198,61 @@ def test_the_torchrun_contract_of_a_worker_with_gpus():
 def test_a_command_is_one_rank_in_a_pod_and_rank_0_hosts_the_store():
     each = job(trainer={"command": ["x"]}, worker={"replicas": 3, "gpusPerWorker": 4})
     env = environment(each, Role.WORKER, 2)
-    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == ("2", "3", "1")
+    assert (env["RANK"], env["WORLD_SIZE"], env["GROUP_RANK"]) == ("2", "3", "2")
     assert env["MASTER_ADDR"] == "digits-worker-0.digits"
-    assert not [name for name in env if name.startswith("TORCHELASTIC")]
+    assert not [name for name in env if name.startswith(("TORCHELASTIC", "LOCAL_"))]
+
+
+def test_a_bare_torchrun_in_a_command_forms_one_world():
+    each = job(trainer={"command": ["torchrun", "train.py"]}, worker={"replicas": 3, "gpusPerWorker": 4})
+    env = environment(each, Role.WORKER, 2)
+    assert {name: value for name, value in env.items() if name.startswith("PET_")} == {
+        "PET_NNODES": "3",
+        "PET_NPROC_PER_NODE": "4",
+        "PET_NODE_RANK": "2",
+        "PET_MASTER_ADDR": "digits-worker-0.digits",
+        "PET_MASTER_PORT": "29500",
+    }
+    assert not [name for name in environment(each, Role.MASTER, 0) if name.startswith("PET_")]
+    for trainer in ({"script": {"file": "a.py"}}, JOBS["data-parallel"][0].spec.trainer.to_dict()):
+        assert not [name for name in environment(job(trainer=trainer), Role.WORKER, 0) if name.startswith("PET_")]
+
+
+@pytest.mark.parametrize(
+    ("worker", "count"), [({}, "1"), ({"processesPerWorker": 3}, "3"), ({"gpusPerWorker": 2}, "2")]
+)
+def test_how_many_processes_torchrun_starts_in_each_pod(worker, count):
+    each = job(trainer={"command": ["torchrun", "train.py"]}, worker={"replicas": 2, **worker})
+    env = environment(each, Role.WORKER, 1)
+    assert (env["PET_NPROC_PER_NODE"], env["PET_NNODES"], env["WORLD_SIZE"]) == (count, "2", "2")
+
+
+def test_a_template_replaces_a_default_and_refers_to_what_is_above_it():
+    given = [
+        {"name": "ROOT", "value": "/logs"},
+        {"name": "HOME", "value": "$(ROOT)/home"},
+        {"name": "PET_NNODES", "value": "$(WORLD_SIZE)"},
+        {"name": "PET_MASTER_PORT", "value": "1234"},
+        {"name": "PYTHONUNBUFFERED", "value": ""},
+    ]
+    template = {"spec": {"containers": [{"name": "trainer", "env": given}]}}
+    each = job(trainer={"command": ["torchrun"]}, worker={"replicas": 2, "template": template})
+    env = build_pod(each, Role.WORKER, 0, 1, trainer_image="t:1")["spec"]["containers"][0]["env"]
+    names = [entry["name"] for entry in env]
+    assert env[-5:] == given, "in their order, and after all of ours"
+    assert len(names) == len(set(names))
+
+
+def test_python_writes_each_line_at_once_in_every_pod():
+    for each, places in JOBS.values():
+        for role, index in places:
+            assert environment(each, role, index)["PYTHONUNBUFFERED"] == "1"
+
+
+def test_several_processes_of_a_worker_without_gpus():
+    each = job(worker={"replicas": 2, "processesPerWorker": 3})
+    env = environment(each, Role.WORKER, 1)
+    assert (env["RANK"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"], env["WORLD_SIZE"]) == ("3", "0", "3", "6")
 
 
 def test_a_command_runs_in_the_users_image_and_its_master_in_ours():

@@ -56,7 +56,7 @@ class DataParallel:
         self._control = control
         self._rank = rank
         self._task = task = tasks.build(
-            self._config, rank=process.rank, local_rank=process.local_rank, incarnation=process.incarnation
+            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
         self._flat = FlatModel(task.model)
         settings = self._config.trainer.optimizer
