@@ -50,7 +50,7 @@ FROM torch AS trainer
 RUN --mount=type=bind,from=project,source=/dist,target=/dist python -m pip install --no-deps --no-index /dist/*.whl
 USER 65532:65532
 WORKDIR /tmp
-ENTRYPOINT ["env", "--block-signal=TERM", "python", "-m", "disttrain_trainer"]
+ENTRYPOINT ["env", "--block-signal=TERM", "python", "-P", "-m", "disttrain_trainer"]
 
 FROM base AS operator
 ARG PIP_NO_INDEX

@@ -59,6 +59,10 @@ class Started:
 
         # NO_COLOR and COLUMNS: whoever runs the tests has a terminal of some kind.
         env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"} | (environment or {})
+        if (
+            folder / "disttrain_trainer"
+        ).is_dir():  # the stub: our processes do not look for modules in the current folder
+            env["PYTHONPATH"] = str(folder.absolute())
         self.process = subprocess.Popen(
             [str(DISTTRAIN), "run", *arguments],
             cwd=folder,

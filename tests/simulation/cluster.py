@@ -107,7 +107,7 @@ class Cluster:
             exit_code=code,
             reason="Error" if code else "",
             finished=self.now.replace(microsecond=0) + timedelta(seconds=ahead),
-            termination=Termination(message=f"exit {code}" if code else "", progress=progress),
+            termination=Termination(message=f"exit {code}" if code else "", progress=progress, done=code == 0),
             conditions=conditions,
         )
         self.pods[name] = ended

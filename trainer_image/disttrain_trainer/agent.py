@@ -4,7 +4,6 @@ When a member is lost, every agent stops its program and starts it again in the 
 generations apart. Not here: the processes of a program (program.py), what it reports (session.py), ranks of our own loop (parallel/).
 """
 
-import logging
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from disttrain.api import environment
 from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import machine, run_script
+from disttrain_trainer import logs, machine, run_script
 from disttrain_trainer.address import split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import Terminated, WrongInput
@@ -23,7 +22,7 @@ from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.process import Process
 from disttrain_trainer.program import Program
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 SETTLE = 1.0
 """Seconds in which the master may say that another member was lost, before a failed program is reported as the cause."""

@@ -5,7 +5,6 @@ end (master/hub.py), and what the messages mean (each role).
 """
 
 import contextlib
-import logging
 import math
 import random
 import socket
@@ -14,12 +13,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from disttrain_trainer import logs
 from disttrain_trainer.address import split_address
 from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
 from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -5,9 +5,7 @@ The connection to the master is made first, so that it knows who is there; torch
 
 import argparse
 import contextlib
-import logging
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +27,7 @@ from disttrain_trainer.process import Process
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 class Entry:
@@ -40,6 +38,7 @@ class Entry:
         self._progress: Progress | None = None
         self._control: Control | None = None
         self._metrics_socket: Path | None = None
+        self._pid = os.getpid()
 
     def run(self, *, local_rank: int | None, metrics_socket: Path | None) -> int:
         """Runs the role to its end; the exit code. metrics_socket: where the pod's parent asks for metrics, in place of the port."""
@@ -47,16 +46,12 @@ class Entry:
         try:
             self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
             logs.configure(process.name)
-            if process.unknown:
-                fields = ", ".join(process.unknown)
-                log.warning(
-                    "this trainer does not know %s and ignores it; use an image of the operator's release", fields
-                )
             self._take_role(process, is_rank=local_rank is not None)
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))
-        except KeyboardInterrupt:
-            return self._end(130, Termination(message="interrupted"))
+        except KeyboardInterrupt as interrupt:
+            where = last_words.of_user_error(interrupt)[1].where
+            return self._end(130, Termination(message="KeyboardInterrupt", where=where))
         except ProgramFailed as failed:
             log.error("%s", failed)
             return self._end(failed.code, Termination(message=failed.last_line or str(failed), where=failed.where))
@@ -69,12 +64,12 @@ class Entry:
                 return self._end(ExitCode.WRONG_INPUT, Termination(message=missing))
             shown, termination = last_words.of_user_error(error)
             if self._process is None or self._process.role is Role.WORKER:
-                print(shown, end="", file=sys.stderr)
+                logs.show(shown)
                 return self._end(ExitCode.USER_ERROR, termination)
             # No code of the user's runs here: all of the traceback is wanted.
             log.exception("this process cannot go on, and is to be replaced: %s", termination.message)
             return self._end(CRASHED, termination.model_copy(update={"where": ""}))
-        return self._end(ExitCode.DONE, Termination())
+        return self._end(ExitCode.DONE, Termination(done=True))
 
     def _missing_data(self, error: BaseException) -> str | None:
         """What to do about a file that the user's code did not find on the data volume; None for any other error."""
@@ -91,6 +86,10 @@ class Entry:
         )
 
     def _end(self, code: int, termination: Termination) -> int:
+        if os.getpid() != self._pid:
+            os._exit(
+                code
+            )  # a child that user code forked, and that came up here: connections and last words are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
             self._control.send(Say.FAILED, message=termination.message)
         path = self._process.termination_log if self._process else last_words.path_in(os.environ)
@@ -198,4 +197,5 @@ def main(arguments: list[str] | None = None) -> int:
     if parent.isdecimal():
         machine.die_with_parent(int(parent))
     logs.configure("-")
+    machine.raise_file_limit()
     return Entry().run(local_rank=options.local_rank, metrics_socket=options.metrics)

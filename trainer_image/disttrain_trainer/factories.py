@@ -12,14 +12,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from disttrain_trainer import logs
 from disttrain_trainer.errors import WrongInput
+
+log = logs.get_logger(__name__)
 
 
 def add_current_folder() -> None:
     """Lets factories be imported from the current folder, before any installed package."""
-    here = str(Path.cwd())
-    if here not in sys.path[:1]:
-        sys.path.insert(0, here)
+    here = Path.cwd()
+    if str(here) not in sys.path[:1]:
+        sys.path.insert(0, str(here))
+    if hidden := hidden_files(here):
+        names = ", ".join(file.name for file in hidden)
+        log.warning(
+            "%s in %s: another module of that name was imported first, and `import` gives that one; rename the file if yours is meant",
+            names,
+            here,
+        )
+
+
+def hidden_files(folder: Path) -> list[Path]:
+    """Files and packages of a folder that have the name of a module which this process has imported from elsewhere, such as random.py."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [entry for entry in entries if (name := _importable(entry)) and _is_from_elsewhere(name, folder)]
+
+
+def _importable(entry: Path) -> str:
+    """The name under which `import` finds a file or package, "" for none."""
+    if entry.suffix == ".py":
+        return entry.stem
+    return entry.name if (entry / "__init__.py").is_file() else ""
+
+
+def _is_from_elsewhere(name: str, folder: Path) -> bool:
+    if name == "__main__" or name not in sys.modules:
+        return False
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is None or folder.resolve() not in Path(file).resolve().parents
 
 
 def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
@@ -43,7 +76,10 @@ def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
     if not hasattr(module, attribute):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         near = difflib.get_close_matches(attribute, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"define it in {module.__file__}"
+        hint = f"did you mean {near[0]!r}?" if near else f"define it in {getattr(module, '__file__', module_name)}"
+        own = Path.cwd() / f"{module_name.partition('.')[0]}.py"
+        if own in hidden_files(Path.cwd()):
+            hint = f"{own} has the name of a module that Python or a library of the trainer uses; rename it"
         raise WrongInput(f"{field}: {name!r}: module {module_name} has no {attribute!r}; {hint}")
     found = getattr(module, attribute)
     if not callable(found):

@@ -3,7 +3,6 @@
 A user's mistake never shows our own frames. Not here: which exit code means what (errors.py, disttrain.api.environment).
 """
 
-import logging
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,12 @@ from types import TracebackType
 
 from disttrain.api import environment
 from disttrain.api.runtime import Termination
+from disttrain_trainer import logs
 
 _PACKAGE = Path(__file__).parent
 _EXAMPLES = _PACKAGE / "examples"
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def write(path: Path | None, termination: Termination) -> None:
@@ -31,7 +31,7 @@ def write(path: Path | None, termination: Termination) -> None:
 def path_in(environ: Mapping[str, str]) -> Path | None:
     """Where the environment wants the termination message, for a process that could not read the rest of it."""
     name = environ.get(environment.TERMINATION_LOG)
-    return Path(name) if name else None
+    return Path(name).absolute() if name else None
 
 
 def is_users(filename: str) -> bool:

@@ -4,7 +4,6 @@ Each of them is a rank with its own connection to the master. Not here: ranks; t
 """
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -16,11 +15,12 @@ from types import FrameType
 from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.runtime import Termination
-from disttrain_trainer.errors import ProgramFailed, Terminated
+from disttrain_trainer import logs
+from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated
 from disttrain_trainer.pod_metrics import PodMetrics
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def run(process: Process, metrics: PodMetrics) -> None:
@@ -49,15 +49,19 @@ def run(process: Process, metrics: PodMetrics) -> None:
             code = os.waitstatus_to_exitcode(status)
             child.returncode = code  # reaped here: Popen must not wait for it again
             code = 128 - code if code < 0 else code
-            if code == ExitCode.DONE:
+            said = Termination.decode(words[local_rank].read_text()) if words[local_rank].exists() else Termination()
+            if said.done:
                 continue
             _signal_all(ranks, signal.SIGKILL)
             for _, other in ranks.values():
                 other.wait()
             if terminated:
                 raise Terminated
-            said = Termination.decode(words[local_rank].read_text()) if words[local_rank].exists() else Termination()
             name = f"training process {local_rank} of {process.name}"
+            if code == ExitCode.DONE:
+                raise ProgramFailed(
+                    CRASHED, f"{name} ended with exit code 0 before the job was done: something in it called exit"
+                )
             raise ProgramFailed(code, f"{name} ended with code {code}", last_line=said.message, where=said.where)
         if terminated:
             raise Terminated
@@ -66,7 +70,7 @@ def run(process: Process, metrics: PodMetrics) -> None:
 def _start(process: Process, local_rank: int, *, words: Path, metrics: Path) -> subprocess.Popen[bytes]:
     rank = process.index * process.config.processes_per_worker + local_rank
     return subprocess.Popen(
-        [sys.executable, "-m", "disttrain_trainer", "--local-rank", str(local_rank), "--metrics", str(metrics)],
+        [sys.executable, "-P", "-m", "disttrain_trainer", "--local-rank", str(local_rank), "--metrics", str(metrics)],
         env={
             **os.environ,
             environment.LOCAL_RANK: str(process.config.local_rank(rank)),

@@ -3,8 +3,10 @@
 Linux only where Linux has the means (prctl, cgroups, /proc); elsewhere these functions do nothing. Not here: devices (model.py).
 """
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -39,6 +41,36 @@ def dying_with_parent() -> Callable[[], None]:
     return call
 
 
+MOST_FILES = 65536
+"""Open files that a process may need. More would be no use: some programs that a process starts close every number below the limit."""
+
+
+def raise_file_limit() -> None:
+    """Raises the soft limit of open files toward the hard one: connections of others must not take the numbers that checkpoints need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # not every system lets a process have what it promises
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+_wakeup: list[int] = []
+"""The descriptor that hears signals, once `on_sigterm` was called."""
+
+
+def restore_sigterm() -> bool:
+    """Takes SIGTERM back from user code that has put its own handler in place of ours; whether it had. Call it from the main thread.
+
+    Without it a worker would not save, or would fail, when its pod is told to end.
+    """
+    if not _wakeup:
+        return False
+    changed = signal.getsignal(signal.SIGTERM) is not _ignore
+    if changed:
+        signal.signal(signal.SIGTERM, _ignore)
+    return signal.set_wakeup_fd(_wakeup[-1], warn_on_full_buffer=False) != _wakeup[-1] or changed
+
+
 def on_sigterm(callback: Callable[[], None]) -> None:
     """Calls `callback` in a thread of its own for each SIGTERM, also while the main thread waits inside torch or a socket.
 
@@ -50,6 +82,7 @@ def on_sigterm(callback: Callable[[], None]) -> None:
     os.register_at_fork(after_in_child=_hear_for_oneself)
     signal.signal(signal.SIGTERM, _ignore)
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    _wakeup.append(told.fileno())
 
     def listen() -> None:
         with told:

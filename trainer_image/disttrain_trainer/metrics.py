@@ -4,7 +4,6 @@ A loop only adds to plain numbers; they become Prometheus families when somebody
 Not here: torch, and what the numbers mean for the job (the operator reads /progress).
 """
 
-import logging
 import socket
 import threading
 import time
@@ -19,10 +18,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
+from disttrain_trainer import logs
 from disttrain_trainer.listening import listen
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 PHASES = ("data", "forward", "backward", "communicate", "optimize", "checkpoint")
 LOSS = "Mean loss of the last steps: at the master of all workers, at a worker of what it computed itself."

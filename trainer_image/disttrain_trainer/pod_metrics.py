@@ -4,7 +4,6 @@ Each process answers on a socket file; their parent, which counts nothing itself
 counted, and the port (metrics.py).
 """
 
-import logging
 import socket
 import threading
 import time
@@ -17,7 +16,9 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-log = logging.getLogger(__name__)
+from disttrain_trainer import logs
+
+log = logs.get_logger(__name__)
 
 PATIENCE = 2.0
 """Seconds for the answers of all processes together: Prometheus gives up the whole pod after the scrape_timeout, 4 as we ship it."""

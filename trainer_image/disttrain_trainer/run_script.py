@@ -68,8 +68,15 @@ def run(file: str, arguments: list[str]) -> int:
     return 0
 
 
-def leave(status: int, *, script: bool = False) -> NoReturn:
-    """Ends the process in order, but for the interpreter. script: `__main__` is what `run` executed; what it holds is let go."""
+def leave(status: int, *, script: bool = False, patience: float | None = None) -> NoReturn:
+    """Ends the process in order, but for the interpreter. script: `__main__` is what `run` executed; what it holds is let go.
+
+    patience: seconds after which the process ends, though a thread, a child process or an exit handler has not. Default: no bound.
+    """
+    if patience is not None:
+        watch = threading.Timer(patience, _give_up, (status, patience))
+        watch.daemon = True
+        watch.start()
     steps = (
         threading._shutdown,  # type: ignore[attr-defined]  # as multiprocessing does: waits for threads that are no daemons
         atexit._run_exitfuncs,
@@ -87,6 +94,18 @@ def leave(status: int, *, script: bool = False) -> NoReturn:
         status = _UNWRITTEN
         with contextlib.suppress(BaseException):
             print("standard output could not be written to its end", file=sys.stderr, flush=True)
+    os._exit(status & 0xFF)
+
+
+def _give_up(status: int, patience: float) -> None:
+    """Ends the process now, and says what would not end."""
+    threads = [
+        thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+    children = [child.name for child in getattr(sys.modules.get("multiprocessing.process"), "_children", ())]
+    left = ", ".join([*threads, *children]) or "an exit handler"
+    with contextlib.suppress(OSError):
+        os.write(2, f"the process ends {patience:g} s after its work, though this still runs: {left}\n".encode())
     os._exit(status & 0xFF)
 
 

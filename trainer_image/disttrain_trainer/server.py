@@ -4,12 +4,12 @@ Only a checkpoint's file is written apart: who is lost must be dropped at once, 
 Not here: the shard and its connections (parameter_server/), when to begin and save (master/served.py).
 """
 
-import logging
 import queue
 import threading
 import time
 from typing import Any
 
+from disttrain_trainer import logs
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.checkpoint.folder import shard_of
 from disttrain_trainer.control import Control
@@ -19,7 +19,7 @@ from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 class Server:

@@ -4,7 +4,6 @@ Not here: how gradients travel (parallel/, parameter_server/), and the order of 
 """
 
 import hashlib
-import logging
 import os
 import random
 import sys
@@ -21,13 +20,15 @@ from disttrain.api.environment import HASH_SEED
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Backend
 from disttrain.api.trainer import LastBatch
+from disttrain_trainer import logs
 from disttrain_trainer.data.batches import Fetch, fetcher, fingerprint_of
 from disttrain_trainer.data.slices import DataSet, Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.last_words import of_user_error
+from disttrain_trainer.user_code import guarded
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Evaluation = dict[str, float]
@@ -110,23 +111,23 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     assert trainer.dataset, "the schema demands it beside a model"
     add_current_folder()
     resolved = {
-        "trainer.model": resolve("trainer.model", trainer.model, "config"),
-        "trainer.dataset": resolve("trainer.dataset", trainer.dataset, "config", "split"),
+        "trainer.model": _resolve("trainer.model", trainer.model, "config"),
+        "trainer.dataset": _resolve("trainer.dataset", trainer.dataset, "config", "split"),
     }
-    collate = resolve("trainer.collate", trainer.collate, "samples") if trainer.collate else None
-    loss = resolve("trainer.loss", trainer.loss, "model", "batch") if trainer.loss else cross_entropy
-    evaluate = resolve("trainer.evaluate", trainer.evaluate, "model", "dataset") if trainer.evaluate else None
+    collate = _resolve("trainer.collate", trainer.collate, "samples") if trainer.collate else None
+    loss = _resolve("trainer.loss", trainer.loss, "model", "batch") if trainer.loss else cross_entropy
+    evaluate = _resolve("trainer.evaluate", trainer.evaluate, "model", "dataset") if trainer.evaluate else None
     if trainer.deterministic:
         _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
-    with factory_seeds(trainer.seed):
+    with guarded("trainer.model"), factory_seeds(trainer.seed):
         model = resolved["trainer.model"](dict(options))
     if not isinstance(model, nn.Module):
         raise WrongInput(
             f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
         )
-    with factory_seeds(trainer.seed):
+    with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
     fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
     model.to(device)
@@ -134,7 +135,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
 
     def evaluate_on_test() -> Evaluation:
         assert evaluate is not None
-        with factory_seeds(trainer.seed):
+        with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
             test = resolved["trainer.dataset"](dict(options), "test")
             model.eval()
             with torch.no_grad():
@@ -158,6 +159,11 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         evaluate=evaluate_on_test if evaluate else None,
         deterministic=trainer.deterministic,
     )
+
+
+def _resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
+    with guarded(field):  # importing a module runs its code
+        return resolve(field, name, *arguments)
 
 
 def _schedule(config: JobConfig, samples: int) -> Schedule:

@@ -5,13 +5,13 @@ on the way, the worker leaves the world and asks for the next one; the servers k
 Not here: what the servers do with a gradient (parameter_server/), who gets which slice (master/ledger.py).
 """
 
-import logging
 import time
 from typing import Any
 
 import torch
 
 from disttrain.api.spec import Consistency
+from disttrain_trainer import logs
 from disttrain_trainer import task as tasks
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.control import Control
@@ -26,7 +26,7 @@ from disttrain_trainer.parameter_server.first import First
 from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 AHEAD = 0.25
 """Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""

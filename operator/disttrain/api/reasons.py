@@ -87,6 +87,8 @@ class Reason(StrEnum):
     """The master has not been heard; the training may well go on."""
 
     REPLICA_FAILED = "ReplicaFailed"
+    EXITED_EARLY = "ExitedEarly"
+    """A process of ours ended with exit code 0, and the job was not done."""
     MASTER_SILENT = "MasterSilent"
     """The master runs, but neither its peers nor the operator hear of it."""
     PREEMPTED = "Preempted"

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 from pydantic_core import from_json
 
 from disttrain.api.base import Model
-from disttrain.api.reading import NotReadable, read, read_json, sentences
+from disttrain.api.reading import read, read_json
 from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
 from disttrain.api.types import DnsLabel
 
@@ -53,20 +53,6 @@ class JobConfig(Model):
     """How long a process waits for its peers before it gives up with exit code 75."""
     peer_timeout_seconds: Annotated[float, Field(gt=0)] = 30
     """How long a silent peer is waited for in the middle of the training."""
-
-    def encode(self) -> str:
-        """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image, is told
-        of a newer field only where the job uses it."""
-        return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
-
-    @classmethod
-    def decode(cls, text: str) -> "tuple[JobConfig, tuple[str, ...]]":
-        """The configuration, and the fields of it that this version does not know. Raises ValueError for a value that it does not
-        understand: to leave that out would train something else."""
-        found = read_json(cls, text)
-        if found.unreadable:
-            raise NotReadable(sentences(found.unreadable))
-        return found.value, found.unknown
 
     @property
     def world_size(self) -> int:
@@ -156,6 +142,8 @@ class Termination(Model):
     """For a failure of the user's code: file and line."""
     progress: Progress | None = None
     """The master's last word on the progress."""
+    done: bool = False
+    """The process ended because the job is done. Exit code 0 alone does not say so: any library may call exit(0)."""
 
     def encode(self) -> str:
         """JSON within the 4096 bytes that the kubelet keeps; a long message is cut in the middle."""
@@ -178,6 +166,10 @@ class Termination(Model):
             return cls(message=text.strip())
         if data.keys().isdisjoint(cls.model_fields):  # JSON, and nothing of ours in it
             return cls(message=text.strip())
+        said = found.value
         if f"progress.{_STEP}" in found.unreadable:
-            return found.value.model_copy(update={"progress": None})
-        return found.value
+            said = said.model_copy(update={"progress": None})
+        if "done" not in data and not said.message:
+            # A trainer of an older version left a message without words exactly when the job was done.
+            said = said.model_copy(update={"done": True})
+        return said

@@ -58,7 +58,7 @@ class Programs:
         """The command line of a process."""
         command = self._job.spec.trainer.command
         if process.role is not Role.WORKER or command is None:
-            return [sys.executable, "-m", TRAINER]
+            return [sys.executable, "-P", "-m", TRAINER]
         # On a cluster the command is the container's own, in which the kubelet expands the names of the container's variables.
         variables = self._container_environment(process)
         return [expanded(word, variables) for word in command]

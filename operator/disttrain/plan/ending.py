@@ -7,17 +7,17 @@ from disttrain.plan.step import Claim, Step
 from disttrain.plan.world import World
 
 
-def complete(world: World, reason: Reason, message: str) -> Step:
-    """The job reached its end."""
-    return _end(world, ConditionType.COMPLETE, reason, message)
+def complete(world: World, reason: Reason, message: str, *, warning: bool = False) -> Step:
+    """The job reached its end. warning: the user should look at how."""
+    return _end(world, ConditionType.COMPLETE, reason, message, warning=warning)
 
 
 def fail(world: World, reason: Reason, message: str) -> Step:
     """The job will not be tried again."""
-    return _end(world, ConditionType.FAILED, reason, message)
+    return _end(world, ConditionType.FAILED, reason, message, warning=True)
 
 
-def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step:
+def _end(world: World, end: ConditionType, reason: Reason, message: str, *, warning: bool) -> Step:
     other = ConditionType.FAILED if end is ConditionType.COMPLETE else ConditionType.COMPLETE
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
@@ -27,7 +27,7 @@ def _end(world: World, end: ConditionType, reason: Reason, message: str) -> Step
             Claim(type=end, status="True", reason=reason, message=message),
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
         ),
-        events=(Event(reason=reason, message=message, warning=end is ConditionType.FAILED),),
+        events=(Event(reason=reason, message=message, warning=warning),),
         # Success is read off pods that ended well, and these stay so; a failure can rest on what is merely not known yet.
         final=end is ConditionType.FAILED,
         again=True,

@@ -47,7 +47,7 @@ def _usual_step(world: World) -> float:
 
 def _training(world: World) -> TrainingStatus | None:
     before = world.status.training
-    progress = _newest(world)
+    progress = newest(world)
     if progress is None:
         return before
     if before is not None and progress.step == before.step:
@@ -107,8 +107,8 @@ def _last_advance(world: World, progress: Progress) -> datetime | None:
     return before.last_update_time if before is not None else None
 
 
-def _newest(world: World) -> Progress | None:
-    """The last word of a pod that succeeded is newer than any report that was read before."""
+def newest(world: World) -> Progress | None:
+    """The newest report of this attempt. The last word of a pod that succeeded is newer than any report that was read before."""
     words = [
         pod.termination.progress
         for pod in world.present.values()

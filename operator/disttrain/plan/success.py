@@ -1,12 +1,13 @@
 """When the job is complete: its workers succeeded and the master had a moment to say how it ended; or the master says that all is done."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import SuccessPolicy
 from disttrain.plan.ending import complete
 from disttrain.plan.model import Phase
+from disttrain.plan.progress import newest
 from disttrain.plan.step import Step
 from disttrain.plan.world import World
 
@@ -21,20 +22,40 @@ def reached(world: World) -> Step | None:
     done = world.completed & set(range(workers))
     if not done or (world.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
         return _all_work_is_done(world, done=len(done))
+    # A worker whose end nobody saw was remembered from an earlier pass: its moment is over.
+    ends = [
+        pod.ended for (role, _), pod in world.present.items() if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
+    ]
+    patience = max((world.until(end, MASTER_GRACE) for end in ends), default=world.now)
+    if world.now < patience and _more_is_to_come(world, after=max(ends, default=world.now)):
+        return Step(look=patience)
+    missing = _missing_steps(world)
+    message = f"{len(done)} of {workers} workers succeeded{missing}"
+    return complete(world, Reason.WORKERS_SUCCEEDED, message, warning=bool(missing))
+
+
+def _more_is_to_come(world: World, *, after: datetime) -> bool:
+    """Whether the master is going to say how far the job came."""
     master = world.present.get((Role.MASTER, 0))
-    # That of a command hears nothing of its end, and has no last words.
-    if master is not None and not master.done and not master.deleting and not world.runs_command:
-        ends = [
-            world.until(pod.ended, MASTER_GRACE)
-            for (role, _), pod in world.present.items()
-            if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
-        ]
-        # A worker whose end nobody saw was remembered from an earlier pass: its moment is over.
-        patience = max(ends, default=world.now)
-        if world.now < patience:
-            return Step(look=patience)
-    message = f"{len(done)} of {workers} workers succeeded"
-    return complete(world, Reason.WORKERS_SUCCEEDED, message)
+    if master is None or master.done or master.deleting:
+        return False
+    if not world.runs_command:
+        return True
+    # That of a command hears nothing of its end, and has no last words: a later report has to do, where one can say that steps are missing.
+    read = world.snapshot.progress_read
+    return bool(_missing_steps(world)) and (read is None or read <= after)
+
+
+def _missing_steps(world: World) -> str:
+    """What a user is to know of a script or command that ended well before the last step that it announced; "" for nothing."""
+    progress = newest(world)
+    if world.spec.trainer.model is not None or progress is None or progress.total_steps is None:
+        return ""
+    if progress.step >= progress.total_steps:
+        return ""
+    return (
+        f", but reported only step {progress.step} of {progress.total_steps}: look whether the program ended too early"
+    )
 
 
 def _all_work_is_done(world: World, *, done: int) -> Step | None:

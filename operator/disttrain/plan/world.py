@@ -11,7 +11,7 @@ from typing import TypeAlias
 from disttrain.api.environment import ExitCode
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
-from disttrain.api.reasons import ConditionType
+from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
@@ -20,6 +20,10 @@ from disttrain.plan.model import Phase, PodView, Snapshot
 
 SILENCE = timedelta(seconds=60)
 """After so long without a report nobody knows whether steps are made."""
+
+_EXITED_EARLY = (
+    "the process ended before the job was done: its code or a library called exit, such as sys.exit(0) or os._exit(0)"
+)
 
 Slot: TypeAlias = tuple[Role, int]
 """A role and an index: the place of one pod."""
@@ -84,7 +88,7 @@ class World:
         """The pods of the present attempt, deleting ones included."""
         slots = set(self.wanted)
         return {
-            (pod.role, pod.index): self._by_its_trainer(pod)
+            (pod.role, pod.index): self._by_its_account(self._by_its_trainer(pod))
             for pod in self.snapshot.pods
             if pod.attempt == self.attempt and (pod.role, pod.index) in slots
         }
@@ -97,6 +101,27 @@ class World:
         if self.until(pod.finished, SILENCE) > self.now:
             return pod
         return replace(pod, phase=Phase.FAILED if pod.exit_code else Phase.SUCCEEDED)
+
+    def _by_its_account(self, pod: PodView) -> PodView:
+        """A pod of ours that has ended, by what the process and the master say. The exit code says little: user code and its libraries
+        can call exit(0) in the middle of the training, and an exit handler can change the code of a process that was done."""
+        if not pod.done or self.runs_command:
+            return pod
+        if pod.termination.done:
+            return replace(pod, phase=Phase.SUCCEEDED)
+        if pod.phase is Phase.SUCCEEDED and not self.training_done:
+            return replace(pod, phase=Phase.FAILED, reason=Reason.EXITED_EARLY, message=_EXITED_EARLY)
+        return pod
+
+    @cached_property
+    def training_done(self) -> bool:
+        """Whether the master of this attempt says that all steps are done and saved."""
+        last_words = (
+            pod.termination.progress
+            for pod in self.snapshot.pods
+            if pod.role is Role.MASTER and pod.attempt == self.attempt and pod.done
+        )
+        return any(report is not None and report.finished for report in (self.progress, *last_words))
 
     @cached_property
     def outdated(self) -> tuple[PodView, ...]:

@@ -26,6 +26,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def with_stub(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
 def until_up(started: Started) -> None:
     wait_for("the workers", lambda: all("up\n" in started.log(f"stub-worker-{n}") for n in (0, 1)), 30)
 
@@ -83,7 +87,9 @@ def test_a_job_that_cannot_be_written_out_is_a_failure(folder: Path) -> None:
 
 def test_closed_streams_are_no_streams(folder: Path) -> None:
     file = stub.write_job(folder, config={"worker": "print('hello')"})
-    done = subprocess.run(["sh", "-c", f'exec "$0" run {file} <&- >&- 2>&-', DISTTRAIN], cwd=folder, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" run {file} <&- >&- 2>&-', DISTTRAIN], cwd=folder, env=with_stub(folder), check=False
+    )
     assert done.returncode == 0
     (log,) = folder.glob(".disttrain/runs/*/logs/stub-worker-0.log")
     assert log.read_text().endswith("hello\n")
@@ -149,7 +155,12 @@ def test_a_locale_without_the_character_does_no_harm(folder: Path) -> None:
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"}
     with (folder / file).open("rb") as text:
         done = subprocess.run(
-            [DISTTRAIN, "run", "-"], cwd=folder, env={**os.environ, **env}, stdin=text, capture_output=True, check=False
+            [DISTTRAIN, "run", "-"],
+            cwd=folder,
+            env={**with_stub(folder), **env},
+            stdin=text,
+            capture_output=True,
+            check=False,
         )
     assert done.returncode == 0, done
     assert b"[worker-0] 50 ?\n" in done.stdout

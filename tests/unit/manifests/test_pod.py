@@ -262,7 +262,7 @@ def test_a_command_runs_in_the_users_image_and_its_master_in_ours():
         for role in (Role.WORKER, Role.MASTER)
     )
     assert (worker["image"], worker["command"]) == ("mine:1", ["python", "-m", "mine"])
-    assert (master["image"], master["command"][-3:]) == ("ours:1", ["python", "-m", "disttrain_trainer"])
+    assert (master["image"], master["command"][-4:]) == ("ours:1", ["python", "-P", "-m", "disttrain_trainer"])
 
 
 def test_master_and_servers_have_no_rank():

@@ -161,9 +161,18 @@ class Scene:
         )
 
     def succeeded(self, *ranks: int, role: Role = WORKER, ago: float = 0, **more: Any) -> Self:
+        """Processes of ours end with exit code 0 and say that the job is done."""
         finished = self.now - timedelta(seconds=ago)
+        said = more.pop("termination", Termination()).model_copy(update={"done": True})
         for rank in ranks:
+            more["termination"] = said
             self.change(rank, role, phase=Phase.SUCCEEDED, ready=False, exit_code=0, finished=finished, **more)
+        return self
+
+    def exited_early(self, *ranks: int, role: Role = WORKER) -> Self:
+        """Processes end with exit code 0 and without a word, as after os._exit(0)."""
+        for rank in ranks:
+            self.change(rank, role, phase=Phase.SUCCEEDED, ready=False, exit_code=0, finished=self.now)
         return self
 
     def node_falls_silent(self, rank: int, role: Role = WORKER) -> Self:

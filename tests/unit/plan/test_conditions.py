@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from disttrain.api import Termination
 from disttrain.api.reasons import State
 from disttrain.plan.model import Phase, Refusal, Trouble
 from unit.plan.builders import MASTER, NOON, created, make_job
@@ -310,10 +311,10 @@ class TestSidecar:
 
 def test_a_pod_whose_trainer_has_ended_has_ended_a_minute_later_though_another_container_runs_on() -> None:
     """One that a webhook added. Until then the kubelet may still say that a disruption ended it."""
-    ends = {"phase": Phase.RUNNING, "ready": False, "finished": NOON}
+    ends = {"phase": Phase.RUNNING, "ready": False, "finished": NOON, "termination": Termination(done=True)}
     scene = make_job().training().change(0, exit_code=0, **ends).change(1, exit_code=0, **ends)
     assert not scene.after(59).reports(50).seen().finished
     assert scene.after(1).reports(50).seen().after(11).seen().status.is_true("Complete")
     assert scene.pods == {}, "what still runs at the end is deleted"
-    scene = make_job().training().change(1, exit_code=137, **ends)
+    scene = make_job().training().change(1, exit_code=137, **(ends | {"termination": Termination()}))
     assert scene.after(60).reports(10).seen().status.restarts.counted_towards_limit == 1

@@ -147,7 +147,7 @@ def test_a_master_that_ended_without_a_last_word_completes_nothing():
 
 
 def test_a_command_is_complete_with_its_workers_whose_master_hears_nothing_of_it():
-    scene = make_job().command().training().succeeded(0, 1)
+    scene = make_job().command().training(100).succeeded(0, 1)
     scene.step()
     assert scene.says("Complete") == ("True", "WorkersSucceeded")
 

@@ -11,6 +11,7 @@ import pytest
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint import folder as checkpoints
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import DataSet
@@ -48,7 +49,7 @@ def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **train
 
 @pytest.fixture(autouse=True)
 def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("disttrain_trainer"), "propagate", True)
+    monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])
     caplog.set_level(logging.INFO)
 
 

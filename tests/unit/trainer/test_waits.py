@@ -8,7 +8,7 @@ import pytest
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Trainer
-from disttrain_trainer import agent, control
+from disttrain_trainer import agent, control, logs
 from disttrain_trainer.agent import Agent
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import PeerLost
@@ -48,7 +48,7 @@ def test_a_long_wait_says_once_what_it_is_for(
     said: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(control, "USUAL_WAIT", 0)
-    monkeypatch.setattr(logging.getLogger("disttrain_trainer"), "propagate", True)  # a role that ran here stops it
+    monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])  # a role that ran here stops it
     answers = iter([None, None, "they came"])
     with caplog.at_level(logging.INFO, control.log.name):
         waiting = connection(command_config())

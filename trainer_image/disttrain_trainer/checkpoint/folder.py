@@ -8,7 +8,6 @@ what may differ between a checkpoint and a job that goes on from it (resuming.py
 """
 
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -21,12 +20,13 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
 from disttrain_trainer.data.slices import DataSet, steps_per_epoch
 from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 PREFIX = "step-"
 STATE = "state-"

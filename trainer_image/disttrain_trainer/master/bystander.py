@@ -33,7 +33,7 @@ class Bystander:
         pass
 
     def terminate(self, now: float) -> None:
-        self.ended = self.released = True
+        self.released = True
 
     def waiting_for(self, now: float) -> str | None:
         return None

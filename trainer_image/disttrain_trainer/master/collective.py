@@ -4,13 +4,13 @@ A world is a generation, and has a rendezvous store of its own, so that no membe
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from disttrain.api.runtime import ProgressCheckpoint
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import DataSet
 from disttrain_trainer.master.attendance import Absences, Leavers
@@ -18,7 +18,7 @@ from disttrain_trainer.master.member import Member, Sender
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 class State(StrEnum):

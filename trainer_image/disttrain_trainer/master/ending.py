@@ -4,10 +4,10 @@ Every slice was said to be applied; the servers, who know, confirm it; a worker 
 A worker or server that is lost meanwhile has its part asked again. Pure. Not here: who is told that the job is done (served.py).
 """
 
-import logging
 from collections.abc import Callable
 
 from disttrain.api.names import Role
+from disttrain_trainer import logs
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.master.ledger import Ledger
 from disttrain_trainer.master.member import Member, Sender
@@ -17,7 +17,7 @@ from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.master.workers import Workers
 from disttrain_trainer.messages import Message, Say
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 class Ending:

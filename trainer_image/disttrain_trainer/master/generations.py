@@ -6,11 +6,11 @@ A server that only lost its connection comes back with its generation, and a new
 Pure. Not here: the workers and slices of a generation (served.py), what the servers hold (servers.py).
 """
 
-import logging
 from collections.abc import Callable
 from enum import Enum, auto
 
 from disttrain.api.names import Role
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint.folder import name_of, shard_of
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.slices import SliceSet
@@ -18,7 +18,7 @@ from disttrain_trainer.master.member import Archive, Member, Sender
 from disttrain_trainer.master.servers import Servers
 from disttrain_trainer.messages import Say
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 Told = Callable[[float], None]
 """Called with the time."""

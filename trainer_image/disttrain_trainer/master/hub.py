@@ -6,7 +6,6 @@ state nobody knows any more. Not here: what follows from what is said (the coord
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer import logs
 from disttrain_trainer.listening import listen
 from disttrain_trainer.master import hearing
 from disttrain_trainer.master.hearing import Hello
 from disttrain_trainer.master.member import Coordinator, Member
 from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 MAX_UNSENT = 8 << 20
 """Bytes that may wait for a process that does not read; then its connection is closed."""

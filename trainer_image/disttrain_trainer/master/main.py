@@ -5,7 +5,6 @@ Not here: decisions (collective.py, served.py), who talks (hub.py).
 
 import asyncio
 import contextlib
-import logging
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
+from disttrain_trainer import logs
 from disttrain_trainer import metrics as metrics_module
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.checkpoint import folder as checkpoints
@@ -32,7 +32,7 @@ from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.metrics import OF_STEPS, Metrics
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -106,12 +106,22 @@ class Master:
                 )
             if not coordinator.ended:
                 raise Terminated
-            log.info("the job is done at step %d", self._tracker.step)
+            self._say_how_far()
         except OSError as error:
             raise PeerLost(f"port {port}", f"the control connection cannot listen: {error.strerror}") from None
         finally:
             serving.cancel()
             ending.cancel()
+
+    def _say_how_far(self) -> None:
+        """The last line of the log. A program that reports no steps is done, but not at a step."""
+        step, total = self._tracker.step, self._tracker.total_steps
+        if self._config.trainer.model is not None or total == step:
+            log.info("the job is done at step %d", step)
+        elif total is not None:
+            log.warning("the programs ended at step %d of the %d that they announced", step, total)
+        else:
+            log.info("the job is done%s", f"; the last reported step is {step}" if step else "")
 
     def _serve_metrics(self, host: str) -> None:
         def progress() -> str:

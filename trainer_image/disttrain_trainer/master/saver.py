@@ -6,13 +6,13 @@ still written for one that was given up changes nothing in the next.
 Pure. Not here: files (checkpoint/folder.py).
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import ProgressCheckpoint
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint import final
 from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
@@ -23,7 +23,7 @@ from disttrain_trainer.master.servers import Servers, slices_of
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 HEAD_START = 10
 """The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""

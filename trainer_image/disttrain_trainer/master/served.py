@@ -5,11 +5,10 @@ are the archive's. Not here: generations (generations.py), what the servers hold
 (workers.py), slices (ledger.py), checkpoints (saver.py), the end (ending.py).
 """
 
-import logging
-
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
+from disttrain_trainer import logs
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.folder import BUFFERS, another_training, name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
@@ -25,7 +24,7 @@ from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.master.workers import Workers
 from disttrain_trainer.messages import Message, Say
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 INQUIRY_INTERVAL = 1.0
 """Seconds between two questions to the servers about what they hold."""

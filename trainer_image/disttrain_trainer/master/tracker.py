@@ -3,16 +3,16 @@
 Not here: the ETA, which the operator computes; what is handed out (ledger.py).
 """
 
-import logging
 import math
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from disttrain.api.runtime import Progress, ProgressCheckpoint
+from disttrain_trainer import logs
 from disttrain_trainer.data.slices import DataSet
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 SPEED_WINDOW = 10.0
 """Seconds over which samples per second are counted."""

@@ -4,7 +4,6 @@ A rank from its start to its end, through lost peers: the survivors keep their s
 Not here: when a world begins (the master), how gradients travel (replica.py), what the state is (state.py).
 """
 
-import logging
 import secrets
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer import logs
 from disttrain_trainer import task as tasks
 from disttrain_trainer.address import split_address
 from disttrain_trainer.checkpoint import final
@@ -36,7 +36,7 @@ from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.parameter_server.layout import FlatModel, norm
 from disttrain_trainer.process import Process
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 NEWS = 3.0
 """Seconds in which the master tells of a peer whose loss broke a step."""

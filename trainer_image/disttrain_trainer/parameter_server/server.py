@@ -6,7 +6,6 @@ master), HTTP and Prometheus (the role reads `state`).
 """
 
 import contextlib
-import logging
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer import logs
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.listening import listen
@@ -37,7 +37,7 @@ from disttrain_trainer.parameter_server.wire import (
     Silent,
 )
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 _PAUSE = 0.1
 """Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
