@@ -90,6 +90,11 @@ class Schedule:
         self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
         self.total_slices = self.total_steps * world_size
         self._last_batch = last_batch
+        self._plain = {LastBatch.KEEP: self.steps_per_epoch - 1, LastBatch.DROP: self.steps_per_epoch}.get(
+            last_batch, 0
+        )
+        """Batches before this one have `batch_size` samples."""
+        self._cuts: dict[int, list[int]] = {}
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     @classmethod
@@ -112,11 +117,12 @@ class Schedule:
             raise IndexError(f"slice {index} of {self.total_slices}")
         step, part = divmod(index, self.world_size)
         epoch, batch = divmod(step, self.steps_per_epoch)
-        start, stop = self._bounds(batch)
-        batch_samples = stop - start
-        filled = self._filled(batch_samples)
-        low = start + batch_samples * min(part, filled) // filled
-        high = start + batch_samples * min(part + 1, filled) // filled
+        if batch < self._plain:  # nearly always, and each microsecond is a per cent of a small model's step
+            start, batch_samples = batch * self.batch_size, self.batch_size
+        else:
+            start, batch_samples = self._bounds(batch)
+        cuts = self._cuts.get(batch_samples) or self._cut(batch_samples)
+        low, high = start + cuts[part], start + cuts[part + 1]
         return Slice(
             index=index,
             step=step,
@@ -127,20 +133,25 @@ class Schedule:
         )
 
     def _bounds(self, batch: int) -> tuple[int, int]:
-        """Where a batch of an epoch begins and ends in the order of the epoch."""
+        """Where a batch begins in the order of its epoch, and how many samples it has."""
         if self._last_batch is LastBatch.SPREAD:
             size, larger = divmod(self.samples, self.steps_per_epoch)
             first_larger = self.steps_per_epoch - larger
-            start = batch * size + max(0, batch - first_larger)
-            return start, start + size + (batch >= first_larger)
+            return batch * size + max(0, batch - first_larger), size + (batch >= first_larger)
         start = batch * self.batch_size
         is_remainder = self._last_batch is LastBatch.KEEP and batch == self.steps_per_epoch - 1
-        return start, self.samples if is_remainder else start + self.batch_size
+        return start, self.samples - start if is_remainder else self.batch_size
 
-    def _filled(self, batch_samples: int) -> int:
-        """How many slices of a step get samples, the first ones. See the module's docstring for why not always all of them."""
+    def _cut(self, batch_samples: int) -> list[int]:
+        """Where the slices of a batch of this size begin and end, world_size + 1 numbers from 0 on. The first slices are filled first.
+
+        See the module's docstring for why not always all of them get samples.
+        """
         each = 2 if self.batch_size >= 2 * self.world_size else 1
-        return max(1, min(self.world_size, batch_samples // each))
+        filled = max(1, min(self.world_size, batch_samples // each))
+        cuts = [batch_samples * min(part, filled) // filled for part in range(self.world_size + 1)]
+        self._cuts[batch_samples] = cuts  # of few sizes: a full batch, and the last one
+        return cuts
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         order = self._orders.get(epoch)
