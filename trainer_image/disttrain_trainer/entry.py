@@ -46,6 +46,11 @@ class Entry:
         try:
             self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
             logs.configure(process.name)
+            if process.unknown:
+                fields = ", ".join(process.unknown)
+                log.warning(
+                    "this trainer does not know %s and ignores it; use an image of the operator's release", fields
+                )
             self._take_role(process, is_rank=local_rank is not None)
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))

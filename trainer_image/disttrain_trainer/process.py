@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
@@ -27,6 +25,8 @@ class Process:
     data_dir: Path | None = None
     metrics_port: int | None = None
     termination_log: Path | None = None
+    unknown: tuple[str, ...] = ()
+    """Fields of the configuration that this version does not know: the operator is of a later release."""
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
     """Drawn at the start: a replacement of the same name is another process."""
 
@@ -52,18 +52,15 @@ class Process:
     def read(cls, environ: Mapping[str, str], *, local_rank: int = 0) -> "Process":
         """The process that the environment describes. Raises WrongInput, which names the variable."""
         try:
-            config = JobConfig.model_validate_json(_required(environ, environment.JOB))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field_name = ".".join(str(part) for part in first["loc"])
-            raise WrongInput(
-                f"{environment.JOB}: {field_name}: {first['msg']}; the operator or `disttrain run` sets it"
-            ) from None
+            config, unknown = JobConfig.decode(_required(environ, environment.JOB))
+        except ValueError as error:
+            raise WrongInput(f"{environment.JOB}: {error}; the operator or `disttrain run` sets it") from None
         role = _required(environ, environment.ROLE)
         if role not in list(Role):
             raise WrongInput(f"{environment.ROLE}: {role!r} is no role; expected one of {', '.join(Role)}")
         return cls(
             config=config,
+            unknown=unknown,
             role=Role(role),
             index=_number(environ, environment.INDEX, default=0),
             local_rank=local_rank,

@@ -164,7 +164,7 @@ def _reporter() -> _Reporter | None:
     with _lock:
         if not _made:
             try:
-                config = JobConfig.model_validate_json(os.environ.get(environment.JOB, ""))
+                config, _ = JobConfig.decode(os.environ.get(environment.JOB, ""))
                 _made.append(_Reporter(config, int(os.environ.get(environment.RANK) or 0)))
             except ValueError:
                 _made.append(None)

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 from pydantic_core import from_json
 
 from disttrain.api.base import Model
-from disttrain.api.reading import read, read_json
+from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
 from disttrain.api.types import DnsLabel
 
@@ -53,6 +53,20 @@ class JobConfig(Model):
     """How long a process waits for its peers before it gives up with exit code 75."""
     peer_timeout_seconds: Annotated[float, Field(gt=0)] = 30
     """How long a silent peer is waited for in the middle of the training."""
+
+    def encode(self) -> str:
+        """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image, is told
+        of a newer field only where the job uses it."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+
+    @classmethod
+    def decode(cls, text: str) -> "tuple[JobConfig, tuple[str, ...]]":
+        """The configuration, and the fields of it that this version does not know. Raises ValueError for a value that it does not
+        understand: to leave that out would train something else."""
+        found = read_json(cls, text)
+        if found.unreadable:
+            raise NotReadable(sentences(found.unreadable))
+        return found.value, found.unknown
 
     @property
     def world_size(self) -> int:

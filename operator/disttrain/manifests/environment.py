@@ -67,7 +67,7 @@ def training_environment(
         env.MASTER_ADDR: host,
         env.MASTER_PORT: port,
         env.WORLD_SIZE: str(config.world_size),
-        env.JOB: config.model_dump_json(by_alias=True, exclude_none=True),
+        env.JOB: config.encode(),
         env.ROLE: role.value,
         env.INDEX: str(index),
         env.ATTEMPT: str(attempt),

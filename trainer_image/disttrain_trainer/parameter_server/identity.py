@@ -12,14 +12,14 @@ from disttrain_trainer.parameter_server.layout import Layout, Vector
 from disttrain_trainer.parameter_server.wire import ProtocolError
 
 
-class HelloVector(Model):
+class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a later release; so Hello
     """A vector of the worker's layout."""
 
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     length: Annotated[int, Field(ge=1, le=1 << 40)]
 
 
-class Hello(Model):
+class Hello(Model, extra="ignore"):
     """A worker introduces itself. The bounds are there because anybody may send one."""
 
     job_uid: Annotated[str, Field(max_length=256)]
@@ -60,6 +60,7 @@ def config_digest(config: JobConfig) -> str:
     """sha256 over what decides the result of the training; addresses and time-outs may differ between processes."""
     decisive = config.model_dump(
         mode="json",
+        exclude_defaults=True,  # a pod that was made again may have an image of a later release, which knows more fields
         include={"strategy", "trainer", "data", "workers", "processes_per_worker", "parameter_servers"},
     )
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,111 @@
+"""Operator and trainer of different releases: what one says, the other reads as far as it understands it, and no further."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from disttrain.api import JobConfig, Progress, Termination, environment
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parameter_server.identity import config_digest
+from disttrain_trainer.process import Process
+from unit.trainer.configs import command_config
+
+REPORT: dict[str, Any] = {"attempt": 1, "step": 41, "totalSteps": 90, "loss": 0.5, "worldSize": 2}
+
+
+def environ(**more: Any) -> dict[str, str]:
+    config = json.loads(command_config().encode())
+    config |= more
+    return {environment.JOB: json.dumps(config), environment.ROLE: "worker"}
+
+
+def test_configuration_of_a_later_operator_is_read_and_its_new_fields_are_named() -> None:
+    config = json.loads(command_config().encode())
+    config["trainer"]["compileMode"] = "Fast"
+    config["shelves"] = {"a": 1}
+    process = Process.read({environment.JOB: json.dumps(config), environment.ROLE: "worker"})
+    assert process.unknown == ("trainer.compileMode", "shelves")
+    assert process.config == command_config()
+
+
+def test_value_that_the_trainer_does_not_understand_is_refused_in_one_line() -> None:
+    strategy = {"type": "Swarm"}
+    with pytest.raises(WrongInput) as refused:
+        Process.read(environ(strategy=strategy))
+    assert str(refused.value).startswith("DISTTRAIN_JOB: strategy.type: Input should be 'DataParallel'")
+    assert "\n" not in str(refused.value)
+
+
+def test_configuration_holds_no_defaults_so_that_an_older_trainer_meets_no_field_that_the_job_does_not_use() -> None:
+    config = json.loads(command_config().encode())
+    assert "seed" not in config["trainer"]
+    assert "peerTimeoutSeconds" not in config
+    assert JobConfig.decode(json.dumps(config)) == (command_config(), ())
+
+
+def test_configuration_of_an_earlier_operator_with_every_default_in_it_is_the_same() -> None:
+    text = command_config().model_dump_json(by_alias=True, exclude_none=True)
+    assert JobConfig.decode(text) == (command_config(), ())
+
+
+def test_processes_of_two_releases_agree_on_a_job_that_uses_no_new_field() -> None:
+    class Later(JobConfig):
+        """A configuration with a field more."""
+
+        data_plane: str = "tcp"
+
+    config = command_config()
+    later = Later.model_validate(config.model_dump())
+    assert config_digest(later) == config_digest(config)
+
+
+@pytest.mark.parametrize("place", [(), ("lastCheckpoint",)])
+def test_report_of_a_later_master_is_read(place: tuple[str, ...]) -> None:
+    report = {**REPORT, "lastCheckpoint": {"step": 40, "time": "2026-01-01T12:00:00Z"}}
+    holder: Any = report
+    for step in place:
+        holder = holder[step]
+    holder["newField"] = [1, {"a": 2}]
+    progress = Progress.decode(json.dumps(report))
+    assert (progress.step, progress.loss) == (41, 0.5)
+    assert progress.last_checkpoint
+    assert progress.last_checkpoint.step == 40
+
+
+def test_value_of_a_report_that_is_not_understood_is_left_out() -> None:
+    report = {
+        **REPORT,
+        "loss": {"mean": 0.5},
+        "lastUpdateTime": "now",
+        "evaluation": {"accuracy": 0.9, "matrix": [[1]]},
+    }
+    progress = Progress.decode(json.dumps(report))
+    assert (progress.step, progress.loss, progress.last_update_time) == (41, None, None)
+    assert progress.evaluation == {"accuracy": 0.9}
+
+
+@pytest.mark.parametrize("wrong", [{"step": "many"}, {"step": -1}, {"step": 2**60}, {"attempt": None}, {"step": [1]}])
+def test_report_that_does_not_say_its_step_and_attempt_is_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Progress.decode(json.dumps({**REPORT, **wrong}))
+
+
+def test_last_words_of_a_later_trainer_are_read() -> None:
+    words = {"message": "out of memory", "where": "net.py:7", "device": "cuda:3", "progress": {**REPORT, "round": 7}}
+    termination = Termination.decode(json.dumps(words))
+    assert (termination.message, termination.where) == ("out of memory", "net.py:7")
+    assert termination.progress
+    assert termination.progress.step == 41
+
+
+def test_last_words_whose_progress_says_no_step_have_none() -> None:
+    termination = Termination.decode(json.dumps({"message": "boom", "progress": {**REPORT, "step": "many"}}))
+    assert (termination.message, termination.progress) == ("boom", None)
+
+
+@pytest.mark.parametrize("text", ['{"error": "disk full"}', "{}", "[1]", "7", '"text"', "Killed\n", '{"message": '])
+def test_last_words_of_another_program_are_kept_as_they_are(text: str) -> None:
+    assert Termination.decode(text).message == text.strip()
