@@ -1,9 +1,12 @@
 """What each figure of a training claims, held against a count that does not come from the training itself."""
 
+import json
+import os
 import signal
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.processes import wait_for
 from disttrain.api import environment
-from disttrain.api.names import Role
+from disttrain.api.names import API_VERSION, KIND, Role
+from local_runs.command import Started, environment_of
 from training.job import Job, served
 
 MINE = """
@@ -61,6 +65,16 @@ Figures = dict[str, dict[str, float]]
 """By the name of the sample, and by what else its labels say."""
 
 
+def figures(port: int) -> Figures:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    found: Figures = defaultdict(dict)
+    for sample in (sample for family in families for sample in family.samples):
+        labels = {name: value for name, value in sample.labels.items() if name in ("phase", "bucket", "direction")}
+        found[sample.name]["".join(labels.values())] = sample.value
+    return found
+
+
 class Watched(Job):
     """A job of which every process has a metrics port."""
 
@@ -76,14 +90,7 @@ class Watched(Job):
         return super().environment(role, index) | {environment.METRICS_PORT: str(self._ports[role, index])}
 
     def figures(self, role: Role, index: int = 0) -> Figures:
-        port = self.metrics_port if role is Role.MASTER else self._ports[role, index]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
-        found: Figures = defaultdict(dict)
-        for sample in (sample for family in families for sample in family.samples):
-            labels = {name: value for name, value in sample.labels.items() if name in ("phase", "bucket", "direction")}
-            found[sample.name]["".join(labels.values())] = sample.value
-        return found
+        return figures(self.metrics_port if role is Role.MASTER else self._ports[role, index])
 
     def until_figures(self, what: str, right: Callable[[Figures], bool], role: Role, index: int = 0) -> Figures:
         def found() -> Figures | None:
@@ -172,3 +179,34 @@ def test_a_worker_that_stands_still_has_no_speed(tmp_path: Path) -> None:
         before = job.until_figures("a speed", lambda figures: bool(figures[rate]), Role.WORKER)[rate][""]
         job.kill(Role.WORKER, 1, signal.SIGSTOP)
         job.until_figures("no speed", lambda figures: figures[rate][""] < before / 5, Role.WORKER)
+
+
+def test_status_and_prometheus_say_the_same_of_where_the_time_went(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    spec = {**served("Sync"), "worker": {"replicas": WORKERS}, "trainer": {**TRAINER, "batchSize": 16, "epochs": 150}}
+    job = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "figures"}, "spec": spec}
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    started = Started(tmp_path, "job.yaml", "-o", "json")
+    try:
+        master = started.pid("master-0")
+        port = int(environment_of(master)[environment.METRICS_PORT])
+
+        def done() -> Figures | None:
+            found = figures(port)
+            return found if found["disttrain_step"].get("") == 150 * SAMPLES // 16 else None
+
+        wait_for("the first steps", lambda: figures(port)["disttrain_step"].get("", 0) > 50, 60, every=0.1)
+        os.kill(started.pid("worker-1"), signal.SIGKILL)
+        wait_for("the last step", done, 60, every=0.1)
+        prometheus = figures(port)["disttrain_goodput_seconds_total"]
+    finally:
+        (tmp_path / "go").touch()
+        finished = started.finish()
+    status = finished.job["status"]
+    told = {bucket: status["goodput"]["master"][f"{bucket}Seconds"] for bucket in prometheus}
+    assert told == pytest.approx(prometheus, abs=2), "the evaluation was not over when Prometheus looked"
+    goodput = {name: value for name, value in status["goodput"].items() if name.endswith("Seconds")}
+    began, ended = (datetime.fromisoformat(status[name]) for name in ("startTime", "completionTime"))
+    assert sum(goodput.values()) == (ended - began).total_seconds(), "every second is in one bucket"
+    for bucket in ("productive", "redone", "stalled"):
+        assert goodput[f"{bucket}Seconds"] == pytest.approx(told[bucket], abs=2), "without a master little time passed"

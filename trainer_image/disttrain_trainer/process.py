@@ -21,6 +21,8 @@ class Process:
     """Index of the pod within its role."""
     local_rank: int = 0
     """Number of the training process within its pod."""
+    steps_done: int = 0
+    """Steps that the job had done before this process."""
     checkpoint_dir: Path | None = None
     data_dir: Path | None = None
     metrics_port: int | None = None
@@ -64,6 +66,7 @@ class Process:
             role=Role(role),
             index=_number(environ, environment.INDEX, default=0),
             local_rank=local_rank,
+            steps_done=_number(environ, environment.STEPS_DONE, default=0),
             checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None,
             data_dir=_path(environ, environment.DATA_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,

@@ -11,6 +11,8 @@ ROLE: Final = "DISTTRAIN_ROLE"
 INDEX: Final = "DISTTRAIN_INDEX"
 """The index of the pod within its role."""
 ATTEMPT: Final = "DISTTRAIN_ATTEMPT"
+STEPS_DONE: Final = "DISTTRAIN_STEPS_DONE"
+"""The master's: the step that the job had reached before it. What a new attempt computes up to there, it computes again."""
 CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
 METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
@@ -51,7 +53,7 @@ UNBUFFERED: Final = "PYTHONUNBUFFERED"
 """Python writes each line at once: the last lines of a program that is killed are in its log."""
 
 RESERVED: Final = frozenset(
-    {JOB, ROLE, INDEX, ATTEMPT, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
+    {JOB, ROLE, INDEX, ATTEMPT, STEPS_DONE, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
     | {GROUP_WORLD_SIZE, ROLE_NAME, ROLE_RANK, ROLE_WORLD_SIZE}
     | {USE_AGENT_STORE, RESTART_COUNT, MAX_RESTARTS, ELASTIC_RUN_ID}

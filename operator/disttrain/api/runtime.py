@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from disttrain.api.base import Model
 from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
-from disttrain.api.types import DnsLabel
+from disttrain.api.types import INT32_MAX, DnsLabel
 
 Address = str
 """host:port"""
@@ -106,6 +106,26 @@ class ProgressCheckpoint(Model):
     time: AwareDatetime
 
 
+Seconds = Annotated[float, Field(ge=0, le=INT32_MAX, allow_inf_nan=False)]
+
+
+class TimeSpent(Model):
+    """Where the time of a master went, from its start to the moment of the report. Each second is in one of these."""
+
+    began: AwareDatetime
+    """Its start, by its own clock. It tells one master from the next."""
+    starting_seconds: Seconds = 0
+    """Before its first step."""
+    productive_seconds: Seconds = 0
+    """Steps that were done for the first time."""
+    redone_seconds: Seconds = 0
+    """Steps that were lost and done again."""
+    stalled_seconds: Seconds = 0
+    """No step: a process is missing, or nothing moved for long."""
+    undecided_seconds: Seconds = 0
+    """Since the last step: only its end, or its loss, shows what this time was."""
+
+
 class Progress(Model):
     """What the master knows, served as JSON at /progress of its metrics port."""
 
@@ -132,6 +152,8 @@ class Progress(Model):
     """Worlds that the master formed in this attempt."""
     redone_steps: NonNegative = 0
     """Steps that were lost to a fault and done again."""
+    goodput: TimeSpent | None = None
+    """Where the time went; None where no steps are reported."""
     resumed: str | None = None
     """Where this attempt began when that was no plain start: the step, what has changed since that checkpoint, which ones did not hold."""
     finished: bool = False

@@ -152,8 +152,23 @@ class TrainingStatus(Model):
     """Where the last attempt began: the step, what has changed in the job since that checkpoint, which checkpoints did not hold."""
 
 
+class MasterTime(Model):
+    """What a master has counted up to its last report, in seconds. The next report is compared with it."""
+
+    began: Time
+    """The start of that master, by its own clock."""
+    starting_seconds: Count = 0
+    """Before its first step."""
+    productive_seconds: Count = 0
+    """Steps done for the first time."""
+    redone_seconds: Count = 0
+    """Steps that were lost and done again."""
+    stalled_seconds: Count = 0
+    """No step."""
+
+
 class Goodput(Model):
-    """Where the time of the job went, in seconds."""
+    """Where the time of the job went, in seconds. What the master reports (disttrain_goodput_seconds_total), and the time without one."""
 
     productive_seconds: Count = 0
     """Steps that were kept."""
@@ -166,7 +181,9 @@ class Goodput(Model):
     stalled_seconds: Count = 0
     """No step although everything ran."""
     accounted_until: Time | None = None
-    """The moment up to which the seconds above are told."""
+    """The moment up to which the seconds above are told. Behind it a step may be in work."""
+    master: MasterTime | None = None
+    """The part of the newest master."""
 
 
 _INDEXES = r"^([0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?$"

@@ -22,6 +22,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
+from disttrain.manifests.environment import steps_done
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView
 
@@ -219,7 +220,7 @@ class Run:
     async def _live(self, process: Process) -> None:
         await process.run(
             self._programs.arguments(process),
-            self._programs.environment(process),
+            self._programs.environment(process) | steps_done(self.job, process.role),
             self._observer.line,
             self._tell_guard,
         )

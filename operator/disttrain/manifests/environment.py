@@ -83,11 +83,20 @@ def training_environment(
             variables[env.LOCAL_RANK] = str(config.local_rank(rank))
             variables[env.LOCAL_WORLD_SIZE] = str(config.local_world_size)
             variables[env.GROUP_RANK] = str(config.group_rank(index))
+    variables |= steps_done(job, role)
     if checkpoint_dir is not None:
         variables[env.CHECKPOINT_DIR] = checkpoint_dir
     if data_dir is not None:
         variables[env.DATA_DIR] = data_dir
     return variables
+
+
+def steps_done(job: DistTrainJob, role: Role) -> dict[str, str]:
+    """What the master hears of the job's past: the step that was reached before it."""
+    training = job.status.training
+    return (
+        {env.STEPS_DONE: str(training.step)} if role is Role.MASTER and training is not None and training.step else {}
+    )
 
 
 def default_environment(job: DistTrainJob, role: Role, index: int, addresses: Addresses) -> dict[str, str]:

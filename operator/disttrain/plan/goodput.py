@@ -1,11 +1,17 @@
 """Where the time of a job went: every second between its start and its end in exactly one bucket.
 
-The seconds since the last entry belong to the state that was stored then; a change of state is always written, so none is
-given to the wrong one. Not here: the trainer's own phases (metrics of the pods).
+The master's own count is taken as it is (trainer_image/disttrain_trainer/master/goodput.py), so that the status and Prometheus say the
+same. Here the time without a master is added, by the state that was stored then; a change of state is always written, so that none is given
+to the wrong one. A command has no master that hears of steps: there the state decides alone.
 """
 
+import math
+from datetime import timedelta
+
 from disttrain.api.reasons import State
-from disttrain.api.status import Goodput, TrainingStatus
+from disttrain.api.runtime import TimeSpent
+from disttrain.api.status import Goodput, MasterTime, TrainingStatus
+from disttrain.plan import progress
 from disttrain.plan.world import World
 
 _BUCKETS = {
@@ -18,22 +24,68 @@ _BUCKETS = {
     State.STALLED: "stalled_seconds",
 }
 """A suspended job has no bucket: it holds nothing."""
+_OF_THE_MASTER = ("starting_seconds", "stalled_seconds", "redone_seconds", "productive_seconds")
+"""In this order a part is left out that the state was given already, while the master was not heard."""
+_RUNS = frozenset({State.TRAINING, State.STALLED})
 
 
-def ledger(world: World, training: TrainingStatus | None) -> Goodput | None:
-    """The ledger up to now."""
+def ledger(world: World, training: TrainingStatus | None, *, state: State | None) -> Goodput | None:
+    """The ledger up to now. `state`: that of the status which is written."""
     if not world.started:
         return None
     before = world.status.goodput or Goodput(accounted_until=world.status.start_time)
-    entries = before.model_dump(exclude={"accounted_until"})
+    entries = before.model_dump(exclude={"accounted_until", "master"})
     since = before.accounted_until or world.second
     bucket = _BUCKETS.get(world.status.state or State.PENDING)
-    if bucket is not None:
-        entries[bucket] += max(0, int((world.second - since).total_seconds()))
-    # Steps that were lost are done again: the time they had taken, at the mean speed, was not productive after all.
+    if bucket is None:
+        return Goodput(**entries, accounted_until=max(since, world.second), master=before.master)
+    open_seconds = max(0, int((world.second - since).total_seconds()))
+    report = progress.newest(world)
+    spent = report.goodput if report is not None else None
+    known = before.master
+    if spent is not None and known is not None and known.began != spent.began:
+        known = None  # another master
+    booked = _news(spent, known, open_seconds) if spent is not None else {}
+    rest = open_seconds - sum(booked.values())
+    follows = spent is not None and known is not None
+    unheard = spent is None and before.master is not None and state in _RUNS
+    ends = state in (State.COMPLETE, State.FAILED, State.SUSPENDED)
+    if ends or not (follows or unheard):
+        if spent is not None and not ends:
+            rest = max(0, rest - math.ceil(spent.undecided_seconds))
+        booked[bucket] = booked.get(bucket, 0) + rest
+    for name, seconds in booked.items():
+        entries[name] += seconds
+    if spent is None and before.master is None:
+        _mark_redone(entries, world, training)
+    return Goodput(
+        **entries,
+        accounted_until=since + timedelta(seconds=sum(booked.values())),
+        master=before.master if spent is None else _whole(spent),
+    )
+
+
+def _news(spent: TimeSpent, known: MasterTime | None, most: int) -> dict[str, int]:
+    """The whole seconds of a report that are not in the ledger yet, `most` at the most."""
+    now = _whole(spent)
+    news = {name: max(0, getattr(now, name) - (getattr(known, name) if known else 0)) for name in _OF_THE_MASTER}
+    excess = sum(news.values()) - most
+    for name in _OF_THE_MASTER:
+        if excess > 0:
+            cut = min(excess, news[name])
+            news[name] -= cut
+            excess -= cut
+    return news
+
+
+def _whole(spent: TimeSpent) -> MasterTime:
+    return MasterTime(began=spent.began, **{name: int(getattr(spent, name)) for name in _OF_THE_MASTER})
+
+
+def _mark_redone(entries: dict[str, int], world: World, training: TrainingStatus | None) -> None:
+    """Where no master counts: steps that were lost are done again. The time that they had taken, at the mean speed, was not productive."""
     stored = world.status.training
     if stored is not None and training is not None and training.step < stored.step:
         lost = entries["productive_seconds"] * (stored.step - training.step) // stored.step
         entries["productive_seconds"] -= lost
         entries["redone_seconds"] += lost
-    return Goodput(**entries, accounted_until=max(since, world.second))

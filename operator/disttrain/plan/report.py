@@ -59,7 +59,9 @@ def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJob
     training = progress.training(world, moves=_moves(world, claims))
     if status == world.status and training == world.status.training:
         return world.status
-    return status.model_copy(update={"training": training, "goodput": goodput.ledger(world, training)})
+    return status.model_copy(
+        update={"training": training, "goodput": goodput.ledger(world, training, state=status.state)}
+    )
 
 
 def _moves(world: World, claims: tuple[Claim, ...]) -> bool:

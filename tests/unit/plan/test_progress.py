@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api.reasons import State
+from disttrain.api.runtime import TimeSpent
 from disttrain.plan.indexes import format_indexes, parse_indexes
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import number, read_interval
@@ -101,6 +102,58 @@ def test_steps_that_are_done_again_were_not_productive():
     ledger = scene.status.goodput
     assert (ledger.productive_seconds, ledger.redone_seconds) == (79, 26)
     assert ledger.productive_seconds + ledger.redone_seconds == 105
+
+
+def spent(began=NOON, **seconds):
+    return TimeSpent(began=began, **{f"{name}_seconds": value for name, value in seconds.items()})
+
+
+def buckets(scene):
+    """The ledger; each second since the start must be in one bucket."""
+    ledger = scene.status.goodput
+    seconds = ledger.model_dump(exclude={"accounted_until", "master"})
+    assert timedelta(seconds=sum(seconds.values())) == ledger.accounted_until - scene.status.start_time
+    return {name.removesuffix("_seconds"): value for name, value in seconds.items() if value}
+
+
+def test_the_masters_count_of_the_time_is_taken_as_it_is_and_the_time_before_it_added():
+    scene = make_job().seen().after(10).seen().all_run().seen()
+    began = scene.now
+    scene.after(4).reports(0, goodput=spent(began, starting=3.5)).seen()
+    scene.after(5).reports(3, goodput=spent(began, starting=6.2, productive=2.0, undecided=0.8)).seen()
+    scene.after(5).reports(3, goodput=spent(began, starting=6.2, productive=2.0, undecided=5.8)).seen()
+    scene.after(5).reports(9, goodput=spent(began, starting=6.2, productive=12.0, undecided=0.8)).seen()
+    assert buckets(scene) == {"queued": 10, "starting": 6 + 1, "productive": 12}
+    scene.after(60).reports(9, goodput=spent(began, starting=6.2, productive=12.0, stalled=60.8)).seen()
+    scene.after(5).reports(12, goodput=spent(began, starting=6.2, productive=14.4, redone=2.6, stalled=60.8)).seen()
+    assert buckets(scene) == {"queued": 10, "starting": 7, "productive": 14, "redone": 2, "stalled": 60}
+
+
+def test_time_in_which_the_master_was_not_heard_is_counted_once_it_is_heard_again():
+    scene = make_job().training(step=1)
+    scene.after(2).reports(2, goodput=spent(scene.now, productive=2.0)).seen()
+    began = scene.now
+    scene.after(300).new_operator().after(20).seen()
+    scene.after(5).reports(90, goodput=spent(began, productive=200.0, stalled=127.0)).seen()
+    assert buckets(scene) == {"productive": 200, "stalled": 127}
+
+
+def test_another_master_counts_from_its_own_start():
+    scene = make_job().training(step=1)
+    first, second = scene.now, scene.now + timedelta(seconds=20)
+    scene.after(10).reports(5, goodput=spent(first, starting=2.0, productive=8.0)).seen()
+    assert buckets(scene) == {"starting": 2, "productive": 8}
+    scene.after(20).reports(7, goodput=spent(second, starting=5.0, productive=5.0)).seen()
+    # Ten of the twenty seconds had no master: they are the state's.
+    assert buckets(scene) == {"starting": 2 + 5, "productive": 8 + 5 + 10}
+
+
+def test_a_job_that_ends_leaves_no_second_out():
+    scene = make_job().training(step=1)
+    scene.after(10).reports(100, goodput=spent(scene.now, productive=9.0, undecided=1.0), finished=True).seen()
+    scene.after(23).succeeded(0, 1, ago=20).seen()
+    assert buckets(scene) == {"productive": 33}
+    assert scene.status.goodput.accounted_until == scene.status.completion_time
 
 
 @pytest.mark.parametrize(

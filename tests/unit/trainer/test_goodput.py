@@ -64,3 +64,19 @@ def test_the_time_before_a_resumed_jobs_first_step_is_its_start() -> None:
 
 def test_the_evaluation_at_the_end_is_work_and_what_comes_after_it_is_nothing() -> None:
     assert looked((103.0, 10, None), finished=110.0)["productive"] == 10.0
+
+
+def test_steps_that_an_earlier_attempt_had_done_are_done_again() -> None:
+    goodput = Goodput(now=100.0, steps_done=20)
+    for now, step in ((102.0, 10), (104.0, 10), (107.0, 15), (110.0, 20), (114.0, 30)):
+        goodput.look(Progress(attempt=2, step=step, samples_per_second=1.0 if now > 102 else None), now)
+    assert goodput.seconds == {"starting": 4.0, "productive": 4.0, "redone": 6.0, "stalled": 0.0}
+    assert goodput.spent.redone_seconds == 6.0
+
+
+def test_every_second_of_a_master_is_in_its_report() -> None:
+    goodput = Goodput(now=100.0)
+    for now, step in ((102.0, 0), (104.0, 3), (107.0, 3)):
+        goodput.look(Progress(attempt=1, step=step, samples_per_second=1.0 if step else None), now)
+    assert goodput.spent.undecided_seconds == 3.0
+    assert sum(goodput.seconds.values()) + goodput.spent.undecided_seconds == 7.0

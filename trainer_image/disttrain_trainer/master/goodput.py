@@ -1,11 +1,13 @@
 """Where the time of an attempt went, in seconds that only grow: starting, productive, redone, stalled.
 
 Pure: the time between two looks (scrapes) goes to what the job is seen doing. While the step does not change it is held back: a step may
-last longer than the time between two looks, and only its end, or its loss, tells what it was. Not here: the operator's ledger in the
-status, which knows of queues and of earlier attempts.
+last longer than the time between two looks, and only its end, or its loss, tells what it was. Prometheus and the operator get the same
+numbers; the operator adds those of all masters and the time without one (plan/goodput.py).
 """
 
-from disttrain.api.runtime import Progress
+from datetime import UTC, datetime
+
+from disttrain.api.runtime import Progress, TimeSpent
 
 PATIENCE = 60.0
 """Seconds without a step, and without anybody to wait for, after which a job counts as stalled, at least ..."""
@@ -16,7 +18,9 @@ MANY_STEPS = 10
 class Goodput:
     """The ledger of one master."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, steps_done: int = 0) -> None:
+        """steps_done: those of the attempts before; up to there steps are done again."""
+        self._began = datetime.now(UTC).replace(microsecond=0)
         self.seconds = dict.fromkeys(("starting", "productive", "redone", "stalled"), 0.0)
         self._looked = now
         self._started = self._finished = False
@@ -24,7 +28,9 @@ class Goodput:
         """Seconds since the step changed that are in no bucket yet."""
         self._stalling = False
         self._step = 0
-        self._highest = 0
+        self._highest = steps_done
+        self._moved = False
+        """Whether a step of this attempt was seen."""
         self._done = 0
         """Steps behind the productive seconds."""
 
@@ -37,7 +43,8 @@ class Goodput:
         step = progress.step
         # A checkpoint that was found is no step of this attempt.
         self._started = self._started or progress.samples_per_second is not None
-        if not self._started or (self._done == 0 and step <= self._step):
+        self._moved = self._moved or (self._started and step > self._step)
+        if not self._moved:
             self._book("starting")
         elif step > self._highest:
             self._done += step - self._highest
@@ -52,6 +59,12 @@ class Goodput:
         if step != self._step:
             self._stalling = False
         self._step, self._highest = step, max(self._highest, step)
+
+    @property
+    def spent(self) -> TimeSpent:
+        """All of it, for the operator."""
+        seconds = {f"{bucket}_seconds": value for bucket, value in self.seconds.items()}
+        return TimeSpent(began=self._began, undecided_seconds=self._held, **seconds)
 
     def _book(self, bucket: str) -> None:
         self.seconds[bucket] += self._held

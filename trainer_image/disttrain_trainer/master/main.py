@@ -49,7 +49,7 @@ class Master:
         self._metrics = metrics
         self._hub = Hub(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
-        self._goodput = Goodput(time.monotonic())
+        self._goodput = Goodput(time.monotonic(), steps_done=process.steps_done)
         self._counting = threading.Lock()
         self._store: object = None
         self._coordinator: Coordinator = self._coordinate()
@@ -60,15 +60,16 @@ class Master:
         self._failure: BaseException | None = None
 
     def progress(self) -> Progress:
-        """The progress now. Called by the thread of /progress too: it only reads."""
-        now = time.monotonic()
-        return self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
+        """The progress now. Called by the threads of /progress and of scrapes, several at once if they come."""
+        with self._counting:
+            now = time.monotonic()
+            progress = self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
+            self._goodput.look(progress, now)
+            return progress.model_copy(update={"goodput": self._goodput.spent if self._tracker.reported else None})
 
     def count(self) -> None:
-        """Brings the master's metrics up to date. Called by the threads of two scrapes at once, if two come."""
-        with self._counting:
-            progress, metrics, reported = self.progress(), self._metrics, self._tracker.reported
-            self._goodput.look(progress, time.monotonic())
+        """Brings the master's metrics up to date."""
+        progress, metrics, reported = self.progress(), self._metrics, self._tracker.reported
         # The workers of our own loop count for themselves, and a sum over all roles must not count a sample twice.
         tells_samples = reported and self._config.trainer.model is None
         metrics.left_out = OF_STEPS - {"disttrain_lost_steps"} - ({"disttrain_samples"} if tells_samples else set())
