@@ -81,6 +81,29 @@ class Kubelet:
         self._status(name, {"conditions": conditions})
         self._rest.delete(PODS, name, gracePeriodSeconds=1)
 
+    def fall_silent(self, name: str) -> None:
+        """The pod's node does not report: the node controller says that the pod is not ready, and leaves the rest as it was."""
+        now = stamp()
+        statuses = {"PodScheduled": "True", "ContainersReady": "True", "Ready": "False"}
+        self._status(
+            name, {"conditions": [{"type": t, "status": s, "lastTransitionTime": now} for t, s in statuses.items()]}
+        )
+
+    def crash_sidecar(self, name: str, sidecar: str) -> None:
+        """A container beside the trainer of a running pod ends again and again."""
+        now = stamp()
+        ended = {"exitCode": 3, "reason": "Error", "startedAt": now, "finishedAt": now}
+        waits = {"reason": "CrashLoopBackOff", "message": f"back-off 5m0s restarting failed container={sidecar}"}
+        crashing = {**self._container(False, {"waiting": waits}), "name": sidecar, "lastState": {"terminated": ended}}
+        statuses = {"PodScheduled": "True", "ContainersReady": "False", "Ready": "False"}
+        self._status(
+            name,
+            {
+                "conditions": [{"type": t, "status": s, "lastTransitionTime": now} for t, s in statuses.items()],
+                "initContainerStatuses": [crashing],
+            },
+        )
+
     def place(self, name: str, node: str) -> None:
         """The scheduler's part: only of a pod with a node does a deletion wait for the node's word."""
         target = {"apiVersion": "v1", "kind": "Node", "name": node}

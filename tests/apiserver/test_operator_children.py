@@ -231,6 +231,19 @@ def test_pods_of_a_former_job_of_the_same_name_are_not_taken_over(
     eventually(lambda: set(pods_of(rest, "again")) == set(former), seconds=30)
 
 
+def test_sidecar_that_crashes_is_named_and_its_pod_is_ready(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    template = {"spec": {"containers": [{"name": "ship", "image": "x"}]}}
+    for name in started(rest, "ships", worker={"replicas": 2, "template": template}):
+        kubelet.run(name)
+    eventually(lambda: "WaitingForPeers" in str(status_of(rest, "ships")["conditions"]))
+    kubelet.crash_sidecar("ships-worker-0", "ship")
+    told = "Container ship of pod ships-worker-0: failed with exit code 3"
+    eventually(lambda: told in str(status_of(rest, "ships")["conditions"]))
+    eventually(lambda: any(told in event["message"] for event in rest.list(EVENTS)))
+    assert "WaitingForPeers" in str(status_of(rest, "ships")["conditions"])
+    assert status_of(rest, "ships")["worker"]["readyReplicas"] == 2
+
+
 def test_refused_pod_is_told_and_tried_again(rest: Rest, operator: Operator) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     quotas = "api/v1/{}/resourcequotas"

@@ -231,6 +231,14 @@ def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
         assert rest.get(PODS, "lost-worker-1")["metadata"]["uid"] == uid
         eventually(lambda: rest.get(PODS, "lost-worker-1")["metadata"]["uid"] != uid)
         assert time.monotonic() - began > 2
+        # One that does not report is not asked for the end of a grace period.
+        kubelet.run("lost-master-0")
+        kubelet.fall_silent("lost-master-0")
+        eventually(lambda: "NodeLost" in str(status(rest, "lost")["conditions"]))
+        assert status(rest, "lost")["state"] == "Restarting"
+        uid = rest.get(PODS, "lost-master-0")["metadata"]["uid"]
+        rest.delete(PODS, "lost-master-0", gracePeriodSeconds=600)
+        eventually(lambda: rest.get(PODS, "lost-master-0")["metadata"]["uid"] != uid, seconds=20)
         # Pods whose node may only be slow are left to it.
         rest.delete(PODS, "lost-worker-0", gracePeriodSeconds=1)
         uid = rest.get(PODS, "lost-worker-0")["metadata"]["uid"]

@@ -14,6 +14,7 @@ from disttrain.api.names import Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import (
+    DISRUPTED,
     Action,
     CreateNetworkPolicy,
     CreatePod,
@@ -41,6 +42,8 @@ class Cluster:
     network_policy: bool = False
     deleted: bool = False
     writes: list[DistTrainJobStatus] = field(default_factory=list)
+    others_well: list[bool] = field(default_factory=list)
+    """Of each write, whether every pod that had not ended was there, ready, and not told to end, as far as the operator knew."""
     events: list[Event] = field(default_factory=list)
     own_failures: set[str] = field(default_factory=set)
     """Uids of the pods that failed without being told to end."""
@@ -49,6 +52,8 @@ class Cluster:
     made_after_the_end: list[str] = field(default_factory=list)
     deleted_uncounted: list[str] = field(default_factory=list)
     """Failed pods that the operator deleted before their failure was written down."""
+    forced_without_need: list[str] = field(default_factory=list)
+    """Pods that the operator removed by force although their node reports."""
     step: int = 0
     """What the master has reached."""
     checkpoint: int = 0
@@ -71,7 +76,7 @@ class Cluster:
     def run(self, name: str) -> None:
         """One phase further: scheduled, then running and ready."""
         pod = self.pods[name]
-        if pod.done:
+        if pod.done or pod.silent_since is not None:
             return
         self.pods[name] = (
             replace(
@@ -96,7 +101,7 @@ class Cluster:
         """The trainer container ends by itself, or because it was told to. `ahead`: seconds of its node's clock; `all_done`: as a
         master says it."""
         pod = self.pods[name]
-        if pod.done:
+        if pod.done or pod.silent_since is not None:
             return
         progress = Progress(attempt=pod.attempt, step=self.step, finished=True) if all_done else None
         ended = replace(
@@ -125,9 +130,29 @@ class Cluster:
                 pod, deleting=True, ready=False, deletion_deadline=self.now + timedelta(seconds=30)
             )
 
+    def lose_node(self, name: str) -> None:
+        """The pod's node stops reporting. It goes on there, or not; nobody knows."""
+        pod = self.pods[name]
+        if pod.phase is Phase.RUNNING and pod.silent_since is None:
+            self.pods[name] = replace(pod, ready=False, silent_since=self.now.replace(microsecond=0))
+
+    def node_reports_again(self, name: str) -> None:
+        """What was told to end there ends now."""
+        pod = self.pods[name]
+        if pod.silent_since is not None:
+            self.pods[name] = replace(pod, ready=not pod.deleting, silent_since=None)
+
+    def give_node_up(self, name: str) -> None:
+        """The taint of a node that does not report deletes its pods; no kubelet confirms it."""
+        if self.pods[name].silent_since is not None:
+            self.pods[name] = replace(
+                self.pods[name], conditions=frozenset({DISRUPTED}), disruption="DeletionByTaintManager"
+            )
+            self.delete(name)
+
     def vanish(self, name: str) -> None:
-        """The end of a grace period."""
-        if self.pods[name].deleting:
+        """The end of a grace period, which only a node that reports confirms."""
+        if self.pods[name].deleting and self.pods[name].silent_since is None:
             del self.pods[name]
 
     def train(self, steps: int, *, checkpoint: bool) -> None:
@@ -183,6 +208,11 @@ class Cluster:
                     phase=Phase.PENDING,
                     created=self.now,
                 )
+            case DeletePod(name=name, uid=uid, grace_seconds=0):
+                if name in self.pods and self.pods[name].uid == uid:
+                    if self.pods[name].silent_since is None:
+                        self.forced_without_need.append(name)
+                    del self.pods[name]
             case DeletePod(name=name, uid=uid):
                 if name in self.pods and self.pods[name].uid == uid:
                     if not suspended and self._awaits_its_account(self.pods[name]):
@@ -274,6 +304,13 @@ class Operator:
             return plan
         if plan.status != self.job.status:
             self.cluster.events.extend(plan.events)
+            self.cluster.others_well.append(self._all_well())
             self.cluster.write(plan.status)
         self.job = self.cluster.job
         return plan
+
+    def _all_well(self) -> bool:
+        spec = self.job.spec
+        wanted = 1 + (spec.parameter_server.replicas if spec.parameter_server else 0) + spec.worker.replicas
+        pods = [pod for pod in self.pods.values() if pod.attempt == (self.job.status.attempt or 1)]
+        return len(pods) == wanted and all((pod.done or pod.ready) and not pod.deleting for pod in pods)

@@ -100,6 +100,21 @@ class AnyOrder(RuleBasedStateMachine):
         if name := self._a_pod(data):
             self.cluster.vanish(name)
 
+    @rule(data=st.data())
+    def a_node_falls_silent(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.lose_node(name)
+
+    @rule(data=st.data())
+    def a_node_reports_again(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.node_reports_again(name)
+
+    @rule(data=st.data())
+    def a_node_is_given_up(self, data: st.DataObject) -> None:
+        if name := self._a_pod(data):
+            self.cluster.give_node_up(name)
+
     @rule(steps=st.integers(1, 50), checkpoint=st.booleans())
     def steps_are_made(self, steps: int, checkpoint: bool) -> None:
         self.cluster.train(steps, checkpoint=checkpoint)
@@ -169,10 +184,12 @@ class AnyOrder(RuleBasedStateMachine):
     def every_write_is_sound(self) -> None:
         """Looks at each status once, with the one before it."""
         for number in range(self.seen_writes, len(self.cluster.writes)):
-            self._check_write(self.cluster.writes[number - 1] if number else None, self.cluster.writes[number])
+            self._check_write(number)
         self.seen_writes = len(self.cluster.writes)
 
-    def _check_write(self, before: Any, after: Any) -> None:
+    def _check_write(self, number: int) -> None:
+        writes = self.cluster.writes
+        before, after = writes[number - 1] if number else None, writes[number]
         assert before != after, "a write that says nothing"
         assert not (after.is_true("Complete") and after.is_true("Failed"))
         assert before is None or not (before.is_true("Complete") or before.is_true("Failed")), (
@@ -181,11 +198,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert [condition.type for condition in after.conditions] == [
             "Valid", "Suspended", "Scheduled", "Ready", "Progressing", "Restarting", "Complete", "Failed",
         ]  # fmt: skip
-        self._check_account(before, after)
+        self._check_account(number, before, after)
         self._check_times(before, after)
         self._check_ledger(after)
 
-    def _check_account(self, before: Any, after: Any) -> None:
+    def _check_account(self, number: int, before: Any, after: Any) -> None:
         total_before = before.restarts.total if before and before.restarts else 0
         total = after.restarts.total if after.restarts else 0
         counted_before = before.restarts.counted_towards_limit if before and before.restarts else 0
@@ -212,7 +229,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})
         failed = [self.cluster.failed_pods[uid] for uid in fresh - judged]
         # What fails after a disrupted pod is its consequence.
-        if any(self._is_a_cause(pod, before) for pod in failed) and not any(DISRUPTED in p.conditions for p in failed):
+        well = self.cluster.others_well[number]
+        if any(self._is_a_cause(pod, before, others_well=well) for pod in failed) and not any(
+            DISRUPTED in p.conditions for p in failed
+        ):
             assert counted == counted_before + 1 or (self._resets and counted == 1), "a failure that was not counted"
         stalls = sum(event.reason == "Stalled" and "attempt" in event.message for event in self.cluster.events)
         assert total <= len(self.cluster.own_failures) + stalls + silent, "more failures are counted than there were"
@@ -221,11 +241,12 @@ class AnyOrder(RuleBasedStateMachine):
     def _resets(self) -> bool:
         return bool(self.cluster.body["spec"]["runPolicy"]["backoffLimitReset"] == "OnCheckpoint")
 
-    def _is_a_cause(self, pod: PodView, before: Any) -> bool:
+    def _is_a_cause(self, pod: PodView, before: Any, *, others_well: bool) -> bool:
         """Whether a failure that is written down now has to be counted: nothing else can be to blame for it."""
-        lost_its_peers = pod.exit_code == 75 and not (
-            "command" in self.cluster.body["spec"]["trainer"] and pod.role is Role.WORKER
-        )
+        trainer, worker = self.cluster.body["spec"]["trainer"], pod.role is Role.WORKER
+        lost_its_peers = pod.exit_code == 75 and not ("command" in trainer and worker)
+        # A program of the user's ends with any exit code for the loss of a peer.
+        lost_its_peers |= "model" not in trainer and worker and 0 < pod.exit_code < 128 and not others_well
         blamed_before = before is not None and before.is_true("Restarting")
         return not lost_its_peers and not blamed_before
 
@@ -270,7 +291,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.cluster.finished, f"never ends: {self.cluster.status.state}"
         for _ in range(40):
             self._quiet_pass()
+            self._kubernetes_gives_up_what_is_silent()
             self._grace_periods_end()
+            self.cluster.now += timedelta(seconds=2)
         self.nothing_is_made_for_a_finished_job()
         policy, left = self.cluster.body["spec"]["runPolicy"]["cleanPodPolicy"], self.cluster.pods.values()
         assert policy != "All" or not left
@@ -298,17 +321,23 @@ class AnyOrder(RuleBasedStateMachine):
         """Whether the pass did anything."""
         self.operator.hear_all()
         self.operator.poll()
-        writes = len(self.cluster.writes)
+        writes, forced = len(self.cluster.writes), len(self.cluster.forced_without_need)
         plan = self._reconcile()
+        assert len(self.cluster.forced_without_need) == forced, "a pod was removed by force though its node reports"
         creations = (CreatePod, CreateService, CreateNetworkPolicy)
         assert not (self.cluster.finished and any(isinstance(action, creations) for action in plan.actions))
         return bool(plan.actions) or len(self.cluster.writes) > writes
+
+    def _kubernetes_gives_up_what_is_silent(self) -> None:
+        for name in list(self.cluster.pods):
+            self.cluster.give_node_up(name)
 
     def _grace_periods_end(self) -> None:
         for name in list(self.cluster.pods):
             self.cluster.vanish(name)
 
     def _pods_do_their_work(self) -> None:
+        self._kubernetes_gives_up_what_is_silent()
         self._grace_periods_end()
         pods = list(self.cluster.pods.values())
         if all(pod.phase in (Phase.RUNNING, Phase.SUCCEEDED) for pod in pods) and self.cluster.status.is_true("Ready"):

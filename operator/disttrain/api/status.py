@@ -146,6 +146,8 @@ class TrainingStatus(Model):
     """What trainer.evaluate found on the test data, by name, such as accuracy."""
     last_update_time: Time | None = None
     """When the step last advanced."""
+    update_seconds: Count | None = None
+    """Seconds between the last two advances that were seen. A program may report a step of many at a time."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest complete checkpoint."""
     resumed: Text | None = None

@@ -26,9 +26,13 @@ def training(world: World, *, moves: bool) -> TrainingStatus | None:
 
 
 def usual_pause(world: World) -> timedelta:
-    """How long nothing need be seen of a training that makes steps: three times as long as its steps take, at least a minute."""
-    step = _usual_step(world)
-    return max(SILENCE, timedelta(seconds=min(3 * step, LONGEST_PAUSE.total_seconds())))
+    """How long nothing need be seen of a training that makes steps: three times as long as its steps take, or as it took to hear of
+    the last one; at least a minute."""
+    training = world.status.training
+    heard = timedelta(seconds=(training.update_seconds if training is not None else None) or 0)
+    # How seldom the status is written says nothing about the training.
+    usual = max(timedelta(seconds=min(_usual_step(world), INT32_MAX)), heard - interval(world))
+    return max(SILENCE, min(3 * usual, LONGEST_PAUSE))
 
 
 def _usual_step(world: World) -> float:
@@ -71,6 +75,7 @@ def _training(world: World) -> TrainingStatus | None:
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
         last_update_time=_last_advance(world, progress),
+        update_seconds=_between_advances(world, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
         resumed=progress.resumed if progress.world_size else before.resumed if before else None,
     )
@@ -105,6 +110,13 @@ def _last_advance(world: World, progress: Progress) -> datetime | None:
     if progress.step > (before.step if before is not None else 0):
         return world.second
     return before.last_update_time if before is not None else None
+
+
+def _between_advances(world: World, progress: Progress) -> int | None:
+    before = world.status.training
+    if before is None or before.last_update_time is None or progress.step <= before.step:
+        return before.update_seconds if before is not None else None
+    return max(0, int((world.second - before.last_update_time).total_seconds()))
 
 
 def newest(world: World) -> Progress | None:

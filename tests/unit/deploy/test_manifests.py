@@ -124,6 +124,16 @@ def test_every_container_has_resources_probes_and_a_pinned_image(name: str) -> N
             assert {"readinessProbe", "livenessProbe"} <= container.keys(), where
 
 
+@pytest.mark.parametrize("name", INSTALLATIONS)
+def test_the_operator_leaves_a_lost_node_after_30_seconds(name: str) -> None:
+    (operator,) = find(render(name), "Deployment", "disttrain-operator")
+    tolerated = {one["key"]: one for one in operator["spec"]["template"]["spec"]["tolerations"]}
+    for taint in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        assert tolerated[taint] == {
+            "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30
+        }  # fmt: skip
+
+
 @each_kustomization()
 def test_roles_name_what_they_allow(name: str) -> None:
     for role in (each for each in render(name) if each["kind"] in ("Role", "ClusterRole")):

@@ -287,3 +287,13 @@ def test_where_a_training_began_is_kept_in_the_status_and_told_once():
     assert scene.status.training.resumed == told, "a master without a world has not looked yet"
     scene.after(10).reports(70).seen()
     assert scene.status.training.resumed is None, "a later attempt had a plain start"
+
+    def test_a_script_that_reports_a_thousand_steps_at_a_time_is_not_missed_between(self):
+        scene = make_job().script().started().reports(1000, total=None).seen()
+        for step in range(2, 8):
+            for _ in range(30):
+                scene.after(10).reports((step - 1) * 1000, total=None).seen()
+                assert scene.status.state is State.TRAINING or step == 2, "of the first one nothing is known"
+            scene.reports(step * 1000, total=None).seen()
+        assert scene.after(890).reports(7000, total=None).seen().status.state is State.TRAINING
+        assert scene.after(20).reports(7000, total=None).step().status.state is State.STALLED
