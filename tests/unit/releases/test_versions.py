@@ -28,8 +28,6 @@ JOBS = {**RELEASED, **{name: body for name, body in NEWEST.items() if body not i
 """Those of today's version only where they differ from what is kept of it."""
 NOW = datetime(2026, 1, 1, 12, 2, 10, tzinfo=UTC)
 STRANGE = "Unheard-of"
-EMPTY = {"conditions", "replicaStatuses"}
-"""Lists that a job without a status does not have, and that are empty where it is read."""
 FINAL = ("Complete", "Failed")
 EVERY = pytest.mark.parametrize("name", JOBS)
 
@@ -143,12 +141,21 @@ def lost(before: Any, after: Any, path: str = "status") -> list[str]:
     return [path] if after is None and before is not None else []
 
 
+def holds(value: Any, stored: Any) -> bool:
+    """Whether all that is stored was read; what a later release has added since has its default."""
+    if isinstance(stored, dict):
+        return isinstance(value, dict) and all(key in value and holds(value[key], stored[key]) for key in stored)
+    if isinstance(stored, list):
+        return isinstance(value, list) and len(value) == len(stored) and all(map(holds, value, stored))
+    return bool(value == stored)
+
+
 @EVERY
 def test_job_of_every_release_is_understood_in_full_and_stored_as_it_was(name: str) -> None:
     body = JOBS[name]
     read = read_stored(copy.deepcopy(body))
     assert (read.unknown, read.not_understood) == ((), ())
-    assert status_patch(body["status"], body["status"], read.job.status.to_dict()).keys() <= EMPTY
+    assert holds(read.job.status.to_dict(), body["status"])
 
 
 @EVERY
