@@ -37,6 +37,8 @@ class Meter:
         self._total_steps = total_steps
         self._send = send
         self._loss = 0.0
+        self._weight = 0.0
+        """Of the sum of losses."""
         self._samples = 0
         self._earlier = 0
         """Samples of these that were computed before the loop began this time."""
@@ -51,9 +53,13 @@ class Meter:
         if not math.isfinite(loss):
             raise NonFiniteLoss(who=self._who, step=step, loss=loss)
 
-    def add(self, *, loss: float, samples: int) -> None:
-        """A slice was computed: its mean loss."""
-        self._loss += loss * samples
+    def add(self, *, loss: float, samples: int, weight: float | None = None) -> None:
+        """A slice was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
+        if weight is None:
+            weight = samples
+        if weight:
+            self._loss += loss * weight
+            self._weight += weight
         self._samples += samples
 
     def due(self, now: float) -> bool:
@@ -64,17 +70,18 @@ class Meter:
         """Tells the master, the metrics and the log where the loop is: `step` steps are done."""
         samples, metrics = self._samples, self._metrics
         if samples:
+            loss = self._loss / self._weight if self._weight else None
             self._send({
                 "step": step,
                 "epoch": epoch,
                 "samples": samples,
-                "loss": self._loss,
+                "loss": None if loss is None else loss * samples,
                 "total_steps": self._total_steps,
             })  # fmt: skip
-            metrics.loss = self._loss / samples
+            metrics.loss = metrics.loss if loss is None else loss
             metrics.samples += samples
             metrics.samples_per_second = Rate(samples - self._earlier, now - self._began, now)
         metrics.step, metrics.epoch = step, epoch
         logs.at_step(step)
-        self._loss, self._samples, self._earlier = 0.0, 0, 0
+        self._loss, self._weight, self._samples, self._earlier = 0.0, 0.0, 0, 0
         self._began, self._next_report = now, now + REPORT_INTERVAL

@@ -4,10 +4,11 @@ Not here: how gradients travel (parallel/, parameter_server/), and the order of 
 """
 
 import hashlib
+import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,13 @@ from disttrain_trainer.data.slices import DataSet, Schedule, Slice
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.last_words import of_user_error
+from disttrain_trainer.model import evaluating, prepare
 from disttrain_trainer.user_code import guarded
 
 log = logs.get_logger(__name__)
 
-Loss = Callable[[nn.Module, Any], torch.Tensor]
+Loss = Callable[[nn.Module, Any], Any]
+"""Returns the mean loss of a batch, or (mean, weight)."""
 Evaluation = dict[str, float]
 
 
@@ -127,6 +130,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         raise WrongInput(
             f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
         )
+    prepare(model)
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
     fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
@@ -137,10 +141,8 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         assert evaluate is not None
         with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
             test = resolved["trainer.dataset"](dict(options), "test")
-            model.eval()
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 found = evaluate(model, test)
-        model.train()
         try:
             return {str(name): float(value) for name, value in found.items()}
         except (AttributeError, TypeError, ValueError):
@@ -183,9 +185,13 @@ class Objective:
         self._model = model
         self._loss = loss
 
-    def __call__(self, batch: Any) -> torch.Tensor:
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
+        """The mean loss of a batch, a scalar with a graph; and the weight of that mean, None where the loss says none.
+
+        A mean of weight 0 may be anything: it counts for nothing. Raises UserError.
+        """
         try:
-            loss = self._loss(self._model, batch)
+            loss, weight = self._loss(self._model, batch), None
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -193,11 +199,16 @@ class Objective:
                 f"trainer.batchSize: BatchNorm cannot train on the one sample of a worker's part: {error}; give each worker two or more, "
                 f"or use another normalization in trainer.model ({of_user_error(error)[1].where})"
             ) from None
+        if isinstance(loss, tuple | list):
+            loss, weight = self._split(loss)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
             raise UserError(
-                f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor"
+                f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor, "
+                f"or (mean, weight){place_of(self._loss)}"
             )
+        if weight == 0:
+            return loss, weight
         if not loss.requires_grad:
             raise UserError(
                 "trainer.loss returned a loss that no parameter of trainer.model can learn from: it was computed without autograd, as "
@@ -205,7 +216,25 @@ class Objective:
             )
         if loss.is_complex():
             raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
-        return loss
+        return loss, weight
+
+    def _split(self, returned: Sequence[Any]) -> tuple[Any, float]:
+        if len(returned) != 2:
+            raise UserError(
+                f"trainer.loss returned {len(returned)} values; expected the batch's mean loss, or (mean, weight), such as the number of "
+                f"tokens that it is the mean of{place_of(self._loss)}"
+            )
+        loss, given = returned
+        try:
+            weight = math.nan if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError, RuntimeError):
+            weight = math.nan
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(
+                f"trainer.loss returned the weight {given!r:.100}; expected a number of 0 or more, such as the number of tokens that the "
+                f"loss is the mean of{place_of(self._loss)}"
+            )
+        return loss, weight
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:

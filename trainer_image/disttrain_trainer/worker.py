@@ -21,9 +21,9 @@ from disttrain_trainer.membership import Membership, World
 from disttrain_trainer.messages import Say
 from disttrain_trainer.meter import Meter, NonFiniteLoss
 from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.parameter_server.client import ShardedClient
+from disttrain_trainer.parameter_server.client import WHOLE, Part, ShardedClient
 from disttrain_trainer.parameter_server.first import First
-from disttrain_trainer.parameter_server.layout import FlatModel, norm
+from disttrain_trainer.parameter_server.layout import FlatModel, norm, runs_of
 from disttrain_trainer.process import Process
 
 log = logs.get_logger(__name__)
@@ -198,16 +198,16 @@ class Worker:
             if not current:
                 self._finished(index, pulled - began)  # its step is over: another worker computed it
                 continue
-            gradients = self._compute(piece, pulled) if piece.samples else None
+            gradients, part = self._compute(piece, pulled) if piece.samples else (None, WHOLE)
             computed = clock()
             following = membership.tickets[0] if membership.tickets else None
             if following is None:
-                client.push(piece, gradients)
+                client.push(piece, gradients, part)
                 current = False
             else:
                 after = task.schedule.slice(following)
                 step = after.step if self._sync else None
-                current = self._received(client.push_pull(piece, gradients, self._parameters, step), after)
+                current = self._received(client.push_pull(piece, gradients, self._parameters, step, part), after)
             now = clock()
             self._newest = piece
             phases["communicate"] += (pulled - began) + (now - computed)
@@ -216,10 +216,10 @@ class Worker:
             metrics.steps += 1
             metrics.step_seconds.observe(now - began)
             if self._meter.due(now):
+                self._flat.verify()
                 if gradients and not self._sync:
-                    metrics.gradient_norm = norm(
-                        gradients
-                    )  # Sync: it is a part of the step's gradient, which no worker has
+                    # Sync: it is a part of the step's gradient, which no worker has.
+                    metrics.gradient_norm = norm(gradients)
                 self._report()
                 self._take(world, force=True)
             elif self._every and (piece.step + 1) % self._every == 0:
@@ -231,20 +231,26 @@ class Worker:
         if (piece := self._newest) is not None:
             self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=time.perf_counter())
 
-    def _compute(self, piece: Slice, began: float) -> tuple[torch.Tensor, ...]:
-        """The gradient of the slice's mean loss, in memory that the network may read."""
+    def _compute(self, piece: Slice, began: float) -> tuple[tuple[torch.Tensor, ...], Part]:
+        """The gradient of the slice's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
         task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
         task.seed(piece)
         batch = task.fetch(piece.indices)
         fetched = clock()
         self._flat.zero_grad()
-        loss = self._objective(batch)
+        loss, weight = self._objective(batch)
         value = loss.item()
-        self._meter.check(value, step=piece.step)
-        self._meter.add(loss=value, samples=piece.samples)
+        if weight != 0:
+            self._meter.check(value, step=piece.step)
+        self._meter.add(loss=value, samples=piece.samples, weight=weight)
+        self._flat.refuse_unfrozen()
         forwarded = clock()
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = self._flat.gradients()
+        if weight != 0:
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients, took = self._flat.gradients(), self._flat.took_part
+        part = WHOLE
+        if weight is not None or took is not None:
+            part = Part(weight=weight, runs=None if took is None else runs_of(self._flat.places, took))
         if self._on_gpu:
             for host, device in zip(self._gradients, gradients, strict=True):
                 host.copy_(device)
@@ -252,7 +258,7 @@ class Worker:
         phases["data"] += fetched - began
         phases["forward"] += forwarded - fetched
         phases["backward"] += clock() - forwarded
-        return gradients
+        return gradients, part
 
     def _received(self, versions: tuple[int, ...], piece: Slice) -> bool:
         """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""

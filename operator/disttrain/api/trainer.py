@@ -203,6 +203,9 @@ class Trainer(Model):
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False
     """Bit for bit the same result on every run, also through a resume with as many workers; costs some speed. Default: false."""
+    find_unused_parameters: StrictBool = False
+    """DataParallel: look in each step for parameters that take no part in the loss, so that the gradients of the others are sent while
+    backward still runs. Parameters may take no part either way. Default: false."""
     backend: Backend = Backend.AUTO
     """Auto, gloo or nccl. Default: Auto."""
     script: Script | None = None

@@ -6,6 +6,7 @@ import torch
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
+from disttrain_trainer.parameter_server.layout import FlatModel
 from disttrain_trainer.parameter_server.optimizer import PADDING, build
 
 CASES = [
@@ -89,7 +90,9 @@ def test_a_rank_takes_the_steps_of_torch(
     parameters = torch.randn(100, generator=generator, dtype=dtype)
     theirs = torch.nn.Parameter(parameters.clone())
     stepper = reference([theirs])
-    ours = FlatOptimizer(Settings.model_validate(settings), [parameters])
+    flat = FlatModel(torch.nn.ParameterList([parameters]))
+    (parameters,) = flat.parameters
+    ours = FlatOptimizer(Settings.model_validate(settings), flat)
     for _ in range(20):
         gradient = torch.randn(len(parameters), generator=generator, dtype=dtype)
         theirs.grad = gradient.clone()

@@ -17,12 +17,15 @@ class Work:
         self.looks -= 1
         return self.looks < 0
 
+    def wait(self) -> None:
+        assert self.looks < 0
+
     def exception(self) -> Exception | None:
         return self._error
 
 
 def replica(*works: Work) -> Replica:
-    made = Replica.__new__(Replica)  # DDP needs peers, a GPU's sums need a GPU
+    made = Replica.__new__(Replica)  # a GPU's sums need a GPU
     made._works = list(works)  # type: ignore[arg-type]
     return made
 

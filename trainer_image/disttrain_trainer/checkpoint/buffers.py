@@ -8,18 +8,20 @@ from pathlib import Path
 
 from torch import nn
 
+from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.checkpoint.folder import BUFFERS, sha256_of, write_atomically
-from disttrain_trainer.checkpoint.tensors import NamedTensors
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.messages import Message
 
 
 class Buffers:
-    """The buffers of this model, saved and loaded in place. root: the checkpoint folder, if there is one."""
+    """The buffers of this model. root: the checkpoint folder, if there is one; then WrongInput for a buffer that cannot be saved."""
 
     def __init__(self, model: nn.Module, root: Path | None) -> None:
-        self.there_are_some = any(True for _ in model.buffers())
-        self._tensors = NamedTensors(lambda: dict(model.named_buffers()))
+        if root is not None:
+            tensors.check_buffers(model)
+        self.there_are_some = tensors.may_have_buffers(model)
+        self._model = model
         self._root = root
 
     def restore(self, name: str) -> None:
@@ -28,15 +30,16 @@ class Buffers:
             return
         file = self._root / name
         try:
-            self._tensors.load(file)
+            values = tensors.load_tensors(file)
         except WrongInput:
             if file.exists():
                 raise
             raise PeerLost(name, "a newer checkpoint took its place") from None
+        tensors.put_buffers(self._model, values, source=str(file))
 
     def reset(self, first: nn.Module) -> None:
         """Takes over the buffers of another model of the same kind."""
-        self._tensors.take(dict(first.named_buffers()))
+        tensors.copy_buffers(self._model, first)
 
     def save(self, folder: str) -> Message:
         """Writes a file into a checkpoint; what the master is told of it.
@@ -48,7 +51,7 @@ class Buffers:
             return {"error": "it has no checkpoint volume"}
         path = self._root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
         try:
-            write_atomically(path, self._tensors.save)
+            write_atomically(path, lambda file: tensors.save_tensors(tensors.buffers_of(self._model), file))
             return {"file": path.name, "sha256": sha256_of(path)}
         except OSError as error:
             return {"error": str(error)}

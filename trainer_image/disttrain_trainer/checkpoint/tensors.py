@@ -1,55 +1,178 @@
-"""Named tensors in a file of a checkpoint. safetensors, never pickle: a checkpoint cannot bring code.
+"""Named tensors in a file of a checkpoint, and the buffers of a module by name. safetensors, never pickle: a checkpoint cannot bring code.
 
-Not here: which tensors (parallel/state.py, worker.py), and when they are saved.
+The buffers that are state are those that `state_dict()` has: not what was registered with persistent=False. Their shapes are those of now:
+a module may let a buffer grow, put another tensor in its place, or register one late. Whoever takes them over takes their shapes, too.
+Not here: which tensors make a state (parallel/state.py, buffers.py), and when they are saved.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
+from torch import nn
 
+from disttrain_trainer import logs
 from disttrain_trainer.errors import WrongInput
 
+log = logs.get_logger(__name__)
 
-class NamedTensors:
-    """Tensors of a model that are saved and loaded in place.
+Named = Mapping[str, torch.Tensor]
 
-    tensors: asked at each use, since a model may put another tensor in a buffer's place: `self.mean = 0.9 * self.mean + …`.
+EXTRA = "_extra_state"
+"""How state_dict() names what a module's `get_extra_state` returns."""
+
+
+def save_tensors(tensors: Named, path: Path) -> None:
+    """Writes a file. Raises OSError."""
+    # Copies: tied or expanded buffers share memory, which the format refuses. Not on a GPU, which may be full of the originals.
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:  # it wraps what the file system said
+        raise OSError(str(error)) from None
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a file. Raises WrongInput when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise WrongInput(f"{path} cannot be read: {error}") from None
+
+
+def take_over(present: Named, values: Named, *, source: str) -> None:
+    """Copies the values to the tensors of these names. Raises WrongInput when one is missing, or is of another shape or type."""
+    for name, ours in present.items():
+        theirs = values.get(name)
+        if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise another_model(source, name, theirs, ours)
+    with torch.no_grad():
+        for name, ours in present.items():
+            ours.copy_(values[name])
+
+
+def another_model(source: str, name: str, theirs: torch.Tensor | None, ours: torch.Tensor | None) -> WrongInput:
+    """What is said when a state is of another model."""
+    shapes = ["missing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (theirs, ours)]
+    return WrongInput(f"trainer.model: {source} is of another model: {name} is {shapes[0]} there, {shapes[1]} here")
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are state, by name; one of two names under both."""
+    found: dict[str, torch.Tensor] = {}
+    for prefix, owner in _modules(module):
+        for leaf, buffer in owner._buffers.items():
+            if buffer is not None and leaf not in owner._non_persistent_buffers_set:
+                found[prefix + leaf] = buffer.detach()
+        if _has_extra(owner) and isinstance(extra := owner.get_extra_state(), torch.Tensor):
+            found[prefix + EXTRA] = extra.detach()
+    return found
+
+
+def may_have_buffers(module: nn.Module) -> bool:
+    """Whether the module has buffers that are state, or will: one that is None may become a tensor."""
+    return any(
+        _has_extra(owner) or any(leaf not in owner._non_persistent_buffers_set for leaf in owner._buffers)
+        for _, owner in _modules(module)
+    )
+
+
+def put_buffers(module: nn.Module, values: Named, *, source: str) -> None:
+    """Takes over these buffers, shapes included. Raises WrongInput when the module has no place for one.
+
+    One that the values lack keeps its value. One that is no state here is left as it is: older releases saved those, too.
     """
+    missing = buffers_of(module).keys() - values.keys()
+    if missing:
+        log.warning("%s has no value of buffer %s, which stays as it is", source, ", ".join(sorted(missing)))
+    owners = dict(_modules(module))
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    replaced: dict[int, torch.Tensor] = {}  # by what was there: a buffer of two names stays one
+    for name, value in values.items():
+        prefix, dot, leaf = name.rpartition(".")
+        owner = owners.get(prefix + dot)
+        if owner is None or leaf in owner._parameters:
+            raise another_model(source, name, value, None)
+        if leaf == EXTRA and _has_extra(owner):
+            owner.set_extra_state(value)
+            continue
+        if leaf in owner._non_persistent_buffers_set:
+            continue
+        ours = owner._buffers.get(leaf)
+        if ours is not None and _fits(ours, value):
+            with torch.no_grad():
+                ours.copy_(value)
+        elif ours is not None and id(ours) in replaced:
+            owner._buffers[leaf] = replaced[id(ours)]
+        else:
+            new = value.to(device if ours is None else ours.device, copy=True)
+            if ours is not None:
+                replaced[id(ours)] = new
+            if leaf in owner._buffers:
+                owner._buffers[leaf] = new
+            elif hasattr(owner, leaf):
+                raise another_model(source, name, value, None)
+            else:
+                owner.register_buffer(leaf, new)
 
-    def __init__(self, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        self._present = tensors
 
-    def save(self, path: Path) -> None:
-        """Writes a file. Raises OSError."""
-        # Copies: tied or expanded buffers share memory, which the format refuses. Not on a GPU, which may be full of the originals.
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._present().items()}
-        try:
-            save_file(tensors, path)
-        except SafetensorError as error:  # it wraps what the file system said
-            raise OSError(str(error)) from None
+def copy_buffers(module: nn.Module, other: nn.Module) -> None:
+    """Gives the module all buffers of another one of the same kind, those that are no state included."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    theirs = dict(_modules(other))
+    moved: dict[int, torch.Tensor] = {}
+    for prefix, owner in _modules(module):
+        if (source := theirs.get(prefix)) is None:
+            continue
+        for leaf, buffer in source._buffers.items():
+            if leaf in owner._buffers:
+                owner._buffers[leaf] = None if buffer is None else moved.setdefault(id(buffer), buffer.to(device))
+        if _has_extra(owner) and isinstance(extra := source.get_extra_state(), torch.Tensor):
+            owner.set_extra_state(extra)
 
-    def load(self, path: Path) -> None:
-        """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError) as error:
-            raise WrongInput(f"{path} cannot be read: {error}") from None
-        present = self._present()
-        for name in {*saved, *present}:
-            theirs, ours = saved.get(name), present.get(name)
-            if theirs is None or ours is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-                shapes = ["missing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (theirs, ours)]
-                raise WrongInput(
-                    f"trainer.model: {path} is of another model: {name} is {shapes[0]} there, {shapes[1]} here"
-                )
-        self.take(saved)
 
-    def take(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Takes over these values, one for each tensor."""
-        with torch.no_grad():
-            for name, tensor in self._present().items():
-                tensor.copy_(values[name])
+def check_buffers(module: nn.Module) -> None:
+    """Raises WrongInput, which names it, for a buffer that neither a checkpoint nor another worker can be given."""
+    for name, buffer in buffers_of(module).items():
+        if buffer.layout is not torch.strided or buffer.is_quantized:
+            what = "quantized" if buffer.is_quantized else f"sparse ({buffer.layout})"
+        elif not _is_saved(buffer.dtype):
+            what = f"of type {buffer.dtype}"
+        else:
+            continue
+        raise WrongInput(
+            f"trainer.model: buffer {name} is {what}, which a checkpoint cannot hold and other workers cannot be given: keep it dense, or "
+            "make it again in the factory and register it with persistent=False"
+        )
+    for prefix, owner in _modules(module):
+        if _has_extra(owner) and not isinstance(owner.get_extra_state(), torch.Tensor):
+            log.warning(
+                "the extra state of module %s is no tensor: checkpoints do not have it, and a resume starts with a new one",
+                prefix.rstrip(".") or type(owner).__name__,
+            )
+
+
+def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module, with the prefix of its buffers' names; one of two names under both."""
+    return [(f"{name}." if name else "", m) for name, m in module.named_modules(remove_duplicate=False)]
+
+
+def _has_extra(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _fits(ours: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the value can be copied into this memory, which an expanded tensor has not."""
+    same = (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout)
+    return same and all(stride or size < 2 for size, stride in zip(ours.shape, ours.stride(), strict=True))
+
+
+def _is_saved(dtype: torch.dtype) -> bool:
+    try:
+        save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, RuntimeError, SafetensorError):
+        return False
+    return True

@@ -4,6 +4,7 @@ A rank from its start to its end, through lost peers: the survivors keep their s
 Not here: when a world begins (the master), how gradients travel (replica.py), what the state is (state.py).
 """
 
+import re
 import secrets
 import threading
 import time
@@ -40,6 +41,8 @@ log = logs.get_logger(__name__)
 
 NEWS = 3.0
 """Seconds in which the master tells of a peer whose loss broke a step."""
+MAX_BREAKS = 3
+"""Worlds in a row that may break at one step in the same way while no peer is lost."""
 
 
 class _Reform(Exception):
@@ -61,8 +64,14 @@ class DataParallel:
         self._flat = FlatModel(task.model)
         settings = self._config.trainer.optimizer
         assert settings is not None, "the schema demands it beside a model"
-        self._optimizer = FlatOptimizer(settings, self._flat.parameters)
+        self._optimizer = FlatOptimizer(settings, self._flat)
         self._state = State(task.model, self._optimizer)
+        if self._config.world_size > 1 or self._config.checkpoint is not None:
+            self._state.check()
+        self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
+        """The model itself needs all ranks in each forward and backward."""
+        self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
+        """Where and how a world broke although no peer was lost, and how many did so in a row."""
         with control.changed:
             rank.data, rank.layout = task.data, self._state.layout
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
@@ -79,7 +88,7 @@ class DataParallel:
         """The last checkpoint is written."""
         self._written: tuple[str, str] | None = None
         """The file of the state as it is now, and its digest, once it is saved after the last step."""
-        self._pending: tuple[torch.Tensor, Slice] | None = None
+        self._pending: tuple[torch.Tensor, Slice, float | None] | None = None
         """GPU: a loss that was not looked at yet."""
         self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
         self._counting = threading.Lock()
@@ -100,6 +109,7 @@ class DataParallel:
                 log.info("the world of generation %d is over: a worker was lost", world.generation)
             except BrokenGroup as error:
                 log.warning("generation %d ended: %s", world.generation, error)
+                self._require_a_lost_peer(world, error)
             self._metrics.recoveries += 1
 
     def _live_in(self, world: World) -> None:
@@ -118,12 +128,7 @@ class DataParallel:
             replica = None
             if wires is not None:
                 self._take_newest(world, wires)
-                replica = Replica(
-                    self._task.model,
-                    tasks.Objective(self._task.model, self._task.loss),
-                    wires=wires,
-                    deterministic=self._config.trainer.deterministic,
-                )
+                replica = Replica(self._flat, wires=wires, search=self._config.trainer.find_unused_parameters)
             log.info("generation %d begins at step %d", world.generation, rank.step)
             try:
                 self._train(world, replica)
@@ -134,7 +139,24 @@ class DataParallel:
                 if replica is not None and self._world_ended(world):
                     raise BrokenGroup(error) from None
                 raise
+            finally:
+                if replica is not None:
+                    replica.close()
         self._end(world)
+
+    def _require_a_lost_peer(self, world: World, error: BrokenGroup) -> None:
+        """Raises UserError when worlds break again and again at one step in the same way, and the master knows of no peer that was lost."""
+        if self._world_ended(world):
+            self._breaks = ((0, ""), 0)
+            return
+        how = (self._rank.step, re.sub(r"\d+", "#", str(error)))  # ports differ
+        count = self._breaks[1] + 1 if how == self._breaks[0] else 1
+        self._breaks = (how, count)
+        if count == MAX_BREAKS:
+            raise UserError(
+                f"the connections between the workers broke {count} times in a row at step {self._rank.step} while no worker was lost: "
+                f"{error}"
+            )
 
     def _take_newest(self, world: World, wires: Wires) -> None:
         """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
@@ -150,9 +172,9 @@ class DataParallel:
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
         schedule, world_size = task.schedule, self._config.world_size
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
-        objective = tasks.Objective(task.model, task.loss) if replica is None else replica.module
+        objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
-        last, on_gpu = schedule.total_steps, task.device.type == "cuda"
+        last, joint = schedule.total_steps, self._joint and replica is not None
         meter.begin(clock())
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
         for step in range(rank.step, last):
@@ -161,28 +183,44 @@ class DataParallel:
             began = clock()
             piece = schedule.slice(step * world_size + self._process.rank)
             zero_grad()
-            task.seed(piece)
-            # Every rank takes part in every sum: one without a sample computes on others' and weighs them with nothing.
-            batch = task.fetch(piece.indices if piece.samples else others)
-            kept = None if piece.samples else _copies_of_buffers(task.model)
-            fetched = clock()
-            loss: torch.Tensor = objective(batch)
-            if piece.samples:
-                self._look_at(loss, piece)
-            computed = clock()
-            if replica is None:
-                loss.backward()  # type: ignore[no-untyped-call]
-                reduced = sent = clock()
-            else:
-                # The sum over ranks of these is the mean over the samples of the step.
-                (loss * (piece.samples / piece.batch_samples)).backward()  # type: ignore[no-untyped-call]
-                sent, reduced = replica.sent, clock()
+            # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
+            weight, own = piece.samples / piece.batch_samples, False
+            if piece.samples or joint:
+                task.seed(piece)
+                kept = None if piece.samples else _copies_of_buffers(task.model)
+                batch = task.fetch(piece.indices if piece.samples else others)
+                fetched = clock()
+                loss, given = objective(batch)
+                if piece.samples:
+                    if given is not None:
+                        weight, own = given / piece.batch_samples, True
+                    self._look_at(loss, piece, given)
+                refuse_unfrozen()
+                computed = clock()
+                if replica is None:
+                    if weight:
+                        loss.backward()  # type: ignore[no-untyped-call]
+                elif weight:
+                    loss = loss * weight
+                    replica.begin(loss)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                elif joint and loss.requires_grad:
+                    replica.begin(loss, early=False)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    zero_grad()
                 if kept is not None:
                     _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
-                replica.check()
-                if on_gpu:
-                    replica.settle(lambda: rank.world is world)
-            update(gradients())
+            else:
+                fetched = computed = clock()
+            if replica is None:
+                vectors = gradients()
+                took_part = self._flat.took_part
+                reduced = sent = clock()
+            else:
+                took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.world is world)
+                vectors = gradients()
+                sent, reduced = replica.sent, clock()
+            update(vectors, took_part)
             rank.step = step + 1
             ended = clock()
             metrics.steps += 1
@@ -195,7 +233,8 @@ class DataParallel:
             if meter.due(ended) or rank.step == last:
                 if rank.step == last:
                     self._look_at(None, piece)
-                metrics.gradient_norm = norm(gradients())
+                self._flat.verify()
+                metrics.gradient_norm = norm(vectors)
                 meter.report(step=rank.step, epoch=piece.epoch, now=ended)
                 self._control.check()
             if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
@@ -219,21 +258,22 @@ class DataParallel:
             self._count()
 
     def _world_ended(self, world: World) -> bool:
-        """Whether a peer was lost. DDP has moments, such as the first steps' order of buckets, in which it raises that as its own error."""
+        """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
         with self._control.changed:
             return self._control.changed.wait_for(lambda: self._rank.world is not world, NEWS)
 
-    def _look_at(self, loss: torch.Tensor | None, piece: Slice) -> None:
+    def _look_at(self, loss: torch.Tensor | None, piece: Slice, weight: float | None = None) -> None:
         """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
         if self._task.device.type == "cuda":
-            self._pending, (loss, piece) = (
-                (None if loss is None else (loss.detach(), piece)),
-                self._pending or (None, piece),
+            self._pending, (loss, piece, weight) = (
+                (None if loss is None else (loss.detach(), piece, weight)),
+                self._pending or (None, piece, None),
             )
         if loss is not None:
             value = loss.item()
-            self._meter.check(value, step=piece.step)
-            self._meter.add(loss=value, samples=piece.samples)
+            if weight != 0:
+                self._meter.check(value, step=piece.step)
+            self._meter.add(loss=value, samples=piece.samples, weight=weight)
 
     def _end(self, world: World) -> None:
         """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
@@ -290,6 +330,7 @@ class DataParallel:
         assert settings is not None
         asked, rank.save_asked = rank.save_asked, False
         began = time.perf_counter()
+        self._flat.verify()
         if not all(bool(vector.isfinite().all()) for vector in self._flat.parameters):
             raise UserError(
                 f"a parameter is not finite at step {rank.step}: lower trainer.optimizer.learningRate; "

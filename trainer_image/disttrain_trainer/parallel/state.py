@@ -4,57 +4,136 @@ Not here: when this happens (data.py), files and folders (checkpoint/).
 """
 
 import hashlib
+import json
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain_trainer.checkpoint.tensors import NamedTensors
+from disttrain_trainer.checkpoint import tensors
+from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parallel.group import BrokenGroup, Wires
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 
+_MODEL = "model."
+_UPDATES = ".updates"
 
-class State(NamedTensors):
-    """What a rank must hold to go on at a step. Every rank has the same tensors, by name and shape; only values differ."""
+
+class State:
+    """What a rank must hold to go on at a step: parameters, the optimiser's state, and the buffers that `state_dict()` has.
+
+    Parameters and optimiser are the same everywhere, by name and shape. Buffers may change their shapes as the model trains: whoever
+    takes them over takes their shapes, too.
+    """
 
     def __init__(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
-        state = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-        for slot, tensors in optimizer.state.items():
-            state |= {f"optimizer.{number}.{slot}": tensor for number, tensor in enumerate(tensors)}
-
-        def present() -> dict[str, torch.Tensor]:
-            return state | {f"model.{name}": buffer.detach() for name, buffer in model.named_buffers()}
-
-        super().__init__(present)
-        shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in present().items())
+        self._model = model
+        self._optimizer = optimizer
+        self._parameters = {f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        everything = self.present()
+        shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in everything.items())
         self.layout = hashlib.sha256(repr(shapes).encode()).hexdigest()
         """The same for every rank whose state this rank can take over: names, types and shapes, before any training."""
+
+    def check(self) -> None:
+        """Raises WrongInput, which names it, for a tensor that can be neither saved nor sent."""
+        tensors.check_buffers(self._model)
+
+    def present(self) -> dict[str, torch.Tensor]:
+        """All tensors, by name. Those of the optimiser's counts are copies."""
+        buffers = {f"{_MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
+        return {**self._parameters, **self._slots(), **buffers}
+
+    def save(self, path: Path) -> None:
+        """Writes a file. Raises OSError."""
+        tensors.save_tensors(self.present(), path)
+
+    def load(self, path: Path) -> None:
+        """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""
+        values = tensors.load_tensors(path)
+        slots = self._slots()
+        for name in slots:
+            if name.endswith(_UPDATES) and name in values:  # older releases counted once for all parameters
+                values[name] = values[name].expand(slots[name].shape)
+        self._take(values, slots, source=str(path))
 
     def broadcast(self, *, source: int, step: int, device: torch.device, wires: Wires) -> int:
         """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
 
         Then any rank but the source may hold a mixture of two states.
         """
-        try:
-            count = torch.tensor(step, device=device)
-            _send(count, source, wires)
-            for tensor in self._present().values():
-                dense = tensor.contiguous()
-                _send(dense, source, wires)
-                if dense is not tensor:
-                    tensor.copy_(dense)
-        except RuntimeError as error:
-            raise BrokenGroup(error) from None
-        return int(count.item())
+        gives = dist.get_rank() == source
+        ours = self.present()
+        # Bytes: not every backend sends every type.
+        views = {name: _bytes_of(tensor) for name, tensor in ours.items()} if gives else {}
+        text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
+        head = torch.tensor([step, len(text)], device=device)
+        _send(head, source, wires)
+        step, length = (int(value) for value in head.tolist())
+        written = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if gives else None
+        written = written if written is not None else torch.empty(length, dtype=torch.uint8, device=device)
+        _send(written, source, wires)
+        described = json.loads(bytes(written.tolist()))
+        values: dict[str, torch.Tensor] = {}
+        for name, dtype, shape in described:
+            if gives:
+                _send(views.pop(name), source, wires)
+                continue
+            # Into the tensor's own memory where it has the same form.
+            tensor, kind = ours.get(name), getattr(torch, dtype)
+            direct = name in self._parameters or name.startswith("optimizer.")
+            if not (direct and tensor is not None and tensor.is_contiguous() and tensor.shape == tuple(shape)):
+                tensor = torch.empty(tuple(shape), dtype=kind, device=device)
+            if tensor.dtype != kind:
+                raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
+            _send(_bytes_of(tensor), source, wires)
+            values[name] = tensor
+        if not gives:
+            slots = {name: tensor for name, tensor in ours.items() if name.startswith("optimizer.")}
+            self._take(values, slots, source=f"the state of worker-{source}")
+        return step
+
+    def _slots(self) -> dict[str, torch.Tensor]:
+        return {
+            f"optimizer.{number}.{slot}": tensor
+            for slot, vectors in self._optimizer.state().items()
+            for number, tensor in enumerate(vectors)
+        }
+
+    def _take(self, values: dict[str, torch.Tensor], slots: dict[str, torch.Tensor], *, source: str) -> None:
+        present = {**self._parameters, **slots}
+        tensors.take_over(present, values, source=source)
+        for name in sorted(values.keys() - present.keys()):
+            if not name.startswith(_MODEL):
+                raise tensors.another_model(source, name, values[name], None)
+        buffers = {name.removeprefix(_MODEL): value for name, value in values.items() if name not in present}
+        tensors.put_buffers(self._model, buffers, source=source)
+        self._optimizer.restore([slots[name] for name in slots if name.endswith(_UPDATES)])
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a dense tensor; its own memory when it is contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
 
 
 def _send(tensor: torch.Tensor, source: int, wires: Wires) -> None:
-    """Gives every rank the tensor of `source`. Raises RuntimeError when a peer is lost."""
-    work = dist.broadcast(tensor, source, async_op=True)
-    assert work is not None
-    if tensor.is_cuda:
-        work.wait()
+    """Gives every rank the tensor of `source`. Raises BrokenGroup when a peer is lost."""
+    if not tensor.numel():
         return
+    try:
+        work = dist.broadcast(tensor, source, async_op=True)
+        assert work is not None
+        if tensor.is_cuda:
+            work.wait()
+            return
+    except RuntimeError as error:
+        raise BrokenGroup(error) from None
     wires.awaited(work, tensor).wait()
     if wires.error is not None:
-        raise wires.error
+        raise BrokenGroup(wires.error) from None

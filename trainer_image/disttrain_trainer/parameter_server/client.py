@@ -8,6 +8,7 @@ server for more than the time-out; a server that waits for other workers says so
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TypeVar
 
 from disttrain.api.runtime import JobConfig
@@ -16,9 +17,23 @@ from disttrain_trainer.errors import GenerationOver, PeerLost
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
 from disttrain_trainer.parameter_server.layout import Layout, Vectors
-from disttrain_trainer.parameter_server.wire import Closed, Header, Op, ProtocolError, Silent
+from disttrain_trainer.parameter_server.participation import within
+from disttrain_trainer.parameter_server.wire import OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Op, ProtocolError, Silent
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a gradient is of."""
+
+    weight: float | None = None
+    """What the loss says that its mean weighs; None: it says nothing, and the samples weigh."""
+    runs: Sequence[tuple[int, int, int]] | None = None
+    """(vector, start, stop) of the elements that had a gradient; None: all."""
+
+
+WHOLE = Part()
 
 
 class ShardedClient:
@@ -140,26 +155,31 @@ class ShardedClient:
 
         return self._pulled(self._all("the parameters", one))
 
-    def push(self, slice: Slice, gradient: Vectors | None) -> None:
+    def push(self, slice: Slice, gradient: Vectors | None, part: Part = WHOLE) -> None:
         """Hands in the gradient of the slice's mean loss (None for an empty slice); returns when every shard has it.
 
         A slice that was pushed before, by anybody, is ignored by the shards that have it.
         """
 
         def one(shard: ServerConnection) -> Header:
-            shard.push(self._push_header(shard, Op.PUSH, slice), slice, gradient)
+            shard.push(*self._push(shard, Op.PUSH, slice, gradient, part))
             return shard.receive(Op.DONE)
 
         self._all(f"slice {slice.index} to be taken", one)
         self._clock += 1
 
     def push_pull(
-        self, slice: Slice, gradient: Vectors | None, into: Vectors, next_step: int | None = None
+        self,
+        slice: Slice,
+        gradient: Vectors | None,
+        into: Vectors,
+        next_step: int | None = None,
+        part: Part = WHOLE,
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
         def one(shard: ServerConnection) -> int:
-            shard.push(self._push_header(shard, Op.PUSH_PULL, slice, next_step), slice, gradient)
+            shard.push(*self._push(shard, Op.PUSH_PULL, slice, gradient, part, next_step))
             return shard.receive_values(into)
 
         versions = self._all(f"the parameters after slice {slice.index}", one)
@@ -183,17 +203,36 @@ class ShardedClient:
         finally:
             self._calls.release()
 
-    def _push_header(self, shard: ServerConnection, op: Op, slice: Slice, step: int | None = None) -> Header:
-        return Header(
+    def _push(
+        self,
+        shard: ServerConnection,
+        op: Op,
+        slice: Slice,
+        gradient: Vectors | None,
+        part: Part,
+        step: int | None = None,
+    ) -> tuple[Header, Slice, Vectors | None, bytes]:
+        code, runs = 0, b""
+        if part.weight is not None:
+            code |= OWN_WEIGHT
+        if part.runs is not None and slice.samples:
+            code |= PARTIAL
+            ours = within(part.runs, [(span.start, span.stop) for span in shard.spans])
+            runs = b"".join(RUN.pack(*run) for run in ours)
+        header = Header(
             op=op,
+            code=code,
+            weight=part.weight or 0.0,
+            runs=len(runs) // RUN.size,
             samples=slice.samples,
             batch_samples=slice.batch_samples,
             index=slice.index,
             step=-1 if step is None else step,
             clock=self._clock,
             version=self.versions[shard.number],
-            nbytes=shard.nbytes if slice.samples else 0,
+            nbytes=shard.nbytes + len(runs) if slice.samples else 0,
         )
+        return header, slice, gradient, runs
 
     def _pulled(self, versions: list[int]) -> tuple[int, ...]:
         self.versions = tuple(versions)

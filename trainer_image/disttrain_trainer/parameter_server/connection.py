@@ -56,14 +56,14 @@ class ServerConnection:
         self.send(header)
         return self.receive(answer)
 
-    def push(self, header: Header, slice: Slice, gradient: Vectors | None) -> None:
-        """Sends a gradient."""
+    def push(self, header: Header, slice: Slice, gradient: Vectors | None, runs: bytes = b"") -> None:
+        """Sends a gradient, and before it the runs of the header."""
         if not slice.samples:
             self.send(header)
         elif gradient is None:
             raise ValueError(f"slice {slice.index} has {slice.samples} samples, but no gradient")
         else:
-            self.send(header, self.views(gradient))
+            self.send(header, [memoryview(runs), *self.views(gradient)])
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
         link = self._open_link()

@@ -11,7 +11,7 @@ from disttrain.api.environment import ExitCode
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import TrainerError
 from disttrain_trainer.factories import resolve
-from disttrain_trainer.parameter_server.layout import Vectors, trainable
+from disttrain_trainer.parameter_server.layout import Vectors, copy_into
 from disttrain_trainer.task import factory_seeds
 
 BLOCK = 1 << 20
@@ -39,13 +39,7 @@ class First:
         assert trainer.model, "scripts and commands are run by others"
         with factory_seeds(trainer.seed):
             model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
-        position = dict.fromkeys((vector.dtype for vector in parameters), 0)
-        vectors = {vector.dtype: vector for vector in parameters}
-        with torch.no_grad():
-            for _, parameter in trainable(model):
-                start = position[parameter.dtype]
-                position[parameter.dtype] = stop = start + parameter.numel()
-                vectors[parameter.dtype][start:stop].view(parameter.shape).copy_(parameter)
+        copy_into(parameters, model)
         if _sums(parameters) != self._sums:
             raise AnotherModel(
                 f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training begins anew: "

@@ -6,6 +6,7 @@ that is over refuses everybody; its shard is garbage, and whoever still works on
 Not here: sockets and threads (`server.py`), decisions (`consistency.py`), arithmetic (`shard.py`).
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from disttrain_trainer.parameter_server import consistency
 from disttrain_trainer.parameter_server.gradient_norm import NormSamples
 from disttrain_trainer.parameter_server.layout import Layout
 from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.participation import Took, union
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.parameter_server.wire import Reason, Refusal
@@ -43,6 +45,10 @@ class Gradient:
     """The worker's iteration."""
     version: int
     """Version of the parameters that it is of."""
+    weight: float | None = None
+    """What the loss says that its mean weighs; None: the samples do."""
+    took: Took = None
+    """The elements of the shard that it is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +105,11 @@ class Generation:
         """Whether `end` was called."""
         self._shard: Shard | None = None
         self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the slices before them
+        self._weights: dict[int, float] = {}
+        """Of the gradients of the update that is being made, by slice; how they come must not matter to their sum."""
+        self._owned = False
+        """Whether one of them is the loss's own: then they are not 1 together."""
+        self._took: list[Took] = []
         self._sessions: dict[int, Session] = {}
         self._waited = 0.0
         self._norms = NormSamples()
@@ -198,13 +209,13 @@ class Generation:
             else:
                 try:
                     if buffers is not None:
-                        weight = gradient.samples / gradient.batch_samples if self._sync else 1.0
-                        self._held[gradient.index] = (buffers, weight)
+                        self._held[gradient.index] = (buffers, self._weigh(gradient))
                     ready = [self._held.pop(index) for index in arrival.add if index in self._held]
                     if self._observe_staleness is not None and buffers is not None:
                         self._observe_staleness(max(0, shard.version - gradient.version))
                     measure = self._sync and self._norms.due(shard.version + 1)
-                    squared = shard.absorb(ready, update=arrival.update, measure=measure)
+                    divisor, took = (self._divisor(), self._all_took(shard)) if arrival.update else (1.0, None)
+                    squared = shard.absorb(ready, update=arrival.update, divisor=divisor, took=took, measure=measure)
                     if squared is not None:
                         self._norms.add(shard.version, squared)
                 except BaseException:
@@ -281,6 +292,31 @@ class Generation:
                 gradient_norms=self._norms.newest,
                 workers=tuple(sorted(self._sessions)),
             )
+
+    def _weigh(self, gradient: Gradient) -> float:
+        """The weight of a gradient in its update. Async: each one is an update of its own, whatever it weighs."""
+        self._took.append(gradient.took)
+        if not self._sync:
+            return 1.0
+        own = gradient.weight is not None
+        weight = (gradient.weight if gradient.weight is not None else gradient.samples) / gradient.batch_samples
+        self._weights[gradient.index] = weight
+        self._owned = self._owned or own
+        return weight
+
+    def _divisor(self) -> float:
+        total = math.fsum(self._weights.values()) if self._owned else 1.0
+        self._weights.clear()
+        self._owned = False
+        return total or 1.0
+
+    def _all_took(self, shard: Shard) -> Took:
+        lengths = [span.length for span in shard.spans]
+        took: Took = tuple(() for _ in lengths)
+        for each in self._took:
+            took = union(took, each, lengths)
+        self._took.clear()
+        return took
 
     def _build(self, layout: Layout) -> Shard:
         server, servers = self._place

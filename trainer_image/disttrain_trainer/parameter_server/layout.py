@@ -10,13 +10,13 @@ Frozen parameters and buffers (BatchNorm's running statistics) stay with the wor
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.parameter_server.memory import zeros
 
 ALIGNMENT = 64
@@ -58,12 +58,23 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a parameter lies: elements [start, stop) of a vector."""
+
+    name: str
+    vector: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How a model lies in flat vectors; equal for all workers of a job."""
 
     vectors: tuple[Vector, ...]
     digest: str
-    """sha256 over names, shapes and dtypes, in order: two models with the same digest exchange parameters."""
+    """sha256 over names, shapes, dtypes, and strides that are not contiguous, in order: two models with the same digest exchange
+    parameters."""
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{vector.length} x {vector.dtype}" for vector in self.vectors)
@@ -82,7 +93,8 @@ class Layout:
                     + ("; keep it as a real one, torch.view_as_real" if parameter.is_complex() else "")
                 )
             lengths[dtype] = lengths.get(dtype, 0) + parameter.numel()
-            described.append((name, dtype, tuple(parameter.shape)))
+            strides = () if parameter.is_contiguous() else (_strides(parameter),)
+            described.append((name, dtype, tuple(parameter.shape), *strides))
         if not lengths:
             raise WrongInput("trainer.model: the model has no trainable parameter")
         return cls(
@@ -112,8 +124,9 @@ def cuts(*, length: int, itemsize: int, servers: int) -> tuple[int, ...]:
 class FlatModel:
     """A module whose parameters and gradients are views of flat vectors.
 
-    Moves the values of the module's parameters into `parameters`; a write to either is seen in the other. Call `zero_grad` here and
-    not on the module, which would throw the views away. WrongInput when the parameters lie on several devices.
+    Moves the values of the module's parameters into `parameters`; a write to either is seen in the other. A parameter keeps its strides
+    (channels_last). Call `zero_grad` here and not on the module, which would throw the views away. WrongInput when the parameters lie on
+    several devices.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -128,37 +141,129 @@ class FlatModel:
         """The values, one vector for each dtype."""
         self._gradients = tuple(zeros(v.length, DTYPES[v.dtype], device) for v in self.layout.vectors)
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
-        position = dict.fromkeys((vector.dtype for vector in self.parameters), 0)
-        values, gradients = ({v.dtype: v for v in vectors} for vectors in (self.parameters, self._gradients))
-        with torch.no_grad():
-            for _, parameter in named:
-                dtype, start = parameter.dtype, position[parameter.dtype]
-                position[dtype] = stop = start + parameter.numel()
-                view = values[dtype][start:stop].view(parameter.shape)
-                view.copy_(parameter)
-                parameter.data = view
-                gradient = gradients[dtype][start:stop].view(parameter.shape)
-                parameter.grad = gradient
-                self._views.append((parameter, gradient))
+        self.took_part: list[bool] | None = None
+        """Which of `places` had a gradient in the last step, as of the last call of `gradients`; None when all had one."""
+        copy_into(self.parameters, module)
+        self.places = tuple(place for place, _ in _placed(self.parameters, module))
+        """Where each trained parameter lies, in the order of `parameters()`."""
+        for place, (_, parameter) in zip(self.places, named, strict=True):
+            parameter.data = _view(self.parameters[place.vector], place, parameter)
+            # `.data`: a counter of versions of its own, where a plain view would share that of the whole vector.
+            gradient = _view(self._gradients[place.vector], place, parameter).data
+            parameter.grad = gradient
+            self._views.append((parameter, gradient))
+        self._versions = [gradient._version for _, gradient in self._views]
+        self._addresses = [parameter.data_ptr() for parameter, _ in self._views]
+        self._frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+        self._known = {id(parameter): name for name, parameter in module.named_parameters()}
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters of `places`."""
+        return [parameter for parameter, _ in self._views]
 
     def zero_grad(self) -> None:
         """Sets every gradient to 0; call it before each backward."""
         for vector in self._gradients:
             vector.zero_()
+        self._versions = [view._version for _, view in self._views]
 
     def gradients(self) -> tuple[torch.Tensor, ...]:
-        """The gradients, one vector for each dtype; 0 where backward did not come by.
+        """The gradients, one vector for each dtype; 0 where backward did not come by. Sets `took_part`.
 
-        Some user code replaces `parameter.grad` (or sets it to None): that gradient is copied back into its place.
+        Autograd adds to a gradient in place, which its counter of versions shows. Some user code replaces `parameter.grad` (or sets it to
+        None): that gradient is copied back into its place.
         """
-        for parameter, view in self._views:
-            if parameter.grad is None:
-                view.zero_()
-                parameter.grad = view
-            elif parameter.grad is not view:
-                view.copy_(parameter.grad)
-                parameter.grad = view
+        took = [view._version != before for (_, view), before in zip(self._views, self._versions, strict=True)]
+        for number, (parameter, view) in enumerate(self._views):
+            gradient = parameter.grad
+            if gradient is not view:
+                took[number] = self._put_back(parameter, view)
+        self.took_part = None if all(took) else took
         return self._gradients
+
+    def put_back(self, number: int) -> None:
+        """Copies the gradient of one parameter into its place, if user code has replaced it."""
+        parameter, view = self._views[number]
+        if parameter.grad is not view:
+            self._put_back(parameter, view)
+
+    def verify(self) -> None:
+        """Raises UserError when the module has other parameters than at the start, or they lie elsewhere; a walk over the module."""
+        named = dict(self._module.named_parameters())
+        if {id(parameter) for parameter in named.values()} != self._known.keys():
+            new = [name for name, parameter in named.items() if id(parameter) not in self._known]
+            gone = [name for key, name in self._known.items() if key not in set(map(id, named.values()))]
+            change = f"parameter {new[0]} was added or replaced" if new else f"parameter {gone[0]} was removed"
+            raise UserError(f"{change} after the training began; {_DECIDED}")
+        for place, (parameter, _), address in zip(self.places, self._views, self._addresses, strict=True):
+            if parameter.data_ptr() != address or parameter.dtype != self.parameters[place.vector].dtype:
+                raise UserError(
+                    f"parameter {place.name} was given other memory or another type after the training began, as by `.data = ` or "
+                    f"`model.to(...)`: change its values in place, under torch.no_grad(); {_DECIDED}"
+                )
+
+    def refuse_unfrozen(self) -> None:
+        """Raises UserError when a parameter that was frozen at the start requires a gradient now. Cheap: call it in every step."""
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise UserError(
+                    f"parameter {name} was frozen (requires_grad = False) when the training began, and is not now: {_DECIDED}. Leave it "
+                    "trainable there, and freeze it in trainer.loss until it is needed: without a gradient it stays as it is"
+                )
+
+    def _put_back(self, parameter: nn.Parameter, view: torch.Tensor) -> bool:
+        """Makes `view` the parameter's gradient again, with the values that it has now; whether it has some."""
+        gradient, parameter.grad = parameter.grad, view
+        if gradient is None:
+            view.data.zero_()  # without a new version: it took no part
+            return False
+        view.copy_(gradient.to_dense() if gradient.layout is not torch.strided else gradient)
+        return True
+
+
+def copy_into(vectors: Vectors, module: nn.Module) -> None:
+    """Copies the module's parameters to their places in the vectors of its layout."""
+    with torch.no_grad():
+        for place, parameter in _placed(vectors, module):
+            _view(vectors[place.vector], place, parameter).copy_(parameter)
+
+
+def _placed(vectors: Vectors, module: nn.Module) -> Iterator[tuple[Place, nn.Parameter]]:
+    numbers = {vector.dtype: number for number, vector in enumerate(vectors)}
+    position = [0] * len(vectors)
+    for name, parameter in trainable(module):
+        number = numbers[parameter.dtype]
+        start, position[number] = position[number], position[number] + parameter.numel()
+        yield Place(name=name, vector=number, start=start, stop=position[number]), parameter
+
+
+def runs_of(places: Sequence[Place], took_part: Sequence[bool]) -> list[tuple[int, int, int]]:
+    """(vector, start, stop) of the neighbours that took part."""
+    runs: list[tuple[int, int, int]] = []
+    newest: dict[int, int] = {}
+    for place, took in zip(places, took_part, strict=True):
+        if not took:
+            newest.pop(place.vector, None)
+        elif (at := newest.get(place.vector)) is not None:
+            runs[at] = (place.vector, runs[at][1], place.stop)
+        else:
+            newest[place.vector] = len(runs)
+            runs.append((place.vector, place.start, place.stop))
+    return runs
+
+
+_DECIDED = "what is trained is decided once, when trainer.model returns"
+
+
+def _view(vector: torch.Tensor, place: Place, parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a vector that is this parameter, with its shape, and its strides where they leave no gaps."""
+    return vector.as_strided(parameter.shape, _strides(parameter), place.start)
+
+
+def _strides(parameter: torch.Tensor) -> tuple[int, ...]:
+    # What empty_like makes: the same order of dimensions, dense and without overlaps.
+    return torch.empty_like(parameter, device="meta").stride()
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -167,8 +272,8 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of a layout, in its order."""
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    """The parameters of a layout, in its order. One without elements has nothing to train."""
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad and p.numel()]
 
 
 def norm(vectors: Vectors) -> float:

@@ -52,8 +52,11 @@ class Optimizer(ABC):
         *,
         scale: float,
         out: torch.Tensor,
+        missed: int = 0,
     ) -> None:
         """Updates a block, the elements `block` of part number `part`, with `scale` times the gradient.
+
+        missed: how many of the optimiser's steps these elements took no part in.
 
         The result goes to `out`: `parameters` or `gradient` itself. `gradient` is lost. One optimiser step is a call for every block
         of every part, and then `advance` once.
@@ -84,19 +87,22 @@ class _InPlace(Optimizer):
         *,
         scale: float,
         out: torch.Tensor,
+        missed: int = 0,
     ) -> None:
         if scale != 1.0:
             gradient.mul_(scale)
         state = {slot: tensor[block] for slot, tensor in self._state[part].items()}
         if out is parameters:
-            self._step(parameters, gradient, state)
+            self._step(parameters, gradient, state, self.updates - missed)
         else:
             scratch = self._scratch[part][: len(parameters)].copy_(parameters)
-            self._step(scratch, gradient, state)
+            self._step(scratch, gradient, state, self.updates - missed)
             out.copy_(scratch)
 
     @abstractmethod
-    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None: ...
+    def _step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor], updates: int
+    ) -> None: ...
 
 
 class SGD(Optimizer):
@@ -114,6 +120,7 @@ class SGD(Optimizer):
         *,
         scale: float,
         out: torch.Tensor,
+        missed: int = 0,
     ) -> None:
         if self.weight_decay:
             gradient.mul_(scale).add_(parameters, alpha=self.weight_decay)
@@ -135,7 +142,9 @@ class MomentumSGD(_InPlace):
         self.momentum = float(settings.momentum or 0)
         self.nesterov = settings.nesterov
 
-    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+    def _step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor], updates: int
+    ) -> None:
         sgd(
             [parameters],
             [gradient],
@@ -163,14 +172,16 @@ class Adam(_InPlace):
         self.beta2 = float(settings.beta2) if settings.beta2 is not None else 0.999
         self.epsilon = float(settings.epsilon) if settings.epsilon is not None else 1e-8
 
-    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+    def _step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor], updates: int
+    ) -> None:
         adam(
             [parameters],
             [gradient],
             [state["mean"]],
             [state["square"]],
             [],
-            [torch.tensor(float(self.updates))],  # the kernel adds 1
+            [torch.tensor(float(updates))],  # the kernel adds 1
             fused=True,
             decoupled_weight_decay=self.decoupled,
             amsgrad=False,

@@ -3,8 +3,23 @@
 Not here: accepting and introducing (`server.py`), what a request means to the other workers (`generation.py`).
 """
 
+import math
+from dataclasses import replace
+
 from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
-from disttrain_trainer.parameter_server.wire import Closed, Header, Link, Op, ProtocolError
+from disttrain_trainer.parameter_server.participation import Took, took_of
+from disttrain_trainer.parameter_server.shard import Buffers
+from disttrain_trainer.parameter_server.wire import (
+    MAX_RUNS,
+    OWN_WEIGHT,
+    PARTIAL,
+    RUN,
+    Closed,
+    Header,
+    Link,
+    Op,
+    ProtocolError,
+)
 
 
 class Requests:
@@ -58,7 +73,10 @@ class Requests:
             batch_samples=header.batch_samples,
             clock=header.clock,
             version=header.version,
+            weight=header.weight if header.code & OWN_WEIGHT else None,
         )
+        if not (math.isfinite(header.weight) and header.weight >= 0):
+            raise ProtocolError(f"slice {gradient.index} has the weight {header.weight}")
         if not 0 <= gradient.samples <= gradient.batch_samples or not gradient.batch_samples:
             raise ProtocolError(f"slice {gradient.index} has {gradient.samples} of {gradient.batch_samples} samples")
         if not gradient.samples:
@@ -67,11 +85,25 @@ class Requests:
         buffers = self._generation.take()
         # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
         try:
-            self._link.receive_into(header, buffers.views)
+            gradient = replace(gradient, took=self._receive(header, buffers))
         except BaseException:
             self._generation.give(buffers)
             raise
         return self._generation.push(self._session, gradient, buffers)
+
+    def _receive(self, header: Header, buffers: Buffers) -> Took:
+        """A gradient; which elements it is of."""
+        if not header.code & PARTIAL:
+            self._link.receive_into(header, buffers.views)
+            return None
+        if header.runs > MAX_RUNS:
+            raise ProtocolError(f"slice {header.index} has {header.runs} runs, more than {MAX_RUNS}")
+        runs = bytearray(header.runs * RUN.size)
+        self._link.receive_into(header, [memoryview(runs), *buffers.views])
+        try:
+            return took_of(list(RUN.iter_unpack(runs)), [span.length for span in buffers.spans])
+        except ValueError as error:
+            raise ProtocolError(f"slice {header.index}: {error}") from None
 
     def _pull(self, clock: int, step: int) -> None:
         buffers = self._generation.pull(

@@ -20,6 +20,7 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.layout import Layout, Span, bytes_of
 from disttrain_trainer.parameter_server.memory import zeros
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
+from disttrain_trainer.parameter_server.participation import Missed, Took, after, to_update
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
 BLOCK = 1 << 18
@@ -29,9 +30,10 @@ BLOCK = 1 << 18
 class Buffers:
     """A gradient, or the parameters of one version: a padded tensor for each span, and its unpadded bytes for the network."""
 
-    __slots__ = ("parts", "readers", "retired", "version", "views")
+    __slots__ = ("parts", "readers", "retired", "spans", "version", "views")
 
     def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = spans
         # What the padding holds, nobody sees.
         self.parts = [zeros(-(-span.length // PADDING) * PADDING, span.dtype) for span in spans]
         self.views = [bytes_of(part[: span.length]) for part, span in zip(self.parts, spans, strict=True)]
@@ -59,6 +61,8 @@ class Shard:
         self._sum: Buffers | None = None
         self._scale = 1.0  # what the sum is still to be multiplied with
         self._widened = False  # whether the sum is in `_wide_sums`, where 16 bits are summed
+        self._missed: list[Missed] = [() for _ in self.spans]
+        """The updates in which elements took no part."""
         parts = self._current.parts
         self._masters = [_wide(part) for part in parts]
         self._wide_sums = [_wide(part) for part in parts]
@@ -90,10 +94,17 @@ class Shard:
         self.initialized = True
 
     def absorb(
-        self, gradients: Sequence[tuple[Buffers, float]], *, update: bool, measure: bool = False
+        self,
+        gradients: Sequence[tuple[Buffers, float]],
+        *,
+        update: bool,
+        divisor: float = 1.0,
+        took: Took = None,
+        measure: bool = False,
     ) -> float | None:
         """Adds gradient x weight, in this order, to the sum; then, if `update`, takes an optimiser step with the sum, to a new version.
 
+        divisor: what the sum is divided by before. took: the elements that the step changes.
         The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
         """
         queue = list(gradients)
@@ -106,6 +117,7 @@ class Shard:
         if not queue and not update:
             return None
         squared = 0.0
+        plain = took is None and not any(self._missed)
         additions = []
         for buffers, weight in queue:
             # Equal weights are left to the optimizer, which has to multiply anyway: a pass over the sum less. What is multiplied when
@@ -128,14 +140,18 @@ class Shard:
                 if update and measure:
                     own = total[: max(0, self.spans[number].length - start)]  # without the padding
                     squared += float(torch.linalg.vector_norm(own)) ** 2
-                if update:
-                    self._step(number, block, total, part[block])
+                if update and plain:
+                    self._step(number, block, total, part[block], self._scale / divisor)
+                elif update:
+                    self._step_some(number, block, total, part[block], self._scale / divisor, took)
         self._widened = True
         self._free.extend(buffers for buffers, _ in queue)
         if not update:
             return None
-        squared *= self._scale**2
+        squared *= (self._scale / divisor) ** 2
         self._optimizer.advance()
+        if not plain:
+            self._count_misses(took)
         self.version += 1
         self._publish(self._sum)
         self._sum = None
@@ -167,6 +183,7 @@ class Shard:
             applied=applied.copy(),
             optimizer=self._optimizer.name,
             updates=self._optimizer.updates,
+            missed=tuple(self._missed),
             tensors=tensors,
         )
 
@@ -183,6 +200,7 @@ class Shard:
                 tensor[: span.length].copy_(saved)
         self.version = self._current.version = file.version
         self._optimizer.updates = file.updates
+        self._missed = list(file.missed) or [() for _ in self.spans]
         self.initialized = True
 
     def _check(self, file: ShardFile) -> None:
@@ -208,16 +226,51 @@ class Shard:
             **self._optimizer.state()[number],
         }
 
-    def _step(self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor) -> None:
+    def _step(self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor, scale: float) -> None:
         """Updates a block. With history the next version is written to `following`, over the gradient: no memory is moved for it."""
         current, master = self._current.parts[number][block], self._masters[number]
         out = following if self._history else current
         if master is None:
-            self._optimizer.step(number, block, current, gradient, scale=self._scale, out=out)
+            self._optimizer.step(number, block, current, gradient, scale=scale, out=out)
         else:
             values = master[block]
-            self._optimizer.step(number, block, values, gradient, scale=self._scale, out=values)
+            self._optimizer.step(number, block, values, gradient, scale=scale, out=values)
             out.copy_(values)
+
+    def _step_some(
+        self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor, scale: float, took: Took
+    ) -> None:
+        """As `_step`, for the elements of a block that took part, each with its own count of steps; the others stay as they are."""
+        current, master = self._current.parts[number][block], self._masters[number]
+        values = current if master is None else master[block]
+        gradient = gradient.clone()  # `following` may be the same memory
+        if self._history:
+            following.copy_(current)
+        length = self.spans[number].length
+        intervals = ((0, length),) if took is None else took[number]
+        for first, last, missed in to_update(self._missed[number], intervals, length):
+            start, stop = max(first, block.start), min(last, block.stop)
+            if start >= stop:
+                continue
+            # In whole paddings, as everywhere; what lies around the elements is put back.
+            around = slice(start // PADDING * PADDING, -(-stop // PADDING) * PADDING)
+            inner = slice(start - around.start, stop - around.start)
+            rest = slice(around.start - block.start, around.stop - block.start)
+            before = {slot: tensor[around].clone() for slot, tensor in self._optimizer.state()[number].items()}
+            new = values[rest].clone()
+            self._optimizer.step(number, around, new, gradient[rest].clone(), scale=scale, out=new, missed=missed)
+            for slot, old in before.items():
+                state = self._optimizer.state()[number][slot][around]
+                old[inner] = state[inner]
+                state.copy_(old)
+            if master is not None:
+                values[rest][inner] = new[inner]
+            (following if self._history else current)[rest][inner] = new[inner]
+
+    def _count_misses(self, took: Took) -> None:
+        for number, span in enumerate(self.spans):
+            intervals = ((0, span.length),) if took is None else took[number]
+            self._missed[number] = after(self._missed[number], intervals, span.length)
 
     def _publish(self, buffers: Buffers) -> None:
         if not self._history:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.layout import Layout, Vector, bytes_of
+from disttrain_trainer.parameter_server.participation import Missed
 
 FORMAT = "disttrain-shard-1"
 _BLOCK = 1 << 20
@@ -38,6 +39,8 @@ class ShardFile:
     """Name of the optimiser whose state this is."""
     updates: int
     """Steps that it has taken."""
+    missed: tuple[Missed, ...] = ()
+    """For each vector, the steps in which elements took no part; empty where all took part in all of them."""
     tensors: dict[str, torch.Tensor] = field(repr=False)
     """By "<number of the vector>.<what>", unpadded."""
 
@@ -73,6 +76,8 @@ class ShardFile:
             "optimizer": json.dumps([self.optimizer, self.updates]),
             "sha256": _digest(self.tensors),
         }
+        if any(self.missed):
+            metadata["missed"] = json.dumps(self.missed)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -115,6 +120,10 @@ class ShardFile:
                 applied=SliceSet.from_intervals((start, stop) for start, stop in json.loads(metadata["applied"])),
                 optimizer=optimizer,
                 updates=updates,
+                missed=tuple(
+                    tuple((int(start), int(stop), int(count)) for start, stop, count in part)
+                    for part in json.loads(metadata.get("missed", "[]"))
+                ),
                 tensors=tensors,
             )
         except OSError as error:

@@ -1,7 +1,8 @@
 """The binary protocol between workers and parameter servers: frames on a blocking TCP socket.
 
-A frame is a header of 60 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
-in the order of the layout, JSON for HELLO, text for answers in words. Payload goes from and into tensor memory without a copy.
+A frame is a header of 72 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
+in the order of the layout, JSON for HELLO, text for answers in words. A PUSH whose gradient is one of some parameters only begins with
+`runs` runs, each of RUN: which elements of the shard had a gradient. Payload goes from and into tensor memory without a copy.
 
     worker                          server
     HELLO who I am, my layout   ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = b"DTPS"
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_TEXT = 64 * 1024
 """Bytes of a HELLO or of words."""
 CHUNK = 4 << 20
@@ -38,7 +39,11 @@ LOCAL_BUFFER = 256 << 10
 """Bytes of a socket's buffers when both ends are on one machine. Left alone, the kernel lets them grow to megabytes, for networks with
 a delay; here a small one keeps what is in flight in the processor's cache, which doubles the throughput."""
 
-_HEADER = struct.Struct("<4sBBHIIQqQQQI")
+MAX_RUNS = 1 << 20
+RUN = struct.Struct("<IQQ")
+"""Number of the vector, first element, element behind the last, counted in the shard."""
+
+_HEADER = struct.Struct("<4sBBHIIQqQQQdII")
 SIZE = _HEADER.size
 """Bytes of a header."""
 
@@ -82,6 +87,10 @@ class Op(IntEnum):
     REFUSED = 69
 
 
+OWN_WEIGHT, PARTIAL = 1, 2
+"""Bits of the code of PUSH: the loss names its weight; only some parameters had a gradient."""
+
+
 class Reason(IntEnum):
     """Why a server refuses, in the code of REFUSED."""
 
@@ -104,7 +113,8 @@ class Header:
 
     op: Op
     code: int = 0
-    """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`."""
+    """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
+    PUSH: bits, OWN_WEIGHT and PARTIAL."""
     samples: int = 0
     """PUSH: samples of the slice; 0 means no gradient."""
     batch_samples: int = 0
@@ -119,9 +129,13 @@ class Header:
     """PUSH: version of the parameters that the gradient is of. From the server: version of the shard."""
     nbytes: int = 0
     """Bytes of payload that follow."""
+    weight: float = 0.0
+    """PUSH with OWN_WEIGHT: what the loss says that its mean weighs."""
+    runs: int = 0
+    """PUSH with PARTIAL: runs before the gradient."""
 
     def encode(self) -> bytes:
-        """The 60 bytes."""
+        """The 72 bytes."""
         head = _HEADER.pack(
             MAGIC,
             PROTOCOL,
@@ -134,18 +148,19 @@ class Header:
             self.clock,
             self.version,
             self.nbytes,
+            self.weight,
+            self.runs,
             0,
         )[:-4]
         return head + struct.pack("<I", zlib.crc32(head))
 
     @classmethod
     def decode(cls, data: bytes | bytearray) -> "Header":
-        """The header in these 60 bytes, or ProtocolError."""
+        """The header in these 72 bytes, or ProtocolError."""
         if len(data) != SIZE:
             raise ProtocolError(f"a header has {SIZE} bytes, not {len(data)}")
-        magic, protocol, op, code, samples, batch_samples, index, step, clock, version, nbytes, crc = _HEADER.unpack(
-            data
-        )
+        magic, protocol, op, *fields, crc = _HEADER.unpack(data)
+        code, samples, batch_samples, index, step, clock, version, nbytes, weight, runs = fields
         if magic != MAGIC:
             raise ProtocolError(f"the peer does not speak DistTrain: it began with {bytes(data[:4])!r}")
         if protocol != PROTOCOL:
@@ -166,6 +181,8 @@ class Header:
             clock=clock,
             version=version,
             nbytes=nbytes,
+            weight=weight,
+            runs=runs,
         )
 
 

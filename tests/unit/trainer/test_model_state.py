@@ -1,0 +1,141 @@
+"""What is state: the buffers that state_dict() has, with the shapes of now; and what the user's model is when it is handed over."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from disttrain_trainer.checkpoint import tensors
+from disttrain_trainer.checkpoint.buffers import Buffers
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model import evaluating, prepare
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grows", torch.zeros(2))
+        self.register_buffer("late", None)
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.register_buffer("wide", torch.ones(1).expand(3))
+        self.register_buffer("other_name", self.grows)
+        self.norm = nn.BatchNorm1d(2)
+
+
+def taken_over(folder: Path, source: nn.Module, target: nn.Module) -> None:
+    tensors.save_tensors(tensors.buffers_of(source), folder / "file")
+    tensors.put_buffers(target, tensors.load_tensors(folder / "file"), source="the file")
+
+
+def test_buffers_are_taken_over_with_their_shapes_and_those_that_are_no_state_are_not(tmp_path: Path) -> None:
+    source, target = Tables(), Tables()
+    source.grows = source.other_name = torch.arange(5.0)
+    source.late = torch.tensor([7])
+    source.register_buffer("new", torch.tensor(True))
+    source.scratch = torch.ones(9)
+    source.norm.running_mean.fill_(3)
+    taken_over(tmp_path, source, target)
+    assert target.grows.tolist() == [0, 1, 2, 3, 4]
+    assert target.other_name is target.grows
+    assert (target.late.tolist(), target.new.item(), target.scratch.tolist()) == ([7], True, [0, 0])
+    assert target.norm.running_mean.tolist() == [3, 3]
+    assert tensors.buffers_of(target).keys() == source.state_dict().keys() - dict(source.named_parameters()).keys()
+
+
+def test_a_file_of_an_older_release_which_has_what_is_no_state_is_read(tmp_path: Path) -> None:
+    target = Tables()
+    tensors.put_buffers(target, {"scratch": torch.ones(7), "grows": torch.ones(2)}, source="the file")
+    assert (target.scratch.tolist(), target.grows.tolist()) == ([0, 0], [1, 1])
+
+
+def test_a_buffer_without_a_place_is_of_another_model() -> None:
+    with pytest.raises(WrongInput, match=r"the file is of another model: body\.mean"):
+        tensors.put_buffers(Tables(), {"body.mean": torch.ones(2)}, source="the file")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.float8_e4m3fn, torch.bfloat16, torch.int64])
+def test_buffers_of_any_type_are_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    source, target = nn.Module(), nn.Module()
+    for module, value in ((source, 1), (target, 0)):
+        module.register_buffer("mask", torch.full((3,), value).to(dtype))
+    tensors.check_buffers(source)
+    taken_over(tmp_path, source, target)
+    assert target.mask.dtype == dtype
+    assert target.mask.to(torch.complex64).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "said"),
+    [
+        (torch.eye(2).to_sparse(), "sparse"),
+        (torch.zeros(2, dtype=torch.complex128), "complex128"),
+    ],
+    ids=["sparse", "complex128"],
+)
+def test_a_buffer_that_cannot_be_saved_is_refused_by_name_unless_it_is_no_state(
+    buffer: torch.Tensor, said: str, tmp_path: Path
+) -> None:
+    module = nn.Module()
+    module.register_buffer("adjacency", buffer)
+    with pytest.raises(WrongInput, match=f"buffer adjacency is .*{said}.*persistent=False"):
+        Buffers(module, tmp_path)
+    Buffers(module, None)
+    module.register_buffer("adjacency", buffer, persistent=False)
+    assert not Buffers(module, tmp_path).there_are_some
+
+
+class Scaled(nn.Module):
+    scale = torch.tensor(2.0)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.scale
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.scale = state
+
+
+def test_extra_state_is_saved_when_it_is_a_tensor(tmp_path: Path) -> None:
+    source, target = nn.Sequential(Scaled()), nn.Sequential(Scaled())
+    source[0].scale = torch.tensor(5.0)
+    taken_over(tmp_path, source, target)
+    assert target[0].scale == 5
+
+
+def test_other_extra_state_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    module = nn.Sequential(Scaled())
+    module[0].scale = {"a": 1}  # type: ignore[assignment]
+    tensors.check_buffers(module)
+    assert "the extra state of module 0 is no tensor" in caplog.text
+    assert not tensors.buffers_of(module)
+
+
+def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)).eval()
+    prepare(model)
+    assert all(module.training for module in model.modules())
+    assert "returned a model in eval mode" in caplog.text
+    model[1].eval()
+    prepare(model)
+    assert "stay in eval mode, as trainer.model returned them: 1" in caplog.text
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.LazyLinear(2), "weight has no shape yet"),
+        (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
+        (nn.Sequential(nn.LazyBatchNorm1d(affine=False)), r"buffer 0\.running_mean has no shape yet"),
+    ],
+    ids=["lazy", "meta", "lazy buffer"],
+)
+def test_a_model_without_values_is_refused_by_name(module: nn.Module, said: str) -> None:
+    with pytest.raises(WrongInput, match=said):
+        prepare(module)
