@@ -1,0 +1,226 @@
+"""Models and losses as users have them train here to what a plain loop makes of them, or are refused in one line before the first step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from disttrain.api.names import Role
+from disttrain_trainer.data.slices import Schedule
+from training.job import Job, checkpoints, digits, final_parameters, held, served, state
+
+STEPS = 12
+SAMPLES, BATCH = 44, 32
+ADAMW = {"name": "AdamW", "learningRate": "0.05", "weightDecay": "0.5"}
+USERS = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Branches(nn.Module):
+    # `odd` takes part only in batches whose first sample is odd, `never` in none.
+    def __init__(self):
+        super().__init__()
+        self.body, self.odd, self.never = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.body(x) + (self.odd(x) if int(x[0, 0]) % 2 else 0)
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(50, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.table(x[:, 0].long()))
+
+class Table(nn.Module):
+    # A buffer that is state and grows, and one that is none and grows.
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        self.seen = torch.cat([self.seen, torch.ones(1)])
+        self.cache = torch.zeros(len(self.cache) + 1)
+        return self.body(x)
+
+class Graph(Table):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(4).to_sparse())
+
+def branches(config):
+    torch.manual_seed(0)
+    return Branches()
+
+def words(config):
+    torch.manual_seed(0)
+    return Words()
+
+def table(config):
+    torch.manual_seed(0)
+    return Table()
+
+def graph(config):
+    return Graph()
+
+def dataset(config, split="train"):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(44, 4, generator=generator)
+    x[:, 0] = torch.arange(44)
+    return TensorDataset(x, torch.randn(44, 3, generator=generator), torch.arange(44) % 5)
+
+def loss(model, batch):
+    x, y, _ = batch
+    return nn.functional.mse_loss(model(x), y)
+
+def counted(model, batch):
+    # Samples of number 0 to 4 tokens; a part without any has the mean 0 / 0.
+    x, y, tokens = batch
+    tokens = torch.where(x[:, 0] < 20, tokens, 0)
+    return ((model(x) - y).square().mean(1) * tokens).sum() / tokens.sum(), tokens.sum()
+
+def weightless(model, batch):
+    return loss(model, batch), -1.0
+
+def unfreezing(model, batch):
+    model.calls = getattr(model, "calls", 0) + 1
+    model.body.weight.requires_grad_(model.calls > 3)
+    return loss(model, batch)
+
+def frozen(config):
+    model = table(config)
+    model.body.weight.requires_grad_(False)
+    return model
+"""
+
+
+def job(folder: Path, *, strategy: str, workers: int, every: int = 1000, **trainer: Any) -> Job:
+    folder.mkdir(exist_ok=True)
+    (folder / "users.py").write_text(USERS)
+    chosen = {
+        "dataset": "users:dataset",
+        "loss": "users:loss",
+        "evaluate": None,
+        "epochs": None,
+        "maxSteps": STEPS,
+        "batchSize": BATCH,
+        "optimizer": ADAMW,
+    } | trainer
+    spec = digits(worker={"replicas": workers}, trainer=chosen, **checkpoints(every))
+    return Job(folder=folder, spec=spec | (served(strategy) if strategy == "Sync" else {}))
+
+
+def trained(folder: Path, like: torch.nn.Module, **options: Any) -> dict[str, torch.Tensor]:
+    """The parameters by name after a job."""
+    with job(folder, **options) as running:
+        running.start()
+        assert running.supervise() == 0, running.logs()
+    if options["strategy"] != "Sync":
+        return {name: state(folder, STEPS)[f"model.{name}"] for name, _ in like.named_parameters()}
+    flat, found, at = final_parameters(folder, STEPS), {}, 0
+    for name, parameter in like.named_parameters():
+        found[name], at = flat[at : at + parameter.numel()].view(parameter.shape), at + parameter.numel()
+    return found
+
+
+def by_hand(users: dict[str, Any], model: str, loss: str, *, workers: int, weighted: bool) -> torch.nn.Module:
+    """What a plain loop makes of the model on the same parts of the same batches."""
+    module, data = users[model]({}), users["dataset"]({})
+    if hasattr(module, "table"):
+        module.table.sparse = False  # torch's own AdamW takes dense ones only
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.05, weight_decay=0.5)
+    schedule = Schedule(samples=SAMPLES, batch_size=BATCH, world_size=workers, seed=0, max_steps=STEPS)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        parts = [schedule.slice(step * workers + worker) for worker in range(workers)]
+        found = []
+        for part in parts:
+            if part.samples:
+                said = users[loss](module, data[torch.tensor(part.indices)])
+                found.append((said[0], float(said[1])) if weighted else (said, part.samples))
+        total = sum(weight for _, weight in found)
+        for mean, weight in found:
+            if weight:
+                (mean * (weight / total)).backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers", "more"),
+    [
+        ("DataParallel", 1, {}),
+        ("DataParallel", 3, {}),
+        ("DataParallel", 2, {"findUnusedParameters": True}),
+        ("Sync", 2, {}),
+    ],
+    ids=["one worker", "three", "two that search", "servers"],
+)
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [("branches", "loss"), ("words", "loss"), ("branches", "counted")],
+    ids=["parts that take no part", "sparse gradients", "a mean over tokens"],
+)
+def test_a_job_trains_what_a_plain_loop_trains(
+    model: str, loss: str, strategy: str, workers: int, more: dict[str, Any], tmp_path: Path
+) -> None:
+    users: dict[str, Any] = {}
+    exec(USERS, users)
+    expected = by_hand(users, model, loss, workers=workers, weighted=loss == "counted")
+    found = trained(
+        tmp_path,
+        expected,
+        strategy=strategy,
+        workers=workers,
+        model=f"users:{model}",
+        loss=f"users:{loss}",
+        **more,
+    )
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)
+
+
+def test_a_lost_worker_and_a_resume_take_buffers_over_as_they_have_grown(tmp_path: Path) -> None:
+    trainer = held(model="users:table")
+    with job(tmp_path, strategy="DataParallel", workers=2, every=4, **trainer) as running:
+        with (tmp_path / "held_loss.py").open("a") as file:
+            file.write("\nimport users\ndigits.loss = users.loss\n")
+        running.hold(6)
+        running.start()
+        running.until_held(6, checkpoint=4)
+        running.kill(Role.WORKER, 1)
+        running.wait(Role.WORKER, 1)
+        running.start_one(Role.WORKER, 1)
+        running.let_go()
+        assert running.supervise() == 0, running.logs()
+    assert len(state(tmp_path, STEPS)["model.seen"]) >= 1 + STEPS
+    assert "model.cache" not in state(tmp_path, STEPS)
+    with job(tmp_path, strategy="DataParallel", workers=2, model="users:table", maxSteps=2 * STEPS) as running:
+        running.config = running.config.model_copy(update={"attempt": 2})
+        running.start()
+        assert running.supervise() == 0, running.logs()
+    assert len(state(tmp_path, 2 * STEPS)["model.seen"]) >= 1 + 2 * STEPS
+
+
+@pytest.mark.parametrize("strategy", ["DataParallel", "Sync"])
+@pytest.mark.parametrize(
+    ("trainer", "code", "said"),
+    [
+        ({"model": "users:graph"}, 2, "trainer.model: buffer adjacency is sparse"),
+        ({"model": "users:table", "loss": "users:weightless"}, 1, "trainer.loss returned the weight -1.0"),
+        ({"model": "users:frozen", "loss": "users:unfreezing"}, 1, "parameter body.weight was frozen"),
+    ],
+    ids=["sparse buffer", "negative weight", "unfrozen later"],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    tmp_path: Path, trainer: dict[str, str], code: int, said: str, strategy: str
+) -> None:
+    with job(tmp_path, strategy=strategy, workers=1, **trainer) as running:
+        running.start()
+        assert running.wait(Role.WORKER, 0) == code
+        assert running.termination(Role.WORKER, 0).message.startswith(said)
