@@ -85,6 +85,11 @@ def publish(
     )
 
 
+def replaced_by_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def steps_in(root: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in root.iterdir())
 
@@ -112,6 +117,12 @@ def test_the_newest_is_taken(tmp_path: Path) -> None:
         ),
         pytest.param(lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged", id="half a manifest"),
         pytest.param(lambda f: (f / "state").unlink(), "state is missing", id="missing file"),
+        pytest.param(lambda f: replaced_by_a_folder(f / "state"), "state is damaged: it is a folder", id="folder"),
+        pytest.param(
+            lambda f: replaced_by_a_folder(f / "manifest.json"),
+            "manifest.json is damaged: it is a folder",
+            id="folder 2",
+        ),
         pytest.param(
             lambda f: (f / "state").write_text("stale"), "state is damaged: its sha256 is", id="other content"
         ),

@@ -265,6 +265,8 @@ def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
         manifest = Manifest.read((folder / NAME).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"it has no {NAME}: it was not completed") from None
+    except IsADirectoryError:
+        raise ValueError(f"{NAME} is damaged: it is a folder") from None
     except ValidationError as error:
         raise ValueError(f"{NAME} is damaged: {error.errors()[0]['msg']}") from None
     except ValueError as error:
@@ -296,5 +298,7 @@ def _verify(folder: Path, manifest: Manifest) -> None:
             actual = sha256_of(folder / name)
         except FileNotFoundError:
             raise ValueError(f"{name} is missing") from None
+        except IsADirectoryError:
+            raise ValueError(f"{name} is damaged: it is a folder") from None
         if actual != expected:
             raise ValueError(f"{name} is damaged: its sha256 is {actual[:12]}…, the manifest says {expected[:12]}…")
