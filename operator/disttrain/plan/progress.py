@@ -26,12 +26,12 @@ def training(world: World, *, moves: bool) -> TrainingStatus | None:
 
 
 def usual_pause(world: World) -> timedelta:
-    """How long nothing need be seen of a training that makes steps: three times as long as its steps take, or as it took to hear of
-    the last one; at least a minute."""
-    training = world.status.training
-    heard = timedelta(seconds=(training.update_seconds if training is not None else None) or 0)
-    # How seldom the status is written says nothing about the training.
-    usual = max(timedelta(seconds=min(_usual_step(world), INT32_MAX)), heard - interval(world))
+    """How long nothing need be seen of a training that makes steps: three times as long as its steps take, or as a program took
+    to report the last one; at least a minute."""
+    training, usual = world.status.training, timedelta(seconds=min(_usual_step(world), INT32_MAX))
+    if world.spec.trainer.model is None and training is not None:
+        # A program reports when it likes; our own loop reports each step. How seldom the status is written says nothing about either.
+        usual = max(usual, timedelta(seconds=training.update_seconds or 0) - interval(world))
     return max(SILENCE, min(3 * usual, LONGEST_PAUSE))
 
 

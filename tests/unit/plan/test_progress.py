@@ -297,3 +297,7 @@ def test_where_a_training_began_is_kept_in_the_status_and_told_once():
             scene.reports(step * 1000, total=None).seen()
         assert scene.after(890).reports(7000, total=None).seen().status.state is State.TRAINING
         assert scene.after(20).reports(7000, total=None).step().status.state is State.STALLED
+
+    def test_of_our_own_loop_a_pause_before_the_last_step_does_not_make_the_next_one_usual(self):
+        scene = make_job().training().after(110).reports(50, samples_per_second=5000.0).seen()
+        assert scene.after(61).reports(50).seen().status.state is State.STALLED
