@@ -173,17 +173,17 @@ class Goodput(Model):
     """Where the time of the job went, in seconds. What the master reports (disttrain_goodput_seconds_total), and the time without one."""
 
     productive_seconds: Count = 0
-    """Steps that were kept."""
+    """Steps that were done for the first time, also those that were lost later; of a command the time that it trains."""
     queued_seconds: Count = 0
     """Waiting for nodes."""
     starting_seconds: Count = 0
-    """Between the first node and the first step."""
+    """From the first node to the first step, of each attempt."""
     redone_seconds: Count = 0
     """Steps that were lost and done again."""
     stalled_seconds: Count = 0
-    """No step although everything ran."""
+    """No step: a process was missing, or nothing moved for long."""
     accounted_until: Time | None = None
-    """The moment up to which the seconds above are told. Behind it a step may be in work."""
+    """The moment up to which the seconds above count. A step that is in work is counted when it ends."""
     master: MasterTime | None = None
     """The part of the newest master."""
 

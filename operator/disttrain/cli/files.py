@@ -75,6 +75,14 @@ class JobFile:
     """ConfigMaps, Secrets and PersistentVolumeClaims."""
     warnings: tuple[Problem, ...]
 
+    def beside(self, found: FoundJob) -> tuple[dict[str, Any], ...]:
+        """The documents that a job can name: those of its namespace, and those that say none and go where the job goes."""
+        return tuple(
+            document
+            for document in self.documents
+            if document["metadata"].get("namespace") in (None, "", found.job.metadata.namespace)
+        )
+
 
 def read(name: str, text: str | None = None) -> JobFile:
     """Reads and checks a file, a folder, a URL or standard input. Raises WrongInput with every problem in it.

@@ -38,7 +38,7 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
         data = next(
             (
                 {**(document.get("data") or {}), **(document.get("binaryData") or {})}
-                for document in file.documents
+                for document in file.beside(found)
                 if document["kind"] == "ConfigMap" and document["metadata"].get("name") == script.config_map
             ),
             None,

@@ -41,7 +41,7 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
     job_run: Run | None = None
     try:
         job = admitted(found.job, folder)
-        programs = Programs(job, Documents(file.documents), folder, ports)
+        programs = Programs(job, Documents(file.beside(found)), folder, ports)
         for problem in [
             *file.warnings,
             *(found.problem(path, text, warning=True) for path, text in programs.warnings()),

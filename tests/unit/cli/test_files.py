@@ -570,3 +570,16 @@ def test_lint_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(JOB.replace("DataParallel", "X").encode())))
     assert lint(["-"]) == 2
     assert "-:7: spec.strategy.type: " in capsys.readouterr().err
+
+
+def test_a_job_finds_the_objects_of_its_own_namespace_beside_it() -> None:
+    def config(name: str, namespace: str) -> str:
+        return f"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+
+    file = read(
+        "job.yaml", JOB + config("a", "default") + config("a", "other") + config("b", "''") + config("c", "other")
+    )
+    found = [
+        (document["metadata"]["name"], document["metadata"]["namespace"]) for document in file.beside(file.jobs[0])
+    ]
+    assert found == [("a", "default"), ("b", "")]
