@@ -475,3 +475,17 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
         return final[0]
 
     assert torch.equal(run(frozenset()), run(frozenset(range(4, 90, 5))))
+
+
+def test_idle_connections_take_a_bounded_number_of_a_servers_files_and_keep_no_worker_away() -> None:
+    config = make_config(workers=1, servers=1, consistency=SYNC, optimizer=ONE)
+    with serving(config) as (server,), contextlib.ExitStack() as stack:
+        host, port = server.address.split(":")
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(200)]
+        assert soon(lambda: len(server._connections) <= 64 + 1)
+        idle[0].settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b"", "the oldest is closed"
+        client = make_client([server], config)
+        client.connect(vector_model().layout)
+        client.close()

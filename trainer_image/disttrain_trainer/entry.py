@@ -20,8 +20,9 @@ from disttrain_trainer import last_words, logs, machine, pod_metrics
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
+from disttrain_trainer.exposition import serve
 from disttrain_trainer.messages import Message, Say
-from disttrain_trainer.metrics import OF_STEPS, Metrics, serve
+from disttrain_trainer.metrics import OF_STEPS, Metrics
 from disttrain_trainer.pod_metrics import PodMetrics
 from disttrain_trainer.process import Process
 

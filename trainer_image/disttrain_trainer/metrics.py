@@ -1,25 +1,19 @@
-"""The metrics of a training process, and the port that serves them; the master's port has /progress too.
+"""The metrics of a training process.
 
 A loop only adds to plain numbers; they become Prometheus families when somebody asks, so that a step of 0.3 ms pays nothing for them.
-Not here: torch, and what the numbers mean for the job (the operator reads /progress).
+Not here: torch, the port that serves them (exposition.py), and what the numbers mean for the job (the operator reads /progress).
 """
 
-import socket
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
 from disttrain_trainer import logs
-from disttrain_trainer.listening import listen
 from disttrain_trainer.process import Process
 
 log = logs.get_logger(__name__)
@@ -217,50 +211,3 @@ class Metrics(Collector):
         family = HistogramMetricFamily(name, text, labels=LABELS)
         family.add_metric(self._labels, buckets=histogram.buckets(), sum_value=histogram.total)
         return family
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
-        # Not bound here: HTTPServer asks DNS for its own name then, which can take seconds.
-        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        # Prometheus gave up: nothing for a user to read.
-        log.debug("a scrape was not answered", exc_info=True)  # noqa: LOG014 - called while the exception is handled
-
-
-def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], str] | None = None) -> None:
-    """Serves /metrics, and /progress where there is one, in a thread. A port that is taken is said once, and nothing else."""
-    registry = CollectorRegistry()
-    registry.register(metrics)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._answer(CONTENT_TYPE_LATEST, generate_latest(registry))
-            elif path == "/progress" and progress is not None:
-                self._answer("application/json", progress().encode())
-            else:
-                self.send_error(404)
-
-        def _answer(self, kind: str, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    try:
-        server = _Server(listen(host or None, port), Handler)
-    except OSError as error:
-        log.warning("metrics cannot be served on port %d: %s; the training goes on without", port, error.strerror)
-        return
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

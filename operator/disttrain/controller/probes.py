@@ -12,6 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+MOST_CLIENTS = 64
+"""Connections at one time. The oldest is closed when one more comes: a probe or a scrape speaks at once."""
+REQUEST_SECONDS = 10.0
+"""From a connection to its end; a kubelet and a Prometheus connect again."""
+
 
 class NoPort(Exception):
     """The address cannot be listened on."""
@@ -58,17 +63,58 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        clients = _Clients(runner)
         try:
-            await site.start()
+            server = await asyncio.get_running_loop().create_server(clients.connect, host, port)
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise NoPort(
                 f"cannot listen on {host}:{port}: {why}; choose another with --port or --host, 0 for any free port"
             ) from error
-        yield runner.addresses[0][1]
+        sweeping = asyncio.create_task(clients.sweep())
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            sweeping.cancel()
+            server.close()
     finally:
         await runner.cleanup()
+
+
+class _Clients:
+    """Bounds who connects: the port is open to whoever reaches it, and file numbers are needed for the API server."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        assert runner.server is not None, "it was set up"
+        self._server = runner.server
+        self._since: dict[web.RequestHandler, float] = {}
+
+    def connect(self) -> web.RequestHandler:
+        """What aiohttp does with the next connection."""
+        handler = self._server()
+        self._since[handler] = asyncio.get_running_loop().time()
+        if len(self._since) > MOST_CLIENTS:
+            connected = (
+                one for one in self._since if one.transport is not None
+            )  # a new one has its transport a moment later
+            if (oldest := next(connected, None)) is not None:
+                self._end(oldest)
+        return handler
+
+    async def sweep(self) -> None:
+        """Ends connections that have had their time, and forgets those that are over."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            for handler, since in list(self._since.items()):
+                age = loop.time() - since
+                if age > REQUEST_SECONDS or (handler.transport is None and age > 1.0):
+                    self._end(handler)
+
+    def _end(self, handler: web.RequestHandler) -> None:
+        del self._since[handler]
+        if handler.transport is not None:
+            handler.transport.abort()
 
 
 def _probe(checks: Mapping[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:

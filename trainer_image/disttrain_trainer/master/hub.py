@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer import logs
-from disttrain_trainer.listening import listen
+from disttrain_trainer.listening import BACKLOG, Newcomers, listen
 from disttrain_trainer.master import hearing
 from disttrain_trainer.master.hearing import Hello
 from disttrain_trainer.master.member import Coordinator, Member
@@ -22,6 +22,12 @@ from disttrain_trainer.messages import MAX_LINE, Message, Say, beat_interval, de
 
 log = logs.get_logger(__name__)
 
+STRANGERS = 64
+"""Connections that have not said yet who they are, beside one for each process of the job."""
+ACCEPTED_AT_ONCE = 64
+"""Connections that are accepted before those that came earlier are looked at."""
+MAX_SESSIONS = 1024
+"""Connections of `session.report`, beside one for each process of the job: a script may start more processes, and they may stay."""
 MAX_UNSENT = 8 << 20
 """Bytes that may wait for a process that does not read; then its connection is closed."""
 
@@ -48,6 +54,9 @@ class Hub:
         self._crash: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()
         self._conversations: set[asyncio.Task[None]] = set()
+        processes = config.world_size + config.parameter_servers
+        self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(STRANGERS + processes, _abort)
+        self._sessions: Newcomers[asyncio.StreamWriter] = Newcomers(MAX_SESSIONS + processes, _abort)
 
     @property
     def connected(self) -> int:
@@ -77,7 +86,9 @@ class Hub:
     async def serve(self, *, host: str | None, port: int) -> None:
         """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
         self._crash = asyncio.get_running_loop().create_future()
-        server = await asyncio.start_server(self._accept, sock=listen(host, port), limit=MAX_LINE)
+        listener = listen(host, port)
+        server = await asyncio.start_server(self._accept, sock=listener, limit=MAX_LINE, backlog=ACCEPTED_AT_ONCE)
+        listener.listen(BACKLOG)  # asyncio takes one number for both
         async with server:
             beats = asyncio.create_task(self._beat())
             try:
@@ -95,8 +106,10 @@ class Hub:
         task.add_done_callback(self._conversations.discard)
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._newcomers.add(writer)
         try:
             line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
+            self._newcomers.discard(writer)
             if line:
                 await self._converse(decode(line), reader, writer)
         except (OSError, ValueError, TimeoutError) as error:  # the connection broke, or this is no process of ours
@@ -104,6 +117,7 @@ class Hub:
         except Exception as error:
             self._fail(error)
         finally:
+            self._newcomers.discard(writer)
             writer.close()
 
     async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +133,11 @@ class Hub:
             return
         writer.write(encode(Say.WELCOME))
         if hello.session:
-            await self._listen_to_session(hello.rank, reader)
+            self._sessions.add(writer)
+            try:
+                await self._listen_to_session(hello.rank, reader)
+            finally:
+                self._sessions.discard(writer)
             return
         peer = self._admit(hello, writer)
         try:
@@ -221,3 +239,7 @@ class Hub:
                     peer.writer.transport.abort()
                 else:
                     self.send(peer.member, Say.BEAT, waiting_for=self.coordinator.waiting_for(now))
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()

@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
-from disttrain_trainer import logs
-from disttrain_trainer import metrics as metrics_module
+from disttrain_trainer import exposition, listening, logs
 from disttrain_trainer.address import listening_host, split_address
 from disttrain_trainer.checkpoint import folder as checkpoints
 from disttrain_trainer.checkpoint.manifest import Manifest
@@ -129,7 +128,7 @@ class Master:
             return self.progress().model_dump_json(by_alias=True)
 
         if self._process.metrics_port is not None:
-            metrics_module.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)
+            exposition.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)
 
     def _terminate(self) -> None:
         self._coordinator.terminate(time.monotonic())
@@ -243,7 +242,9 @@ class Master:
             try:
                 listener = listen(listening_host(name), port)
             except OSError as error:
-                raise PeerLost(f"port {port}", f"torch's store cannot listen: {error.strerror}") from None
+                why = f"torch's store cannot listen: {error.strerror}; another process of this machine or pod has the port"
+                raise PeerLost(f"port {port}", why) from None
+            listening.defer_silent(listener)
             return TCPStore(
                 listening_host(name) or "localhost",
                 port,

@@ -19,7 +19,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer import logs
 from disttrain_trainer.data.slices import SliceSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.listening import listen
+from disttrain_trainer.listening import Newcomers, listen
 from disttrain_trainer.parameter_server import optimizer as optimizers
 from disttrain_trainer.parameter_server.generation import Generation, Session, ShardState
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
@@ -39,6 +39,8 @@ from disttrain_trainer.parameter_server.wire import (
 
 log = logs.get_logger(__name__)
 
+STRANGERS = 64
+"""Connections that have not said yet who they are, beside one for each worker."""
 _PAUSE = 0.1
 """Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
 
@@ -109,6 +111,7 @@ class ShardServer:
         self._changed = threading.Condition()
         self._generation: Generation | None = None
         self._connections: set[_Connection] = set()
+        self._newcomers: Newcomers[_Connection] = Newcomers(STRANGERS + config.world_size, lambda c: c.link.abort())
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
@@ -251,6 +254,7 @@ class ShardServer:
                 continue
             with self._changed:
                 self._connections.add(connection)
+            self._newcomers.add(connection)
             self._start_thread(f"shard-{self._index}-{peer[1]}", self._serve, connection, peer)
 
     def _serve(self, connection: _Connection, peer: tuple[object, ...]) -> None:
@@ -258,6 +262,7 @@ class ShardServer:
         said_goodbye = False
         try:
             hello = self._hello(connection.link)
+            self._newcomers.discard(connection)
             generation, session = self._admit(connection, hello)
             said_goodbye = Requests(
                 link=connection.link,
@@ -332,6 +337,7 @@ class ShardServer:
 
     def _forget(self, connection: _Connection, said_goodbye: bool) -> None:
         session, generation = connection.session, connection.generation
+        self._newcomers.discard(connection)
         with self._changed:
             self._connections.discard(connection)
             self._bytes[0] += connection.link.received
