@@ -12,12 +12,12 @@ from pathlib import Path
 from disttrain.api import environment
 from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import logs, machine, run_script
+from disttrain_trainer import joining, logs, machine, run_script
 from disttrain_trainer.address import split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import Terminated, WrongInput
 from disttrain_trainer.membership import Rank, World
-from disttrain_trainer.messages import Say
+from disttrain_trainer.messages import Message, Say
 from disttrain_trainer.metrics import Metrics
 from disttrain_trainer.process import Process
 from disttrain_trainer.program import Program
@@ -45,7 +45,7 @@ class Agent:
         self._control = Control(
             process=process,
             describe=self._rank.describe,
-            on_message=self._rank.on_message,
+            on_message=self._hear,
             on_released=lambda: None,
             agent=True,
         )
@@ -136,6 +136,14 @@ class Agent:
             timeout=None,  # what a script does at its end may take its time
         )
         return control.finished
+
+    def _hear(self, message: Message) -> None:
+        self._rank.on_message(message)
+        if message["type"] == Say.NOT_JOINED and self._program is not None:
+            spawned = joining.spawns(self._program.pids)
+            if spawned or self._process.config.world_size > 1:
+                seconds = float(message.get("seconds") or 0)
+                log.warning("%s", joining.hint(self._process.config, seconds=seconds, spawned=spawned))
 
     def _terminate(self) -> None:
         """SIGTERM: the program hears it too, and has the grace period; then this process ends, not as if it were done."""

@@ -37,7 +37,8 @@ class Say(StrEnum):
     NAN = "nan"
     """The loss, or a parameter, was not finite [step]."""
     REPORT = "report"
-    """What was done since the last report [step, steps, samples, loss (sum over the samples), epoch, total_steps]."""
+    """What was done since the last report [step, steps, samples, loss (sum over the samples), epoch, total_steps;
+    of a script or command world: the size of the world that it is in, where it knows]."""
 
     # A collective world: DataParallel and scripts.
     READY = "ready"
@@ -50,6 +51,8 @@ class Say(StrEnum):
     checkpoint]: both ends ignore what was said of an earlier stay."""
     REFORM = "reform"
     """A member was lost: leave the world, give back what was not computed, and say READY."""
+    NOT_JOINED = "not-joined"
+    """To the agents of a script: no process has used the store of this world yet [seconds: since it began]."""
     DONE = "done"
     """The member did all its work [evaluation]."""
     SAVE = "save"

@@ -67,6 +67,12 @@ class Program:
             return failed[0]
         return 0 if self.ended() else None
 
+    @property
+    def pids(self) -> frozenset[int]:
+        """Those of its processes that run; each leads a process group."""
+        with self._signalling:
+            return frozenset(self._alive)
+
     def ended(self) -> bool:
         """Whether all of its processes are gone."""
         return len(self._codes) == len(self._children)

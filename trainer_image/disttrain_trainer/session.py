@@ -12,6 +12,7 @@ import atexit
 import os
 import secrets
 import socket
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -139,6 +140,7 @@ class _Reporter:
                 # The sum over all samples, also over those of reports without a loss, as if they had the mean of the others.
                 "loss": self._loss / self._weight * (self._samples or 1) if self._weight else None,
                 "generation": self._generation,
+                "world": _world_size(),
             }
             self._loss, self._weight, self._samples, self._news = 0.0, 0, 0, False
         return encode(Say.REPORT, **fields)
@@ -152,6 +154,18 @@ def _number(name: str, value: Any, kind: type[N]) -> N | None:
         return kind(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         warnings.warn(f"session.report: {name} is no number, and left out: {error}", stacklevel=4)
+        return None
+
+
+def _world_size() -> int | None:
+    """The size of the world that this process trains in, None where that cannot be told, as with another library than torch."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    try:
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return int(distributed.get_world_size())
+        # A process that torchrun started knows its world before it joins it.
+        return int(os.environ[environment.WORLD_SIZE]) if environment.ELASTIC_RUN_ID in os.environ else None
+    except (AttributeError, KeyError, ValueError, RuntimeError):
         return None
 
 

@@ -156,6 +156,8 @@ class Progress(Model):
     """Where the time went; None where no steps are reported."""
     resumed: str | None = None
     """Where this attempt began when that was no plain start: the step, what has changed since that checkpoint, which ones did not hold."""
+    warning: str | None = None
+    """What the user of a script or command has to know although nothing failed: its processes did not train together."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""
 

@@ -5,6 +5,7 @@ from disttrain.api.reasons import ConditionType, State
 from disttrain.api.status import WHOLE_JOB
 from disttrain.cli.words import duration
 from disttrain.local.folders import RunFolder
+from disttrain.plan.words import WARNING
 
 
 def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted: bool) -> str:
@@ -25,6 +26,9 @@ def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted
 
 def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
     facts = []
+    complete = job.status.condition(ConditionType.COMPLETE)
+    if complete is not None and (warning := complete.message.partition(WARNING)[2]):
+        facts.append(("warning", warning))
     training, restarts = job.status.training, job.status.restarts
     # The master of a script or command may never have heard of a step.
     if training is not None and (training.step or training.total_steps):

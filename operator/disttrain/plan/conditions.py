@@ -139,7 +139,10 @@ def _scheduled(world: World) -> Claim:
         if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
             reason = _missing(pod.message) or Reason.UNSCHEDULABLE
             return _claim(ConditionType.SCHEDULED, "False", reason, _obstacle(pod, reason))
-    return _claim(ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes")
+    made = any(pod is not None for pod in without_node)
+    return _claim(
+        ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes" if made else "Creating the pods"
+    )
 
 
 def ready(world: World) -> Claim:

@@ -38,6 +38,8 @@ def progressing(world: World, ready: Claim) -> Claim:
         return _claim("True", Reason.TRAINING, waits)
     if world.spec.trainer.model is None:
         message = "The program reports no steps; disttrain_trainer.session does it in a line"
+        if progress.warning:
+            message += f". {words.WARNING}{progress.warning}"
         return _claim("Unknown", Reason.NO_REPORT, message)
     return _claim("False", Reason.STARTING, "No step yet")
 

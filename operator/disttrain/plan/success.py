@@ -9,6 +9,7 @@ from disttrain.plan.ending import complete
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import newest
 from disttrain.plan.step import Step
+from disttrain.plan.words import WARNING
 from disttrain.plan.world import World
 
 MASTER_GRACE = timedelta(seconds=10)
@@ -29,9 +30,9 @@ def reached(world: World) -> Step | None:
     patience = max((world.until(end, MASTER_GRACE) for end in ends), default=world.now)
     if world.now < patience and _more_is_to_come(world, after=max(ends, default=world.now)):
         return Step(look=patience)
-    missing = _missing_steps(world)
-    message = f"{len(done)} of {workers} workers succeeded{missing}"
-    return complete(world, Reason.WORKERS_SUCCEEDED, message, warning=bool(missing))
+    warning = _missing_steps(world) + _apart(world)
+    message = f"{len(done)} of {workers} workers succeeded{warning}"
+    return complete(world, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning))
 
 
 def _more_is_to_come(world: World, *, after: datetime) -> bool:
@@ -56,6 +57,12 @@ def _missing_steps(world: World) -> str:
     return (
         f", but reported only step {progress.step} of {progress.total_steps}: look whether the program ended too early"
     )
+
+
+def _apart(world: World) -> str:
+    """What the master says of a success that may be none: the programs did not train together; "" for nothing."""
+    progress = newest(world)
+    return f". {WARNING}{progress.warning}" if progress is not None and progress.warning else ""
 
 
 def _all_work_is_done(world: World, *, done: int) -> Step | None:

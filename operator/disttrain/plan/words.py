@@ -11,6 +11,8 @@ from disttrain.api.status import LastRestart
 from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.world import World
 
+WARNING = "Warning: "
+"""In the message of a condition, before what a user has to know of a job in which nothing failed."""
 _LONGEST = 1024
 """Last words in a message; the whole text is in the pod's log."""
 _OUT_OF_MEMORY = "OOMKilled"

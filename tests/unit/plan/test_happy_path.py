@@ -152,6 +152,20 @@ def test_a_command_is_complete_with_its_workers_whose_master_hears_nothing_of_it
     assert scene.says("Complete") == ("True", "WorkersSucceeded")
 
 
+def test_a_success_whose_workers_trained_apart_says_so():
+    scene = make_job().command().training()
+    scene.reports(100, warning="no process reported a world of more than 1").succeeded(0, 1)
+    scene.step()
+    warned = "2 of 2 workers succeeded. Warning: no process reported a world of more than 1"
+    assert scene.condition("Complete").message == warned
+
+
+def test_what_pods_are_waited_for_is_said_as_it_is():
+    scene = make_job()
+    scene.step()
+    assert scene.condition("Scheduled").message == "Creating the pods"
+
+
 def test_the_master_has_ten_seconds_to_end_after_the_workers():
     scene = make_job().training().succeeded(0, 1)
     assert scene.step().look_again == timedelta(seconds=5)  # the status interval comes first

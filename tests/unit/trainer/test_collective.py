@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain_trainer.master.collective import Collective, State
+from disttrain_trainer.master.collective import JOIN_SECONDS, Collective, State
 from disttrain_trainer.master.member import Member
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.messages import Message, Say
@@ -31,10 +31,11 @@ class Told:
 class Table:
     """A collective of two with everything around it."""
 
-    def __init__(self, *, saves: bool = False, opened: bool = True, lasting: bool = True) -> None:
+    def __init__(self, *, saves: bool = False, opened: bool = True, lasting: bool = True, script: bool = False) -> None:
         self.told = Told()
         self.tracker = Tracker(attempt=1)
         self.renewals = 0
+        self.used = False
         self.collective = Collective(
             sender=self.told,
             tracker=self.tracker,
@@ -42,6 +43,7 @@ class Table:
             renew_store=self._renew,
             saves=saves,
             lasting=lasting,
+            used=(lambda: self.used) if script else None,
         )
         if opened:
             self.collective.open(0)
@@ -252,3 +254,47 @@ def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_ol
         table.collective.reported(0, {"generation": generation, "step": step, "samples": 1}, 0)
         assert table.tracker.step == now
     assert table.tracker.redone_steps == 39
+
+
+def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
+    table = Table(script=True).world()
+    table.collective.tick(JOIN_SECONDS - 1)
+    assert table.told.take() == []
+    table.collective.tick(JOIN_SECONDS)
+    assert table.told.take() == [(m, Say.NOT_JOINED, {"seconds": JOIN_SECONDS}) for m in (A, B)]
+    assert table.tracker.warning == "no process of the script has joined the others after 45 s"
+    table.collective.tick(JOIN_SECONDS + 1)
+    assert table.told.take() == []
+    table.used = True
+    table.collective.tick(JOIN_SECONDS + 2)
+    assert table.tracker.warning is None, "it has joined after all"
+
+
+@pytest.mark.parametrize("how", ["joined", "reports steps", "our own loop", "has ended"])
+def test_a_script_that_trains_hears_nothing(how: str) -> None:
+    table = Table(script=how != "our own loop").world()
+    table.used = how in ("joined", "has ended")
+    if how == "reports steps":
+        table.say(A, Say.REPORT, step=1)
+    if how == "has ended":
+        table.say(A, Say.DONE)
+        table.say(B, Say.DONE)
+        table.told.take()
+    table.collective.tick(JOIN_SECONDS)
+    assert (table.told.take(), table.tracker.warning) == ([], None)
+
+
+def test_the_time_to_join_begins_with_each_world() -> None:
+    table = Table(script=True).world()
+    table.collective.lost(B, 1)
+    table.collective.tick(JOIN_SECONDS)
+    assert Say.NOT_JOINED not in [kind for _, kind, _ in table.told.take()], "there is no world"
+
+
+def test_a_script_whose_processes_trained_apart_ends_with_a_warning() -> None:
+    table = Table(script=True).world()
+    table.say(A, Say.DONE)
+    table.say(B, Say.DONE)
+    assert table.collective.ended
+    assert table.tracker.progress(now=1, waiting_for=None).warning == table.tracker.warning
+    assert "2 processes trained separate models" in (table.tracker.warning or "")

@@ -171,7 +171,7 @@ def test_what_our_processes_say_makes_sense(message: Message) -> None:
 
 def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
     from_the_master = {
-        *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save"),
+        *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
         *("begin", "drop", "tickets", "evaluate"),
     }
     for kind in Say:

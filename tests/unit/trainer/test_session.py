@@ -72,3 +72,17 @@ def test_losses_without_samples_are_averaged_over_the_reports() -> None:
     tracker.report(rank=0, samples=0, loss=0.25, now=0)
     tracker.report(rank=1, samples=0, loss=0.75, now=0)
     assert tracker.loss() == 0.5
+
+
+def test_a_report_says_how_large_a_world_is_that_torchrun_made(master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.WORLD_SIZE, "4")
+    monkeypatch.setenv(environment.ELASTIC_RUN_ID, "none")
+    session.report(step=1)
+    assert master()["world"] == 4
+
+
+def test_a_world_that_a_program_need_not_form_is_not_reported(master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.WORLD_SIZE, "4")
+    monkeypatch.delenv(environment.ELASTIC_RUN_ID, raising=False)
+    session.report(step=1)
+    assert master()["world"] is None

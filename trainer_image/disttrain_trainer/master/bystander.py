@@ -6,10 +6,13 @@ from disttrain_trainer.messages import Message
 
 
 class Bystander:
-    """Counts what `session.report` says. Nobody joins."""
+    """Counts what `session.report` says. No process joins."""
 
-    def __init__(self, *, tracker: Tracker) -> None:
+    def __init__(self, *, tracker: Tracker, workers: int) -> None:
         self._tracker = tracker
+        self._workers = workers
+        self._largest_world = 0
+        """Of the worlds that the processes reported; 0 while none did."""
         self.ended = False
         self.released = False
 
@@ -28,6 +31,18 @@ class Bystander:
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if message.get("step") is not None:
             tracker.reach(int(message["step"]))
+        self._compare(int(message.get("world") or 0))
+
+    def _compare(self, world: int) -> None:
+        """Warns while the processes that report train apart: each pod would then train a model of its own, and all of them succeed."""
+        largest = self._largest_world = max(self._largest_world, world)
+        self._tracker.warning = (
+            f"the job has {self._workers} workers, but no process reported a world of more than {largest}: the workers may have "
+            "trained separate models. A bare torchrun takes its options from the PET_* variables of the pod; other launchers need "
+            "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            if 0 < largest < self._workers
+            else None
+        )
 
     def tick(self, now: float) -> None:
         pass

@@ -21,6 +21,10 @@ from disttrain_trainer.messages import Message, Say
 log = logs.get_logger(__name__)
 
 
+JOIN_SECONDS = 45.0
+"""How long the processes of a script may leave their store unused before the log says so. Imports and data take their time first."""
+
+
 class State(StrEnum):
     """What a member does."""
 
@@ -60,6 +64,7 @@ class Collective:
         processes: int = 1,
         saves: bool = False,
         lasting: bool = True,
+        used: Callable[[], bool] | None = None,
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
@@ -67,6 +72,7 @@ class Collective:
         processes: training processes of a member. saves: whether rank 0 can save the state when asked.
         lasting: whether a world needs its store no more once it runs. A script may make another group at any time: its world ends
         with the store, which ends with its master, as it does under torchrun.
+        used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
         """
         self._sender = sender
         self._tracker = tracker
@@ -74,6 +80,9 @@ class Collective:
         self._processes = processes
         self._saves = saves
         self._lasting = lasting
+        self._used = used
+        self._join_by: float | None = None
+        """When the processes of a script are to have used their store; None once that was looked at."""
         self._task: tuple[DataSet, str] | None = None
         """Data set and layout of what is trained, as the first rank that was ready had them."""
         self._reported_generation = 0
@@ -179,7 +188,22 @@ class Collective:
             self._finish(now)
 
     def tick(self, now: float) -> None:
-        pass
+        if self._used is None or self.ended:
+            return
+        if self._join_by is not None and now >= self._join_by:
+            self._join_by = None
+            # A script that reports steps trains, in whatever way.
+            if not self._tracker.reported and not self._used():
+                self._warn(f"no process of the script has joined the others after {JOIN_SECONDS:.0f} s")
+                for member in self._places:
+                    self._sender.send(member, Say.NOT_JOINED, seconds=JOIN_SECONDS)
+        elif self._tracker.warning is not None and self._used():
+            self._tracker.warning = None
+
+    def _warn(self, message: str) -> None:
+        if self._tracker.world_size > 1:
+            self._tracker.warning = message
+            log.warning("%s", message)
 
     def terminate(self, now: float) -> None:
         self._leavers.terminate()
@@ -196,7 +220,7 @@ class Collective:
         complete = len(places) == len(self._members)
         if complete and all(p.state is State.READY and p.fit for p in places):
             if self._fresh:
-                self._begin_world()
+                self._begin_world(now)
             elif not self._renewing:
                 self._renewing = True
                 self._renew_store()
@@ -230,7 +254,7 @@ class Collective:
     def _is_one_world(places: list[_Place]) -> bool:
         return all(p.state in (State.RUNNING, State.DONE) and p.generation == places[0].generation for p in places)
 
-    def _begin_world(self) -> None:
+    def _begin_world(self, now: float) -> None:
         generation = 1 + max(self._tracker.generation, *(p.generation for p in self._places.values()))
         newest = max(self._places, key=lambda m: (self._places[m].step, -m.rank))
         step = self._places[newest].step
@@ -238,6 +262,7 @@ class Collective:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
         self._broken = self._fresh = False
+        self._join_by = now + JOIN_SECONDS
         self._tracker.generation = generation
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():
@@ -245,7 +270,7 @@ class Collective:
             self._sender.send(member, Say.WORLD, generation=generation, source=newest.rank)
 
     def _dissolve(self) -> None:
-        self._tracker.world_size = 0
+        self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None
         for member, place in self._places.items():
             if place.state in (State.RUNNING, State.DONE) and not place.reforming:
                 place.reforming = True
@@ -280,6 +305,14 @@ class Collective:
         self._leavers.release()
 
     def _finish(self, now: float) -> None:
+        if self._used is not None:
+            self._tracker.warning = None
+            if not self._used():
+                size = self._tracker.world_size
+                self._warn(
+                    f"no process of the script joined the others: {size} processes trained separate models. Each of them must call "
+                    "torch.distributed.init_process_group() without an address of its own, which takes it from the environment"
+                )
         self._tracker.finish(now)
         self.ended = True
         for member in self._places:

@@ -95,6 +95,7 @@ class _Report(_Said):
     epoch: Count | None = None
     total_steps: Count | None = None
     generation: Count | None = None
+    world: Count | None = None
 
 
 class _Evaluated(_Said):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
@@ -30,6 +30,9 @@ from disttrain_trainer.master.served import ServedTraining
 from disttrain_trainer.master.tracker import Tracker
 from disttrain_trainer.metrics import OF_STEPS, Metrics
 from disttrain_trainer.process import Process
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
 log = logs.get_logger(__name__)
 
@@ -50,7 +53,7 @@ class Master:
         self._tracker = Tracker(attempt=self._config.attempt)
         self._goodput = Goodput(time.monotonic(), steps_done=process.steps_done)
         self._counting = threading.Lock()
-        self._store: object = None
+        self._store: TCPStore | None = None
         self._coordinator: Coordinator = self._coordinate()
         self._hub.coordinator = self._coordinator
         self._tasks: set[asyncio.Task[None]] = set()
@@ -138,7 +141,7 @@ class Master:
         """The decisions of the job's strategy."""
         config, trainer = self._config, self._config.trainer
         if trainer.command is not None:
-            return Bystander(tracker=self._tracker)
+            return Bystander(tracker=self._tracker, workers=config.workers)
         if config.strategy.parameter_server is not None:
             return ServedTraining(
                 sender=self._hub,
@@ -155,6 +158,7 @@ class Master:
                 renew_store=self._renew_store,
                 processes=config.processes_per_worker,
                 lasting=False,
+                used=lambda: self._store is not None and self._store.num_keys() > 0,
             )
         return Collective(
             sender=self._hub,
@@ -234,7 +238,7 @@ class Master:
         """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
         self._store = None  # closes the old one: torch puts no generation into the keys any more (2.15)
 
-        def host() -> object:
+        def host() -> "TCPStore":
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
             name, port = split_address(self._config.addresses.rendezvous)
@@ -253,7 +257,7 @@ class Master:
                 master_listen_fd=listener.detach(),
             )
 
-        def keep(store: object) -> None:
+        def keep(store: "TCPStore") -> None:
             self._store = store
             assert isinstance(self._coordinator, Collective)
             self._coordinator.open(time.monotonic())

@@ -45,6 +45,8 @@ class Tracker:
         """Where this attempt is to begin, and what is remarkable about it."""
         self._told: str | None = None
         """The same once it has begun: a job that is refused has not."""
+        self.warning: str | None = None
+        """See Progress.warning."""
         self.reported_epoch: int | None = None
         """What a rank said, where the master does not know the epoch's length."""
         self.world_size = 0
@@ -163,6 +165,7 @@ class Tracker:
             last_update_time=self._last_update,
             last_checkpoint=self.last_checkpoint,
             waiting_for=waiting_for,
+            warning=self.warning,
             generation=self.generation,
             redone_steps=self.redone_steps,
             resumed=self._told,

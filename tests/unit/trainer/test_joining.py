@@ -1,0 +1,71 @@
+"""Programs whose processes do not train together are told apart from those that do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cluster.processes import wait_for
+from disttrain_trainer import joining
+from disttrain_trainer.master.bystander import Bystander
+from disttrain_trainer.master.tracker import Tracker
+from unit.trainer.configs import command_config
+
+WAITS = """
+import multiprocessing, sys
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    ends = context.Event()
+    context.Process(target=ends.wait, daemon=True).start()
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(("method", "spawned"), [("spawn", True), ("fork", False)])
+def test_processes_that_a_script_spawns_are_seen(tmp_path, method: str, spawned: bool) -> None:
+    (tmp_path / "waits.py").write_text(WAITS)
+    command = [sys.executable, str(tmp_path / "waits.py"), method]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as script:
+        assert script.stdin is not None
+        assert script.stdout is not None
+        script.stdout.readline()
+        if spawned:
+            wait_for("the process of its own", lambda: joining.spawns(frozenset({script.pid})), seconds=30)
+        assert joining.spawns(frozenset({script.pid})) == spawned
+        assert not joining.spawns(frozenset({1 << 30})), "those of another program"
+        script.stdin.close()
+
+
+@pytest.mark.parametrize("spawned", [True, False])
+def test_the_hint_says_what_to_use_instead(spawned: bool) -> None:
+    text = joining.hint(command_config(), seconds=45, spawned=spawned)
+    assert "45 s" in text
+    for way in ("worker.replicas", "worker.processesPerWorker", "torch.multiprocessing.spawn", "trainer.command"):
+        assert way in text
+
+
+def reports(*worlds: int | None, workers: int) -> str | None:
+    tracker = Tracker(attempt=1)
+    bystander = Bystander(tracker=tracker, workers=workers)
+    for world in worlds:
+        bystander.reported(0, {"step": 1, "world": world}, 0)
+    return tracker.warning
+
+
+@pytest.mark.parametrize(("worlds", "workers"), [((1, 2), 2), ((1, 8), 2), ((None,), 2), ((), 2), ((1,), 1)], ids=repr)
+def test_a_command_in_one_world_or_in_an_unknown_one_is_not_warned_of(
+    worlds: tuple[int | None, ...], workers: int
+) -> None:
+    assert reports(*worlds, workers=workers) is None
+
+
+@pytest.mark.parametrize(("worlds", "workers"), [((1, 1), 2), ((None, 1), 2), ((2, 2), 4)], ids=repr)
+def test_a_command_whose_workers_train_apart_is_warned_of(worlds: tuple[int | None, ...], workers: int) -> None:
+    largest = max(world or 0 for world in worlds)
+    warning = reports(*worlds, workers=workers)
+    assert warning is not None
+    assert f"the job has {workers} workers, but no process reported a world of more than {largest}" in warning
