@@ -61,7 +61,7 @@ class Lease:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(RELEASE_SECONDS):
                 lease = await self._api.get(LEASES, self._namespace, self._name)
-                if lease["spec"].get("holderIdentity") == self.identity:
+                if _spec(lease).get("holderIdentity") == self.identity:
                     await self._patch(lease, {"holderIdentity": ""})
 
     async def take(self) -> bool:
@@ -70,11 +70,12 @@ class Lease:
         mine = {"holderIdentity": self.identity, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": stamp}
         try:
             lease = await self._api.get(LEASES, self._namespace, self._name)
-            holder = lease["spec"].get("holderIdentity", "")
+            spec = _spec(lease)
+            holder = spec.get("holderIdentity") or ""
             if holder != self.identity:
-                if not self._expired(holder, lease["spec"].get("renewTime", "")):
+                if not self._expired(holder, spec.get("renewTime") or ""):
                     return False
-                mine |= {"acquireTime": stamp, "leaseTransitions": lease["spec"].get("leaseTransitions", 0) + 1}
+                mine |= {"acquireTime": stamp, "leaseTransitions": (spec.get("leaseTransitions") or 0) + 1}
             await self._patch(lease, mine)
         except NotFound:
             return await self._create(mine | {"acquireTime": stamp})
@@ -103,6 +104,11 @@ class Lease:
     async def _patch(self, lease: Body, spec: Body) -> None:
         version = {"resourceVersion": lease["metadata"]["resourceVersion"]}
         await self._api.patch(LEASES, self._namespace, self._name, {"metadata": version, "spec": spec})
+
+
+def _spec(lease: Body) -> Body:
+    """Its spec; one that was made by hand or by another tool may have none."""
+    return lease.get("spec") or {}
 
 
 @contextlib.asynccontextmanager

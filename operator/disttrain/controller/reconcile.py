@@ -179,7 +179,11 @@ class Reconciler:
         """Puts the cache right about the pods of a job, and about the job itself where no write would find that it moved on."""
         key = stored.key
         if any(isinstance(action, DeleteJob) for action in plan.actions):
-            newest = await self._api.get(JOBS, *key)
+            try:
+                newest = await self._api.get(JOBS, *key)
+            except NotFound:
+                self._cache.jobs.drop(key, stored.uid)
+                raise Conflict(409, "Conflict", "the job is gone") from None
             if newest["metadata"]["resourceVersion"] != stored.value.version:
                 self._cache.jobs.put(newest)
                 raise Conflict(409, "Conflict", "the job moved on")

@@ -29,7 +29,7 @@ class LeaseServer:
         return self.lease
 
     async def patch(self, _: object, __: object, ___: object, patch: dict[str, Any]) -> None:
-        self.lease["spec"] |= patch["spec"]
+        self.lease["spec"] = {**(self.lease.get("spec") or {}), **patch["spec"]}
 
 
 def leads() -> float | None:
@@ -64,3 +64,16 @@ async def test_lease_that_is_left_in_order_is_not_lost() -> None:
     await asyncio.sleep(60)
     assert not lost.is_set()
     assert server.lease["spec"]["holderIdentity"] == ""
+
+
+@pytest.mark.parametrize("spec", [None, {}, {"leaseTransitions": None, "holderIdentity": None, "later": {"a": 1}}])
+@hand_turned
+async def test_lease_that_another_tool_or_version_made_is_taken(spec: dict[str, Any] | None) -> None:
+    server = LeaseServer()
+    server.lease["spec"] = spec
+    if spec is None:
+        del server.lease["spec"]
+    async with asyncio.timeout(60), leadership(SETTINGS, server, lost=lambda: None):  # type: ignore[arg-type]
+        assert server.lease["spec"]["holderIdentity"]
+        assert server.lease["spec"]["leaseTransitions"] == 1
+        assert server.lease["spec"].get("later") == (spec or {}).get("later")

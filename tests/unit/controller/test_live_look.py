@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -91,6 +92,20 @@ async def test_job_whose_ttl_was_raised_a_moment_ago_is_not_deleted() -> None:
         server.change(JOBS, JOB.name, later)
         await asyncio.sleep(600)
         assert server.names(JOBS) == [JOB.name]
+
+
+@hand_turned
+async def test_job_that_is_gone_when_its_ttl_is_over_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with operated(job(runPolicy={"ttlSecondsAfterFinished": 60, "startupDeadlineSeconds": 60})) as (
+        server,
+        operator,
+    ):
+        await eventually(lambda: server.condition("Failed")[0] == "True", seconds=200)
+        mute(server, operator, JOBS)
+        server.remove(JOBS, JOB.name)
+        await asyncio.sleep(120)
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+        assert operator.cache.jobs.get(JOB) is None
 
 
 @hand_turned
