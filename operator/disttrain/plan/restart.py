@@ -179,8 +179,8 @@ def _without_cause(world: World, fresh: list[PodView]) -> Step:
 
 
 def _met(world: World, pod: PodView) -> bool:
-    """Whether the job was ready in the time of the pod. One that waits for a peer without a node does not fail in vain: the startup
-    deadline says for how long it may."""
+    """Whether the job was ready in the time of the pod. One that waits for a peer without a node does not fail in vain: the start-up and
+    recovery deadlines say for how long it may."""
     ready = world.status.condition(ConditionType.READY)
     return ready is not None and (ready.status == "True" or ready.last_transition_time > pod.created)
 
