@@ -50,7 +50,7 @@ _OWNER: Final[dict[str, type]] = {
     "blockOwnerDeletion": bool,
 }
 _TYPE_NAMES: Final = {
-    str: "a string; put it into quotes",
+    str: "a string",
     int: "a whole number",
     bool: "true or false",
     dict: "an object",
@@ -115,7 +115,8 @@ def _typed(fields: Mapping[str, Any], types: Mapping[str, type]) -> Problems:
             close = difflib.get_close_matches(name, types, 1, 0.6)
             yield (name,), f'unknown field; did you mean "{close[0]}"?' if close else "unknown field"
         elif value is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
-            yield (name,), f"must be {_TYPE_NAMES[wanted]} ({_got(value)})"
+            quotes = "; put it into quotes" if wanted is str and not isinstance(value, dict | list) else ""
+            yield (name,), f"must be {_TYPE_NAMES[wanted]}{quotes} ({_got(value)})"
 
 
 def _strings(values: Mapping[str, Any]) -> Problems:

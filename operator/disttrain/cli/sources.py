@@ -15,7 +15,7 @@ SUFFIXES: Final = (".json", ".yaml", ".yml")
 _BOMS: Final = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _DOWNLOAD_SECONDS: Final = 30
 _MOST_BYTES: Final = 64 << 20
-"""Of one file or download: what nobody wrote by hand."""
+"""Of one file or download: no file of objects is larger."""
 
 
 class Unreadable(Exception):

@@ -118,7 +118,7 @@ class DataParallel:
         backend = tasks.choose_backend(self._config, self._task.device)
         self._written = None
         if backend == "nccl":
-            self._metrics.left_out |= {"disttrain_communication_bytes"}  # what NCCL moves, it tells nobody
+            self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         with (
             process_group(
                 self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend

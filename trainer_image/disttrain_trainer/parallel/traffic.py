@@ -1,6 +1,6 @@
 """Bytes that went over a process's connections to the other ranks, as the kernel counts them.
 
-torch tells no bytes of its groups, and what a ring should move is not what it moves: headers, hand-overs of state and steps that broke
+torch reports no bytes of its groups, and what a ring should move is not what it moves: headers, hand-overs of state and steps that broke
 are bytes, too. gloo moves all of its data over TCP; NCCL does not, so that nothing is known there. Not here: which sockets these are
 (group.py).
 """
