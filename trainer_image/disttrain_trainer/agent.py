@@ -105,7 +105,8 @@ class Agent:
                     if rank.blamed and not self._terminated:
                         raise failure
                 if not self._terminated:
-                    log.warning("the script ended with code %d because a peer was lost", code)
+                    said = program.failure(code)
+                    log.warning("another worker had failed or was lost when this one did: %s", said.last_line or said)
             if not self._terminated:
                 log.info("generation %d is over: a worker was lost", world.generation)
             return False

@@ -102,8 +102,7 @@ class Program:
     def failure(self, code: int) -> ProgramFailed:
         """The error of a program that failed: the exception that ended it, and the last frame of its traceback that is the user's."""
         first = next((rank for rank, ended in self._codes.items() if ended == code), 0)
-        last_line, where = last_words(self._lines[first].all())
-        return ProgramFailed(code, f"the script ended with code {code}", last_line=last_line, where=where)
+        return failure_of(code, self._lines[first].all())
 
     def _watch(self, local_rank: int, child: subprocess.Popen[bytes]) -> None:
         """Tells when the process is gone; its children, which may hold its standard error for as long as they like, go with it."""
@@ -141,6 +140,21 @@ class _Lines:
     def all(self) -> list[str]:
         """The last lines, without empty ones."""
         return [line for raw in [*self._lines, self._rest] if (line := _RANK.sub("", raw)).strip()]
+
+
+def failure_of(code: int, lines: Sequence[str]) -> ProgramFailed:
+    """What a program with this exit code and these last lines failed of. Only a traceback tells a reason, and only where no signal ended
+    the program: what it printed last before it was killed, such as a progress line, is no reason."""
+    how = f"the script ended with code {code}"
+    if code > 128:
+        with contextlib.suppress(ValueError):  # a program may answer with any code
+            how = f"the script was killed by {signal.Signals(code - 128).name} ({code})"
+    else:
+        last_line, where = last_words(lines)
+        if where:
+            return ProgramFailed(code, how, last_line=last_line, where=where)
+    said = f"{how}; last output: {lines[-1].strip()}" if lines else how
+    return ProgramFailed(code, how, last_line=said)
 
 
 def last_words(lines: Sequence[str]) -> tuple[str, str]:

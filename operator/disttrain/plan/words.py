@@ -1,6 +1,7 @@
 """The sentences about a pod that failed: which one, how, its last words, and where its log is. No decisions."""
 
 import re
+import signal
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -27,6 +28,10 @@ HOW_LOST: Mapping[Reason, str] = MappingProxyType(
 """How a pod was taken away, by the reason."""
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _EVICTED = frozenset({"EvictionByEvictionAPI", "TerminationByKubelet"})
+_KILLED = frozenset(
+    128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+)
+"""Exit codes of processes that a signal ended which no program hears."""
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
@@ -47,6 +52,8 @@ def failure(world: World, pod: PodView) -> str:
 def last_words(pod: PodView) -> str:
     """What the container said last, else what Kubernetes says of the pod."""
     words = pod.termination.message or pod.message
+    if pod.termination.message and pod.exit_code in _KILLED and not words.startswith("the script was killed"):
+        words = f"last output: {words}"  # it had no time for last words: this is the end of its log, and no reason
     if pod.termination.message and pod.termination.where:
         words = f"{words} ({pod.termination.where})"
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"

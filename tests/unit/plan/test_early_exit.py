@@ -95,3 +95,9 @@ def test_a_commands_last_report_is_waited_for_before_steps_are_called_missing() 
     scene = make_job().command().started().reports(95).seen().after(3).exited_early(0, 1).seen()
     assert not scene.finished
     assert scene.after(1).reports(100).seen().condition("Complete").message == "2 of 2 workers succeeded"
+
+
+def test_the_end_of_the_log_of_a_killed_program_is_not_told_as_its_reason() -> None:
+    said = Termination.decode("step 40 loss 0.1")
+    scene = make_job().command().training().failed(1, code=137, reason="OOMKilled", termination=said).after(4).seen()
+    assert "last output: step 40 loss 0.1" in scene.condition("Restarting").message

@@ -1,6 +1,6 @@
 """What a script said last: its exception, and not what is printed around it."""
 
-from disttrain_trainer.program import last_words
+from disttrain_trainer.program import failure_of, last_words
 
 TRACE = [
     "Traceback (most recent call last):",
@@ -42,3 +42,14 @@ def test_without_a_traceback_the_last_line_counts() -> None:
     syntax = ['  File "/job/train.py", line 2', "    def f(:", "          ^", "SyntaxError: invalid syntax"]
     assert last_words(syntax) == ("SyntaxError: invalid syntax", "/job/train.py:2")
     assert last_words([]) == ("", "")
+
+
+def test_what_was_printed_last_is_not_the_reason_of_a_kill() -> None:
+    assert failure_of(137, ["epoch 3", "step 40 loss 0.1"]).last_line == (
+        "the script was killed by SIGKILL (137); last output: step 40 loss 0.1"
+    )
+    assert failure_of(137, [*TRACE, "that was handled"]).last_line.startswith("the script was killed by SIGKILL (137)")
+    assert failure_of(139, []).last_line == "the script was killed by SIGSEGV (139)"
+    assert failure_of(3, ["step 40"]).last_line == "the script ended with code 3; last output: step 40"
+    failed = failure_of(1, TRACE)
+    assert (failed.last_line, failed.where) == ("ValueError: the real cause", "/job/train.py:7")
