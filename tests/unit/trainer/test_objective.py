@@ -49,7 +49,9 @@ def test_a_loss_without_a_graph_names_the_field_and_the_users_function(loss: Los
 
 
 def test_a_loss_with_a_graph_is_taken() -> None:
-    assert Objective(MODEL, mean)(torch.ones(3, 2)).requires_grad
+    loss, weight = Objective(MODEL, mean)(torch.ones(3, 2))
+    assert loss.requires_grad
+    assert weight is None
 
 
 def test_batch_norm_on_one_sample_names_the_batch_size_and_the_users_line() -> None:
