@@ -248,7 +248,6 @@ class Commanded(Job):
             environment.MASTER_PORT: port,
             environment.RANK: str(index),
             environment.WORLD_SIZE: str(self.config.workers),
-            environment.LOCAL_RANK: "0",
         }
 
 
