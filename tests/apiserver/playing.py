@@ -62,6 +62,11 @@ class Kubelet:
         self._end(name, "Failed", {"exitCode": code, "reason": reason, "message": message}, conditions)
 
     def succeed(self, name: str, message: str = "") -> None:
+        """The trainer ends well. A master says with it that the training is done, unless the test says something else."""
+        labels = self._rest.get(PODS, name)["metadata"]["labels"]
+        if not message and labels["disttrain.dev/role"] == "master":
+            account = {"attempt": int(labels["disttrain.dev/attempt"]), "step": 90, "totalSteps": 90, "finished": True}
+            message = json.dumps({"progress": account})
         self._end(name, "Succeeded", {"exitCode": 0, "reason": "Completed", "message": message}, ())
 
     def gone(self, name: str) -> None:

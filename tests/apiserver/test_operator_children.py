@@ -181,6 +181,7 @@ def test_finished_job_is_deleted_when_its_time_is_over(rest: Rest, operator: Ope
     names = started(rest, "short", runPolicy={"ttlSecondsAfterFinished": 1})
     for name in names:
         kubelet.run(name)
+    for name in ("short-worker-0", "short-worker-1", "short-master-0"):
         kubelet.succeed(name)
     eventually(lambda: rest.find(JOBS, "short") is None)
 
