@@ -37,7 +37,8 @@ class Say(StrEnum):
     NAN = "nan"
     """The loss, or a parameter, was not finite [step]."""
     REPORT = "report"
-    """What was done since the last report [step, steps, samples, loss (sum over the samples), epoch, total_steps;
+    """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
+    the weights, where these are not the samples), epoch, total_steps;
     of a script or command world: the size of the world that it is in, where it knows]."""
 
     # A collective world: DataParallel and scripts.

@@ -71,12 +71,14 @@ class Meter:
         samples, metrics = self._samples, self._metrics
         if samples:
             loss = self._loss / self._weight if self._weight else None
+            own = {} if self._weight == samples else {"weight": self._weight}
             self._send({
                 "step": step,
                 "epoch": epoch,
                 "samples": samples,
-                "loss": None if loss is None else loss * samples,
+                "loss": None if loss is None else self._loss,
                 "total_steps": self._total_steps,
+                **own,
             })  # fmt: skip
             metrics.loss = metrics.loss if loss is None else loss
             metrics.samples += samples

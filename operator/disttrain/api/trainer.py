@@ -180,7 +180,8 @@ class Trainer(Model):
     dataset: Factory | None = None
     """package.module:factory(config, split) -> a map-style dataset; split is "train" or "test"."""
     loss: Factory | None = None
-    """package.module:function(model, batch) -> the mean loss of the batch. Default: cross entropy of (input, target)."""
+    """package.module:function(model, batch) -> the mean loss of the batch, or (mean, weight), where the mean is one over tokens,
+    pixels or a mask, whose number is the weight. Default: cross entropy of (input, target)."""
     evaluate: Factory | None = None
     """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. Default: none."""
     optimizer: Optimizer | None = None

@@ -158,7 +158,13 @@ class Collective:
     def reported(self, rank: int, message: Message, now: float) -> None:
         """A rank made progress: our own loop says so, or a script by `session.report`."""
         tracker = self._tracker
-        tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
+        tracker.report(
+            rank=rank,
+            samples=int(message.get("samples") or 0),
+            loss=message.get("loss"),
+            now=now,
+            weight=message.get("weight"),
+        )
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if (epoch := message.get("epoch")) is not None:
             tracker.reported_epoch = int(epoch)

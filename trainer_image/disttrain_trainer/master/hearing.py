@@ -92,6 +92,7 @@ class _Report(_Said):
     step: Number | None = None
     samples: Number | None = None
     loss: float | None = None
+    weight: Annotated[float, Field(allow_inf_nan=False, ge=0)] | None = None
     epoch: Count | None = None
     total_steps: Count | None = None
     generation: Count | None = None

@@ -144,7 +144,13 @@ class ServedTraining:
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """What a worker computed. Which steps are done is the ledger's to say."""
-        self._tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
+        self._tracker.report(
+            rank=rank,
+            samples=int(message.get("samples") or 0),
+            loss=message.get("loss"),
+            now=now,
+            weight=message.get("weight"),
+        )
         self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
 
     def lost(self, member: Member, now: float) -> None:

@@ -29,6 +29,8 @@ class _Entry:
     samples: int
     loss: float | None
     """Sum over the samples, or one loss where a script counts none; None when the report had no loss."""
+    weight: float
+    """What the sum is divided by."""
 
 
 class Tracker:
@@ -69,11 +71,14 @@ class Tracker:
         self._began: float | None = None
         self._final_speed: float | None = None
 
-    def report(self, *, rank: int, samples: int, loss: float | None, now: float) -> None:
-        """Samples that a rank computed since its last report, and the sum of their losses."""
+    def report(self, *, rank: int, samples: int, loss: float | None, now: float, weight: float | None = None) -> None:
+        """Samples that a rank computed since its last report, and the sum of their losses.
+
+        weight: what the sum is divided by. Default: the samples.
+        """
         if self._began is None:
             self._began = now
-        entry = _Entry(now, rank, samples, loss)
+        entry = _Entry(now, rank, samples, loss, weight if weight is not None else samples or 1)
         self.samples += samples
         self._entries.append(entry)
         if loss is not None:
@@ -120,7 +125,7 @@ class Tracker:
         return done // self.steps_per_epoch + 1
 
     def loss(self) -> float | None:
-        """Mean over the samples of the newest reports."""
+        """Weighted mean of the newest reports."""
         # Copies: this is asked by the thread of the HTTP server too, while reports come in.
         entries, newest_each = tuple(self._entries), tuple(self._newest.values())
         if not newest_each:
@@ -129,7 +134,7 @@ class Tracker:
         since = newest - min(LOSS_WINDOW, LOSS_SHARE * (newest - began))
         recent = [e for e in entries if e.loss is not None and e.time > since]
         recent += [e for e in newest_each if e.time <= since]
-        weight = sum(e.samples or 1 for e in recent)
+        weight = sum(e.weight for e in recent)
         return sum(e.loss or 0.0 for e in recent) / weight if weight else None
 
     def samples_per_second(self, now: float) -> float | None:
