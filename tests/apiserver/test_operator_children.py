@@ -151,7 +151,7 @@ def test_workers_that_succeed_complete_the_job(rest: Rest, operator: Operator, k
         kubelet.run(name)
     progress = '{"progress": {"attempt": 1, "step": 90, "totalSteps": 90, "finished": true, "loss": 0.25}}'
     for name in sorted(names, reverse=True):
-        kubelet.succeed(name, progress if "master" in name else "")
+        kubelet.succeed(name, *([progress] if "master" in name else []))
     eventually(lambda: condition(rest, "done", "Complete")[0] == "True")
     eventually(lambda: status_of(rest, "done").get("training", {}).get("step") == 90)  # type: ignore[attr-defined]
     metrics = operator.answer("/metrics")[1]
