@@ -208,5 +208,8 @@ def test_status_and_prometheus_say_the_same_of_where_the_time_went(tmp_path: Pat
     goodput = {name: value for name, value in status["goodput"].items() if name.endswith("Seconds")}
     began, ended = (datetime.fromisoformat(status[name]) for name in ("startTime", "completionTime"))
     assert sum(goodput.values()) == (ended - began).total_seconds(), "every second is in one bucket"
-    for bucket in ("productive", "redone", "stalled"):
-        assert goodput[f"{bucket}Seconds"] == pytest.approx(told[bucket], abs=2), "without a master little time passed"
+    # The time without a master, before it and between its end and the job's, is that of the state.
+    assert {bucket: goodput[f"{bucket}Seconds"] for bucket in ("redone", "stalled")} == {
+        bucket: told[bucket] for bucket in ("redone", "stalled")
+    }
+    assert goodput["productiveSeconds"] >= told["productive"]
