@@ -51,6 +51,7 @@ GROUP = "torch.distributed.init_process_group('gloo', init_method='tcp://127.0.0
     [
         pytest.param(f"\nimport torch.distributed\n{GROUP}\n", "trainer.model", id="import"),
         pytest.param(f"\ndef dataset(config, split):\n    {GROUP}\n", "trainer.dataset", id="factory"),
+        pytest.param(f"\ndef loss(model, batch):\n    {GROUP}\n", "trainer.loss", id="loss"),
     ],
 )
 @pytest.mark.parametrize("strategy", [{}, served("Sync")], ids=["DataParallel", "ParameterServer"])

@@ -28,7 +28,7 @@ from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.last_words import of_user_error
 from disttrain_trainer.model import evaluating, prepare
-from disttrain_trainer.user_code import guarded
+from disttrain_trainer.user_code import OwnGroup, guarded
 
 log = logs.get_logger(__name__)
 
@@ -133,9 +133,10 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     prepare(model)
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
-    fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
+        fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
+        data = DataSet(len(dataset), fingerprint_of(dataset))
     model.to(device)
-    schedule = _schedule(config, len(dataset))
+    schedule = _schedule(config, data.samples)
 
     def evaluate_on_test() -> Evaluation:
         assert evaluate is not None
@@ -155,7 +156,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         model=model,
         loss=loss,
         schedule=schedule,
-        data=DataSet(len(dataset), fingerprint_of(dataset)),
+        data=data,
         fetch=fetch,
         device=device,
         evaluate=evaluate_on_test if evaluate else None,
@@ -192,6 +193,8 @@ class Objective:
         """
         try:
             loss, weight = self._loss(self._model, batch), None
+        except OwnGroup as error:
+            raise error.by("trainer.model" if self._loss is cross_entropy else "trainer.loss") from None
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -209,7 +212,7 @@ class Objective:
             )
         if weight == 0:
             return loss, weight
-        if not loss.requires_grad:
+        if loss.is_leaf and not isinstance(loss, nn.Parameter):  # also one whose requires_grad was set by hand
             raise UserError(
                 "trainer.loss returned a loss that no parameter of trainer.model can learn from: it was computed without autograd, as "
                 f"after detach(), item() or numpy(), or under torch.no_grad(){place_of(self._loss)}"

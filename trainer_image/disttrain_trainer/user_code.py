@@ -1,58 +1,96 @@
-"""What user code must not leave behind in our process when a factory returns: docs/design/0004-user-code.md has the whole list.
+"""What user code must not do to our process, and must not leave behind in it: docs/design/0004-user-code.md has the whole list.
 
 Not here: importing it (factories.py), its log settings (logs.py), how the process ends (run_script.py).
 """
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from disttrain_trainer import logs, machine
 from disttrain_trainer.errors import WrongInput
 
 log = logs.get_logger(__name__)
 
-_MODULES = (dist, distributed_c10d)
-"""Where programs find `init_process_group`."""
+_NAME = "init_process_group"
+_original = dist.init_process_group
+_running: list[str] = []
+"""The fields whose code runs, the innermost last."""
+
+
+class OwnGroup(WrongInput):
+    """User code makes torch's default process group: DistTrain makes that one, in every round again, and the store at MASTER_PORT is the
+    master's."""
+
+    def __init__(self, field: str, where: str = "") -> None:
+        super().__init__(
+            f"{field} calls torch.distributed.{_NAME}{where}, but DistTrain makes the process group of its own loop: "
+            "remove the call, or run the program as trainer.script"
+        )
+        self._where = where
+
+    def by(self, field: str) -> "OwnGroup":
+        """The same, of the code that this field names."""
+        return OwnGroup(field, self._where)
 
 
 @contextmanager
 def guarded(field: str) -> Iterator[None]:
     """Runs code of the user's, which `field` of the job names, in the main thread. Afterwards SIGTERM and autograd are ours again.
 
-    Raises WrongInput when it makes torch's default process group: DistTrain makes that one, in every round again, and the store at
-    MASTER_PORT is the master's. Random state and logging are taken care of elsewhere.
+    Raises OwnGroup. Random state and logging are taken care of elsewhere.
     """
-
-    def refuse(*_: object, **__: object) -> NoReturn:
-        caller = traceback.extract_stack(limit=2)[0]
-        raise _own_group(field, f" ({caller.filename}:{caller.lineno})")
-
     before, autograd = dist.is_initialized(), torch.is_grad_enabled()
-    original = dist.init_process_group
-    for module in _MODULES:
-        setattr(module, "init_process_group", refuse)  # noqa: B010 - mypy refuses the assignment
+    try:
+        with refusing_groups(field):
+            yield
+    finally:
+        torch.set_grad_enabled(autograd)
+        keep_sigterm(field)
+    if dist.is_initialized() and not before:
+        raise OwnGroup(field)
+
+
+@contextmanager
+def refusing_groups(field: str) -> Iterator[None]:
+    """Where user code runs that makes no process group: the call raises OwnGroup, by all names that it has in torch.
+
+    A training loop enters this once; who calls which code of the user's there knows the field better, see OwnGroup.by.
+    """
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("torch.distributed") and getattr(module, _NAME, None) is _original
+    ]
+    for module in modules:
+        setattr(module, _NAME, _refuse)
+    _running.append(field)
     try:
         yield
     finally:
-        for module in _MODULES:
-            setattr(module, "init_process_group", original)  # noqa: B010
-        torch.set_grad_enabled(autograd)
-        if machine.restore_sigterm():
-            log.warning(
-                "%s replaces the handler of SIGTERM, with which a worker saves before it ends; it is put back", field
-            )
-    if dist.is_initialized() and not before:
-        raise _own_group(field, "")
+        _running.pop()
+        for module in modules:
+            setattr(module, _NAME, _original)
 
 
-def _own_group(field: str, where: str) -> WrongInput:
-    return WrongInput(
-        f"{field} calls torch.distributed.init_process_group{where}, but DistTrain makes the process group of its own loop: "
-        "remove the call, or run the program as trainer.script"
+def keep_sigterm(field: str) -> None:
+    """Takes back a handler of SIGTERM that user code has set. Call it from the main thread."""
+    if machine.restore_sigterm():
+        log.warning(
+            "%s replaces the handler of SIGTERM, with which a worker saves before it ends; it is put back", field
+        )
+
+
+def _refuse(*arguments: Any, **keywords: Any) -> None:
+    """In place of torch's function; a module that user code imports meanwhile keeps it."""
+    if not _running:
+        return _original(*arguments, **keywords)
+    caller = next(
+        frame for frame in reversed(traceback.extract_stack()[:-1]) if "/torch/distributed/" not in frame.filename
     )
+    raise OwnGroup(_running[-1], f" ({caller.filename}:{caller.lineno})")

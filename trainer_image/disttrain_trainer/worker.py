@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from disttrain.api.spec import Consistency
-from disttrain_trainer import logs
+from disttrain_trainer import logs, user_code
 from disttrain_trainer import task as tasks
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.control import Control
@@ -123,7 +123,8 @@ class Worker:
             client.connect(self._flat.layout)
             self._begin(client, world)
             log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
-            self._work(client, world)
+            with user_code.refusing_groups("trainer.model"):
+                self._work(client, world)
         except NonFiniteLoss as error:
             self._control.send(Say.NAN, step=error.step)
             raise
@@ -217,6 +218,7 @@ class Worker:
             metrics.step_seconds.observe(now - began)
             if self._meter.due(now):
                 self._flat.verify()
+                user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
                 if gradients and not self._sync:
                     # Sync: it is a part of the step's gradient, which no worker has.
                     metrics.gradient_norm = norm(gradients)

@@ -38,7 +38,15 @@ def without_the_model(model: nn.Module, batch: Any) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("loss", [detached, of_a_number, under_no_grad, without_the_model])
+def made_to_require_grad(model: nn.Module, batch: Any) -> torch.Tensor:
+    return mean(model, batch).detach().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [detached, of_a_number, under_no_grad, without_the_model, made_to_require_grad],
+    ids=lambda loss: loss.__name__,
+)
 def test_a_loss_without_a_graph_names_the_field_and_the_users_function(loss: Loss) -> None:
     with pytest.raises(UserError) as raised:
         Objective(MODEL, loss)(torch.ones(3, 2))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from disttrain_trainer.errors import UserError, WrongInput
+from disttrain_trainer.user_code import OwnGroup
 
 Fetch = Callable[[NDArray[np.int64]], Any]
 Collate = Callable[[list[Any]], Any]
@@ -52,9 +53,20 @@ def _tensor(indices: NDArray[np.int64]) -> torch.Tensor:
 
 
 def _collater(dataset: Dataset[Any], collate: Collate) -> Fetch:
-    if hasattr(dataset, "__getitems__"):
-        return lambda indices: collate(dataset.__getitems__(indices.tolist()))
-    return lambda indices: collate([dataset[i] for i in indices.tolist()])
+    together = getattr(dataset, "__getitems__", None)
+
+    def fetch(indices: NDArray[np.int64]) -> Any:
+        numbers = indices.tolist()
+        try:
+            samples = [dataset[i] for i in numbers] if together is None else together(numbers)
+        except OwnGroup as error:
+            raise error.by("trainer.dataset") from None
+        try:
+            return collate(samples)
+        except OwnGroup as error:
+            raise error.by("trainer.collate") from None
+
+    return fetch
 
 
 def _default_collate(samples: list[Any], field: str) -> Any:

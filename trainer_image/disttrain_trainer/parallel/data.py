@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import logs
+from disttrain_trainer import logs, user_code
 from disttrain_trainer import task as tasks
 from disttrain_trainer.address import split_address
 from disttrain_trainer.checkpoint import final
@@ -131,7 +131,8 @@ class DataParallel:
                 replica = Replica(self._flat, wires=wires, search=self._config.trainer.find_unused_parameters)
             log.info("generation %d begins at step %d", world.generation, rank.step)
             try:
-                self._train(world, replica)
+                with user_code.refusing_groups("trainer.model"):
+                    self._train(world, replica)
             except NonFiniteLoss as error:
                 self._control.send(Say.NAN, step=error.step)
                 raise
@@ -234,6 +235,7 @@ class DataParallel:
                 if rank.step == last:
                     self._look_at(None, piece)
                 self._flat.verify()
+                user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
                 metrics.gradient_norm = norm(vectors)
                 meter.report(step=rank.step, epoch=piece.epoch, now=ended)
                 self._control.check()

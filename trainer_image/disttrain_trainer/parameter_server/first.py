@@ -13,6 +13,7 @@ from disttrain_trainer.errors import TrainerError
 from disttrain_trainer.factories import resolve
 from disttrain_trainer.parameter_server.layout import Vectors, copy_into
 from disttrain_trainer.task import factory_seeds
+from disttrain_trainer.user_code import guarded
 
 BLOCK = 1 << 20
 """Elements that are summed at a time."""
@@ -37,7 +38,7 @@ class First:
         """Sets the parameters to their first values; returns a new model, which has the buffers. Raises AnotherModel."""
         trainer = self._trainer
         assert trainer.model, "scripts and commands are run by others"
-        with factory_seeds(trainer.seed):
+        with guarded("trainer.model"), factory_seeds(trainer.seed):
             model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
         copy_into(parameters, model)
         if _sums(parameters) != self._sums:
