@@ -6,10 +6,12 @@ Not here: how its parameters travel (parameter_server/layout.py), and its buffer
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from disttrain_trainer import logs
+from disttrain_trainer.checkpoint.tensors import overlaps
 from disttrain_trainer.errors import WrongInput
 
 log = logs.get_logger(__name__)
@@ -30,6 +32,8 @@ def prepare(model: nn.Module) -> None:
                 raise WrongInput(
                     f"trainer.model: {kind} {name} is on the meta device and has no values: use to_empty() and set them in the factory"
                 )
+            if kind == "parameter" and tensor.layout is torch.strided and overlaps(tensor):
+                tensor.data = tensor.data.clone()  # so that a saved value can be put there
     modules = dict(model.named_modules())
     if not any(module.training for module in modules.values()):
         # As whatever loads pretrained weights returns it: BatchNorm would not count, dropout not drop.

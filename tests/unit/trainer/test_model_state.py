@@ -11,6 +11,7 @@ from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model import evaluating, prepare
+from disttrain_trainer.parallel.state import _bytes_of
 
 
 class Tables(nn.Module):
@@ -71,8 +72,9 @@ def test_buffers_of_any_type_are_saved(dtype: torch.dtype, tmp_path: Path) -> No
     [
         (torch.eye(2).to_sparse(), "sparse"),
         (torch.zeros(2, dtype=torch.complex128), "complex128"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "nested"),
     ],
-    ids=["sparse", "complex128"],
+    ids=["sparse", "complex128", "nested"],
 )
 def test_a_buffer_that_cannot_be_saved_is_refused_by_name_unless_it_is_no_state(
     buffer: torch.Tensor, said: str, tmp_path: Path
@@ -84,6 +86,27 @@ def test_a_buffer_that_cannot_be_saved_is_refused_by_name_unless_it_is_no_state(
     Buffers(module, None)
     module.register_buffer("adjacency", buffer, persistent=False)
     assert not Buffers(module, tmp_path).there_are_some
+
+
+def test_a_frozen_parameter_that_cannot_be_saved_is_refused_by_name() -> None:
+    module = nn.Linear(2, 2)
+    module.adjacency = nn.Parameter(torch.eye(2).to_sparse(), requires_grad=False)
+    with pytest.raises(WrongInput, match="parameter adjacency is sparse"):
+        tensors.check_parameters(dict(module.named_parameters()))
+
+
+def test_a_frozen_parameter_that_is_expanded_gets_memory_of_its_own() -> None:
+    module = nn.Linear(2, 2)
+    module.scale = nn.Parameter(torch.ones(1).expand(3), requires_grad=False)
+    prepare(module)
+    tensors.take_over({"scale": module.scale.detach()}, {"scale": torch.arange(3.0)}, source="a file")
+    assert module.scale.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("buffer", [torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2) * 1j])
+def test_a_buffer_that_is_a_conjugate_has_bytes_to_be_handed_over(buffer: torch.Tensor) -> None:
+    for tensor in (buffer, buffer.imag, buffer.conj().imag):
+        assert _bytes_of(tensor).view(tensor.dtype).tolist() == tensor.tolist()
 
 
 class Scaled(nn.Module):

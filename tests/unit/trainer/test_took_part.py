@@ -207,6 +207,19 @@ def test_sparse_gradients_and_those_that_user_code_replaced_count() -> None:
             assert flat.took_part == [True, False, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_counts_of_steps_do_not_depend_on_the_default_type_that_user_code_chose(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    optimizer = FlatOptimizer(Settings.model_validate(ADAM), FlatModel(nn.Linear(2, 2)))
+    torch.set_default_dtype(dtype)
+    try:
+        optimizer.restore([torch.tensor([4097.0, 5.0], dtype=torch.float32)])
+        [counts] = optimizer.state()["updates"]
+    finally:
+        torch.set_default_dtype(before)
+    assert (counts.dtype, counts.tolist()) == (torch.float32, [4097, 5])
+
+
 def test_channels_last_weights_keep_their_strides_and_are_another_layout() -> None:
     model = nn.Conv2d(3, 4, 2)
     plain = Layout.of(model).digest

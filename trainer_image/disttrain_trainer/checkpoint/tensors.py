@@ -134,19 +134,23 @@ def copy_buffers(module: nn.Module, other: nn.Module) -> None:
             owner.set_extra_state(extra)
 
 
+def check_parameters(named: Named) -> None:
+    """Raises WrongInput, which names it, for a parameter that neither a checkpoint nor another worker can be given: a frozen one."""
+    for name, parameter in named.items():
+        if problem := _problem(parameter):
+            raise WrongInput(
+                f"trainer.model: parameter {name} is {problem}: keep it dense and of a common type, or as a buffer with persistent=False"
+            )
+
+
 def check_buffers(module: nn.Module) -> None:
     """Raises WrongInput, which names it, for a buffer that neither a checkpoint nor another worker can be given."""
     for name, buffer in buffers_of(module).items():
-        if buffer.layout is not torch.strided or buffer.is_quantized:
-            what = "quantized" if buffer.is_quantized else f"sparse ({buffer.layout})"
-        elif not _is_saved(buffer.dtype):
-            what = f"of type {buffer.dtype}"
-        else:
-            continue
-        raise WrongInput(
-            f"trainer.model: buffer {name} is {what}, which a checkpoint cannot hold and other workers cannot be given: keep it dense, or "
-            "make it again in the factory and register it with persistent=False"
-        )
+        if problem := _problem(buffer):
+            raise WrongInput(
+                f"trainer.model: buffer {name} is {problem}: keep it dense, or make it again in the factory and register it with "
+                "persistent=False"
+            )
     for prefix, owner in _modules(module):
         if _has_extra(owner) and not isinstance(owner.get_extra_state(), torch.Tensor):
             log.warning(
@@ -164,10 +168,29 @@ def _has_extra(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
+def _problem(tensor: torch.Tensor) -> str:
+    """Why a tensor can be neither saved nor sent; "" when it can."""
+    if tensor.is_quantized:
+        what = "quantized"
+    elif tensor.is_nested:
+        what = "nested"
+    elif tensor.layout is not torch.strided:
+        what = f"sparse ({tensor.layout})"
+    elif not _is_saved(tensor.dtype):
+        what = f"of type {tensor.dtype}"
+    else:
+        return ""
+    return f"{what}, which a checkpoint cannot hold and other workers cannot be given"
+
+
+def overlaps(tensor: torch.Tensor) -> bool:
+    """Whether elements share memory, as in an expanded tensor: nothing can be copied into it."""
+    return any(not stride and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _fits(ours: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the value can be copied into this memory, which an expanded tensor has not."""
-    same = (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout)
-    return same and all(stride or size < 2 for size, stride in zip(ours.shape, ours.stride(), strict=True))
+    """Whether the value can be copied into this memory."""
+    return (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout) and not overlaps(ours)
 
 
 def _is_saved(dtype: torch.dtype) -> bool:

@@ -177,6 +177,7 @@ class DataParallel:
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
         last, joint = schedule.total_steps, self._joint and replica is not None
         meter.begin(clock())
+        vectors = gradients()
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
         for step in range(rank.step, last):
             if rank.world is not world:
@@ -214,12 +215,11 @@ class DataParallel:
             else:
                 fetched = computed = clock()
             if replica is None:
-                vectors = gradients()
+                gradients()
                 took_part = self._flat.took_part
                 reduced = sent = clock()
             else:
                 took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.world is world)
-                vectors = gradients()
                 sent, reduced = replica.sent, clock()
             update(vectors, took_part)
             rank.step = step + 1

@@ -60,8 +60,11 @@ class FlatOptimizer:
             return dict(self._slots)
         counts = self._counted()
         updates = [
+            # Named: user code may choose other defaults.
             torch.tensor(
-                [float(count) for count, place in zip(counts, self._places, strict=True) if place.vector == number]
+                [count for count, place in zip(counts, self._places, strict=True) if place.vector == number],
+                dtype=torch.float32,
+                device="cpu",
             )
             for number in range(len(self._vectors))
         ]
@@ -127,11 +130,14 @@ class FlatOptimizer:
 
     def _counted(self) -> list[int]:
         """Steps that each parameter has taken."""
+        if self._settings.name is OptimizerName.SGD:
+            return self._counts
         counts = list(self._counts)
         for run in self._runs:
+            count = int(run.updates.item())
             for number in run.places:
-                counts[number] = int(run.updates.item())
-        return counts if self._settings.name is not OptimizerName.SGD else self._counts
+                counts[number] = count
+        return counts
 
     def _cut(self, took_part: list[bool] | None) -> list[_Run]:
         runs: list[list[int]] = []

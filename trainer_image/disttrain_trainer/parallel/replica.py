@@ -107,7 +107,7 @@ class Replica:
         elif took is None:
             self._notes.fill_(1.0)
         else:
-            self._notes.copy_(torch.tensor([1.0, 1.0, *took]))
+            self._notes.copy_(torch.tensor([1.0, 1.0, *took], dtype=torch.float64, device="cpu"))
         self._notes[0], self._notes[1] = weight, float(own)
         self._send(self._notes)
         self.sent = time.perf_counter()

@@ -39,6 +39,7 @@ class State:
     def check(self) -> None:
         """Raises WrongInput, which names it, for a tensor that can be neither saved nor sent."""
         tensors.check_buffers(self._model)
+        tensors.check_parameters(dict(self._model.named_parameters()))
 
     def present(self) -> dict[str, torch.Tensor]:
         """All tensors, by name. Those of the optimiser's counts are copies."""
@@ -118,7 +119,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a dense tensor; its own memory when it is contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
 
 

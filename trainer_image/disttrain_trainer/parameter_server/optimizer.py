@@ -181,7 +181,7 @@ class Adam(_InPlace):
             [state["mean"]],
             [state["square"]],
             [],
-            [torch.tensor(float(updates))],  # the kernel adds 1
+            [torch.tensor(float(updates), dtype=torch.float32)],  # the kernel adds 1
             fused=True,
             decoupled_weight_decay=self.decoupled,
             amsgrad=False,
