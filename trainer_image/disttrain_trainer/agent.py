@@ -12,7 +12,7 @@ from pathlib import Path
 from disttrain.api import environment
 from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import joining, logs, machine, run_script
+from disttrain_trainer import joining, last_words, logs, machine, run_script
 from disttrain_trainer.address import split_address
 from disttrain_trainer.control import Control
 from disttrain_trainer.errors import Terminated, WrongInput
@@ -95,6 +95,7 @@ class Agent:
                     control.changed.wait_for(lambda: over() or self._terminated, SETTLE)
                 if not over() and not self._terminated:
                     failure = program.failure(code)
+                    failure.last_line += last_words.shadowing(failure.last_line, self._file.resolve().parent)
                     # Should the master be lost now: its successor says REFORM, since it did not form this world.
                     control.send(Say.FAILED, message=failure.last_line or str(failure))
                     control.wait(

@@ -3,8 +3,11 @@
 A user's mistake never shows our own frames. Not here: which exit code means what (errors.py, disttrain.api.environment).
 """
 
+import re
+import sys
 import traceback
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +17,8 @@ from disttrain_trainer import logs
 
 _PACKAGE = Path(__file__).parent
 _EXAMPLES = _PACKAGE / "examples"
+
+_OF_A_MODULE = re.compile(r"^(?:AttributeError|ImportError|ModuleNotFoundError): .*?(?:module|from|named) '(\w+)")
 
 log = logs.get_logger(__name__)
 
@@ -56,7 +61,23 @@ def of_user_error(error: BaseException) -> tuple[str, Termination]:
         place = f"{error.filename}:{error.lineno}"
     else:
         place = f"{where[0].filename}:{where[0].lineno}" if where else ""
-    return "".join(shown.format()), Termination(message=last_line, where=place)
+    return "".join(shown.format()), Termination(
+        message=last_line + shadowing(last_line, Path(sys.path[0])), where=place
+    )
+
+
+def shadowing(last_line: str, folder: Path) -> str:
+    """What to add to an error of a module: the user's file that hides a module of Python or a library of the same name; "" for none.
+
+    folder: where `import` looks first.
+    """
+    named = _OF_A_MODULE.match(last_line)
+    name = named[1] if named else ""
+    files = [file for file in (folder / f"{name}.py", folder / name / "__init__.py") if name and file.is_file()]
+    others = [path for path in sys.path if Path(path).resolve() != folder.resolve()]
+    if not files or not (name in sys.stdlib_module_names or PathFinder.find_spec(name, others)):
+        return ""
+    return f"; {files[0]} hides the module {name} of Python or of a library: rename it"
 
 
 def _strip(trace: TracebackType | None) -> TracebackType | None:

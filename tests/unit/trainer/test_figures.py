@@ -43,3 +43,13 @@ def test_the_norm_of_a_step_is_combined_of_what_all_servers_measured_at_the_same
     assert servers.gradient_norm == math.hypot(3, 4)
     servers.know(1, {**state, "gradient_norms": [[5, 16.0]]})
     assert servers.gradient_norm is None
+
+
+def test_the_gradient_norm_of_a_generation_is_not_mixed_with_that_of_the_one_before() -> None:
+    servers = Servers(sender=_Nowhere(), count=2)
+    for index in range(2):
+        servers.know(index, {"generation": 1, "applied": [], "gradient_norms": [[8, 1.0]]})
+    servers.know(0, {"generation": 2, "applied": [], "gradient_norms": [[8, 9.0]]})
+    assert servers.gradient_norm is None
+    servers.know(1, {"generation": 2, "applied": [], "gradient_norms": [[8, 16.0]]})
+    assert servers.gradient_norm == 5

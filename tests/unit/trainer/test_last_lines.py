@@ -1,5 +1,10 @@
 """What a script said last: its exception, and not what is printed around it."""
 
+from pathlib import Path
+
+import pytest
+
+from disttrain_trainer.last_words import shadowing
 from disttrain_trainer.program import failure_of, last_words
 
 TRACE = [
@@ -53,3 +58,33 @@ def test_what_was_printed_last_is_not_the_reason_of_a_kill() -> None:
     assert failure_of(3, ["step 40"]).last_line == "the script ended with code 3; last output: step 40"
     failed = failure_of(1, TRACE)
     assert (failed.last_line, failed.where) == ("ValueError: the real cause", "/job/train.py:7")
+
+
+@pytest.mark.parametrize(
+    ("said", "file"),
+    [
+        ("AttributeError: module 'random' has no attribute 'Random'", "random.py"),
+        (
+            "AttributeError: partially initialized module 'torch' has no attribute 'nn' (most likely due to …)",
+            "torch.py",
+        ),
+        ("ImportError: cannot import name 'dataclass' from 'dataclasses' (/job/dataclasses.py)", "dataclasses.py"),
+        ("ModuleNotFoundError: No module named 'numpy.linalg'; 'numpy' is not a package", "numpy.py"),
+        ("ImportError: cannot import name 'Queue' from 'queue' (/job/queue/__init__.py)", "queue/__init__.py"),
+    ],
+)
+def test_a_file_that_hides_a_module_of_python_or_a_library_is_named(tmp_path: Path, said: str, file: str) -> None:
+    assert shadowing(said, tmp_path) == ""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert shadowing(said, tmp_path).startswith(
+        f"; {tmp_path / file} hides the module {Path(file).parts[0].removesuffix('.py')} "
+    )
+
+
+def test_a_file_of_the_users_own_name_hides_nothing(tmp_path: Path) -> None:
+    for name in ("helpers", "copy"):
+        (tmp_path / f"{name}.py").touch()
+    assert shadowing("AttributeError: module 'helpers' has no attribute 'f'", tmp_path) == ""
+    assert shadowing("AttributeError: 'Net' object has no attribute 'copy'", tmp_path) == ""
+    assert shadowing("ValueError: no module 'copy'", tmp_path) == ""

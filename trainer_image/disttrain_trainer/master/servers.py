@@ -42,8 +42,8 @@ class Servers:
         self.asked_at = 0.0
         """Time of the last question."""
         self._open: dict[int, _Question] = {}
-        self._norms: dict[int, dict[int, float]] = {}
-        """By server and version: the squared norm of its part of a step's gradient."""
+        self._norms: dict[int, dict[tuple[int, int], float]] = {}
+        """By server, generation and version: the squared norm of its part of a step's gradient."""
 
     @property
     def complete(self) -> bool:
@@ -73,9 +73,10 @@ class Servers:
 
     def know(self, index: int, message: Message) -> None:
         """What a server says that it holds."""
-        self._there[index] = _Server(int(message["generation"]), slices_of(message))
+        generation = int(message["generation"])
+        self._there[index] = _Server(generation, slices_of(message))
         if norms := message.get("gradient_norms"):
-            self._norms[index] = {int(version): squared for version, squared in norms}
+            self._norms[index] = {(generation, int(version)): squared for version, squared in norms}
 
     def lose(self, index: int) -> None:
         """A server is gone."""
