@@ -282,7 +282,8 @@ def _sample(schema: Schema) -> Any:
         case "boolean":
             return True
         case _:
-            return "2026-01-02T03:04:05Z" if schema.get("format") == "date-time" else "0.5"
+            texts = ("2026-01-02T03:04:05Z",) if schema.get("format") == "date-time" else ("0.5", "0-2,5")
+            return next(text for text in texts if re.search(schema.get("pattern", ""), text))
 
 
 @pytest.mark.parametrize("seed", range(5))
