@@ -76,7 +76,7 @@ def _uses_momentum(job: str) -> str:
 
 CHECKPOINT_RULES = tuple(
     Rule(
-        # While the job runs all of the trainer is fixed, and that alone is told.
+        # While the job runs all of the trainer is fixed, and only that rule answers.
         cel=f"{same} || !({_RESTS}) || {_HAS_NO_CHECKPOINT}",
         check=None,
         message="is immutable once the job has a checkpoint, which fits nothing else; create a new job",

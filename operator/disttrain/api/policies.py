@@ -88,7 +88,7 @@ class FailureRule(Model):
 
 
 DEFAULT_RULES = (
-    # The disruption first: a program that is told to end with its node ends with any exit code.
+    # The disruption first: a program that gets SIGTERM with its node ends with any exit code.
     FailureRule(
         name="preempted",
         on_pod_conditions=("DisruptionTarget",),

@@ -55,8 +55,8 @@ class JobConfig(Model):
     """How long a silent peer is waited for in the middle of the training."""
 
     def encode(self) -> str:
-        """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image, is told
-        of a newer field only where the job uses it."""
+        """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image,
+        meets a newer field only where the job uses it."""
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 
     @classmethod

@@ -114,8 +114,8 @@ def _parts(text: str, faults: list[Fault]) -> Iterator[tuple[str, int]]:
         if separator:
             rest = separator[1].strip()
             if rest and not rest.startswith("#"):
-                told = f"{separator[0].strip()!r} separates no documents for kubectl: --- must stand alone"
-                faults.append(Fault(line, told))
+                message = f"{separator[0].strip()!r} separates no documents for kubectl: --- must stand alone"
+                faults.append(Fault(line, message))
             begin = separator.end()
             line += 1
 

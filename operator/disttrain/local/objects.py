@@ -136,8 +136,8 @@ class Secret(_Object):
         if self.type == "kubernetes.io/basic-auth" and not self.files().keys() & {"username", "password"}:
             missing = ["username"]
         if missing:
-            told = {"type": self.type, "missing": " and ".join(missing)}
-            raise PydanticCustomError("keys", "a Secret of type {type} needs the key {missing}", told)
+            parts = {"type": self.type, "missing": " and ".join(missing)}
+            raise PydanticCustomError("keys", "a Secret of type {type} needs the key {missing}", parts)
         _check_size(self)
         return self
 
@@ -153,8 +153,8 @@ class Secret(_Object):
 def _check_size(content: ConfigMap | Secret) -> None:
     size = sum(map(len, content.files().values()))
     if size > MOST_BYTES:
-        told = {"size": size, "most": MOST_BYTES}
-        raise PydanticCustomError("size", "holds {size} bytes, and the API server takes {most}", told)
+        parts = {"size": size, "most": MOST_BYTES}
+        raise PydanticCustomError("size", "holds {size} bytes, and the API server takes {most}", parts)
 
 
 def _positive(value: object) -> object:

@@ -31,9 +31,9 @@ from disttrain.manifests.size import too_large
 from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers, template_of
 
 ENTRYPOINT = ("env", "--block-signal=TERM", "python", "-P", "-m", "disttrain_trainer")
-"""-P: the current folder is not searched for modules. A file of the user's with the name of one of Python's would break every process."""
 """A container's first process never gets a signal that it has no handler for, but one that it blocks waits for it: a pod that is
-deleted while Python starts ends then, and not after its grace period."""
+deleted while Python starts ends then, and not after its grace period. -P: the current folder is not searched for modules; a file of the
+user's with the name of one of Python's would break every process."""
 GRACE_SECONDS = 30
 GRACE_SECONDS_WITH_CHECKPOINT = 60
 """SIGTERM makes the job take a checkpoint first."""

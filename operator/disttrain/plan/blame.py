@@ -25,7 +25,7 @@ class Verdict(Enum):
     CONSEQUENCE = auto()
     """A peer was taken away, its node is silent, or it has no node: that is the program's trouble, and no fault of the job."""
     UNSURE = auto()
-    """A peer is not ready, and nobody says why: it counts, and does not fail the job."""
+    """A peer is not ready, and it is not known why: the failure counts, and does not fail the job."""
     OPEN = auto()
     """A peer's node may be lost without having been missed yet."""
 

@@ -32,7 +32,7 @@ def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
         gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
         moments = []
         if pod.silent_since is not None:
-            # Nobody there counts the grace period. Whoever told the pod to end, also the operator itself.
+            # No kubelet counts the grace period there, whoever deleted the pod, the operator itself included.
             moments.append(pod.silent_since + PATIENCE)
         if (gone or pod.silent_since is not None) and pod.deletion_deadline is not None:
             moments.append(pod.deletion_deadline + PATIENCE)

@@ -147,8 +147,8 @@ def _trouble(world: World, ready: Claim, step: Step) -> Event | None:
 def _resumed(world: World, status: DistTrainJobStatus) -> tuple[Event, ...]:
     """Where a training began that did not begin at its plain start: whoever changed the job, or lost checkpoints, should hear it."""
     before = world.status.training.resumed if world.status.training else None
-    told = status.training.resumed if status.training else None
-    return (Event(reason=Reason.RESUMED, message=told),) if told and told != before else ()
+    after = status.training.resumed if status.training else None
+    return (Event(reason=Reason.RESUMED, message=after),) if after and after != before else ()
 
 
 def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedelta | None:

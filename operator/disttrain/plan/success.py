@@ -23,7 +23,7 @@ def reached(world: World) -> Step | None:
     done = world.completed & set(range(workers))
     if not done or (world.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
         return _all_work_is_done(world, done=len(done))
-    # A worker whose end nobody saw was remembered from an earlier pass: its moment is over.
+    # A worker whose end is not seen any more was remembered from an earlier pass: its moment is over.
     ends = [
         pod.ended for (role, _), pod in world.present.items() if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
     ]

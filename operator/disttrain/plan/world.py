@@ -94,8 +94,8 @@ class World:
         }
 
     def _by_its_trainer(self, pod: PodView) -> PodView:
-        """A pod whose trainer has ended has ended, though a container that somebody added to it does not. The kubelet has a minute to say
-        how the pod ended: only with its phase it says that a disruption ended the trainer."""
+        """A pod whose trainer has ended has ended, though a container that a webhook added to it may run on. The kubelet has a minute to
+        say how the pod ended: only with its phase it says that a disruption ended the trainer."""
         if pod.phase is not Phase.RUNNING or pod.exit_code is None or pod.finished is None or pod.deleting:
             return pod
         if self.until(pod.finished, SILENCE) > self.now:
