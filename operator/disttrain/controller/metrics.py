@@ -4,6 +4,7 @@ Jobs by state is a gauge that is counted when somebody looks (`JobsCollector`), 
 """
 
 import contextlib
+import re
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -14,13 +15,15 @@ from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason, State
-from disttrain.api.status import WHOLE_JOB, DistTrainJobStatus
+from disttrain.api.status import WHOLE_JOB, Condition, DistTrainJobStatus, LastRestart
 
 REGISTRY = CollectorRegistry()
 _ROLES = {role.status_name: role.value for role in Role}
 """The label of a role as the trainers' metrics have it, so that the two can be joined; the status has another word."""
 _JOB = "job"
 """The label where no pod is to blame."""
+_LOST_POD = re.compile(rf"\b[Pp]od \S+-({'|'.join(role.short for role in Role)})-[0-9]+\b")
+"""The pod that a message of Restarting is about (plan/words.py)."""
 _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 JOBS_FINISHED = Counter(
@@ -133,13 +136,22 @@ def _count_restarts(old: DistTrainJobStatus, new: DistTrainJobStatus) -> None:
 def _measure_recovery(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
     """Of a job that is whole again. One that ended or was suspended is not restarting either, and a deleted pod is no failure."""
     before, after = old.condition(ConditionType.RESTARTING), new.condition(ConditionType.RESTARTING)
-    last = new.restarts.last if new.restarts else None
-    if not (before and after and last) or (before.status, after.reason) != ("True", Reason.RECOVERED):
+    if not (before and after) or (before.status, after.reason) != ("True", Reason.RECOVERED):
         return
-    if before.reason != Reason.REPLACED:
-        # A pod that was preempted without a failure may come long after the last failure.
-        since = max(last.time, before.last_transition_time)
-        RECOVERY_SECONDS.labels(_ROLES.get(last.role, _JOB)).observe(max(0.0, (now - since).total_seconds()))
+    last = new.restarts.last if new.restarts else None
+    if before.reason == Reason.REPLACED or (last is None and not _LOST_POD.search(before.message)):
+        return
+    # A pod that was lost without a failure may come long after the last failure.
+    since = max(last.time, before.last_transition_time) if last else before.last_transition_time
+    RECOVERY_SECONDS.labels(_role_lost(before, last)).observe(max(0.0, (now - since).total_seconds()))
+
+
+def _role_lost(restarting: Condition, last: LastRestart | None) -> str:
+    """The role of the pod that the condition names. It need not be that of the last failure: a pod that is lost with its node is none.
+    Of a stall the condition names no pod, and the last failure says who was waited for."""
+    if named := _LOST_POD.search(restarting.message):
+        return next(role.value for role in Role if role.short == named[1])
+    return _ROLES.get(last.role, _JOB) if last else _JOB
 
 
 def _measure_start(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:

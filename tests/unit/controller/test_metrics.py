@@ -158,6 +158,24 @@ def test_preemption_long_after_a_failure_counts_from_the_preemption() -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "role"),
+    [
+        ("Pod j-worker-1-ps-0 was deleted because its node is lost; it is made again", "parameter-server"),
+        ("Node n of pod j-master-0 does not report since 12:00:00 UTC; the pod is made again when …", "master"),
+        ("Pod j-worker-12 was evicted from its node; it is made again", "worker"),
+    ],
+)
+@pytest.mark.parametrize("failed_before", [True, False])
+def test_recovery_from_a_lost_node_counts_for_the_pod_that_was_lost(
+    message: str, role: str, *, failed_before: bool
+) -> None:
+    failures = {"restarts": failure(100)} if failed_before else {}
+    old = status({**condition("Restarting", "True", "NodeLost", HOURS), "message": message}, **failures)
+    new = status(condition("Restarting", "False", "Recovered", HOURS + 12), **failures)
+    assert Observed(old, new, at=HOURS + 12).recoveries() == {role: 12}
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [
         pytest.param("ReplicaFailed", "BackoffLimitExceeded", id="job that failed"),
