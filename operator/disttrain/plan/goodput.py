@@ -8,9 +8,9 @@ to the wrong one. A command has no master that hears of steps: there the state d
 import math
 from datetime import timedelta
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import ConditionType, Reason, State
 from disttrain.api.runtime import TimeSpent
-from disttrain.api.status import Goodput, MasterTime, TrainingStatus
+from disttrain.api.status import DistTrainJobStatus, Goodput, MasterTime, TrainingStatus
 from disttrain.plan import progress
 from disttrain.plan.world import World
 
@@ -26,6 +26,8 @@ _BUCKETS = {
 """A suspended job has no bucket: it holds nothing."""
 _OF_THE_MASTER = ("starting_seconds", "stalled_seconds", "redone_seconds", "productive_seconds")
 """In this order a part is left out that the state was given already, while the master was not heard."""
+_NO_NODE = frozenset({Reason.UNSCHEDULABLE, Reason.POD_REFUSED, Reason.WAITING_FOR_GANG})
+"""Reasons of Scheduled with which a job that has lost a pod waits for a node or a quota, as it did at its start."""
 _RUNS = frozenset({State.TRAINING, State.STALLED})
 
 
@@ -36,7 +38,7 @@ def ledger(world: World, training: TrainingStatus | None, *, state: State | None
     before = world.status.goodput or Goodput(accounted_until=world.status.start_time)
     entries = before.model_dump(exclude={"accounted_until", "master"})
     since = before.accounted_until or world.second
-    bucket = _BUCKETS.get(world.status.state or State.PENDING)
+    bucket = _bucket(world.status)
     if bucket is None:
         return Goodput(**entries, accounted_until=max(since, world.second), master=before.master)
     open_seconds = max(0, int((world.second - since).total_seconds()))
@@ -63,6 +65,15 @@ def ledger(world: World, training: TrainingStatus | None, *, state: State | None
         accounted_until=since + timedelta(seconds=sum(booked.values())),
         master=before.master if spent is None else _whole(spent),
     )
+
+
+def _bucket(status: DistTrainJobStatus) -> str | None:
+    """Where the time goes that no master counts, by the stored status; None: nowhere."""
+    scheduled = status.condition(ConditionType.SCHEDULED)
+    waits = scheduled is not None and scheduled.status == "False" and scheduled.reason in _NO_NODE
+    if status.state is State.RESTARTING and waits:
+        return _BUCKETS[State.SCHEDULING]
+    return _BUCKETS.get(status.state or State.PENDING)
 
 
 def _news(spent: TimeSpent, known: MasterTime | None, most: int) -> dict[str, int]:
