@@ -25,7 +25,7 @@ from disttrain.controller.queue import ShutDown, WorkQueue
 from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
-from disttrain.plan import Plan, decide
+from disttrain.plan import Plan, decide, disruptions
 from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval
 
@@ -147,7 +147,8 @@ class Reconciler:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
-        if written := await self._write(stored, memory, plan.status, at_once=trouble is not None and not begun):
+        status = disruptions.without_creations(plan.status, job.status) if trouble else plan.status
+        if written := await self._write(stored, memory, status, at_once=trouble is not None and not begun):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         ended = plan.status.completion_time is not None or bool(read.not_understood)
@@ -263,9 +264,7 @@ class Reconciler:
         memory, pod = self._memories.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
         if memory is None or pod is None or (pod.uid, pod.owner) != (master.uid, memory.uid):
             return  # a last word of a master that is no more
-        news = memory.progress != progress
-        memory.progress, memory.progress_read = progress, self._clock()
-        if news:
+        if memory.heard(progress, self._clock()):
             self._queue.add(key)
 
     def _forget(self, key: Key) -> None:

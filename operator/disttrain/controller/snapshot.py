@@ -12,6 +12,7 @@ from disttrain.api.names import Role
 from disttrain.controller.api import Resource
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key
 from disttrain.plan.model import Phase, PodView, Refusal, Snapshot
+from disttrain.plan.progress import is_another_step
 
 CANNOT_START = "CreateContainerConfigError"
 """What the kubelet itself says of a container that cannot be made for want of a Secret, when an environment variable names it."""
@@ -46,10 +47,20 @@ class Memory:
     """When this process made its first pass over the job."""
     progress: Progress | None = None
     progress_read: datetime | None = None
+    step_seen: datetime | None = None
+    """When the step of `progress` was first read."""
     status_written: float = float("-inf")
     """When our last write of the status was answered, by the loop's clock; of a job that had none, when it was first seen."""
     rests_until: float = float("-inf")
     """Before that nothing that can wait is written, so that news of it needs no pass."""
+
+    def heard(self, progress: Progress, now: datetime) -> bool:
+        """Takes a report of the master in. Whether it says something new."""
+        before = self.progress
+        if is_another_step(progress, before):
+            self.step_seen = now
+        self.progress, self.progress_read = progress, now
+        return before != progress
 
     def taken(self, child: Child, *, former: bool, now: float) -> None:
         """Another owner's object holds the name of a child. `former`: that of a former job of this name, on its way out."""
@@ -100,6 +111,7 @@ def take_snapshot(
         network_policy_exists=any(cache.network_policies.owned_by(*owner)),
         progress=memory.progress,
         progress_read=memory.progress_read,
+        step_seen=memory.step_seen,
         listening_since=memory.known_since,
         not_understood=not_understood,
         # Answers come in any order; the first of these is the one that the status names, and shall stay it.

@@ -25,6 +25,7 @@ from disttrain.local.programs import Programs
 from disttrain.manifests.environment import steps_done
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView
+from disttrain.plan.progress import is_another_step
 
 PROGRESS_SECONDS: Final = 0.5
 """Between two looks at the master's progress."""
@@ -73,6 +74,7 @@ class Run:
         self._processes: dict[str, Process] = {}
         self._progress: Progress | None = None
         self._progress_read: datetime | None = None
+        self._step_seen: datetime | None = None
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup
         self._tell_guard: Callable[[str], None]
@@ -140,6 +142,7 @@ class Run:
             network_policy_exists=True,  # and lets nobody else in
             progress=self._progress,
             progress_read=self._progress_read,
+            step_seen=self._step_seen,
             log_hint=str(self._folder.log("{pod}")),
         )
 
@@ -232,8 +235,10 @@ class Run:
             master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)
             progress = await asyncio.to_thread(probes.progress, master.metrics_port) if master else None
             if progress is not None:
-                news = progress != self._progress
+                news, before = progress != self._progress, self._progress
                 self._progress, self._progress_read = progress, datetime.now(UTC)
+                if is_another_step(progress, before):
+                    self._step_seen = self._progress_read
                 if news:
                     self._observer.changed(self.job, progress)
                     self._wake.set()

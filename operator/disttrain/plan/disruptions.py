@@ -7,7 +7,7 @@ whoever deletes it, or for a node that evicts it. Not here: failures that count 
 from datetime import datetime, timedelta
 
 from disttrain.api.reasons import ConditionType
-from disttrain.api.status import Disruptions
+from disttrain.api.status import Disruptions, DistTrainJobStatus
 from disttrain.plan.model import PodView
 from disttrain.plan.world import World
 
@@ -56,15 +56,25 @@ def paused_until(disruptions: Disruptions | None) -> datetime | None:
 
 def taken_away(world: World) -> bool:
     """Whether pods that the job needs were deleted by others since the status was written: fewer exist than it says, and not because a
-    failed pod was replaced."""
+    failed pod is being replaced. That the operator deleted such a pod may not be written yet."""
     if world.snapshot.refusals or world.snapshot.foreign or world.snapshot.former:
         return False  # the status counts a pod as made that was refused
     if all(world.settled(slot) or _stands(world.present.get(slot)) for slot in world.wanted):
         return False
-    uids = {pod.uid for pod in world.snapshot.pods}
-    replaced = sum(uid not in uids for uid in world.restarts.accounted)
-    standing = sum(map(_stands, world.present.values()))
-    return sum(status.existing for status in world.status.replica_statuses) > standing + replaced
+    standing = {pod.uid for pod in world.present.values() if _stands(pod)}
+    replaced = sum(uid not in standing for uid in world.restarts.accounted)
+    return sum(status.existing for status in world.status.replica_statuses) > len(standing) + replaced
+
+
+def without_creations(status: DistTrainJobStatus, before: DistTrainJobStatus) -> DistTrainJobStatus:
+    """The status of a plan that could not be carried out to its end. A pod that may not have been made does not count as one that exists:
+    else the next pass would take it for a pod that was taken away. And the pause does not begin again with a pod that was not made."""
+    existing = {replicas.role: replicas.existing for replicas in before.replica_statuses}
+    replicas = tuple(
+        one.model_copy(update={"existing": min(one.existing, existing.get(one.role, 0))})
+        for one in status.replica_statuses
+    )
+    return status.model_copy(update={"replica_statuses": replicas, "disruptions": before.disruptions})
 
 
 def by_its_own_use(pod: PodView) -> bool:

@@ -116,6 +116,8 @@ class Snapshot:
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None
     """When it was read, by the clock of `now`; None: this process has heard nothing yet."""
+    step_seen: datetime | None = None
+    """When this process first read a report with its step, by the clock of `now`; None: not known."""
     listening_since: datetime | None = None
     """Since when this process has known of the job, by the clock of `now`: before that nothing could be heard. None: not known."""
     not_understood: tuple[str, ...] = ()

@@ -21,8 +21,10 @@ LONGEST_PAUSE = timedelta(days=1)
 def training(world: World, *, moves: bool) -> TrainingStatus | None:
     """status.training after this pass, if it is written at all; the stored one when there is no news. Unless steps are made (`moves`) it
     holds no speed and no time left: they would be those of a training that is not there."""
-    told = _training(world)
-    return told if told is None or moves else told.model_copy(update={"eta_seconds": None, "samples_per_second": None})
+    after = _training(world)
+    return (
+        after if after is None or moves else after.model_copy(update={"eta_seconds": None, "samples_per_second": None})
+    )
 
 
 def usual_pause(world: World) -> timedelta:
@@ -82,9 +84,12 @@ def _training(world: World) -> TrainingStatus | None:
 
 
 def due(world: World) -> bool:
-    """Whether progress alone is worth a write: not more often than statusIntervalSeconds."""
-    before = world.status.training
+    """Whether progress alone is worth a write: not more often than statusIntervalSeconds. A last step that no other followed for some time
+    is: what counts from it (a stall, a recovery) counts from what is written."""
+    before, seen = world.status.training, world.snapshot.step_seen
     if before is None or before.last_update_time is None:
+        return True
+    if world.steps_now and seen is not None and world.now - seen >= SILENCE:
         return True
     return world.now - before.last_update_time >= interval(world)
 
@@ -104,19 +109,28 @@ def number(value: float, digits: int) -> str:
     return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
+def is_another_step(progress: Progress, before: Progress | None) -> bool:
+    """Whether a report is about another step than the one that was read before it: the moment of its reading is when the step was seen."""
+    return before is None or (before.attempt, before.step) != (progress.attempt, progress.step)
+
+
 def _last_advance(world: World, progress: Progress) -> datetime | None:
     """When the step last advanced, by our clock: that of the master may be wrong. A fall back to a checkpoint is no advance."""
     before = world.status.training
-    if progress.step > (before.step if before is not None else 0):
-        return world.second
-    return before.last_update_time if before is not None else None
+    stored = before.last_update_time if before is not None else None
+    if progress.step <= (before.step if before is not None else 0):
+        return stored
+    seen = world.snapshot.step_seen if progress is world.progress else None
+    moment = seen.replace(microsecond=0) if seen is not None else world.second
+    return max(moment, stored) if stored is not None else moment
 
 
 def _between_advances(world: World, progress: Progress) -> int | None:
     before = world.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:
         return before.update_seconds if before is not None else None
-    return max(0, int((world.second - before.last_update_time).total_seconds()))
+    last = _last_advance(world, progress) or world.second
+    return max(0, int((last - before.last_update_time).total_seconds()))
 
 
 def newest(world: World) -> Progress | None:

@@ -295,3 +295,16 @@ async def test_names_of_two_kinds_that_others_hold_are_given_back_one_by_one() -
         assert server.condition("Valid")[1] == "NameTaken"
         server.remove(NETWORK_POLICIES, "digits")
         await eventually(lambda: server.names() == PODS_OF_JOB)
+
+
+@hand_turned
+async def test_pods_that_could_not_be_made_were_not_taken_away() -> None:
+    async with operated() as (server, _):
+        server.run(*PODS_OF_JOB)
+        await eventually(lambda: server.condition("Scheduled")[0] == "True")
+        server.fault = down
+        server.remove(PODS, "digits-worker-1")
+        await asyncio.sleep(4)
+        server.fault = healthy
+        await eventually(lambda: "digits-worker-1" in server.names(), seconds=2)
+        assert server.status["disruptions"]["inARow"] == 1

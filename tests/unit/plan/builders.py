@@ -59,6 +59,7 @@ class Scene:
         self.network_policy = False
         self.report: Progress | None = None
         self.report_read: datetime | None = None
+        self.step_seen: datetime | None = None
         self.listening_since: datetime | None = None
         self.refusals: tuple[Refusal, ...] = ()
         self.foreign: tuple[str, ...] = ()
@@ -215,6 +216,7 @@ class Scene:
             network_policy_exists=self.network_policy,
             progress=self.report,
             progress_read=self.report_read,
+            step_seen=self.step_seen,
             listening_since=self.listening_since,
             refusals=self.refusals,
             foreign=self.foreign,

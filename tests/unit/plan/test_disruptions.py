@@ -4,7 +4,7 @@ import pytest
 
 from disttrain.plan.disruptions import by_its_own_use
 from disttrain.plan.model import Phase, Refusal
-from unit.plan.builders import WORKER, created, make_job
+from unit.plan.builders import WORKER, created, deleted, make_job
 
 EVICTED = {"conditions": frozenset({"DisruptionTarget"}), "disruption": "EvictionByEvictionAPI", "code": 143}
 BY_KUBELET = {"conditions": frozenset({"DisruptionTarget"}), "disruption": "TerminationByKubelet", "reason": "Evicted"}
@@ -64,6 +64,17 @@ def test_two_pods_that_are_taken_away_at_once_are_one_disruption():
     scene = make_job().workers(4).training().gone(1).gone(2)
     assert len(created(scene.step())) == 2
     assert scene.status.disruptions.in_a_row == 1
+
+
+def test_a_failed_pod_that_the_operator_itself_deletes_is_no_disruption_though_that_is_not_written_yet():
+    scene = make_job().training().failed(1).seen().after(2)
+    assert deleted(scene.plan()) == [scene.pod(1).name]
+    scene.change(1, deleting=True)  # the write of the status waits meanwhile
+    for _ in range(3):
+        scene.after(1).step()
+        assert scene.status.disruptions is None
+    scene.gone(1)
+    assert (WORKER, 1) in created(scene.step())
 
 
 def test_a_step_of_the_whole_job_ends_it():

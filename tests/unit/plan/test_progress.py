@@ -156,6 +156,15 @@ def test_a_job_that_ends_leaves_no_second_out():
     assert scene.status.goodput.accounted_until == scene.status.completion_time
 
 
+def test_a_job_that_lost_a_pod_and_finds_no_node_for_it_waits_in_the_queue():
+    scene = make_job().training(step=1)
+    scene.after(50).reports(2).gone(1).seen()
+    full = {"phase": Phase.PENDING, "reason": "Unschedulable", "message": "0/3 nodes are available"}
+    scene.after(1).change(1, **full).seen()
+    scene.after(3600).reports(2).all_run().seen()
+    assert buckets(scene) == {"productive": 50, "starting": 1, "queued": 3600}
+
+
 @pytest.mark.parametrize(
     ("indexes", "text"),
     [
@@ -190,6 +199,18 @@ def test_a_status_that_is_written_seldom_is_written_seldom_and_its_master_is_not
         writes += scene.status != before
     assert writes == 0
     assert scene.says("Progressing") == ("True", "Training")
+
+
+def test_a_training_that_hangs_is_stalled_in_time_however_seldom_its_status_is_written():
+    scene = make_job().spec(observability={"statusIntervalSeconds": 3600}).training(step=5)
+    scene.after(10).reports(6)
+    scene.step_seen = scene.now
+    hangs = scene.now
+    while scene.status.state is not State.RESTARTING:
+        scene.after(10).reports(6, last_update_time=hangs).seen()
+    assert scene.now - hangs <= timedelta(seconds=910)
+    assert scene.status.training.last_update_time == hangs
+    assert scene.status.restarts.last.reason == "Stalled"
 
 
 def test_polling_goes_on_while_pods_run():
