@@ -76,7 +76,8 @@ def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
 
 def _silent(world: World, progressing: Condition) -> bool:
     """Whether the master was not heard for so long that it is not known whether steps are made. The time counts from its last word, or
-    from the moment at which it could have begun to speak; and only while this process listens, since the one before it may have been away for long."""
+    from the moment at which it could have begun to speak; and only while this process listens, since the one before it
+    may have been away for long."""
     read, listening = world.snapshot.progress_read, world.snapshot.listening_since
     if progressing.status == "True":
         if read is None and listening is None:
