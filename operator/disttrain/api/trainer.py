@@ -212,4 +212,5 @@ class Trainer(Model):
     script: Script | None = None
     """The user's own file under torchrun's environment."""
     command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)] | None = None
-    """Any program, with the same environment."""
+    """Any program, started once in each worker. RANK and WORLD_SIZE count the workers, MASTER_ADDR is worker 0, and PET_* gives torchrun
+    its options."""

@@ -15,7 +15,8 @@ import yaml
 from disttrain import __version__
 from disttrain.api import Termination
 from disttrain.api.names import API_VERSION, KIND
-from disttrain.plan.model import DISRUPTED
+from disttrain.api.runtime import TimeSpent
+from disttrain.plan.model import DISRUPTED, Phase
 from unit.plan.builders import MASTER, SERVER, Scene, make_job
 
 FOLDER = Path(__file__).parent
@@ -46,11 +47,12 @@ def _rich() -> Scene:
             image="example.org/trainer:1",
             data={"volume": {"persistentVolumeClaim": "data", "path": "/data"}},
             checkpoint={"volume": {"persistentVolumeClaim": "ckpt"}, "everySteps": 50, "keep": 2},
-            worker={"replicas": 2, "template": {"spec": {"containers": [container]}}},
-            trainer={"config": {"layers": [1, 2]}, "seed": 7},
+            worker={"replicas": 2, "processesPerWorker": 2, "template": {"spec": {"containers": [container]}}},
+            trainer={"config": {"layers": [1, 2]}, "seed": 7, "lastBatch": "Spread", "collate": "digits:collate"},
             observability={"statusIntervalSeconds": 2},
         )
         .run_policy(backoffLimit=3, ttlSecondsAfterFinished=864_000, activeDeadlineSeconds=8_640_000)
+        .run_policy(recoveryDeadlineSeconds=86_400)
         .rules({"name": "again", "onExitCodes": [3], "action": "RestartReplica", "countTowardsLimit": False})
     )
 
@@ -59,7 +61,8 @@ def _trained() -> Scene:
     """It has trained, lost a server once, and trains again."""
     scene = _rich().training(step=40)
     checkpoint = {"step": 50, "time": scene.now + timedelta(seconds=30)}
-    numbers = {"loss": 0.1834, "samples_per_second": 5120.4, "epoch": 2, "max_staleness_seen": 3}
+    spent = TimeSpent(began=scene.now, starting_seconds=4.2, productive_seconds=50.5, stalled_seconds=3.1)
+    numbers = {"goodput": spent, "loss": 0.1834, "samples_per_second": 5120.4, "epoch": 2, "max_staleness_seen": 3}
     scene.after(60).reports(60, last_checkpoint=checkpoint, **numbers).seen()
     scene.failed(1, SERVER, termination=Termination(message="no memory")).seen()
     scene.after(5).seen().all_run().seen()
@@ -75,6 +78,9 @@ def stored() -> dict[str, dict[str, Any]]:
     for name in list(suspended.pods):
         del suspended.pods[name]
     suspended.seen()
+    waiting = make_job().training().node_falls_silent(1).seen().after(90).gone(1).seen()
+    full = {"phase": Phase.PENDING, "reason": "Unschedulable", "message": "0/3 nodes are available"}
+    waiting.change(1, **full).reports(10).seen()
     script = make_job().script().started()
     evicted = make_job().training()
     evicted.failed(1, code=143, conditions=frozenset({DISRUPTED}), disruption="EvictionByEvictionAPI").seen()
@@ -85,6 +91,7 @@ def stored() -> dict[str, dict[str, Any]]:
         "running": running,
         "suspended": suspended,
         "evicted": evicted,
+        "waiting": waiting,
         "script": script,
         "fresh": make_job(),
     }
