@@ -136,6 +136,7 @@ class Control:
     def _run(self) -> None:
         lost_at = time.monotonic()
         pause = FIRST_PAUSE
+        chance = random.Random()  # of our own: user code may have seeded the common one, and draws from it
         said = ""
         while not self._closed.is_set():
             heard_before = lost_at
@@ -162,7 +163,7 @@ class Control:
                 log.info("waiting for the master at %s: %s", self._address, why)
                 said = why
             self._news = f"the master at {self._address}: {why}"
-            self._closed.wait(pause * random.uniform(0.5, 1))
+            self._closed.wait(pause * chance.uniform(0.5, 1))
             pause = min(LONGEST_PAUSE, pause * 2)
 
     def _converse(self) -> float | None:

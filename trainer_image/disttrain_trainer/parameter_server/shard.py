@@ -226,32 +226,45 @@ class Shard:
             **self._optimizer.state()[number],
         }
 
-    def _step(self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor, scale: float) -> None:
+    def _step(
+        self,
+        number: int,
+        block: slice,
+        gradient: torch.Tensor,
+        following: torch.Tensor,
+        scale: float,
+        missed: int = 0,
+    ) -> None:
         """Updates a block. With history the next version is written to `following`, over the gradient: no memory is moved for it."""
         current, master = self._current.parts[number][block], self._masters[number]
         out = following if self._history else current
         if master is None:
-            self._optimizer.step(number, block, current, gradient, scale=scale, out=out)
+            self._optimizer.step(number, block, current, gradient, scale=scale, out=out, missed=missed)
         else:
             values = master[block]
-            self._optimizer.step(number, block, values, gradient, scale=scale, out=values)
+            self._optimizer.step(number, block, values, gradient, scale=scale, out=values, missed=missed)
             out.copy_(values)
 
     def _step_some(
         self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor, scale: float, took: Took
     ) -> None:
         """As `_step`, for the elements of a block that took part, each with its own count of steps; the others stay as they are."""
+        length = self.spans[number].length
+        intervals = ((0, length),) if took is None else took[number]
+        pieces = [
+            (max(first, block.start), min(last, block.stop), missed)
+            for first, last, missed in to_update(self._missed[number], intervals, length)
+            if first < block.stop and last > block.start
+        ]
+        if len(pieces) == 1 and pieces[0][:2] == (block.start, min(block.stop, length)):
+            self._step(number, block, gradient, following, scale, pieces[0][2])
+            return
         current, master = self._current.parts[number][block], self._masters[number]
         values = current if master is None else master[block]
         gradient = gradient.clone()  # `following` may be the same memory
         if self._history:
             following.copy_(current)
-        length = self.spans[number].length
-        intervals = ((0, length),) if took is None else took[number]
-        for first, last, missed in to_update(self._missed[number], intervals, length):
-            start, stop = max(first, block.start), min(last, block.stop)
-            if start >= stop:
-                continue
+        for start, stop, missed in pieces:
             # In whole paddings, as everywhere; what lies around the elements is put back.
             around = slice(start // PADDING * PADDING, -(-stop // PADDING) * PADDING)
             inner = slice(start - around.start, stop - around.start)
