@@ -32,8 +32,13 @@ def prepare(model: nn.Module) -> None:
                 raise WrongInput(
                     f"trainer.model: {kind} {name} is on the meta device and has no values: use to_empty() and set them in the factory"
                 )
-            if kind == "parameter" and tensor.layout is torch.strided and overlaps(tensor):
-                tensor.data = tensor.data.clone()  # so that a saved value can be put there
+            if (
+                kind == "parameter"
+                and tensor.layout is torch.strided
+                and (overlaps(tensor) or tensor.is_conj() or tensor.is_neg())
+            ):
+                # So that a saved value can be put there.
+                tensor.data = tensor.data.resolve_conj().resolve_neg().clone()
     modules = dict(model.named_modules())
     if not any(module.training for module in modules.values()):
         # As whatever loads pretrained weights returns it: BatchNorm would not count, dropout not drop.

@@ -80,7 +80,7 @@ class Server:
     def _obey(self, order: Message, control: Control) -> None:
         match order["type"]:
             case Say.BEGIN:
-                self._begin(int(order["generation"]), order["file"], int(order["slices_per_step"]))
+                self._begin(int(order["generation"]), order["file"], int(order.get("slices_per_step", 0)))
                 control.send(Say.STATE, **self._state())
             case Say.STATE:
                 control.send(Say.STATE, id=order["id"], **self._state())

@@ -253,7 +253,10 @@ class Collective:
         if data != self._task[0]:
             reason = f"{member} has {data.difference(self._task[0])}: trainer.dataset must be the same everywhere"
         else:
-            reason = f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere"
+            reason = (
+                f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere, and "
+                "all images must be of one release"
+            )
         self._sender.send(member, Say.WRONG, reason=reason)
 
     @staticmethod

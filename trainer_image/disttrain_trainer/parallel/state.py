@@ -16,6 +16,10 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parallel.group import BrokenGroup, Wires
 from disttrain_trainer.parallel.optimizer import FlatOptimizer
 
+PROTOCOL = 2
+"""What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not form a world: their sums
+would be wrong without a word."""
+
 _MODEL = "model."
 _UPDATES = ".updates"
 
@@ -33,8 +37,8 @@ class State:
         self._parameters = {f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
         shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in everything.items())
-        self.layout = hashlib.sha256(repr(shapes).encode()).hexdigest()
-        """The same for every rank whose state this rank can take over: names, types and shapes, before any training."""
+        self.layout = hashlib.sha256(repr((PROTOCOL, shapes)).encode()).hexdigest()
+        """The same for every rank that this rank can train with: protocol, names, types and shapes, before any training."""
 
     def check(self) -> None:
         """Raises WrongInput, which names it, for a tensor that can be neither saved nor sent."""
