@@ -216,6 +216,8 @@ def _silent_master(world: World) -> PodView | None:
         return None
     if master in world.given_up:
         return None  # it is written down; these are its consequences
+    if master.silent_since is not None:
+        return None  # its whole node is not heard: that is no failure of the master
     return master if master.created < read < world.now - SILENCE else None
 
 

@@ -16,7 +16,7 @@ from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.plan.indexes import parse_indexes
-from disttrain.plan.model import Phase, PodView, Snapshot
+from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
 
 SILENCE = timedelta(seconds=60)
 """After so long without a report nobody knows whether steps are made."""
@@ -270,5 +270,7 @@ class World:
         return next((r for r in self.status.replica_statuses if r.role == role.status_name), None)
 
     def lost_its_peers(self, pod: PodView) -> bool:
-        """Whether the pod says itself that it is not the root cause. A program of the user knows no such exit code."""
-        return pod.exit_code == ExitCode.PEER_LOST and not (self.runs_command and pod.role is Role.WORKER)
+        """Whether the pod says itself that it is not the root cause. A program of the user knows no such exit code, and a disruption
+        explains any."""
+        of_the_user = self.runs_command and pod.role is Role.WORKER
+        return pod.exit_code == ExitCode.PEER_LOST and not of_the_user and DISRUPTED not in pod.conditions

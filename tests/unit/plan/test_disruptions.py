@@ -55,6 +55,21 @@ def test_evictions_that_come_again_and_again_wait_twice_as_long_each_time():
     assert scene.status.restarts.counted_towards_limit == 0
 
 
+@pytest.mark.parametrize("code", [0, 1, 75, 143])
+def test_a_disrupted_pod_is_the_cause_whatever_its_exit_code_is(code):
+    scene = make_job().training().failed(1, **{**EVICTED, "code": code}).failed(0, code=75, ago=1).seen()
+    assert scene.says("Restarting") == ("True", "Evicted")
+    assert scene.status.disruptions.in_a_row == 1
+    assert scene.status.restarts.counted_towards_limit == 0
+    assert (scene.status.restarts.last.role, scene.status.restarts.last.index) == ("Worker", 1)
+
+
+@pytest.mark.parametrize("code", [1, 75, 137])
+def test_an_eviction_for_the_pods_own_memory_counts_whatever_its_exit_code_is(code):
+    scene = make_job().training().failed(1, code=code, message=OWN, **BY_KUBELET).seen()
+    assert scene.status.restarts.counted_towards_limit == 1
+
+
 def test_a_command_that_is_disrupted_again_and_again_waits_too():
     scene = make_job().command().started()
     assert waits(scene, lambda scene: scene.gone(1), 6, run=True) == DOUBLED[:6]

@@ -344,6 +344,12 @@ class TestSilentMaster:
         assert deleted(scene.step()) == []
         assert scene.status.restarts.counted_towards_limit == 0
 
+    def test_not_when_its_whole_node_is_not_heard(self):
+        scene = self.frozen().run_policy(backoffLimit=0).node_falls_silent(0, MASTER)
+        assert [name for _ in range(3) for name in deleted(scene.step()) if name == "digits-master-0"] == []
+        assert scene.says("Restarting") == ("True", "NodeLost")
+        assert scene.status.restarts.counted_towards_limit == 0
+
     def test_not_when_it_was_never_heard(self):
         scene = make_job().started().after(61).failed(0, code=75)
         assert deleted(scene.step()) == []
