@@ -61,7 +61,7 @@ _wakeup: list[int] = []
 def restore_sigterm() -> bool:
     """Takes SIGTERM back from user code that has put its own handler in place of ours; whether it had. Call it from the main thread.
 
-    Without it a worker would not save, or would fail, when its pod is told to end.
+    Without it a worker would not save, or would fail, when its pod has to end.
     """
     if not _wakeup:
         return False

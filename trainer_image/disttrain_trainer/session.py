@@ -158,7 +158,7 @@ def _number(name: str, value: Any, kind: type[N]) -> N | None:
 
 
 def _world_size() -> int | None:
-    """The size of the world that this process trains in, None where that cannot be told, as with another library than torch."""
+    """The size of the world that this process trains in, None where that is unknown, as with another library than torch."""
     distributed: Any = sys.modules.get("torch.distributed")
     try:
         if distributed is not None and distributed.is_available() and distributed.is_initialized():

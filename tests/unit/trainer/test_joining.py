@@ -1,4 +1,4 @@
-"""Programs whose processes do not train together are told apart from those that do."""
+"""Programs whose processes do not train together are distinguished from those that do."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The checkpoint folder of a job: which checkpoints are whole, and how one becomes whole.
 
 step-00001200/ holds files, each written under another name and renamed, and the manifest, written last: a folder without a manifest
-is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was given up, and of which somebody
-may still be writing, changes nothing that a manifest names. Works on any file system that several pods can mount.
-Nobody writes into a folder that holds a checkpoint of another training: to go on there is refused. Not here: what is in the files, and
+is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was given up, but is perhaps still
+being written, changes nothing that a manifest names. Works on any file system that several pods can mount.
+No process writes into a folder that holds a checkpoint of another training: it refuses. Not here: what is in the files, and
 what may differ between a checkpoint and a job that goes on from it (resuming.py).
 """
 
@@ -34,7 +34,7 @@ STATE = "state-"
 BUFFERS = "buffers-"
 """How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
 _LONGEST = 1000
-"""Characters of what is told of a start: it travels in a termination message."""
+"""Characters of what is said of a start: it travels in a termination message."""
 _STEP = re.compile(rf"{PREFIX}(\d+)")
 
 
@@ -174,7 +174,7 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
     """After a checkpoint was published: it and the ones before it stay, `keep` in all; what older saves left behind goes.
 
     Those of a later step stay, too: they did not hold, or the training would have gone on from them, so they neither count nor push a
-    good one out. So does one whose manifest cannot be read: somebody may mend it. What cannot be removed is said: the checkpoint is
+    good one out. So does one whose manifest cannot be read: a user may repair it. What cannot be removed is said: the checkpoint is
     complete all the same.
     """
     kept = 0

@@ -57,9 +57,9 @@ class Manifest(BaseModel):
     digest: str
     """sha256 of these two."""
     record: Part = {}
-    """The job as it was, flat, to tell what has changed. None: not known."""
+    """The job as it was, flat, to say what has changed. None: not known."""
     resumed: str | None = None
-    """What was told of the start of the attempt that wrote it, for a new master of that attempt."""
+    """What was said of the start of the attempt that wrote it, for a new master of that attempt."""
     time: datetime
     finished: bool = False
     """The job as it was then is done: nothing of it remains to be trained or evaluated."""
@@ -81,7 +81,7 @@ class Manifest(BaseModel):
         return next((name for name in self.files if name.startswith(prefix)), None)
 
     def for_job(self, config: JobConfig) -> "Manifest":
-        """As this job is to see it: one that shall be trained for longer by now is not finished, and what was evaluated was not its end."""
+        """As this job is to see it: one that is to be trained for longer is not finished, and its evaluation is not that of the end."""
         trainer = config.trainer
         total = trainer.max_steps if trainer.epochs is None else trainer.epochs * self.steps_per_epoch
         if not self.finished or total is None or self.step >= total:

@@ -1,10 +1,10 @@
 """What may differ between a checkpoint and the job that goes on from it. Pure. The table with the reasons is in docs/design/0001.
 
-Three parts of a job's configuration are told apart:
+A job's configuration has three parts:
 
 - what shapes the *state*: the tensors and files of a checkpoint fit nothing else. Must be the same.
 - what numbers the *data*: the number of a step would mean other samples. Must be the same.
-- all the rest, the record: may change, and what has changed is told.
+- all the rest, the record: may change, and status and log say what has changed.
 
 Names, shapes and dtypes of the tensors themselves are compared as they are loaded. Not here: files (folder.py).
 """
@@ -24,7 +24,7 @@ SAMPLES = "samples of trainer.dataset"
 FINGERPRINT = "fingerprint of trainer.dataset"
 STEPS = "steps of an epoch of trainer.dataset"
 _SHOWN = 5
-"""Changes that are told one by one."""
+"""Changes that are named one by one."""
 _WIDTH = 60
 """Characters of a value that are shown."""
 

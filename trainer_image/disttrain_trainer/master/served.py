@@ -239,7 +239,7 @@ class ServedTraining:
             self._invite(rank)
 
     def _is_of_another_data_set(self, data: DataSet) -> bool:
-        """Whether the servers began from a checkpoint of another one; then the workers are told so, and nothing is trained."""
+        """Whether the servers began from a checkpoint of another one; then it refuses the workers with the reason."""
         newest = self._saver.newest if self._saver else None
         problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
         if newest is None or problem is None:

@@ -27,7 +27,7 @@ class Workers:
         self.live: dict[int, int | None] = {}
         """How many samples each one's dataset has; None while it is starting."""
         self.data: DataSet | None = None
-        """The data set of all of them, once one has told."""
+        """The data set of all of them, once one of them has sent it."""
         self.buffers = False
         """The model has buffers."""
 
