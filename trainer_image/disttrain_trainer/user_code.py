@@ -21,6 +21,8 @@ _NAME = "init_process_group"
 _original = dist.init_process_group
 _running: list[str] = []
 """The fields whose code runs, the innermost last."""
+_warned: set[str] = set()
+"""The fields whose code has set a handler of SIGTERM: a loss may do so in every step."""
 
 
 class OwnGroup(WrongInput):
@@ -79,8 +81,9 @@ def refusing_groups(field: str) -> Iterator[None]:
 
 
 def keep_sigterm(field: str) -> None:
-    """Takes back a handler of SIGTERM that user code has set. Call it from the main thread."""
-    if machine.restore_sigterm():
+    """Takes back a handler of SIGTERM that user code has set, and says so once. Call it from the main thread."""
+    if machine.restore_sigterm() and field not in _warned:
+        _warned.add(field)
         log.warning(
             "%s replaces the handler of SIGTERM, with which a worker saves before it ends; it is put back", field
         )
