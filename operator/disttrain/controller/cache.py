@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from disttrain.api.names import API_VERSION, KIND, LABEL_JOB_NAME, MANAGED_BY
+from disttrain.api.names import GROUP, KIND, LABEL_JOB_NAME, MANAGED_BY
 from disttrain.api.stored import ReadJob, read_stored
 from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
 from disttrain.controller.projection import project_pod
@@ -210,10 +210,14 @@ class Cache:
 
 
 def belongs_to(metadata: Body) -> tuple[Key | None, str]:
-    """The job that an object belongs to and the uid of its controller. A label alone makes a key, for whoever waits for the name."""
+    """The job that an object belongs to and the uid of its controller. A label alone makes a key, for whoever waits for the name.
+
+    A later release may name the job by another version of its group: it is the same job.
+    """
     namespace = metadata["namespace"]
     for reference in metadata.get("ownerReferences", ()):
-        if reference.get("controller") and reference["kind"] == KIND and reference["apiVersion"] == API_VERSION:
+        group = reference["apiVersion"].partition("/")[0]
+        if reference.get("controller") and (group, reference["kind"]) == (GROUP, KIND):
             return Key(namespace, reference["name"]), reference["uid"]
     name = metadata.get("labels", {}).get(LABEL_JOB_NAME)
     return (Key(namespace, name) if name else None), ""

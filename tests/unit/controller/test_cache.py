@@ -57,3 +57,15 @@ def test_pods_are_found_by_the_uid_of_their_job_and_not_by_its_name() -> None:
     assert [entry.uid for entry in cache.pods.owned_by("default", "former")] == ["u1"]
     cache.pods.drop(KEY, "u1")
     assert list(cache.pods.owned_by("default", "former")) == []
+
+
+def test_pods_whose_owner_is_named_by_a_later_version_of_the_api_are_the_jobs_own() -> None:
+    cache, body = Cache(), pod(5)
+    (reference,) = body["metadata"]["ownerReferences"]
+    reference["apiVersion"] = "disttrain.dev/v1"
+    cache.pods.put(body)
+    assert [entry.uid for entry in cache.pods.owned_by("default", "job-uid")] == ["u1"]
+    stranger = pod(6, uid="u2", name="digits-worker-1")
+    stranger["metadata"]["ownerReferences"][0]["apiVersion"] = "example.org/v1alpha1"
+    cache.pods.put(stranger)
+    assert [entry.uid for entry in cache.pods.owned_by("default", "job-uid")] == ["u1"]
