@@ -35,6 +35,8 @@ log = logs.get_logger(__name__)
 Loss = Callable[[nn.Module, Any], Any]
 """Returns the mean loss of a batch, or (mean, weight)."""
 Evaluation = dict[str, float]
+IDLE_STEPS = 3
+"""Losses from the first one on that may teach nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,12 +187,14 @@ class Objective:
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         self._model = model
         self._loss = loss
+        self._calls = self._idle = 0
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
         """The mean loss of a batch, a scalar with a graph; and the weight of that mean, None where the loss says none.
 
         A mean of weight 0 may be anything: it counts for nothing. Raises UserError.
         """
+        self._calls += 1
         try:
             loss, weight = self._loss(self._model, batch), None
         except OwnGroup as error:
@@ -212,7 +216,7 @@ class Objective:
             )
         if weight == 0:
             return loss, weight
-        if loss.is_leaf and not isinstance(loss, nn.Parameter):  # also one whose requires_grad was set by hand
+        if not loss.requires_grad:
             raise UserError(
                 "trainer.loss returned a loss that no parameter of trainer.model can learn from: it was computed without autograd, as "
                 f"after detach(), item() or numpy(), or under torch.no_grad(){place_of(self._loss)}"
@@ -220,6 +224,15 @@ class Objective:
         if loss.is_complex():
             raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
         return loss, weight
+
+    def learned_nothing(self) -> None:
+        """After a backward that reached no parameter. Raises UserError when none of the first ones did: one batch may have no targets."""
+        self._idle += 1
+        if self._idle == self._calls == IDLE_STEPS:
+            raise UserError(
+                f"trainer.loss returned a loss whose graph reaches no parameter of trainer.model, {IDLE_STEPS} times in a row: it is of "
+                f"another model, or requires_grad was set after detach(){place_of(self._loss)}"
+            )
 
     def _split(self, returned: Sequence[Any]) -> tuple[Any, float]:
         if len(returned) != 2:

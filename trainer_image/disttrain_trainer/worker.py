@@ -250,6 +250,8 @@ class Worker:
         if weight != 0:
             loss.backward()  # type: ignore[no-untyped-call]
         gradients, took = self._flat.gradients(), self._flat.took_part
+        if took is not None and weight != 0 and not any(took):
+            self._objective.learned_nothing()
         part = WHOLE
         if weight is not None or took is not None:
             part = Part(weight=weight, runs=None if took is None else runs_of(self._flat.places, took))

@@ -10,7 +10,7 @@ from torch import nn
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.parallel.data import _copies_of_buffers, _put_back
 from disttrain_trainer.parameter_server.layout import Layout
-from disttrain_trainer.task import Loss, Objective
+from disttrain_trainer.task import IDLE_STEPS, Loss, Objective
 
 MODEL = nn.Linear(2, 1)
 
@@ -38,15 +38,7 @@ def without_the_model(model: nn.Module, batch: Any) -> torch.Tensor:
     return loss
 
 
-def made_to_require_grad(model: nn.Module, batch: Any) -> torch.Tensor:
-    return mean(model, batch).detach().requires_grad_()
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [detached, of_a_number, under_no_grad, without_the_model, made_to_require_grad],
-    ids=lambda loss: loss.__name__,
-)
+@pytest.mark.parametrize("loss", [detached, of_a_number, under_no_grad, without_the_model])
 def test_a_loss_without_a_graph_names_the_field_and_the_users_function(loss: Loss) -> None:
     with pytest.raises(UserError) as raised:
         Objective(MODEL, loss)(torch.ones(3, 2))
@@ -94,3 +86,22 @@ def test_a_rank_that_computes_on_samples_of_others_learns_nothing_from_them() ->
     _put_back(norm, kept)
     assert not norm.running_mean.any()
     assert norm.num_batches_tracked == 0
+
+
+def test_a_loss_that_no_parameter_learns_from_is_refused_unless_another_one_did() -> None:
+    def made_to_require_grad(model: nn.Module, batch: Any) -> torch.Tensor:
+        return mean(model, batch).detach().requires_grad_()
+
+    objective = Objective(MODEL, made_to_require_grad)
+    for _ in range(IDLE_STEPS - 1):
+        objective(torch.ones(3, 2))
+        objective.learned_nothing()
+    objective(torch.ones(3, 2))
+    with pytest.raises(UserError, match=r"reaches no parameter of trainer\.model, 3 times .*test_objective\.py"):
+        objective.learned_nothing()
+
+    objective = Objective(MODEL, mean)
+    objective(torch.ones(3, 2))
+    for _ in range(2 * IDLE_STEPS):  # batches without a target
+        objective(torch.ones(3, 2))
+        objective.learned_nothing()

@@ -221,6 +221,8 @@ class DataParallel:
             else:
                 took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.world is world)
                 sent, reduced = replica.sent, clock()
+            if took_part is not None and weight and not any(took_part):
+                objective.learned_nothing()
             update(vectors, took_part)
             rank.step = step + 1
             ended = clock()
