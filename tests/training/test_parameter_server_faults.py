@@ -17,6 +17,7 @@ import torch
 
 from disttrain_trainer.data.slices import Schedule
 from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.parameter_server.client import WHOLE
 from disttrain_trainer.parameter_server.wire import Header, Op
 from training.parameter_servers import (
     ASYNC,
@@ -80,6 +81,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
             from disttrain.api.runtime import JobConfig
             from disttrain_trainer.data.slices import Schedule
             from disttrain_trainer.parameter_server import ShardedClient
+            from disttrain_trainer.parameter_server.client import WHOLE
             from disttrain_trainer.parameter_server.wire import Header, Op
 
             config = JobConfig.model_validate_json({config.model_dump_json(by_alias=True)!r})
@@ -94,7 +96,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
             gradient = whole_gradient(1, {length})
             for shard, part in zip(client._shards, (1, 0.5)):
                 (view,) = shard.views(gradient)
-                header = client._push_header(shard, Op.PUSH, schedule.slice(1))
+                header, *_ = client._push(shard, Op.PUSH, schedule.slice(1), gradient, WHOLE)
                 shard.link.send(header, [view[: int(len(view) * part)]])
             os.kill(os.getpid(), signal.SIGKILL)
         """) as process:
@@ -460,7 +462,7 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
                         # It dies when it has pushed to the first shard alone, or to none.
                         if index % 2:
                             shard = client._shards[0]
-                            shard.push(client._push_header(shard, Op.PUSH, work), work, gradient)
+                            shard.push(*client._push(shard, Op.PUSH, work, gradient, WHOLE))
                             shard.receive(Op.DONE)
                         client.close(goodbye=False)
                         client = None
