@@ -18,6 +18,8 @@ LABEL_JOB_NAME: Final = "disttrain.dev/job-name"
 LABEL_ROLE: Final = "disttrain.dev/role"
 LABEL_INDEX: Final = "disttrain.dev/index"
 LABEL_ATTEMPT: Final = "disttrain.dev/attempt"
+ANNOTATION_TRAINER_IMAGE: Final = "disttrain.dev/trainer-image"
+"""On a pod: the trainer image of the operator that made it, which the pods of one attempt share."""
 
 FIELD_MANAGER: Final = "disttrain-operator"
 TRAINER_CONTAINER: Final = "trainer"

@@ -108,9 +108,9 @@ class Executor:
                 policies = list(self._cache.network_policies.owned_by(namespace, job.metadata.uid))
                 gone = [await self._delete(job, NETWORK_POLICIES, one.key, one.uid, None) for one in policies]
                 return any(gone)
-            case CreatePod(role=role, index=index, attempt=attempt):
+            case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept):
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
-                image = self._trainer_image
+                image = kept or self._trainer_image
                 return await self._create(
                     job, memory, child, lambda: build_pod(job, role, index, attempt, trainer_image=image)
                 )

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from disttrain.api import Termination
 from disttrain.api.names import (
+    ANNOTATION_TRAINER_IMAGE,
     LABEL_ATTEMPT,
     LABEL_INDEX,
     LABEL_JOB_NAME,
@@ -92,6 +93,7 @@ def _project(metadata: Body, spec: Body, status: Body) -> PodView | None:
         disruption=conditions[DISRUPTED].get("reason", "") if DISRUPTED in true else "",
         node=spec.get("nodeName", ""),
         silent_since=silent_since,
+        trainer_image=(metadata.get("annotations") or {}).get(ANNOTATION_TRAINER_IMAGE, ""),
         trouble=_trouble(status) if phase in (Phase.PENDING, Phase.RUNNING) else None,
     )
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import (
+    ANNOTATION_TRAINER_IMAGE,
     CHECKPOINT_PATH,
     CONTROL_PORT,
     GPU,
@@ -78,10 +79,15 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         spec["initContainers"] = init_containers
     if priority_class := job.spec.scheduling.priority_class_name:
         spec["priorityClassName"] = priority_class
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(job, role, index, attempt), "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(job, role, index, attempt, trainer_image),
+        "spec": spec,
+    }
 
 
-def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int) -> _Object:
+def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int, trainer_image: str) -> _Object:
     metadata = child_metadata(job, pod_name(job.metadata.name, role, index))
     given = template_of(job, role).metadata
     own_labels = {LABEL_ROLE: role.value, LABEL_INDEX: str(index), LABEL_ATTEMPT: str(attempt)}
@@ -93,7 +99,8 @@ def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int) -> _Objec
         "prometheus.io/path": "/metrics",
     }
     metadata["labels"] = {**((given and given.labels) or {}), **metadata["labels"], **own_labels}
-    metadata["annotations"] = {**defaults, **((given and given.annotations) or {})}
+    own_annotations = {ANNOTATION_TRAINER_IMAGE: trainer_image}
+    metadata["annotations"] = {**defaults, **((given and given.annotations) or {}), **own_annotations}
     return metadata
 
 

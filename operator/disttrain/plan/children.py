@@ -131,11 +131,12 @@ def _creations(world: World) -> Iterator[Action]:
         yield CreateNetworkPolicy()
     if world.runs_command and any(pod.attempt < world.attempt for pod in world.snapshot.pods):
         return  # nothing of ours in those programs refuses a peer of another attempt
+    image = next((pod.trainer_image for pod in world.present.values() if pod.trainer_image), "")
     for slot in world.wanted:
         # The name stays taken until a pod that is deleted or of an older attempt is really gone: never two of one place.
         if not world.settled(slot) and world.name(slot) not in world.names_taken:
             role, index = slot
-            yield CreatePod(role=role, index=index, attempt=world.attempt)
+            yield CreatePod(role=role, index=index, attempt=world.attempt, trainer_image=image)
 
 
 def _delete(pod: PodView) -> DeletePod:

@@ -76,6 +76,8 @@ class PodView:
     node: str = ""
     silent_since: datetime | None = None
     """Since when its node has not reported: Kubernetes took the pod's readiness away while its containers were ready. None: it reports."""
+    trainer_image: str = ""
+    """The trainer image of the operator that made the pod, for jobs that name none; empty: not known."""
     trouble: Trouble | None = None
     """The first container beside the trainer that is in trouble."""
 
@@ -158,6 +160,9 @@ class CreatePod:
     role: Role
     index: int
     attempt: int
+    trainer_image: str = ""
+    """The one that the other pods of the attempt have; empty: the operator's own. Processes of two releases do not train together, so an
+    attempt keeps its image when the operator is upgraded or rolled back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,9 @@ from unit.controller.hand_turned import now
 class Operator:
     """The operator's parts and its workers."""
 
-    def __init__(self, server: ApiServer, *, rest: float = 2.0, workers: int = 1) -> None:
+    def __init__(
+        self, server: ApiServer, *, rest: float = 2.0, workers: int = 1, trainer_image: str = "example.org/trainer:0"
+    ) -> None:
         self._workers = workers
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(jitter=lambda: 0.5)
@@ -38,7 +40,7 @@ class Operator:
         self.progress = ProgressReader(_silence, lambda *_: None)
         self.events = EventPoster(server)
         self.executor = Executor(
-            server, self.cache, self.expectations, trainer_image="example.org/trainer:0", concurrency=8, clock=clock
+            server, self.cache, self.expectations, trainer_image=trainer_image, concurrency=8, clock=clock
         )
         self.reconciler = Reconciler(
             api=server,

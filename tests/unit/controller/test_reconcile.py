@@ -38,6 +38,30 @@ async def test_pod_that_is_gone_with_the_answer_to_its_deletion_is_replaced_at_o
 
 
 @hand_turned
+async def test_pod_that_an_upgraded_operator_replaces_has_the_trainer_image_of_its_attempt() -> None:
+    """Trainers of two releases do not train together: the image changes with the next attempt."""
+
+    def image(pod: str) -> str:
+        return str(server.objects[PODS, pod]["spec"]["containers"][0]["image"])
+
+    body = job()
+    del body["spec"]["image"]
+    async with operated(body) as (server, _):
+        await ready(server)
+    upgraded = Operator(server, trainer_image="example.org/trainer:1")
+    async with upgraded.running():
+        for (resource, _), body in list(server.objects.items()):
+            server.tell(resource, {"type": "ADDED", "object": body})  # type: ignore[arg-type]
+        uid = server.uid(PODS, "digits-worker-1")
+        server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
+        server.fail("digits-worker-1")
+        await eventually(
+            lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=50
+        )
+        assert image("digits-worker-1") == "example.org/trainer:0"
+
+
+@hand_turned
 async def test_pending_job_that_is_suspended_is_so_at_once() -> None:
     async with operated() as (server, _):
         server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
