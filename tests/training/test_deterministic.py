@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, state
 
 STEPS = 60
@@ -44,8 +45,8 @@ def spec(workers: int, every: int) -> dict[str, Any]:
     return digits(worker={"replicas": workers}, trainer=trainer, **checkpoints(every))
 
 
-def run(folder: Path, *, workers: int, stop_at: int = 0) -> dict[str, torch.Tensor]:
-    """The final state; stop_at: all processes are killed after the checkpoint of this step."""
+def run(folder: Path, *, workers: int, stop_at: int = 0) -> tuple[dict[str, torch.Tensor], float | None]:
+    """The final state and the loss that the job reports; stop_at: all processes are killed after the checkpoint of this step."""
     folder.mkdir()
     (folder / "users.py").write_text(USERS)
     if stop_at:
@@ -60,11 +61,14 @@ def run(folder: Path, *, workers: int, stop_at: int = 0) -> dict[str, torch.Tens
     with Job(folder=folder, spec=spec(workers, stop_at or 1000), attempt=2) as job:
         job.start()
         assert job.supervise() == 0, job.logs()
-    return state(folder, STEPS)
+        progress = job.termination(Role.MASTER).progress
+    assert progress is not None
+    return state(folder, STEPS), progress.loss
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_two_runs_one_of_them_interrupted_are_the_same_bit_by_bit(tmp_path: Path, workers: int) -> None:
-    whole = run(tmp_path / "whole", workers=workers)
-    broken = run(tmp_path / "broken", workers=workers, stop_at=10)
+    whole, loss = run(tmp_path / "whole", workers=workers)
+    broken, loss_of_broken = run(tmp_path / "broken", workers=workers, stop_at=10)
+    assert loss == loss_of_broken is not None
     assert all(torch.equal(whole[name], broken[name]) for name in whole)

@@ -39,6 +39,7 @@ class Say(StrEnum):
     REPORT = "report"
     """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
     the weights, where these are not the samples), epoch, total_steps;
+    final: [slice, loss x weight, weight] of each slice of the last steps;
     of a script or command world: the size of the world that it is in, where it knows]."""
 
     # A collective world: DataParallel and scripts.

@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 
 from disttrain_trainer import logs
+from disttrain_trainer.data.slices import Slice
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.metrics import Metrics, Rate
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports to the master, at least."""
+FINAL_STEPS = 10
+"""The loss of a finished job is the mean of so many last steps. While it trains the mean is over a time, which differs from run to run."""
 
 
 class NonFiniteLoss(UserError):
@@ -39,6 +42,8 @@ class Meter:
         self._loss = 0.0
         self._weight = 0.0
         """Of the sum of losses."""
+        self._final: list[tuple[int, float, float]] = []
+        """Of the last steps of the job: number of the slice, loss x weight, weight."""
         self._samples = 0
         self._earlier = 0
         """Samples of these that were computed before the loop began this time."""
@@ -53,13 +58,16 @@ class Meter:
         if not math.isfinite(loss):
             raise NonFiniteLoss(who=self._who, step=step, loss=loss)
 
-    def add(self, *, loss: float, samples: int, weight: float | None = None) -> None:
+    def add(self, piece: Slice, *, loss: float, weight: float | None = None) -> None:
         """A slice was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
+        samples = piece.samples
         if weight is None:
             weight = samples
         if weight:
             self._loss += loss * weight
             self._weight += weight
+            if piece.step >= self._total_steps - FINAL_STEPS:
+                self._final.append((piece.index, loss * weight, weight))
         self._samples += samples
 
     def due(self, now: float) -> bool:
@@ -71,7 +79,9 @@ class Meter:
         samples, metrics = self._samples, self._metrics
         if samples:
             loss = self._loss / self._weight if self._weight else None
-            own = {} if self._weight == samples else {"weight": self._weight}
+            own: dict[str, object] = {} if self._weight == samples else {"weight": self._weight}
+            if self._final:
+                own["final"] = self._final
             self._send({
                 "step": step,
                 "epoch": epoch,
@@ -85,5 +95,5 @@ class Meter:
             metrics.samples_per_second = Rate(samples - self._earlier, now - self._began, now)
         metrics.step, metrics.epoch = step, epoch
         logs.at_step(step)
-        self._loss, self._weight, self._samples, self._earlier = 0.0, 0.0, 0, 0
+        self._loss, self._weight, self._samples, self._earlier, self._final = 0.0, 0.0, 0, 0, []
         self._began, self._next_report = now, now + REPORT_INTERVAL

@@ -244,7 +244,7 @@ class Worker:
         value = loss.item()
         if weight != 0:
             self._meter.check(value, step=piece.step)
-        self._meter.add(loss=value, samples=piece.samples, weight=weight)
+        self._meter.add(piece, loss=value, weight=weight)
         self._flat.refuse_unfrozen()
         forwarded = clock()
         if weight != 0:

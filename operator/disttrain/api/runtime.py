@@ -135,7 +135,7 @@ class Progress(Model):
     total_steps: NonNegative | None = None
     epoch: NonNegative | None = None
     loss: float | None = None
-    """Mean loss of the last steps; None before the first, NaN never: see nan_loss."""
+    """Mean loss of the last steps (of a finished job of our own loop: the last ten); None before the first, NaN never: see nan_loss."""
     nan_loss: str | None = None
     """Set when the loss was not finite: which rank, which step."""
     samples_per_second: float | None = None

@@ -135,7 +135,7 @@ class TrainingStatus(Model):
     eta_seconds: Count | None = None
     """Seconds to the end at the present speed."""
     loss: Number | None = None
-    """Mean loss of the last steps, a decimal string."""
+    """Mean loss of the last steps, a decimal string; of a finished job of our own loop that of the last ten steps."""
     samples_per_second: Number | None = None
     """Throughput of all workers together, a decimal string."""
     world_size: Count | None = None

@@ -31,6 +31,18 @@ def test_a_rank_that_is_gone_has_no_part_in_the_loss() -> None:
     assert tracker.loss() == 1.0
 
 
+def test_the_loss_of_a_finished_job_is_that_of_its_last_steps_whenever_they_were_reported() -> None:
+    def finished(*reports: tuple[int, list[tuple[float, float, float]]]) -> float | None:
+        tracker = Tracker(attempt=1)
+        for now, (rank, final) in enumerate(reports):
+            tracker.report(rank=rank, samples=10, loss=7.0 * now, now=now, final=final)
+        tracker.finish(now=60)
+        return tracker.loss()
+
+    assert finished((0, [(4, 1.0, 2.0), (6, 3.0, 2.0)]), (1, [(5, 2.0, 4.0)])) == 6.0 / 8.0
+    assert finished((1, [(5, 9.0, 4.0)]), (0, [(4, 1.0, 2.0)]), (0, [(5, 2.0, 4.0), (6, 3.0, 2.0)])) == 6.0 / 8.0
+
+
 def test_the_speed_is_that_of_the_last_seconds() -> None:
     tracker = Tracker(attempt=1)
     for second in range(31):

@@ -164,6 +164,7 @@ class Collective:
             loss=message.get("loss"),
             now=now,
             weight=message.get("weight"),
+            final=message.get("final", ()),
         )
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if (epoch := message.get("epoch")) is not None:

@@ -39,6 +39,11 @@ NormSamples = Annotated[
     Field(max_length=8),
 ]
 """Versions and squared norms."""
+FinalLosses = Annotated[
+    list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]],
+    Field(max_length=1 << 16),
+]
+"""Number, weighted loss and weight of slices."""
 
 
 class _Said(BaseModel):
@@ -95,6 +100,7 @@ class _Report(_Said):
     weight: Annotated[float, Field(allow_inf_nan=False, ge=0)] | None = None
     epoch: Count | None = None
     total_steps: Count | None = None
+    final: FinalLosses = []
     generation: Count | None = None
     world: Count | None = None
 

@@ -150,6 +150,7 @@ class ServedTraining:
             loss=message.get("loss"),
             now=now,
             weight=message.get("weight"),
+            final=message.get("final", ()),
         )
         self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
 

@@ -5,6 +5,7 @@ Not here: the ETA, which the operator computes; what is handed out (ledger.py).
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -68,14 +69,28 @@ class Tracker:
         self._last_update: datetime | None = None
         self._entries: deque[_Entry] = deque()
         self._newest: dict[int, _Entry] = {}
+        self._final: dict[float, tuple[float, float]] = {}
+        """Weighted loss and weight of each slice of the last steps, by its number."""
         self._began: float | None = None
         self._final_speed: float | None = None
 
-    def report(self, *, rank: int, samples: int, loss: float | None, now: float, weight: float | None = None) -> None:
+    def report(
+        self,
+        *,
+        rank: int,
+        samples: int,
+        loss: float | None,
+        now: float,
+        weight: float | None = None,
+        final: Iterable[tuple[float, float, float]] = (),
+    ) -> None:
         """Samples that a rank computed since its last report, and the sum of their losses.
 
         weight: what the sum is divided by. Default: the samples.
+        final: number, weighted loss and weight of the slices of the job's last steps.
         """
+        # A slice that is computed a second time counts once: the later value is of the state that stays.
+        self._final |= {index: (weighted, its_weight) for index, weighted, its_weight in final}
         if self._began is None:
             self._began = now
         entry = _Entry(now, rank, samples, loss, weight if weight is not None else samples or 1)
@@ -125,7 +140,10 @@ class Tracker:
         return done // self.steps_per_epoch + 1
 
     def loss(self) -> float | None:
-        """Weighted mean of the newest reports."""
+        """Weighted mean of the newest reports; of a finished job that of its last steps, which no run's timing changes."""
+        if self.finished and self._final:
+            losses = [self._final[index] for index in sorted(self._final)]
+            return sum(weighted for weighted, _ in losses) / sum(weight for _, weight in losses)
         # Copies: this is asked by the thread of the HTTP server too, while reports come in.
         entries, newest_each = tuple(self._entries), tuple(self._newest.values())
         if not newest_each:

@@ -277,7 +277,7 @@ class DataParallel:
             value = loss.item()
             if weight != 0:
                 self._meter.check(value, step=piece.step)
-            self._meter.add(loss=value, samples=piece.samples, weight=weight)
+            self._meter.add(piece, loss=value, weight=weight)
 
     def _end(self, world: World) -> None:
         """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
