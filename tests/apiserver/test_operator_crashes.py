@@ -104,6 +104,7 @@ class Process:
             progress=self.progress,
             mounts=Mounts(api),
             clock=clock,
+            restored=lambda _: None,
         )
 
     async def look(self, key: Key) -> None:

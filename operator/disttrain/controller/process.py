@@ -128,6 +128,7 @@ class Operator:
             progress=self._progress,
             mounts=Mounts(api),
             clock=_now,
+            restored=self._is_restored,
         )
 
     async def run(self) -> int:
@@ -173,6 +174,8 @@ class Operator:
         self._stop.set()
 
     def _is_restored(self, error: Restored) -> None:
+        if self._stop.is_set():
+            return  # a pass or a comparison in flight found it too
         log.critical("%s; ending, so that the next process begins with what the API server has now", error)
         self._fail()
 

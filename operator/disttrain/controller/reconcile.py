@@ -55,6 +55,7 @@ class Reconciler:
         progress: ProgressReader,
         mounts: Mounts,
         clock: Callable[[], datetime],
+        restored: Callable[[Restored], None],
     ) -> None:
         self._api = api
         self._cache = cache
@@ -67,6 +68,7 @@ class Reconciler:
         self._progress = progress
         self._mounts = mounts
         self._clock = clock
+        self._restored = restored
         self._told: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
@@ -82,9 +84,8 @@ class Reconciler:
             except Conflict as error:  # somebody was faster: what we decided on is old, and the cache is not any more
                 log.debug("%s: %s", key, error)
                 self._queue.add_rate_limited(key)
-            except Restored as error:  # the next comparison ends the process; nothing is decided until then
-                log.warning("%s: %s", key, error)
-                self._again(key)
+            except Restored as error:
+                self._restored(error)
             except Unavailable as error:
                 log.warning("%s: will try again: %s", key, error)
                 self._again(key, error.retry_after)

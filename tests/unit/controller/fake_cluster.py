@@ -17,7 +17,7 @@ from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import ProgressReader
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import Freshness
+from disttrain.controller.resync import Freshness, Restored
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, clock, job
@@ -31,6 +31,7 @@ class Operator:
         self, server: ApiServer, *, rest: float = 2.0, workers: int = 1, trainer_image: str = "example.org/trainer:0"
     ) -> None:
         self._workers = workers
+        self.restored: list[Restored] = []
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(jitter=lambda: 0.5)
         self.expectations = Expectations(self.cache)
@@ -54,6 +55,7 @@ class Operator:
             progress=self.progress,
             mounts=Mounts(server),
             clock=clock,
+            restored=self.restored.append,
         )
 
     @contextlib.asynccontextmanager

@@ -59,6 +59,14 @@ async def test_job_is_not_failed_while_no_live_look_is_to_be_had() -> None:
 
 
 @hand_turned
+async def test_live_look_at_less_than_was_seen_ends_the_operator_and_not_the_job() -> None:
+    async with operated(job(**DEADLINE)) as (server, operator):
+        operator.cache.pods.newest = 1_000_000
+        await eventually(lambda: operator.restored, seconds=300)
+        assert server.condition("Failed")[0] == "False"
+
+
+@hand_turned
 async def test_command_is_not_restarted_for_a_worker_that_is_there_after_all() -> None:
     command = job(trainer={"command": ["python", "-m", "mine"]})
     async with operated(command) as (server, operator):
