@@ -33,6 +33,8 @@ class ServerConnection:
         self._address = address
         self._timeout = timeout
         self._closed = threading.Event()
+        self._views: list[tuple[Vectors, list[memoryview]]] = []
+        """Of the vectors that were used last, a worker's gradients and its parameters: to make views costs as much as to read a header."""
 
     @property
     def nbytes(self) -> int:
@@ -96,9 +98,15 @@ class ServerConnection:
 
     def views(self, vectors: Vectors) -> list[memoryview]:
         """The bytes of this shard's part of the vectors. ValueError when they are not of the layout."""
+        for known, views in self._views:
+            if known is vectors:
+                return views
         if len(vectors) != len(self.spans):
             raise ValueError(f"the layout has {len(self.spans)} vectors, not {len(vectors)}")
-        return [_bytes_of(vector, span) for vector, span in zip(vectors, self.spans, strict=True)]
+        views = [_bytes_of(vector, span) for vector, span in zip(vectors, self.spans, strict=True)]
+        if isinstance(vectors, tuple):
+            self._views = [*self._views[-1:], (vectors, views)]
+        return views
 
     def abort(self) -> None:
         """Ends the connection under the hands of the thread that uses it."""

@@ -4,7 +4,6 @@ Not here: accepting and introducing (`server.py`), what a request means to the o
 """
 
 import math
-from dataclasses import replace
 
 from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
 from disttrain_trainer.parameter_server.participation import Took, took_of
@@ -67,6 +66,22 @@ class Requests:
         self._done(code=self._generation.initialize(buffers))
 
     def _push(self, header: Header) -> int:
+        if not (math.isfinite(header.weight) and header.weight >= 0):
+            raise ProtocolError(f"slice {header.index} has the weight {header.weight}")
+        if not 0 <= header.samples <= header.batch_samples or not header.batch_samples:
+            raise ProtocolError(f"slice {header.index} has {header.samples} of {header.batch_samples} samples")
+        took: Took = None
+        buffers: Buffers | None = None
+        if not header.samples:
+            self._link.receive_into(header, [])
+        else:
+            buffers = self._generation.take()
+            # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
+            try:
+                took = self._receive(header, buffers)
+            except BaseException:
+                self._generation.give(buffers)
+                raise
         gradient = Gradient(
             index=header.index,
             samples=header.samples,
@@ -74,21 +89,8 @@ class Requests:
             clock=header.clock,
             version=header.version,
             weight=header.weight if header.code & OWN_WEIGHT else None,
+            took=took,
         )
-        if not (math.isfinite(header.weight) and header.weight >= 0):
-            raise ProtocolError(f"slice {gradient.index} has the weight {header.weight}")
-        if not 0 <= gradient.samples <= gradient.batch_samples or not gradient.batch_samples:
-            raise ProtocolError(f"slice {gradient.index} has {gradient.samples} of {gradient.batch_samples} samples")
-        if not gradient.samples:
-            self._link.receive_into(header, [])
-            return self._generation.push(self._session, gradient, None)
-        buffers = self._generation.take()
-        # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
-        try:
-            gradient = replace(gradient, took=self._receive(header, buffers))
-        except BaseException:
-            self._generation.give(buffers)
-            raise
         return self._generation.push(self._session, gradient, buffers)
 
     def _receive(self, header: Header, buffers: Buffers) -> Took:
