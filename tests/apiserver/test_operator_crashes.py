@@ -19,7 +19,6 @@ from apiserver.operating import PODS as PODS_PATH
 from apiserver.operating import Rest, job, pod_names
 from apiserver.playing import Kubelet
 from cluster.controlplane import ControlPlane
-from disttrain.controller.api import Body, KubeClient, Resource, connect
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
@@ -32,6 +31,8 @@ from disttrain.controller.reconcile import Reconciler
 from disttrain.controller.resync import Freshness, Resync
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
+from disttrain.kube.api import Body, Resource
+from disttrain.kube.client import KubeClient, connect
 
 
 class Death(BaseException):

@@ -12,7 +12,11 @@ from itertools import groupby
 
 from disttrain.api import DistTrainJob
 from disttrain.api.names import KIND, pod_name, service_name
-from disttrain.controller.api import (
+from disttrain.controller.cache import Cache, Key
+from disttrain.controller.expectations import Expectations
+from disttrain.controller.snapshot import Child, Memory
+from disttrain.controller.turns import Slots
+from disttrain.kube.api import (
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -25,10 +29,6 @@ from disttrain.controller.api import (
     Resource,
     Unavailable,
 )
-from disttrain.controller.cache import Cache, Key
-from disttrain.controller.expectations import Expectations
-from disttrain.controller.snapshot import Child, Memory
-from disttrain.controller.turns import Slots
 from disttrain.manifests import build_network_policy, build_pod, build_service
 from disttrain.plan.model import (
     Action,

@@ -13,8 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from disttrain.api.names import GROUP, KIND, LABEL_JOB_NAME, MANAGED_BY
 from disttrain.api.stored import ReadJob, read_stored
-from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
 from disttrain.controller.projection import project_pod
+from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
 from disttrain.plan.model import PodView
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 
 from disttrain.api.names import API_VERSION, FIELD_MANAGER, KIND
-from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi, NotFound
 from disttrain.controller.cache import Key
 from disttrain.controller.turns import Turns, share
+from disttrain.kube.api import EVENTS, ApiError, Body, KubeApi, NotFound
 from disttrain.plan.model import Event
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ As ReplicaSet's expectations, https://github.com/kubernetes/kubernetes/blob/mast
 from dataclasses import dataclass
 from datetime import timedelta
 
-from disttrain.controller.api import Body, Resource
 from disttrain.controller.cache import Cache, Key
+from disttrain.kube.api import Body, Resource
 
 DEADLINE = timedelta(seconds=15)
 """For an event to come that follows from a write at once."""

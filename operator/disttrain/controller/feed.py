@@ -7,12 +7,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from disttrain.controller.api import JOBS, Resource
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
 from disttrain.controller.snapshot import Child, Memories, Memory
+from disttrain.kube.api import JOBS, Resource
 
 SETTLE_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""

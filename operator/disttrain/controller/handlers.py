@@ -10,8 +10,8 @@ from typing import Any
 import kopf
 
 from disttrain.api.names import GROUP, LABEL_JOB_NAME, PLURAL, VERSION
-from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES
 from disttrain.controller.feed import Feed
+from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES
 
 
 def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:

@@ -13,9 +13,9 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
-from disttrain.controller.api import LEASES, ApiError, Body, Conflict, KubeApi, NotFound
 from disttrain.controller.metrics import LEADER
 from disttrain.controller.settings import Settings
+from disttrain.kube.api import LEASES, ApiError, Body, Conflict, KubeApi, NotFound
 
 log = logging.getLogger(__name__)
 

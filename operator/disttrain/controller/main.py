@@ -18,10 +18,10 @@ def main() -> None:
     from disttrain.controller.settings import Settings
 
     settings = Settings.load(sys.argv[1:], os.environ)
-    from disttrain.controller.api import NoCluster
     from disttrain.controller.logs import log_to_stderr
     from disttrain.controller.probes import NoPort
     from disttrain.controller.process import run
+    from disttrain.kube.api import NoCluster
 
     log_to_stderr(settings)
     # Collecting garbage was a third of the CPU time of a burst: JSON makes many containers and hardly a cycle. What was

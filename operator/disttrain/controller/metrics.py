@@ -77,6 +77,11 @@ DRIFT = Counter(
 LEADER = Gauge("disttrain_operator_leader", "1 while this replica acts.", registry=REGISTRY)
 
 
+def count_request(verb: str, resource: str, code: str) -> None:
+    """Counts a request to the API server."""
+    API_REQUESTS.labels(verb, resource, code).inc()
+
+
 class JobsCollector(Collector):
     """disttrain_operator_jobs{state}, counted at scrape time."""
 

@@ -10,8 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
-from disttrain.controller.api import EVENTS, ApiError, Body, KubeApi
 from disttrain.controller.snapshot import Memory
+from disttrain.kube.api import EVENTS, ApiError, Body, KubeApi
 from disttrain.plan.model import Phase, PodView
 
 log = logging.getLogger(__name__)

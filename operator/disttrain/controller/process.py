@@ -19,7 +19,6 @@ import uvloop
 from disttrain import __version__
 from disttrain.api import Progress
 from disttrain.controller import handlers, metrics, probes
-from disttrain.controller.api import KubeApi, KubeClient, connect
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
@@ -35,6 +34,8 @@ from disttrain.controller.settings import Settings
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
 from disttrain.controller.turns import share
+from disttrain.kube.api import KubeApi
+from disttrain.kube.client import KubeClient, connect
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ async def _operate(settings: Settings) -> int:
     try:
         # Masters that are read through the API server share the connections; silent ones must not take those of the passes.
         async with connect(connections=settings.requests + settings.workers + AT_ONCE) as client:
-            api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds)
+            api = KubeClient(client, timeout_seconds=settings.request_timeout_seconds, count=metrics.count_request)
             async with fetcher(settings.progress, api) as fetch:
                 return await Operator(settings, api, fetch).run()
     except asyncio.CancelledError:

@@ -19,10 +19,11 @@ from enum import Enum, auto
 import aiohttp
 
 from disttrain.api import Progress
-from disttrain.controller.api import ApiError, KubeApi, beginning
 from disttrain.controller.cache import Key
 from disttrain.controller.settings import ProgressPath
 from disttrain.controller.turns import Slots
+from disttrain.kube.api import ApiError, KubeApi
+from disttrain.kube.client import beginning
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from disttrain.api.names import (
     Role,
     pod_name,
 )
-from disttrain.controller.api import Body
+from disttrain.kube.api import Body
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Trouble
 from disttrain.plan.world import SILENCE
 

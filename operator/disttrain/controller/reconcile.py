@@ -13,7 +13,6 @@ from datetime import datetime
 
 from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
 from disttrain.api.stored import ReadJob
-from disttrain.controller.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.controller.apply import Executor, of_a_former_job, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
@@ -25,6 +24,7 @@ from disttrain.controller.queue import ShutDown, WorkQueue
 from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
+from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.plan import Plan, decide, disruptions
 from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval

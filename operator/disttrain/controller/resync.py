@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from disttrain.api.names import LABEL_JOB_NAME
-from disttrain.controller.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Page, Resource
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Store
 from disttrain.controller.metrics import DRIFT
+from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Page, Resource
 
 log = logging.getLogger(__name__)
 

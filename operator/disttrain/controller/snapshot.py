@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from disttrain.api import DistTrainJob, Progress
 from disttrain.api.names import Role
-from disttrain.controller.api import Resource
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key
+from disttrain.kube.api import Resource
 from disttrain.plan.model import Phase, PodView, Refusal, Snapshot
 from disttrain.plan.progress import is_another_step
 

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 from disttrain.api import DistTrainJobStatus
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.controller.api import JOBS, Body, Conflict, KubeApi, NotFound, Refused
 from disttrain.controller.cache import Cache, Entry, StoredJob
+from disttrain.kube.api import JOBS, Body, Conflict, KubeApi, NotFound, Refused
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from disttrain.api.names import API_VERSION, KIND, LABEL_JOB_NAME
-from disttrain.controller.api import (
+from disttrain.controller.cache import Key
+from disttrain.kube.api import (
     EVENTS,
     JOBS,
     PODS,
@@ -25,7 +26,6 @@ from disttrain.controller.api import (
     Page,
     Resource,
 )
-from disttrain.controller.cache import Key
 from unit.controller.hand_turned import now
 
 NAMESPACE = "team"

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from disttrain.controller.api import JOBS, Body
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
@@ -20,6 +19,7 @@ from disttrain.controller.reconcile import Reconciler
 from disttrain.controller.resync import Freshness, Restored
 from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
+from disttrain.kube.api import JOBS, Body
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, clock, job
 from unit.controller.hand_turned import now
 

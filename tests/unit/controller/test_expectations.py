@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from disttrain.controller.api import SERVICES
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import DEADLINE, Expectations
+from disttrain.kube.api import SERVICES
 
 JOB, CHILD = Key("default", "digits"), Key("default", "digits-child")
 LATE = DEADLINE.total_seconds()

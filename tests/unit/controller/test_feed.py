@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import API_VERSION, KIND
-from disttrain.controller.api import PODS
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.feed import SETTLE_SECONDS, Feed
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.resync import Freshness
 from disttrain.controller.snapshot import Child, Memories
+from disttrain.kube.api import PODS
 
 JOB = Key("default", "digits")
 

@@ -10,7 +10,6 @@ import pytest
 from disttrain.api import DistTrainJob
 from disttrain.api.names import Role
 from disttrain.controller import events
-from disttrain.controller.api import EVENTS, JOBS, PODS, Page, Resource
 from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
@@ -20,6 +19,7 @@ from disttrain.controller.projection import LONGEST as LONGEST_MESSAGE
 from disttrain.controller.projection import project_pod
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.snapshot import Memory
+from disttrain.kube.api import EVENTS, JOBS, PODS, Page, Resource
 from disttrain.plan.model import CreatePod, Event, Phase, PodView
 from unit.controller.bodies import pod
 from unit.controller.fake_api import NOON, ApiServer, clock, job

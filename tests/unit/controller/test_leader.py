@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from disttrain.controller.api import Unavailable
 from disttrain.controller.leader import LEASE_SECONDS, RENEW_SECONDS, leadership
 from disttrain.controller.metrics import REGISTRY
 from disttrain.controller.settings import Settings
+from disttrain.kube.api import Unavailable
 from unit.controller.hand_turned import hand_turned, now
 
 SETTINGS = Settings(leader_elect=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from disttrain.controller.api import EVENTS, JOBS, PODS, Refused
 from disttrain.controller.mounts import EVERY, PATIENCE
+from disttrain.kube.api import EVENTS, JOBS, PODS, Refused
 from unit.controller.fake_api import NAMESPACE, PODS_OF_JOB, ApiServer, job, stamp
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned

@@ -10,7 +10,8 @@ import pytest
 
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller import apply
-from disttrain.controller.api import (
+from disttrain.controller.snapshot import Child
+from disttrain.kube.api import (
     JOBS,
     NETWORK_POLICIES,
     PODS,
@@ -20,7 +21,6 @@ from disttrain.controller.api import (
     Resource,
     Unavailable,
 )
-from disttrain.controller.snapshot import Child
 from unit.controller.fake_api import JOB, PODS_OF_JOB, job
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned, now

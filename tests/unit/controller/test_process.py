@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 
 from disttrain.controller import metrics
-from disttrain.controller.api import JOBS
 from disttrain.controller.process import MOST_LAG, STALE_RESYNCS, Operator
 from disttrain.controller.settings import Settings
+from disttrain.kube.api import JOBS
 from unit.controller.fake_api import JOB, ApiServer, job
 from unit.controller.hand_turned import hand_turned, now
 

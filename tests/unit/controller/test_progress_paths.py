@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 
 from disttrain.api import Progress
-from disttrain.controller.api import KubeClient, connect
 from disttrain.controller.cache import Key
 from disttrain.controller.progress import MOST_BYTES, Fetch, Master, Outcome, ProgressReader, Unreadable, fetcher
 from disttrain.controller.settings import ProgressPath
+from disttrain.kube.client import KubeClient, connect
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REPORT = {"attempt": 1, "step": 41, "totalSteps": 90, "loss": 0.5, "worldSize": 2}

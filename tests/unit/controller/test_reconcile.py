@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from disttrain.controller.api import JOBS, PODS, Body, Resource, Unavailable
 from disttrain.controller.expectations import DEADLINE
 from disttrain.controller.status import LATENCIES_EACH
+from disttrain.kube.api import JOBS, PODS, Body, Resource, Unavailable
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import Operator, eventually, operated
 from unit.controller.hand_turned import hand_turned, now

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from disttrain.controller import resync
-from disttrain.controller.api import PODS, SERVICES, ApiError, Page, Resource
 from disttrain.controller.cache import Cache, Entry
 from disttrain.controller.resync import Freshness, Restored, Resync
+from disttrain.kube.api import PODS, SERVICES, ApiError, Page, Resource
 
 NEVER = 3600.0
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.controller.api import JOBS, PODS, Body, Refused, Resource
 from disttrain.controller.status import REFUSED_SECONDS, merge_patch, resting, rests, status_patch, steps, trim
+from disttrain.kube.api import JOBS, PODS, Body, Refused, Resource
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned

@@ -9,12 +9,12 @@ import pytest
 
 from disttrain.api import DistTrainJob, Progress
 from disttrain.api.names import API_VERSION, KIND
-from disttrain.controller.api import EVENTS, JOBS, NETWORK_POLICIES, PODS, SERVICES, Resource
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.mounts import PATIENCE, Mounts
 from disttrain.controller.progress import Master
 from disttrain.controller.snapshot import Memory, running_master, take_snapshot
+from disttrain.kube.api import EVENTS, JOBS, NETWORK_POLICIES, PODS, SERVICES, Resource
 from disttrain.plan.model import DeleteNetworkPolicy, Phase
 from unit.controller.fake_api import NOON, ApiServer, job
 from unit.controller.fake_cluster import Operator

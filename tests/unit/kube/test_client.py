@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.config import ConfigException
 
-from disttrain.controller.api import EVENTS, PODS, KubeClient, Unavailable, connect
+from disttrain.kube.api import EVENTS, PODS, Unavailable
+from disttrain.kube.client import KubeClient, connect
 
 
 @contextlib.asynccontextmanager
@@ -68,7 +69,7 @@ async def test_answer_that_is_no_json_is_one_that_may_be_better_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with server("<html>a proxy</html>", tmp_path, monkeypatch) as (client, _):
-        with pytest.raises(Unavailable, match="no JSON"):
+        with pytest.raises(Unavailable, match="is not JSON"):
             await client.get(PODS, "team", "x")
 
 

@@ -1,21 +1,12 @@
-"""The API server, as the operator talks to it: raw objects in and out, and errors that say what to do about them.
+"""`KubeApi` over kubernetes.aio.
 
-`KubeApi` is all that the rest of the operator knows; `KubeClient` is it over kubernetes.aio, whose configuration, TLS and connections we
-use, and whose typed models we do not: parsing a list of 1000 pods into them costs seven times as much. Nothing is repeated or slept
-through in here: an `Unavailable` goes back to the queue, which knows when to try again.
-
-    ApiError
-    ├── NotFound       404
-    ├── Conflict       409  it exists already, or is not the one we meant (uid, resourceVersion)
-    ├── Refused        400, 403, 405, 422 …  the same request will not succeed until something changes
-    └── Unavailable    401, 408, 429, 5xx, no answer or none that can be read: the very same request may succeed later
+Its configuration, TLS and connections are used, its typed models are not: parsing a list of 1000 pods into them costs seven times as much.
 """
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 import aiohttp
@@ -23,132 +14,49 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from disttrain.api.names import FIELD_MANAGER, GROUP, KIND, PLURAL, VERSION
-from disttrain.controller.metrics import API_REQUESTS
-
-Body: TypeAlias = dict[str, Any]
+from disttrain.api.names import FIELD_MANAGER
+from disttrain.kube.api import (
+    PODS,
+    ApiError,
+    Body,
+    Conflict,
+    NoCluster,
+    NotFound,
+    Page,
+    Refused,
+    Resource,
+    Unavailable,
+)
 
 PAGE = 500
-"""Objects of a list in one answer: bounds the memory that a resync takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A kind of namespaced object: where it is found."""
-
-    prefix: str
-    plural: str
-    kind: str
-
-    def path(self, namespace: str | None, *rest: str) -> str:
-        scope = (f"namespaces/{namespace}",) if namespace else ()
-        return "/".join((self.prefix, *scope, self.plural, *rest))
-
-
-JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL, KIND)
-PODS = Resource("/api/v1", "pods", "Pod")
-SERVICES = Resource("/api/v1", "services", "Service")
-NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies", "NetworkPolicy")
-EVENTS = Resource("/api/v1", "events", "Event")
-LEASES = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
-
-
-class ApiError(Exception):
-    """The API server said no. `reason` is its one word, such as AlreadyExists."""
-
-    def __init__(
-        self, status: int, reason: str, message: str, retry_after: float | None = None, fields: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(f"{status} {reason}: {message}")
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.retry_after = retry_after
-        """Seconds, where the server said how long to leave it alone."""
-        self.fields = fields
-        """Fields of the object that it calls wrong, such as status.training.loss."""
-
-
-class NotFound(ApiError): ...
-
-
-class Conflict(ApiError): ...
-
-
-class Refused(ApiError): ...
-
-
-class Unavailable(ApiError): ...
-
-
-class NoCluster(Exception):
-    """Neither a pod's account nor a kubeconfig says where the cluster is."""
-
-
-class KubeApi(Protocol):
-    """What the operator needs of an API server."""
-
-    async def get(self, resource: Resource, namespace: str, name: str) -> Body: ...
-
-    def list(
-        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
-    ) -> "AsyncIterator[Page]":
-        """All objects, or those with such labels and fields; page by page, all as of one resource version."""
-        ...
-
-    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
-        """Makes an object; Refused when it has a field that the server does not know. The answer is its metadata alone: the rest is
-        what was sent, and costs both sides time."""
-        ...
-
-    async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
-        """A merge patch (RFC 7386)."""
-        ...
-
-    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
-        """A merge patch of the status subresource; with a resourceVersion in it, a Conflict when the object moved on."""
-        ...
-
-    async def delete(
-        self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
-    ) -> Body:
-        """Deletes this very object, in the background for what it owns. Conflict when the name is another's by now."""
-        ...
-
-    async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
-        """What a pod answers to a GET, through the API server; at most so many bytes of it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a list."""
-
-    items: list[Body]
-    version: int
-    """The resource version that the whole list is of."""
+"""Objects in one page of a list. It bounds the memory that reading a list takes."""
+Count: TypeAlias = Callable[[str, str, str], None]
+"""Called after each request with its verb, the plural of its resource, and the HTTP status as text, "none" without an answer."""
 
 
 @contextlib.asynccontextmanager
 async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
-    """kubernetes.aio for the pod's own account, or outside a cluster for the current context of the kubeconfig."""
+    """A client of kubernetes.aio with the pod's service account, or outside a cluster with the current context of the kubeconfig.
+
+    Raises NoCluster when there is neither.
+    """
     configuration = Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException:
         try:
             await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except Exception as error:  # a file that is no kubeconfig fails in as many ways as there are other files
+        except Exception as error:  # a file that is not a kubeconfig fails in many ways
             raise NoCluster(f"no cluster: {_one_line(error)}; set KUBECONFIG to a kubeconfig") from error
     configuration.connection_pool_maxsize = connections
-    # Else aiohttp looks for a .netrc in a thread of its own, for every single request. A proxy of the kubeconfig is still used.
+    # Without trust_env=False aiohttp reads .netrc in a thread for every request. A proxy of the kubeconfig is still used.
     configuration.client_session_kwargs = {"trust_env": False, "middlewares": (_no_redirect,)}
     async with ApiClient(configuration) as client:
         yield client
 
 
 async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """An API server sends nobody elsewhere; a pod behind its proxy could, to wherever it likes."""
+    """Refuses redirects. An API server sends none; a pod behind its proxy could send the operator to any address."""
     answer = await handler(request)
     if answer.status in (301, 302, 303, 307, 308):
         answer.close()
@@ -157,7 +65,7 @@ async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHa
 
 
 async def beginning(content: aiohttp.StreamReader, most: int) -> bytes:
-    """A body, or its first bytes: a single read gives no more than what has come so far."""
+    """Reads up to `most` bytes of a body. A single read would return only what has arrived so far."""
     data = b""
     while len(data) < most and (more := await content.read(most - len(data))):
         data += more
@@ -171,10 +79,11 @@ def _one_line(error: Exception) -> str:
 
 
 class KubeClient:
-    """`KubeApi` over kubernetes.aio."""
+    """`KubeApi` over kubernetes.aio. For one event loop."""
 
-    def __init__(self, client: ApiClient, *, timeout_seconds: float) -> None:
+    def __init__(self, client: ApiClient, *, timeout_seconds: float, count: Count = lambda *_: None) -> None:
         self._client = client
+        self._count = count
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Body:
@@ -199,7 +108,7 @@ class KubeClient:
             "create",
             resource,
             resource.path(namespace),
-            # Else a misspelt field of a template is dropped without a word, and with it what the user wanted.
+            # Without it the API server drops a misspelt field of a template silently.
             query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
             body=body,
             accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
@@ -233,8 +142,8 @@ class KubeClient:
         data = await self._exchange(method, verb, resource, path, **more)
         try:
             answer: Body = json.loads(data)
-        except ValueError as error:  # of a proxy in between, or cut off
-            raise Unavailable(0, "Unreadable", f"the answer to {method} {path} is no JSON: {data[:100]!r}") from error
+        except ValueError as error:  # the answer of a proxy in between, or one that was cut off
+            raise Unavailable(0, "Unreadable", f"the answer to {method} {path} is not JSON: {data[:100]!r}") from error
         return answer
 
     async def _exchange(
@@ -264,17 +173,17 @@ class KubeClient:
                     data = await beginning(response.content, most)
             code = str(answer.status)
         except (aiohttp.ClientError, OSError, TimeoutError, config.ConfigException) as error:
-            # ConfigException: the account's token cannot be read anew, or the kubeconfig's plugin gives none.
+            # ConfigException: the service account's token cannot be read again, or the kubeconfig's plugin returns none.
             raise Unavailable(0, type(error).__name__, f"no answer to {method} {path}: {error}") from error
         finally:
-            API_REQUESTS.labels(verb, resource.plural, code).inc()
+            self._count(verb, resource.plural, code)
         if answer.status >= 400:
             raise _error(answer.status, data, answer.headers.get("Retry-After"))
         return data
 
     async def _headers(self, content_type: str, accept: str) -> dict[str, str]:
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
-        # Asked each time: it is kubernetes.aio that knows when the account's token has to be read anew.
+        # For each request, since kubernetes.aio reads the service account's token again when it has expired.
         for setting in (await self._client.configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]
         return headers

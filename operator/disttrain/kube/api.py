@@ -1,0 +1,113 @@
+"""What a program needs of a Kubernetes API server (`KubeApi`), the kinds of objects that it asks for, and the errors that it can get.
+
+ApiError
+├── NotFound       404
+├── Conflict       409  it exists already, or is not the one we meant (uid, resourceVersion)
+├── Refused        400, 403, 405, 422 …  the same request will not succeed until something changes
+└── Unavailable    401, 408, 429, 5xx, no answer or none that can be read: the very same request may succeed later
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from disttrain.api.names import GROUP, KIND, PLURAL, VERSION
+
+Body: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of namespaced object: where it is found."""
+
+    prefix: str
+    plural: str
+    kind: str
+
+    def path(self, namespace: str | None, *rest: str) -> str:
+        scope = (f"namespaces/{namespace}",) if namespace else ()
+        return "/".join((self.prefix, *scope, self.plural, *rest))
+
+
+JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL, KIND)
+PODS = Resource("/api/v1", "pods", "Pod")
+SERVICES = Resource("/api/v1", "services", "Service")
+NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies", "NetworkPolicy")
+EVENTS = Resource("/api/v1", "events", "Event")
+LEASES = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
+
+
+class ApiError(Exception):
+    """The API server refused a request, or did not answer it. `reason` is its one-word reason, such as AlreadyExists."""
+
+    def __init__(
+        self, status: int, reason: str, message: str, retry_after: float | None = None, fields: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds until the next request, where the server asked for such a pause; else None."""
+        self.fields = fields
+        """Fields of the object that the server rejects, such as status.training.loss."""
+
+
+class NotFound(ApiError): ...
+
+
+class Conflict(ApiError): ...
+
+
+class Refused(ApiError): ...
+
+
+class Unavailable(ApiError): ...
+
+
+class NoCluster(Exception):
+    """Neither a pod's account nor a kubeconfig says where the cluster is."""
+
+
+class KubeApi(Protocol):
+    """The requests. Each raises an ApiError, and none is repeated here: the caller knows when to try again."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body: ...
+
+    def list(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> "AsyncIterator[Page]":
+        """All objects, or those with such labels and fields; page by page, all as of one resource version."""
+        ...
+
+    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+        """Creates an object; Refused when it has a field that the server does not know. Returns the metadata alone: the rest is
+        what was sent, and would cost both sides time."""
+        ...
+
+    async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        """A merge patch (RFC 7386)."""
+        ...
+
+    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
+        """A merge patch of the status subresource; with a resourceVersion in it, a Conflict when the object moved on."""
+        ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> Body:
+        """Deletes the object of that uid; what it owns is deleted in the background. Conflict when another object has the name now."""
+        ...
+
+    async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
+        """The first `most` bytes of what a pod answers to a GET, through the API server."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    items: list[Body]
+    version: int
+    """The resource version that the whole list is of."""
