@@ -23,14 +23,14 @@ from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import Feed
-from disttrain.controller.mounts import Mounts
+from disttrain.controller.intake import Intake
 from disttrain.controller.progress import ProgressReader
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import Freshness, Resync
-from disttrain.controller.snapshot import Memories
+from disttrain.controller.record import JobRecords
+from disttrain.controller.resync import Resync, WatchHealth
 from disttrain.controller.status import StatusWriter
+from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import Body, Resource
 from disttrain.kube.client import KubeClient, connect
 
@@ -80,13 +80,13 @@ class Process:
     """One life of the operator."""
 
     def __init__(self, api: Any, clock: Clock, namespace: str) -> None:
-        cache, memories = Cache(), Memories()
+        cache, records = Cache(), JobRecords()
         expectations = Expectations(cache)
         self.queue: WorkQueue[Key] = WorkQueue()
-        freshness = Freshness(asyncio.get_running_loop().time)
-        feed = Feed(cache, self.queue, expectations, memories, freshness)
+        watch_health = WatchHealth(asyncio.get_running_loop().time)
+        intake = Intake(cache, self.queue, expectations, records, watch_health)
         self._resync = Resync(
-            api, cache, freshness, namespaces=[namespace], changed=feed.changed, queue_all=feed.queue_all
+            api, cache, watch_health, namespaces=[namespace], changed=intake.changed, queue_all=intake.queue_all
         )
 
         async def nobody(_: object) -> bytes:
@@ -98,12 +98,12 @@ class Process:
             cache=cache,
             queue=self.queue,
             expectations=expectations,
-            memories=memories,
+            records=records,
             executor=Executor(api, cache, expectations, trainer_image="x", concurrency=1, clock=clock),
             statuses=StatusWriter(api, cache, rest=0),
             events=EventPoster(api),
             progress=self.progress,
-            mounts=Mounts(api),
+            volume_failures=VolumeFailures(api),
             clock=clock,
             restored=lambda _: None,
         )

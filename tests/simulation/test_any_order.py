@@ -218,12 +218,12 @@ class AnyOrder(RuleBasedStateMachine):
         # A master that hangs is given up: it is the only one that is written down without having failed.
         judged = fresh - self.cluster.own_failures
         silent = sum(event.reason == "MasterSilent" for event in self.cluster.events)
-        given_up = (
+        declared_failed = (
             after.restarts is not None
             and after.restarts.last is not None
             and after.restarts.last.reason == "MasterSilent"
         )
-        assert len(judged) <= (1 if given_up else 0), "a pod that was told to end was counted"
+        assert len(judged) <= (1 if declared_failed else 0), "a pod that was told to end was counted"
         self.accounted |= fresh
         new_attempt = ((before and before.attempt) or 1) < (after.attempt or 1)
         assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})

@@ -84,7 +84,7 @@ snapshots = st.builds(
     refusals=st.lists(
         st.builds(Refusal, name=st.text(), message=st.text(), retryable=st.booleans(), time=moments), max_size=2
     ).map(tuple),
-    foreign=st.lists(st.text(), max_size=2).map(tuple),
+    name_conflicts=st.lists(st.text(), max_size=2).map(tuple),
 )
 
 

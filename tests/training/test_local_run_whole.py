@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain_trainer.examples import charlm
 from local_runs.command import left_behind, run
 from width import WIDE
@@ -35,7 +35,7 @@ def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
     done = run(tmp_path, str(EXAMPLES / "digits-ddp.yaml"), "-o", "json", seconds=150)
     assert done.code == 0, done
     job = DistTrainJob.parse(done.job)
-    assert job.status.state is State.COMPLETE
+    assert job.status.state is JobState.COMPLETE
     assert job.status.is_true("Complete")
     assert not job.status.is_true("Failed")
     assert job.status.training is not None

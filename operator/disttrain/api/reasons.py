@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """status.state: one word derived from the conditions, for the printer column."""
 
     PENDING = "Pending"
@@ -119,4 +119,4 @@ class Reason(StrEnum):
     """Somebody deleted a child of the job; it was made again."""
 
 
-FINAL = frozenset({State.COMPLETE, State.FAILED})
+FINAL = frozenset({JobState.COMPLETE, JobState.FAILED})

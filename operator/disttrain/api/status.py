@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BeforeValidator, Field, PlainSerializer, Str
 from pydantic_core import PydanticCustomError
 
 from disttrain.api.base import Model
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.api.types import list_map
 
 
@@ -207,7 +207,7 @@ class DistTrainJobStatus(Model):
 
     observed_generation: Count | None = None
     """Generation of the spec that this status is about."""
-    state: State | None = None
+    state: JobState | None = None
     """One word: Pending, Scheduling, Starting, Training, Stalled, Restarting, Resizing, Suspended, Complete or Failed."""
     conditions: Annotated[tuple[Condition, ...], *list_map("type", max_items=16)] = ()
     """Valid, Suspended, Scheduled, Ready, Progressing, Restarting, Complete, Failed."""

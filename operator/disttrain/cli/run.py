@@ -9,7 +9,7 @@ import time
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import MANAGED_BY
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
 from disttrain.cli.screen import Screen, screen_for
@@ -76,9 +76,9 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
 
 def _exit_code(job: DistTrainJob, *, interrupted: bool) -> int:
     match job.status.state:
-        case State.COMPLETE:
+        case JobState.COMPLETE:
             return COMPLETE
-        case State.FAILED:
+        case JobState.FAILED:
             return FAILED
         case _:
             return INTERRUPTED if interrupted else WRONG

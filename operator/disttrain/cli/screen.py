@@ -24,7 +24,7 @@ from disttrain.plan.model import Event
 
 PLAIN_SECONDS: Final = 5.0
 """Between two lines of progress."""
-_PATIENCE_SECONDS: Final = 2.0
+_STUCK_READER_SECONDS: Final = 2.0
 """How long a reader may take nothing before the end of an interrupted run leaves the rest unsaid."""
 
 
@@ -66,7 +66,7 @@ class Screen(Observer, ABC):
 
     def hurry(self) -> None:
         """The run was interrupted: at its end a reader that takes nothing is not waited for."""
-        self._patience = _PATIENCE_SECONDS
+        self._patience = _STUCK_READER_SECONDS
 
     def line(self, process: Process, text: str) -> None:
         """A process printed a line."""

@@ -1,7 +1,7 @@
 """What is said of a run when it is over: the outcome, the numbers, and where to look. Text only."""
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.reasons import ConditionType, State
+from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.status import WHOLE_JOB
 from disttrain.cli.words import duration
 from disttrain.local.folders import RunFolder
@@ -11,8 +11,8 @@ from disttrain.plan.words import WARNING
 def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted: bool) -> str:
     """The last lines of a run."""
     state = job.status.state
-    outcome = f"{state} in {duration(seconds)}" if state is State.COMPLETE else f"{state} after {duration(seconds)}"
-    if interrupted and state not in (State.COMPLETE, State.FAILED):
+    outcome = f"{state} in {duration(seconds)}" if state is JobState.COMPLETE else f"{state} after {duration(seconds)}"
+    if interrupted and state not in (JobState.COMPLETE, JobState.FAILED):
         how = "; `disttrain run --resume` goes on from the last checkpoint" if job.spec.checkpoint else ""
         outcome = f"interrupted after {duration(seconds)}{how}"
     lines = [f"{job.metadata.name}: {outcome}"]

@@ -1,7 +1,7 @@
 """The progress of a job in words, for a terminal and for a log. No output here."""
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.reasons import ConditionType, State
+from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
 
 _WAITING = (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY)
@@ -15,9 +15,9 @@ def numbers(job: DistTrainJob, progress: Progress | None) -> str:
 def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
     """The same in pieces, the most wanted first."""
     step, total = steps(job, progress)
-    if job.status.state in (State.COMPLETE, State.FAILED):
+    if job.status.state in (JobState.COMPLETE, JobState.FAILED):
         return [f"step {step}/{total}"] if total else []
-    if job.status.state is not State.TRAINING or progress is None:
+    if job.status.state is not JobState.TRAINING or progress is None:
         return [waiting] if (waiting := _waiting(job)) else []
     told = []
     if step or total:

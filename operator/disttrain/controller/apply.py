@@ -14,7 +14,7 @@ from disttrain.api import DistTrainJob
 from disttrain.api.names import KIND, pod_name, service_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.snapshot import Child, Memory
+from disttrain.controller.record import Child, JobRecord
 from disttrain.controller.turns import Slots
 from disttrain.kube.api import (
     JOBS,
@@ -43,7 +43,7 @@ from disttrain.plan.model import (
 
 SLOW_START = 4
 """Size of the first batch of creations; each next one is twice as large. A quota that is full is met by few requests, not by thousands."""
-LASTING = 5.0
+SERVER_ERROR_SECONDS = 5.0
 """Seconds after which an error of the server at a creation is told as a refusal: an admission webhook may be down for hours."""
 FINAL = frozenset({400, 422})
 """Codes for an object that is wrong in itself: a field that does not exist or is of another type, a value that is not allowed."""
@@ -70,7 +70,7 @@ class Executor:
         self._slots = Slots(concurrency)
         self._clock = clock
 
-    async def carry_out(self, job: DistTrainJob, memory: Memory, actions: Iterable[Action]) -> bool:
+    async def carry_out(self, job: DistTrainJob, record: JobRecord, actions: Iterable[Action]) -> bool:
         """Does it all, or raises ApiError with a part of it done.
 
         True when the plan has to look again and no watch may tell it so: at an obstacle, or without a child that went at once.
@@ -82,7 +82,7 @@ class Executor:
             while left:
                 batch, left = left[:size], left[size:]
                 results = await asyncio.gather(
-                    *(self._bounded(job, memory, action) for action in batch), return_exceptions=True
+                    *(self._bounded(job, record, action) for action in batch), return_exceptions=True
                 )
                 size *= 2
                 if failures := [result for result in results if isinstance(result, BaseException)]:
@@ -90,20 +90,20 @@ class Executor:
                 news |= any(results)
         return news
 
-    async def _bounded(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:
+    async def _bounded(self, job: DistTrainJob, record: JobRecord, action: Action) -> bool:
         async with self._slots.of(job.metadata.namespace):
-            return await self._do(job, memory, action)
+            return await self._do(job, record, action)
 
-    async def _do(self, job: DistTrainJob, memory: Memory, action: Action) -> bool:
+    async def _do(self, job: DistTrainJob, record: JobRecord, action: Action) -> bool:
         """True when a child went at once."""
         namespace, name = job.metadata.namespace, job.metadata.name
         match action:
             case CreateService():
                 child = Child(SERVICES, Key(namespace, service_name(name)))
-                return await self._create(job, memory, child, lambda: build_service(job))
+                return await self._create(job, record, child, lambda: build_service(job))
             case CreateNetworkPolicy():
                 child = Child(NETWORK_POLICIES, Key(namespace, name))
-                return await self._create(job, memory, child, lambda: build_network_policy(job))
+                return await self._create(job, record, child, lambda: build_network_policy(job))
             case DeleteNetworkPolicy():
                 policies = list(self._cache.network_policies.owned_by(namespace, job.metadata.uid))
                 gone = [await self._delete(job, NETWORK_POLICIES, one.key, one.uid, None) for one in policies]
@@ -112,14 +112,14 @@ class Executor:
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
                 image = kept or self._trainer_image
                 return await self._create(
-                    job, memory, child, lambda: build_pod(job, role, index, attempt, trainer_image=image)
+                    job, record, child, lambda: build_pod(job, role, index, attempt, trainer_image=image)
                 )
             case DeletePod(name=pod, uid=uid, grace_seconds=grace):
                 return await self._delete(job, PODS, Key(namespace, pod), uid, grace)
             case DeleteJob():
                 return await self._delete(job, JOBS, Key(namespace, name), job.metadata.uid, None)
 
-    async def _create(self, job: DistTrainJob, memory: Memory, child: Child, build: Callable[[], Body]) -> bool:
+    async def _create(self, job: DistTrainJob, record: JobRecord, child: Child, build: Callable[[], Body]) -> bool:
         """Makes a child. True when there was a useless one in its place, which went at once."""
         resource, key = child
         now = asyncio.get_running_loop().time()
@@ -127,7 +127,7 @@ class Executor:
             body = build()
         except Exception as error:  # a template that cannot be merged fails in as many ways as there are templates
             words = f"it cannot be made of its template: {type(error).__name__}: {' '.join(str(error).split())}"
-            raise self._refuse(memory, child, words, retryable=False) from error
+            raise self._refuse(record, child, words, retryable=False) from error
         found = None
         try:
             made = await self._api.create(resource, key.namespace, body)
@@ -139,16 +139,16 @@ class Executor:
             except NotFound:
                 raise error from None  # gone in between: try again
             if not owned(found, job.metadata.uid):
-                memory.taken(child, former=of_a_former_job(found, job.metadata.name), now=now)
-                raise _Obstacle from error
+                record.name_taken(child, former=of_a_former_job(found, job.metadata.name), moment=now)
+                raise ChildNotCreated from error
         except Refused as error:
-            raise self._refuse(memory, child, error.message, retryable=error.status not in FINAL) from error
+            raise self._refuse(record, child, error.message, retryable=error.status not in FINAL) from error
         except Unavailable as error:
-            since = memory.failing.setdefault(child, now) if error.status >= 500 else now
-            if error.retry_after is None and now - since >= LASTING:
-                raise self._refuse(memory, child, error.message, retryable=True) from error
+            failed_for = record.server_failed(child, now) if error.status >= 500 else 0.0
+            if error.retry_after is None and failed_for >= SERVER_ERROR_SECONDS:
+                raise self._refuse(record, child, error.message, retryable=True) from error
             raise
-        memory.free(child)
+        record.resolved(child)
         self._expectations.created(Key(key.namespace, job.metadata.name), resource, made, now)
         if found is None or self._cache.shows(resource, key, job.metadata.uid):
             return False
@@ -157,12 +157,12 @@ class Executor:
         metadata = found["metadata"]
         if "deletionTimestamp" not in metadata and await self._delete(job, resource, key, metadata["uid"], None):
             return True
-        raise self._refuse(memory, child, UNSEEN, retryable=True)
+        raise self._refuse(record, child, UNSEEN, retryable=True)
 
-    def _refuse(self, memory: Memory, child: Child, message: str, *, retryable: bool) -> "_Obstacle":
+    def _refuse(self, record: JobRecord, child: Child, message: str, *, retryable: bool) -> "ChildNotCreated":
         name = f"{child.resource.kind} {child.key.name}"
-        memory.refusals[child] = Refusal(name=name, message=message, retryable=retryable, time=self._clock())
-        return _Obstacle()
+        record.refused(child, Refusal(name=name, message=message, retryable=retryable, time=self._clock()))
+        return ChildNotCreated()
 
     async def _delete(self, job: DistTrainJob, resource: Resource, key: Key, uid: str, grace: int | None) -> bool:
         """Deletes a child. True when it is gone with the answer, False when it has yet to end."""
@@ -185,14 +185,14 @@ class Executor:
 CREATIONS = (CreateService, CreateNetworkPolicy, CreatePod)
 
 
-class _Obstacle(Exception):
-    """A child could not be made, and the job's Memory says why."""
+class ChildNotCreated(Exception):
+    """A child could not be made, and the job's JobRecord says why."""
 
 
 def _judge(failures: list[BaseException]) -> bool:
     """Raises what has to be tried again; True when there were only obstacles that the plan shall hear of."""
     for failure in failures:
-        if not isinstance(failure, _Obstacle):
+        if not isinstance(failure, ChildNotCreated):
             raise failure
     return True
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from disttrain.controller.cache import Cache, Key
 from disttrain.kube.api import Body, Resource
 
-DEADLINE = timedelta(seconds=15)
+EVENT_DEADLINE = timedelta(seconds=15)
 """For an event to come that follows from a write at once."""
 
 
@@ -39,14 +39,14 @@ class Expectations:
             return  # the watch told of it before the answer came, and will not tell again
         metadata = body["metadata"]
         child = Key(metadata["namespace"], metadata["name"])
-        self._await(job, Awaited(resource, child, metadata["uid"], False, now + DEADLINE.total_seconds()))
+        self._await(job, Awaited(resource, child, metadata["uid"], False, now + EVENT_DEADLINE.total_seconds()))
 
     def deleted(self, job: Key, resource: Resource, body: Body, now: float) -> None:
         """We deleted this object, and it is still there: a pod takes up to its grace period to be gone."""
         self._cache.stores[resource].put(body)
         metadata = body["metadata"]
         child, grace = Key(metadata["namespace"], metadata["name"]), metadata.get("deletionGracePeriodSeconds") or 0
-        self._await(job, Awaited(resource, child, metadata["uid"], True, now + grace + DEADLINE.total_seconds()))
+        self._await(job, Awaited(resource, child, metadata["uid"], True, now + grace + EVENT_DEADLINE.total_seconds()))
 
     def there(self, job: Key, resource: Resource, body: Body) -> None:
         """We asked for it, and this is its newest state."""
@@ -70,7 +70,7 @@ class Expectations:
         """The children to ask for; each is awaited anew, for as long again."""
         late = [one for one in self._by_job.get(job, {}).values() if one.deadline <= now]
         for one in late:
-            one.deadline = now + DEADLINE.total_seconds()
+            one.deadline = now + EVENT_DEADLINE.total_seconds()
         return late
 
     def next_deadline(self, job: Key) -> float | None:

@@ -10,12 +10,12 @@ from typing import Any
 import kopf
 
 from disttrain.api.names import GROUP, LABEL_JOB_NAME, PLURAL, VERSION
-from disttrain.controller.feed import Feed
+from disttrain.controller.intake import Intake
 from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES
 
 
-def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
-    """The handlers of an operator that tells this feed, and awaits `end` when it is told to end."""
+def register(intake: Intake, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
+    """The handlers of an operator. They hand watch events to `intake`; kopf awaits `end` before it ends."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -28,19 +28,19 @@ def register(feed: Feed, end: Callable[[], Awaitable[None]]) -> kopf.OperatorReg
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def job(event: kopf.RawEvent, **_: Any) -> None:
-        feed.take(JOBS, event)
+        intake.take(JOBS, event)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod(event: kopf.RawEvent, **_: Any) -> None:
-        feed.take(PODS, event)
+        intake.take(PODS, event)
 
     @kopf.on.event("", "v1", "services", registry=registry)
     async def service(event: kopf.RawEvent, **_: Any) -> None:
-        feed.take(SERVICES, event)
+        intake.take(SERVICES, event)
 
     @kopf.on.event("networking.k8s.io", "v1", "networkpolicies", registry=registry)
     async def network_policy(event: kopf.RawEvent, **_: Any) -> None:
-        feed.take(NETWORK_POLICIES, event)
+        intake.take(NETWORK_POLICIES, event)
 
     return registry
 

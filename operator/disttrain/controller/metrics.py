@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from disttrain.api.names import Role
-from disttrain.api.reasons import ConditionType, Reason, State
+from disttrain.api.reasons import ConditionType, JobState, Reason
 from disttrain.api.status import WHOLE_JOB, Condition, DistTrainJobStatus, LastRestart
 
 REGISTRY = CollectorRegistry()
@@ -91,7 +91,7 @@ class JobsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         tally = Tally(self._states())
         family = GaugeMetricFamily("disttrain_operator_jobs", "Jobs by state.", labels=["state"])
-        for state in State:
+        for state in JobState:
             family.add_metric([state], tally[state])
         yield family
 

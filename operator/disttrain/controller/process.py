@@ -23,24 +23,24 @@ from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import Feed
+from disttrain.controller.intake import Intake
 from disttrain.controller.leader import leadership
-from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import AT_ONCE, Fetch, Master, ProgressReader, fetcher
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import SELECTORS, Freshness, Restored, Resync
+from disttrain.controller.record import JobRecords
+from disttrain.controller.resync import SELECTORS, Restored, Resync, WatchHealth
 from disttrain.controller.settings import Settings
-from disttrain.controller.snapshot import Memories
 from disttrain.controller.status import StatusWriter
 from disttrain.controller.turns import share
+from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import KubeApi
 from disttrain.kube.client import KubeClient, connect
 
 log = logging.getLogger(__name__)
 
-MOST_LAG = 5.0
-MOST_WAIT = 300.0
+MOST_LAG_SECONDS = 5.0
+MOST_WAIT_SECONDS = 300.0
 STALE_RESYNCS = 10
 """Missed comparisons after which the operator is taken for stuck."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -95,18 +95,18 @@ class Operator:
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._leading = not settings.leader_elect
-        self._freshness = Freshness(loop.time)
+        self._watch_health = WatchHealth(loop.time)
         self._lag = probes.LoopLag()
         self._events = EventPoster(api)
-        expectations, memories = Expectations(self._cache), Memories()
-        self._feed = Feed(self._cache, self._queue, expectations, memories, self._freshness)
+        expectations, records = Expectations(self._cache), JobRecords()
+        self._intake = Intake(self._cache, self._queue, expectations, records, self._watch_health)
         self._resync = Resync(
             api,
             self._cache,
-            self._freshness,
+            self._watch_health,
             namespaces=settings.namespaces,
-            changed=self._feed.changed,
-            queue_all=self._feed.queue_all,
+            changed=self._intake.changed,
+            queue_all=self._intake.queue_all,
             restored=self._is_restored,
         )
         self._progress = ProgressReader(fetch, self._heard)
@@ -115,7 +115,7 @@ class Operator:
             cache=self._cache,
             queue=self._queue,
             expectations=expectations,
-            memories=memories,
+            records=records,
             executor=Executor(
                 api,
                 self._cache,
@@ -127,7 +127,7 @@ class Operator:
             statuses=StatusWriter(api, self._cache, rest=settings.status_rest_seconds),
             events=self._events,
             progress=self._progress,
-            mounts=Mounts(api),
+            volume_failures=VolumeFailures(api),
             clock=_now,
             restored=self._is_restored,
         )
@@ -155,7 +155,7 @@ class Operator:
             asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
             for number in range(self._settings.workers)
         ]
-        self._freshness.broken.set()  # what vanishes before the watches begin is told by none
+        self._watch_health.broken.set()  # what vanishes before the watches begin is told by none
         resync = self._resync.run(self._settings.resync_seconds)
         async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
             try:
@@ -196,7 +196,7 @@ class Operator:
         handlers.configure(kopf_settings)
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=handlers.register(self._feed, self._end),
+            registry=handlers.register(self._intake, self._end),
             settings=kopf_settings,
             standalone=True,
             clusterwide=not self._settings.namespaces,
@@ -210,16 +210,16 @@ class Operator:
     @contextlib.asynccontextmanager
     async def _port(self) -> AsyncIterator[None]:
         live = {
-            "event loop": lambda: _above(self._lag.seconds, MOST_LAG, "late"),
-            "queue": lambda: _above(self._queue.oldest(), MOST_WAIT, "waiting"),
+            "event loop": lambda: _above(self._lag.seconds, MOST_LAG_SECONDS, "late"),
+            "queue": lambda: _above(self._queue.oldest(), MOST_WAIT_SECONDS, "waiting"),
         }
         most = STALE_RESYNCS * self._settings.resync_seconds
         for resource in SELECTORS:
             live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
-                _above(self._freshness.age(resource), most, "without news") if self._freshness.synced else None
+                _above(self._watch_health.age(resource), most, "without news") if self._watch_health.synced else None
             )
         # One that waits for the Lease is ready to take over.
-        ready = {"first list": lambda: "not yet read" if self._leading and not self._freshness.synced else None}
+        ready = {"first list": lambda: "not yet read" if self._leading and not self._watch_health.synced else None}
         async with probes.serve(
             self._settings.host,
             self._settings.port,
@@ -236,10 +236,10 @@ class Operator:
 
     def _measure(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._queue))
-        if not self._freshness.synced:
+        if not self._watch_health.synced:
             return  # nothing is watched yet, and by one that waits for the Lease not for days
         for resource in SELECTORS:
-            metrics.WATCH_AGE.labels(resource.plural).set(self._freshness.age(resource))
+            metrics.WATCH_AGE.labels(resource.plural).set(self._watch_health.age(resource))
 
     def _states(self) -> list[str]:
         return [str(job.value.status.get("state", "Pending")) for job in self._cache.jobs if job.value.ours]

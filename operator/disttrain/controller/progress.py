@@ -37,7 +37,7 @@ MOST_BYTES = 65_536
 QUICK_SLOTS = 256
 SLOW_SLOTS = 64
 AT_ONCE = QUICK_SLOTS + SLOW_SLOTS
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE_SECONDS = 30.0
 """Seconds between two readings of a silent master: half of the time after which the plan takes a master for silent."""
 
 
@@ -105,7 +105,7 @@ class Outcome(Enum):
 
 def pause(interval: float, silences: int) -> float:
     """Seconds until the next reading, after so many silent ones in a row: with an interval of 5 s these are 5, 5, 10, 20, 30, 30 …"""
-    return min(interval * 2.0 ** min(max(silences - 1, 0), 16), max(interval, LONGEST_PAUSE))
+    return min(interval * 2.0 ** min(max(silences - 1, 0), 16), max(interval, LONGEST_PAUSE_SECONDS))
 
 
 class ProgressReader:

@@ -20,14 +20,14 @@ from disttrain.api.names import (
 )
 from disttrain.kube.api import Body
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Trouble
-from disttrain.plan.world import SILENCE
+from disttrain.plan.view import REPORT_TIMEOUT
 
 log = logging.getLogger(__name__)
 
 LONGEST = 4096
 """Characters of a message that are kept, as many as a kubelet takes of a termination message. Whoever may write the status of a pod
 may write more, and one process keeps those of all namespaces."""
-CRASH_FORGOTTEN = timedelta(minutes=10)
+CRASH_FORGOTTEN_AFTER = timedelta(minutes=10)
 """After so long the kubelet itself takes a container that failed for one that is well."""
 _ON_ITS_WAY = frozenset({"PodInitializing", "ContainerCreating"})
 _NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
@@ -159,12 +159,12 @@ def _trouble_of(container: Body) -> Trouble | None:
         # The words are those of every try, so that a container that fails again and again is not news each time.
         reason = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error") else ""
         running = "running" in state and ended.get("finishedAt")
-        until = _time(ended["finishedAt"]) + CRASH_FORGOTTEN if running else None
+        until = _time(ended["finishedAt"]) + CRASH_FORGOTTEN_AFTER if running else None
         return Trouble(container=name, words=f"failed with exit code {ended['exitCode']}{reason}", until=until)
     if waiting.get("reason") == "CrashLoopBackOff":
         return Trouble(container=name, words="ends again and again")
     if (since := state.get("running", {}).get("startedAt")) and not container.get("ready"):
-        return Trouble(container=name, words="runs, but does not become ready", since=_time(since) + SILENCE)
+        return Trouble(container=name, words="runs, but does not become ready", since=_time(since) + REPORT_TIMEOUT)
     return None
 
 

@@ -18,8 +18,8 @@ from disttrain.controller.turns import Turns
 
 K = TypeVar("K", bound=Hashable)
 
-BACKOFF_FIRST = 0.2
-BACKOFF_MOST = 60.0
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 60.0
 
 
 class ShutDown(Exception):
@@ -84,12 +84,12 @@ class WorkQueue(Generic[K]):
         """Adds the key after a pause that doubles with each failure, with jitter so that what failed together does not retry together."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        pause = min(BACKOFF_FIRST * 2.0 ** min(failures, 30), BACKOFF_MOST)
+        pause = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 30), LONGEST_BACKOFF_SECONDS)
         self.add_after(key, pause * (0.75 + 0.5 * self._jitter()))
 
     def hold(self, key: K, seconds: float) -> None:
         """Adds the key after so many seconds, at most a minute, and in no case before; also what was added of it while in work."""
-        self._held[key] = asyncio.get_running_loop().time() + min(seconds, BACKOFF_MOST)
+        self._held[key] = asyncio.get_running_loop().time() + min(seconds, LONGEST_BACKOFF_SECONDS)
         if key in self._processing:
             self._since.pop(key, None)
         if timer := self._timers.pop(key, None):

@@ -18,12 +18,13 @@ from disttrain.controller.cache import Cache, Entry, Key, StoredJob
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS, observe
-from disttrain.controller.mounts import Mounts
 from disttrain.controller.progress import Master, ProgressReader
 from disttrain.controller.queue import ShutDown, WorkQueue
+from disttrain.controller.record import Child, JobRecord, JobRecords
 from disttrain.controller.resync import Restored, look_at_pods
-from disttrain.controller.snapshot import Child, Memories, Memory, running_master, take_snapshot
+from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
+from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.plan import Plan, decide, disruptions
 from disttrain.plan.model import DeleteJob
@@ -31,10 +32,10 @@ from disttrain.plan.progress import read_interval
 
 log = logging.getLogger(__name__)
 
-FOREIGN_SECONDS = 5.0
+NAME_CHECK_SECONDS = 5.0
 """How long a name is taken to be another owner's before it is looked at again."""
 
-MOST_TOLD = 1000
+MOST_LOGGED = 1000
 """Sets of unknown fields that are remembered, so that each is logged once."""
 
 
@@ -48,12 +49,12 @@ class Reconciler:
         cache: Cache,
         queue: WorkQueue[Key],
         expectations: Expectations,
-        memories: Memories,
+        records: JobRecords,
         executor: Executor,
         statuses: StatusWriter,
         events: EventPoster,
         progress: ProgressReader,
-        mounts: Mounts,
+        volume_failures: VolumeFailures,
         clock: Callable[[], datetime],
         restored: Callable[[Restored], None],
     ) -> None:
@@ -61,15 +62,15 @@ class Reconciler:
         self._cache = cache
         self._queue = queue
         self._expectations = expectations
-        self._memories = memories
+        self._records = records
         self._executor = executor
         self._statuses = statuses
         self._events = events
         self._progress = progress
-        self._mounts = mounts
+        self._volume_failures = volume_failures
         self._clock = clock
         self._restored = restored
-        self._told: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
         """Makes passes until the queue is shut down. Several may run; the queue keeps them off the same job."""
@@ -114,42 +115,38 @@ class Reconciler:
             # A job on its way out is the garbage collector's: everything of it has an owner reference.
             self._forget(key)
             return
-        memory = self._memories.of(key, stored.uid)
-        if memory.known_since is None:
-            memory.known_since = self._clock()
-            if not stored.value.status:
-                memory.status_written = asyncio.get_running_loop().time()
-        if memory.generation != stored.value.generation:
-            memory.generation = stored.value.generation
-            # The spec changed, and may be what mends it.
-            memory.foreign.clear()
-            memory.former.clear()
-            memory.refusals.clear()
-        await self._recheck(key, stored.uid, memory)
-        await self._carry_on(stored, memory, stored.value.read)
+        record = self._records.of(key, stored.uid)
+        record.begin_pass(
+            stored.value.generation,
+            has_status=bool(stored.value.status),
+            now=self._clock(),
+            moment=asyncio.get_running_loop().time(),
+        )
+        await self._recheck(key, stored.uid, record)
+        await self._carry_on(stored, record, stored.value.read)
 
-    async def _carry_on(self, stored: Entry[StoredJob], memory: Memory, read: ReadJob) -> None:
+    async def _carry_on(self, stored: Entry[StoredJob], record: JobRecord, read: ReadJob) -> None:
         key, job = stored.key, read.job
         self._tell_unknown(key, read)
         views = [view for entry in self._cache.pods.owned_by(key.namespace, stored.uid) if (view := entry.value.view)]
-        mounting = await self._mounts.look(key.namespace, memory, views)
-        plan = self._decide(memory, read)
+        mounting = await self._volume_failures.look(key.namespace, record, views)
+        plan = self._decide(record, read)
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
-            await self._look_live(stored, memory, plan)
-            plan = self._decide(memory, read)
+            await self._look_live(stored, record, plan)
+            plan = self._decide(record, read)
         begun = bool(stored.value.status.get("startTime"))
         trouble: ApiError | None = None
         news = False
         try:
-            news = await self._executor.carry_out(job, memory, plan.actions)
+            news = await self._executor.carry_out(job, record, plan.actions)
         except ApiError as error:
             if error.retry_after is not None and begun:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
         status = disruptions.without_creations(plan.status, job.status) if trouble else plan.status
-        if written := await self._write(stored, memory, status, at_once=trouble is not None and not begun):
+        if written := await self._write(stored, record, status, at_once=trouble is not None and not begun):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         ended = plan.status.completion_time is not None or bool(read.not_understood)
@@ -165,19 +162,19 @@ class Reconciler:
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
-    def _decide(self, memory: Memory, read: ReadJob) -> Plan:
+    def _decide(self, record: JobRecord, read: ReadJob) -> Plan:
         now = self._clock()
-        return decide(take_snapshot(self._cache, memory, read.job, now, not_understood=read.not_understood))
+        return decide(take_snapshot(self._cache, record, read.job, now, not_understood=read.not_understood))
 
     def _tell_unknown(self, key: Key, read: ReadJob) -> None:
         """Logs fields of another version, once for all jobs that have them: the API server gives its defaults to every one."""
-        if read.unknown and read.unknown not in self._told:
-            if len(self._told) >= MOST_TOLD:
-                self._told.clear()
-            self._told.add(read.unknown)
+        if read.unknown and read.unknown not in self._logged:
+            if len(self._logged) >= MOST_LOGGED:
+                self._logged.clear()
+            self._logged.add(read.unknown)
             log.warning("%s: fields that this version does not know are ignored: %s", key, ", ".join(read.unknown))
 
-    async def _look_live(self, stored: Entry[StoredJob], memory: Memory, plan: Plan) -> None:
+    async def _look_live(self, stored: Entry[StoredJob], record: JobRecord, plan: Plan) -> None:
         """Puts the cache right about the pods of a job, and about the job itself where no write would find that it moved on."""
         key = stored.key
         if any(isinstance(action, DeleteJob) for action in plan.actions):
@@ -192,42 +189,39 @@ class Reconciler:
         for pod, gone in await look_at_pods(self._api, self._cache, key, stored.uid):
             self._expectations.seen(key, pod.uid, gone=gone)
             if gone:
-                memory.free(Child(PODS, pod.key))
+                record.resolved(Child(PODS, pod.key))
 
     async def _write(
-        self, stored: Entry[StoredJob], memory: Memory, status: DistTrainJobStatus, *, at_once: bool = False
+        self, stored: Entry[StoredJob], record: JobRecord, status: DistTrainJobStatus, *, at_once: bool = False
     ) -> bool:
         """False when the write has to wait: the next pass will find the same news, and tell it then."""
         before = stored.value.read.job.status
-        last = float("-inf") if at_once else memory.status_written
+        last = float("-inf") if at_once else record.status_written
         result = await self._statuses.write(stored, status, last=last)
-        memory.rests_until = float("-inf")
+        record.small_writes_wait()
         if isinstance(result, Wait):
-            memory.rests_until = asyncio.get_running_loop().time() + result.at_most
+            record.small_writes_wait(asyncio.get_running_loop().time() + result.at_most)
             self._queue.add_after(stored.key, result.seconds)
             return False
         if result is Written.YES:
-            memory.status_written = asyncio.get_running_loop().time()
+            record.wrote_status(asyncio.get_running_loop().time())
             observe(before, status, self._clock())
         return True
 
-    async def _recheck(self, key: Key, uid: str, memory: Memory) -> None:
+    async def _recheck(self, key: Key, uid: str, record: JobRecord) -> None:
         """Asks the API server itself about children of which the watch should have told, and about names that others hold."""
         now = asyncio.get_running_loop().time()
         for late in self._expectations.overdue(key, now):
             await self._look_at(key, Child(late.resource, late.child), late.uid)
-        for child, looked in list(memory.foreign.items()):
-            if now - looked >= FOREIGN_SECONDS:
-                memory.foreign[child] = now
-                newest = await self._look_at(key, child)
-                if newest is None or owned(newest, uid):
-                    memory.foreign.pop(child, None)
-                    memory.former.discard(child)
-                else:
-                    memory.taken(child, former=of_a_former_job(newest, key.name), now=now)
-        for child in [*memory.refusals, *memory.failing]:
+        for child in record.name_checks_due(now, NAME_CHECK_SECONDS):
+            newest = await self._look_at(key, child)
+            if newest is None or owned(newest, uid):
+                record.name_free(child)
+            else:
+                record.name_taken(child, former=of_a_former_job(newest, key.name), moment=now)
+        for child in record.not_created():
             if self._cache.shows(*child, uid):
-                memory.free(child)  # what was told to be an error was none in the end, or somebody else made it
+                record.resolved(child)  # the creation succeeded despite the error, or another client created it
 
     async def _look_at(self, job: Key, child: Child, awaited: str = "") -> Body | None:
         """Puts the cache right about one child, of which this uid was awaited. The child as it is, None when there is none."""
@@ -262,13 +256,13 @@ class Reconciler:
 
     def heard(self, key: Key, master: Master, progress: Progress) -> None:
         """A master reported."""
-        memory, pod = self._memories.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
-        if memory is None or pod is None or (pod.uid, pod.owner) != (master.uid, memory.uid):
+        record, pod = self._records.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
+        if record is None or pod is None or (pod.uid, pod.owner) != (master.uid, record.uid):
             return  # a last word of a master that is no more
-        if memory.heard(progress, self._clock()):
+        if record.report(progress, self._clock()):
             self._queue.add(key)
 
     def _forget(self, key: Key) -> None:
         self._progress.follow(key, None)
         self._expectations.forget(key)
-        self._memories.forget(key)
+        self._records.forget(key)

@@ -29,7 +29,7 @@ SELECTORS = {PODS: LABEL_JOB_NAME, SERVICES: LABEL_JOB_NAME, NETWORK_POLICIES: L
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
 
 
-class Freshness:
+class WatchHealth:
     """How old what a watch told last can be. A list that brings no news vouches for the watch: there was nothing to tell."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -88,7 +88,7 @@ class Resync:
         self,
         api: KubeApi,
         cache: Cache,
-        freshness: Freshness,
+        watch_health: WatchHealth,
         *,
         namespaces: Sequence[str],
         changed: "Callable[[Resource, Entry[object], bool], None]",
@@ -97,7 +97,7 @@ class Resync:
     ) -> None:
         self._api = api
         self._cache = cache
-        self._freshness = freshness
+        self._watch_health = watch_health
         self._namespaces: Sequence[str | None] = namespaces or [None]
         self._changed = changed
         self._queue_all = queue_all
@@ -105,7 +105,7 @@ class Resync:
 
     async def run(self, interval: float) -> None:
         """Compares until cancelled. One that fails is made again after a pause that doubles: the probes tell how old the last one is."""
-        broken, failures = self._freshness.broken, 0
+        broken, failures = self._watch_health.broken, 0
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(broken.wait(), interval * random.uniform(0.9, 1.1))
@@ -141,10 +141,10 @@ class Resync:
                 self._restored(error)
                 return
             if not news:
-                self._freshness.told(resource)
-            elif self._freshness.synced:
+                self._watch_health.told(resource)
+            elif self._watch_health.synced:
                 DRIFT.labels(resource.plural).inc(news)
-        self._freshness.complete()
+        self._watch_health.complete()
         self._queue_all()
 
     async def _compare(self, resource: Resource, namespace: str | None, selector: str) -> int:

@@ -81,7 +81,7 @@ class RunFolder:
         """The log of a replica and of its successors."""
         return self.path / "logs" / f"{label}.log"
 
-    def last_words(self, label: str, uid: str) -> Path:
+    def termination_message(self, label: str, uid: str) -> Path:
         """Where a process leaves its termination message."""
         return self.path / "last-words" / f"{label}-{uid[:8]}.json"
 

@@ -211,7 +211,7 @@ class Run:
             attempt=attempt,
             metrics_port=self._ports.port(role, index, "metrics"),
             log=self._folder.log(name),
-            termination_log=self._folder.last_words(name, uid),
+            termination_log=self._folder.termination_message(name, uid),
         )
         self._processes[uid] = process
         has_metrics = role is not Role.WORKER or self.job.spec.trainer.command is None

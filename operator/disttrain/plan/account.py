@@ -10,82 +10,82 @@ from disttrain.api.status import LastRestart, Restarts
 from disttrain.plan import disruptions
 from disttrain.plan.disruptions import delay
 from disttrain.plan.model import DISRUPTED, PodView
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 
-def counted_so_far(world: World) -> int:
+def counted_so_far(view: JobView) -> int:
     """Failures that count towards the limit; a checkpoint since the last one has set them back."""
-    if checkpoint_resets(world) and world.checkpoint_step != world.restarts.checkpoint_step:
+    if checkpoint_resets(view) and view.checkpoint_step != view.restarts.checkpoint_step:
         return 0
-    return world.restarts.counted_towards_limit
+    return view.restarts.counted_towards_limit
 
 
-def record(world: World, *, failed: int, counted: bool, last: LastRestart | None) -> Restarts:
+def record(view: JobView, *, failed: int, counted: bool, last: LastRestart | None) -> Restarts:
     """The failures written down."""
-    before = world.restarts
+    before = view.restarts
     return before.model_copy(
         update={
             "total": before.total + failed,
-            "counted_towards_limit": counted_so_far(world) + counted,
-            "checkpoint_step": world.checkpoint_step if counted else before.checkpoint_step,
+            "counted_towards_limit": counted_so_far(view) + counted,
+            "checkpoint_step": view.checkpoint_step if counted else before.checkpoint_step,
             "last": last or before.last,
         }
     )
 
 
-def release(world: World, pod: PodView) -> datetime:
+def release(view: JobView, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
-    counted = counted_so_far(world) if counts(world, pod) else 0
-    return world.until(finished(world, pod), delay(max(counted, disruptions.in_a_row(world))))
+    counted = counted_so_far(view) if counts(view, pod) else 0
+    return view.until(finished(view, pod), delay(max(counted, disruptions.in_a_row(view))))
 
 
-def counts(world: World, pod: PodView) -> bool:
+def counts(view: JobView, pod: PodView) -> bool:
     """Whether a failure counts towards the limit: by its rule, and where the pod was evicted for its own use of memory or storage."""
-    rule = rule_for(world, pod)
+    rule = rule_for(view, pod)
     return rule is None or rule.count_towards_limit or disruptions.by_its_own_use(pod)
 
 
-def next_attempt(world: World) -> datetime | None:
+def next_attempt(view: JobView) -> datetime | None:
     """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
-    if world.present or world.restarts.last is None:
+    if view.present or view.restarts.last is None:
         return None
-    moment = world.until(world.restarts.last.time, delay(counted_so_far(world)))
-    return moment if moment > world.now else None
+    moment = view.until(view.restarts.last.time, delay(counted_so_far(view)))
+    return moment if moment > view.now else None
 
 
-def finished(world: World, pod: PodView) -> datetime:
+def finished(view: JobView, pod: PodView) -> datetime:
     """When a pod ended, never later than now: a node's clock may be ahead. A failure that is written down ended no later than was written,
     so that its back-off ends and does not begin again with every pass."""
-    last = world.restarts.last
+    last = view.restarts.last
     if (
         last is not None
-        and pod.uid in world.restarts.accounted
+        and pod.uid in view.restarts.accounted
         and (pod.role.status_name, pod.index) == (last.role, last.index)
     ):
         return pod.ended if pod.ended.replace(microsecond=0) <= last.time else last.time
-    if pod.ended <= world.now:
+    if pod.ended <= view.now:
         return pod.ended
-    return last.time if last is not None and pod.uid in world.restarts.accounted else world.now
+    return last.time if last is not None and pod.uid in view.restarts.accounted else view.now
 
 
-def carried_over(world: World) -> Restarts | None:
+def carried_over(view: JobView) -> Restarts | None:
     """The account without the uids of pods that are gone, and set back by a new checkpoint; None while nothing ever failed."""
-    if world.status.restarts is None:
+    if view.status.restarts is None:
         return None
-    uids = {pod.uid for pod in world.snapshot.pods}
-    accounted = tuple(uid for uid in world.restarts.accounted if uid in uids)
-    return world.restarts.model_copy(update={"accounted": accounted, "counted_towards_limit": counted_so_far(world)})
+    uids = {pod.uid for pod in view.snapshot.pods}
+    accounted = tuple(uid for uid in view.restarts.accounted if uid in uids)
+    return view.restarts.model_copy(update={"accounted": accounted, "counted_towards_limit": counted_so_far(view)})
 
 
-def checkpoint_resets(world: World) -> bool:
+def checkpoint_resets(view: JobView) -> bool:
     """Whether only the failures since the last checkpoint count."""
-    return world.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
+    return view.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
 
 
-def rule_for(world: World, pod: PodView) -> FailureRule | None:
+def rule_for(view: JobView, pod: PodView) -> FailureRule | None:
     """The rule of the failure policy that a failed pod meets first. A disruption explains any exit code, also where a user's own rules put
     exit codes first: such a rule does not fail the job for a pod that was disrupted."""
-    for rule in world.spec.failure_policy.rules:
+    for rule in view.spec.failure_policy.rules:
         by_code_alone = rule.on_exit_codes is not None and rule.on_pod_conditions is None
         if by_code_alone and rule.action is Action.FAIL_JOB and DISRUPTED in pod.conditions:
             continue

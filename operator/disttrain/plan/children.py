@@ -24,119 +24,122 @@ from disttrain.plan.model import (
 )
 from disttrain.plan.step import Step
 from disttrain.plan.validity import unsupported
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
-RETRY = timedelta(seconds=10)
+REFUSAL_DELAY = timedelta(seconds=10)
 """Until a child that was refused, or whose name is taken, is tried again."""
-SELDOM = timedelta(seconds=60)
+WRONG_OBJECT_DELAY = timedelta(seconds=60)
 """The same for one that the API server calls wrong. An admission policy says so too (422), and somebody may lift it."""
 
 
-def converge(world: World) -> Step:
+def converge(view: JobView) -> Step:
     """What is missing is made, what is old is deleted."""
-    deletions: tuple[Action, ...] = (*_deletions(world), *lost_nodes.forced(world))
-    if world.spec.network.policy is NetworkPolicyMode.NONE and world.snapshot.network_policy_exists:
+    deletions: tuple[Action, ...] = (*_deletions(view), *lost_nodes.forced(view))
+    if view.spec.network.policy is NetworkPolicyMode.NONE and view.snapshot.network_policy_exists:
         deletions += (DeleteNetworkPolicy(),)
-    waits = [moment for pod in world.failed if (moment := account.release(world, pod)) > world.now]
-    lost = disruptions.one_more(world) if disruptions.taken_away(world) else disruptions.carried_over(world)
-    held = _held_until(world, disruptions.paused_until(lost))
-    waits += [moment for moment in (lost_nodes.upcoming(world), held) if moment is not None]
-    creations = () if _impossible(world) or held is not None else tuple(_creations(world))
+    waits = [moment for pod in view.failed if (moment := account.release(view, pod)) > view.now]
+    lost = disruptions.one_more(view) if disruptions.taken_away(view) else disruptions.carried_over(view)
+    held = _held_until(view, disruptions.paused_until(lost))
+    waits += [moment for moment in (lost_nodes.upcoming(view), held) if moment is not None]
+    creations = () if _impossible(view) or held is not None else tuple(_creations(view))
     if lost is not None and any(isinstance(action, CreatePod) for action in creations):
-        lost = disruptions.made_again(world, lost)
+        lost = disruptions.made_again(view, lost)
     return Step(
         actions=(*deletions, *creations),
         status={"disruptions": lost},
-        events=_news(world, creations),
+        events=_news(view, creations),
         look=min(waits, default=None),
     )
 
 
-def _news(world: World, creations: tuple[Action, ...]) -> tuple[Event, ...]:
+def _news(view: JobView, creations: tuple[Action, ...]) -> tuple[Event, ...]:
     # The pass that made the pods may not have been the one to write of it.
-    if world.started or not (creations or world.snapshot.pods):
+    if view.started or not (creations or view.snapshot.pods):
         return ()
-    made = ", ".join(words.count(number, role) for role, number in world.replicas.items())
+    made = ", ".join(words.count(number, role) for role, number in view.replicas.items())
     return (Event(reason=Reason.CREATED, message=f"Creating {made}"),)
 
 
-def blocked(world: World) -> str:
+def blocked(view: JobView) -> str:
     """Why the job cannot be made as it is; "" when it can. Part of a job would hold nodes and never train."""
-    if why := _impossible(world):
+    if why := _impossible(view):
         return why
-    if refusal := final_refusal(world):
+    if refusal := final_refusal(view):
         return f"{refusal.name} was refused: {refusal.message}"
     return ""
 
 
-def _impossible(world: World) -> str:
+def _impossible(view: JobView) -> str:
     """Why there is no use in trying."""
-    if fields := unsupported(world.spec):
+    if fields := unsupported(view.spec):
         return f"Not supported by this version: {', '.join(fields)}"
-    if world.snapshot.foreign:
-        return f"Names that the job needs belong to other objects: {', '.join(sorted(world.snapshot.foreign))}; delete or rename them"
+    if view.snapshot.name_conflicts:
+        return f"Names that the job needs belong to other objects: {', '.join(sorted(view.snapshot.name_conflicts))}; delete or rename them"
     return ""
 
 
-def blocked_reason(world: World) -> Reason:
+def blocked_reason(view: JobView) -> Reason:
     """The reason to `blocked`."""
-    if unsupported(world.spec):
+    if unsupported(view.spec):
         return Reason.NOT_YET_SUPPORTED
-    return Reason.NAME_TAKEN if world.snapshot.foreign else Reason.POD_REFUSED
+    return Reason.NAME_TAKEN if view.snapshot.name_conflicts else Reason.POD_REFUSED
 
 
-def final_refusal(world: World) -> Refusal | None:
+def final_refusal(view: JobView) -> Refusal | None:
     """A refusal that a change of the job will have to mend."""
-    return next((refusal for refusal in world.snapshot.refusals if not refusal.retryable), None)
+    return next((refusal for refusal in view.snapshot.refusals if not refusal.retryable), None)
 
 
-def retryable_refusal(world: World) -> Refusal | None:
+def retryable_refusal(view: JobView) -> Refusal | None:
     """A refusal that may pass, such as a quota."""
-    return next((refusal for refusal in world.snapshot.refusals if refusal.retryable), None)
+    return next((refusal for refusal in view.snapshot.refusals if refusal.retryable), None)
 
 
-def _held_until(world: World, paused: datetime | None) -> datetime | None:
+def _held_until(view: JobView, paused: datetime | None) -> datetime | None:
     """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal or a disruption."""
-    moments = [refusal.time + (RETRY if refusal.retryable else SELDOM) for refusal in world.snapshot.refusals]
-    if world.snapshot.foreign or world.snapshot.former:
-        moments.append(world.now + RETRY)
+    moments = [
+        refusal.time + (REFUSAL_DELAY if refusal.retryable else WRONG_OBJECT_DELAY)
+        for refusal in view.snapshot.refusals
+    ]
+    if view.snapshot.name_conflicts or view.snapshot.former:
+        moments.append(view.now + REFUSAL_DELAY)
     if paused is not None:
         moments.append(paused)
-    if (moment := account.next_attempt(world)) is not None:
+    if (moment := account.next_attempt(view)) is not None:
         moments.append(moment)
-    return max((moment for moment in moments if moment > world.now), default=None)
+    return max((moment for moment in moments if moment > view.now), default=None)
 
 
-def _deletions(world: World) -> Iterator[DeletePod]:
-    accounted = set(world.restarts.accounted)
-    for pod in world.outdated:
+def _deletions(view: JobView) -> Iterator[DeletePod]:
+    accounted = set(view.restarts.accounted)
+    for pod in view.outdated:
         if not pod.deleting:
             yield _delete(pod)
-    for pod in world.failed:
-        if pod.uid in accounted and account.release(world, pod) <= world.now:
+    for pod in view.failed:
+        if pod.uid in accounted and account.release(view, pod) <= view.now:
             yield _delete(pod)
-    for pod in world.given_up:
+    for pod in view.declared_failed:
         yield _delete(pod)
     # A worker that comes again needs somebody to talk to, also when master and servers had already taken their leave.
-    if any(slot[0] is Role.WORKER and not world.settled(slot) and slot not in world.present for slot in world.wanted):
-        for (role, _), pod in world.present.items():
+    if any(slot[0] is Role.WORKER and not view.needs_no_pod(slot) and slot not in view.present for slot in view.wanted):
+        for (role, _), pod in view.present.items():
             if role is not Role.WORKER and pod.phase is Phase.SUCCEEDED and not pod.deleting:
                 yield _delete(pod)
 
 
-def _creations(world: World) -> Iterator[Action]:
-    if not world.snapshot.service_exists:
+def _creations(view: JobView) -> Iterator[Action]:
+    if not view.snapshot.service_exists:
         yield CreateService()
-    if world.spec.network.policy is NetworkPolicyMode.JOB_ONLY and not world.snapshot.network_policy_exists:
+    if view.spec.network.policy is NetworkPolicyMode.JOB_ONLY and not view.snapshot.network_policy_exists:
         yield CreateNetworkPolicy()
-    if world.runs_command and any(pod.attempt < world.attempt for pod in world.snapshot.pods):
+    if view.runs_command and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
         return  # nothing of ours in those programs refuses a peer of another attempt
-    image = next((pod.trainer_image for pod in world.present.values() if pod.trainer_image), "")
-    for slot in world.wanted:
+    image = next((pod.trainer_image for pod in view.present.values() if pod.trainer_image), "")
+    for slot in view.wanted:
         # The name stays taken until a pod that is deleted or of an older attempt is really gone: never two of one place.
-        if not world.settled(slot) and world.name(slot) not in world.names_taken:
+        if not view.needs_no_pod(slot) and view.name(slot) not in view.names_taken:
             role, index = slot
-            yield CreatePod(role=role, index=index, attempt=world.attempt, trainer_image=image)
+            yield CreatePod(role=role, index=index, attempt=view.attempt, trainer_image=image)
 
 
 def _delete(pod: PodView) -> DeletePod:

@@ -5,34 +5,32 @@ from datetime import timedelta
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.plan import lost_nodes
 from disttrain.plan.model import DeleteJob, DeletePod, Plan, PodView
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 
-def after_the_end(world: World) -> Plan:
+def after_the_end(view: JobView) -> Plan:
     """The plan for a finished job. Its status is final, to the letter."""
-    ttl = world.spec.run_policy.ttl_seconds_after_finished
+    ttl = view.spec.run_policy.ttl_seconds_after_finished
     expiry = None
-    if ttl is not None and world.status.completion_time is not None:
-        expiry = world.status.completion_time + timedelta(seconds=ttl)
-        if expiry <= world.now:
-            return Plan(actions=(DeleteJob(),), status=world.status)
+    if ttl is not None and view.status.completion_time is not None:
+        expiry = view.status.completion_time + timedelta(seconds=ttl)
+        if expiry <= view.now:
+            return Plan(actions=(DeleteJob(),), status=view.status)
     deletions = tuple(
-        DeletePod(name=pod.name, uid=pod.uid)
-        for pod in world.snapshot.pods
-        if not pod.deleting and _shall_go(world, pod)
+        DeletePod(name=pod.name, uid=pod.uid) for pod in view.snapshot.pods if not pod.deleting and _shall_go(view, pod)
     )
-    moments = [moment for moment in (expiry, lost_nodes.upcoming(world)) if moment is not None]
+    moments = [moment for moment in (expiry, lost_nodes.upcoming(view)) if moment is not None]
     return Plan(
-        actions=(*deletions, *lost_nodes.forced(world)),
-        status=world.status,
-        look_again=min(moments) - world.now if moments else None,
+        actions=(*deletions, *lost_nodes.forced(view)),
+        status=view.status,
+        look_again=min(moments) - view.now if moments else None,
     )
 
 
-def _shall_go(world: World, pod: PodView) -> bool:
-    if pod.attempt < world.attempt:
+def _shall_go(view: JobView, pod: PodView) -> bool:
+    if pod.attempt < view.attempt:
         return True
-    match world.spec.run_policy.clean_pod_policy:
+    match view.spec.run_policy.clean_pod_policy:
         case CleanPodPolicy.ALL:
             return True
         case CleanPodPolicy.RUNNING:

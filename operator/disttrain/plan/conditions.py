@@ -14,7 +14,7 @@ from disttrain.plan.model import Phase, PodView
 from disttrain.plan.progressing import progressing
 from disttrain.plan.restarting import restarting
 from disttrain.plan.step import Claim, Truth
-from disttrain.plan.world import SILENCE, World
+from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
 LONGEST = 4096
 """Characters of a message: an Event and a terminal want no more, and the API no more than 32768."""
@@ -46,52 +46,50 @@ _REMEDIES: Mapping[Reason, str] = MappingProxyType(
 )
 
 
-def observe(world: World) -> tuple[Claim, ...]:
+def observe(view: JobView) -> tuple[Claim, ...]:
     """The eight conditions as they are seen."""
-    seen_ready = _with_trouble(world, ready(world))
-    seen_progress = progressing(world, seen_ready)
+    seen_ready = _with_trouble(view, ready(view))
+    seen_progress = progressing(view, seen_ready)
     return (
-        _valid(world),
-        _suspended(world),
-        _scheduled(world),
+        _valid(view),
+        _suspended(view),
+        _scheduled(view),
         seen_ready,
         seen_progress,
-        restarting(world, seen_ready, seen_progress),
+        restarting(view, seen_ready, seen_progress),
         Claim(type=ConditionType.COMPLETE, status="False", reason=Reason.IN_PROGRESS),
         Claim(type=ConditionType.FAILED, status="False", reason=Reason.IN_PROGRESS),
     )
 
 
-def sidecar_trouble(world: World) -> str:
+def sidecar_trouble(view: JobView) -> str:
     """Which container beside a trainer is in trouble, "" for none. It does not stop a training; a user has to know."""
-    for slot in world.wanted:
-        pod = world.present.get(slot)
+    for slot in view.wanted:
+        pod = view.present.get(slot)
         if pod is None or pod.done or pod.deleting or (trouble := pod.trouble) is None:
             continue
-        if (trouble.since is None or trouble.since <= world.now) and (
-            trouble.until is None or world.now < trouble.until
-        ):
-            hint = world.snapshot.log_hint.format(namespace=world.job.metadata.namespace, pod=pod.name)
+        if (trouble.since is None or trouble.since <= view.now) and (trouble.until is None or view.now < trouble.until):
+            hint = view.snapshot.log_hint.format(namespace=view.job.metadata.namespace, pod=pod.name)
             return f"Container {trouble.container} of pod {pod.name}: {trouble.words[:1024]}; log: {hint} -c {trouble.container}"
     return ""
 
 
-def _with_trouble(world: World, ready: Claim) -> Claim:
-    if not (trouble := sidecar_trouble(world)):
+def _with_trouble(view: JobView, ready: Claim) -> Claim:
+    if not (trouble := sidecar_trouble(view)):
         return ready
     message = f"{ready.message[: LONGEST - len(trouble) - 2]}. {trouble}" if ready.message else trouble
     return replace(ready, message=message)
 
 
-def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
+def merge(view: JobView, claims: Iterable[Claim]) -> tuple[Condition, ...]:
     """The conditions to store. The time changes only with the status, as the API conventions have it. One that nothing is claimed of
     is kept: another version knows what it means."""
     claims = tuple(claims)
     claimed = {claim.type.value for claim in claims}
     merged = []
-    generation = world.job.metadata.generation
+    generation = view.job.metadata.generation
     for claim in claims:
-        before = world.status.condition(claim.type)
+        before = view.status.condition(claim.type)
         reason, message = str(claim.reason), claim.message[:LONGEST]
         now = (claim.status, reason, message, generation)
         if before is not None and now == (before.status, before.reason, before.message, before.observed_generation):
@@ -105,35 +103,35 @@ def merge(world: World, claims: Iterable[Claim]) -> tuple[Condition, ...]:
                 message=message,
                 last_transition_time=before.last_transition_time
                 if before is not None and before.status == claim.status
-                else world.second,
+                else view.second,
                 observed_generation=generation,
             )
         )
-    return (*merged, *(condition for condition in world.status.conditions if condition.type not in claimed))
+    return (*merged, *(condition for condition in view.status.conditions if condition.type not in claimed))
 
 
-def _valid(world: World) -> Claim:
-    if why := children.blocked(world):
-        return _claim(ConditionType.VALID, "False", children.blocked_reason(world), why)
+def _valid(view: JobView) -> Claim:
+    if why := children.blocked(view):
+        return _claim(ConditionType.VALID, "False", children.blocked_reason(view), why)
     return _claim(ConditionType.VALID, "True", Reason.ACCEPTED)
 
 
-def _suspended(world: World) -> Claim:
-    before = world.status.condition(ConditionType.SUSPENDED)
+def _suspended(view: JobView) -> Claim:
+    before = view.status.condition(ConditionType.SUSPENDED)
     if before is not None and before.reason == Reason.RESUMED:
         return _claim(ConditionType.SUSPENDED, "False", Reason.RESUMED, before.message)
     return _claim(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
 
 
-def _scheduled(world: World) -> Claim:
-    pods = [world.present.get(slot) for slot in world.wanted if not world.settled(slot)]
+def _scheduled(view: JobView) -> Claim:
+    pods = [view.present.get(slot) for slot in view.wanted if not view.needs_no_pod(slot)]
     without_node = [pod for pod in pods if pod is None or not (pod.scheduled or pod.done)]
     if not without_node:
         return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
-    if former := world.snapshot.former:
+    if former := view.snapshot.former:
         message = f"Waiting until what a deleted job of this name left has ended: {', '.join(former)}"
         return _claim(ConditionType.SCHEDULED, "False", Reason.FORMER_JOB, message)
-    if refusal := children.retryable_refusal(world):
+    if refusal := children.retryable_refusal(view):
         return _claim(ConditionType.SCHEDULED, "False", Reason.POD_REFUSED, f"{refusal.name}: {refusal.message}")
     for pod in without_node:
         if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
@@ -145,53 +143,53 @@ def _scheduled(world: World) -> Claim:
     )
 
 
-def ready(world: World) -> Claim:
+def ready(view: JobView) -> Claim:
     """Whether every pod runs and the peers found one another."""
-    if world.silent:
-        return _claim(ConditionType.READY, "False", Reason.NODE_LOST, words.node_lost(world.silent[0]))
+    if view.silent:
+        return _claim(ConditionType.READY, "False", Reason.NODE_LOST, words.node_lost(view.silent[0]))
     waiting: list[PodView] = []
-    for slot in world.wanted:
-        pod = world.present.get(slot)
-        if world.settled(slot) or (
+    for slot in view.wanted:
+        pod = view.present.get(slot)
+        if view.needs_no_pod(slot) or (
             pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED)
         ):
             continue
         if pod is None or pod.done or pod.deleting:
-            return _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {world.name(slot)}")
+            return _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {view.name(slot)}")
         waiting.append(pod)
     if waiting:
         # A pod that cannot start says why; it is told before those that are merely on their way.
         told = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
         return told or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
-    progress = world.progress
-    if progress is not None and progress.waiting_for and not _met(world):
+    progress = view.progress
+    if progress is not None and progress.waiting_for and not _met(view):
         message = f"Waiting for {words.without_clock(progress.waiting_for)}"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
-    if _about_to_report(world):
+    if _about_to_report(view):
         message = "Every pod runs; the master has not reported yet"
         return _claim(ConditionType.READY, "False", Reason.WAITING_FOR_PEERS, message)
     return _claim(ConditionType.READY, "True", Reason.ALL_PODS_READY)
 
 
-def _met(world: World) -> bool:
+def _met(view: JobView) -> bool:
     """Whether the peers had found one another. A step that takes long is no new search for peers."""
-    progressing = world.status.condition(ConditionType.PROGRESSING)
+    progressing = view.status.condition(ConditionType.PROGRESSING)
     if progressing is None or progressing.status == "True":
         return progressing is not None
-    return world.status.is_true(ConditionType.READY) and progressing.reason in (Reason.NO_STEP, Reason.STALLED)
+    return view.status.is_true(ConditionType.READY) and progressing.reason in (Reason.NO_STEP, Reason.STALLED)
 
 
-def _about_to_report(world: World) -> bool:
+def _about_to_report(view: JobView) -> bool:
     """Whether the first report of the attempt may still come. Only the master knows whether the peers of our loop found one another;
     but an operator that cannot read it must not wait for ever."""
-    progressing = world.status.condition(ConditionType.PROGRESSING)
-    heard = world.progress is not None or (progressing is not None and progressing.status != "False")
-    if world.spec.trainer.model is None or heard or world.status.is_true(ConditionType.READY):
+    progressing = view.status.condition(ConditionType.PROGRESSING)
+    heard = view.progress is not None or (progressing is not None and progressing.status != "False")
+    if view.spec.trainer.model is None or heard or view.status.is_true(ConditionType.READY):
         return False
-    moments = [world.until(pod.ready_since or pod.created, SILENCE) for pod in world.present.values() if pod.ready]
-    if world.snapshot.listening_since is not None:
-        moments.append(world.snapshot.listening_since + SILENCE)
-    return world.now < max(moments, default=world.now)
+    moments = [view.until(pod.ready_since or pod.created, REPORT_TIMEOUT) for pod in view.present.values() if pod.ready]
+    if view.snapshot.listening_since is not None:
+        moments.append(view.snapshot.listening_since + REPORT_TIMEOUT)
+    return view.now < max(moments, default=view.now)
 
 
 def _cannot_start(pod: PodView) -> Claim | None:

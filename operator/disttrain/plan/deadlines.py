@@ -12,122 +12,122 @@ from disttrain.plan import account, conditions, restart, words
 from disttrain.plan.ending import fail
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import SILENCE, Slot, World
+from disttrain.plan.view import REPORT_TIMEOUT, JobView, Slot
 
 
-def passed(world: World) -> Step | None:
+def passed(view: JobView) -> Step | None:
     """What follows from a deadline that is over."""
-    if (moment := _active_until(world)) is not None and world.now >= moment:
-        seconds = world.spec.run_policy.active_deadline_seconds
-        return fail(world, Reason.DEADLINE_EXCEEDED, f"Not done within {seconds} s (runPolicy.activeDeadlineSeconds)")
-    if (moment := _ready_until(world)) is not None and world.now >= moment:
-        return _never_ready(world)
-    if (moment := _step_until(world)) is not None and world.now >= moment:
-        return _stalled(world)
+    if (moment := _active_until(view)) is not None and view.now >= moment:
+        seconds = view.spec.run_policy.active_deadline_seconds
+        return fail(view, Reason.DEADLINE_EXCEEDED, f"Not done within {seconds} s (runPolicy.activeDeadlineSeconds)")
+    if (moment := _ready_until(view)) is not None and view.now >= moment:
+        return _never_ready(view)
+    if (moment := _step_until(view)) is not None and view.now >= moment:
+        return _stalled(view)
     return None
 
 
-def upcoming(world: World) -> datetime | None:
+def upcoming(view: JobView) -> datetime | None:
     """The next moment at which one of them may be over."""
-    moments: Iterator[datetime | None] = (deadline(world) for deadline in (_active_until, _ready_until, _step_until))
+    moments: Iterator[datetime | None] = (deadline(view) for deadline in (_active_until, _ready_until, _step_until))
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _active_until(world: World) -> datetime | None:
-    return _after(world.status.start_time, world.spec.run_policy.active_deadline_seconds)
+def _active_until(view: JobView) -> datetime | None:
+    return _after(view.status.start_time, view.spec.run_policy.active_deadline_seconds)
 
 
-def _ready_until(world: World) -> datetime | None:
+def _ready_until(view: JobView) -> datetime | None:
     """From the moment at which the job stopped being ready; each step of those who go on without the missing pod moves it.
 
     Until the first step of the job it is the start-up that ends here. Later a lost pod is waited for: node and capacity come back, and the
     work that is done is worth more than the wait. Only runPolicy.recoveryDeadlineSeconds ends that.
     """
-    ready = world.status.condition(ConditionType.READY)
-    policy = world.spec.run_policy
-    seconds = policy.recovery_deadline_seconds if world.trained else policy.startup_deadline_seconds
-    if seconds is None or world.status.start_time is None or ready is None or ready.status == "True":
+    ready = view.status.condition(ConditionType.READY)
+    policy = view.spec.run_policy
+    seconds = policy.recovery_deadline_seconds if view.trained else policy.startup_deadline_seconds
+    if seconds is None or view.status.start_time is None or ready is None or ready.status == "True":
         return None
-    seen = conditions.ready(world)
-    if seen.status == "True" or world.steps_now:
+    seen = conditions.ready(view)
+    if seen.status == "True" or view.steps_now:
         return None  # it is written down in this pass
-    if seen.reason == Reason.WAITING_FOR_PEERS and world.progress is None:
+    if seen.reason == Reason.WAITING_FOR_PEERS and view.progress is None:
         return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
-    since = max(world.status.start_time, ready.last_transition_time, _last_step(world))
+    since = max(view.status.start_time, ready.last_transition_time, _last_step(view))
     moment = since + timedelta(seconds=seconds)
-    listening = world.snapshot.listening_since
-    return moment if world.progress or listening is None else max(moment, listening + SILENCE)
+    listening = view.snapshot.listening_since
+    return moment if view.progress or listening is None else max(moment, listening + REPORT_TIMEOUT)
 
 
-def _step_until(world: World) -> datetime | None:
+def _step_until(view: JobView) -> datetime | None:
     """From the last step, or from the moment at which every pod was ready. It stands still while a pod is missing, without a node, not
     ready, or on a node that does not report. Only for a training that reports steps: silence of a user's script says nothing."""
-    ready = world.status.condition(ConditionType.READY)
-    if world.status.start_time is None or ready is None or world.progress is None or not world.whole:
+    ready = view.status.condition(ConditionType.READY)
+    if view.status.start_time is None or ready is None or view.progress is None or not view.whole:
         return None
-    if ready.status != "True" and not world.trained:
+    if ready.status != "True" and not view.trained:
         return None  # peers that never met: the start-up deadline
-    if world.spec.trainer.model is None and world.progress.last_update_time is None:
+    if view.spec.trainer.model is None and view.progress.last_update_time is None:
         return None
-    if world.status.training is not None and world.progress.step != world.status.training.step:
+    if view.status.training is not None and view.progress.step != view.status.training.step:
         return None  # a step that is not written down yet; the clock starts when it is
-    moments = (world.status.start_time, ready.last_transition_time, _last_step(world), world.whole_since)
+    moments = (view.status.start_time, ready.last_transition_time, _last_step(view), view.whole_since)
     since = max(moment for moment in moments if moment is not None)
-    return _after(since, world.spec.run_policy.progress_deadline_seconds)
+    return _after(since, view.spec.run_policy.progress_deadline_seconds)
 
 
-def _last_step(world: World) -> datetime:
+def _last_step(view: JobView) -> datetime:
     """When the step last advanced, by the operator's clock: that of a master may be wrong."""
-    assert world.status.start_time is not None, "a deadline of a job that did not start"
-    training = world.status.training
-    return (training.last_update_time if training else None) or world.status.start_time
+    assert view.status.start_time is not None, "a deadline of a job that did not start"
+    training = view.status.training
+    return (training.last_update_time if training else None) or view.status.start_time
 
 
-def _never_ready(world: World) -> Step:
-    policy = world.spec.run_policy
-    if world.trained:
+def _never_ready(view: JobView) -> Step:
+    policy = view.spec.run_policy
+    if view.trained:
         reason, seconds = Reason.RECOVERY_DEADLINE_EXCEEDED, policy.recovery_deadline_seconds
         text = f"Not every pod was ready again within {seconds} s (runPolicy.recoveryDeadlineSeconds)"
     else:
         reason, seconds = Reason.STARTUP_DEADLINE_EXCEEDED, policy.startup_deadline_seconds
         text = f"Not every pod was ready within {seconds} s (runPolicy.startupDeadlineSeconds)"
-    return fail(world, reason, f"{text}. {_waits_for(world)}".strip())
+    return fail(view, reason, f"{text}. {_waits_for(view)}".strip())
 
 
-def _stalled(world: World) -> Step:
+def _stalled(view: JobView) -> Step:
     """First the stall is written down, for everybody to see; then the job is restarted, which counts once."""
-    seconds = world.spec.run_policy.progress_deadline_seconds
-    step = world.progress.step if world.progress else 0
+    seconds = view.spec.run_policy.progress_deadline_seconds
+    step = view.progress.step if view.progress else 0
     message = (
-        f"No step for {seconds} s (runPolicy.progressDeadlineSeconds), the last was {step}. {_waits_for(world)}".strip()
+        f"No step for {seconds} s (runPolicy.progressDeadlineSeconds), the last was {step}. {_waits_for(view)}".strip()
     )
-    progressing = world.status.condition(ConditionType.PROGRESSING)
+    progressing = view.status.condition(ConditionType.PROGRESSING)
     if progressing is None or progressing.reason != Reason.STALLED:
         return Step(
             claims=(Claim(type=ConditionType.PROGRESSING, status="False", reason=Reason.STALLED, message=message),),
             events=(Event(reason=Reason.STALLED, message=message, warning=True),),
             again=True,
         )
-    if over := restart.limit_exceeded(world, message):
+    if over := restart.limit_exceeded(view, message):
         return over
-    blame, index = _awaited(world) or (None, 0)
+    blame, index = _awaited(view) or (None, 0)
     role = blame.status_name if blame is not None else WHOLE_JOB
-    last = LastRestart(role=role, index=index, reason=Reason.STALLED, message=message, time=world.second)
-    restarts = account.record(world, failed=1, counted=True, last=last)
-    return restart.restart_job(world, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
+    last = LastRestart(role=role, index=index, reason=Reason.STALLED, message=message, time=view.second)
+    restarts = account.record(view, failed=1, counted=True, last=last)
+    return restart.restart_job(view, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
 
 
-def _awaited(world: World) -> Slot | None:
+def _awaited(view: JobView) -> Slot | None:
     """The one pod that the master waits for. Of a stall in which it waits for none, or for several, no pod is to blame."""
-    names = words.without_clock((world.progress and world.progress.waiting_for) or "").split(", ")
-    slots = [slot for slot in world.wanted if f"{slot[0].value}-{slot[1]}" in names]
+    names = words.without_clock((view.progress and view.progress.waiting_for) or "").split(", ")
+    slots = [slot for slot in view.wanted if f"{slot[0].value}-{slot[1]}" in names]
     return slots[0] if len(slots) == len(names) == 1 else None
 
 
-def _waits_for(world: World) -> str:
-    if world.progress is not None and world.progress.waiting_for:
-        return f"Waiting for {words.without_clock(world.progress.waiting_for)}"
-    conditions = map(world.status.condition, (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY))
+def _waits_for(view: JobView) -> str:
+    if view.progress is not None and view.progress.waiting_for:
+        return f"Waiting for {words.without_clock(view.progress.waiting_for)}"
+    conditions = map(view.status.condition, (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY))
     return next((c.message for c in conditions if c is not None and c.status == "False"), "")
 
 

@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from disttrain.api.reasons import ConditionType
 from disttrain.api.status import Disruptions, DistTrainJobStatus
 from disttrain.plan.model import PodView
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
-BASE = timedelta(seconds=1)
-CAP = timedelta(seconds=300)
-FORGOTTEN = 2 * CAP
+FIRST_DELAY = timedelta(seconds=1)
+LONGEST_DELAY = timedelta(seconds=300)
+FORGOTTEN_AFTER = 2 * LONGEST_DELAY
 """Without a disruption for so long, the next one is the first again, also of a program that reports no steps."""
 _BY_KUBELET = "TerminationByKubelet"
 _EVICTED = "Evicted"
@@ -23,28 +23,28 @@ _OWN_USE = ("was using", "exceed", "usage of")
 
 def delay(number: int) -> timedelta:
     """The wait after so many failures, from the end of the failed pod: 1 s, 2 s, 4 s … 300 s."""
-    return min(CAP, BASE * (1 << min(max(number, 1) - 1, 16)))
+    return min(LONGEST_DELAY, FIRST_DELAY * (1 << min(max(number, 1) - 1, 16)))
 
 
-def in_a_row(world: World) -> int:
+def in_a_row(view: JobView) -> int:
     """Disruptions since the job last made steps with all its pods."""
-    stored = world.status.disruptions
-    return stored.in_a_row if stored is not None and not _over(world, stored) else 0
+    stored = view.status.disruptions
+    return stored.in_a_row if stored is not None and not _over(view, stored) else 0
 
 
-def carried_over(world: World) -> Disruptions | None:
+def carried_over(view: JobView) -> Disruptions | None:
     """What is kept of them: nothing when the job trains again."""
-    return world.status.disruptions if in_a_row(world) else None
+    return view.status.disruptions if in_a_row(view) else None
 
 
-def one_more(world: World) -> Disruptions:
+def one_more(view: JobView) -> Disruptions:
     """The disruption that is seen now, with those before it."""
-    return Disruptions(in_a_row=in_a_row(world) + 1, last=world.second)
+    return Disruptions(in_a_row=in_a_row(view) + 1, last=view.second)
 
 
-def made_again(world: World, disruptions: Disruptions) -> Disruptions:
+def made_again(view: JobView, disruptions: Disruptions) -> Disruptions:
     """A pod is made again now; the next pause counts from here."""
-    return disruptions.model_copy(update={"last": world.second})
+    return disruptions.model_copy(update={"last": view.second})
 
 
 def paused_until(disruptions: Disruptions | None) -> datetime | None:
@@ -54,16 +54,16 @@ def paused_until(disruptions: Disruptions | None) -> datetime | None:
     return disruptions.last + delay(disruptions.in_a_row)
 
 
-def taken_away(world: World) -> bool:
+def taken_away(view: JobView) -> bool:
     """Whether pods that the job needs were deleted by others since the status was written: fewer exist than it says, and not because a
     failed pod is being replaced. That the operator deleted such a pod may not be written yet."""
-    if world.snapshot.refusals or world.snapshot.foreign or world.snapshot.former:
+    if view.snapshot.refusals or view.snapshot.name_conflicts or view.snapshot.former:
         return False  # the status counts a pod as made that was refused
-    if all(world.settled(slot) or _stands(world.present.get(slot)) for slot in world.wanted):
+    if all(view.needs_no_pod(slot) or _stands(view.present.get(slot)) for slot in view.wanted):
         return False
-    standing = {pod.uid for pod in world.present.values() if _stands(pod)}
-    replaced = sum(uid not in standing for uid in world.restarts.accounted)
-    return sum(status.existing for status in world.status.replica_statuses) > len(standing) + replaced
+    standing = {pod.uid for pod in view.present.values() if _stands(pod)}
+    replaced = sum(uid not in standing for uid in view.restarts.accounted)
+    return sum(status.existing for status in view.status.replica_statuses) > len(standing) + replaced
 
 
 def without_creations(status: DistTrainJobStatus, before: DistTrainJobStatus) -> DistTrainJobStatus:
@@ -89,10 +89,10 @@ def _stands(pod: PodView | None) -> bool:
     return pod is not None and not pod.deleting
 
 
-def _over(world: World, stored: Disruptions) -> bool:
-    ready = world.status.condition(ConditionType.READY)
+def _over(view: JobView, stored: Disruptions) -> bool:
+    ready = view.status.condition(ConditionType.READY)
     if ready is None or ready.last_transition_time < stored.last:
         return False
     # In the second in which the pod was lost, readiness was lost, too.
     whole_again = ready.status == "True" or ready.last_transition_time > stored.last
-    return whole_again and (world.stepped_since(stored.last) or world.now - stored.last > FORGOTTEN)
+    return whole_again and (view.stepped_since(stored.last) or view.now - stored.last > FORGOTTEN_AFTER)

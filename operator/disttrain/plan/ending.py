@@ -4,25 +4,25 @@ from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import Restarts
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 
-def complete(world: World, reason: Reason, message: str, *, warning: bool = False) -> Step:
+def complete(view: JobView, reason: Reason, message: str, *, warning: bool = False) -> Step:
     """The job reached its end. warning: the user should look at how."""
-    return _end(world, ConditionType.COMPLETE, reason, message, warning=warning)
+    return _end(view, ConditionType.COMPLETE, reason, message, warning=warning)
 
 
-def fail(world: World, reason: Reason, message: str) -> Step:
+def fail(view: JobView, reason: Reason, message: str) -> Step:
     """The job will not be tried again."""
-    return _end(world, ConditionType.FAILED, reason, message, warning=True)
+    return _end(view, ConditionType.FAILED, reason, message, warning=True)
 
 
-def _end(world: World, end: ConditionType, reason: Reason, message: str, *, warning: bool) -> Step:
+def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, warning: bool) -> Step:
     other = ConditionType.FAILED if end is ConditionType.COMPLETE else ConditionType.COMPLETE
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
         # The pods are cleaned up in later passes, when the end is written down: a crash in between must not undo it.
-        status={"completion_time": world.second, "restarts": _closed(world.status.restarts), "disruptions": None},
+        status={"completion_time": view.second, "restarts": _closed(view.status.restarts), "disruptions": None},
         claims=(
             Claim(type=end, status="True", reason=reason, message=message),
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),

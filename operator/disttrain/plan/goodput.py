@@ -8,41 +8,41 @@ to the wrong one. A command has no master that hears of steps: there the state d
 import math
 from datetime import timedelta
 
-from disttrain.api.reasons import ConditionType, Reason, State
+from disttrain.api.reasons import ConditionType, JobState, Reason
 from disttrain.api.runtime import TimeSpent
 from disttrain.api.status import DistTrainJobStatus, Goodput, MasterTime, TrainingStatus
 from disttrain.plan import progress
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 _BUCKETS = {
-    State.PENDING: "queued_seconds",
-    State.SCHEDULING: "queued_seconds",
-    State.STARTING: "starting_seconds",
-    State.RESTARTING: "starting_seconds",
-    State.RESIZING: "starting_seconds",
-    State.TRAINING: "productive_seconds",
-    State.STALLED: "stalled_seconds",
+    JobState.PENDING: "queued_seconds",
+    JobState.SCHEDULING: "queued_seconds",
+    JobState.STARTING: "starting_seconds",
+    JobState.RESTARTING: "starting_seconds",
+    JobState.RESIZING: "starting_seconds",
+    JobState.TRAINING: "productive_seconds",
+    JobState.STALLED: "stalled_seconds",
 }
 """A suspended job has no bucket: it holds nothing."""
 _OF_THE_MASTER = ("starting_seconds", "stalled_seconds", "redone_seconds", "productive_seconds")
 """In this order a part is left out that the state was given already, while the master was not heard."""
 _NO_NODE = frozenset({Reason.UNSCHEDULABLE, Reason.POD_REFUSED, Reason.WAITING_FOR_GANG})
 """Reasons of Scheduled with which a job that has lost a pod waits for a node or a quota, as it did at its start."""
-_RUNS = frozenset({State.TRAINING, State.STALLED})
+_RUNS = frozenset({JobState.TRAINING, JobState.STALLED})
 
 
-def ledger(world: World, training: TrainingStatus | None, *, state: State | None) -> Goodput | None:
+def ledger(view: JobView, training: TrainingStatus | None, *, state: JobState | None) -> Goodput | None:
     """The ledger up to now. `state`: that of the status which is written."""
-    if not world.started:
+    if not view.started:
         return None
-    before = world.status.goodput or Goodput(accounted_until=world.status.start_time)
+    before = view.status.goodput or Goodput(accounted_until=view.status.start_time)
     entries = before.model_dump(exclude={"accounted_until", "master"})
-    since = before.accounted_until or world.second
-    bucket = _bucket(world.status)
+    since = before.accounted_until or view.second
+    bucket = _bucket(view.status)
     if bucket is None:
-        return Goodput(**entries, accounted_until=max(since, world.second), master=before.master)
-    open_seconds = max(0, int((world.second - since).total_seconds()))
-    report = progress.newest(world)
+        return Goodput(**entries, accounted_until=max(since, view.second), master=before.master)
+    open_seconds = max(0, int((view.second - since).total_seconds()))
+    report = progress.newest(view)
     spent = report.goodput if report is not None else None
     known = before.master
     if spent is not None and known is not None and known.began != spent.began:
@@ -51,7 +51,7 @@ def ledger(world: World, training: TrainingStatus | None, *, state: State | None
     rest = open_seconds - sum(booked.values())
     follows = spent is not None and known is not None
     unheard = spent is None and before.master is not None and state in _RUNS
-    ends = state in (State.COMPLETE, State.FAILED, State.SUSPENDED)
+    ends = state in (JobState.COMPLETE, JobState.FAILED, JobState.SUSPENDED)
     if ends or not (follows or unheard):
         if spent is not None and not ends:
             rest = max(0, rest - math.ceil(spent.undecided_seconds))
@@ -59,7 +59,7 @@ def ledger(world: World, training: TrainingStatus | None, *, state: State | None
     for name, seconds in booked.items():
         entries[name] += seconds
     if spent is None and before.master is None:
-        _mark_redone(entries, world, training)
+        _mark_redone(entries, view, training)
     return Goodput(
         **entries,
         accounted_until=since + timedelta(seconds=sum(booked.values())),
@@ -71,9 +71,9 @@ def _bucket(status: DistTrainJobStatus) -> str | None:
     """Where the time goes that no master counts, by the stored status; None: nowhere."""
     scheduled = status.condition(ConditionType.SCHEDULED)
     waits = scheduled is not None and scheduled.status == "False" and scheduled.reason in _NO_NODE
-    if status.state is State.RESTARTING and waits:
-        return _BUCKETS[State.SCHEDULING]
-    return _BUCKETS.get(status.state or State.PENDING)
+    if status.state is JobState.RESTARTING and waits:
+        return _BUCKETS[JobState.SCHEDULING]
+    return _BUCKETS.get(status.state or JobState.PENDING)
 
 
 def _news(spent: TimeSpent, known: MasterTime | None, most: int) -> dict[str, int]:
@@ -93,9 +93,9 @@ def _whole(spent: TimeSpent) -> MasterTime:
     return MasterTime(began=spent.began, **{name: int(getattr(spent, name)) for name in _OF_THE_MASTER})
 
 
-def _mark_redone(entries: dict[str, int], world: World, training: TrainingStatus | None) -> None:
+def _mark_redone(entries: dict[str, int], view: JobView, training: TrainingStatus | None) -> None:
     """Where no master counts: steps that were lost are done again. The time that they had taken, at the mean speed, was not productive."""
-    stored = world.status.training
+    stored = view.status.training
     if stored is not None and training is not None and training.step < stored.step:
         lost = entries["productive_seconds"] * (stored.step - training.step) // stored.step
         entries["productive_seconds"] -= lost

@@ -4,37 +4,37 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from disttrain.plan.model import DeletePod, Phase, PodView
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
-PATIENCE = timedelta(seconds=60)
+FORCED_DELETION_DELAY = timedelta(seconds=60)
 """From the last word of a node that does not report; beyond the grace period where only the pod's end is missing. A node that comes back
 after it finds its pod's successor at work; the trainers refuse the older incarnation."""
 NODE_LOST = "NodeLost"
 BY_TAINT = "DeletionByTaintManager"
 
 
-def forced(world: World) -> tuple[DeletePod, ...]:
+def forced(view: JobView) -> tuple[DeletePod, ...]:
     """The deletions that no node will confirm."""
     return tuple(
-        DeletePod(name=pod.name, uid=pod.uid, grace_seconds=0) for pod, moment in _waiting(world) if moment <= world.now
+        DeletePod(name=pod.name, uid=pod.uid, grace_seconds=0) for pod, moment in _waiting(view) if moment <= view.now
     )
 
 
-def upcoming(world: World) -> datetime | None:
+def upcoming(view: JobView) -> datetime | None:
     """When the next one is due."""
-    return min((moment for _, moment in _waiting(world) if moment > world.now), default=None)
+    return min((moment for _, moment in _waiting(view) if moment > view.now), default=None)
 
 
-def _waiting(world: World) -> Iterator[tuple[PodView, datetime]]:
-    for pod in world.snapshot.pods:
+def _waiting(view: JobView) -> Iterator[tuple[PodView, datetime]]:
+    for pod in view.snapshot.pods:
         # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. Whoever drains a node
         # or preempts does so too, with other reasons: there the kubelet is alive, and the old process may still be at work.
         gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
         moments = []
         if pod.silent_since is not None:
             # No kubelet counts the grace period there, whoever deleted the pod, the operator itself included.
-            moments.append(pod.silent_since + PATIENCE)
+            moments.append(pod.silent_since + FORCED_DELETION_DELAY)
         if (gone or pod.silent_since is not None) and pod.deletion_deadline is not None:
-            moments.append(pod.deletion_deadline + PATIENCE)
+            moments.append(pod.deletion_deadline + FORCED_DELETION_DELAY)
         if pod.deleting and moments:
             yield pod, min(moments)

@@ -125,7 +125,7 @@ class Snapshot:
     not_understood: tuple[str, ...] = ()
     """What another version has stored about the job and this one does not understand; then it must not be touched."""
     refusals: tuple[Refusal, ...] = ()
-    foreign: tuple[str, ...] = ()
+    name_conflicts: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""
     former: tuple[str, ...] = ()
     """Names that the job needs and that objects of a former, deleted job of the same name hold until they have ended."""

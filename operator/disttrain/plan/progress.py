@@ -8,52 +8,52 @@ from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import CheckpointStatus, TrainingStatus
 from disttrain.api.types import INT32_MAX
 from disttrain.plan.model import Phase
-from disttrain.plan.world import SILENCE, World
+from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
 LONGEST_READ_INTERVAL = timedelta(seconds=10)
-"""A part of SILENCE, so that one reading that fails makes nobody silent."""
+"""A part of REPORT_TIMEOUT, so that one reading that fails makes nobody silent."""
 
 
 LONGEST_PAUSE = timedelta(days=1)
 """A speed that was measured of almost nothing must not make a silence last for ever."""
 
 
-def training(world: World, *, moves: bool) -> TrainingStatus | None:
+def training(view: JobView, *, moves: bool) -> TrainingStatus | None:
     """status.training after this pass, if it is written at all; the stored one when there is no news. Unless steps are made (`moves`) it
     holds no speed and no time left: they would be those of a training that is not there."""
-    after = _training(world)
+    after = _training(view)
     return (
         after if after is None or moves else after.model_copy(update={"eta_seconds": None, "samples_per_second": None})
     )
 
 
-def usual_pause(world: World) -> timedelta:
+def usual_pause(view: JobView) -> timedelta:
     """How long nothing need be seen of a training that makes steps: three times as long as its steps take, or as a program took
     to report the last one; at least a minute."""
-    training, usual = world.status.training, timedelta(seconds=min(_usual_step(world), INT32_MAX))
-    if world.spec.trainer.model is None and training is not None:
+    training, usual = view.status.training, timedelta(seconds=min(_usual_step(view), INT32_MAX))
+    if view.spec.trainer.model is None and training is not None:
         # A program reports when it likes; our own loop reports each step. How seldom the status is written says nothing about either.
-        usual = max(usual, timedelta(seconds=training.update_seconds or 0) - interval(world))
-    return max(SILENCE, min(3 * usual, LONGEST_PAUSE))
+        usual = max(usual, timedelta(seconds=training.update_seconds or 0) - interval(view))
+    return max(REPORT_TIMEOUT, min(3 * usual, LONGEST_PAUSE))
 
 
-def _usual_step(world: World) -> float:
+def _usual_step(view: JobView) -> float:
     """Seconds of a step, 0 for not known: by the speed at the last step, else by the time that all of them took. The report that is read
     now does not tell: without a step, its speed decays."""
-    training, goodput = world.status.training, world.status.goodput
+    training, goodput = view.status.training, view.status.goodput
     if training is None or training.last_update_time is None:
         return 0
-    if world.spec.trainer.model is not None and (speed := float(training.samples_per_second or 0)) > 0:
-        return world.spec.trainer.batch_size / speed
+    if view.spec.trainer.model is not None and (speed := float(training.samples_per_second or 0)) > 0:
+        return view.spec.trainer.batch_size / speed
     if goodput is None or goodput.accounted_until is None or training.step == 0:
         return 0
     after = max(0.0, (goodput.accounted_until - training.last_update_time).total_seconds())
     return max(0.0, goodput.productive_seconds - after) / training.step
 
 
-def _training(world: World) -> TrainingStatus | None:
-    before = world.status.training
-    progress = newest(world)
+def _training(view: JobView) -> TrainingStatus | None:
+    before = view.status.training
+    progress = newest(view)
     if progress is None:
         return before
     if before is not None and progress.step == before.step:
@@ -70,33 +70,33 @@ def _training(world: World) -> TrainingStatus | None:
         total_steps=progress.total_steps,
         epoch=progress.epoch,
         progress_percent=min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else None,
-        eta_seconds=_seconds_left(world, progress),
+        eta_seconds=_seconds_left(view, progress),
         loss=None if progress.loss is None else number(progress.loss, 4),
         samples_per_second=None if progress.samples_per_second is None else number(progress.samples_per_second, 5),
         world_size=progress.world_size,
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
-        last_update_time=_last_advance(world, progress),
-        update_seconds=_between_advances(world, progress),
+        last_update_time=_last_advance(view, progress),
+        update_seconds=_between_advances(view, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
         resumed=progress.resumed if progress.world_size else before.resumed if before else None,
     )
 
 
-def due(world: World) -> bool:
+def due(view: JobView) -> bool:
     """Whether progress alone is worth a write: not more often than statusIntervalSeconds. A last step that no other followed for some time
     is: what counts from it (a stall, a recovery) counts from what is written."""
-    before, seen = world.status.training, world.snapshot.step_seen
+    before, seen = view.status.training, view.snapshot.step_seen
     if before is None or before.last_update_time is None:
         return True
-    if world.steps_now and seen is not None and world.now - seen >= SILENCE:
+    if view.steps_now and seen is not None and view.now - seen >= REPORT_TIMEOUT:
         return True
-    return world.now - before.last_update_time >= interval(world)
+    return view.now - before.last_update_time >= interval(view)
 
 
-def interval(world: World) -> timedelta:
+def interval(view: JobView) -> timedelta:
     """Between two writes of the progress."""
-    return timedelta(seconds=world.spec.observability.status_interval_seconds)
+    return timedelta(seconds=view.spec.observability.status_interval_seconds)
 
 
 def read_interval(spec: DistTrainJobSpec) -> timedelta:
@@ -114,55 +114,55 @@ def is_another_step(progress: Progress, before: Progress | None) -> bool:
     return before is None or (before.attempt, before.step) != (progress.attempt, progress.step)
 
 
-def _last_advance(world: World, progress: Progress) -> datetime | None:
+def _last_advance(view: JobView, progress: Progress) -> datetime | None:
     """When the step last advanced, by our clock: that of the master may be wrong. A fall back to a checkpoint is no advance."""
-    before = world.status.training
+    before = view.status.training
     stored = before.last_update_time if before is not None else None
     if progress.step <= (before.step if before is not None else 0):
         return stored
-    seen = world.snapshot.step_seen if progress is world.progress else None
-    moment = seen.replace(microsecond=0) if seen is not None else world.second
+    seen = view.snapshot.step_seen if progress is view.progress else None
+    moment = seen.replace(microsecond=0) if seen is not None else view.second
     return max(moment, stored) if stored is not None else moment
 
 
-def _between_advances(world: World, progress: Progress) -> int | None:
-    before = world.status.training
+def _between_advances(view: JobView, progress: Progress) -> int | None:
+    before = view.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:
         return before.update_seconds if before is not None else None
-    last = _last_advance(world, progress) or world.second
+    last = _last_advance(view, progress) or view.second
     return max(0, int((last - before.last_update_time).total_seconds()))
 
 
-def newest(world: World) -> Progress | None:
+def newest(view: JobView) -> Progress | None:
     """The newest report of this attempt. The last word of a pod that succeeded is newer than any report that was read before."""
     words = [
         pod.termination.progress
-        for pod in world.present.values()
+        for pod in view.present.values()
         if pod.phase is Phase.SUCCEEDED and pod.termination.progress is not None
     ]
-    final = [progress for progress in words if progress.attempt == world.attempt]
-    return max(final, key=lambda progress: progress.step) if final else world.progress
+    final = [progress for progress in words if progress.attempt == view.attempt]
+    return max(final, key=lambda progress: progress.step) if final else view.progress
 
 
-def _seconds_left(world: World, progress: Progress) -> int | None:
+def _seconds_left(view: JobView, progress: Progress) -> int | None:
     if progress.finished:
         return 0
-    rate = _steps_per_second(world, progress)
+    rate = _steps_per_second(view, progress)
     if progress.total_steps is None or rate is None:
         return None
     seconds = max(0, progress.total_steps - progress.step) / rate
     return round(seconds) if seconds < INT32_MAX else None
 
 
-def _steps_per_second(world: World, progress: Progress) -> float | None:
+def _steps_per_second(view: JobView, progress: Progress) -> float | None:
     """The master's own measure for our loop; for a script, the steps since the last entry."""
     speed = progress.samples_per_second
-    if world.spec.trainer.model is not None and speed is not None and 0 < speed < math.inf:
-        return speed / world.spec.trainer.batch_size
-    before = world.status.training
+    if view.spec.trainer.model is not None and speed is not None and 0 < speed < math.inf:
+        return speed / view.spec.trainer.batch_size
+    before = view.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:
         return None
-    elapsed = (world.now - before.last_update_time).total_seconds()
+    elapsed = (view.now - before.last_update_time).total_seconds()
     return (progress.step - before.step) / elapsed if elapsed > 0 else None
 
 

@@ -10,17 +10,17 @@ from disttrain.api.status import Condition
 from disttrain.plan import words
 from disttrain.plan.progress import usual_pause
 from disttrain.plan.step import Claim, Truth
-from disttrain.plan.world import SILENCE, World
+from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
 
-def progressing(world: World, ready: Claim) -> Claim:
+def progressing(view: JobView, ready: Claim) -> Claim:
     """The condition as it is seen. It is True only while steps are seen about as often as this training makes them."""
-    before = world.status.condition(ConditionType.PROGRESSING)
+    before = view.status.condition(ConditionType.PROGRESSING)
     was_training = before is not None and before.status == "True"
-    progress = world.progress
+    progress = view.progress
     if progress is None:
-        return _unheard(world, before, ready)
-    training = world.status.training
+        return _unheard(view, before, ready)
+    training = view.status.training
     if (
         before is not None
         and before.reason == Reason.STALLED
@@ -29,14 +29,14 @@ def progressing(world: World, ready: Claim) -> Claim:
     ):
         return _claim("False", Reason.STALLED, before.message)
     if progress.last_update_time is not None or was_training:
-        if (since := _no_step_since(world, before)) is not None:
+        if (since := _no_step_since(view, before)) is not None:
             message = f"No step was seen since {since:%H:%M:%S} UTC"
             if progress.waiting_for:
                 message += f"; waiting for {words.without_clock(progress.waiting_for)}"
             return _claim("False", Reason.NO_STEP, message)
         waits = f"Waiting for {words.without_clock(progress.waiting_for)}" if progress.waiting_for else ""
         return _claim("True", Reason.TRAINING, waits)
-    if world.spec.trainer.model is None:
+    if view.spec.trainer.model is None:
         message = "The program reports no steps; disttrain_trainer.session does it in a line"
         if progress.warning:
             message += f". {words.WARNING}{progress.warning}"
@@ -44,12 +44,12 @@ def progressing(world: World, ready: Claim) -> Claim:
     return _claim("False", Reason.STARTING, "No step yet")
 
 
-def _no_step_since(world: World, before: Condition | None) -> datetime | None:
+def _no_step_since(view: JobView, before: Condition | None) -> datetime | None:
     """When the last step was seen, if that is longer ago than a step takes here; None while steps are made. Of a training that has made
     its last step none is expected: it evaluates, and takes its last checkpoint."""
-    progress, training = world.progress, world.status.training
+    progress, training = view.progress, view.status.training
     assert progress is not None, "a report that was not read says nothing"
-    if world.steps_now or (progress.total_steps is not None and progress.step >= progress.total_steps):
+    if view.steps_now or (progress.total_steps is not None and progress.step >= progress.total_steps):
         return None
     if before is None or (before.status != "True" and before.reason != Reason.NO_STEP):
         return None  # the first steps of the attempt that are heard of; the step itself may have been reached before
@@ -57,40 +57,40 @@ def _no_step_since(world: World, before: Condition | None) -> datetime | None:
     if before.reason == Reason.NO_STEP:
         return last or before.last_transition_time  # until a step is seen
     last = max(last or before.last_transition_time, before.last_transition_time)
-    listening = world.snapshot.listening_since or last
-    return last if world.now - max(last, listening) > usual_pause(world) else None
+    listening = view.snapshot.listening_since or last
+    return last if view.now - max(last, listening) > usual_pause(view) else None
 
 
-def _unheard(world: World, before: Condition | None, ready: Claim) -> Claim:
+def _unheard(view: JobView, before: Condition | None, ready: Claim) -> Claim:
     """Without a report: what was known holds for a while, then nothing is known."""
     if before is not None and before.reason == Reason.NO_STEP and ready.status != "True":
         return _claim("False", before.reason, before.message)
     if before is None or (before.status == "False" and ready.status != "True"):
         return _claim("False", Reason.STARTING, "No step yet")
-    if before.status == "Unknown" or _silent(world, before):
+    if before.status == "Unknown" or _silent(view, before):
         return _claim("Unknown", Reason.NO_REPORT, "The master is not heard; the training may well go on")
     if before.status == "True":
         return _claim("True", Reason.TRAINING, before.message)
     return _claim("False", Reason.STARTING, "No step yet")
 
 
-def _silent(world: World, progressing: Condition) -> bool:
+def _silent(view: JobView, progressing: Condition) -> bool:
     """Whether the master was not heard for so long that it is not known whether steps are made. The time counts from its last word, or
     from the moment at which it could have begun to speak; and only while this process listens, since the one before it
     may have been away for long."""
-    read, listening = world.snapshot.progress_read, world.snapshot.listening_since
+    read, listening = view.snapshot.progress_read, view.snapshot.listening_since
     if progressing.status == "True":
         if read is None and listening is None:
             return False
-        training = world.status.training
+        training = view.status.training
         moments = [progressing.last_transition_time, training.last_update_time if training else None, read, listening]
     else:
-        ready = world.status.condition(ConditionType.READY)
+        ready = view.status.condition(ConditionType.READY)
         if ready is None or ready.status != "True":
             # It becomes ready in this pass: our loop after all the time in which the master could have spoken.
-            return world.spec.trainer.model is not None
+            return view.spec.trainer.model is not None
         moments = [ready.last_transition_time, listening]
-    return world.now - max(moment for moment in moments if moment is not None) > SILENCE
+    return view.now - max(moment for moment in moments if moment is not None) > REPORT_TIMEOUT
 
 
 def _claim(status: Truth, reason: str, message: str = "") -> Claim:

@@ -13,89 +13,89 @@ from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
 from disttrain.plan.state import state
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 _TOLD = frozenset({Reason.REPLACED, Reason.PREEMPTED, Reason.EVICTED, Reason.NODE_LOST, Reason.NOT_READY})
 """Reasons of Restarting that no policy has posted an Event about."""
 _SOONEST = timedelta(seconds=1)
 
 
-def plan(world: World, step: Step) -> Plan:
+def plan(view: JobView, step: Step) -> Plan:
     """The Plan of a step."""
-    seen = {claim.type: claim for claim in conditions.observe(world)}
+    seen = {claim.type: claim for claim in conditions.observe(view)}
     claims = tuple({**seen, **{claim.type: claim for claim in step.claims}}.values())
-    status = _status(world, step, claims)
+    status = _status(view, step, claims)
     return Plan(
         actions=step.actions,
         status=status,
-        events=(*_events(world, seen, step), *step.events, *_resumed(world, status)),
-        look_again=timedelta(0) if step.again else _look_again(world, step, status),
+        events=(*_events(view, seen, step), *step.events, *_resumed(view, status)),
+        look_again=timedelta(0) if step.again else _look_again(view, step, status),
         final=step.final,
     )
 
 
-def _status(world: World, step: Step, claims: tuple[Claim, ...]) -> DistTrainJobStatus:
+def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJobStatus:
     making = any(isinstance(action, CreatePod) for action in step.actions)
     fields: dict[str, Any] = {
-        "observed_generation": world.job.metadata.generation,
+        "observed_generation": view.job.metadata.generation,
         # What was refused a moment ago will hardly be made now: that is not said before it is so.
-        "state": state(world, claims, making=making and not world.snapshot.refusals),
-        "conditions": conditions.merge(world, claims),
-        "restarts": account.carried_over(world),
-        "disruptions": disruptions.carried_over(world),
-        **_beginning(world, making),
+        "state": state(view, claims, making=making and not view.snapshot.refusals),
+        "conditions": conditions.merge(view, claims),
+        "restarts": account.carried_over(view),
+        "disruptions": disruptions.carried_over(view),
+        **_beginning(view, making),
         **step.status,
     }
-    same_attempt = fields.get("attempt", world.attempt) == world.attempt
-    fields["replica_statuses"] = _replica_statuses(world, fields, step.actions if same_attempt else None)
+    same_attempt = fields.get("attempt", view.attempt) == view.attempt
+    fields["replica_statuses"] = _replica_statuses(view, fields, step.actions if same_attempt else None)
     fields["worker"] = WorkerStatus(
         ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
-        selector=f"{LABEL_JOB_NAME}={world.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
-        completed_indexes=(format_indexes(world.completed) or None) if same_attempt else None,
+        selector=f"{LABEL_JOB_NAME}={view.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
+        completed_indexes=(format_indexes(view.completed) or None) if same_attempt else None,
     )
-    status = world.status.model_copy(update=fields)
-    if status == world.status and not progress.due(world):
-        return world.status
-    training = progress.training(world, moves=_moves(world, claims))
-    if status == world.status and training == world.status.training:
-        return world.status
+    status = view.status.model_copy(update=fields)
+    if status == view.status and not progress.due(view):
+        return view.status
+    training = progress.training(view, moves=_moves(view, claims))
+    if status == view.status and training == view.status.training:
+        return view.status
     return status.model_copy(
-        update={"training": training, "goodput": goodput.ledger(world, training, state=status.state)}
+        update={"training": training, "goodput": goodput.ledger(view, training, state=status.state)}
     )
 
 
-def _moves(world: World, claims: tuple[Claim, ...]) -> bool:
+def _moves(view: JobView, claims: tuple[Claim, ...]) -> bool:
     """Whether steps are made: what is said of speed and time left holds. A job that is complete keeps the speed that it had."""
     by_type = {claim.type: claim for claim in claims}
     if by_type[ConditionType.COMPLETE].status == "True":
         return True
     if by_type[ConditionType.PROGRESSING].status != "True":
         return False
-    restarting, before = by_type[ConditionType.RESTARTING], world.status.condition(ConditionType.RESTARTING)
-    if restarting.status != "True" or world.steps_now:
+    restarting, before = by_type[ConditionType.RESTARTING], view.status.condition(ConditionType.RESTARTING)
+    if restarting.status != "True" or view.steps_now:
         return True
     # Others may make steps without the missing pod; those from before it was missed do not count.
-    since = before.last_transition_time if before is not None and before.status == "True" else world.now
-    return world.stepped_since(since)
+    since = before.last_transition_time if before is not None and before.status == "True" else view.now
+    return view.stepped_since(since)
 
 
-def _beginning(world: World, making: bool) -> dict[str, Any]:
+def _beginning(view: JobView, making: bool) -> dict[str, Any]:
     """Start and first attempt. Pods without either were made by a pass that did not live to write it down."""
-    begins = not world.started and (making or world.snapshot.pods)
-    return {"start_time": world.second, "attempt": world.attempt} if begins else {}
+    begins = not view.started and (making or view.snapshot.pods)
+    return {"start_time": view.second, "attempt": view.attempt} if begins else {}
 
 
 def _replica_statuses(
-    world: World, fields: dict[str, Any], actions: tuple[Action, ...] | None
+    view: JobView, fields: dict[str, Any], actions: tuple[Action, ...] | None
 ) -> tuple[ReplicaStatus, ...]:
     """The counts of each role. `actions`: what is done before they are written; None: of the attempt that begins no pod exists."""
-    before = {status.role: status for status in fields.get("replica_statuses", world.status.replica_statuses)}
-    ended = "completion_time" in fields and world.spec.run_policy.clean_pod_policy is not CleanPodPolicy.NONE
+    before = {status.role: status for status in fields.get("replica_statuses", view.status.replica_statuses)}
+    ended = "completion_time" in fields and view.spec.run_policy.clean_pod_policy is not CleanPodPolicy.NONE
     made = [action.role for action in actions or () if isinstance(action, CreatePod)]
     deleted = {action.uid for action in actions or () if isinstance(action, DeletePod)}
     statuses = []
-    for role, desired in world.replicas.items():
-        pods = [pod for (pod_role, _), pod in world.present.items() if pod_role is role and not pod.deleting]
+    for role, desired in view.replicas.items():
+        pods = [pod for (pod_role, _), pod in view.present.items() if pod_role is role and not pod.deleting]
         succeeded = sum(pod.phase is Phase.SUCCEEDED for pod in pods)
         statuses.append(
             ReplicaStatus(
@@ -103,24 +103,24 @@ def _replica_statuses(
                 desired=desired,
                 # The pods of a job that has just ended are on their way out.
                 ready=0 if ended else sum(pod.ready and not pod.done for pod in pods),
-                succeeded=len(world.completed) if role is Role.WORKER else succeeded,
+                succeeded=len(view.completed) if role is Role.WORKER else succeeded,
                 failed=sum(pod.phase is Phase.FAILED for pod in pods),
                 restarts=before[role.status_name].restarts if role.status_name in before else 0,
                 existing=0 if actions is None else sum(pod.uid not in deleted for pod in pods) + made.count(role),
             )
         )
     known = {status.role for status in statuses}
-    return (*statuses, *(status for status in world.status.replica_statuses if status.role not in known))
+    return (*statuses, *(status for status in view.status.replica_statuses if status.role not in known))
 
 
-def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:
+def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:
     """What is seen for the first time and that no policy tells of."""
     events = []
     valid = seen[ConditionType.VALID]
-    before = world.status.condition(ConditionType.VALID)
+    before = view.status.condition(ConditionType.VALID)
     if valid.status == "False" and (before is None or (before.status, before.reason) != (valid.status, valid.reason)):
         events.append(Event(reason=valid.reason, message=valid.message, warning=True))
-    if news := _trouble(world, seen[ConditionType.READY], step):
+    if news := _trouble(view, seen[ConditionType.READY], step):
         events.append(news)
     restarting = seen[ConditionType.RESTARTING]
     overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
@@ -128,37 +128,37 @@ def _events(world: World, seen: dict[ConditionType, Claim], step: Step) -> tuple
         restarting.status == "True"
         and restarting.reason in _TOLD
         and not overruled
-        and not world.status.is_true(ConditionType.RESTARTING)
+        and not view.status.is_true(ConditionType.RESTARTING)
     ):
         events.append(Event(reason=restarting.reason, message=restarting.message))
     return tuple(events)
 
 
-def _trouble(world: World, ready: Claim, step: Step) -> Event | None:
+def _trouble(view: JobView, ready: Claim, step: Step) -> Event | None:
     """Once for each trouble of a container: while Ready speaks of it, it is no news."""
-    before = world.status.condition(ConditionType.READY)
+    before = view.status.condition(ConditionType.READY)
     overruled = any(claim.type is ConditionType.READY for claim in step.claims)
-    trouble = conditions.sidecar_trouble(world)
+    trouble = conditions.sidecar_trouble(view)
     if overruled or not trouble or (before is not None and trouble in before.message):
         return None
     return Event(reason=Reason.SIDECAR_FAILING, message=trouble, warning=True)
 
 
-def _resumed(world: World, status: DistTrainJobStatus) -> tuple[Event, ...]:
+def _resumed(view: JobView, status: DistTrainJobStatus) -> tuple[Event, ...]:
     """Where a training began that did not begin at its plain start: whoever changed the job, or lost checkpoints, should hear it."""
-    before = world.status.training.resumed if world.status.training else None
+    before = view.status.training.resumed if view.status.training else None
     after = status.training.resumed if status.training else None
     return (Event(reason=Reason.RESUMED, message=after),) if after and after != before else ()
 
 
-def _look_again(world: World, step: Step, status: DistTrainJobStatus) -> timedelta | None:
+def _look_again(view: JobView, step: Step, status: DistTrainJobStatus) -> timedelta | None:
     """The earliest moment at which time alone may change something."""
-    job = world.job.model_copy(update={"status": status})
-    after = World(replace(world.snapshot, job=job))
+    job = view.job.model_copy(update={"status": status})
+    after = JobView(replace(view.snapshot, job=job))
     moments = [step.look]
-    if not world.spec.suspend:
+    if not view.spec.suspend:
         moments.append(deadlines.upcoming(after))
         if any(pod.phase is Phase.RUNNING for pod in after.present.values()):
-            moments.append(world.now + progress.read_interval(world.spec))  # the master's next report, or its silence
+            moments.append(view.now + progress.read_interval(view.spec))  # the master's next report, or its silence
     first = min((moment for moment in moments if moment is not None), default=None)
-    return None if first is None else max(first - world.now, _SOONEST)
+    return None if first is None else max(first - view.now, _SOONEST)

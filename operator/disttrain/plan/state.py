@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from disttrain.api.reasons import ConditionType, Reason, State
+from disttrain.api.reasons import ConditionType, JobState, Reason
 from disttrain.plan.step import Claim
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 
-def state(world: World, claims: Iterable[Claim], *, making: bool) -> State:
+def state(view: JobView, claims: Iterable[Claim], *, making: bool) -> JobState:
     """The first that holds, from the final to the tentative. `making`: pods are made before this is written down."""
     by_type = {claim.type: claim for claim in claims}
 
@@ -16,25 +16,25 @@ def state(world: World, claims: Iterable[Claim], *, making: bool) -> State:
 
     progressing = by_type[ConditionType.PROGRESSING]
     if true(ConditionType.COMPLETE):
-        return State.COMPLETE
+        return JobState.COMPLETE
     if true(ConditionType.FAILED):
-        return State.FAILED
+        return JobState.FAILED
     if true(ConditionType.SUSPENDED):
-        return State.SUSPENDED
+        return JobState.SUSPENDED
     if by_type[ConditionType.SUSPENDED].reason == Reason.SUSPENDING:
-        return world.status.state or State.PENDING  # what it was, until the last pod is gone
+        return view.status.state or JobState.PENDING  # what it was, until the last pod is gone
     if progressing.reason == Reason.STALLED:
-        return State.STALLED
+        return JobState.STALLED
     if true(ConditionType.RESTARTING):
-        return State.RESTARTING
+        return JobState.RESTARTING
     if progressing.reason == Reason.NO_STEP:
-        return State.STALLED if true(ConditionType.READY) else State.RESTARTING
+        return JobState.STALLED if true(ConditionType.READY) else JobState.RESTARTING
     if progressing.status == "True":
-        return State.TRAINING
+        return JobState.TRAINING
     if not true(ConditionType.SCHEDULED):
-        return State.SCHEDULING if world.present or making else State.PENDING
-    reports = world.spec.trainer.model is not None
+        return JobState.SCHEDULING if view.present or making else JobState.PENDING
+    reports = view.spec.trainer.model is not None
     # A master that only we do not hear says nothing against steps that were seen before.
-    if true(ConditionType.READY) and progressing.status == "Unknown" and (world.stepped or not reports):
-        return State.TRAINING
-    return State.STARTING
+    if true(ConditionType.READY) and progressing.status == "Unknown" and (view.stepped or not reports):
+        return JobState.TRAINING
+    return JobState.STARTING

@@ -9,48 +9,48 @@ from disttrain.plan.ending import complete
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import newest
 from disttrain.plan.step import Step
+from disttrain.plan.view import JobView
 from disttrain.plan.words import WARNING
-from disttrain.plan.world import World
 
-MASTER_GRACE = timedelta(seconds=10)
+LAST_REPORT_GRACE = timedelta(seconds=10)
 """For the master to end after the workers, and leave the final progress as its last words; for workers, to end after a master
 that says that all is done."""
 
 
-def reached(world: World) -> Step | None:
+def reached(view: JobView) -> Step | None:
     """The end of the job by its successPolicy. It stands above failures: what fails after the work is done does not matter."""
-    workers = world.spec.worker.replicas
-    done = world.completed & set(range(workers))
-    if not done or (world.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
-        return _all_work_is_done(world, done=len(done))
+    workers = view.spec.worker.replicas
+    done = view.completed & set(range(workers))
+    if not done or (view.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
+        return _all_work_is_done(view, done=len(done))
     # A worker whose end is not seen any more was remembered from an earlier pass: its moment is over.
     ends = [
-        pod.ended for (role, _), pod in world.present.items() if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
+        pod.ended for (role, _), pod in view.present.items() if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
     ]
-    patience = max((world.until(end, MASTER_GRACE) for end in ends), default=world.now)
-    if world.now < patience and _more_is_to_come(world, after=max(ends, default=world.now)):
-        return Step(look=patience)
-    warning = _missing_steps(world) + _apart(world)
+    until = max((view.until(end, LAST_REPORT_GRACE) for end in ends), default=view.now)
+    if view.now < until and _more_is_to_come(view, after=max(ends, default=view.now)):
+        return Step(look=until)
+    warning = _missing_steps(view) + _apart(view)
     message = f"{len(done)} of {workers} workers succeeded{warning}"
-    return complete(world, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning))
+    return complete(view, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning))
 
 
-def _more_is_to_come(world: World, *, after: datetime) -> bool:
+def _more_is_to_come(view: JobView, *, after: datetime) -> bool:
     """Whether the master is going to say how far the job came."""
-    master = world.present.get((Role.MASTER, 0))
+    master = view.present.get((Role.MASTER, 0))
     if master is None or master.done or master.deleting:
         return False
-    if not world.runs_command:
+    if not view.runs_command:
         return True
     # That of a command hears nothing of its end, and has no last words: a later report has to do, where one can say that steps are missing.
-    read = world.snapshot.progress_read
-    return bool(_missing_steps(world)) and (read is None or read <= after)
+    read = view.snapshot.progress_read
+    return bool(_missing_steps(view)) and (read is None or read <= after)
 
 
-def _missing_steps(world: World) -> str:
+def _missing_steps(view: JobView) -> str:
     """What a user is to know of a script or command that ended well before the last step that it announced; "" for nothing."""
-    progress = newest(world)
-    if world.spec.trainer.model is not None or progress is None or progress.total_steps is None:
+    progress = newest(view)
+    if view.spec.trainer.model is not None or progress is None or progress.total_steps is None:
         return ""
     if progress.step >= progress.total_steps:
         return ""
@@ -59,32 +59,32 @@ def _missing_steps(world: World) -> str:
     )
 
 
-def _apart(world: World) -> str:
+def _apart(view: JobView) -> str:
     """What the master says of a success that may be none: the programs did not train together; "" for nothing."""
-    progress = newest(world)
+    progress = newest(view)
     return f". {WARNING}{progress.warning}" if progress is not None and progress.warning else ""
 
 
-def _all_work_is_done(world: World, *, done: int) -> Step | None:
+def _all_work_is_done(view: JobView, *, done: int) -> Step | None:
     """The others did the work of a worker that was lost near the end: its replacement would wait for a master that has gone home.
 
     Mostly it is a normal end, of which the master's part was seen first: workers that run have a moment to end well. Nothing else
     happens meanwhile. What fails now fails after the work was done, so it is neither counted nor replaced; also while the master, who
     reported the end, waits for the others to go.
     """
-    master = world.present.get((Role.MASTER, 0))
+    master = view.present.get((Role.MASTER, 0))
     if master is not None and master.done:
-        progress, patience = master.termination.progress, world.until(master.ended, MASTER_GRACE)
-    elif master is not None and world.failed:
-        progress, patience = world.progress, world.now
+        progress, until = master.termination.progress, view.until(master.ended, LAST_REPORT_GRACE)
+    elif master is not None and view.failed:
+        progress, until = view.progress, view.now
     else:
         return None
     if progress is None or not progress.finished:
         return None
-    if world.now < patience and any(
-        role is Role.WORKER and pod.phase is Phase.RUNNING and not pod.deleting and not world.settled((role, index))
-        for (role, index), pod in world.present.items()
+    if view.now < until and any(
+        role is Role.WORKER and pod.phase is Phase.RUNNING and not pod.deleting and not view.needs_no_pod((role, index))
+        for (role, index), pod in view.present.items()
     ):
-        return Step(look=patience)
-    message = f"All steps are done; {done} of {world.spec.worker.replicas} workers were there at the end"
-    return complete(world, Reason.TRAINING_DONE, message)
+        return Step(look=until)
+    message = f"All steps are done; {done} of {view.spec.worker.replicas} workers were there at the end"
+    return complete(view, Reason.TRAINING_DONE, message)

@@ -6,55 +6,55 @@ A job is Suspended only when its last pod is gone. Pods end with their own grace
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.plan import lost_nodes
 from disttrain.plan.model import DeletePod, Event
-from disttrain.plan.restart import begun_anew
+from disttrain.plan.restart import new_attempt_claims
 from disttrain.plan.step import Claim, Step
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 
-def asked(world: World) -> Step | None:
+def asked(view: JobView) -> Step | None:
     """What spec.suspend asks for; None for a job that runs and shall."""
-    if world.spec.suspend:
-        return _suspend(world)
-    if not _is_written(world):
+    if view.spec.suspend:
+        return _suspend(view)
+    if not _is_written(view):
         return None
     # A suspended job may be changed. That it is none any more is written down before there are pods, the first ones too.
-    return _resume(world) if world.started else Step(again=True)
+    return _resume(view) if view.started else Step(again=True)
 
 
-def _is_written(world: World) -> bool:
+def _is_written(view: JobView) -> bool:
     """Whether the status says that the job is suspended, or is being."""
-    condition = world.status.condition(ConditionType.SUSPENDED)
+    condition = view.status.condition(ConditionType.SUSPENDED)
     return condition is not None and (condition.status == "True" or condition.reason == Reason.SUSPENDING)
 
 
-def _suspend(world: World) -> Step:
-    still = len(world.snapshot.pods)
+def _suspend(view: JobView) -> Step:
+    still = len(view.snapshot.pods)
     if still == 0:
         message = "No pod is left; set spec.suspend to false to go on"
         news = (
-            () if world.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
+            () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=news)
     # Written down first: of a suspension that nobody remembers, the pods would come back in the same attempt, under its old clocks.
-    written = _is_written(world)
-    going = world.snapshot.pods if written else ()
+    written = _is_written(view)
+    going = view.snapshot.pods if written else ()
     deletions = tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in going if not pod.deleting)
     message = "Waiting for the pods to take their checkpoint and end"
     return Step(
-        actions=(*deletions, *lost_nodes.forced(world)),
+        actions=(*deletions, *lost_nodes.forced(view)),
         claims=(_suspended("False", Reason.SUSPENDING, message), *_at_rest()),
-        look=lost_nodes.upcoming(world),
+        look=lost_nodes.upcoming(view),
         again=not written,
     )
 
 
-def _resume(world: World) -> Step:
+def _resume(view: JobView) -> Step:
     """A new attempt with new clocks, written down before its pods are made."""
-    restarts = world.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": ()})
-    message = f"Resumed as attempt {world.attempt + 1}"
+    restarts = view.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": ()})
+    message = f"Resumed as attempt {view.attempt + 1}"
     return Step(
-        status={"attempt": world.attempt + 1, "start_time": world.second, "restarts": restarts, "disruptions": None},
-        claims=(_suspended("False", Reason.RESUMED, message), *begun_anew("The job is resumed")),
+        status={"attempt": view.attempt + 1, "start_time": view.second, "restarts": restarts, "disruptions": None},
+        claims=(_suspended("False", Reason.RESUMED, message), *new_attempt_claims("The job is resumed")),
         events=(Event(reason=Reason.RESUMED, message=message),),
         again=True,
     )

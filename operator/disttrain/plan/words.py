@@ -10,7 +10,7 @@ from disttrain.api.names import TRAINER_CONTAINER, Role
 from disttrain.api.reasons import Reason
 from disttrain.api.status import LastRestart
 from disttrain.plan.model import DISRUPTED, PodView
-from disttrain.plan.world import World
+from disttrain.plan.view import JobView
 
 WARNING = "Warning: "
 """In the message of a condition, before what a user has to know of a job in which nothing failed."""
@@ -35,21 +35,21 @@ _KILLED = frozenset(
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
-def failure(world: World, pod: PodView) -> str:
+def failure(view: JobView, pod: PodView) -> str:
     """Why a pod failed, in a sentence that can stand in a condition, an Event, or on a terminal."""
     how = [pod.reason] if pod.reason and pod.reason != "Error" else []
     if pod.exit_code is not None:
         how.append(f"exit code {pod.exit_code}")
-    if pod.reason == _OUT_OF_MEMORY and (limit := _memory_limit(world, pod.role)):
+    if pod.reason == _OUT_OF_MEMORY and (limit := _memory_limit(view, pod.role)):
         how.append(f"memory limit {limit}")
     text = f"Pod {pod.name} failed" + (f" ({', '.join(how)})" if how else "")
-    if words := last_words(pod):
+    if words := termination_message(pod):
         text += f": {words}"
-    hint = world.snapshot.log_hint.format(namespace=world.job.metadata.namespace, pod=pod.name)
+    hint = view.snapshot.log_hint.format(namespace=view.job.metadata.namespace, pod=pod.name)
     return f"{text}; log: {hint}"
 
 
-def last_words(pod: PodView) -> str:
+def termination_message(pod: PodView) -> str:
     """What the container said last, else what Kubernetes says of the pod."""
     words = pod.termination.message or pod.message
     if pod.termination.message and pod.exit_code in _KILLED and not words.startswith("the script was killed"):
@@ -66,7 +66,7 @@ def last_restart(pod: PodView, *, finished: datetime) -> LastRestart:
         index=pod.index,
         reason=(pod.reason or "Error")[:253],
         exit_code=pod.exit_code,
-        message=last_words(pod),
+        message=termination_message(pod),
         time=finished.replace(microsecond=0),
     )
 
@@ -97,12 +97,12 @@ def count(number: int, role: Role) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-def _memory_limit(world: World, role: Role) -> str:
+def _memory_limit(view: JobView, role: Role) -> str:
     """What the role's template allows the trainer container, "" for no limit."""
     owners = {
-        Role.MASTER: world.spec.master,
-        Role.PARAMETER_SERVER: world.spec.parameter_server,
-        Role.WORKER: world.spec.worker,
+        Role.MASTER: view.spec.master,
+        Role.PARAMETER_SERVER: view.spec.parameter_server,
+        Role.WORKER: view.spec.worker,
     }
     owner = owners[role]
     template = owner.template if owner is not None else None

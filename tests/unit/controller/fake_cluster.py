@@ -11,14 +11,14 @@ from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import Feed
-from disttrain.controller.mounts import Mounts
+from disttrain.controller.intake import Intake
 from disttrain.controller.progress import ProgressReader
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.resync import Freshness, Restored
-from disttrain.controller.snapshot import Memories
+from disttrain.controller.record import JobRecords
+from disttrain.controller.resync import Restored, WatchHealth
 from disttrain.controller.status import StatusWriter
+from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import JOBS, Body
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, clock, job
 from unit.controller.hand_turned import now
@@ -35,8 +35,8 @@ class Operator:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(jitter=lambda: 0.5)
         self.expectations = Expectations(self.cache)
-        self.memories = Memories()
-        self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, Freshness(now))
+        self.records = JobRecords()
+        self.intake = Intake(self.cache, self.queue, self.expectations, self.records, WatchHealth(now))
         self.server = server
         self.progress = ProgressReader(_silence, lambda *_: None)
         self.events = EventPoster(server)
@@ -48,19 +48,19 @@ class Operator:
             cache=self.cache,
             queue=self.queue,
             expectations=self.expectations,
-            memories=self.memories,
+            records=self.records,
             executor=self.executor,
             statuses=StatusWriter(server, self.cache, rest=rest),
             events=self.events,
             progress=self.progress,
-            mounts=Mounts(server),
+            volume_failures=VolumeFailures(server),
             clock=clock,
             restored=self.restored.append,
         )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        self.server.tell = self.feed.take  # type: ignore[assignment]
+        self.server.tell = self.intake.take  # type: ignore[assignment]
         workers = [asyncio.create_task(self.reconciler.run()) for _ in range(self._workers)]
         try:
             yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from disttrain.controller.cache import Cache, Key
-from disttrain.controller.expectations import DEADLINE, Expectations
+from disttrain.controller.expectations import EVENT_DEADLINE, Expectations
 from disttrain.kube.api import SERVICES
 
 JOB, CHILD = Key("default", "digits"), Key("default", "digits-child")
-LATE = DEADLINE.total_seconds()
+LATE = EVENT_DEADLINE.total_seconds()
 
 
 def child(uid: str = "u1", version: int = 5, **metadata: Any) -> dict[str, Any]:

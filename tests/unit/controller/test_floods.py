@@ -14,11 +14,11 @@ from disttrain.controller.apply import Executor
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.mounts import FORGET, LONGEST, MOST_EVENTS, PATIENCE, Mounts
 from disttrain.controller.projection import LONGEST as LONGEST_MESSAGE
 from disttrain.controller.projection import project_pod
 from disttrain.controller.queue import WorkQueue
-from disttrain.controller.snapshot import Memory
+from disttrain.controller.record import JobRecord
+from disttrain.controller.volume_failures import FORGET_SECONDS, LONGEST, MOST_EVENTS, MOUNT_SECONDS, VolumeFailures
 from disttrain.kube.api import EVENTS, JOBS, PODS, Page, Resource
 from disttrain.plan.model import CreatePod, Event, Phase, PodView
 from unit.controller.bodies import pod
@@ -72,11 +72,11 @@ async def test_job_of_a_thousand_pods_delays_the_pods_of_another_namespaces_job_
     small = DistTrainJob.parse(named("team"))
     began = now()
     flood = asyncio.create_task(
-        executor.carry_out(large, Memory("flood-digits"), [worker(index) for index in range(1000)])
+        executor.carry_out(large, JobRecord("flood-digits"), [worker(index) for index in range(1000)])
     )
     await asyncio.sleep(10)
     began = now()
-    await executor.carry_out(small, Memory("team-digits"), [worker(index) for index in range(2)])
+    await executor.carry_out(small, JobRecord("team-digits"), [worker(index) for index in range(2)])
     assert now() - began <= 2.0
     flood.cancel()
 
@@ -134,21 +134,21 @@ class Flooded(ApiServer):
 @hand_turned
 async def test_events_of_a_namespace_are_read_and_kept_up_to_a_bound() -> None:
     server = Flooded()
-    mounts, memory = Mounts(server), Memory("u")
-    memory.mounting = {"0": now() - PATIENCE}
-    await mounts.look("flood", memory, [waits("0")])
+    volume_failures, record = VolumeFailures(server), JobRecord("u")
+    record.waiting_for_volumes = {"0": now() - MOUNT_SECONDS}
+    await volume_failures.look("flood", record, [waits("0")])
     assert server.pages == 2 * MOST_EVENTS / 500
-    assert memory.unmounted == {"0": "x" * LONGEST}
+    assert record.volume_failures == {"0": "x" * LONGEST}
 
 
 @hand_turned
 async def test_what_is_known_of_a_namespace_is_forgotten_when_no_pod_waits_there() -> None:
-    mounts = Mounts(ApiServer())
+    volume_failures = VolumeFailures(ApiServer())
     for number in range(50):
-        await mounts.look(f"team-{number}", Memory("u"), [waits("0")])
-    await asyncio.sleep(FORGET + 1)
-    await mounts.look("last", Memory("u"), [waits("0")])
-    assert list(mounts._answers) == ["last"]
+        await volume_failures.look(f"team-{number}", JobRecord("u"), [waits("0")])
+    await asyncio.sleep(FORGET_SECONDS + 1)
+    await volume_failures.look("last", JobRecord("u"), [waits("0")])
+    assert list(volume_failures._answers) == ["last"]
 
 
 def test_job_whose_labels_and_annotations_change_all_the_time_is_no_news() -> None:

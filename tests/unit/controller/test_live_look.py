@@ -22,7 +22,7 @@ def mute(server: ApiServer, operator: Operator, *kinds: Resource) -> None:
 
     def tell(resource: Resource, event: dict[str, Any]) -> None:
         if resource not in kinds:
-            operator.feed.take(resource, event)
+            operator.intake.take(resource, event)
 
     server.tell = tell
 
@@ -79,7 +79,7 @@ async def test_command_is_not_restarted_for_a_worker_that_is_there_after_all() -
         mute(server, operator, PODS)
         server._versions = iter(range(100_000, 200_000))
         server.change(PODS, "digits-worker-0", lambda body: body["status"].update(podIP="10.0.0.2"))
-        operator.feed.take(PODS, {"type": "MODIFIED", "object": old})
+        operator.intake.take(PODS, {"type": "MODIFIED", "object": old})
         await asyncio.sleep(30)
         assert server.status["attempt"] == 1
 

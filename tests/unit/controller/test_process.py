@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from disttrain.controller import metrics
-from disttrain.controller.process import MOST_LAG, STALE_RESYNCS, Operator
+from disttrain.controller.process import MOST_LAG_SECONDS, STALE_RESYNCS, Operator
 from disttrain.controller.settings import Settings
 from disttrain.kube.api import JOBS
 from unit.controller.fake_api import JOB, ApiServer, job
@@ -81,13 +81,13 @@ async def test_process_ends_with_one_line_when_the_api_server_was_restored(caplo
 
 
 def stuck_loop(one: Operator) -> None:
-    one._lag.seconds = MOST_LAG + 1
+    one._lag.seconds = MOST_LAG_SECONDS + 1
 
 
 def silent_watch(one: Operator) -> None:
-    one._freshness.complete()
+    one._watch_health.complete()
     late = asyncio.get_running_loop().time() + STALE_RESYNCS * one._settings.resync_seconds + 1
-    one._freshness._clock = lambda: late
+    one._watch_health._clock = lambda: late
 
 
 async def answer(one: Operator, path: str, caplog: pytest.LogCaptureFixture) -> tuple[int, str]:
@@ -123,7 +123,7 @@ async def test_it_is_not_ready_before_the_first_list_unless_it_waits_for_the_lea
     assert await answer(operator(ApiServer()), "/readyz", caplog) == (500, "first list: not yet read\n")
     assert await answer(operator(ApiServer(), leader_elect=True), "/readyz", caplog) == (200, "ok\n")
     listed = operator(ApiServer())
-    listed._freshness.complete()
+    listed._watch_health.complete()
     assert await answer(listed, "/readyz", caplog) == (200, "ok\n")
 
 
@@ -135,6 +135,6 @@ async def test_one_that_watches_nothing_yet_tells_no_age_of_its_watches() -> Non
     standby = operator(ApiServer(), leader_elect=True)
     standby._measure()
     assert told() is None
-    standby._freshness.complete()
+    standby._watch_health.complete()
     standby._measure()
     assert told() is not None

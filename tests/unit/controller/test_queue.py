@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from disttrain.controller.queue import BACKOFF_FIRST, BACKOFF_MOST, ShutDown, WorkQueue
+from disttrain.controller.queue import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, ShutDown, WorkQueue
 from unit.controller.hand_turned import hand_turned, now
 
 
@@ -95,13 +95,13 @@ async def test_failures_wait_longer_each_time_and_up_to_a_limit() -> None:
         await queue.get()
         queue.done("a")
         waits.append(now() - start)
-    assert waits[:3] == pytest.approx([BACKOFF_FIRST, 2 * BACKOFF_FIRST, 4 * BACKOFF_FIRST])
-    assert waits[-1] == pytest.approx(BACKOFF_MOST)
+    assert waits[:3] == pytest.approx([FIRST_BACKOFF_SECONDS, 2 * FIRST_BACKOFF_SECONDS, 4 * FIRST_BACKOFF_SECONDS])
+    assert waits[-1] == pytest.approx(LONGEST_BACKOFF_SECONDS)
     queue.forget("a")
     start = now()
     queue.add_rate_limited("a")
     await queue.get()
-    assert now() - start == pytest.approx(BACKOFF_FIRST)
+    assert now() - start == pytest.approx(FIRST_BACKOFF_SECONDS)
 
 
 @hand_turned
@@ -150,4 +150,4 @@ async def test_nobody_is_held_for_longer_than_a_back_off() -> None:
     queue: WorkQueue[str] = WorkQueue()
     began = now()
     queue.hold("a", 86_400)
-    assert (await queue.get(), now() - began) == ("a", BACKOFF_MOST)
+    assert (await queue.get(), now() - began) == ("a", LONGEST_BACKOFF_SECONDS)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from disttrain.controller.expectations import DEADLINE
+from disttrain.controller.expectations import EVENT_DEADLINE
 from disttrain.controller.status import LATENCIES_EACH
 from disttrain.kube.api import JOBS, PODS, Body, Resource, Unavailable
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import Operator, eventually, operated
 from unit.controller.hand_turned import hand_turned, now
 
-LATE = DEADLINE.total_seconds()
+LATE = EVENT_DEADLINE.total_seconds()
 
 
 async def ready(server: ApiServer) -> None:
@@ -139,14 +139,14 @@ async def test_job_that_begins_in_trouble_is_written_to_have_begun_before_it_is_
 @hand_turned
 async def test_child_in_whose_place_another_came_is_asked_for_once_and_not_for_ever(*, told: bool) -> None:
     async with operated(started=False) as (server, operator):
-        server.tell = lambda resource, event: operator.feed.take(resource, event) if resource is JOBS else None
+        server.tell = lambda resource, event: operator.intake.take(resource, event) if resource is JOBS else None
         server.put(JOBS, job())
         await eventually(lambda: server.names() == PODS_OF_JOB)
         body = server.objects[PODS, "digits-worker-0"]
         server.remove(PODS, "digits-worker-0")
         await asyncio.sleep(0.1)
         if told:
-            server.tell = operator.feed.take  # type: ignore[assignment]
+            server.tell = operator.intake.take  # type: ignore[assignment]
         server.put(PODS, body)
         await asyncio.sleep(10 * LATE)
         assert len(server.asked("get", PODS, "digits-worker-0")) == 1
@@ -209,7 +209,7 @@ async def test_snapshot_tells_since_when_this_process_has_known_of_the_job() -> 
                 operator.cache.jobs.put(server.objects[JOBS, JOB.name])
                 operator.queue.add(JOB)
             await asyncio.sleep(30)
-            memory = operator.memories.find(JOB)
-            assert memory
-            assert memory.known_since
-            assert (memory.known_since.timestamp() % 3600) == pytest.approx(began - 1000, abs=1)
+            record = operator.records.find(JOB)
+            assert record
+            assert record.known_since
+            assert (record.known_since.timestamp() % 3600) == pytest.approx(began - 1000, abs=1)

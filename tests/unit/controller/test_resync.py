@@ -11,7 +11,7 @@ import pytest
 
 from disttrain.controller import resync
 from disttrain.controller.cache import Cache, Entry
-from disttrain.controller.resync import Freshness, Restored, Resync
+from disttrain.controller.resync import Restored, Resync, WatchHealth
 from disttrain.kube.api import PODS, SERVICES, ApiError, Page, Resource
 
 NEVER = 3600.0
@@ -42,11 +42,11 @@ class Parts:
     def __init__(self) -> None:
         self.server, self.cache, self.gone = Server(), Cache(), asyncio.Queue[str]()
         self.restored: list[Restored] = []
-        self.freshness = Freshness(asyncio.get_running_loop().time)
+        self.watch_health = WatchHealth(asyncio.get_running_loop().time)
         self.resync = Resync(
             self.server,  # type: ignore[arg-type]
             self.cache,
-            self.freshness,
+            self.watch_health,
             namespaces=[],
             changed=self.changed,
             queue_all=lambda: None,
@@ -83,7 +83,7 @@ async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_li
     parts.cache.services.put(service("digits"))
     async with parts.running():
         assert parts.server.lists == 0
-        parts.freshness.broken.set()
+        parts.watch_health.broken.set()
         assert await asyncio.wait_for(parts.gone.get(), 5) == "digits"
 
 
@@ -92,7 +92,7 @@ async def test_comparison_that_fails_is_made_again_soon() -> None:
     parts.server.failures = 3
     parts.cache.services.put(service("digits"))
     async with parts.running():
-        parts.freshness.broken.set()
+        parts.watch_health.broken.set()
         assert await asyncio.wait_for(parts.gone.get(), 5) == "digits"
     assert parts.server.lists == 4
 

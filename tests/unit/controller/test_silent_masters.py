@@ -10,7 +10,14 @@ from collections import defaultdict
 import pytest
 
 from disttrain.controller.cache import Key
-from disttrain.controller.progress import LONGEST_PAUSE, TIMEOUT_SECONDS, Master, ProgressReader, Unreadable, pause
+from disttrain.controller.progress import (
+    LONGEST_PAUSE_SECONDS,
+    TIMEOUT_SECONDS,
+    Master,
+    ProgressReader,
+    Unreadable,
+    pause,
+)
 from unit.controller.hand_turned import hand_turned, now
 
 REPORT = json.dumps({"attempt": 1, "step": 1}).encode()
@@ -93,8 +100,8 @@ async def test_master_that_answers_again_is_heard_within_half_of_a_minute() -> N
     await asyncio.sleep(600)
     masters.silent.clear()
     back = now()
-    await asyncio.sleep(LONGEST_PAUSE + TIMEOUT_SECONDS + 1)
-    assert masters.heard["digits"][0] - back <= LONGEST_PAUSE + TIMEOUT_SECONDS
+    await asyncio.sleep(LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS + 1)
+    assert masters.heard["digits"][0] - back <= LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS
     await masters.reader.close()
 
 
@@ -143,4 +150,4 @@ async def test_slow_masters_of_one_namespace_do_not_delay_those_of_another() -> 
 
 def test_pauses_of_a_silent_master_double_up_to_half_a_minute() -> None:
     assert [pause(5.0, silences) for silences in range(7)] == [5, 5, 10, 20, 30, 30, 30]
-    assert pause(10.0, 4000) == LONGEST_PAUSE
+    assert pause(10.0, 4000) == LONGEST_PAUSE_SECONDS

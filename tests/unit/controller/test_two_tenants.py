@@ -11,9 +11,10 @@ from disttrain.api import DistTrainJob, Progress
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.mounts import PATIENCE, Mounts
 from disttrain.controller.progress import Master
-from disttrain.controller.snapshot import Memory, running_master, take_snapshot
+from disttrain.controller.record import JobRecord
+from disttrain.controller.snapshot import running_master, take_snapshot
+from disttrain.controller.volume_failures import MOUNT_SECONDS, VolumeFailures
 from disttrain.kube.api import EVENTS, JOBS, NETWORK_POLICIES, PODS, SERVICES, Resource
 from disttrain.plan.model import DeleteNetworkPolicy, Phase
 from unit.controller.fake_api import NOON, ApiServer, job
@@ -53,7 +54,7 @@ def the_job(namespace: str = "team") -> dict[str, Any]:
 
 def seen(cache: Cache) -> tuple[int, bool, bool]:
     """Pods, Service and NetworkPolicy that the plan of the job sees."""
-    snapshot = take_snapshot(cache, Memory(UID), DistTrainJob.parse(the_job()), NOON)
+    snapshot = take_snapshot(cache, JobRecord(UID), DistTrainJob.parse(the_job()), NOON)
     return len(snapshot.pods), snapshot.service_exists, snapshot.network_policy_exists
 
 
@@ -102,10 +103,10 @@ def test_progress_is_not_read_from_another_namespaces_pod() -> None:
 async def test_report_of_another_namespaces_master_is_not_taken_for_our_masters() -> None:
     operator = Operator(ApiServer())
     operator.cache.pods.put(child(PODS, "evil", uid="theirs", name="digits-master-0", role="master"))
-    memory = operator.memories.of(Key("team", "digits"), UID)
+    record = operator.records.of(Key("team", "digits"), UID)
     master = Master(namespace="evil", pod="digits-master-0", uid="theirs", ip="10.0.0.9", port=9400, interval=5)
     operator.reconciler.heard(Key("evil", "digits"), master, Progress(attempt=1, step=7))
-    assert memory.progress is None
+    assert record.progress is None
 
 
 @hand_turned
@@ -114,7 +115,7 @@ async def test_network_policy_of_another_namespace_is_never_deleted_for_our_job(
     operator = Operator(server)
     operator.cache.network_policies.put(child(NETWORK_POLICIES, "evil", uid="theirs"))
     parsed = DistTrainJob.parse(the_job())
-    await operator.executor.carry_out(parsed, Memory(UID), (DeleteNetworkPolicy(),))
+    await operator.executor.carry_out(parsed, JobRecord(UID), (DeleteNetworkPolicy(),))
     assert server.asked("delete", NETWORK_POLICIES) == []
 
 
@@ -133,12 +134,12 @@ async def test_event_of_another_namespace_says_nothing_of_our_pods_volumes() -> 
     waits = replace(
         entry.value.view, phase=Phase.PENDING, node="node-1", reason="ContainerCreating", conditions=frozenset()
     )
-    memory = Memory(UID)
-    mounts = Mounts(Server())
-    await mounts.look("team", memory, [waits])
-    memory.mounting["ours"] -= PATIENCE
-    await mounts.look("team", memory, [waits])
-    assert memory.unmounted == {}
+    record = JobRecord(UID)
+    volume_failures = VolumeFailures(Server())
+    await volume_failures.look("team", record, [waits])
+    record.waiting_for_volumes["ours"] -= MOUNT_SECONDS
+    await volume_failures.look("team", record, [waits])
+    assert record.volume_failures == {}
 
 
 def test_jobs_of_one_name_in_two_namespaces_are_two_jobs() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.processes import start_time, wait_for
 from disttrain.api.job import DistTrainJob
-from disttrain.plan.success import MASTER_GRACE
+from disttrain.plan.success import LAST_REPORT_GRACE
 from local_runs import stub
 from local_runs.command import Started, left_behind, run, running
 
@@ -170,7 +170,9 @@ def test_a_command_that_is_done_is_the_end_of_its_job(tmp_path: Path) -> None:
     status = DistTrainJob.parse(done.job).status
     assert status.completion_time is not None
     assert status.start_time is not None
-    assert status.completion_time - status.start_time < MASTER_GRACE, "which is what the plan gives a master to end"
+    assert status.completion_time - status.start_time < LAST_REPORT_GRACE, (
+        "which is what the plan gives a master to end"
+    )
     assert [role.failed for role in status.replica_statuses] == [0, 0]
     assert "steps" not in done.err
     assert "workers 0" not in done.err

@@ -62,7 +62,7 @@ class Scene:
         self.step_seen: datetime | None = None
         self.listening_since: datetime | None = None
         self.refusals: tuple[Refusal, ...] = ()
-        self.foreign: tuple[str, ...] = ()
+        self.name_conflicts: tuple[str, ...] = ()
         self.former: tuple[str, ...] = ()
         self._uids = itertools.count(1)
 
@@ -219,7 +219,7 @@ class Scene:
             step_seen=self.step_seen,
             listening_since=self.listening_since,
             refusals=self.refusals,
-            foreign=self.foreign,
+            name_conflicts=self.name_conflicts,
             former=self.former,
         )
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, deleted, make_job
 
@@ -92,7 +92,7 @@ def test_an_exit_code_fails_the_job_a_minute_later_when_every_other_pod_is_well(
     scene.after(4).step()
     assert answer(scene) != "failed"
     assert "exit code 1" in scene.condition("Ready").message
-    assert scene.status.state is State.RESTARTING
+    assert scene.status.state is JobState.RESTARTING
     assert deleted(scene.after(55).step()) == []
     assert answer(scene.after(1)) != "failed"
     scene.step()

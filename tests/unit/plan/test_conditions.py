@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api import Termination
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.plan.model import Phase, Refusal, Trouble
 from unit.plan.builders import MASTER, NOON, created, make_job
 
@@ -129,12 +129,12 @@ def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
     assert (created(plan), plan.look_again) == ([], timedelta(seconds=60))
     assert scene.says("Valid") == ("False", "PodRefused")
     assert "digits-master-0 was refused: spec.nodeSelector" in scene.condition("Valid").message
-    assert scene.status.state is State.PENDING
+    assert scene.status.state is JobState.PENDING
     assert created(scene.after(59).plan()) == []
     before = scene.status
     plan = scene.after(1).plan()
     assert (MASTER, 0) in created(plan)
-    assert plan.status.state is State.PENDING, "nothing is said to be made before it is"
+    assert plan.status.state is JobState.PENDING, "nothing is said to be made before it is"
     assert plan.status.conditions == before.conditions
     scene.refusals = (replace(refusal, time=scene.now),)
     assert created(scene.plan()) == []
@@ -145,12 +145,12 @@ def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
 
 def test_a_name_that_somebody_else_holds_is_told_and_nothing_is_made():
     scene = make_job()
-    scene.foreign = ("digits",)
+    scene.name_conflicts = ("digits",)
     plan = scene.step()
     assert created(plan) == []
     assert scene.says("Valid") == ("False", "NameTaken")
     assert plan.look_again is not None
-    scene.foreign = ()
+    scene.name_conflicts = ()
     assert len(created(scene.step())) == 3
 
 
@@ -163,7 +163,7 @@ def test_what_a_deleted_job_of_the_same_name_left_is_waited_for_and_no_mistake()
     assert scene.says("Scheduled") == ("False", "FormerJobEnds")
     message = "Waiting until what a deleted job of this name left has ended: digits-master-0, digits-worker-1"
     assert scene.condition("Scheduled").message == message
-    assert scene.status.state is State.PENDING
+    assert scene.status.state is JobState.PENDING
     assert plan.look_again is not None
     scene.former = ()
     assert len(created(scene.step())) == 3
@@ -175,7 +175,7 @@ def test_a_master_that_falls_silent_makes_the_progress_unknown_not_the_job_stall
     for _ in range(12):
         scene.after(6).step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")
-    assert scene.status.state is State.TRAINING, "only we do not hear it"
+    assert scene.status.state is JobState.TRAINING, "only we do not hear it"
     scene.reports(300).seen()
     assert scene.says("Progressing") == ("True", "Training")
 
@@ -202,7 +202,7 @@ def test_an_operator_that_hears_nothing_for_a_minute_does_not_know_and_the_job_t
     scene.step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")
     assert scene.says("Ready") == ("True", "AllPodsReady")
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
 
 
 def test_steps_of_an_older_attempt_do_not_make_a_silent_job_a_training_one():
@@ -211,7 +211,7 @@ def test_steps_of_an_older_attempt_do_not_make_a_silent_job_a_training_one():
     for _ in range(30):
         scene.after(10).step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")
-    assert scene.status.state is State.STARTING
+    assert scene.status.state is JobState.STARTING
 
 
 class TestReady:
@@ -229,7 +229,7 @@ class TestReady:
 
     def test_a_restarted_job_recovers_with_the_first_report_of_its_new_attempt(self):
         scene = make_job().rules(default="RestartJob").training().failed(0).seen().after(1).seen().all_run().seen()
-        assert scene.status.state is State.RESTARTING
+        assert scene.status.state is JobState.RESTARTING
         scene.reports(5).seen()
         assert scene.says("Restarting") == ("False", "Recovered")
 
@@ -287,7 +287,7 @@ class TestSidecar:
         assert events[0].message == message
         assert scene.says("Ready") == ("True", "AllPodsReady")
         assert scene.condition("Ready").message == message
-        assert scene.status.state is State.TRAINING
+        assert scene.status.state is JobState.TRAINING
 
     def test_what_is_over_is_not_said_any_more(self):
         scene = self.crashing(make_job().training(), until=NOON + timedelta(seconds=100)).seen()

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, NOON, make_job
 
@@ -44,7 +44,7 @@ def test_the_clock_of_recovery_stands_while_the_others_make_steps():
     for step in range(20):
         scene.after(10).reports(20 + step).seen()
     assert not scene.status.is_true("Failed")
-    assert scene.status.state is State.RESTARTING
+    assert scene.status.state is JobState.RESTARTING
     scene.after(60).step()
     assert scene.says("Failed") == ("True", "RecoveryDeadlineExceeded")
     assert "within 60 s (runPolicy.recoveryDeadlineSeconds)" in scene.condition("Failed").message
@@ -53,10 +53,10 @@ def test_the_clock_of_recovery_stands_while_the_others_make_steps():
 def test_a_stall_is_shown_then_the_job_is_restarted_and_counted_once():
     scene = make_job().run_policy(progressDeadlineSeconds=60).training()
     scene.after(59).step()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
     scene.after(1).reports(10, last_update_time=scene.now, waiting_for="worker-1 (59 s)")
     plan = scene.step()
-    assert scene.status.state is State.STALLED
+    assert scene.status.state is JobState.STALLED
     assert [event.reason for event in plan.events] == ["Stalled"]
     assert plan.look_again == timedelta(0)
     message = "No step for 60 s (runPolicy.progressDeadlineSeconds), the last was 10. Waiting for worker-1"
@@ -81,7 +81,7 @@ def test_a_step_in_time_moves_the_deadline():
     scene = make_job().run_policy(progressDeadlineSeconds=60).training()
     for step in range(11, 30):
         scene.after(50).reports(step).seen()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
 
 
 def test_the_clock_of_the_master_does_not_matter():
@@ -89,7 +89,7 @@ def test_the_clock_of_the_master_does_not_matter():
     an_hour_ago = scene.now - timedelta(hours=1)
     for step in range(11, 20):
         scene.after(50).reports(step, last_update_time=an_hour_ago).seen()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_new_attempt_has_a_new_progress_clock():
 def test_active_deadline():
     scene = make_job().run_policy(activeDeadlineSeconds=100).training().after(99).reports(50)
     scene.step()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
     assert scene.plan().look_again == timedelta(seconds=1)
     scene.after(1).step()
     assert scene.says("Failed") == ("True", "DeadlineExceeded")
@@ -218,7 +218,7 @@ class TestRecovery:
         for _ in range(60):
             scene.after(60).seen()
         assert not scene.finished
-        assert scene.status.state is State.RESTARTING
+        assert scene.status.state is JobState.RESTARTING
 
     def test_a_script_that_lost_a_pod_after_a_restart_of_the_job_is_not_starting_up_either(self):
         scene = make_job().script().rules(default="RestartJob").run_policy(startupDeadlineSeconds=60).started()

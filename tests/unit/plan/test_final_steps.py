@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from disttrain.plan.world import SILENCE
+from disttrain.plan.view import REPORT_TIMEOUT
 from unit.plan.builders import MASTER, make_job
 
 
@@ -43,7 +43,7 @@ def test_restart_of_the_job_needs_one() -> None:
 
 def test_pod_that_runs_and_is_given_up_needs_one() -> None:
     scene = make_job().training().after(5).reports(11).seen()
-    scene.after(SILENCE.total_seconds() + 1).failed(0, code=75).failed(1, code=75)
+    scene.after(REPORT_TIMEOUT.total_seconds() + 1).failed(0, code=75).failed(1, code=75)
     plan = scene.plan()
     assert plan.status.restarts
     assert scene.pod(0, MASTER).uid in plan.status.restarts.accounted

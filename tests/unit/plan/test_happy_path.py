@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api import Progress, Termination
-from disttrain.api.reasons import Reason, State
+from disttrain.api.reasons import JobState, Reason
 from disttrain.plan import decide
 from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy, Phase
 from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
@@ -43,7 +43,7 @@ def test_a_service_or_policy_that_somebody_deleted_is_made_again():
     scene = make_job().training()
     scene.service = scene.network_policy = False
     assert scene.step().actions == (CreateService(), CreateNetworkPolicy())
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
 
 
 def test_states_of_a_job_on_its_way():
@@ -59,7 +59,7 @@ def test_states_of_a_job_on_its_way():
         change()
         scene.seen()
         states.append(scene.status.state)
-    assert states == [State.SCHEDULING, State.SCHEDULING, State.STARTING, State.TRAINING, State.COMPLETE]
+    assert states == [JobState.SCHEDULING, JobState.SCHEDULING, JobState.STARTING, JobState.TRAINING, JobState.COMPLETE]
 
 
 def test_a_pass_over_an_unchanged_world_changes_nothing():
@@ -73,7 +73,7 @@ def test_a_pass_over_an_unchanged_world_changes_nothing():
 def test_complete_when_all_workers_succeeded_and_the_master_ended():
     scene = make_job().training().succeeded(0, ago=3)
     scene.seen()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
     assert scene.status.worker.completed_indexes == "0"
     scene.succeeded(1).succeeded(0, role=MASTER)
     scene.step()

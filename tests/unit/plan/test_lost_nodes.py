@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.plan.model import DeletePod, Phase
 from unit.plan.builders import WORKER, created, deleted, make_job
 
@@ -66,7 +66,7 @@ class TestSilentNode:
     def test_it_is_said_at_once(self):
         scene = make_job().training().after(5)
         scene.reports(11, samples_per_second=64.0).node_falls_silent(1).seen()
-        assert scene.status.state is State.RESTARTING
+        assert scene.status.state is JobState.RESTARTING
         assert scene.says("Ready") == ("False", "NodeLost")
         assert scene.says("Restarting") == ("True", "NodeLost")
         assert (
@@ -101,13 +101,13 @@ class TestSilentNode:
     def test_a_pod_of_a_suspended_job_is_removed_too(self):
         scene = make_job().training().node_falls_silent(1).spec(suspend=True).step_through_deletion(1)
         scene.after(60).step()
-        assert scene.seen().status.state is State.SUSPENDED
+        assert scene.seen().status.state is JobState.SUSPENDED
 
     def test_a_node_that_reports_again_ends_it(self):
         scene = make_job().training().node_falls_silent(1).seen().after(20)
         scene.change(1, ready=True, silent_since=None).reports(11).seen()
         assert scene.says("Restarting") == ("False", "Recovered")
-        assert scene.status.state is State.TRAINING
+        assert scene.status.state is JobState.TRAINING
 
     @pytest.mark.parametrize("kind", ["model", "servers", "script"])
     def test_after_an_hour_without_the_node_the_job_trains_again(self, kind):
@@ -122,7 +122,7 @@ class TestSilentNode:
         scene.change(1, **without)
         for _ in range(360):
             scene.after(10).reports(11, waiting_for="worker-1 (9 s)", samples_per_second=64.0).seen()
-            assert scene.status.state is State.RESTARTING
+            assert scene.status.state is JobState.RESTARTING
         assert scene.says("Scheduled") == ("False", "Unschedulable")
         assert scene.says("Restarting") == ("True", "NodeLost")
         assert scene.says("Progressing") == ("False", "NoStep")
@@ -131,7 +131,7 @@ class TestSilentNode:
         scene.change(1, reason="", message="").all_run().reports(11).seen().after(5).reports(
             12, samples_per_second=64.0
         ).seen()
-        assert scene.status.state is State.TRAINING
+        assert scene.status.state is JobState.TRAINING
         assert scene.status.training.samples_per_second == "64"
         assert scene.status.restarts is None or scene.status.restarts.counted_towards_limit == 0
 

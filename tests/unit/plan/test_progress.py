@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.api.runtime import TimeSpent
 from disttrain.plan.indexes import format_indexes, parse_indexes
 from disttrain.plan.model import Phase
@@ -206,7 +206,7 @@ def test_a_training_that_hangs_is_stalled_in_time_however_seldom_its_status_is_w
     scene.after(10).reports(6)
     scene.step_seen = scene.now
     hangs = scene.now
-    while scene.status.state is not State.RESTARTING:
+    while scene.status.state is not JobState.RESTARTING:
         scene.after(10).reports(6, last_update_time=hangs).seen()
     assert scene.now - hangs <= timedelta(seconds=910)
     assert scene.status.training.last_update_time == hangs
@@ -260,41 +260,41 @@ class TestNothingMoves:
         scene = make_job().servers(1).training().gone(1).seen()
         for step in range(11, 30):
             scene.change(1, phase=Phase.PENDING, ready=False).after(3).reports(step, samples_per_second=64.0).seen()
-        assert scene.status.state is State.RESTARTING
+        assert scene.status.state is JobState.RESTARTING
         assert self.told(scene)[0] == "64"
 
     def test_a_complete_job_keeps_the_speed_that_it_had(self):
         scene = self.fast().after(5).reports(100, samples_per_second=64.0, finished=True).succeeded(0, 1, ago=20).seen()
-        assert scene.status.state is State.COMPLETE
+        assert scene.status.state is JobState.COMPLETE
         assert self.told(scene) == ("64", 0)
 
     def test_a_training_that_makes_no_step_for_a_minute_is_not_progressing(self):
         scene = self.fast().after(60).reports(11).seen()
-        assert scene.status.state is State.TRAINING
+        assert scene.status.state is JobState.TRAINING
         scene.after(1).reports(11).seen()
-        assert scene.status.state is State.STALLED
+        assert scene.status.state is JobState.STALLED
         assert scene.says("Progressing") == ("False", "NoStep")
         assert scene.condition("Progressing").message == "No step was seen since 12:00:05 UTC"
         assert scene.says("Ready")[0] == "True"
-        assert scene.after(5).reports(12).seen().status.state is State.TRAINING
+        assert scene.after(5).reports(12).seen().status.state is JobState.TRAINING
 
     def test_steps_that_take_long_are_waited_for_three_times_as_long(self):
         scene = make_job().training(step=0)
         for step in range(1, 5):
             scene.after(300).reports(step, samples_per_second=64 / 300).seen()
-        assert scene.after(890).reports(4, samples_per_second=64 / 300).step().status.state is State.TRAINING
-        assert scene.after(11).reports(4, samples_per_second=64 / 300).step().status.state is State.STALLED
+        assert scene.after(890).reports(4, samples_per_second=64 / 300).step().status.state is JobState.TRAINING
+        assert scene.after(11).reports(4, samples_per_second=64 / 300).step().status.state is JobState.STALLED
 
     def test_of_a_script_the_usual_step_is_what_its_steps_have_taken(self):
         scene = make_job().script().started().reports(1).seen()
         for step in range(2, 12):
             scene.after(60).reports(step).seen()
-        assert scene.after(160).reports(11).seen().status.state is State.TRAINING
-        assert scene.after(30).reports(11).seen().status.state is State.STALLED
+        assert scene.after(160).reports(11).seen().status.state is JobState.TRAINING
+        assert scene.after(30).reports(11).seen().status.state is JobState.STALLED
 
     def test_after_its_last_step_a_training_evaluates_in_its_own_time(self):
         scene = self.fast().after(5).reports(100).seen()
-        assert scene.after(600).reports(100).seen().status.state is State.TRAINING
+        assert scene.after(600).reports(100).seen().status.state is JobState.TRAINING
 
 
 def test_where_a_training_began_is_kept_in_the_status_and_told_once():
@@ -314,11 +314,11 @@ def test_where_a_training_began_is_kept_in_the_status_and_told_once():
         for step in range(2, 8):
             for _ in range(30):
                 scene.after(10).reports((step - 1) * 1000, total=None).seen()
-                assert scene.status.state is State.TRAINING or step == 2, "of the first one nothing is known"
+                assert scene.status.state is JobState.TRAINING or step == 2, "of the first one nothing is known"
             scene.reports(step * 1000, total=None).seen()
-        assert scene.after(890).reports(7000, total=None).seen().status.state is State.TRAINING
-        assert scene.after(20).reports(7000, total=None).step().status.state is State.STALLED
+        assert scene.after(890).reports(7000, total=None).seen().status.state is JobState.TRAINING
+        assert scene.after(20).reports(7000, total=None).step().status.state is JobState.STALLED
 
     def test_of_our_own_loop_a_pause_before_the_last_step_does_not_make_the_next_one_usual(self):
         scene = make_job().training().after(110).reports(50, samples_per_second=5000.0).seen()
-        assert scene.after(61).reports(50).seen().status.state is State.STALLED
+        assert scene.after(61).reports(50).seen().status.state is JobState.STALLED

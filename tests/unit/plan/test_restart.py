@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api import Termination
-from disttrain.api.reasons import Reason, State
+from disttrain.api.reasons import JobState, Reason
 from disttrain.plan.disruptions import delay
 from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
@@ -24,7 +24,7 @@ def test_a_failure_is_written_down_before_its_pod_is_touched():
     assert scene.status.restarts.total == 1
     assert scene.status.restarts.counted_towards_limit == 1
     assert scene.status.restarts.accounted == (scene.pod(1).uid,)
-    assert scene.status.state is State.RESTARTING
+    assert scene.status.state is JobState.RESTARTING
     scene.after(1)
     assert deleted(scene.step()) == ["digits-worker-1"]
     assert created(scene.step()) == [(WORKER, 1)]
@@ -115,7 +115,7 @@ def test_the_job_fails_with_one_failure_more_than_the_limit(limit):
     scene = make_job().run_policy(backoffLimit=limit).training()
     for _ in range(limit):
         scene.failed(0).seen()
-        assert scene.status.state is State.RESTARTING
+        assert scene.status.state is JobState.RESTARTING
         scene.after(300).seen().all_run().seen()
     scene.failed(0).seen()
     assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
@@ -128,7 +128,7 @@ def test_by_default_the_users_error_fails_the_job_at_once(code):
     scene = make_job().training().failed(0, code=code, termination=words("ModuleNotFoundError: No module named 'mine'"))
     scene.step()
     assert scene.says("Failed") == ("True", "UserCodeFailed" if code == 1 else "FailurePolicy")
-    assert scene.status.state is State.FAILED
+    assert scene.status.state is JobState.FAILED
     assert "No module named 'mine'" in scene.condition("Failed").message
     assert "rule bad-code" in scene.condition("Failed").message
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from unit.plan.builders import MASTER, WORKER, created, deleted, make_job
 
 
@@ -23,11 +23,11 @@ def test_pods_get_their_own_grace_period_and_the_job_is_suspended_only_when_they
     scene.change(0, MASTER, deleting=True)
     assert scene.step().actions == ()
     assert scene.says("Suspended") == ("False", "Suspending")
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
     scene.pods.clear()
     plan = scene.step()
     assert scene.says("Suspended") == ("True", "Suspended")
-    assert scene.status.state is State.SUSPENDED
+    assert scene.status.state is JobState.SUSPENDED
     assert [event.reason for event in plan.events] == ["Suspended"]
     assert (scene.plan().actions, scene.plan().look_again, scene.plan().events) == ((), None, ())
 
@@ -53,7 +53,7 @@ def test_pods_that_fail_on_their_way_out_are_not_counted():
 def test_a_failure_at_the_moment_of_suspension_does_not_fail_the_job():
     scene = suspended().failed(1, code=1)
     scene.seen()
-    assert scene.status.state is State.SUSPENDED
+    assert scene.status.state is JobState.SUSPENDED
 
 
 def test_resume_is_a_new_attempt_with_new_clocks():
@@ -65,7 +65,7 @@ def test_resume_is_a_new_attempt_with_new_clocks():
     assert scene.says("Suspended") == ("False", "Resumed")
     assert created(scene.step()) == [(MASTER, 0), (WORKER, 0), (WORKER, 1)]
     scene.all_run().reports(10).seen()
-    assert scene.status.state is State.TRAINING
+    assert scene.status.state is JobState.TRAINING
     assert scene.says("Suspended") == ("False", "Resumed")
 
 
@@ -84,7 +84,7 @@ def test_resume_before_the_last_pod_is_gone_waits_for_it():
 def test_a_job_that_is_created_suspended_gets_nothing():
     scene = make_job().spec(suspend=True)
     assert scene.step().actions == ()
-    assert scene.status.state is State.SUSPENDED
+    assert scene.status.state is JobState.SUSPENDED
     assert (scene.status.attempt, scene.status.start_time) == (None, None)
     scene.after(100).spec(suspend=False)
     assert scene.step().actions == (), "as long as its status says Suspended, its image may be changed"
@@ -97,7 +97,7 @@ def test_a_job_that_is_created_suspended_gets_nothing():
 def test_no_deadline_runs_while_suspended_and_each_begins_anew(field):
     scene = suspended().run_policy(**{field: 600})
     scene.seen().after(100_000).seen()
-    assert scene.status.state is State.SUSPENDED
+    assert scene.status.state is JobState.SUSPENDED
     scene.spec(suspend=False).seen().after(590).seen()
     assert not scene.status.is_true("Failed")
 
@@ -105,7 +105,7 @@ def test_no_deadline_runs_while_suspended_and_each_begins_anew(field):
 def test_work_that_is_done_is_complete_whatever_the_suspension():
     scene = make_job().training().succeeded(0, 1, ago=20).spec(suspend=True)
     scene.step()
-    assert scene.status.state is State.COMPLETE
+    assert scene.status.state is JobState.COMPLETE
 
 
 def test_workers_that_had_succeeded_run_again_in_the_new_attempt():

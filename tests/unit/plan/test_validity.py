@@ -2,7 +2,7 @@
 
 import pytest
 
-from disttrain.api.reasons import State
+from disttrain.api.reasons import JobState
 from disttrain.plan.validity import UNSUPPORTED, unsupported, unsupported_fields
 from unit.plan.builders import make_job
 
@@ -45,7 +45,7 @@ def test_what_is_not_yet_supported_is_named_and_gets_nothing(scene, field, what)
     assert scene.says("Valid") == ("False", "NotYetSupported")
     assert scene.condition("Valid").message == f"Not supported by this version: {words}"
     assert [event.reason for event in plan.events] == ["NotYetSupported"]
-    assert scene.status.state is State.PENDING
+    assert scene.status.state is JobState.PENDING
     assert scene.step().events == ()
     assert unsupported_fields(scene.job.spec) == ((tuple(field.split(".")), words),)
     assert unsupported(scene.job.spec) == (words,)

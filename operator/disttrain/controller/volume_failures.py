@@ -1,8 +1,7 @@
-"""What is said of a pod whose volumes cannot be mounted, such as of a Secret that does not exist: it is said by Events alone.
+"""Reads why a pod's volumes cannot be mounted, such as a Secret that does not exist. Only Events say it: the pod stays ContainerCreating.
 
-The pod's own status stays at ContainerCreating. So a namespace in which a pod waits like that for long is asked for these Events:
-two requests for all its pods, and none where every pod has its sandbox, for which the kubelet mounts first. Best effort: without an
-answer the job says that it waits, as before. Not here: what follows from it.
+Where a pod waits so for long, two requests read the Events about all pods of its namespace. A pod with a sandbox does not wait for
+volumes: the kubelet mounts them first. When the request fails, the job says that it waits for the pod, as before.
 """
 
 import asyncio
@@ -10,19 +9,19 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
-from disttrain.controller.snapshot import Memory
+from disttrain.controller.record import JobRecord
 from disttrain.kube.api import EVENTS, ApiError, Body, KubeApi
 from disttrain.plan.model import Phase, PodView
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0
+MOUNT_SECONDS = 5.0
 """Seconds that a pod has for its volumes before anybody asks what keeps it."""
-EVERY = 15.0
+QUESTION_SECONDS = 15.0
 """Seconds between two questions about a namespace."""
 MOUNTED = "PodReadyToStartContainers"
 """Condition of a pod that has its sandbox. A cluster before 1.29 does not know it: there a slow pull of an image is asked about too."""
-FORGET = 300.0
+FORGET_SECONDS = 300.0
 """Seconds after the last question about a namespace in which what is known of it is kept."""
 MOST_EVENTS = 2000
 """Of one reason and namespace that are read: whoever may create Events there decides how many there are."""
@@ -44,29 +43,30 @@ class _Answers:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Mounts:
+class VolumeFailures:
     """Asks, and remembers the answers by namespace."""
 
     def __init__(self, api: KubeApi) -> None:
         self._api = api
         self._answers: dict[str, _Answers] = {}
 
-    async def look(self, namespace: str, memory: Memory, pods: Iterable[PodView]) -> float | None:
-        """Keeps in memory what is said of these pods of a job. Seconds until one should look again, None when none of them waits."""
+    async def look(self, namespace: str, record: JobRecord, pods: Iterable[PodView]) -> float | None:
+        """Records what Events say of these pods of a job. Returns the seconds until the next look, None when none of them waits."""
         now = asyncio.get_running_loop().time()
-        memory.mounting = {pod.uid: memory.mounting.get(pod.uid, now) for pod in pods if _waits(pod)}
-        if not memory.mounting:
-            memory.unmounted = {}
+        record.wait_for_volumes((pod.uid for pod in pods if _waits(pod)), now)
+        if not record.waiting_for_volumes:
             return None
         answers = self._of(namespace)
-        wait = await self._ask(namespace, answers, min(memory.mounting.values()) + PATIENCE)
-        memory.unmounted = {uid: answers.words[uid] for uid in memory.mounting if uid in answers.words}
+        wait = await self._ask(namespace, answers, min(record.waiting_for_volumes.values()) + MOUNT_SECONDS)
+        record.found_volume_failures(answers.words)
         return wait
 
     def _of(self, namespace: str) -> _Answers:
         """The answers about a namespace; those that were not asked for lately are forgotten."""
         now = asyncio.get_running_loop().time()
-        old = [name for name, one in self._answers.items() if one.asked + FORGET < now and not one.asking.locked()]
+        old = [
+            name for name, one in self._answers.items() if one.asked + FORGET_SECONDS < now and not one.asking.locked()
+        ]
         for name in old:
             if name != namespace:
                 del self._answers[name]
@@ -76,10 +76,10 @@ class Mounts:
         """Asks if it is time. Seconds until the next time."""
         loop = asyncio.get_running_loop()
         async with answers.asking:  # a second job waits for the answer to the first
-            due = max(due, answers.asked + EVERY)
+            due = max(due, answers.asked + QUESTION_SECONDS)
             if due <= loop.time():
                 answers.asked = loop.time()
-                due = loop.time() + EVERY
+                due = loop.time() + QUESTION_SECONDS
                 try:
                     answers.words = await self._read(namespace)
                 except ApiError as error:

@@ -10,37 +10,42 @@ from typing import Any
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
-from disttrain.controller.resync import Freshness
-from disttrain.controller.snapshot import Child, Memories, Memory
+from disttrain.controller.record import Child, JobRecord, JobRecords
+from disttrain.controller.resync import WatchHealth
 from disttrain.kube.api import JOBS, Resource
 
-SETTLE_SECONDS = 0.5
+POD_CHANGES_TOGETHER_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
 
 ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of a pod that waits which are none: every pod passes through them."""
 
 
-class Feed:
+class Intake:
     """Takes news in."""
 
     def __init__(
-        self, cache: Cache, queue: WorkQueue[Key], expectations: Expectations, memories: Memories, freshness: Freshness
+        self,
+        cache: Cache,
+        queue: WorkQueue[Key],
+        expectations: Expectations,
+        records: JobRecords,
+        watch_health: WatchHealth,
     ) -> None:
         self._cache = cache
         self._queue = queue
         self._expectations = expectations
-        self._memories = memories
-        self._freshness = freshness
+        self._records = records
+        self._watch_health = watch_health
 
     def take(self, resource: Resource, event: Mapping[str, Any]) -> None:
         """A watch event; of type None, when it is of a list with which a watch begins, or begins anew."""
         body, gone = event["object"], event["type"] == "DELETED"
         key, uid = Key(body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"]
         store = self._cache.stores[resource]
-        self._freshness.told(resource)
+        self._watch_health.told(resource)
         if event["type"] is None:
-            self._freshness.broken.set()
+            self._watch_health.broken.set()
         news = store.drop(key, uid) if gone else store.put(body)
         job = key if resource is JOBS else belongs_to(body["metadata"])[0]
         self._hear(job, Child(resource, key), uid, gone, news)
@@ -53,12 +58,12 @@ class Feed:
         if job is None:
             return
         self._expectations.seen(job, uid, gone=gone)
-        memory = self._memories.find(job)
-        if gone and memory:
-            memory.free(child)
+        record = self._records.find(job)
+        if gone and record:
+            record.resolved(child)
         if news:
             urgent = gone or _urgent(news.value)
-            self._queue.add_after(job, 0.0 if urgent else max(SETTLE_SECONDS, _rest(memory)))
+            self._queue.add_after(job, 0.0 if urgent else max(POD_CHANGES_TOGETHER_SECONDS, _rest(record)))
 
     def queue_all(self) -> None:
         for job in self._cache.jobs:
@@ -72,5 +77,5 @@ def _urgent(value: object) -> bool:
     return value.view.done or value.view.deleting or value.view.reason not in ON_ITS_WAY
 
 
-def _rest(memory: Memory | None) -> float:
-    return memory.rests_until - asyncio.get_running_loop().time() if memory else 0.0
+def _rest(record: JobRecord | None) -> float:
+    return record.small_writes_from - asyncio.get_running_loop().time() if record else 0.0

@@ -18,7 +18,7 @@ from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
 
-SILENCE = timedelta(seconds=60)
+REPORT_TIMEOUT = timedelta(seconds=60)
 """After so long without a report nobody knows whether steps are made."""
 
 _EXITED_EARLY = (
@@ -30,7 +30,7 @@ Slot: TypeAlias = tuple[Role, int]
 
 
 @dataclass(frozen=True)
-class World:
+class JobView:
     """One snapshot, seen from the job's present attempt."""
 
     snapshot: Snapshot
@@ -98,7 +98,7 @@ class World:
         say how the pod ended: only with its phase it says that a disruption ended the trainer."""
         if pod.phase is not Phase.RUNNING or pod.exit_code is None or pod.finished is None or pod.deleting:
             return pod
-        if self.until(pod.finished, SILENCE) > self.now:
+        if self.until(pod.finished, REPORT_TIMEOUT) > self.now:
             return pod
         return replace(pod, phase=Phase.FAILED if pod.exit_code else Phase.SUCCEEDED)
 
@@ -116,12 +116,12 @@ class World:
     @cached_property
     def training_done(self) -> bool:
         """Whether the master of this attempt says that all steps are done and saved."""
-        last_words = (
+        termination_message = (
             pod.termination.progress
             for pod in self.snapshot.pods
             if pod.role is Role.MASTER and pod.attempt == self.attempt and pod.done
         )
-        return any(report is not None and report.finished for report in (self.progress, *last_words))
+        return any(report is not None and report.finished for report in (self.progress, *termination_message))
 
     @cached_property
     def outdated(self) -> tuple[PodView, ...]:
@@ -156,7 +156,7 @@ class World:
         return tuple(pod for pod in self.present.values() if pod.phase is Phase.FAILED and not pod.deleting)
 
     @cached_property
-    def given_up(self) -> tuple[PodView, ...]:
+    def declared_failed(self) -> tuple[PodView, ...]:
         """Pods that run and are written down as failed all the same, by our own judgement."""
         return tuple(
             pod
@@ -172,7 +172,11 @@ class World:
     def progress(self) -> Progress | None:
         """The master's report, unless it is about another attempt or too old to believe."""
         progress, read = self.snapshot.progress, self.snapshot.progress_read
-        if progress is None or progress.attempt != self.attempt or (read is not None and self.now - read > SILENCE):
+        if (
+            progress is None
+            or progress.attempt != self.attempt
+            or (read is not None and self.now - read > REPORT_TIMEOUT)
+        ):
             return None
         return progress
 
@@ -213,7 +217,7 @@ class World:
     @cached_property
     def whole(self) -> bool:
         """Whether every pod that the job needs now runs and is ready."""
-        pods = (self.present.get(slot) for slot in self.wanted if not self.settled(slot))
+        pods = (self.present.get(slot) for slot in self.wanted if not self.needs_no_pod(slot))
         return all(pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED) for pod in pods)
 
     @cached_property
@@ -233,7 +237,7 @@ class World:
         return tuple(
             pod
             for slot, pod in self.present.items()
-            if pod.silent_since is not None and not pod.done and not self.settled(slot)
+            if pod.silent_since is not None and not pod.done and not self.needs_no_pod(slot)
         )
 
     @cached_property
@@ -257,7 +261,7 @@ class World:
     def name(self, slot: Slot) -> str:
         return pod_name(self.job.metadata.name, *slot)
 
-    def settled(self, slot: Slot) -> bool:
+    def needs_no_pod(self, slot: Slot) -> bool:
         """Whether the place needs no pod any more."""
         return slot[0] is Role.WORKER and slot[1] in self.completed
 

@@ -10,7 +10,7 @@ import pytest
 
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller import apply
-from disttrain.controller.snapshot import Child
+from disttrain.controller.record import Child
 from disttrain.kube.api import (
     JOBS,
     NETWORK_POLICIES,
@@ -80,7 +80,7 @@ async def test_server_error_of_a_moment_is_no_refusal() -> None:
 
 @hand_turned
 async def test_what_the_server_cannot_do_is_asked_for_after_pauses_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply, "LASTING", 3600.0)
+    monkeypatch.setattr(apply, "SERVER_ERROR_SECONDS", 3600.0)
     async with operated(started=False) as (server, _):
         server.fault = down
         server.put(JOBS, job())
@@ -162,12 +162,12 @@ async def test_refusal_of_one_kind_outlives_the_success_of_another_that_has_its_
         await eventually(lambda: server.condition("Scheduled")[1] == "PodRefused", seconds=5)
         assert server.names(SERVICES) == ["digits"]
         assert server.condition("Scheduled")[2].startswith("NetworkPolicy digits: ")
-        memory = operator.memories.find(JOB)
-        assert memory
-        assert list(memory.refusals) == [Child(NETWORK_POLICIES, JOB)]
+        record = operator.records.find(JOB)
+        assert record
+        assert list(record.refusals) == [Child(NETWORK_POLICIES, JOB)]
         server.fault = healthy
         await eventually(lambda: server.names() == PODS_OF_JOB, seconds=15)
-        assert memory.refusals == {}
+        assert record.refusals == {}
 
 
 @hand_turned
@@ -187,10 +187,10 @@ async def test_refused_child_that_was_made_all_the_same_is_no_obstacle_any_more(
         server.put(JOBS, job())
         await eventually(lambda: "timed out" in server.condition("Scheduled")[2], seconds=15)
         await eventually(lambda: server.names() == PODS_OF_JOB)
-        memory = operator.memories.find(JOB)
-        assert memory
-        await eventually(lambda: memory.refusals == {}, seconds=2)
-        assert memory.failing == {}
+        record = operator.records.find(JOB)
+        assert record
+        await eventually(lambda: record.refusals == {}, seconds=2)
+        assert record.server_errors == {}
 
 
 @hand_turned

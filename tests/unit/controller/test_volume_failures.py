@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.controller.mounts import EVERY, PATIENCE
+from disttrain.controller.volume_failures import MOUNT_SECONDS, QUESTION_SECONDS
 from disttrain.kube.api import EVENTS, JOBS, PODS, Refused
 from unit.controller.fake_api import NAMESPACE, PODS_OF_JOB, ApiServer, job, stamp
 from unit.controller.fake_cluster import eventually, operated
@@ -40,7 +40,7 @@ async def test_volume_that_cannot_be_mounted_is_named_in_the_condition(message: 
         for name in PODS_OF_JOB:
             server.wait(name)
         told(server, "digits-worker-0", message)
-        assert await eventually(lambda: server.condition("Ready")[1] == reason, seconds=10) < PATIENCE + 2
+        assert await eventually(lambda: server.condition("Ready")[1] == reason, seconds=10) < MOUNT_SECONDS + 2
         assert message in server.condition("Ready")[2]
         assert words in server.condition("Ready")[2]
         server.run(*PODS_OF_JOB)
@@ -71,7 +71,7 @@ async def test_pod_is_told_of_nothing_but_its_volumes() -> None:
     async with operated() as (server, _):
         server.wait("digits-worker-0")
         told(server, "digits-worker-0", "network is not ready", reason="NetworkNotReady")
-        await asyncio.sleep(PATIENCE + EVERY)
+        await asyncio.sleep(MOUNT_SECONDS + QUESTION_SECONDS)
         assert server.asked("list", EVENTS)
         assert server.condition("Ready")[:2] == ("False", "Starting")
 
@@ -100,9 +100,10 @@ async def test_namespace_is_asked_once_for_all_its_pods_and_seldom() -> None:
         for name in jobs:
             told(server, f"{name}-worker-1", MISSING)
         await eventually(
-            lambda: all(MISSING in str(server.objects[JOBS, name]["status"]) for name in jobs), seconds=PATIENCE + 2
+            lambda: all(MISSING in str(server.objects[JOBS, name]["status"]) for name in jobs),
+            seconds=MOUNT_SECONDS + 2,
         )
-        await asyncio.sleep(4 * EVERY)
+        await asyncio.sleep(4 * QUESTION_SECONDS)
         for reason in ("FailedMount", "FailedAttachVolume"):
             assert 4 <= len(server.asked("list", EVENTS, f"involvedObject.kind=Pod,reason={reason}")) <= 5
 
@@ -123,7 +124,7 @@ async def test_job_goes_on_where_the_operator_may_not_read_events() -> None:
         server.fault = lambda verb, *_: Refused(403, "Forbidden", "no right") if verb == "list" else None
         for name in PODS_OF_JOB:
             server.wait(name)
-        await asyncio.sleep(PATIENCE + EVERY)
+        await asyncio.sleep(MOUNT_SECONDS + QUESTION_SECONDS)
         assert server.condition("Ready")[:2] == ("False", "Starting")
         server.run(*PODS_OF_JOB)
         await eventually(lambda: server.condition("Ready")[1] != "Starting")

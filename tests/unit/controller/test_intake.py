@@ -10,10 +10,10 @@ import pytest
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
-from disttrain.controller.feed import SETTLE_SECONDS, Feed
+from disttrain.controller.intake import POD_CHANGES_TOGETHER_SECONDS, Intake
 from disttrain.controller.queue import WorkQueue
-from disttrain.controller.resync import Freshness
-from disttrain.controller.snapshot import Child, Memories
+from disttrain.controller.record import Child, JobRecords
+from disttrain.controller.resync import WatchHealth
 from disttrain.kube.api import PODS
 
 JOB = Key("default", "digits")
@@ -45,12 +45,12 @@ class Parts:
     def __init__(self) -> None:
         self.cache, self.queue = Cache(), WorkQueue[Key]()
         self.expectations = Expectations(self.cache)
-        self.memories = Memories()
-        freshness = Freshness(asyncio.get_running_loop().time)
-        self.feed = Feed(self.cache, self.queue, self.expectations, self.memories, freshness)
+        self.records = JobRecords()
+        watch_health = WatchHealth(asyncio.get_running_loop().time)
+        self.intake = Intake(self.cache, self.queue, self.expectations, self.records, watch_health)
 
     def tell(self, type_: str | None, body: dict[str, Any]) -> None:
-        self.feed.take(PODS, {"type": type_, "object": body})
+        self.intake.take(PODS, {"type": type_, "object": body})
 
 
 async def test_our_own_echo_queues_nothing() -> None:
@@ -74,11 +74,15 @@ async def test_pod_that_cannot_be_placed_is_looked_at_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rest", "seconds"), [pytest.param(-5.0, SETTLE_SECONDS, id="settles"), pytest.param(3.0, 3.0, id="rests")]
+    ("wait", "seconds"),
+    [
+        pytest.param(-5.0, POD_CHANGES_TOGETHER_SECONDS, id="nothing waits"),
+        pytest.param(3.0, 3.0, id="a small write waits"),
+    ],
 )
-async def test_pod_that_runs_is_looked_at_when_its_status_can_be_written(rest: float, seconds: float) -> None:
+async def test_pod_that_runs_is_looked_at_when_its_status_can_be_written(wait: float, seconds: float) -> None:
     parts, now = Parts(), asyncio.get_running_loop().time()
-    parts.memories.of(JOB, "job").rests_until = now + rest
+    parts.records.of(JOB, "job").small_writes_wait(now + wait)
     parts.tell("MODIFIED", pod("u1", 5, "Running"))
     assert parts.queue._timers[JOB].when() - now == pytest.approx(seconds, abs=0.1)
 
@@ -93,7 +97,7 @@ async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor
 
 async def test_name_that_comes_free_is_no_obstacle_any_more() -> None:
     parts = Parts()
-    memory, child = parts.memories.of(JOB, "job"), Child(PODS, Key("default", "digits-worker-0"))
-    memory.foreign[child] = 0.0
+    record, child = parts.records.of(JOB, "job"), Child(PODS, Key("default", "digits-worker-0"))
+    record.name_conflicts[child] = 0.0
     parts.tell("DELETED", pod("u1", 8))
-    assert memory.foreign == {}
+    assert record.name_conflicts == {}
