@@ -20,12 +20,12 @@ import torch
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain_trainer import task as tasks
-from disttrain_trainer.control import Control
-from disttrain_trainer.membership import Rank, World
-from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.parallel.data import DataParallel
-from disttrain_trainer.process import Process
+from disttrain_trainer.model import task as tasks
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.collective import DataParallel
 
 BATCH = 64
 

@@ -33,11 +33,11 @@ from torch.distributed import rpc
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
+from disttrain_trainer.model.flat import bytes_of
+from disttrain_trainer.model.memory import zeros
+from disttrain_trainer.net.frames import LOCAL_BUFFER
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
-from disttrain_trainer.parameter_server.layout import bytes_of
-from disttrain_trainer.parameter_server.memory import zeros
-from disttrain_trainer.parameter_server.wire import LOCAL_BUFFER
 
 WORKERS = SERVERS = 2
 RATE = 0.1

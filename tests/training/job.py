@@ -45,9 +45,9 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
     [
         "disttrain_trainer.entry",
-        "disttrain_trainer.worker",
-        "disttrain_trainer.server",
-        "disttrain_trainer.parallel.data",
+        "disttrain_trainer.strategies.parameter_server",
+        "disttrain_trainer.parameter_server.role",
+        "disttrain_trainer.strategies.collective",
         "torch._dynamo",  # DistributedDataParallel imports it when it is made, and that takes longer than torch
     ]
 )
@@ -93,7 +93,7 @@ import time
 from pathlib import Path
 import torch
 from disttrain_trainer.examples import digits
-from disttrain_trainer.task import mix
+from disttrain_trainer.model.task import mix
 
 NUMBER = {mix(0, number): number for number in range(1 << 13)}  # slices by what the trainer seeds each one with
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
-from disttrain_trainer.data.slices import Schedule, Slice
+from disttrain_trainer.data.schedule import Schedule, Slice
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 
 T = TypeVar("T")

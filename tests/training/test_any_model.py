@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from disttrain.api.names import Role
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from training.job import Job, checkpoints, digits, final_parameters, held, served, state
 
 STEPS = 12

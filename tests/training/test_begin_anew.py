@@ -10,8 +10,8 @@ from torch import nn
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain_trainer.examples import mlp
+from disttrain_trainer.model.initial import AnotherModel, First
 from disttrain_trainer.parameter_server import FlatModel
-from disttrain_trainer.parameter_server.first import AnotherModel, First
 from training.job import Job, digits, held, served
 from training.parameter_servers import make_config
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.examples import mlp
 from training.job import Job, checkpoints, digits, state
 from training.test_parameter_server_sync import OPTIMIZERS

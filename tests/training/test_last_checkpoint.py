@@ -136,8 +136,8 @@ def test_a_rank_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_to
 SECOND_SAVE = """
 import os
 from pathlib import Path
-from disttrain_trainer.checkpoint import folder
-from disttrain_trainer.parallel.data import DataParallel
+from disttrain_trainer.checkpoint import store
+from disttrain_trainer.strategies.collective import DataParallel
 
 save, write = DataParallel._save, folder.write_atomically
 

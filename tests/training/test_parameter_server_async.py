@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.parameter_server import FlatModel
 from training.parameter_servers import ASYNC, SGD, in_threads, make_client, make_config, serving
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.parameter_server.client import WHOLE
-from disttrain_trainer.parameter_server.wire import Header, Op
 from training.parameter_servers import (
     ASYNC,
     MOMENTUM,
@@ -79,10 +79,10 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
             from training.parameter_servers import make_client, make_config
             from training.test_parameter_server_async import vector_model, whole_gradient
             from disttrain.api.runtime import JobConfig
-            from disttrain_trainer.data.slices import Schedule
+            from disttrain_trainer.data.schedule import Schedule
             from disttrain_trainer.parameter_server import ShardedClient
             from disttrain_trainer.parameter_server.client import WHOLE
-            from disttrain_trainer.parameter_server.wire import Header, Op
+            from disttrain_trainer.net.frames import Header, Op
 
             config = JobConfig.model_validate_json({config.model_dump_json(by_alias=True)!r})
             schedule = Schedule(samples=8, batch_size=4, world_size=2, seed=0, max_steps=10)

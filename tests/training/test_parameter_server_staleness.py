@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.parameter_server import ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.consistency import BoundedStaleness

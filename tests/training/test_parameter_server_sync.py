@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.parameter_server import FlatModel
 from training.parameter_servers import (
     ADAM,

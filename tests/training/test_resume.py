@@ -20,7 +20,7 @@ import os, threading
 from pathlib import Path
 
 if os.environ.get("DISTTRAIN_ROLE") == "master":
-    from disttrain_trainer.checkpoint import folder
+    from disttrain_trainer.checkpoint import store
 
     newest = folder.newest
 

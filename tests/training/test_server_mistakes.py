@@ -12,13 +12,13 @@ import torch
 
 from cluster.processes import wait_for
 from disttrain.api.names import Role
-from disttrain_trainer.data.slices import Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import CRASHED, GenerationOver, PeerLost, UserError
-from disttrain_trainer.messages import Message, Say
-from disttrain_trainer.metrics import Metrics
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.parameter_server.role import Server
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.process import Process
-from disttrain_trainer.server import Server
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
 from training.job import Job, checkpoints, digits, manifests, served
 from training.parameter_servers import ASYNC, make_client, make_config, serving
 from training.test_parameter_server_async import vector_model, whole_gradient

@@ -178,8 +178,8 @@ def test_a_thread_that_user_code_leaves_behind_does_not_keep_the_process(tmp_pat
     code = """
 import threading, time
 threading.Thread(target=time.sleep, args=(600,), name="of-the-user").start()
-from disttrain_trainer import run_script
-run_script.leave(3, patience=0.5)
+from disttrain_trainer.runtime import script_runner
+script_runner.leave(3, patience=0.5)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 3

@@ -10,7 +10,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 from disttrain_trainer.entry import main  # noqa: E402
-from disttrain_trainer.run_script import leave  # noqa: E402
+from disttrain_trainer.runtime.script_runner import leave  # noqa: E402
 
 PATIENCE = 30.0
 """Seconds for threads, child processes and exit handlers of user code. A failed worker that never ends would never be replaced."""

@@ -1,4 +1,4 @@
-"""From the environment to a role, and from its end to an exit code and last words. Not here: the roles.
+"""From the environment to a role, and from its end to an exit code and last words.
 
 The connection to the master is made first, so that it knows who is there; torch, which takes seconds to import, comes after.
 """
@@ -16,15 +16,15 @@ from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
-from disttrain_trainer import last_words, logs, machine, pod_metrics
-from disttrain_trainer.address import listening_host, split_address
-from disttrain_trainer.control import Control
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
-from disttrain_trainer.exposition import serve
-from disttrain_trainer.messages import Message, Say
-from disttrain_trainer.metrics import OF_STEPS, Metrics
-from disttrain_trainer.pod_metrics import PodMetrics
-from disttrain_trainer.process import Process
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.runtime import logs, machine, pod_metrics, termination
+from disttrain_trainer.runtime.exposition import serve
+from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
+from disttrain_trainer.runtime.pod_metrics import PodMetrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import listening_host, split_address
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
 
@@ -56,7 +56,7 @@ class Entry:
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))
         except KeyboardInterrupt as interrupt:
-            where = last_words.of_user_error(interrupt)[1].where
+            where = termination.of_user_error(interrupt)[1].where
             return self._end(130, Termination(message="KeyboardInterrupt", where=where))
         except ProgramFailed as failed:
             log.error("%s", failed)
@@ -68,13 +68,13 @@ class Entry:
             if (missing := self._missing_data(error)) is not None:
                 log.error("%s", missing)
                 return self._end(ExitCode.WRONG_INPUT, Termination(message=missing))
-            shown, termination = last_words.of_user_error(error)
+            shown, reported = termination.of_user_error(error)
             if self._process is None or self._process.role is Role.WORKER:
                 logs.show(shown)
-                return self._end(ExitCode.USER_ERROR, termination)
+                return self._end(ExitCode.USER_ERROR, reported)
             # No code of the user's runs here: all of the traceback is wanted.
-            log.exception("this process cannot go on, and is to be replaced: %s", termination.message)
-            return self._end(CRASHED, termination.model_copy(update={"where": ""}))
+            log.exception("this process cannot go on, and is to be replaced: %s", reported.message)
+            return self._end(CRASHED, reported.model_copy(update={"where": ""}))
         return self._end(ExitCode.DONE, Termination(done=True))
 
     def _missing_data(self, error: BaseException) -> str | None:
@@ -91,15 +91,15 @@ class Entry:
             f"which is mounted at {volume.path}"
         )
 
-    def _end(self, code: int, termination: Termination) -> int:
+    def _end(self, code: int, reported: Termination) -> int:
         if os.getpid() != self._pid:
             os._exit(
                 code
             )  # a child that user code forked, and that came up here: connections and last words are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
-            self._control.send(Say.FAILED, message=termination.message)
-        path = self._process.termination_log if self._process else last_words.path_in(os.environ)
-        last_words.write(path, termination.model_copy(update={"progress": self._progress}))
+            self._control.send(Say.FAILED, message=reported.message)
+        path = self._process.termination_log if self._process else termination.path_in(os.environ)
+        termination.write(path, reported.model_copy(update={"progress": self._progress}))
         return code
 
     def _take_role(self, process: Process, *, is_rank: bool) -> None:
@@ -108,19 +108,19 @@ class Entry:
             with contextlib.suppress(OSError):  # who writes there says what is wrong
                 process.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         if process.role is Role.MASTER:
-            from disttrain_trainer.master import main as master
+            from disttrain_trainer.coordinator import main as master
 
             master.run(process, Metrics(process), self._report)
         elif trainer.command is not None:
             _become(trainer.command)
         elif process.role is Role.WORKER and trainer.script is not None:
-            from disttrain_trainer import agent
+            from disttrain_trainer.strategies import script as agent
 
             metrics = Metrics(process)
             metrics.left_out = OF_STEPS
             agent.run(process, self._serve(process, metrics))
         elif process.role is Role.WORKER and config.processes_per_worker > 1 and not is_rank:
-            from disttrain_trainer import launcher
+            from disttrain_trainer.runtime import launcher
 
             launcher.run(process, self._serve(process, PodMetrics()))
         else:
@@ -131,27 +131,27 @@ class Entry:
         config = process.config
         machine.set_threads(os.environ, processes=config.processes_per_worker if process.role is Role.WORKER else 1)
         if process.role is Role.PARAMETER_SERVER:
-            from disttrain_trainer.server import Server
+            from disttrain_trainer.parameter_server.role import Server
 
             server = Server(process, metrics)
             server.run(self._connect(process, server.describe, server.on_message))
         elif config.strategy.parameter_server is not None:
-            from disttrain_trainer.membership import Membership
+            from disttrain_trainer.net.members import Membership
 
             membership = Membership()
             control = self._connect(process, membership.describe, membership.on_message)
             control.start()
-            from disttrain_trainer import worker
+            from disttrain_trainer.strategies import parameter_server as worker
 
             worker.run(process, metrics, control, membership)
         else:
-            from disttrain_trainer.membership import Rank
+            from disttrain_trainer.net.members import Rank
 
             rank = Rank()
             control = self._connect(process, rank.describe, rank.on_message)
             control.start()
             machine.set_interface(os.environ, toward=split_address(config.addresses.rendezvous)[0])
-            from disttrain_trainer.parallel import data
+            from disttrain_trainer.strategies import collective as data
 
             data.run(process, metrics, control, rank)
 

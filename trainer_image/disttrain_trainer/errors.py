@@ -4,8 +4,8 @@ TrainerError
 ├── PeerLost            75: a peer was lost or a wait ran out; the process is restarted
 │   ├── GenerationOver      the world that the call belonged to is over; ask the master for the new one
 │   └── Refused             the peer answered, and wants nothing to do with this process
-├── AnotherModel        75: this process cannot make the first parameters again; a new one can (parameter_server/first.py)
-├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/folder.py)
+├── AnotherModel        75: this process cannot make the first parameters again; a new one can (model/initial.py)
+├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/store.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 ├── ProgramFailed        n: the user's script ended so
@@ -81,3 +81,19 @@ class Terminated(BaseException):
     """The process was asked to end by SIGTERM, and did before what it could. Not an Exception: no handler of a user catches it."""
 
     exit_code: Final = 128 + 15
+
+
+class OwnGroup(WrongInput):
+    """User code makes torch's default process group: DistTrain makes that one, in every round again, and the store at MASTER_PORT is the
+    master's."""
+
+    def __init__(self, field: str, where: str = "") -> None:
+        super().__init__(
+            f"{field} calls torch.distributed.init_process_group{where}, but DistTrain makes the process group of its own loop: "
+            "remove the call, or run the program as trainer.script"
+        )
+        self._where = where
+
+    def by(self, field: str) -> "OwnGroup":
+        """The same, of the code that this field names."""
+        return OwnGroup(field, self._where)

@@ -5,7 +5,6 @@
     session.report(step=step, loss=loss.item(), samples=len(batch), total_steps=steps)
 
 Outside of DistTrain nothing happens. A report never blocks and never fails: what cannot be sent is dropped.
-Not here: torch, which this module must not import; the reports of our own loop (meter.py).
 """
 
 import atexit
@@ -21,8 +20,8 @@ from typing import Any, TypeVar
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.address import split_address
-from disttrain_trainer.messages import Say, encode
+from disttrain_trainer.net.messages import Say, encode
+from disttrain_trainer.runtime.sockets import split_address
 
 INTERVAL = 0.1
 """Seconds between two messages to the master, at least."""

@@ -1,6 +1,6 @@
 """Where the time of a job went: every second between its start and its end in exactly one bucket.
 
-The master's own count is taken as it is (trainer_image/disttrain_trainer/master/goodput.py), so that the status and Prometheus say the
+The master's own count is taken as it is (trainer_image/disttrain_trainer/coordinator/goodput.py), so that the status and Prometheus say the
 same. Here the time without a master is added, by the state that was stored then; a change of state is always written, so that none is given
 to the wrong one. A command has no master that hears of steps: there the state decides alone.
 """

@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import units
 
 from disttrain.api.names import Role
 from disttrain.controller import metrics as operator_metrics
-from disttrain_trainer import metrics as trainer_metrics
+from disttrain_trainer.runtime import metrics as trainer_metrics
 from monitoring.contract import METRICS, TRAINER_METRICS
 from monitoring.grafana import DASHBOARDS, MONITORING, load, panels, targets
 

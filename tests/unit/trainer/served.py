@@ -6,13 +6,13 @@ from typing import Any
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain_trainer.checkpoint.folder import name_of
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.data.slices import SliceSet
-from disttrain_trainer.master.member import Member
-from disttrain_trainer.master.served import ServedTraining
-from disttrain_trainer.master.tracker import Tracker
-from disttrain_trainer.messages import Say
+from disttrain_trainer.checkpoint.store import name_of
+from disttrain_trainer.coordinator.parameter_server import ServedTraining
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.peers import Member
 
 STEPS = 10
 SERVERS = [Member(Role.PARAMETER_SERVER, index) for index in range(2)]
@@ -144,7 +144,7 @@ class Table:
         self.training.heard(worker, said, self.now)
 
     def state(self, server: Member) -> dict[str, Any]:
-        applied = [list(interval) for interval in SliceSet(sorted(self.applied[server])).intervals()]
+        applied = [list(interval) for interval in IndexSet(sorted(self.applied[server])).intervals()]
         return {"generation": self.generation[server], "applied": applied}
 
     def join(self, *members: Member) -> None:

@@ -1,9 +1,9 @@
 """Who is missing, in words; and who may go."""
 
 from disttrain.api.names import Role
-from disttrain_trainer.master.attendance import Absences, Leavers
-from disttrain_trainer.master.member import Member
-from disttrain_trainer.messages import Say
+from disttrain_trainer.coordinator.attendance import Absences, Leavers
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.peers import Member
 
 WORKERS = [Member(Role.WORKER, rank) for rank in range(8)]
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain_trainer.master.collective import JOIN_SECONDS, Collective, State
-from disttrain_trainer.master.member import Member
-from disttrain_trainer.master.tracker import Tracker
-from disttrain_trainer.messages import Message, Say
+from disttrain_trainer.coordinator.collective import JOIN_SECONDS, Collective
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.net.members import MemberState
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.peers import Member
 
 A, B = (Member(Role.WORKER, rank) for rank in range(2))
 
@@ -52,7 +53,9 @@ class Table:
         self.renewals += 1
         self.collective.open(0)
 
-    def join(self, member: Member, *, state: State = State.READY, generation: int = 0, step: int = -1) -> None:
+    def join(
+        self, member: Member, *, state: MemberState = MemberState.READY, generation: int = 0, step: int = -1
+    ) -> None:
         self.collective.joined(member, {"state": state, "generation": generation, "step": step}, 0)
 
     def say(self, member: Member, kind: Say, **fields: object) -> None:
@@ -89,7 +92,7 @@ def test_no_world_begins_before_there_is_a_store() -> None:
 def test_a_member_that_still_imports_is_waited_for() -> None:
     table = Table()
     table.join(A)
-    table.join(B, state=State.STARTING)
+    table.join(B, state=MemberState.STARTING)
     assert table.told.take() == []
     table.say(B, Say.READY, step=-1)
     assert len(table.told.take()) == 2
@@ -125,15 +128,15 @@ def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
 
 def test_a_new_master_leaves_a_running_world_alone() -> None:
     table = Table()
-    table.join(A, state=State.RUNNING, generation=3)
-    table.join(B, state=State.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, generation=3)
+    table.join(B, state=MemberState.RUNNING, generation=3)
     assert table.told.take() == []
     assert table.tracker.generation == 3
 
 
 def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
     table = Table()
-    table.join(A, state=State.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, generation=3)
     table.join(B)
     assert table.told.take() == [(A, Say.REFORM, {})]
     table.say(A, Say.READY, step=9)
@@ -199,8 +202,8 @@ def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_tho
 
 def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_gone() -> None:
     table = Table(lasting=False)
-    table.join(A, state=State.RUNNING, generation=3)
-    table.join(B, state=State.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, generation=3)
+    table.join(B, state=MemberState.RUNNING, generation=3)
     assert table.told.take() == [(A, Say.REFORM, {}), (B, Say.REFORM, {})]
     table.say(A, Say.FAILED, message="the store is gone")
     table.say(A, Say.READY)
@@ -210,16 +213,16 @@ def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_
 
 def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
     table = Table(lasting=False)
-    table.join(A, state=State.DONE, generation=3)
-    table.join(B, state=State.DONE, generation=3)
+    table.join(A, state=MemberState.DONE, generation=3)
+    table.join(B, state=MemberState.DONE, generation=3)
     assert table.collective.ended
 
 
 def test_a_new_master_keeps_the_evaluation_that_was_told_to_the_one_before() -> None:
     table = Table()
-    hello = {"state": State.DONE, "generation": 1, "step": 9, "evaluation": {"accuracy": 0.5}}
+    hello = {"state": MemberState.DONE, "generation": 1, "step": 9, "evaluation": {"accuracy": 0.5}}
     table.collective.joined(A, hello, 0)
-    table.join(B, state=State.DONE, generation=1, step=9)
+    table.join(B, state=MemberState.DONE, generation=1, step=9)
     assert table.collective.ended
     assert table.tracker.evaluation == {"accuracy": 0.5}
 
@@ -235,15 +238,15 @@ def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
     samples: int, layout: str, said: str
 ) -> None:
     table = Table()
-    table.join(A, state=State.STARTING)
-    table.join(B, state=State.STARTING)
+    table.join(A, state=MemberState.STARTING)
+    table.join(B, state=MemberState.STARTING)
     table.say(A, Say.READY, step=0, samples=100, layout="x")
     table.say(B, Say.READY, step=-1, samples=samples, layout=layout)
     ((member, kind, fields),) = table.told.take()
     assert (member, kind) == (B, Say.WRONG)
     assert fields["reason"].startswith(said)
     table.collective.lost(B, 1)
-    table.join(B, state=State.STARTING)
+    table.join(B, state=MemberState.STARTING)
     table.say(B, Say.READY, step=-1, samples=100, layout="x")
     assert [kind for _, kind, _ in table.told.take()] == [Say.WORLD, Say.WORLD]
 

@@ -12,11 +12,11 @@ import pytest
 
 from cluster.processes import wait_for
 from disttrain.api.names import Role
-from disttrain_trainer import exposition, listening, machine
-from disttrain_trainer.exposition import MOST_CLIENTS, serve
-from disttrain_trainer.listening import Newcomers
-from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.process import Process
+from disttrain_trainer.runtime import exposition, machine, sockets
+from disttrain_trainer.runtime.exposition import MOST_CLIENTS, serve
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import Newcomers
 from unit.trainer.configs import command_config
 
 
@@ -102,8 +102,8 @@ def test_of_too_many_connections_that_say_nothing_the_oldest_are_closed() -> Non
 
 
 def test_a_connection_to_the_store_that_says_nothing_takes_no_file() -> None:
-    with listening.listen("127.0.0.1", 0) as listener:
-        listening.defer_silent(listener)
+    with sockets.listen("127.0.0.1", 0) as listener:
+        sockets.defer_silent(listener)
         listener.settimeout(0.5)
         with idle(listener.getsockname()[1], 3) as (_, _, speaks):
             with pytest.raises(TimeoutError):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.parameter_server.consistency import Async, BoundedStaleness, Clocks, OutOfStep, Sync
 
 
@@ -41,7 +41,7 @@ class SyncMachine(RuleBasedStateMachine):
     def a_version_is_a_step_with_all_its_slices(self) -> None:
         assert self.policy.version == len(self.added) // 4
         assert set(self.policy.accepted) == self.known
-        assert self.policy.settled == SliceSet(range(4 * self.policy.version))
+        assert self.policy.settled == IndexSet(range(4 * self.policy.version))
         assert self.policy.start(0, 0, self.policy.version)
         assert not self.policy.start(0, 0, self.policy.version + 1)
 

@@ -2,11 +2,11 @@
 
 import math
 
-from disttrain_trainer.master.member import Member
-from disttrain_trainer.master.servers import Servers
-from disttrain_trainer.messages import Say
-from disttrain_trainer.metrics import Rate
+from disttrain_trainer.coordinator.servers import Servers
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.peers import Member
 from disttrain_trainer.parameter_server.gradient_norm import SECONDS, NormSamples
+from disttrain_trainer.runtime.metrics import Rate
 
 
 def test_a_rate_falls_when_the_next_report_takes_longer_than_the_last_one() -> None:

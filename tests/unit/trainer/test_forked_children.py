@@ -5,7 +5,7 @@ import sys
 
 FORKS = """
 import multiprocessing, signal, sys, threading
-from disttrain_trainer import machine
+from disttrain_trainer.runtime import machine
 
 heard = threading.Event()
 machine.on_sigterm(heard.set)

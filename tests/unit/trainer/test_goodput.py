@@ -1,7 +1,7 @@
 """Every second of an attempt goes to one bucket."""
 
 from disttrain.api.runtime import Progress
-from disttrain_trainer.master.goodput import PATIENCE, Goodput
+from disttrain_trainer.coordinator.goodput import PATIENCE, Goodput
 
 
 def looked(*looks: tuple[float, int, str | None], finished: float | None = None) -> dict[str, float]:

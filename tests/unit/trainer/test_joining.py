@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from cluster.processes import wait_for
-from disttrain_trainer import joining
-from disttrain_trainer.master.bystander import Bystander
-from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.coordinator.command import Bystander
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.strategies import joining
 from unit.trainer.configs import command_config
 
 WAITS = """

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from disttrain_trainer.last_words import shadowing
-from disttrain_trainer.program import failure_of, last_words
+from disttrain_trainer.runtime.subprocesses import failure_of, last_words
+from disttrain_trainer.runtime.termination import shadowing
 
 TRACE = [
     "Traceback (most recent call last):",

@@ -10,7 +10,7 @@ from torch import nn
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.model import evaluating, prepare
+from disttrain_trainer.model.module import evaluating, prepare
 from disttrain_trainer.parallel.state import _bytes_of
 
 

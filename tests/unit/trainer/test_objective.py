@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from disttrain_trainer.errors import UserError, WrongInput
-from disttrain_trainer.parallel.data import _copies_of_buffers, _put_back
-from disttrain_trainer.parameter_server.layout import Layout
-from disttrain_trainer.task import IDLE_STEPS, Loss, Objective
+from disttrain_trainer.model.flat import Layout
+from disttrain_trainer.model.task import IDLE_STEPS, Loss, Objective
+from disttrain_trainer.strategies.collective import _copies_of_buffers, _put_back
 
 MODEL = nn.Linear(2, 1)
 

@@ -5,8 +5,8 @@ import torch
 
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.parallel.optimizer import FlatOptimizer
-from disttrain_trainer.parameter_server.layout import FlatModel
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parameter_server.optimizer import PADDING, build
 
 CASES = [

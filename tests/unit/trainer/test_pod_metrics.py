@@ -5,11 +5,12 @@ import socket
 import time
 from pathlib import Path
 
-from disttrain.api.names import Role
-from disttrain_trainer.metrics import OF_STEPS, Metrics
-from disttrain_trainer.pod_metrics import PodMetrics, answer
-from disttrain_trainer.process import Process
 from unit.trainer.test_words import CONFIG, exposed
+
+from disttrain.api.names import Role
+from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
+from disttrain_trainer.runtime.pod_metrics import PodMetrics, answer
+from disttrain_trainer.runtime.process import Process
 
 SCRAPE_TIMEOUT = 4.0
 """As deploy/monitoring sets it."""

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from disttrain_trainer.errors import PeerLost
-from disttrain_trainer.membership import Rank, World
-from disttrain_trainer.parallel.data import DataParallel
-from disttrain_trainer.parallel.group import BrokenGroup, Wires
+from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.parallel.process_group import BrokenGroup, Wires
+from disttrain_trainer.strategies.collective import DataParallel
 
 WIRES = Wires(backend="gloo", others=frozenset())
 

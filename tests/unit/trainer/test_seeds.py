@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from disttrain_trainer.task import factory_seeds, mix, seed_all, seed_process
+from disttrain_trainer.model.task import factory_seeds, mix, seed_all, seed_process
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16_777_215, 16_777_216, 20_240_615, 2**31 - 1])

@@ -11,8 +11,8 @@ import torch
 
 from disttrain.api import environment
 from disttrain_trainer import session
-from disttrain_trainer.master.hearing import heed
-from disttrain_trainer.master.tracker import Tracker
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.net.incoming import heed
 from unit.trainer.configs import command_config
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from disttrain_trainer.parallel.group import BrokenGroup
-from disttrain_trainer.parallel.replica import Replica
+from disttrain_trainer.parallel.process_group import BrokenGroup
+from disttrain_trainer.parallel.replicate import Replica
 
 
 class Work:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from disttrain.api.spec import Optimizer as Settings
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model.flat import Layout, bytes_of
 from disttrain_trainer.parameter_server import shard as shard_module
-from disttrain_trainer.parameter_server.layout import Layout, bytes_of
 from disttrain_trainer.parameter_server.optimizer import PADDING, build
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
@@ -157,7 +157,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
     shard = make_shard(dtype=dtype)
     for step in range(5):
         shard.absorb([(filled(shard, step), 1.0)], update=True)
-    digest = shard.snapshot(SliceSet(range(10))).save(path)
+    digest = shard.snapshot(IndexSet(range(10))).save(path)
     other = make_shard(dtype=dtype)
     file = ShardFile.load(path)
     other.restore(file)
@@ -172,7 +172,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     shard = make_shard(history=False)
-    snapshot = shard.snapshot(SliceSet())
+    snapshot = shard.snapshot(IndexSet())
     before = snapshot.tensors["0.parameters"].clone()
     shard.absorb([(filled(shard, 1), 1.0)], update=True)
     assert torch.equal(snapshot.tensors["0.parameters"], before)
@@ -205,7 +205,7 @@ def damage_metadata(path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
     path = tmp_path / "shard-0.safetensors"
-    make_shard().snapshot(SliceSet()).save(path)
+    make_shard().snapshot(IndexSet()).save(path)
     damage(path)
     with pytest.raises(WrongInput, match=r"shard-0\.safetensors"):
         ShardFile.load(path)
@@ -221,17 +221,17 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_difference(other: dict, reason: str) -> None:
     with pytest.raises(WrongInput, match=reason):
-        make_shard(**other).restore(make_shard().snapshot(SliceSet()))
+        make_shard(**other).restore(make_shard().snapshot(IndexSet()))
 
 
 def test_momentum_cannot_be_made_up_when_the_file_has_none() -> None:
     with pytest.raises(WrongInput, match="no momentum"):
-        make_shard(optimizer={**SGD, "momentum": "0.9"}).restore(make_shard(optimizer=SGD).snapshot(SliceSet()))
+        make_shard(optimizer={**SGD, "momentum": "0.9"}).restore(make_shard(optimizer=SGD).snapshot(IndexSet()))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "shard-0.safetensors"
-    file = make_shard().snapshot(SliceSet())
+    file = make_shard().snapshot(IndexSet())
     file.save(path)
     before = path.read_bytes()
 
@@ -255,7 +255,7 @@ def test_buffers_of_a_shard_with_nothing_are_empty() -> None:
 
 
 def test_a_volume_that_is_full_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
-    file = make_shard().snapshot(SliceSet())
+    file = make_shard().snapshot(IndexSet())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file of this process grows beyond it
     try:

@@ -10,10 +10,10 @@ from torch import nn
 
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.errors import UserError, WrongInput
-from disttrain_trainer.parallel.optimizer import FlatOptimizer
-from disttrain_trainer.parallel.state import State
+from disttrain_trainer.model.flat import FlatModel, Layout, runs_of
+from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parameter_server import participation, shard
-from disttrain_trainer.parameter_server.layout import FlatModel, Layout, runs_of
 from disttrain_trainer.parameter_server.optimizer import build
 from disttrain_trainer.parameter_server.shard import Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
@@ -78,9 +78,9 @@ def test_a_rank_leaves_alone_what_took_no_part_also_through_a_resume(
     for step in steps_of(flat, model):
         ours.step(flat.gradients(), flat.took_part)
         if step in (4, 8):
-            State(model, ours).save(tmp_path / "state")
+            RankState(model, ours).save(tmp_path / "state")
             ours = FlatOptimizer(Settings.model_validate(settings), flat)
-            State(model, ours).load(tmp_path / "state")
+            RankState(model, ours).load(tmp_path / "state")
     for found, expected in zip(model, trained_by_torch(optimizer, more), strict=True):
         torch.testing.assert_close(found.detach(), expected)
 
@@ -128,9 +128,9 @@ def test_a_server_leaves_alone_what_took_no_part_also_through_a_checkpoint(
             each.absorb([(buffers, 1.0)], update=True, took=part)
             flat.parameters[0][span.start : span.stop] = each.acquire(None).parts[0][: span.length]
             if step == 6:
-                from disttrain_trainer.data.slices import SliceSet
+                from disttrain_trainer.data.index_set import IndexSet
 
-                each.snapshot(SliceSet()).save(tmp_path / f"{number}")
+                each.snapshot(IndexSet()).save(tmp_path / f"{number}")
                 shards[number] = make(number)
                 shards[number].restore(ShardFile.load(tmp_path / f"{number}"))
     for found, expected in zip(model, trained_by_torch(optimizer, more), strict=True):

@@ -10,7 +10,7 @@ import pytest
 from disttrain.api import JobConfig, Progress, Termination, environment
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.identity import config_digest
-from disttrain_trainer.process import Process
+from disttrain_trainer.runtime.process import Process
 from unit.trainer.configs import command_config
 
 REPORT: dict[str, Any] = {"attempt": 1, "step": 41, "totalSteps": 90, "loss": 0.5, "worldSize": 2}

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from disttrain_trainer import machine, user_code
-from disttrain_trainer.data.batches import fetcher
-from disttrain_trainer.task import Objective, cross_entropy
-from disttrain_trainer.user_code import OwnGroup, guarded, keep_sigterm, refusing_groups
+from disttrain_trainer.data.loader import fetcher
+from disttrain_trainer.errors import OwnGroup
+from disttrain_trainer.model import user_code
+from disttrain_trainer.model.task import Objective, cross_entropy
+from disttrain_trainer.model.user_code import guarded, keep_sigterm, refusing_groups
+from disttrain_trainer.runtime import machine
 
 
 def by_torch() -> None:

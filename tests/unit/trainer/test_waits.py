@@ -8,13 +8,15 @@ import pytest
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Trainer
-from disttrain_trainer import agent, control, logs
-from disttrain_trainer.agent import Agent
-from disttrain_trainer.control import Control
 from disttrain_trainer.errors import PeerLost
-from disttrain_trainer.membership import World
-from disttrain_trainer.metrics import Metrics
-from disttrain_trainer.process import Process
+from disttrain_trainer.net import control_client as control
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.members import World
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies import script as agent
+from disttrain_trainer.strategies.script import Agent
 from unit.trainer.configs import command_config
 
 

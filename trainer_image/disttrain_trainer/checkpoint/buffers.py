@@ -1,6 +1,6 @@
 """A worker's buffers, such as BatchNorm's running statistics, in the checkpoints of parameter servers, which know parameters only.
 
-Each worker has its own; a checkpoint has those of one of them. Not here: which worker, and when (master/saver.py).
+Each worker has its own; a checkpoint has those of one of them.
 """
 
 import secrets
@@ -9,9 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from disttrain_trainer.checkpoint import tensors
-from disttrain_trainer.checkpoint.folder import BUFFERS, sha256_of, write_atomically
+from disttrain_trainer.checkpoint.store import BUFFERS, sha256_of, write_atomically
 from disttrain_trainer.errors import PeerLost, WrongInput
-from disttrain_trainer.messages import Message
 
 
 class Buffers:
@@ -41,7 +40,7 @@ class Buffers:
         """Takes over the buffers of another model of the same kind."""
         tensors.copy_buffers(self._model, first)
 
-    def save(self, folder: str) -> Message:
+    def save(self, folder: str) -> dict[str, object]:
         """Writes a file into a checkpoint; what the master is told of it.
 
         Under a new name: the master may have asked another worker meanwhile, or this one twice, and a file that a manifest names

@@ -1,7 +1,7 @@
 """How long the last checkpoint of a job is tried for, and how the process ends that cannot write it.
 
 Any other checkpoint may be given up: the training goes on, and the next one has all that was in it. After the last one comes nothing,
-so a job without it is not done. Not here: writing it (master/saver.py, parallel/data.py).
+so a job without it is not done.
 """
 
 from typing import ClassVar

@@ -1,7 +1,6 @@
 """What makes a folder of files a checkpoint: the manifest, written last, with the digest of every file.
 
-It holds what must match on resume, and what the job was otherwise. Not here: what may differ (resuming.py), the files' own formats, and
-which checkpoint is taken (folder.py).
+It holds what must match on resume, and what the job was otherwise.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ A job's configuration has three parts:
 - what numbers the *data*: the number of a step would mean other samples. Must be the same.
 - all the rest, the record: may change, and status and log say what has changed.
 
-Names, shapes and dtypes of the tensors themselves are compared as they are loaded. Not here: files (folder.py).
+Names, shapes and dtypes of the tensors themselves are compared as they are loaded.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Trainer
-from disttrain_trainer.data.slices import DataSet, steps_per_epoch
+from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 
 Part = dict[str, Any]
 """Values by the names that a user knows them by, such as trainer.batchSize. None: not known."""

@@ -2,7 +2,6 @@
 
 The buffers that are state are those that `state_dict()` has: not what was registered with persistent=False. Their shapes are those of now:
 a module may let a buffer grow, put another tensor in its place, or register one late. Whoever takes them over takes their shapes, too.
-Not here: which tensors make a state (parallel/state.py, buffers.py), and when they are saved.
 """
 
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
-from disttrain_trainer import logs
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 

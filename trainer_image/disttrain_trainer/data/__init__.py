@@ -1,1 +1,1 @@
-"""Which samples are whose: the slices of a job's work, and the sets of them that are done."""
+"""Which samples belong to which part of the work, the sets of parts that are done, and the loading of samples."""

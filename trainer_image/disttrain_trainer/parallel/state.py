@@ -1,7 +1,4 @@
-"""The state of a model and its optimiser as named tensors: to be saved, loaded, and sent to the other ranks.
-
-Not here: when this happens (data.py), files and folders (checkpoint/).
-"""
+"""The state of a model and its optimiser as named tensors: to be saved, loaded, and sent to the other ranks."""
 
 import hashlib
 import json
@@ -13,8 +10,8 @@ from torch import nn
 
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.parallel.group import BrokenGroup, Wires
-from disttrain_trainer.parallel.optimizer import FlatOptimizer
+from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.parallel.process_group import BrokenGroup, Wires
 
 PROTOCOL = 2
 """What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not form a world: their sums
@@ -24,7 +21,7 @@ _MODEL = "model."
 _UPDATES = ".updates"
 
 
-class State:
+class RankState:
     """What a rank must hold to go on at a step: parameters, the optimiser's state, and the buffers that `state_dict()` has.
 
     Parameters and optimiser are the same everywhere, by name and shape. Buffers may change their shapes as the model trains: whoever

@@ -1,8 +1,7 @@
 """Bytes that went over a process's connections to the other ranks, as the kernel counts them.
 
 torch reports no bytes of its groups, and what a ring should move is not what it moves: headers, hand-overs of state and steps that broke
-are bytes, too. gloo moves all of its data over TCP; NCCL does not, so that nothing is known there. Not here: which sockets these are
-(group.py).
+are bytes, too. gloo moves all of its data over TCP; NCCL does not, so that nothing is known there.
 """
 
 import contextlib

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.data.slices import Slice
+from disttrain_trainer.data.schedule import Slice
 from disttrain_trainer.errors import GenerationOver, PeerLost
+from disttrain_trainer.model.flat import Layout, Vectors
+from disttrain_trainer.net.frames import OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Op, ProtocolError, Silent
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
-from disttrain_trainer.parameter_server.layout import Layout, Vectors
 from disttrain_trainer.parameter_server.participation import within
-from disttrain_trainer.parameter_server.wire import OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Op, ProtocolError, Silent
 
 T = TypeVar("T")
 

@@ -1,7 +1,4 @@
-"""One server, as a worker sees it: its connection, the frames on it, and what its refusals mean.
-
-Not here: asking all servers at once (`client.py`).
-"""
+"""One server, as a worker sees it: its connection, the frames on it, and what its refusals mean."""
 
 import contextlib
 import socket
@@ -11,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain_trainer.data.slices import Slice
+from disttrain_trainer.data.schedule import Slice
 from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.model.flat import Span, Vectors, bytes_of
+from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Silent
 from disttrain_trainer.parameter_server.identity import Hello
-from disttrain_trainer.parameter_server.layout import Span, Vectors, bytes_of
-from disttrain_trainer.parameter_server.wire import Closed, Header, Link, Op, ProtocolError, Reason, Silent
 
 _PAUSE = 0.05
 """Seconds before a refused connection is tried again; twice as long each time, up to a second."""

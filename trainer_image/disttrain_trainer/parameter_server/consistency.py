@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from disttrain.api import spec
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 
 
 class OutOfStep(Exception):
@@ -76,10 +76,10 @@ class Clocks:
 class Consistency(ABC):
     """A policy: which slices were accepted, what becomes of them, who may start."""
 
-    def __init__(self, *, version: int = 0, accepted: SliceSet | None = None) -> None:
+    def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         self.version = version
         """Optimiser steps behind the current parameters."""
-        self.accepted = SliceSet() if accepted is None else accepted
+        self.accepted = IndexSet() if accepted is None else accepted
         """Every slice that counts; pushed again, it is ignored."""
         self.late = 0
         """Gradients that came for a slice that was accepted already."""
@@ -97,7 +97,7 @@ class Consistency(ABC):
         return arrival
 
     @property
-    def settled(self) -> SliceSet:
+    def settled(self) -> IndexSet:
         """The slices that are part of the current version: what a checkpoint of it may say."""
         return self.accepted
 
@@ -138,7 +138,7 @@ class Sync(Consistency):
 
     def __init__(self, *, world_size: int, version: int = 0) -> None:
         super().__init__(
-            version=version, accepted=SliceSet.from_intervals([(0, version * world_size)] if version else [])
+            version=version, accepted=IndexSet.from_intervals([(0, version * world_size)] if version else [])
         )
         self.world_size = world_size
         self._next = version * world_size  # the first slice that is not in the sum
@@ -155,8 +155,8 @@ class Sync(Consistency):
         return Arrival(add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.world_size)
 
     @property
-    def settled(self) -> SliceSet:
-        return SliceSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
+    def settled(self) -> IndexSet:
+        return IndexSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
 
     @property
     def milestone(self) -> int:
@@ -175,7 +175,7 @@ class Sync(Consistency):
         return step is None or self.version >= step
 
     def waits_for(self, step: int | None) -> str:
-        missing = SliceSet(range(self.version * self.world_size, (self.version + 1) * self.world_size))
+        missing = IndexSet(range(self.version * self.world_size, (self.version + 1) * self.world_size))
         names = [str(index) for index in missing if index not in self.accepted]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         return f"step {self.version} to be complete: slice {', '.join(names[:8])}{more} is missing"
@@ -184,7 +184,7 @@ class Sync(Consistency):
 class Async(Consistency):
     """Each slice is an update at once; nobody waits."""
 
-    def __init__(self, *, version: int = 0, accepted: SliceSet | None = None) -> None:
+    def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         super().__init__(version=version, accepted=accepted)
         self._clocks = Clocks()
 
@@ -229,7 +229,7 @@ class BoundedStaleness(Async):
     is the gate on the true minimum.
     """
 
-    def __init__(self, *, max_staleness: int, version: int = 0, accepted: SliceSet | None = None) -> None:
+    def __init__(self, *, max_staleness: int, version: int = 0, accepted: IndexSet | None = None) -> None:
         super().__init__(version=version, accepted=accepted)
         self.max_staleness = max_staleness
 
@@ -238,7 +238,7 @@ class BoundedStaleness(Async):
 
 
 def build(
-    strategy: spec.ParameterServerStrategy, *, world_size: int, version: int = 0, accepted: SliceSet | None = None
+    strategy: spec.ParameterServerStrategy, *, world_size: int, version: int = 0, accepted: IndexSet | None = None
 ) -> Consistency:
     """The policy that the job names, going on from a checkpoint's version and accepted slices."""
     match strategy.consistency:

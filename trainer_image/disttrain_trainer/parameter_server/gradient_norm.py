@@ -1,8 +1,8 @@
 """The norm of the gradient that a synchronous step was made of, from the parts of it that the servers hold.
 
 No worker has that gradient: it is summed on the servers, a part on each. Each server measures its part now and then, and the master
-adds the squares up (master/servers.py). All servers measure at multiples of a power of two of the version, so that they have versions
-in common, however often each measures. Not here: the arithmetic of a shard (shard.py).
+adds the squares up (coordinator/servers.py). All servers measure at multiples of a power of two of the version, so that they have versions
+in common, however often each measures.
 """
 
 import math

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 
 from disttrain.api.base import Model
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.parameter_server.layout import Layout, Vector
-from disttrain_trainer.parameter_server.wire import ProtocolError
+from disttrain_trainer.model.flat import Layout, Vector
+from disttrain_trainer.net.frames import ProtocolError
 
 
 class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a later release; so Hello

@@ -17,7 +17,7 @@ from torch.optim.sgd import sgd
 
 from disttrain.api import spec
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.parameter_server.memory import zeros
+from disttrain_trainer.model.memory import zeros
 
 PADDING = 64
 """Elements. More than one turn of the widest kernel: 64 B registers of the narrowest dtype, twice unrolled."""

@@ -1,24 +1,11 @@
-"""What the server does with the requests of one connection: read them, ask the generation, answer.
-
-Not here: accepting and introducing (`server.py`), what a request means to the other workers (`generation.py`).
-"""
+"""What the server does with the requests of one connection: read them, ask the generation, answer."""
 
 import math
 
-from disttrain_trainer.parameter_server.generation import Generation, Gradient, Session
+from disttrain_trainer.net.frames import MAX_RUNS, OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Link, Op, ProtocolError
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
-from disttrain_trainer.parameter_server.wire import (
-    MAX_RUNS,
-    OWN_WEIGHT,
-    PARTIAL,
-    RUN,
-    Closed,
-    Header,
-    Link,
-    Op,
-    ProtocolError,
-)
+from disttrain_trainer.parameter_server.shard_host import Generation, Gradient, Session
 
 
 class Requests:

@@ -1,8 +1,7 @@
 """A parameter server: one shard behind a port, one thread for each connection.
 
 `begin` starts a generation, `save` writes a checkpoint's file, `drop` sends a worker away that the master has given up; all may be
-called from any thread. Not here: what the requests do (`generation.py`), when to begin and save (the server's role, told by the
-master), HTTP and Prometheus (the role reads `state`).
+called from any thread.
 """
 
 import contextlib
@@ -16,26 +15,17 @@ from pathlib import Path
 import torch
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer import logs
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.listening import Newcomers, listen
+from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Refusal, Silent
 from disttrain_trainer.parameter_server import optimizer as optimizers
-from disttrain_trainer.parameter_server.generation import Generation, Session, ShardState
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.requests import Requests
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.parameter_server.wire import (
-    Closed,
-    Header,
-    Link,
-    Op,
-    ProtocolError,
-    Reason,
-    Refusal,
-    Silent,
-)
+from disttrain_trainer.parameter_server.shard_host import Generation, Session, ShardState
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.sockets import Newcomers, listen
 
 log = logs.get_logger(__name__)
 
@@ -55,7 +45,7 @@ class SavedShard:
     sha256: str
     """Of the file, in hex."""
     version: int
-    applied: SliceSet
+    applied: IndexSet
     """The slices in it."""
 
 

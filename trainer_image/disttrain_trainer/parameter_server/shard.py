@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.parameter_server.layout import Layout, Span, bytes_of
-from disttrain_trainer.parameter_server.memory import zeros
+from disttrain_trainer.model.flat import Layout, Span, bytes_of
+from disttrain_trainer.model.memory import zeros
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.participation import Missed, Took, after, to_update
 from disttrain_trainer.parameter_server.shard_file import ShardFile
@@ -168,7 +168,7 @@ class Shard:
         buffers.readers -= 1
         self._recycle(buffers)
 
-    def snapshot(self, applied: SliceSet) -> ShardFile:
+    def snapshot(self, applied: IndexSet) -> ShardFile:
         """A copy of the current version, to be written while the shard goes on. `applied`: the slices in it."""
         tensors: dict[str, torch.Tensor] = {}
         for number, span in enumerate(self.spans):

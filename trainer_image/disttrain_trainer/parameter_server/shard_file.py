@@ -2,7 +2,6 @@
 
 The header's metadata says which version and slices, which layout and optimiser, and a sha256 over the tensors, so that a
 damaged file is refused by itself. The digest over the whole file, for a checkpoint's manifest, is what `save` returns.
-Not here: which files make a checkpoint, and when (the master).
 """
 
 import hashlib
@@ -16,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from disttrain_trainer.data.slices import SliceSet
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.parameter_server.layout import Layout, Vector, bytes_of
+from disttrain_trainer.model.flat import Layout, Vector, bytes_of
 from disttrain_trainer.parameter_server.participation import Missed
 
 FORMAT = "disttrain-shard-1"
@@ -34,7 +33,7 @@ class ShardFile:
     server: int
     servers: int
     version: int
-    applied: SliceSet
+    applied: IndexSet
     optimizer: str
     """Name of the optimiser whose state this is."""
     updates: int
@@ -117,7 +116,7 @@ class ShardFile:
                 server=server,
                 servers=servers,
                 version=int(metadata["version"]),
-                applied=SliceSet.from_intervals((start, stop) for start, stop in json.loads(metadata["applied"])),
+                applied=IndexSet.from_intervals((start, stop) for start, stop in json.loads(metadata["applied"])),
                 optimizer=optimizer,
                 updates=updates,
                 missed=tuple(

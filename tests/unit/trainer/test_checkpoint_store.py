@@ -1,0 +1,452 @@
+"""A checkpoint counts when its manifest and every digest hold; which ones do not is said, and why."""
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import Strategy, Trainer
+from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.runtime import logs
+
+DATA = DataSet(96)
+"""3 steps an epoch, since 32 samples are a batch."""
+
+
+def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **trainer: Any) -> JobConfig:
+    strategy: dict[str, Any] = {"type": "DataParallel"}
+    if servers:
+        strategy = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
+    return JobConfig(
+        namespace="default",
+        name="job",
+        uid="u",
+        attempt=attempt,
+        strategy=Strategy.model_validate(strategy),
+        trainer=Trainer.model_validate(
+            {
+                "model": "m:m",
+                "dataset": "m:d",
+                "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                "maxSteps": 9,
+                "batchSize": 32,
+            }
+            | trainer
+        ),
+        workers=workers,
+        parameter_servers=servers,
+        addresses=Addresses(control="h:1", rendezvous="h:2"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])
+    caplog.set_level(logging.INFO)
+
+
+def write(root: Path, step: int, content: str = "state", *, keep: int | None = None, **trainer: Any) -> Path:
+    """A checkpoint of one file, `state`, or `state.<content>` of another content. keep: prune afterwards, as a job does."""
+    folder = store.prepare(root, step)
+    file = folder / ("state" if content == "state" else f"state.{content}")
+    file.write_text(content)
+    manifest = publish(folder, step, {file.name: store.sha256_of(file)}, **trainer)
+    if keep is not None:
+        store.prune(folder, manifest, keep=keep)
+    return folder
+
+
+def publish(
+    folder: Path,
+    step: int,
+    files: dict[str, str],
+    *,
+    finished: bool = False,
+    evaluation: dict[str, float] | None = None,
+    **trainer: Any,
+) -> Manifest:
+    return store.publish(
+        folder,
+        config=make_config(**trainer),
+        step=step,
+        slices=step,
+        data=DATA,
+        files=files,
+        finished=finished,
+        evaluation=evaluation,
+    )
+
+
+def replaced_by_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def steps_in(root: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in root.iterdir())
+
+
+def newest_step(root: Path, **trainer: Any) -> int | None:
+    found = store.newest(root, make_config(**trainer)).checkpoint
+    return found.manifest.step if found else None
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_step(tmp_path / "nowhere") is None
+
+
+def test_the_newest_is_taken(tmp_path: Path) -> None:
+    for step in (5, 20, 100):
+        write(tmp_path, step)
+    assert newest_step(tmp_path) == 100
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        pytest.param(
+            lambda f: (f / "manifest.json").unlink(), "it has no manifest.json: it was not completed", id="no manifest"
+        ),
+        pytest.param(lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged", id="half a manifest"),
+        pytest.param(lambda f: (f / "state").unlink(), "state is missing", id="missing file"),
+        pytest.param(lambda f: replaced_by_a_folder(f / "state"), "state is damaged: it is a folder", id="folder"),
+        pytest.param(
+            lambda f: replaced_by_a_folder(f / "manifest.json"),
+            "manifest.json is damaged: it is a folder",
+            id="folder 2",
+        ),
+        pytest.param(
+            lambda f: (f / "state").write_text("stale"), "state is damaged: its sha256 is", id="other content"
+        ),
+    ],
+)
+def test_a_damaged_one_is_skipped_and_the_reason_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, said: str
+) -> None:
+    write(tmp_path, 1)
+    damage(write(tmp_path, 2))
+    assert newest_step(tmp_path) == 1
+    assert "step-00000002 is skipped" in caplog.text
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"optimizer": {"name": "SGD", "learningRate": "0.2"}}, id="learning rate"),
+        pytest.param({"optimizer": {"name": "SGD", "learningRate": "0.1", "weightDecay": "0.1"}}, id="weight decay"),
+        pytest.param({"loss": "m:other"}, id="loss"),
+        pytest.param({"config": {"dropout": 0.5}}, id="config"),
+        pytest.param({"model": "renamed:m", "dataset": "renamed:d"}, id="names of the factories"),
+        pytest.param({"evaluate": "m:e"}, id="evaluate"),
+        pytest.param({"collate": "m:c"}, id="collate"),
+        pytest.param({"deterministic": True, "backend": "gloo"}, id="how it is computed"),
+        pytest.param({"maxSteps": 90}, id="more steps"),
+        pytest.param({"workers": 3}, id="workers"),
+    ],
+)
+def test_what_shapes_neither_state_nor_data_may_change(tmp_path: Path, changed: dict[str, Any]) -> None:
+    write(tmp_path, 1)
+    assert newest_step(tmp_path, **changed) == 1
+
+
+SGD = {"name": "SGD", "learningRate": "0.1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"batchSize": 16}, "trainer.batchSize: 32 then, 16 now"),
+        ({"seed": 1}, "trainer.seed: 0 then, 1 now"),
+        ({"lastBatch": "Drop"}, 'trainer.lastBatch: "Keep" then, "Drop" now'),
+        ({"optimizer": {**SGD, "name": "Adam"}}, 'trainer.optimizer.name: "SGD" then, "Adam" now'),
+        ({"optimizer": {**SGD, "momentum": "0.9"}}, 'trainer.optimizer.momentum: "not set" then, "set" now'),
+        ({"servers": 2}, 'strategy.type: "DataParallel" then, "ParameterServer" now'),
+    ],
+)
+def test_what_shapes_the_state_or_numbers_the_data_is_refused_by_name_and_nothing_is_lost(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    write(tmp_path, 1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(WrongInput) as refused:
+        newest_step(tmp_path, **changed)
+    assert f"checkpoint step-00000001 is of another training: {told}" in str(refused.value)
+    with pytest.raises(WrongInput, match="of another training"):
+        write(tmp_path, 1, "new", **changed)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_number_of_servers_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1, servers=2)
+    assert newest_step(tmp_path, servers=2) == 1
+    with pytest.raises(WrongInput, match=r"parameterServer\.replicas: 2 then, 3 now"):
+        newest_step(tmp_path, servers=3)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (DataSet(97), "samples of trainer.dataset: 96 then, 97 now"),
+        (DataSet(95), "samples of trainer.dataset: 96 then, 95 now"),
+        (DataSet(96, "new"), 'fingerprint of trainer.dataset: "old" then, "new" now'),
+        (DataSet(96, "old"), None),
+        (DataSet(96), None),
+    ],
+)
+def test_a_data_set_that_has_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: DataSet, told: str | None
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "DATA", DataSet(96, "old"))
+    write(tmp_path, 1)
+    if told is None:
+        assert store.newest(tmp_path, make_config(), now).checkpoint is not None
+        return
+    with pytest.raises(WrongInput) as refused:
+        store.newest(tmp_path, make_config(), now)
+    assert told in str(refused.value)
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    manifest = write(tmp_path, 1) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 3}))
+    with pytest.raises(WrongInput, match="written by a later version of the trainer"):
+        newest_step(tmp_path)
+
+
+def test_fields_that_a_later_version_adds_do_no_harm(tmp_path: Path) -> None:
+    manifest = write(tmp_path, 1) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"added": {"later": 1}}))
+    assert newest_step(tmp_path) == 1
+
+
+def format_1(root: Path, step: int) -> Path:
+    """A checkpoint as release 0.1.0 wrote it."""
+    folder = root / f"step-{step:08d}"
+    folder.mkdir()
+    (folder / "state").write_text("state")
+    optimizer = {"name": "SGD", "learningRate": "0.1", "nesterov": False, "weightDecay": "0"}
+    trainer = {"model": "m:m", "dataset": "m:d", "optimizer": optimizer, "batchSize": 32, "seed": 0}
+    manifest = {
+        "format": 1, "job": "job", "attempt": 1, "step": step, "slices": 2 * step, "steps_per_epoch": 3,
+        "files": {"state": store.sha256_of(folder / "state")}, "seed": 0, "digest": "f" * 64,
+        "configuration": {"trainer": trainer, "strategy": {"type": "DataParallel"}, "worldSize": 2, "parameterServers": 0},
+        "time": "2026-11-01T00:00:00Z", "finished": False, "evaluation": None,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_checkpoint_of_release_0_1_0_is_gone_on_from(tmp_path: Path) -> None:
+    format_1(tmp_path, 5)
+    config = make_config(attempt=2, workers=2, optimizer={"name": "SGD", "learningRate": "0.2"})
+    found = store.newest(tmp_path, config, DATA)
+    assert found.checkpoint is not None
+    assert (found.checkpoint.manifest.step, found.checkpoint.manifest.slices_per_step) == (5, 2)
+    assert found.told(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> "0.2"'
+    write(tmp_path, 6, keep=1)
+    assert steps_in(tmp_path) == [6], "it counts as one of the job's own"
+
+
+def test_of_release_0_1_0_what_does_not_fit_is_refused_too(tmp_path: Path) -> None:
+    format_1(tmp_path, 5)
+    with pytest.raises(WrongInput, match=r"trainer\.batchSize: 32 then, 16 now"):
+        newest_step(tmp_path, batchSize=16)
+    with pytest.raises(WrongInput, match=r"steps of an epoch of trainer\.dataset: 3 then, 4 now"):
+        store.newest(tmp_path, make_config(), DataSet(128))
+
+
+def test_where_a_job_begins_is_told_with_what_has_changed(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": "0.01"}, maxSteps=20)
+    told = store.newest(tmp_path, now).told(now)
+    changed = 'trainer.maxSteps: 9 -> 20, trainer.optimizer.learningRate: "0.1" -> "0.01"'
+    assert told == f"Resumed at step 1; changed: {changed}"
+    same = make_config(attempt=2)
+    assert store.newest(tmp_path, same).told(same) == "Resumed at step 1"
+
+
+def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -> None:
+    folder = store.prepare(tmp_path, 2)
+    told = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
+    config = make_config(attempt=2)
+    store.publish(folder, config=config, step=2, slices=2, data=DATA, files={}, resumed=told)
+    assert store.newest(tmp_path, config).told(config) == told
+    later = make_config(attempt=3)
+    assert store.newest(tmp_path, later).told(later) == "Resumed at step 2"
+
+
+def test_nothing_is_told_of_a_plain_start_nor_of_a_server_that_comes_back(tmp_path: Path) -> None:
+    assert store.newest(tmp_path, make_config()).told(make_config()) is None
+    write(tmp_path, 1)
+    assert store.newest(tmp_path, make_config()).told(make_config()) is None
+
+
+def test_a_start_at_step_0_beside_damaged_checkpoints_is_told_with_the_damage(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (write(tmp_path, step) / "state").write_text("damaged")
+    config = make_config(attempt=2)
+    told = store.newest(tmp_path, config).told(config)
+    assert told is not None
+    assert told.startswith("Begins at step 0: no checkpoint in its folder can be used: step-00000002 (state is damaged")
+    assert "step-00000001 (state is damaged" in told
+
+
+def test_a_checkpoint_that_was_left_out_is_told(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (write(tmp_path, 2) / "state").write_text("damaged")
+    config = make_config(attempt=2)
+    told = store.newest(tmp_path, config).told(config)
+    assert told is not None
+    assert told.startswith("Resumed at step 1; skipped: step-00000002 (state is damaged")
+
+
+def test_a_volume_that_cannot_be_read_is_no_start_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+
+    def stale(path: Path) -> str:
+        raise OSError(116, "Stale file handle", str(path))
+
+    monkeypatch.setattr(store, "sha256_of", stale)
+    with pytest.raises(store.Unreadable, match="Stale file handle") as raised:
+        newest_step(tmp_path)
+    assert raised.value.exit_code == 134
+
+
+def test_a_job_may_be_trained_for_longer(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    assert newest_step(tmp_path, maxSteps=90) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "finished"),
+    [
+        pytest.param({"maxSteps": 9}, True, id="as long"),
+        pytest.param({"maxSteps": 8}, True, id="shorter"),
+        pytest.param({"maxSteps": 10}, False, id="longer"),
+        pytest.param({"maxSteps": None, "epochs": 3}, True, id="as long in epochs"),
+        pytest.param({"maxSteps": None, "epochs": 4}, False, id="longer in epochs"),
+    ],
+)
+def test_a_finished_checkpoint_ends_no_job_that_shall_be_trained_for_longer_by_now(
+    tmp_path: Path, length: dict[str, Any], finished: bool
+) -> None:
+    folder = store.prepare(tmp_path, 9)
+    publish(folder, 9, {}, finished=True, evaluation={"accuracy": 0.5})
+    found = store.newest(tmp_path, make_config(**length)).checkpoint
+    assert found is not None
+    assert found.manifest.step == 9
+    assert found.manifest.finished is finished
+    assert found.manifest.evaluation == ({"accuracy": 0.5} if finished else None)
+
+
+def test_an_evaluation_that_is_not_finite_leaves_the_checkpoint_readable(tmp_path: Path) -> None:
+    folder = store.prepare(tmp_path, 9)
+    publish(folder, 9, {}, finished=True, evaluation={"perplexity": math.inf, "loss": math.nan})
+    found = store.newest(tmp_path, make_config()).checkpoint
+    assert found is not None
+    assert found.manifest.evaluation is not None
+    assert found.manifest.evaluation["perplexity"] == math.inf
+    assert math.isnan(found.manifest.evaluation["loss"])
+
+
+def test_a_checkpoint_that_is_written_again_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    write(tmp_path, 1, "first")
+    folder = store.prepare(tmp_path, 1)
+    (folder / "state.second").write_text("half")
+    assert newest_step(tmp_path) == 1
+
+
+def test_a_new_folder_is_on_the_disk_before_anything_is_written_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(store, "sync_folder", synced.append)
+    store.prepare(tmp_path, 1)
+    assert synced == [tmp_path]
+
+
+def test_pruning_keeps_the_newest_and_what_is_being_written(tmp_path: Path) -> None:
+    for step in (1, 3):
+        write(tmp_path, step)
+    for step in (2, 5):
+        store.prepare(tmp_path, step)
+    write(tmp_path, 4, keep=2)
+    assert steps_in(tmp_path) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_just_written_stays_though_a_damaged_one_of_a_later_step_is_there(tmp_path: Path, keep: int) -> None:
+    write(tmp_path, 100)
+    (write(tmp_path, 200) / "state").write_text("damaged")
+    for step in (140, 180):
+        write(tmp_path, step, keep=keep)
+        assert newest_step(tmp_path) == step
+    assert steps_in(tmp_path) == ([180, 200] if keep == 1 else [140, 180, 200])
+    write(tmp_path, 220, keep=keep)
+    assert 220 in steps_in(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_neither_counts_nor_goes(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    (tmp_path / "step-00000002" / "manifest.json").write_text("{")
+    for step in (3, 4):
+        write(tmp_path, step, keep=2)
+    assert steps_in(tmp_path) == [2, 3, 4]
+
+
+def test_a_damaged_checkpoint_that_is_replaced_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 1)
+    assert "replaced" not in caplog.text
+    (tmp_path / "step-00000001" / "manifest.json").write_text("{")
+    write(tmp_path, 1)
+    assert "step-00000001 was damaged, and is replaced" in caplog.text
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
+    late = 10**8
+    for step in (late - 2, late - 1, late):
+        write(tmp_path, step, keep=2)
+        assert newest_step(tmp_path) == step
+    assert steps_in(tmp_path) == [late - 1, late]
+
+
+def test_what_older_saves_left_behind_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    older = write(tmp_path, 1)
+    (older / "state.of-a-save-that-was-given-up").write_text("late")
+    again = write(tmp_path, 2, "first")
+    (again / ".state.tmp").write_text("half")
+    write(tmp_path, 2, "second", keep=2)
+    assert sorted(path.name for path in older.iterdir()) == ["manifest.json", "state"]
+    assert sorted(path.name for path in again.iterdir()) == ["manifest.json", "state.second"]
+
+
+def test_what_cannot_be_removed_does_not_undo_the_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "step-00000001").write_text("no folder")
+    write(tmp_path, 2, keep=1)
+    assert newest_step(tmp_path) == 2
+    assert "what is left of step-00000001 stays" in caplog.text
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,239 @@
+"""The master's control port believes nobody: what a peer says wrong costs that peer its connection, and nobody else anything."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from disttrain_trainer.net import incoming
+from disttrain_trainer.net.control_server import Hub
+from disttrain_trainer.net.messages import Message, Say, decode
+from disttrain_trainer.net.peers import Member
+from disttrain_trainer.runtime.sockets import listen
+from unit.trainer.configs import command_config
+
+CONFIG = command_config(workers=2)
+HELLO: Message = {"type": "hello", "job": "u", "attempt": 1, "role": "worker", "rank": 0, "incarnation": "i"}
+
+
+class Heard:
+    """A coordinator that keeps what it hears, or does what it is told to."""
+
+    ended = released = False
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Any]] = []
+        self.do: Callable[[], None] = lambda: None
+
+    def joined(self, member: Member, hello: Message, now: float) -> None:
+        self.said.append(("joined", member.rank))
+
+    def heard(self, member: Member, message: Message, now: float) -> None:
+        self.said.append(("heard", message["type"]))
+        self.do()
+
+    def reported(self, rank: int, message: Message, now: float) -> None:
+        self.said.append(("reported", message["step"]))
+
+    def lost(self, member: Member, now: float) -> None:
+        self.said.append(("lost", member.rank))
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def terminate(self, now: float) -> None:
+        pass
+
+    def waiting_for(self, now: float) -> str | None:
+        return None
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[Heard, int, "asyncio.Task[None]"]]:
+    """What its coordinator heard, its port, and its end."""
+    hub = Hub(config=CONFIG)
+    heard = hub.coordinator = Heard()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port = held.getsockname()[1]
+        end = asyncio.create_task(hub.serve(host="127.0.0.1", port=port))
+        await asyncio.sleep(0)  # it listens before it waits for the first time
+        yield heard, port, end
+        end.cancel()
+        await asyncio.wait([end])
+
+
+async def answers(port: int, *lines: bytes) -> list[Message]:
+    """What a peer that says this is told, until the master closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.writelines(lines)
+    told = []
+    async with asyncio.timeout(20):
+        with contextlib.suppress(ConnectionResetError):  # it closes what it does not read to the end
+            while answer := await reader.readline():
+                told.append(decode(answer))
+    writer.close()
+    return told
+
+
+def line(message: Message) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="HTTP"),
+        pytest.param(b"[" * 200_000 + b"\n", id="deeply nested"),
+        pytest.param(b'{"a":' * 200_000 + b"\n", id="deeply nested objects"),
+        pytest.param(b"7" * 5000 + b"\n", id="a long number"),
+        pytest.param(b"x" * (1 << 21), id="a long line"),
+        pytest.param(line({"type": "x", "incarnation": []}), id="a list for an incarnation"),
+        pytest.param(line({"type": "hello", "role": "worker", "job": "u", "attempt": 1}), id="no rank"),
+        pytest.param(line(HELLO | {"rank": -1}), id="a negative rank"),
+        pytest.param(line(HELLO | {"rank": 2}), id="a rank beyond the job"),
+        pytest.param(line(HELLO | {"role": "master"}), id="a second master"),
+        pytest.param(line(HELLO | {"rank": 1e400}), id="an infinite rank"),
+        pytest.param(line(HELLO | {"incarnation": "i" * 100}), id="a long incarnation"),
+        pytest.param(line(HELLO | {"state": "sleeping"}), id="an unknown state"),
+        pytest.param(line(HELLO | {"applied": [[5, 3]]}), id="slices that are none"),
+    ],
+)
+async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisions(said: bytes) -> None:
+    async with serving() as (heard, port, end):
+        told = await answers(port, said)
+        assert [message["type"] for message in told] in ([], [Say.REFUSED])
+        assert heard.said == []
+        assert not end.done()
+        await answers(port, line(HELLO), line({"type": "hello"}))
+        assert ("joined", 0) in heard.said, "the next one is admitted"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param({"type": "nonsense"}, id="no kind of message"),
+        pytest.param({"type": "take"}, id="missing fields"),
+        pytest.param({"type": "take", "stay": "s", "count": "3", "done": []}, id="a text for a number"),
+        pytest.param({"type": "state", "generation": 1, "applied": [[0, 2], [1, 3]]}, id="slices that overlap"),
+        pytest.param({"type": "saved", "step": 3, "time": "yesterday"}, id="a time that is none"),
+        pytest.param({"type": "nan"}, id="no step"),
+        pytest.param({"type": "report", "step": float("inf")}, id="an infinite step"),
+        pytest.param({"type": "done", "evaluation": {"accuracy": "high"}}, id="a text for an evaluation"),
+    ],
+)
+async def test_a_member_that_makes_no_sense_is_lost_and_the_master_goes_on(said: Message) -> None:
+    async with serving() as (heard, port, end):
+        told = await answers(port, line(HELLO), line(said))
+        assert [message["type"] for message in told] == [Say.WELCOME]
+        assert heard.said == [("joined", 0), ("lost", 0)]
+        assert not end.done()
+
+
+@pytest.mark.parametrize("error", [KeyError("stay"), ValueError("no such thing"), OSError("of a file")])
+async def test_a_failure_of_the_coordinator_ends_the_master_whatever_it_is(error: Exception) -> None:
+    async with serving() as (heard, port, end):
+
+        def fail() -> None:
+            raise error
+
+        heard.do = fail
+        await answers(port, line(HELLO), line({"type": "leaving"}))
+        with pytest.raises(type(error)):
+            await asyncio.wait_for(asyncio.shield(end), 20)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "beat"},
+        {"type": "failed", "message": "boom"},
+        {"type": "ready", "step": -1},
+        {"type": "ready", "samples": 80, "buffers": True},
+        {"type": "report", "step": 3, "samples": 64, "loss": 0.5, "epoch": 1, "total_steps": 9},
+        {"type": "report", "step": 3.0, "samples": 0, "loss": None, "generation": 2, "total_steps": None},
+        {"type": "evaluated", "evaluation": {"perplexity": float("inf"), "count": 3}},
+        {"type": "saved", "error": "full", "asked": True},
+        {"type": "saved", "id": "m.1", "file": "shard-0-m.1.safetensors", "sha256": "0" * 64, "applied": [[0, 8]]},
+        {"type": "state", "id": None, "generation": 0, "applied": [], "max_staleness_seen": 0},
+        {"type": "take", "stay": "m.1", "count": 4, "done": [0, 2]},
+    ],
+)
+def test_what_our_processes_say_makes_sense(message: Message) -> None:
+    assert incoming.heed(message) is message
+
+
+def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
+    from_the_master = {
+        *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
+        *("begin", "drop", "tickets", "evaluate"),
+    }
+    for kind in Say:
+        if kind not in from_the_master and kind is not Say.HELLO:
+            assert kind in incoming._SHAPES
+
+
+async def test_a_script_may_report_from_processes_that_the_job_does_not_know() -> None:
+    async with serving() as (heard, port, _):
+        said = [HELLO | {"rank": 7, "session": True}, {"type": "report", "step": 3}, {"type": "nonsense"}]
+        await answers(port, *map(line, said))
+        assert heard.said == [("reported", 3)]
+
+
+def test_a_pod_is_reached_by_its_addresses_of_either_kind() -> None:
+    with listen(None, 0) as listener:
+        port = listener.getsockname()[1]
+        hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
+        for host in hosts:
+            socket.create_connection((host, port), timeout=5).close()
+
+
+def test_what_listens_on_loopback_is_reached_there_alone() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+        assert listener.family == socket.AF_INET
+
+
+def test_a_machine_without_an_address_of_ipv6_is_listened_on_with_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def refusing(address: tuple[str, int], *, family: int = socket.AF_INET, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(99, "Cannot assign requested address")
+        return create(address, family=family, **options)
+
+    monkeypatch.setattr(socket, "create_server", refusing)
+    with listen(None, 0) as listener:
+        assert listener.family == socket.AF_INET
+
+
+def test_who_is_still_connected_when_the_master_ends_is_no_error_in_its_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def master() -> None:
+        async with serving() as (_, port, _):
+            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            connections[1][1].write(line(HELLO))  # the other one says nothing yet
+            assert decode(await connections[1][0].readline())["type"] == Say.WELCOME
+
+    asyncio.run(master())
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_strangers_that_say_nothing_take_a_bounded_number_of_connections_and_keep_no_member_away() -> None:
+    async with serving() as (_, port, _):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+        answers, member = await asyncio.open_connection("127.0.0.1", port)
+        member.write(json.dumps(HELLO).encode() + b"\n")
+        async with asyncio.timeout(10):
+            assert decode(await answers.readline())["type"] == Say.WELCOME
+        oldest, _ = silent[0]
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionResetError):
+                assert await oldest.read() == b"", "its connection is closed"
+        for _, writer in [*silent, (None, member)]:
+            writer.close()

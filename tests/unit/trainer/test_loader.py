@@ -1,0 +1,89 @@
+"""Samples become a batch: by torch's default_collate, or by the user's own function."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from disttrain_trainer.data.loader import fetcher
+from disttrain_trainer.errors import UserError
+
+CPU = torch.device("cpu")
+FIELD = "trainer.dataset: 'mine:dataset'"
+
+
+class Listed(Dataset[Any]):
+    """A data set of these samples."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+class Grouped(Listed):
+    """A data set that loads several samples at once."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self.samples[i] for i in indices]
+
+
+def padded(samples: list[Any]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([x if isinstance(x, torch.Tensor) else x[0] for x in samples])
+
+
+def numbers(*indices: int) -> Any:
+    return np.array(indices, dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", [Listed, Grouped])
+def test_sequences_of_different_length_train_with_a_collate_of_the_users(kind: type[Listed]) -> None:
+    fetch = fetcher(kind([torch.arange(2), torch.arange(3)]), device=CPU, field=FIELD, collate=padded)
+    assert fetch(numbers(0, 1)).tolist() == [[0, 0], [1, 1], [0, 2]]
+
+
+def test_a_collate_gets_the_samples_of_a_tensor_dataset_too() -> None:
+    fetch = fetcher(TensorDataset(torch.arange(4.0)), device=CPU, field=FIELD, collate=padded_pairs)
+    assert fetch(numbers(3, 1)) == [(3.0,), (1.0,)]
+
+
+def padded_pairs(samples: list[Any]) -> list[Any]:
+    return [tuple(part.item() for part in sample) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("samples", "shown"),
+    [
+        pytest.param([torch.zeros(2), torch.zeros(3)], "float32[2] and float32[3]", id="tensors"),
+        pytest.param([np.zeros(2), np.zeros(3)], "float64[2] and float64[3]", id="arrays"),
+        pytest.param([(torch.zeros(2), 1), (torch.zeros(4), 2)], "tuple(float32[2], int)", id="tuples"),
+        pytest.param([[1, 2], [1, 2, 3]], "list(int, int) and list(int, int, int)", id="lists"),
+        pytest.param([{"x": torch.zeros(2)}, {"y": torch.zeros(2)}], "{x: float32[2]} and {y: float32[2]}", id="keys"),
+        pytest.param([None, None], "NoneType", id="nothing"),
+        pytest.param([torch.zeros(2), None], "float32[2] and NoneType", id="a sample that is missing"),
+    ],
+)
+def test_samples_that_do_not_stack_are_told_with_their_shapes_and_the_fields_that_help(
+    samples: list[Any], shown: str
+) -> None:
+    fetch = fetcher(Listed(samples), device=CPU, field=FIELD)
+    with pytest.raises(UserError) as raised:
+        fetch(numbers(0, 1))
+    told = str(raised.value)
+    assert told.startswith(f"{FIELD} gives samples that do not make a batch, such as {shown}")
+    assert "set trainer.collate" in told
+    assert "\n" not in told
+
+
+def test_what_the_users_own_code_raises_passes_through() -> None:
+    def broken(samples: list[Any]) -> Any:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fetcher(Listed([1, 2]), device=CPU, field=FIELD, collate=broken)(numbers(0, 1))

@@ -1,0 +1,263 @@
+"""The checkpoints of parameter servers when something is in the way: a slow server, a full volume, SIGTERM, the end of the job."""
+
+from typing import Any
+
+import pytest
+
+from disttrain_trainer.checkpoint import final
+from disttrain_trainer.errors import CRASHED
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.peers import Member
+from unit.trainer.served import SERVERS, STEPS, WORKERS, Table, finish, shard, training
+
+
+def due(**options: Any) -> tuple[Table, str]:
+    """A training whose first checkpoint was ordered, and not written yet; and the id of the save."""
+    table = training(**options)
+    table.work(WORKERS[0], 4)
+    table.work(WORKERS[1], 4)
+    (save,) = {fields["id"] for _, kind, fields in table.take(Say.SAVE)}
+    return table, save
+
+
+def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
+    """A server says that it wrote its file."""
+    server = SERVERS[number]
+    said = {"type": Say.SAVED, "id": save, "file": shard(server, save), "sha256": sha256}
+    table.training.heard(server, said | table.state(server), 0)
+
+
+def until_evaluated(table: Table, *workers: Member) -> Member:
+    """These work until one is asked to evaluate; who."""
+    while not (asked := [member for member, kind, _ in table.said if kind is Say.EVALUATE]):
+        for worker in workers:
+            table.work_on(worker)
+            table.serve()
+    table.take()
+    return asked[0]
+
+
+def at(table: Table, now: float) -> None:
+    """Time passes."""
+    table.now = now
+    table.training.tick(now)
+    table.serve()
+
+
+def test_what_is_written_for_a_save_that_was_given_up_counts_in_no_other() -> None:
+    table, first = due()
+    table.training.lost(SERVERS[1], 0)
+    table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
+    (second,) = {fields["id"] for _, kind, fields in table.take(Say.SAVE)}
+    write(table, 0, first, "of the first")
+    write(table, 1, second, "of the second")
+    assert table.on_disk is None
+    write(table, 0, second, "of the second")
+    assert table.on_disk is not None
+    assert table.on_disk.files == {shard(server, second): "of the second" for server in SERVERS}
+
+
+def test_a_manifest_that_comes_after_its_save_was_given_up_ends_no_other_save() -> None:
+    table, first = due()
+    write(table, 0, first)
+    answers: list[Any] = []
+    table.publish = lambda save, **_: answers.append(save)  # type: ignore[method-assign]
+    write(table, 1, first)
+    table.training.lost(SERVERS[1], 0)
+    table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
+    assert len(table.take(Say.SAVE)) == 2
+    del table.publish  # type: ignore[method-assign]
+    table.publish(answers[0], step=4, slices=8, files={}, finished=False)
+    assert table.training._saver is not None
+    assert table.training._saver.busy
+
+
+def test_it_is_said_who_keeps_a_checkpoint_waiting_and_after_the_time_out_the_training_goes_on_without() -> None:
+    table, save = due()
+    write(table, 0, save)
+    assert table.training.waiting_for(5) is None
+    assert table.training.waiting_for(20) == "checkpoint 4 to be written by parameter-server-1 (20 s)"
+    at(table, 601)
+    assert table.on_disk is None
+    assert table.work(WORKERS[0], 0)[0] == 8
+
+
+def test_a_job_whose_last_checkpoint_cannot_be_written_is_not_done_until_there_is_room() -> None:
+    table = training()
+    finish_but(table, full=True)
+    assert not table.training.ended
+    assert not table.tracker.finished
+    assert table.training.waiting_for(7) == (
+        "the last checkpoint, which cannot be written: [Errno 28] No space left on device (7 s)"
+    )
+    at(table, final.PAUSE / 2)
+    table.full = False
+    at(table, final.PAUSE * 0.9)
+    assert not table.training.ended, "it was tried again at once"
+    at(table, final.PAUSE)
+    assert table.training.ended
+    assert table.on_disk is not None
+    assert table.on_disk.finished
+
+
+def test_a_master_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_to_be_started_again() -> None:
+    table = training()
+    finish_but(table, full=True)
+    at(table, final.PATIENCE)
+    with pytest.raises(final.Unsaved, match=rf"the last checkpoint, of step {STEPS}, .*No space left on device") as end:
+        at(table, final.PATIENCE + 1)
+    assert end.value.exit_code == CRASHED
+    assert not table.tracker.finished
+
+
+def finish_but(table: Table, *, full: bool) -> None:
+    """Works to the end; the volume is full before the last checkpoint."""
+    saver = table.training._saver
+    assert saver is not None
+    while not saver._final_failed:
+        table.full = full and table.tracker.step >= 8
+        for worker in WORKERS:
+            table.work(worker, 20)
+            table.serve()
+
+
+def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a_checkpoint_of_them() -> None:
+    table = training(consistency="Async", evaluate=True, every=1000)
+    finish(table)
+    assert table.on_disk is None
+    table.take()
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
+    assert [kind for _, kind, _ in table.said if kind in (Say.SAVE, Say.RELEASED)] == [Say.SAVE, Say.SAVE]
+    table.serve()
+    assert table.on_disk is not None
+    assert (table.on_disk.step, table.on_disk.finished) == (STEPS, False)
+    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+    table.evaluate(WORKERS[0], 0.5)
+    table.serve()
+    assert table.on_disk.finished
+
+
+def test_who_leaves_while_the_last_checkpoint_is_written_is_released_after_it() -> None:
+    table = training(consistency="Async", evaluate=True, every=1000)
+    finish(table)
+    table.evaluate(WORKERS[0], 0.5)
+    writing = [one for one in table.said if one[1] is Say.SAVE]
+    table.take()
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
+    assert table.take(Say.RELEASED) == []
+    table.said = writing
+    table.serve()
+    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+    assert table.training.ended
+
+
+def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation() -> None:
+    table = training(consistency="Async", evaluate=True, every=1000)
+    for server in SERVERS:
+        table.applied[server] = set(range(2 * STEPS))
+    done = {"type": Say.TAKE, "stay": table.stay[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
+    table.training.heard(WORKERS[0], done, 0)
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
+    table.serve()
+    assert table.on_disk is not None
+    said = table.take()
+    assert (WORKERS[1], Say.RELEASED, {}) in said
+    assert said.index((WORKERS[1], Say.RELEASED, {})) < said.index((WORKERS[0], Say.EVALUATE, {}))
+
+
+def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
+    table = training(consistency="Async", evaluate=True, every=1000)
+    finish(table)
+    table.evaluate(WORKERS[0], 0.5)
+    assert len(table.take(Say.SAVE)) == 2
+    table.training.heard(SERVERS[1], {"type": Say.NAN, "step": STEPS}, 0)
+    table.training.lost(SERVERS[1], 0)
+    assert not table.training.ended
+    assert table.tracker.nan_loss == f"parameter-server-1 at step {STEPS}"
+    assert table.on_disk is None
+
+
+def test_a_job_that_was_made_shorter_than_it_was_trained_is_evaluated_and_ends() -> None:
+    table = Table()
+    for server in SERVERS:
+        table.generation[server], table.applied[server] = 3, set(range(2 * STEPS + 4))
+    table.join(*SERVERS, WORKERS[0])
+    table.serve()
+    assert table.training.ended
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async", "BoundedStaleness"])
+@pytest.mark.parametrize("every", [4, 20])
+def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consistency: str, every: int) -> None:
+    table = training(consistency=consistency, steps=40, every=every)
+    while not any(kind is Say.SAVE for _, kind, _ in table.said):
+        for worker in WORKERS:
+            table.work_on(worker)
+    table.said = [one for one in table.said if one[0] != SERVERS[1]]  # the order was lost with the connection
+    table.training.lost(SERVERS[1], 0)
+    table.join(SERVERS[1])
+    for _ in range(100):
+        for worker in WORKERS:
+            table.work_on(worker)
+            table.serve()
+    assert table.training.ended
+
+
+def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> None:
+    table = training(consistency="Async", evaluate=True)
+    slow = until_evaluated(table, *WORKERS)
+    before = table.stay[slow]
+    table.training.lost(SERVERS[1], 0)
+    table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
+    table.join(SERVERS[1])
+    assert until_evaluated(table, *(worker for worker in WORKERS if worker != slow)) == slow, "it is there the longest"
+    table.evaluate(slow, 0.1, stay=before)
+    table.serve()
+    assert table.tracker.evaluation is None
+    assert not table.training.ended
+    table.evaluate(slow, 0.9)
+    table.serve()
+    assert table.tracker.evaluation == {"accuracy": 0.9}
+    assert table.training.ended
+
+
+def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_another() -> None:
+    table = training(consistency="Async", evaluate=True, buffers=True, every=20)
+    evaluator = until_evaluated(table, *WORKERS)
+    table.training.heard(SERVERS[1], {"type": Say.LEAVING}, 0)
+    table.serve()
+    (keeper,) = [member for member, kind, _ in table.take(Say.SAVE) if member in WORKERS]
+    assert keeper != evaluator
+
+
+def leave(table: Table, now: float = 0) -> list[Say]:
+    """A worker leaves; what the servers and workers hear of it."""
+    table.take()
+    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, now)
+    return [kind for _, kind, _ in table.said if kind in (Say.SAVE, Say.RELEASED)]
+
+
+def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_steps() -> None:
+    table = training(consistency="Async", every=1000)
+    slices = table.work(WORKERS[0], 2, ask=3)
+    assert len(slices) == 3, "the first of the second step is still in work"
+    assert leave(table) == []
+    assert table.work(WORKERS[1], 1, ask=20) == [3], "what is missing of the step that is in work, and no more"
+    done = {"type": Say.TAKE, "stay": table.stay[WORKERS[0]], "count": 0, "done": slices}
+    for server in SERVERS:
+        table.applied[server].add(2)
+    table.training.heard(WORKERS[0], done, 0)
+    table.serve()
+    assert table.on_disk is not None
+    assert (table.on_disk.step, table.on_disk.slices) == (2, 4)
+    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+
+
+def test_who_leaves_an_async_training_waits_for_whole_steps_only_for_some_seconds() -> None:
+    table = training(consistency="Async", every=1000)
+    table.work(WORKERS[0], 2, ask=3)
+    assert leave(table, now=10) == []
+    table.training.tick(14)
+    assert Say.SAVE not in [kind for _, kind, _ in table.said]
+    table.training.tick(15.5)
+    assert Say.SAVE in [kind for _, kind, _ in table.said]

@@ -1,0 +1,76 @@
+"""Step, loss and speed of a job, from reports at given times."""
+
+from disttrain_trainer.coordinator.progress import Tracker
+
+
+def test_the_loss_is_the_mean_over_the_samples_of_the_newest_reports() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=10, loss=100.0, now=0)
+    tracker.report(rank=0, samples=10, loss=20.0, now=5)
+    tracker.report(rank=1, samples=30, loss=30.0, now=5.5)
+    assert tracker.loss() == 50 / 40
+
+
+def test_the_loss_of_a_short_job_is_that_of_its_end_not_of_all_of_it() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=10, loss=23.0, now=3)
+    tracker.report(rank=1, samples=10, loss=23.0, now=3)
+    assert tracker.loss() == 2.3
+    for tenth in range(1, 10):
+        tracker.report(rank=0, samples=10, loss=10.0 / tenth, now=3 + tenth / 10)
+    tracker.report(rank=1, samples=10, loss=1.0, now=3.9)
+    assert tracker.loss() == (10.0 / 9 + 1.0) / 20
+
+
+def test_a_rank_that_is_gone_has_no_part_in_the_loss() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=1, loss=9.0, now=0)
+    tracker.report(rank=1, samples=1, loss=1.0, now=50)
+    assert tracker.loss() == 5.0
+    tracker.forget(0)
+    assert tracker.loss() == 1.0
+
+
+def test_the_loss_of_a_finished_job_is_that_of_its_last_steps_whenever_they_were_reported() -> None:
+    def finished(*reports: tuple[int, list[tuple[float, float, float]]]) -> float | None:
+        tracker = Tracker(attempt=1)
+        for now, (rank, final) in enumerate(reports):
+            tracker.report(rank=rank, samples=10, loss=7.0 * now, now=now, final=final)
+        tracker.finish(now=60)
+        return tracker.loss()
+
+    assert finished((0, [(4, 1.0, 2.0), (6, 3.0, 2.0)]), (1, [(5, 2.0, 4.0)])) == 6.0 / 8.0
+    assert finished((1, [(5, 9.0, 4.0)]), (0, [(4, 1.0, 2.0)]), (0, [(5, 2.0, 4.0), (6, 3.0, 2.0)])) == 6.0 / 8.0
+
+
+def test_the_speed_is_that_of_the_last_seconds() -> None:
+    tracker = Tracker(attempt=1)
+    for second in range(31):
+        tracker.report(rank=0, samples=1000 if second < 20 else 10, loss=1.0, now=second)
+    assert tracker.samples_per_second(30) == 10.0
+
+
+def test_the_speed_falls_when_nothing_is_reported() -> None:
+    tracker = Tracker(attempt=1)
+    for second in range(11):
+        tracker.report(rank=0, samples=100, loss=None, now=second)
+    assert tracker.samples_per_second(10) == 100.0
+    assert tracker.samples_per_second(100) == 0.0
+
+
+def test_the_speed_of_a_finished_job_stays() -> None:
+    tracker = Tracker(attempt=1)
+    for second in range(11):
+        tracker.report(rank=0, samples=100, loss=None, now=second)
+    tracker.finish(10)
+    assert tracker.progress(now=1000, waiting_for=None).samples_per_second == 100.0
+
+
+def test_steps_that_were_lost_are_counted_once() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.reach(100)
+    tracker.fall_back(80)
+    tracker.reach(90)
+    tracker.fall_back(95)
+    progress = tracker.progress(now=0, waiting_for=None)
+    assert (progress.step, progress.redone_steps) == (95, 20)

@@ -1,0 +1,303 @@
+"""The checkpoint folder of a job: which checkpoints are whole, and how one becomes whole.
+
+step-00001200/ holds files, each written under another name and renamed, and the manifest, written last: a folder without a manifest
+is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was given up, but is perhaps still
+being written, changes nothing that a manifest names. Works on any file system that several pods can mount.
+No process writes into a folder that holds a checkpoint of another training: it refuses.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ValidationError
+
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
+from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
+from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+PREFIX = "step-"
+STATE = "state-"
+"""How the name of the file of a collective world begins: model and optimiser."""
+BUFFERS = "buffers-"
+"""How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
+_LONGEST = 1000
+"""Characters of what is said of a start: it travels in a termination message."""
+_STEP = re.compile(rf"{PREFIX}(\d+)")
+
+
+class Unreadable(TrainerError):
+    """The volume does not let a checkpoint be read. Retryable, and counted: to start at step 0 instead would lose the training."""
+
+    exit_code: ClassVar = CRASHED  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint whose manifest and digests hold."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a look at the folder found."""
+
+    checkpoint: Checkpoint | None = None
+    """The newest one that holds."""
+    skipped: tuple[str, ...] = ()
+    """Newer ones that do not hold, each with the reason."""
+
+    def told(self, config: JobConfig) -> str | None:
+        """Where the job begins, and what is remarkable about it; None when nothing is."""
+        if self.checkpoint is None:
+            none = "Begins at step 0: no checkpoint in its folder can be used"
+            return f"{none}: {resuming.listed(self.skipped)}"[:_LONGEST] if self.skipped else None
+        manifest = self.checkpoint.manifest
+        if manifest.attempt == config.attempt and not self.skipped:
+            return manifest.resumed
+        text = f"Resumed at step {manifest.step}"
+        if changed := resuming.changes(manifest.record, resuming.record_of(config)):
+            text += f"; changed: {resuming.listed(changed)}"
+        return (text + (f"; skipped: {resuming.listed(self.skipped)}" if self.skipped else ""))[:_LONGEST]
+
+
+def name_of(step: int) -> str:
+    """The name of a step's folder. Names sort as the steps do up to 10^8 of them: where it matters, numbers are compared."""
+    return f"{PREFIX}{step:08d}"
+
+
+def shard_of(server: int) -> str:
+    """How the name of a parameter server's file begins."""
+    return f"shard-{server}-"
+
+
+def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
+    """The newest valid checkpoint; says in the log which ones it skipped, and why.
+
+    data: the job's data set, once it is known. Raises WrongInput when a checkpoint in the folder is of another training, Unreadable
+    when the volume cannot be read.
+    """
+    candidates: list[tuple[Path, Manifest]] = []
+    skipped: list[tuple[Path, str]] = []
+    try:
+        for folder in _folders(root):
+            try:
+                candidates.append((folder, _fitting(folder, config, data)))
+            except ValueError as error:
+                skipped.append((folder, str(error)))
+        checkpoint = None
+        for folder, manifest in candidates:
+            try:
+                _verify(folder, manifest)
+            except ValueError as error:
+                skipped.append((folder, str(error)))
+                continue
+            checkpoint = Checkpoint(folder=folder, manifest=manifest.for_job(config))
+            break
+    except OSError as error:
+        raise Unreadable(f"the checkpoints in {root} cannot be read: {error}") from None
+    newer = [
+        (folder, why) for folder, why in skipped if checkpoint is None or _step_of(folder) > checkpoint.manifest.step
+    ]
+    for folder, why in newer:
+        log.warning("checkpoint %s is skipped: %s", folder.name, why)
+    if checkpoint is not None:
+        log.info("the newest valid checkpoint is %s", checkpoint.folder.name)
+    return Found(checkpoint=checkpoint, skipped=tuple(f"{folder.name} ({why})" for folder, why in newer))
+
+
+def prepare(root: Path, step: int) -> Path:
+    """The folder for a new checkpoint of this step. One that is there already stays until the new manifest replaces its own.
+
+    Raises OSError.
+    """
+    folder = root / name_of(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(root)  # or a power cut could take the folder with all that is durable in it
+    return folder
+
+
+def publish(
+    folder: Path,
+    *,
+    config: JobConfig,
+    step: int,
+    slices: int,
+    data: DataSet,
+    files: dict[str, str],
+    finished: bool = False,
+    evaluation: dict[str, float] | None = None,
+    resumed: str | None = None,
+) -> Manifest:
+    """Makes a checkpoint of a folder whose files are written, by writing its manifest.
+
+    Raises OSError, and WrongInput when the folder is a checkpoint of another training.
+    """
+    state, numbering = resuming.state_of(config), resuming.data_of(config, data)
+    _refuse_to_replace_another(folder, config, data)
+    manifest = Manifest(
+        job=config.name,
+        attempt=config.attempt,
+        step=step,
+        slices=slices,
+        slices_per_step=config.world_size,
+        steps_per_epoch=steps_per_epoch(data.samples, config.trainer.batch_size, config.trainer.last_batch),
+        files=files,
+        state=state,
+        data=numbering,
+        digest=digest(state, numbering),
+        record=resuming.record_of(config),
+        resumed=resumed,
+        time=datetime.now(UTC),
+        finished=finished,
+        evaluation=evaluation,
+    )
+    write_atomically(folder / NAME, lambda path: path.write_text(manifest.model_dump_json(indent=1)))
+    return manifest
+
+
+def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
+    """After a checkpoint was published: it and the ones before it stay, `keep` in all; what older saves left behind goes.
+
+    Those of a later step stay, too: they did not hold, or the training would have gone on from them, so they neither count nor push a
+    good one out. So does one whose manifest cannot be read: a user may repair it. What cannot be removed is said: the checkpoint is
+    complete all the same.
+    """
+    kept = 0
+    for folder in _folders(published.parent):
+        if _step_of(folder) > manifest.step:
+            continue
+        try:
+            if not (folder / NAME).exists() or (kept == keep and _is_readable(folder)):
+                # The manifest first: an interrupted removal must not leave a checkpoint that seems whole.
+                (folder / NAME).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+            elif _is_readable(folder):
+                kept += 1
+                _tidy(folder)
+        except OSError as error:
+            log.warning("what is left of %s stays: %s", folder.name, error)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` write a temporary file, and puts it at `path`, on the disk, in one step. Raises OSError; then `path` is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the folder's entries on the disk; without it a rename may not survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders of all steps, newest first."""
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    return sorted((root / name for name in names if _STEP.fullmatch(name)), key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -> None:
+    try:
+        _fitting(folder, config, data)
+    except ValueError as error:
+        if (folder / NAME).exists():
+            log.warning("%s was damaged, and is replaced: %s", folder.name, error)
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        Manifest.read((folder / NAME).read_text())
+    except (ValueError, NewerFormat):
+        return False
+    return True
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what the manifest does not name: an earlier checkpoint of the same step, and saves that were given up."""
+    named = Manifest.read((folder / NAME).read_text()).files
+    for path in folder.iterdir():
+        if path.name != NAME and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
+    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput when it is of another training."""
+    try:
+        manifest = Manifest.read((folder / NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"it has no {NAME}: it was not completed") from None
+    except IsADirectoryError:
+        raise ValueError(f"{NAME} is damaged: it is a folder") from None
+    except ValidationError as error:
+        raise ValueError(f"{NAME} is damaged: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise ValueError(f"{NAME} is damaged: {error}") from None
+    except NewerFormat as error:
+        raise WrongInput(
+            f"checkpoint {folder.name} was written by a later version of the trainer: {error}; go on with that version. "
+            f"Nothing in {folder.parent} was changed"
+        ) from None
+    problem = resuming.misfit(manifest.state, resuming.state_of(config))
+    problem = problem or resuming.misfit(manifest.data, resuming.data_of(config, data))
+    if problem:
+        raise WrongInput(another_training(folder.name, problem))
+    return manifest
+
+
+def another_training(checkpoint: str, problem: str) -> str:
+    """What is said when a job cannot go on from a checkpoint that is in its folder."""
+    return (
+        f"checkpoint {checkpoint} is of another training: {problem}. This is immutable once a job has checkpoints: change it back to go "
+        "on, or train it as a new job (a local run: without --resume). No checkpoint was changed"
+    )
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    """Raises ValueError when a file is not what the manifest says."""
+    for name, expected in manifest.files.items():
+        try:
+            actual = sha256_of(folder / name)
+        except FileNotFoundError:
+            raise ValueError(f"{name} is missing") from None
+        except IsADirectoryError:
+            raise ValueError(f"{name} is damaged: it is a folder") from None
+        if actual != expected:
+            raise ValueError(f"{name} is damaged: its sha256 is {actual[:12]}…, the manifest says {expected[:12]}…")

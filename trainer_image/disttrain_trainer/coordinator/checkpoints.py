@@ -1,0 +1,262 @@
+"""The checkpoints of parameter servers, one at a time: when, and then the folder, a file of each server, a worker's buffers, the manifest.
+
+Every step that blocks is the archive's, and answers later. A checkpoint that fails is said, and given up; the one before stays. Only the
+last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in every answer: what is
+still written for one that was given up changes nothing in the next.
+Pure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import ProgressCheckpoint
+from disttrain_trainer.checkpoint import final
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.checkpoint.store import name_of
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.coordinator.servers import Servers, slices_of
+from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.peers import Archive, Member, Sender
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+HEAD_START = 10
+"""The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
+WHOLE_STEP_SECONDS = 5.0
+"""How long a checkpoint under Async waits for whole steps when a process is leaving: its grace period is short."""
+USUAL = 10.0
+"""Seconds of writing after which it is said who still writes."""
+
+
+@dataclass(slots=True)
+class _Save:
+    id: str
+    step: int
+    final: bool
+    began: float
+    files: dict[str, str] = field(default_factory=dict)
+    applied: dict[int, IndexSet] = field(default_factory=dict)
+    """What each server's file holds."""
+    keeper: int | None = None
+    """The worker that was asked for its buffers, and did not answer yet."""
+
+
+class Saver:
+    """Writes checkpoints.
+
+    incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
+    aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
+    keeper: the worker whose buffers are to be saved; None when the model has none, or nobody is there.
+    done: called when one is complete or given up, with whether it was the final one.
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        servers: Servers,
+        archive: Archive,
+        tracker: Tracker,
+        incarnation: str,
+        patience: float,
+        world_size: int,
+        every: int,
+        aligned: bool,
+        keeper: Callable[[], int | None],
+        done: Callable[[bool, float], None],
+    ) -> None:
+        self._sender = sender
+        self._servers = servers
+        self._keeper = keeper
+        self._archive = archive
+        self._tracker = tracker
+        self._incarnation = incarnation
+        self._patience = patience
+        self._world_size = world_size
+        self._every = every
+        self._aligned = aligned
+        self._done = done
+        self._save: _Save | None = None
+        self._count = 0
+        self._final_failed: tuple[float, str] | None = None
+        """When the last checkpoint of the job failed first, and of what it failed last."""
+        self._again_at = 0.0
+        self.newest: Manifest | None = None
+        """The newest complete checkpoint."""
+        self.hurrying = False
+        """A process is leaving: save as soon as the steps in work are whole."""
+        self._hurried_at = 0.0
+        self._attempted = 0
+        """Step of the newest one, or of a later one that failed: it is not tried again before the next is due."""
+
+    @property
+    def busy(self) -> bool:
+        return self._save is not None
+
+    @property
+    def _newest_step(self) -> int:
+        return self.newest.step if self.newest else 0
+
+    def misses(self, ledger: Ledger) -> bool:
+        """Whether there are steps that a checkpoint could keep now."""
+        return self._servers.complete and ledger.step != self._newest_step
+
+    def know(self, manifest: Manifest) -> None:
+        """This is the newest complete checkpoint."""
+        self.newest = manifest
+        self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+
+    def begin(self, ledger: Ledger) -> None:
+        """The training goes on from here, which may be beyond the newest checkpoint when only the master is new."""
+        self._attempted = self._newest_step
+        self._final_failed = None
+        self.raise_limit(ledger)
+
+    def is_due(self, ledger: Ledger, now: float) -> bool:
+        """Whether to start one now."""
+        if self.busy or self._tracker.nan_loss:
+            return False
+        whole = ledger.done >= ledger.limit
+        if self._aligned:
+            return whole
+        if self.hurrying:
+            return whole or now - self._hurried_at > WHOLE_STEP_SECONDS
+        return ledger.step >= self._attempted + self._every - self._every // HEAD_START
+
+    def raise_limit(self, ledger: Ledger) -> None:
+        """Where the workers must wait for a checkpoint, so that a lost server never costs more than one interval.
+
+        Sync: at the next one, since all shards must be at one version. Otherwise writing has a head start, and seldom stops anybody.
+        """
+        limit = self._attempted + self._every
+        if self._aligned:
+            limit -= limit % self._every
+        ledger.limit = min(ledger.total, max(limit, self._whole(ledger)) * self._world_size)
+
+    def hurry(self, ledger: Ledger, now: float) -> None:
+        """A process is leaving: the next one is due when the steps in work are whole.
+
+        Then a suspended job can go on with another number of workers, also under Async, which otherwise saves in the middle of steps.
+        """
+        if not self.hurrying:
+            self._hurried_at = now
+        self.hurrying = True
+        ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
+
+    def start(self, step: int, now: float, *, final: bool = False) -> None:
+        """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""
+        if final and self._final_failed and now < self._again_at:
+            return
+        self._count += 1
+        self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
+        self._attempted = step
+        self._archive.prepare(self._save.id, step)
+
+    def prepared(self, save: str, folder: str | OSError, now: float) -> None:
+        """The archive's answer to `prepare`: the folder's name."""
+        if self._save is None or self._save.id != save:
+            return
+        if isinstance(folder, OSError):
+            self._end(f"the folder of step {self._save.step} cannot be made: {folder}", now)
+        else:
+            self._servers.tell(Say.SAVE, id=save, folder=folder, step=self._save.step)
+            self._ask_keeper(self._save)
+
+    def server_saved(self, index: int, message: Message, now: float) -> None:
+        """A server wrote its file, or could not."""
+        save = self._save
+        if save is None or message.get("id") != save.id:
+            return
+        if message.get("error"):
+            self._end(f"parameter-server-{index}: {message['error']}", now)
+            return
+        save.files[message["file"]] = message["sha256"]
+        save.applied[index] = slices_of(message)
+        self._complete(save)
+
+    def worker_saved(self, rank: int, message: Message, now: float) -> None:
+        """A worker wrote its buffers, or could not."""
+        save = self._save
+        if save is None or save.keeper != rank or message.get("id") != save.id:
+            return
+        if message.get("error"):
+            self._end(f"worker-{rank}: {message['error']}", now)
+            return
+        save.files[message["file"]] = message["sha256"]
+        save.keeper = None
+        self._complete(save)
+
+    def worker_left(self, rank: int) -> None:
+        """A worker is lost, or begins anew: if its buffers were to be saved, somebody's are; nobody's, when nobody is there."""
+        save = self._save
+        if save is not None and save.keeper == rank:
+            self._ask_keeper(save)
+            self._complete(save)
+
+    def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
+        """The archive's answer to `publish`."""
+        if isinstance(manifest, Manifest):
+            self.know(manifest)  # also when the save was given up meanwhile: it is whole
+        if self._save is not None and self._save.id == save:
+            self._end(str(manifest) if isinstance(manifest, OSError) else None, now)
+
+    def abandon(self) -> None:
+        """A server is lost: what it was to write will not come. If it comes back as it was, the checkpoint is due as before."""
+        if self._save is not None:
+            self._save = None
+            # The steps may wait for this one: the next one is due only beyond where they wait.
+            self._attempted = self._newest_step
+
+    def tick(self, now: float) -> None:
+        """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
+        if self._save is not None and now - self._save.began > self._patience:
+            self._end(f"waited {self._patience:g} s for {self._missing(self._save)}", now)
+        if self._final_failed is not None and self._save is None and now - self._final_failed[0] > final.PATIENCE:
+            raise final.Unsaved(self._attempted, self._final_failed[1])
+
+    def waiting_for(self, now: float) -> str | None:
+        """Whom a save waits for, once that takes longer than usual; or what keeps the job from being done."""
+        save, failed = self._save, self._final_failed
+        if failed is not None:
+            return f"the last checkpoint, which cannot be written: {failed[1]} ({now - failed[0]:.0f} s)"
+        if save is None or now - save.began < USUAL:
+            return None
+        return f"checkpoint {save.step} to be written by {self._missing(save)} ({now - save.began:.0f} s)"
+
+    def _missing(self, save: _Save) -> str:
+        """Who did not write its part yet."""
+        servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._servers.count)]
+        missing = [str(server) for server in servers if server.rank not in save.applied]
+        if (keeper := save.keeper) is not None:
+            missing.append(str(Member(Role.WORKER, keeper)))
+        return ", ".join(missing) or "the master"
+
+    def _whole(self, ledger: Ledger) -> int:
+        """The step at which what is handed out already is whole."""
+        return -(-ledger.handed_out // self._world_size)
+
+    def _ask_keeper(self, save: _Save) -> None:
+        save.keeper = self._keeper()
+        if save.keeper is not None:
+            self._sender.send(Member(Role.WORKER, save.keeper), Say.SAVE, id=save.id, folder=name_of(save.step))
+
+    def _complete(self, save: _Save) -> None:
+        if len(save.applied) == self._servers.count and save.keeper is None:
+            slices = len(reduce(IndexSet.intersection, save.applied.values()))
+            self._archive.publish(save.id, step=save.step, slices=slices, files=save.files, finished=save.final)
+
+    def _end(self, error: str | None, now: float) -> None:
+        save, self._save = self._save, None
+        finished = save is not None and save.final and error is None
+        if error is not None and save is not None and save.final:
+            self._final_failed = (self._final_failed[0] if self._final_failed else now, error)
+            self._again_at = now + final.PAUSE
+            log.error("the last checkpoint was not written: %s; it is tried again in %g s", error, final.PAUSE)
+        elif error is not None:
+            log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
+        self._done(finished, now)

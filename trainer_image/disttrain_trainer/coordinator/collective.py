@@ -1,0 +1,318 @@
+"""Worlds of equals, for DataParallel and scripts: formed when every member is ready, dissolved when one is lost.
+
+A world is a generation, and has a rendezvous store of its own, so that no member reads what an older world wrote.
+The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from disttrain.api.runtime import ProgressCheckpoint
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.coordinator.attendance import Absences, Leavers
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.net.members import MemberState
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.peers import Member, Sender
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+
+JOIN_SECONDS = 45.0
+"""How long the processes of a script may leave their store unused before the log says so. Imports and data take their time first."""
+
+
+@dataclass(slots=True)
+class _Place:
+    state: MemberState
+    generation: int = 0
+    step: int = -1
+    """The step of the state that it holds, -1 for none."""
+    reforming: bool = False
+    """It was told to leave its world."""
+    evaluation: dict[str, float] | None = None
+    fit: bool = True
+    """What it trains is what the others train."""
+
+
+class Collective:
+    """The coordinator of a collective world."""
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        tracker: Tracker,
+        members: tuple[Member, ...],
+        renew_store: Callable[[], None],
+        processes: int = 1,
+        saves: bool = False,
+        lasting: bool = True,
+        used: Callable[[], bool] | None = None,
+    ) -> None:
+        """The store is being made already, and `open` says when it is there.
+
+        renew_store: asks for an empty one, with the same answer; when it is called, no member has a program that uses the old one.
+        processes: training processes of a member. saves: whether rank 0 can save the state when asked.
+        lasting: whether a world needs its store no more once it runs. A script may make another group at any time: its world ends
+        with the store, which ends with its master, as it does under torchrun.
+        used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
+        """
+        self._sender = sender
+        self._tracker = tracker
+        self._members = members
+        self._processes = processes
+        self._saves = saves
+        self._lasting = lasting
+        self._used = used
+        self._join_by: float | None = None
+        """When the processes of a script are to have used their store; None once that was looked at."""
+        self._task: tuple[DataSet, str] | None = None
+        """Data set and layout of what is trained, as the first rank that was ready had them."""
+        self._reported_generation = 0
+        """That of the newest program of a script that reported a step."""
+        self._places: dict[Member, _Place] = {}
+        self._absences = Absences()
+        self._renew_store = renew_store
+        self._fresh = False
+        """The store is empty: no world has used it."""
+        self._renewing = True
+        self._broken = False
+        """A member of the present world was lost."""
+        self._leavers = Leavers(sender)
+        self._saving = False
+        self.ended = False
+
+    @property
+    def released(self) -> bool:
+        return self._leavers.released
+
+    def joined(self, member: Member, hello: Message, now: float) -> None:
+        if self.ended:
+            self._sender.send(member, Say.FINISH)
+            return
+        if member not in self._members:
+            return
+        self._absences.end(member)
+        place = self._places[member] = _Place(
+            MemberState(hello.get("state", MemberState.READY)),
+            int(hello.get("generation", 0)),
+            int(hello.get("step", -1)),
+            evaluation=hello.get("evaluation"),
+        )
+        # Of a world that this master did not form, or that the member's absence has broken.
+        self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
+        self._compare(member, hello)
+        self._settle(now)
+
+    def lost(self, member: Member, now: float) -> None:
+        place = self._places.pop(member, None)
+        self._leavers.forget(member)
+        if place is not None and not self.ended:
+            self._tracker.forget(member.rank)
+            self._absences.begin(member, now)
+            self._broken = True
+            self._settle(now)
+
+    def heard(self, member: Member, message: Message, now: float) -> None:
+        place = self._places.get(member)
+        if place is None:
+            return
+        match message["type"]:
+            case Say.READY:
+                place.state, place.reforming, place.step = MemberState.READY, False, int(message.get("step", -1))
+                self._compare(member, message)
+            case Say.FAILED:
+                self._failed(member, message)
+            case Say.DONE:
+                place.state = MemberState.DONE
+                place.evaluation = message.get("evaluation")
+            case Say.REPORT:
+                self.reported(member.rank, message, now)
+                return
+            case Say.SAVED:
+                self._saved(message)
+            case Say.NAN:
+                self._tracker.nan_loss = f"{member} at step {message['step']}"
+            case Say.LEAVING:
+                self._leavers.add(member)
+                self._save_or_release()
+        self._settle(now)
+
+    def reported(self, rank: int, message: Message, now: float) -> None:
+        """A rank made progress: our own loop says so, or a script by `session.report`."""
+        tracker = self._tracker
+        tracker.report(
+            rank=rank,
+            samples=int(message.get("samples") or 0),
+            loss=message.get("loss"),
+            now=now,
+            weight=message.get("weight"),
+            final=message.get("final", ()),
+        )
+        tracker.total_steps = message.get("total_steps") or tracker.total_steps
+        if (epoch := message.get("epoch")) is not None:
+            tracker.reported_epoch = int(epoch)
+        step, generation = message.get("step"), message.get("generation")
+        if step is not None and generation is not None:  # of a script
+            if generation < self._reported_generation:
+                return  # said before its world ended
+            if generation > self._reported_generation and step < tracker.step:
+                tracker.fall_back(int(step))
+            self._reported_generation = generation
+        if step is not None:
+            tracker.reach(int(step))
+
+    def open(self, now: float) -> None:
+        """There is an empty store: a world may begin."""
+        self._fresh, self._renewing = True, False
+        self._settle(now)
+
+    def found(self, manifest: Manifest | None, now: float) -> None:
+        """What the checkpoint folder held when the master started."""
+        if manifest is None:
+            return
+        self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
+        self._tracker.reach(manifest.step)
+        if manifest.finished:
+            self._tracker.evaluation = manifest.evaluation
+            self._finish(now)
+
+    def tick(self, now: float) -> None:
+        if self._used is None or self.ended:
+            return
+        if self._join_by is not None and now >= self._join_by:
+            self._join_by = None
+            # A script that reports steps trains, in whatever way.
+            if not self._tracker.reported and not self._used():
+                self._warn(f"no process of the script has joined the others after {JOIN_SECONDS:.0f} s")
+                for member in self._places:
+                    self._sender.send(member, Say.NOT_JOINED, seconds=JOIN_SECONDS)
+        elif self._tracker.warning is not None and self._used():
+            self._tracker.warning = None
+
+    def _warn(self, message: str) -> None:
+        if self._tracker.world_size > 1:
+            self._tracker.warning = message
+            log.warning("%s", message)
+
+    def terminate(self, now: float) -> None:
+        self._leavers.terminate()
+        self._save_or_release()
+
+    def waiting_for(self, now: float) -> str | None:
+        return None if self.ended else self._absences.words([m for m in self._members if m not in self._places], now)
+
+    def _settle(self, now: float) -> None:
+        """Draws the conclusions of what is known."""
+        if self.ended:
+            return
+        places = list(self._places.values())
+        complete = len(places) == len(self._members)
+        if complete and all(p.state is MemberState.READY and p.fit for p in places):
+            if self._fresh:
+                self._begin_world(now)
+            elif not self._renewing:
+                self._renewing = True
+                self._renew_store()
+        elif complete and not self._broken and self._is_one_world(places):
+            # True after each message of a running world, and when all members come back to a master that is new.
+            self._tracker.generation = places[0].generation
+            self._tracker.world_size = len(places) * self._processes
+            if all(p.state is MemberState.DONE for p in places):
+                self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
+                self._finish(now)
+        elif self._broken or any(p.state in (MemberState.READY, MemberState.STARTING) for p in places):
+            self._dissolve()
+
+    def _compare(self, member: Member, message: Message) -> None:
+        """Ranks that train different things would wait for one another for ever, or add up what does not belong together."""
+        samples, layout = message.get("samples"), message.get("layout")
+        if samples is None or layout is None:
+            return
+        data = DataSet(int(samples), message.get("fingerprint"))
+        self._task = self._task or (data, layout)
+        if self._task == (data, layout):
+            return
+        self._places[member].fit = False
+        if data != self._task[0]:
+            reason = f"{member} has {data.difference(self._task[0])}: trainer.dataset must be the same everywhere"
+        else:
+            reason = (
+                f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere, and "
+                "all images must be of one release"
+            )
+        self._sender.send(member, Say.WRONG, reason=reason)
+
+    @staticmethod
+    def _is_one_world(places: list[_Place]) -> bool:
+        return all(
+            p.state in (MemberState.RUNNING, MemberState.DONE) and p.generation == places[0].generation for p in places
+        )
+
+    def _begin_world(self, now: float) -> None:
+        generation = 1 + max(self._tracker.generation, *(p.generation for p in self._places.values()))
+        newest = max(self._places, key=lambda m: (self._places[m].step, -m.rank))
+        step = self._places[newest].step
+        if step >= 0:
+            self._tracker.fall_back(step)
+            self._tracker.reach(step)
+        self._broken = self._fresh = False
+        self._join_by = now + JOIN_SECONDS
+        self._tracker.generation = generation
+        self._tracker.world_size = len(self._places) * self._processes
+        for member, place in self._places.items():
+            place.state, place.generation = MemberState.RUNNING, generation
+            self._sender.send(member, Say.WORLD, generation=generation, source=newest.rank)
+
+    def _dissolve(self) -> None:
+        self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None
+        for member, place in self._places.items():
+            if place.state in (MemberState.RUNNING, MemberState.DONE) and not place.reforming:
+                place.reforming = True
+                self._sender.send(member, Say.REFORM)
+        self._release()
+
+    def _failed(self, member: Member, message: Message) -> None:
+        """The first failure of a world is its root cause; what fails after it, or after a loss, fails because of it."""
+        if not self._broken:
+            self._broken = True
+            log.error("%s failed: %s", member, message.get("message"))
+            self._sender.send(member, Say.FAILED)
+
+    def _save_or_release(self) -> None:
+        saver = self._places.get(self._members[0])
+        if self._saves and not self._broken and saver is not None and saver.state is MemberState.RUNNING:
+            if not self._saving:
+                self._saving = True
+                self._sender.send(self._members[0], Say.SAVE)
+        else:
+            self._release()
+
+    def _saved(self, message: Message) -> None:
+        if message.get("step") is not None and message.get("time"):
+            time = datetime.fromisoformat(message["time"])
+            self._tracker.last_checkpoint = ProgressCheckpoint(step=int(message["step"]), time=time)
+        if message.get("asked"):
+            self._release()
+
+    def _release(self) -> None:
+        self._saving = False
+        self._leavers.release()
+
+    def _finish(self, now: float) -> None:
+        if self._used is not None:
+            self._tracker.warning = None
+            if not self._used():
+                size = self._tracker.world_size
+                self._warn(
+                    f"no process of the script joined the others: {size} processes trained separate models. Each of them must call "
+                    "torch.distributed.init_process_group() without an address of its own, which takes it from the environment"
+                )
+        self._tracker.finish(now)
+        self.ended = True
+        for member in self._places:
+            self._sender.send(member, Say.FINISH)

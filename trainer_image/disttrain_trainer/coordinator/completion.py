@@ -1,0 +1,116 @@
+"""The end of a training with parameter servers: from the slice that was counted last to the last checkpoint.
+
+Every slice was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters; they are saved.
+A worker or server that is lost meanwhile has its part asked again. Pure.
+"""
+
+from collections.abc import Callable
+
+from disttrain.api.names import Role
+from disttrain_trainer.coordinator.checkpoints import Saver
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.coordinator.servers import Servers
+from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.coordinator.workers import Workers
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.peers import Member, Sender
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+
+class Ending:
+    """How a training ends.
+
+    saver: None without a checkpoint volume. evaluates: the job has an evaluation.
+    finish: called when all is done and there is no checkpoint to write; with a saver, its last checkpoint is the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        servers: Servers,
+        workers: Workers,
+        tracker: Tracker,
+        saver: Saver | None,
+        evaluates: bool,
+        finish: Callable[[float], None],
+    ) -> None:
+        self._sender = sender
+        self._servers = servers
+        self._workers = workers
+        self._tracker = tracker
+        self._saver = saver
+        self._evaluates = evaluates
+        self._finish = finish
+        self._confirming = False
+        self.confirmed = False
+        """Every slice is applied on every server."""
+        self.evaluator: int | None = None
+        """The worker that was asked, and did not answer yet: it hears nothing else until then."""
+
+    def reset(self) -> None:
+        """The generation is lost, and with it the final parameters."""
+        self.confirmed = self._confirming = False
+        self.evaluator = self._tracker.evaluation = None
+
+    def drop_questions(self) -> None:
+        """A server is lost, and will not answer."""
+        self._confirming = False
+
+    def worker_left(self, rank: int) -> None:
+        """A worker is lost, or begins anew: if it was to evaluate, another one is asked."""
+        if self.evaluator == rank:
+            self.evaluator = None
+
+    def evaluated(self, rank: int, message: Message) -> bool:
+        """A worker evaluated; False when it was not asked, or evaluated parameters of a generation that is lost."""
+        if rank != self.evaluator or message.get("evaluation") is None:
+            return False
+        if not self._workers.is_of_the_present_stay(rank, message):
+            return False
+        self._tracker.evaluation = message["evaluation"]
+        self.evaluator = None
+        return True
+
+    def advance(self, ledger: Ledger, now: float) -> None:
+        """Goes on; for when every slice is counted and every server is there."""
+        if self.confirmed:
+            self._conclude(ledger, now)
+        elif not self._confirming:
+            self._confirm(ledger, now)
+
+    def _confirm(self, ledger: Ledger, now: float) -> None:
+        """Every slice was said to be applied: ask the servers, who know."""
+        self._confirming = True
+
+        def then(applied: IndexSet) -> None:
+            self._confirming = False
+            gone = ledger.unlearn(applied)
+            if gone:
+                log.warning(
+                    "%d slices were counted, but are not applied on every server; they are done again", len(gone)
+                )
+            else:
+                self.confirmed = True
+
+        self._servers.ask(Say.STATE, then, now)
+
+    def _conclude(self, ledger: Ledger, now: float) -> None:
+        """All is applied: evaluate, save, finish. The servers themselves save nothing that is not finite."""
+        saver = self._saver
+        if saver is not None and saver.busy:
+            return
+        if self._evaluates and self._tracker.evaluation is None:
+            ready = self._workers.ready
+            if saver is not None and saver.hurrying and saver.misses(ledger):
+                saver.start(ledger.step, now)  # somebody leaves, and the evaluation may take longer than they can wait
+            elif self.evaluator is None and ready:
+                self.evaluator = ready[0]
+                self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
+        elif saver is not None:
+            saver.start(ledger.step, now, final=True)
+        else:
+            self._finish(now)

@@ -1,0 +1,290 @@
+"""The role of the master: puts its parts together, and keeps what blocks away from the control connections."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig, Progress
+from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.coordinator.collective import Collective
+from disttrain_trainer.coordinator.command import Bystander
+from disttrain_trainer.coordinator.goodput import Goodput
+from disttrain_trainer.coordinator.parameter_server import ServedTraining
+from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.errors import PeerLost, Terminated
+from disttrain_trainer.net.control_server import Hub
+from disttrain_trainer.net.peers import Coordinator, Member
+from disttrain_trainer.runtime import exposition, logs, sockets
+from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import listen, listening_host, split_address
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
+
+log = logs.get_logger(__name__)
+
+T = TypeVar("T")
+
+GOODBYE_SECONDS = 5.0
+"""How long the master waits for the others to go, once they were told that the job is done."""
+
+
+class Master:
+    """The master of one attempt."""
+
+    def __init__(self, process: Process, metrics: Metrics) -> None:
+        self._process = process
+        self._config: JobConfig = process.config
+        self._metrics = metrics
+        self._hub = Hub(config=self._config)
+        self._tracker = Tracker(attempt=self._config.attempt)
+        self._goodput = Goodput(time.monotonic(), steps_done=process.steps_done)
+        self._counting = threading.Lock()
+        self._store: TCPStore | None = None
+        self._coordinator: Coordinator = self._coordinate()
+        self._hub.coordinator = self._coordinator
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._archivist = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        """One thread: a save that was given up must not publish and prune while the newest checkpoint is looked for."""
+        self._failure: BaseException | None = None
+
+    def progress(self) -> Progress:
+        """The progress now. Called by the threads of /progress and of scrapes, several at once if they come."""
+        with self._counting:
+            now = time.monotonic()
+            progress = self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
+            self._goodput.look(progress, now)
+            return progress.model_copy(update={"goodput": self._goodput.spent if self._tracker.reported else None})
+
+    def count(self) -> None:
+        """Brings the master's metrics up to date."""
+        progress, metrics, reported = self.progress(), self._metrics, self._tracker.reported
+        # The workers of our own loop count for themselves, and a sum over all roles must not count a sample twice.
+        tells_samples = reported and self._config.trainer.model is None
+        metrics.left_out = OF_STEPS - {"disttrain_lost_steps"} - ({"disttrain_samples"} if tells_samples else set())
+        metrics.goodput_seconds = dict(self._goodput.seconds) if reported else {}
+        metrics.loss, metrics.epoch = progress.loss, progress.epoch
+        metrics.step = progress.step if reported or progress.step else None
+        # What is over has no speed; the status keeps that of its end.
+        metrics.samples_per_second = None if progress.finished else progress.samples_per_second
+        metrics.samples, metrics.gradient_norm = self._tracker.samples, self._tracker.gradient_norm
+        metrics.recoveries = max(0, progress.generation - 1) + self._tracker.lost_workers
+        metrics.lost_steps = progress.redone_steps
+        metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None
+
+    async def run(self) -> None:
+        """Until the job is done; raises Terminated after a SIGTERM, PeerLost when a port is taken."""
+        coordinator, hub = self._coordinator, self._hub
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
+        host, port = split_address(self._config.addresses.control)
+        self._serve_metrics(listening_host(host) or "")
+        serving = asyncio.create_task(hub.serve(host=listening_host(host), port=port))
+        ending = asyncio.create_task(
+            hub.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
+        )
+        self._begin()
+        try:
+            await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            if self._failure is not None:
+                raise self._failure
+            # Everybody hears how it ended before the connections do.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    hub.until(lambda: not hub.connected), GOODBYE_SECONDS if coordinator.ended else 0.2
+                )
+            if not coordinator.ended:
+                raise Terminated
+            self._say_how_far()
+        except OSError as error:
+            raise PeerLost(f"port {port}", f"the control connection cannot listen: {error.strerror}") from None
+        finally:
+            serving.cancel()
+            ending.cancel()
+
+    def _say_how_far(self) -> None:
+        """The last line of the log. A program that reports no steps is done, but not at a step."""
+        step, total = self._tracker.step, self._tracker.total_steps
+        if self._config.trainer.model is not None or total == step:
+            log.info("the job is done at step %d", step)
+        elif total is not None:
+            log.warning("the programs ended at step %d of the %d that they announced", step, total)
+        else:
+            log.info("the job is done%s", f"; the last reported step is {step}" if step else "")
+
+    def _serve_metrics(self, host: str) -> None:
+        def progress() -> str:
+            return self.progress().model_dump_json(by_alias=True)
+
+        if self._process.metrics_port is not None:
+            exposition.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)
+
+    def _terminate(self) -> None:
+        self._coordinator.terminate(time.monotonic())
+        self._hub.poke()
+
+    def _coordinate(self) -> Coordinator:
+        """The decisions of the job's strategy."""
+        config, trainer = self._config, self._config.trainer
+        if trainer.command is not None:
+            return Bystander(tracker=self._tracker, workers=config.workers)
+        if config.strategy.parameter_server is not None:
+            return ServedTraining(
+                sender=self._hub,
+                archive=self if self._process.checkpoint_dir else None,
+                tracker=self._tracker,
+                config=config,
+                incarnation=self._process.incarnation,
+            )
+        if trainer.script is not None:
+            return Collective(
+                sender=self._hub,
+                tracker=self._tracker,
+                members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
+                renew_store=self._renew_store,
+                processes=config.processes_per_worker,
+                lasting=False,
+                used=lambda: self._store is not None and self._store.num_keys() > 0,
+            )
+        return Collective(
+            sender=self._hub,
+            tracker=self._tracker,
+            members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
+            renew_store=self._renew_store,
+            saves=self._process.checkpoint_dir is not None,
+        )
+
+    def _begin(self) -> None:
+        coordinator = self._coordinator
+        if isinstance(coordinator, Collective):
+            self._renew_store()
+            if self._config.trainer.model is not None and self._process.checkpoint_dir is not None:
+                self.find()
+        elif isinstance(coordinator, ServedTraining):
+            coordinator.begin(time.monotonic())
+
+    # The archive: what blocks runs in a thread, its answer comes back in the loop.
+
+    def find(self) -> None:
+        """See master.member.Archive."""
+        self._run_apart(lambda: store.newest(self._root, self._config), self._found, self._archivist)
+
+    def prepare(self, save: str, step: int) -> None:
+        """See master.member.Archive."""
+
+        def answer(folder: Path | OSError) -> None:
+            assert isinstance(self._coordinator, ServedTraining)
+            name = folder if isinstance(folder, OSError) else folder.name
+            self._coordinator.prepared(save, name, time.monotonic())
+
+        self._run_apart(lambda: _or_error(lambda: store.prepare(self._root, step)), answer, self._archivist)
+
+    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        """See master.member.Archive."""
+        evaluation, data = self._tracker.evaluation, self._tracker.data
+        assert data is not None, "the ledger, of which something is saved, was made with it"
+
+        def write() -> Manifest:
+            folder = self._root / store.name_of(step)
+            manifest = store.publish(
+                folder,
+                config=self._config,
+                step=step,
+                slices=slices,
+                data=data,
+                files=files,
+                finished=finished,
+                evaluation=evaluation,
+                resumed=self._tracker.resumed,
+            )
+            assert self._config.checkpoint is not None
+            store.prune(folder, manifest, keep=self._config.checkpoint.keep)
+            return manifest
+
+        def answer(written: Manifest | OSError) -> None:
+            assert isinstance(self._coordinator, ServedTraining)
+            self._coordinator.published(save, written, time.monotonic())
+
+        self._run_apart(lambda: _or_error(write), answer, self._archivist)
+
+    @property
+    def _root(self) -> Path:
+        assert self._process.checkpoint_dir is not None
+        return self._process.checkpoint_dir
+
+    def _found(self, found: store.Found) -> None:
+        checkpoint, told = found.checkpoint, found.told(self._config)
+        if told is not None:
+            log.info("%s", told)
+            self._tracker.resumed = told
+        if isinstance(self._coordinator, Collective | ServedTraining):
+            self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
+
+    def _renew_store(self) -> None:
+        """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
+        self._store = None  # closes the old one: torch puts no generation into the keys any more (2.15)
+
+        def host() -> "TCPStore":
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
+
+            name, port = split_address(self._config.addresses.rendezvous)
+            # A socket of our own: torch would listen at every address of the machine, whatever it is told.
+            try:
+                listener = listen(listening_host(name), port)
+            except OSError as error:
+                why = f"torch's store cannot listen: {error.strerror}; another process of this machine or pod has the port"
+                raise PeerLost(f"port {port}", why) from None
+            sockets.defer_silent(listener)
+            return TCPStore(
+                listening_host(name) or "localhost",
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+
+        def keep(store: "TCPStore") -> None:
+            self._store = store
+            assert isinstance(self._coordinator, Collective)
+            self._coordinator.open(time.monotonic())
+
+        self._run_apart(host, keep)
+
+    def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None], executor: Executor | None = None) -> None:
+        async def go() -> None:
+            try:
+                answer(await asyncio.get_running_loop().run_in_executor(executor, work))
+            except Exception as error:
+                self._failure = error
+            self._hub.poke()
+
+        task = asyncio.get_running_loop().create_task(go())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _or_error(work: Callable[[], T]) -> T | OSError:
+    try:
+        return work()
+    except OSError as error:
+        return error
+
+
+def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) -> None:
+    """The role of the master. `report` gets the final progress, however it ends. Raises Terminated after a SIGTERM."""
+    master = Master(process, metrics)
+    metrics.before_scrape = master.count
+    try:
+        asyncio.run(master.run())
+    finally:
+        report(master.progress())

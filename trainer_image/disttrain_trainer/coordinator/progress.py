@@ -1,0 +1,193 @@
+"""How far the job is and how fast: step, loss, samples per second. Pure: time is given, nothing is sent."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from disttrain.api.runtime import Progress, ProgressCheckpoint
+from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+SPEED_WINDOW = 10.0
+"""Seconds over which samples per second are counted."""
+LOSS_WINDOW = 1.0
+"""Seconds of the newest reports over which the loss is averaged; at least the newest report of each rank."""
+LOSS_SHARE = 0.1
+"""At most this share of the time since the first report: what a job of a second began with says nothing of how it ended."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    time: float
+    rank: int
+    samples: int
+    loss: float | None
+    """Sum over the samples, or one loss where a script counts none; None when the report had no loss."""
+    weight: float
+    """What the sum is divided by."""
+
+
+class Tracker:
+    """The progress of an attempt, from the reports of its workers."""
+
+    def __init__(self, *, attempt: int) -> None:
+        self.attempt = attempt
+        self.step = 0
+        self.total_steps: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.data: DataSet | None = None
+        """What is trained on, once a worker of parameter servers has said it."""
+        self.resumed: str | None = None
+        """Where this attempt is to begin, and what is remarkable about it."""
+        self._told: str | None = None
+        """The same once it has begun: a job that is refused has not."""
+        self.warning: str | None = None
+        """See Progress.warning."""
+        self.reported_epoch: int | None = None
+        """What a rank said, where the master does not know the epoch's length."""
+        self.world_size = 0
+        self.generation = 0
+        self.lost_workers = 0
+        """Workers of parameter servers whose slices went to others: a recovery without a new generation."""
+        self.redone_steps = 0
+        self.samples = 0
+        self.gradient_norm: float | None = None
+        """Of the gradient of a whole step, where no worker has it: see servers.py."""
+        self.nan_loss: str | None = None
+        self.max_staleness_seen: int | None = None
+        self.evaluation: dict[str, float] | None = None
+        """As the user's function said it: it may hold values that are not finite."""
+        self.last_checkpoint: ProgressCheckpoint | None = None
+        self.finished = False
+        self._last_update: datetime | None = None
+        self._entries: deque[_Entry] = deque()
+        self._newest: dict[int, _Entry] = {}
+        self._final: dict[float, tuple[float, float]] = {}
+        """Weighted loss and weight of each slice of the last steps, by its number."""
+        self._began: float | None = None
+        self._final_speed: float | None = None
+
+    def report(
+        self,
+        *,
+        rank: int,
+        samples: int,
+        loss: float | None,
+        now: float,
+        weight: float | None = None,
+        final: Iterable[tuple[float, float, float]] = (),
+    ) -> None:
+        """Samples that a rank computed since its last report, and the sum of their losses.
+
+        weight: what the sum is divided by. Default: the samples.
+        final: number, weighted loss and weight of the slices of the job's last steps.
+        """
+        # A slice that is computed a second time counts once: the later value is of the state that stays.
+        self._final |= {index: (weighted, its_weight) for index, weighted, its_weight in final}
+        if self._began is None:
+            self._began = now
+        entry = _Entry(now, rank, samples, loss, weight if weight is not None else samples or 1)
+        self.samples += samples
+        self._entries.append(entry)
+        if loss is not None:
+            self._newest[rank] = entry
+        while self._entries and self._entries[0].time < now - SPEED_WINDOW:
+            self._entries.popleft()
+
+    def reach(self, step: int, *, wall: datetime | None = None) -> None:
+        """Steps done."""
+        if step > self.step:
+            self.step = step
+            self._last_update = wall or datetime.now(UTC)
+
+    def fall_back(self, step: int) -> None:
+        """Steps after `step` were lost and are done again."""
+        self.redone_steps += max(0, self.step - step)
+        self.step = step
+
+    def forget(self, rank: int) -> None:
+        """The rank is gone: its last loss is no longer part of the mean."""
+        self._newest.pop(rank, None)
+
+    def finish(self, now: float) -> None:
+        """The job is done; the speed stays what it was."""
+        for name, value in (self.evaluation or {}).items():
+            if not math.isfinite(value):
+                log.warning(
+                    "evaluation: %s is %s, which the job's status cannot say: it is left out there", name, value
+                )
+        self._final_speed = self.samples_per_second(now)
+        self.finished = True
+
+    @property
+    def reported(self) -> bool:
+        """Whether anybody ever said anything: a script need not."""
+        return self._began is not None
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch in work, from 1; at the end the last one."""
+        if self.steps_per_epoch is None:
+            return self.reported_epoch
+        done = self.step if self.total_steps is None else min(self.step, self.total_steps - 1)
+        return done // self.steps_per_epoch + 1
+
+    def loss(self) -> float | None:
+        """Weighted mean of the newest reports; of a finished job that of its last steps, which no run's timing changes."""
+        if self.finished and self._final:
+            losses = [self._final[index] for index in sorted(self._final)]
+            return sum(weighted for weighted, _ in losses) / sum(weight for _, weight in losses)
+        # Copies: this is asked by the thread of the HTTP server too, while reports come in.
+        entries, newest_each = tuple(self._entries), tuple(self._newest.values())
+        if not newest_each:
+            return None
+        newest, began = max(entry.time for entry in newest_each), self._began or 0.0
+        since = newest - min(LOSS_WINDOW, LOSS_SHARE * (newest - began))
+        recent = [e for e in entries if e.loss is not None and e.time > since]
+        recent += [e for e in newest_each if e.time <= since]
+        weight = sum(e.weight for e in recent)
+        return sum(e.loss or 0.0 for e in recent) / weight if weight else None
+
+    def samples_per_second(self, now: float) -> float | None:
+        """Of all ranks together, over the last seconds."""
+        if self._began is None:
+            return None
+        since = max(self._began, now - SPEED_WINDOW)
+        # The first report covers a time before it that is not known; it counts only once there are others.
+        samples = sum(e.samples for e in tuple(self._entries) if e.time > since)
+        return samples / (now - since) if now > since else None
+
+    def _finite_evaluation(self) -> dict[str, float] | None:
+        """JSON has no infinity: one would make all of the progress unreadable."""
+        evaluation = self.evaluation
+        return None if evaluation is None else {name: v for name, v in evaluation.items() if math.isfinite(v)}
+
+    def progress(self, *, now: float, waiting_for: str | None) -> Progress:
+        """What /progress answers."""
+        if self.world_size:
+            self._told = self.resumed
+        speed = self._final_speed if self.finished else self.samples_per_second(now)
+        return Progress(
+            attempt=self.attempt,
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            loss=self.loss(),
+            nan_loss=self.nan_loss,
+            samples_per_second=speed,
+            world_size=self.world_size,
+            max_staleness_seen=self.max_staleness_seen,
+            evaluation=self._finite_evaluation(),
+            last_update_time=self._last_update,
+            last_checkpoint=self.last_checkpoint,
+            waiting_for=waiting_for,
+            warning=self.warning,
+            generation=self.generation,
+            redone_steps=self.redone_steps,
+            resumed=self._told,
+            finished=self.finished,
+        )

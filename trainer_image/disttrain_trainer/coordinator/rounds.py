@@ -1,0 +1,169 @@
+"""The generations of parameter servers: when one begins, from which checkpoint, and when it is lost.
+
+A generation is one life of all shards together. It begins when every server is there and the checkpoint folder has been looked at,
+with all of them at the same checkpoint, and it is lost with any one of them: then all go back to the newest checkpoint.
+A server that only lost its connection comes back with its generation, and a new master takes over the one that all servers have.
+Pure.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from disttrain.api.names import Role
+from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.checkpoint.store import name_of, shard_of
+from disttrain_trainer.coordinator.servers import Servers
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.peers import Archive, Member, Sender
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+Told = Callable[[float], None]
+"""Called with the time."""
+
+
+class _Phase(Enum):
+    LOOKING = auto()
+    """For the newest checkpoint."""
+    GATHERING = auto()
+    """A server is missing."""
+    BEGINNING = auto()
+    """The servers load the checkpoint."""
+    OPEN = auto()
+    """Every server has the generation: the workers may come."""
+
+
+class Generations:
+    """One generation after the other.
+
+    newest: the newest complete checkpoint that is known. workers: how many the job has.
+    opened: the generation is open. returned: a server of the open generation is back, and all are there. lost: a server came
+    without its generation.
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        servers: Servers,
+        archive: Archive | None,
+        newest: Callable[[], Manifest | None],
+        workers: int,
+        opened: Told,
+        returned: Told,
+        lost: Told,
+    ) -> None:
+        self._sender = sender
+        self._servers = servers
+        self._archive = archive
+        self._newest = newest
+        self._workers = workers
+        self._opened = opened
+        self._returned = returned
+        self._lost = lost
+        self._phase = _Phase.LOOKING
+        self.number = 0
+        """Of the present generation, or of the last one."""
+
+    @property
+    def open(self) -> bool:
+        return self._phase is _Phase.OPEN
+
+    def look(self, now: float) -> None:
+        """Looks for the newest checkpoint, from which the next generation begins. Whoever gets the archive's answer calls `found`."""
+        self._phase = _Phase.LOOKING
+        if self._archive is not None:
+            self._archive.find()
+        else:
+            log.info("there is no checkpoint volume: if a server is lost, the training begins anew")
+            self.found(now)
+
+    def found(self, now: float) -> None:
+        """`newest` says what there is."""
+        self._phase = _Phase.GATHERING
+        self._gather(now)
+
+    def server_joined(self, now: float) -> None:
+        """A server said what it holds."""
+        if self._phase is _Phase.LOOKING:
+            return  # a generation that began now would know of no checkpoint
+        if self._phase is _Phase.GATHERING or self._same():
+            self._gather(now)
+        else:
+            # A server without the present generation: its shard is lost, and with it the generation.
+            self._begin_anew(now)
+
+    def server_told(self, generation: int, now: float) -> bool:
+        """A server says which generation it is in. False when this was an end or a beginning, and not an answer in a generation."""
+        if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and generation > self.number:
+            self._begin_anew(now)  # the last order of a master that is gone, carried out only now
+            return False
+        if self._phase is _Phase.BEGINNING:
+            if self._servers.complete and self._same():
+                self._open(now)
+            return False
+        return True
+
+    def _same(self) -> bool:
+        return self._servers.generations <= {self.number}
+
+    def _gather(self, now: float) -> None:
+        """With every server here: go on with the generation that they all have, or begin one."""
+        if not self._servers.complete:
+            return
+        generations = self._servers.generations
+        if len(generations) > 1:
+            self._begin_anew(now)
+        elif 0 in generations:
+            self._begin()
+        elif self._phase is _Phase.GATHERING:
+            self._take_over(generations.pop(), now)
+        elif self._phase is _Phase.BEGINNING:
+            self._open(now)  # the last one said so when it came back
+        else:
+            self._returned(now)
+
+    def _take_over(self, generation: int, now: float) -> None:
+        """The master is new, the servers are not. A worker that was lost with the old one is nobody's to drop: all are dropped.
+
+        Each gets a new stay in any case, but only once it is dropped everywhere: later it might be thrown out of the new one.
+        """
+        self.number = generation
+
+        def dropped(_: IndexSet) -> None:
+            if self._same():
+                self._open(now)
+            else:
+                self._begin_anew(now)
+
+        self._servers.ask(Say.DROP, dropped, now, ranks=list(range(self._workers)))
+
+    def _begin_anew(self, now: float) -> None:
+        """The generation is lost: back to the newest checkpoint."""
+        log.warning("a server was lost: every shard goes back to the last checkpoint")
+        self.number = max(self.number, *self._servers.generations)
+        self._servers.forget_generations()
+        self._lost(now)
+        self.look(now)
+
+    def _begin(self) -> None:
+        self._phase = _Phase.BEGINNING
+        self.number += 1
+        newest = self._newest()
+        for index in range(self._servers.count):
+            name = newest.file_of(shard_of(index)) if newest else None
+            file = f"{name_of(newest.step)}/{name}" if newest and name else None
+            slices = newest.slices_per_step if newest else 0
+            self._sender.send(
+                Member(Role.PARAMETER_SERVER, index),
+                Say.BEGIN,
+                generation=self.number,
+                file=file,
+                slices_per_step=slices,
+            )
+
+    def _open(self, now: float) -> None:
+        self._phase = _Phase.OPEN
+        self._opened(now)

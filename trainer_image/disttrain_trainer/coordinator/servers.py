@@ -1,0 +1,119 @@
+"""The parameter servers, as the master knows them: what each one holds, and questions to all of them at once.
+
+A question is answered when every server has answered. Pure; sending is the sender's.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+
+from disttrain.api.names import Role
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.peers import Member, Sender
+
+Then = Callable[[IndexSet], None]
+"""Gets the slices that are applied on every server."""
+
+
+@dataclass(slots=True)
+class _Server:
+    generation: int
+    """0 before its first one."""
+    applied: IndexSet
+
+
+@dataclass(slots=True)
+class _Question:
+    then: Then
+    applied: list[IndexSet] = field(default_factory=list)
+
+
+class Servers:
+    """The servers that are there, and the open questions."""
+
+    def __init__(self, *, sender: Sender, count: int) -> None:
+        self._sender = sender
+        self.count = count
+        """How many the job has."""
+        self._there: dict[int, _Server] = {}
+        self._asked = 0
+        self.asked_at = 0.0
+        """Time of the last question."""
+        self._open: dict[int, _Question] = {}
+        self._norms: dict[int, dict[tuple[int, int], float]] = {}
+        """By server, generation and version: the squared norm of its part of a step's gradient."""
+
+    @property
+    def complete(self) -> bool:
+        return len(self._there) == self.count
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """That of the newest step which every server measured; None when there is none."""
+        if len(self._norms) < self.count:
+            return None
+        common = set.intersection(*(set(norms) for norms in self._norms.values()))
+        return math.sqrt(sum(norms[max(common)] for norms in self._norms.values())) if common else None
+
+    @property
+    def missing(self) -> list[Member]:
+        return [Member(Role.PARAMETER_SERVER, index) for index in range(self.count) if index not in self._there]
+
+    @property
+    def generations(self) -> set[int]:
+        """Those that the servers which are there are in."""
+        return {server.generation for server in self._there.values()}
+
+    @property
+    def applied(self) -> IndexSet:
+        """The slices that are applied on every server; for when they are complete."""
+        return reduce(IndexSet.intersection, (server.applied for server in self._there.values()))
+
+    def know(self, index: int, message: Message) -> None:
+        """What a server says that it holds."""
+        generation = int(message["generation"])
+        self._there[index] = _Server(generation, slices_of(message))
+        if norms := message.get("gradient_norms"):
+            self._norms[index] = {(generation, int(version)): squared for version, squared in norms}
+
+    def lose(self, index: int) -> None:
+        """A server is gone."""
+        self._there.pop(index, None)
+
+    def forget_generations(self) -> None:
+        """What they hold is of no use any more."""
+        for server in self._there.values():
+            server.generation = 0
+
+    def tell(self, kind: Say, **fields: object) -> None:
+        """Sends to all servers."""
+        for index in range(self.count):
+            self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
+
+    def ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
+        """Sends a question to all servers; each answers with STATE."""
+        self._asked, self.asked_at = self._asked + 1, now
+        self._open[self._asked] = _Question(then)
+        self.tell(kind, id=self._asked, **fields)
+
+    def answer(self, message: Message) -> None:
+        """A server's answer; with the last one the question is settled."""
+        number = int(message.get("id") or 0)
+        question = self._open.get(number)
+        if question is None:
+            return
+        question.applied.append(slices_of(message))
+        if len(question.applied) == self.count:
+            del self._open[number]
+            question.then(reduce(IndexSet.intersection, question.applied))
+
+    def drop_questions(self) -> None:
+        """A server is lost: nothing that was asked will be answered by all."""
+        self._open.clear()
+
+
+def slices_of(message: Message) -> IndexSet:
+    """The slices that a server says it applied."""
+    return IndexSet.from_intervals((start, stop) for start, stop in message["applied"])

@@ -1,0 +1,113 @@
+"""A dataset's samples by their numbers, as one batch on the device."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
+
+Fetch = Callable[[NDArray[np.int64]], Any]
+Collate = Callable[[list[Any]], Any]
+
+
+def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate | None = None) -> Fetch:
+    """How batches of the dataset are made: tensors are indexed at once, any other sample is got by itself and collated.
+
+    collate: the user's, which gets a list of samples; None: torch's default_collate. Raises WrongInput, which begins with `field`,
+    when the dataset has no length or no numbered samples. A batch raises UserError when default_collate cannot make one.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise WrongInput(
+            f"{field} returned a {type(dataset).__name__}; expected a map-style dataset, with __len__ and __getitem__"
+        )
+    if len(dataset) == 0:
+        raise WrongInput(f"{field} returned an empty dataset; expected at least one sample")
+    if type(dataset) is TensorDataset and collate is None:
+        tensors = tuple(tensor.to(device) for tensor in dataset.tensors)
+        return lambda indices: [tensor[numbers] for numbers in (_tensor(indices),) for tensor in tensors]
+    collated = _collater(dataset, collate or (lambda samples: _default_collate(samples, field)))
+    if device.type == "cpu":
+        return collated
+    return lambda indices: _move(collated(indices), device)
+
+
+def fingerprint_of(dataset: Any) -> str | None:
+    """What a data set says of its content by an attribute or a method `fingerprint`, at most 64 characters; None when it has none."""
+    found = getattr(dataset, "fingerprint", None)
+    if callable(found):
+        found = found()
+    if found is None:
+        return None
+    text = str(found)
+    return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tensor(indices: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(indices.copy())  # torch takes no read-only memory
+
+
+def _collater(dataset: Dataset[Any], collate: Collate) -> Fetch:
+    together = getattr(dataset, "__getitems__", None)
+
+    def fetch(indices: NDArray[np.int64]) -> Any:
+        numbers = indices.tolist()
+        try:
+            samples = [dataset[i] for i in numbers] if together is None else together(numbers)
+        except OwnGroup as error:
+            raise error.by("trainer.dataset") from None
+        try:
+            return collate(samples)
+        except OwnGroup as error:
+            raise error.by("trainer.collate") from None
+
+    return fetch
+
+
+def _default_collate(samples: list[Any], field: str) -> Any:
+    try:
+        return default_collate(samples)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{field} gives samples that do not make a batch, such as {_shapes(samples)}: {_first_line(error)}: let trainer.dataset "
+            "give samples of one shape, or set trainer.collate to a package.module:function(samples) -> batch that pads them"
+        ) from None
+
+
+def _shapes(samples: list[Any]) -> str:
+    """The first sample, and the first that differs from it, by their shapes."""
+    described = [_shape(sample) for sample in samples]
+    return " and ".join([described[0], *[text for text in described if text != described[0]][:1]])
+
+
+def _shape(sample: Any) -> str:
+    if isinstance(sample, torch.Tensor | np.ndarray):
+        return f"{str(sample.dtype).removeprefix('torch.')}{list(sample.shape)}"
+    if isinstance(sample, Mapping):
+        return "{" + ", ".join(f"{key}: {_shape(value)}" for key, value in list(sample.items())[:4]) + "}"
+    if isinstance(sample, list | tuple):
+        return f"{type(sample).__name__}({', '.join(_shape(part) for part in sample[:4])}{', …' if len(sample) > 4 else ''})"
+    return type(sample).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _move(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: _move(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_move(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_move(value, device) for value in batch)
+    if callable(move := getattr(batch, "to", None)):  # of a library, such as a BatchEncoding, or of the user's collate
+        return move(device)
+    return batch

@@ -1,0 +1,173 @@
+"""The work of a job, cut into numbered slices. Pure: no torch, no I/O, no clock.
+
+A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
+It is cut into `world_size` near-equal consecutive slices. Slices are numbered 0, 1, 2 … across the whole job, so that slice k
+belongs to step k // world_size; the number is the key by which work is handed out, counted and applied exactly once.
+
+A model with BatchNorm cannot train on one sample. Where every full batch gives each slice two samples or more, so does the remainder:
+a single sample joins the batch before it, and a smaller batch is cut into fewer slices, the others of its step being empty.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import LastBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """A piece of work: samples whose mean loss gives one gradient."""
+
+    index: int
+    """The slice's number in the job."""
+    step: int
+    """The step it belongs to, from 0."""
+    epoch: int
+    """The epoch, from 1."""
+    samples: int
+    """Samples of the slice. 0 when the batch has fewer samples than slices: nothing to compute, but to be counted as applied."""
+    batch_samples: int
+    """Samples of the whole step; the slice's gradient counts samples / batch_samples in a synchronous step."""
+    indices: NDArray[np.int64]
+    """The samples' numbers in the dataset, shape (samples,), read-only."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What is known of a data set: two of the same samples in the same order are equal."""
+
+    samples: int
+    fingerprint: str | None = None
+    """What the data set itself says of its content; None when it says nothing."""
+
+    def difference(self, others: "DataSet") -> str:
+        """What this one has and the others have not."""
+        if self.samples != others.samples:
+            return f"{self.samples} training samples, others have {others.samples}"
+        return f"a data set of fingerprint {self.fingerprint}, others have one of {others.fingerprint}"
+
+
+class Schedule:
+    """Every slice of a job, as a function of its number. Safe to share between threads.
+
+    Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
+    in the middle. The batches do not depend on `world_size`. Raises ValueError for numbers that make no schedule.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int,
+        batch_size: int,
+        world_size: int,
+        seed: int,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        last_batch: LastBatch = LastBatch.KEEP,
+    ) -> None:
+        if min(samples, batch_size, world_size) < 1 or seed < 0:
+            raise ValueError(
+                f"samples ({samples}), batch_size ({batch_size}) and world_size ({world_size}) must be at least 1, "
+                f"seed ({seed}) at least 0"
+            )
+        limit = epochs if max_steps is None else max_steps
+        if limit is None or (epochs is not None and max_steps is not None) or limit < 1:
+            raise ValueError(f"set exactly one of epochs ({epochs}) and max_steps ({max_steps}), at least 1")
+        self.samples = samples
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, last_batch)
+        if not self.steps_per_epoch:
+            raise ValueError(f"samples ({samples}) fill no batch of batch_size ({batch_size}), and last_batch is Drop")
+        self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
+        self.total_slices = self.total_steps * world_size
+        self._last_batch = last_batch
+        self._plain = {LastBatch.KEEP: self.steps_per_epoch - 1, LastBatch.DROP: self.steps_per_epoch}.get(
+            last_batch, 0
+        )
+        """Batches before this one have `batch_size` samples."""
+        self._cuts: dict[int, list[int]] = {}
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    @classmethod
+    def of(cls, config: JobConfig, samples: int) -> "Schedule":
+        """The schedule of a job over a data set of so many samples. Raises ValueError when lastBatch leaves no batch."""
+        trainer = config.trainer
+        return cls(
+            samples=samples,
+            batch_size=trainer.batch_size,
+            world_size=config.world_size,
+            seed=trainer.seed,
+            epochs=trainer.epochs,
+            max_steps=trainer.max_steps,
+            last_batch=trainer.last_batch,
+        )
+
+    def slice(self, index: int) -> Slice:
+        """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
+        if not 0 <= index < self.total_slices:
+            raise IndexError(f"slice {index} of {self.total_slices}")
+        step, part = divmod(index, self.world_size)
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if batch < self._plain:  # nearly always, and each microsecond is a per cent of a small model's step
+            start, batch_samples = batch * self.batch_size, self.batch_size
+        else:
+            start, batch_samples = self._bounds(batch)
+        cuts = self._cuts.get(batch_samples) or self._cut(batch_samples)
+        low, high = start + cuts[part], start + cuts[part + 1]
+        return Slice(
+            index=index,
+            step=step,
+            epoch=epoch + 1,
+            samples=high - low,
+            batch_samples=batch_samples,
+            indices=self._order(epoch)[low:high],
+        )
+
+    def _bounds(self, batch: int) -> tuple[int, int]:
+        """Where a batch begins in the order of its epoch, and how many samples it has."""
+        if self._last_batch is LastBatch.SPREAD:
+            size, larger = divmod(self.samples, self.steps_per_epoch)
+            first_larger = self.steps_per_epoch - larger
+            return batch * size + max(0, batch - first_larger), size + (batch >= first_larger)
+        start = batch * self.batch_size
+        is_remainder = self._last_batch is LastBatch.KEEP and batch == self.steps_per_epoch - 1
+        return start, self.samples - start if is_remainder else self.batch_size
+
+    def _cut(self, batch_samples: int) -> list[int]:
+        """Where the slices of a batch of this size begin and end, world_size + 1 numbers from 0 on. The first slices are filled first.
+
+        See the module's docstring for why not always all of them get samples.
+        """
+        each = 2 if self.batch_size >= 2 * self.world_size else 1
+        filled = max(1, min(self.world_size, batch_samples // each))
+        cuts = [batch_samples * min(part, filled) // filled for part in range(self.world_size + 1)]
+        self._cuts[batch_samples] = cuts  # of few sizes: a full batch, and the last one
+        return cuts
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        order = self._orders.get(epoch)
+        if order is None:
+            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch))))
+            order = generator.permutation(self.samples).astype(np.int64, copy=False)
+            order.setflags(write=False)
+            # Two epochs: around their border, slices of both are asked for.
+            self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
+        return order
+
+
+def steps_per_epoch(samples: int, batch_size: int, last_batch: LastBatch) -> int:
+    """The number of global batches in an epoch; 0 when Drop leaves none."""
+    full, remainder = divmod(samples, batch_size)
+    match last_batch:
+        case LastBatch.DROP:
+            return full
+        case LastBatch.SPREAD:
+            return max(1, full)
+        case LastBatch.KEEP:
+            joins = remainder == 1 and full > 0
+            return full + (remainder > 0 and not joins)

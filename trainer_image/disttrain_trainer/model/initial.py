@@ -1,0 +1,59 @@
+"""The first parameters of a model, once more: for servers that begin anew when the worker's own are trained already.
+
+They are built by the user's factory from the job's seed, and not kept: a copy would cost a worker the size of the model for as long as it
+runs. Whether the factory gives the same again is checked by a sum over the bits.
+"""
+
+import torch
+from torch import nn
+
+from disttrain.api.environment import ExitCode
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.errors import TrainerError
+from disttrain_trainer.model.factories import resolve
+from disttrain_trainer.model.flat import Vectors, copy_into
+from disttrain_trainer.model.task import factory_seeds
+from disttrain_trainer.model.user_code import guarded
+
+BLOCK = 1 << 20
+"""Elements that are summed at a time."""
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class AnotherModel(TrainerError):
+    """The factory does not give the same model again, such as one that it keeps: this process must end, and a new one begin."""
+
+    exit_code = ExitCode.PEER_LOST
+
+
+class First:
+    """What the parameters and buffers of a new model are."""
+
+    def __init__(self, config: JobConfig, parameters: Vectors) -> None:
+        """parameters: those of a new model, whose sums are remembered."""
+        self._trainer = config.trainer
+        self._sums = _sums(parameters)
+
+    def restore(self, parameters: Vectors) -> nn.Module:
+        """Sets the parameters to their first values; returns a new model, which has the buffers. Raises AnotherModel."""
+        trainer = self._trainer
+        assert trainer.model, "scripts and commands are run by others"
+        with guarded("trainer.model"), factory_seeds(trainer.seed):
+            model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
+        copy_into(parameters, model)
+        if _sums(parameters) != self._sums:
+            raise AnotherModel(
+                f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training begins anew: "
+                "a new process has to"
+            )
+        return model  # type: ignore[no-any-return]
+
+
+def _sums(vectors: Vectors) -> list[int]:
+    """Equal for equal bits, whatever the numbers mean; as fast as memory is read."""
+    sums = []
+    for vector in vectors:
+        words = vector.view(_WORDS[vector.dtype.itemsize])
+        blocks = (words[start : start + BLOCK] for start in range(0, words.numel(), BLOCK))
+        sums.append(sum(int(block.sum(dtype=torch.int64)) for block in blocks))
+    return sums

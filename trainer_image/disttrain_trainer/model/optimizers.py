@@ -1,0 +1,158 @@
+"""torch's fused optimisers on flat vectors: one kernel a vector, instead of some for each parameter.
+
+A parameter that took no part in a step is left as it is, with its state and its count of steps, as torch.optim leaves one whose gradient
+is None. Then the vectors are updated in runs: neighbours that took part, and that took part as often as each other before.
+By torch's functional interface: the constructor of a torch.optim.Optimizer imports torch._dynamo, which takes longer than torch itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from disttrain.api.spec import Optimizer as Settings
+from disttrain.api.spec import OptimizerName
+from disttrain_trainer.model.flat import FlatModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Neighbours in one vector that are updated as one."""
+
+    vector: int
+    start: int
+    stop: int
+    places: tuple[int, ...]
+    """Numbers of the parameters."""
+    updates: torch.Tensor
+    """Steps that each of them has taken, of no dimension."""
+
+
+class FlatOptimizer:
+    """The job's optimiser over a model's vectors, with the numbers and defaults of torch.optim.SGD, Adam and AdamW."""
+
+    def __init__(self, settings: Settings, model: FlatModel) -> None:
+        self._settings = settings
+        self._vectors = list(model.parameters)
+        self._places = model.places
+        self._rate = float(settings.learning_rate)
+        self._decay = float(settings.weight_decay)
+        self._momentum = float(settings.momentum or 0)
+        self._betas = (float(settings.beta1 or "0.9"), float(settings.beta2 or "0.999"))
+        self._epsilon = float(settings.epsilon or "1e-8")
+        slots: tuple[str, ...] = ("mean", "square")
+        if settings.name is OptimizerName.SGD:
+            # A momentum that starts at 0 is torch's, which starts with the first gradient: dampening is 0.
+            slots = ("momentum",) if self._momentum else ()
+        self._slots = {slot: [torch.zeros_like(vector) for vector in self._vectors] for slot in slots}
+        self._counts = [0] * len(self._places)
+        """Steps that each parameter had taken when `_runs` was made."""
+        self._took: list[bool] | None = None
+        self._runs = self._cut(None)
+
+    def state(self) -> dict[str, list[torch.Tensor]]:
+        """One tensor for each vector, by slot; the tensors themselves. But `updates` is a copy, with an element for each parameter of the
+        vector: give it back to `restore`."""
+        if self._settings.name is OptimizerName.SGD:
+            return dict(self._slots)
+        counts = self._counted()
+        updates = [
+            # Named: user code may choose other defaults.
+            torch.tensor(
+                [count for count, place in zip(counts, self._places, strict=True) if place.vector == number],
+                dtype=torch.float32,
+                device="cpu",
+            )
+            for number in range(len(self._vectors))
+        ]
+        return {**self._slots, "updates": updates}
+
+    def restore(self, updates: Sequence[torch.Tensor]) -> None:
+        """After the tensors of `state` were changed. updates: of a vector, or of no dimension where they are all the same."""
+        if self._settings.name is not OptimizerName.SGD:
+            values = [iter(tensor.expand(self._numbers_in(number)).tolist()) for number, tensor in enumerate(updates)]
+            self._counts = [int(next(values[place.vector])) for place in self._places]
+        self._took, self._runs = None, self._cut(None)
+
+    def step(self, gradients: Sequence[torch.Tensor], took_part: list[bool] | None = None) -> None:
+        """Updates the vectors in place. took_part: for each parameter, whether it had a gradient; None: all had."""
+        if took_part != self._took:
+            self._counts = self._counted()
+            self._took, self._runs = took_part, self._cut(took_part)
+        if not self._runs:
+            return
+        settings, slots = self._settings, self._slots
+        with torch.no_grad():
+            if settings.name is OptimizerName.SGD:
+                sgd(
+                    self._parts(self._vectors),
+                    self._parts(gradients),
+                    [*self._parts(slots["momentum"])] if self._momentum else [None] * len(self._runs),
+                    fused=True,
+                    lr=self._rate,
+                    weight_decay=self._decay,
+                    momentum=self._momentum,
+                    dampening=0.0,
+                    nesterov=settings.nesterov,
+                    maximize=False,
+                )
+            else:
+                adam(
+                    self._parts(self._vectors),
+                    self._parts(gradients),
+                    self._parts(slots["mean"]),
+                    self._parts(slots["square"]),
+                    [],
+                    [run.updates for run in self._runs],
+                    fused=True,
+                    decoupled_weight_decay=settings.name is OptimizerName.ADAMW,
+                    amsgrad=False,
+                    beta1=self._betas[0],
+                    beta2=self._betas[1],
+                    lr=self._rate,
+                    weight_decay=self._decay,
+                    eps=self._epsilon,
+                    maximize=False,
+                )
+
+    def _parts(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            vector if run.stop - run.start == len(vector) else vector[run.start : run.stop]
+            for run in self._runs
+            for vector in (vectors[run.vector],)
+        ]
+
+    def _numbers_in(self, vector: int) -> int:
+        return sum(place.vector == vector for place in self._places)
+
+    def _counted(self) -> list[int]:
+        """Steps that each parameter has taken."""
+        if self._settings.name is OptimizerName.SGD:
+            return self._counts
+        counts = list(self._counts)
+        for run in self._runs:
+            count = int(run.updates.item())
+            for number in run.places:
+                counts[number] = count
+        return counts
+
+    def _cut(self, took_part: list[bool] | None) -> list[_Run]:
+        runs: list[list[int]] = []
+        newest: dict[int, list[int]] = {}
+        for number, place in enumerate(self._places):
+            if took_part is not None and not took_part[number]:
+                newest.pop(place.vector, None)
+                continue
+            run = newest.get(place.vector)
+            if run is None or self._counts[run[-1]] != self._counts[number]:
+                run = newest[place.vector] = []
+                runs.append(run)
+            run.append(number)
+        return [self._run(run) for run in runs]
+
+    def _run(self, numbers: list[int]) -> _Run:
+        first, last = self._places[numbers[0]], self._places[numbers[-1]]
+        updates = self._vectors[first.vector].new_tensor(float(self._counts[numbers[0]]), dtype=torch.float32)
+        return _Run(vector=first.vector, start=first.start, stop=last.stop, places=tuple(numbers), updates=updates)

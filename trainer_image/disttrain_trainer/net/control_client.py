@@ -1,0 +1,252 @@
+"""A process's end of the control connection: found by connecting, kept alive by beats, re-made when the master is replaced.
+
+One thread connects, reads and beats; the role's own thread sends, and waits for what the master says.
+"""
+
+import contextlib
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
+from disttrain_trainer.net.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import split_address
+
+log = logs.get_logger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two attempts to connect."""
+USUAL_WAIT = 3.0
+"""Seconds for which a wait is not worth a line: the processes of a job start in any order."""
+
+
+class Control:
+    """The connection to the master.
+
+    describe: what the process holds, sent with every hello, so that a new master knows.
+    on_message: called in the connection's thread, with `changed` held; must not block.
+    on_released: called after `leave`, when the process may end: what could be saved is saved, or the master is gone too.
+    """
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        describe: Callable[[], Message],
+        on_message: Callable[[Message], None],
+        on_released: Callable[[], None],
+        agent: bool = False,
+    ) -> None:
+        self.changed = threading.Condition()
+        """Held while a message is handled, notified after it."""
+        self.failure: TrainerError | None = None
+        """Set once the master is given up, or does not want this process."""
+        self.finished = False
+        """The master said that the job is done."""
+        self._process = process
+        self._describe = describe
+        self._on_message = on_message
+        self._on_released = on_released
+        self._agent = agent
+        self._address = process.config.addresses.control
+        self._patience = process.config.startup_timeout_seconds
+        self._peer_timeout = process.config.peer_timeout_seconds
+        self._socket: socket.socket | None = None
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+        self._leaving = False
+        self._news = "the master was not asked yet"
+        """What is known of the master, for the last words of a wait."""
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Begins to connect; does not wait for it."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the connection: the master sees it at once."""
+        self._closed.set()
+        self._drop()
+
+    def send(self, kind: Say, **fields: object) -> bool:
+        """Sends a message; False when there is no connection now.
+
+        Change the state first, then send: the hello of the next connection tells the state, so that nothing needs to be sent again.
+        """
+        line = encode(kind, **fields)
+        try:
+            with self._sending:
+                if self._socket is None:
+                    return False
+                self._socket.sendall(line)
+        except OSError:
+            self._drop()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Says that this process received SIGTERM."""
+        self._leaving = True
+        if not self.send(Say.LEAVING):
+            self._on_released()
+
+    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, said: bool = False) -> T:
+        """The first result of `ready` that is not None; it is asked again after every message.
+
+        Raises PeerLost, which names `what` is waited for, after `timeout` seconds, and in any case when the master is given up. None is
+        for what may rightly take any time: the plan's deadlines bound it, which know of steps (docs/design/0001). said: the log has it
+        that this is waited for; otherwise a line says so once it takes longer than usual.
+        """
+        begin = time.monotonic()
+        deadline = begin + (math.inf if timeout is None else timeout)
+        result = self._wait_until(min(deadline, begin + USUAL_WAIT), ready)
+        if result is None:
+            if not said:
+                log.info("waiting for %s", what)  # without `changed`: who reads the log may stand still
+            result = self._wait_until(deadline, ready)
+        if result is None:
+            raise PeerLost(what, f"waited {timeout:g} s; {self._news}")
+        return result
+
+    def _wait_until(self, deadline: float, ready: Callable[[], T | None]) -> T | None:
+        """What `ready` says, None at the deadline. Raises the failure, if the master is given up meanwhile."""
+        with self.changed:
+            while (result := ready()) is None:
+                self.check()
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                self.changed.wait(min(remaining, threading.TIMEOUT_MAX))
+            return result
+
+    def check(self) -> None:
+        """Raises the failure, if the master was given up."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        lost_at = time.monotonic()
+        pause = FIRST_PAUSE
+        chance = random.Random()  # of our own: user code may have seeded the common one, and draws from it
+        said = ""
+        while not self._closed.is_set():
+            heard_before = lost_at
+            try:
+                lost_at = self._converse() or lost_at
+                why = "the connection was closed"
+            except Refused as refusal:
+                self._fail(refusal)
+                return
+            except (OSError, ValueError) as error:
+                why = str(error)
+            finally:
+                self._drop()
+            if self._closed.is_set():
+                return
+            if self._leaving:
+                self._on_released()
+            if lost_at != heard_before:  # it had been admitted: count the wait from now
+                lost_at, pause = time.monotonic(), FIRST_PAUSE
+            if time.monotonic() - lost_at > self._patience:
+                self._fail(PeerLost(f"master ({self._address})", f"waited {self._patience:g} s for it: {why}"))
+                return
+            if why != said and time.monotonic() - lost_at > USUAL_WAIT:
+                log.info("waiting for the master at %s: %s", self._address, why)
+                said = why
+            self._news = f"the master at {self._address}: {why}"
+            self._closed.wait(pause * chance.uniform(0.5, 1))
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+    def _converse(self) -> float | None:
+        """One connection from its hello to its end. The time when it was last heard, None when it never was admitted."""
+        beat = beat_interval(self._peer_timeout)
+        with socket.create_connection(split_address(self._address), timeout=self._peer_timeout) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._sending:
+                # One step for `send`: what changed before is in the hello, what changes after is sent behind it.
+                connection.sendall(self._hello())
+                self._socket = connection
+            connection.settimeout(beat)
+            heard = beaten = time.monotonic()
+            admitted = False
+            buffer = b""
+            while not self._closed.is_set():
+                now = time.monotonic()
+                if now - beaten >= beat and admitted:
+                    beaten = now
+                    self.send(Say.BEAT)
+                try:
+                    data = connection.recv(65536)
+                except TimeoutError:
+                    if time.monotonic() - heard > self._peer_timeout:
+                        raise TimeoutError(f"silent for {self._peer_timeout:g} s") from None
+                    continue
+                if not data:
+                    break
+                heard = time.monotonic()
+                *lines, buffer = (buffer + data).split(b"\n")
+                if len(buffer) > MAX_LINE:
+                    raise ValueError("the master sent a line that is too long")
+                for line in lines:
+                    message = decode(line)
+                    if message["type"] == Say.WELCOME:
+                        admitted = True
+                        if self._leaving:
+                            self.send(Say.LEAVING)
+                    self._handle(message)
+        return heard if admitted else None
+
+    def _hello(self) -> bytes:
+        process = self._process
+        return encode(
+            Say.HELLO,
+            job=process.config.uid,
+            attempt=process.config.attempt,
+            role=process.role,
+            rank=process.index if self._agent else process.rank,
+            incarnation=process.incarnation,
+            agent=self._agent,
+            **self._describe(),
+        )
+
+    def _handle(self, message: Message) -> None:
+        match message["type"]:
+            case Say.BEAT:
+                waiting = message.get("waiting_for")
+                self._news = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
+                return
+            case Say.REFUSED if message.get("final"):
+                raise Refused(f"master ({self._address})", str(message.get("reason")))
+            case Say.REFUSED:
+                raise ConnectionError(str(message.get("reason")))
+        with self.changed:
+            match message["type"]:
+                case Say.FINISH:
+                    self.finished = True
+                    self._on_message(message)
+                case Say.RELEASED:
+                    self._on_released()
+                case Say.WRONG:
+                    self.failure = WrongInput(str(message["reason"]))
+                case _:
+                    self._on_message(message)
+            self.changed.notify_all()
+
+    def _drop(self) -> None:
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _fail(self, failure: TrainerError) -> None:
+        with self.changed:
+            self.failure = failure
+            self.changed.notify_all()

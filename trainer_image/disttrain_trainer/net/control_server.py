@@ -1,0 +1,245 @@
+"""The master's end of the control connections: admits processes, hears them, notices that one is gone.
+
+One asyncio loop, so that a coordinator is never entered twice at once. A process is lost when its connection ends, or when it was silent
+for the peer timeout. What a peer says wrong costs that peer its connection; what goes wrong in a coordinator ends the master, whose
+state nobody knows any more.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.net import incoming
+from disttrain_trainer.net.incoming import Hello
+from disttrain_trainer.net.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+from disttrain_trainer.net.peers import Coordinator, Member
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, listen
+
+log = logs.get_logger(__name__)
+
+STRANGERS = 64
+"""Connections that have not said yet who they are, beside one for each process of the job."""
+ACCEPTED_AT_ONCE = 64
+"""Connections that are accepted before those that came earlier are looked at."""
+MAX_SESSIONS = 1024
+"""Connections of `session.report`, beside one for each process of the job: a script may start more processes, and they may stay."""
+MAX_UNSENT = 8 << 20
+"""Bytes that may wait for a process that does not read; then its connection is closed."""
+
+
+@dataclass(eq=False, slots=True)
+class _Peer:
+    member: Member
+    incarnation: str
+    writer: asyncio.StreamWriter
+    heard: float
+
+
+class Hub:
+    """The control server. `coordinator` is set before `serve`."""
+
+    coordinator: Coordinator
+
+    def __init__(self, *, config: JobConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._peers: dict[Member, _Peer] = {}
+        self._newest: dict[Member, str] = {}
+        self._retired: set[str] = set()
+        self._crash: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
+        self._conversations: set[asyncio.Task[None]] = set()
+        processes = config.world_size + config.parameter_servers
+        self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(STRANGERS + processes, _abort)
+        self._sessions: Newcomers[asyncio.StreamWriter] = Newcomers(MAX_SESSIONS + processes, _abort)
+
+    @property
+    def connected(self) -> int:
+        """Processes that are connected now."""
+        return len(self._peers)
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        """Sends, if the member is connected; never blocks."""
+        peer = self._peers.get(member)
+        if peer is None:
+            return
+        peer.writer.write(encode(kind, **fields))
+        if peer.writer.transport.get_write_buffer_size() > MAX_UNSENT:
+            log.warning("%s does not read; its connection is closed", member)
+            peer.writer.transport.abort()
+
+    def poke(self) -> None:
+        """Something changed: whoever waits in `until` looks again."""
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds; asked after everything that a process said."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def serve(self, *, host: str | None, port: int) -> None:
+        """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
+        self._crash = asyncio.get_running_loop().create_future()
+        listener = listen(host, port)
+        server = await asyncio.start_server(self._accept, sock=listener, limit=MAX_LINE, backlog=ACCEPTED_AT_ONCE)
+        listener.listen(BACKLOG)  # asyncio takes one number for both
+        async with server:
+            beats = asyncio.create_task(self._beat())
+            try:
+                await asyncio.wait([beats, self._crash], return_when=asyncio.FIRST_COMPLETED)
+                self._crash.result() if self._crash.done() else beats.result()
+            finally:
+                beats.cancel()
+                for peer in list(self._peers.values()):
+                    peer.writer.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The task that asyncio itself would make logs a traceback when it is cancelled, as at the end of the loop (until Python 3.12).
+        task = asyncio.create_task(self._hold(reader, writer))
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+
+    async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._newcomers.add(writer)
+        try:
+            line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
+            self._newcomers.discard(writer)
+            if line:
+                await self._converse(decode(line), reader, writer)
+        except (OSError, ValueError, TimeoutError) as error:  # the connection broke, or this is no process of ours
+            log.debug("a connection ended: %s", error)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._newcomers.discard(writer)
+            writer.close()
+
+    async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            hello = incoming.hello(first)
+        except ValueError as error:
+            reason = f"this is the control port of a DistTrain master, and no process of its job says {error}"
+            writer.write(encode(Say.REFUSED, reason=reason, final=False))
+            return
+        unfit = self._unfit(hello)
+        if unfit is not None:
+            writer.write(encode(Say.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
+            return
+        writer.write(encode(Say.WELCOME))
+        if hello.session:
+            self._sessions.add(writer)
+            try:
+                await self._listen_to_session(hello.rank, reader)
+            finally:
+                self._sessions.discard(writer)
+            return
+        peer = self._admit(hello, writer)
+        try:
+            with self._deciding():
+                self.coordinator.joined(peer.member, first, self._clock())
+            while line := await reader.readline():
+                peer.heard = self._clock()
+                message = self._heed(line, str(peer.member))
+                if message["type"] != Say.BEAT and self._peers.get(peer.member) is peer:
+                    with self._deciding():
+                        self.coordinator.heard(peer.member, message, self._clock())
+        finally:
+            if self._peers.get(peer.member) is peer:
+                del self._peers[peer.member]
+                log.info("%s is gone", peer.member)
+                with self._deciding():
+                    self.coordinator.lost(peer.member, self._clock())
+
+    async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
+        """Reports of a user's script. Who sends them is no member: nothing depends on it."""
+        while line := await reader.readline():
+            message = self._heed(line, f"the script of rank {rank}")
+            if message["type"] == Say.REPORT:
+                with self._deciding():
+                    self.coordinator.reported(rank, message, self._clock())
+
+    def _heed(self, line: bytes, who: str) -> Message:
+        """The message of a line. Raises ValueError when it is none that the master understands."""
+        try:
+            return incoming.heed(decode(line))
+        except ValueError as error:
+            log.warning("what %s says makes no sense, its connection is closed: %s", who, error)
+            raise
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """The coordinator is asked: whatever it raises is the master's own failure, whoever's message it was about."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self.poke()
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the master."""
+        assert self._crash is not None
+        if not self._crash.done():
+            self._crash.set_exception(error)
+
+    def _unfit(self, hello: Hello) -> str | None:
+        """Why the master does not talk to this process."""
+        config = self._config
+        if hello.role not in list(Role):
+            return f"this is the control port of a DistTrain master, which knows no {hello.role}"
+        if hello.job != config.uid:
+            return f"this is the master of {config.namespace}/{config.name} with uid {config.uid}, not of {hello.job}"
+        if hello.attempt != config.attempt:
+            return f"this master belongs to attempt {config.attempt}, not to {hello.attempt}"
+        if hello.incarnation in self._retired:
+            return f"a newer process took the place of {hello.role}-{hello.rank}"
+        count = {Role.WORKER: config.world_size, Role.PARAMETER_SERVER: config.parameter_servers}.get(
+            Role(hello.role), 0
+        )
+        if hello.rank >= count and not hello.session:  # the processes of a session are whatever the user starts
+            return f"this job has {count} of role {hello.role}: there is no {hello.role}-{hello.rank}"
+        return None
+
+    def _admit(self, hello: Hello, writer: asyncio.StreamWriter) -> _Peer:
+        member, incarnation = Member(Role(hello.role), hello.rank), hello.incarnation
+        before = self._newest.get(member)
+        if before is not None and before != incarnation:
+            self._retired.add(before)
+        self._newest[member] = incarnation
+        old = self._peers.pop(member, None)
+        if old is not None:
+            old.writer.transport.abort()
+            with self._deciding():
+                self.coordinator.lost(member, self._clock())
+        peer = self._peers[member] = _Peer(member, incarnation, writer, self._clock())
+        log.info("%s joined%s", member, "" if before in (None, incarnation) else ", a replacement")
+        return peer
+
+    async def _beat(self) -> None:
+        interval = beat_interval(self._config.peer_timeout_seconds)
+        expected = self._clock() + interval
+        while True:
+            await asyncio.sleep(interval)
+            now = self._clock()
+            late, expected = now - expected, now + interval
+            with self._deciding():
+                self.coordinator.tick(now)
+            for peer in list(self._peers.values()):
+                if late > interval:
+                    peer.heard = now  # it was the master that stood still: what the others said lies unread
+                if now - peer.heard > self._config.peer_timeout_seconds:
+                    log.warning("%s was silent for %.1f s", peer.member, now - peer.heard)
+                    peer.writer.transport.abort()
+                else:
+                    self.send(peer.member, Say.BEAT, waiting_for=self.coordinator.waiting_for(now))
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()

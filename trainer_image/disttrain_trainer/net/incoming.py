@@ -1,0 +1,176 @@
+"""The shape of what a peer may say to the master: checked before a coordinator hears it, so that a coordinator need not.
+
+Whoever says something else loses its connection, and nobody else anything. The bounds are there because anybody may connect.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.net.messages import Message, Say
+
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Name = Annotated[str, Field(max_length=256)]
+Digest = Annotated[str, Field(max_length=64)]
+Evaluation = dict[Name, float]
+Samples = Annotated[int, Field(ge=1, lt=1 << 62)]
+Number = Annotated[float, Field(allow_inf_nan=False, gt=-(1 << 62), lt=1 << 62)]
+"""What a user's script may have for a count."""
+
+
+def _in_order(intervals: list[list[int]]) -> list[list[int]]:
+    IndexSet.from_intervals((start, stop) for start, stop in intervals)
+    return intervals
+
+
+def _is_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Slices = Annotated[list[Annotated[list[Count], Field(min_length=2, max_length=2)]], AfterValidator(_in_order)]
+
+
+NormSamples = Annotated[
+    list[Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=2, max_length=2)]],
+    Field(max_length=8),
+]
+"""Versions and squared norms."""
+FinalLosses = Annotated[
+    list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]],
+    Field(max_length=1 << 16),
+]
+"""Number, weighted loss and weight of slices."""
+
+
+class _Said(BaseModel):
+    """Fields that nobody reads may be anything. Strict: what holds here holds for the message as it came."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+Shape = TypeVar("Shape", bound=_Said)
+
+
+class Hello(_Said):
+    """The first words of a process."""
+
+    type: Literal["hello"]
+    job: Name
+    attempt: Count
+    role: Name
+    rank: Annotated[int, Field(ge=0, le=1 << 20)]
+    incarnation: Annotated[str, Field(min_length=1, max_length=64)]
+    agent: bool = False
+    session: bool = False
+    state: Literal["starting", "ready", "running", "done"] = "ready"
+    generation: Count = 0
+    step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
+    evaluation: Evaluation | None = None
+    samples: Samples | None = None
+    fingerprint: Digest | None = None
+    layout: Digest | None = None
+    buffers: bool = False
+    applied: Slices = []
+
+
+class _Ready(_Said):
+    step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
+    samples: Samples | None = None
+    fingerprint: Digest | None = None
+    layout: Digest | None = None
+    buffers: bool = False
+
+
+class _Failed(_Said):
+    message: str = ""
+
+
+class _Nan(_Said):
+    step: Count
+
+
+class _Report(_Said):
+    step: Number | None = None
+    samples: Number | None = None
+    loss: float | None = None
+    weight: Annotated[float, Field(allow_inf_nan=False, ge=0)] | None = None
+    epoch: Count | None = None
+    total_steps: Count | None = None
+    final: FinalLosses = []
+    generation: Count | None = None
+    world: Count | None = None
+
+
+class _Evaluated(_Said):
+    stay: str | None = None
+    evaluation: Evaluation | None = None
+
+
+class _Saved(_Said):
+    step: Count | None = None
+    time: Annotated[str, AfterValidator(_is_time)] | None = None
+    asked: bool = False
+    error: str | None = None
+    id: Name = ""
+    file: Name = ""
+    sha256: Digest = ""
+    applied: Slices = []
+
+
+class _State(_Said):
+    id: Count | None = None
+    generation: Count
+    applied: Slices
+    max_staleness_seen: Count | None = None
+    gradient_norms: NormSamples = []
+
+
+class _Take(_Said):
+    stay: Name
+    count: Count
+    done: list[Count]
+
+
+class _Nothing(_Said):
+    pass
+
+
+_SHAPES: dict[str, type[_Said]] = {
+    Say.BEAT: _Nothing,
+    Say.LEAVING: _Nothing,
+    Say.FAILED: _Failed,
+    Say.NAN: _Nan,
+    Say.REPORT: _Report,
+    Say.READY: _Ready,
+    Say.DONE: _Evaluated,
+    Say.SAVED: _Saved,
+    Say.STATE: _State,
+    Say.TAKE: _Take,
+    Say.EVALUATED: _Evaluated,
+}
+
+
+def hello(message: Message) -> Hello:
+    """The first words of a connection. Raises ValueError that says what is wrong with them."""
+    return _shaped(Hello, message)
+
+
+def heed(message: Message) -> Message:
+    """The message, when it is one that a process says to the master. Raises ValueError that says what is wrong with it."""
+    shape = _SHAPES.get(message["type"])
+    if shape is None:
+        raise ValueError(f"nobody says {message['type']!r:.40} to a master")
+    _shaped(shape, message)
+    return message
+
+
+def _shaped(shape: type[Shape], message: Message) -> Shape:
+    try:
+        return shape.model_validate(message)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{message['type']!r:.40}: {where}: {first['msg']}") from None

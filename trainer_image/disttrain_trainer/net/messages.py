@@ -1,0 +1,106 @@
+"""What the master and the other processes say to one another on the control connection, and how it is framed.
+
+A message is one line of JSON, {"type": kind, ...}, of at most a mebibyte.
+"""
+
+import json
+from enum import StrEnum
+from typing import Any
+
+MAX_LINE = 1 << 20
+"""Bytes of a line. The longest is a server's list of applied slices, whose intervals are few."""
+
+Message = dict[str, Any]
+
+
+class Say(StrEnum):
+    """The kinds of messages. Fields in brackets."""
+
+    HELLO = "hello"
+    """First words of a process [job, attempt, role, rank, incarnation, agent, and what it holds: see each role]."""
+    WELCOME = "welcome"
+    """The master admits it."""
+    REFUSED = "refused"
+    """The master does not [reason, final]: final when the process was replaced and shall end."""
+    BEAT = "beat"
+    """Nothing new, still here [waiting_for: of the master, whom the job waits for]."""
+    LEAVING = "leaving"
+    """The process received SIGTERM; it stays until RELEASED."""
+    RELEASED = "released"
+    """What could be saved is saved: the process may end."""
+    FINISH = "finish"
+    """The job is done: end with exit code 0."""
+    WRONG = "wrong"
+    """To a process: what it brings does not fit the job; it ends [reason]."""
+    FAILED = "failed"
+    """The process ends because of its own fault [message]. The first one is the root cause."""
+    NAN = "nan"
+    """The loss, or a parameter, was not finite [step]."""
+    REPORT = "report"
+    """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
+    the weights, where these are not the samples), epoch, total_steps;
+    final: [slice, loss x weight, weight] of each slice of the last steps;
+    of a script or command world: the size of the world that it is in, where it knows]."""
+
+    # A collective world: DataParallel and scripts.
+    READY = "ready"
+    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
+    set; layout: a digest of the state's, or, with parameter servers, whether its model has buffers]."""
+    WORLD = "world"
+    """A world begins [generation, source: the rank whose state is the newest].
+
+    To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
+    checkpoint]: both ends ignore what was said of an earlier stay."""
+    REFORM = "reform"
+    """A member was lost: leave the world, give back what was not computed, and say READY."""
+    NOT_JOINED = "not-joined"
+    """To the agents of a script: no process has used the store of this world yet [seconds: since it began]."""
+    DONE = "done"
+    """The member did all its work [evaluation]."""
+    SAVE = "save"
+    """To rank 0: save the state now. To a server: save the shard [id, folder, step]. To a worker of servers: save the buffers
+    [id, folder]."""
+    SAVED = "saved"
+    """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
+    sha256, of a server applied, or error]."""
+
+    # Parameter servers.
+    BEGIN = "begin"
+    """To a server: begin this generation from this file [generation, file of the checkpoint folder, or null, slices_per_step
+    of that checkpoint]; it answers with STATE."""
+    STATE = "state"
+    """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
+    DROP = "drop"
+    """To a server: these workers are lost [ranks, id]; it answers with STATE."""
+    TAKE = "take"
+    """From a worker: hand out so many slices [stay, count, done: slices applied since the last message]."""
+    TICKETS = "tickets"
+    """To a worker: compute these [stay, slices]."""
+    EVALUATE = "evaluate"
+    """To a worker: all is applied; evaluate the final parameters."""
+    EVALUATED = "evaluated"
+    """[evaluation]"""
+
+
+def encode(kind: Say, **fields: object) -> bytes:
+    """The line of a message. Raises ValueError when it is longer than the other end accepts."""
+    line = json.dumps({"type": kind, **fields}, separators=(",", ":")).encode() + b"\n"
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a {kind} message of {len(line)} bytes; at most {MAX_LINE} are sent")
+    return line
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line. Raises ValueError when it is none."""
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("not a message of the control connection: it is nested too deeply") from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ValueError("not a message of the control connection")
+    return message
+
+
+def beat_interval(peer_timeout: float) -> float:
+    """Seconds between two beats, so that several fit in the silence after which a peer counts as lost."""
+    return min(5.0, peer_timeout / 4)

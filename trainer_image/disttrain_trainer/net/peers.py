@@ -1,0 +1,72 @@
+"""Who a peer of the master is, and what the deciding parts may do to it. No sockets here."""
+
+from typing import NamedTuple, Protocol
+
+from disttrain.api.names import Role
+from disttrain_trainer.net.messages import Message, Say
+
+
+class Member(NamedTuple):
+    """A role and a rank: a place in the job, whichever process fills it at the moment."""
+
+    role: Role
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.role.value}-{self.rank}"
+
+
+class Sender(Protocol):
+    """Who carries a coordinator's messages."""
+
+    def send(self, member: Member, kind: Say, **fields: object) -> None:
+        """Sends, if the member is connected; never blocks."""
+
+
+class Archive(Protocol):
+    """The checkpoint folder, as a coordinator of parameter servers sees it. Nothing blocks: answers come back as calls.
+
+    What is asked is done one after the other, in the order of asking: what one finds, no other has half removed.
+    """
+
+    def find(self) -> None:
+        """Looks for the newest valid checkpoint; answered by `found`."""
+
+    def prepare(self, save: str, step: int) -> None:
+        """Makes the folder of a step ready; answered by `prepared` for this save."""
+
+    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+        """Completes the step's checkpoint by its manifest; answered by `published` for this save."""
+
+
+class Coordinator(Protocol):
+    """The decisions of one strategy. Every method is called by one thread, with the time in seconds of a monotonic clock."""
+
+    def joined(self, member: Member, hello: Message, now: float) -> None:
+        """A process was admitted."""
+
+    def heard(self, member: Member, message: Message, now: float) -> None:
+        """It said something."""
+
+    def reported(self, rank: int, message: Message, now: float) -> None:
+        """A user's script made progress."""
+
+    def lost(self, member: Member, now: float) -> None:
+        """Its connection ended, or it was silent for too long."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed, a few seconds at most."""
+
+    def terminate(self, now: float) -> None:
+        """The master received SIGTERM."""
+
+    def waiting_for(self, now: float) -> str | None:
+        """What the job waits for; None while it trains."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether everyone was told to finish."""
+
+    @property
+    def released(self) -> bool:
+        """After `terminate`: what could be saved is saved."""

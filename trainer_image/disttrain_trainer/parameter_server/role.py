@@ -1,0 +1,145 @@
+"""The role of a parameter server: a shard that does what the master says, one order at a time.
+
+Only a checkpoint's file is written apart: who is lost must be dropped at once, or the others wait for it as long as the disk takes.
+"""
+
+import queue
+import threading
+import time
+from typing import Any
+
+from disttrain_trainer.checkpoint.store import shard_of
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import listening_host, split_address
+
+log = logs.get_logger(__name__)
+
+
+class Server:
+    """One parameter server. `describe` and `on_message` are the control thread's, `run` is the main thread's."""
+
+    def __init__(self, process: Process, metrics: Metrics) -> None:
+        config = process.config
+        host, port = split_address(config.addresses.parameter_servers[process.index])
+        self._process = process
+        self._metrics = metrics
+        self._orders: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        """What the master says, or what the shard died of."""
+        self._saves: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        """Checkpoints to be written."""
+        self._shard = ShardServer(
+            config=config,
+            index=process.index,
+            host=listening_host(host),
+            port=port,
+            on_staleness=metrics.staleness.observe,
+            on_failure=self._orders.put,
+        )
+        metrics.before_scrape = self._count
+
+    def describe(self) -> Message:
+        """What a new master needs to know."""
+        state = self._shard.state()
+        return {
+            "generation": state.generation if state.initialized or state.generation else 0,
+            "applied": state.applied.intervals(),
+        }
+
+    def on_message(self, message: Message) -> None:
+        self._orders.put(message)
+
+    def run(self, control: Control) -> None:
+        """Serves until the master says that the job is done.
+
+        Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
+        """
+        self._shard.start()
+        threading.Thread(target=self._write, args=(control,), name="checkpoint", daemon=True).start()
+        control.start()
+        log.info("shard %d listens on %s", self._process.index, self._shard.address)
+        while True:
+            try:
+                order = self._orders.get(timeout=1)
+            except queue.Empty:
+                control.check()
+                continue
+            if isinstance(order, Exception):
+                raise order
+            if order["type"] == Say.FINISH:
+                break
+            self._obey(order, control)
+        self._shard.stop()
+
+    def _obey(self, order: Message, control: Control) -> None:
+        match order["type"]:
+            case Say.BEGIN:
+                self._begin(int(order["generation"]), order["file"], int(order.get("slices_per_step", 0)))
+                control.send(Say.STATE, **self._state())
+            case Say.STATE:
+                control.send(Say.STATE, id=order["id"], **self._state())
+            case Say.DROP:
+                for rank in order["ranks"]:
+                    self._shard.drop(int(rank))
+                control.send(Say.STATE, id=order["id"], **self._state())
+            case Say.SAVE:
+                self._saves.put(order)
+
+    def _begin(self, generation: int, file: str | None, slices_per_step: int) -> None:
+        """Begins a generation, unless it is an order of a master that is gone, which another one gave already."""
+        if generation <= self._shard.state().generation:
+            log.info("generation %d has begun already", generation)
+            return
+        root = self._process.checkpoint_dir
+        path = root / file if root is not None and file is not None else None
+        self._shard.begin(generation, path, slices_per_step=slices_per_step or None)
+        log.info("generation %d begins from %s", generation, file or "the first worker's parameters")
+
+    def _state(self) -> dict[str, Any]:
+        state = self._shard.state()
+        return {
+            "generation": state.generation,
+            "applied": state.applied.intervals(),
+            "max_staleness_seen": state.max_staleness_seen,
+            "gradient_norms": state.gradient_norms,
+        }
+
+    def _write(self, control: Control) -> None:
+        """The thread that writes checkpoints, one after the other."""
+        while True:
+            order = self._saves.get()
+            try:
+                control.send(Say.SAVED, id=order["id"], **self._save(order["folder"], order["id"]))
+            except NotFinite as error:
+                control.send(Say.NAN, step=order["step"])
+                self._orders.put(
+                    UserError(
+                        f"{error} at step {order['step']}: lower trainer.optimizer.learningRate; "
+                        "no checkpoint of it is written"
+                    )
+                )
+            except Exception as error:
+                self._orders.put(error)
+
+    def _save(self, folder: str, save: str) -> dict[str, Any]:
+        root = self._process.checkpoint_dir
+        if root is None:
+            return {"error": "it has no checkpoint volume"}
+        file = f"{shard_of(self._process.index)}{save}.safetensors"
+        began = time.perf_counter()
+        try:
+            saved = self._shard.save(root / folder / file)
+        except (OSError, RuntimeError) as error:
+            return {"error": str(error)}
+        self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
+        return {"file": file, "sha256": saved.sha256, "applied": saved.applied.intervals()}
+
+    def _count(self) -> None:
+        state, metrics = self._shard.state(), self._metrics
+        metrics.version, metrics.late_gradients = state.version, state.late_gradients
+        metrics.bytes_received, metrics.bytes_sent = state.bytes_in, state.bytes_out

@@ -1,0 +1,347 @@
+"""A shard, its consistency policy and its workers under one lock: what the connections of one generation share.
+
+Every method may be called by any thread. Waiting is a condition variable, notified when somebody may start; nothing polls. A generation
+that is over refuses everybody; its shard is garbage, and whoever still works on it harms nobody.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from disttrain.api import spec
+from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model.flat import Layout
+from disttrain_trainer.net.frames import Reason, Refusal
+from disttrain_trainer.parameter_server import consistency
+from disttrain_trainer.parameter_server.gradient_norm import NormSamples
+from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.participation import Took, union
+from disttrain_trainer.parameter_server.shard import Buffers, Shard
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A worker as one connection knows it: another connection of the same worker is another session."""
+
+    rank: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """What a worker says of the gradient that it pushes."""
+
+    index: int
+    """Number of the slice."""
+    samples: int
+    batch_samples: int
+    clock: int
+    """The worker's iteration."""
+    version: int
+    """Version of the parameters that it is of."""
+    weight: float | None = None
+    """What the loss says that its mean weighs; None: the samples do."""
+    took: Took = None
+    """The elements of the shard that it is of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """A server at one moment."""
+
+    generation: int = 0
+    """0 before the first one."""
+    version: int = 0
+    """Optimiser steps behind the parameters; Sync: steps."""
+    applied: IndexSet = field(default_factory=IndexSet)
+    """The slices that count here. Sync: with those of the step that is still incomplete."""
+    max_staleness_seen: int = 0
+    """Largest lead over the slowest live worker with which an iteration started."""
+    late_gradients: int = 0
+    """Gradients that were ignored because their slice counted already; of a server those of all its generations."""
+    initialized: bool = False
+    """Whether the parameters have values."""
+    shard_bytes: int = 0
+    """Size of the parameters, without optimiser state."""
+    wait_seconds: float = 0.0
+    """Time that workers have waited for others, or for the first parameters, summed over workers."""
+    workers: tuple[int, ...] = ()
+    """Ranks of the workers that are connected."""
+    gradient_norms: tuple[tuple[int, float], ...] = ()
+    """Sync: versions, and the squared norm of this server's part of the gradient that led to them; see gradient_norm.py."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Generation:
+    """One server's side of a generation, from the first parameters or from a checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        server: int,
+        servers: int,
+        world_size: int,
+        strategy: spec.ParameterServerStrategy,
+        optimizer: Optimizer,
+        checkpoint: ShardFile | None = None,
+        observe_staleness: Callable[[int], None] | None = None,
+    ) -> None:
+        """observe_staleness is called with the lock held."""
+        self.number = number
+        self._place = (server, servers)
+        self._sync = strategy.consistency is spec.Consistency.SYNC
+        self._optimizer = optimizer
+        self._observe_staleness = observe_staleness
+        self._changed = threading.Condition()
+        self.over = False
+        """Whether `end` was called."""
+        self._shard: Shard | None = None
+        self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the slices before them
+        self._weights: dict[int, float] = {}
+        """Of the gradients of the update that is being made, by slice; how they come must not matter to their sum."""
+        self._owned = False
+        """Whether one of them is the loss's own: then they are not 1 together."""
+        self._took: list[Took] = []
+        self._sessions: dict[int, Session] = {}
+        self._waited = 0.0
+        self._norms = NormSamples()
+        self._policy = consistency.build(
+            strategy,
+            world_size=world_size,
+            version=checkpoint.version if checkpoint else 0,
+            accepted=checkpoint.applied.copy() if checkpoint else None,
+        )
+        if checkpoint is not None:
+            if self._policy.accepted != checkpoint.applied:
+                raise WrongInput(
+                    f"the saved shard of version {checkpoint.version} has {len(checkpoint.applied)} slices applied, which no "
+                    f"synchronous training with {world_size} slices a step has"
+                )
+            self._shard = self._build(checkpoint.layout)
+            self._shard.restore(checkpoint)
+
+    def enter(self, session: Session, layout: Layout) -> tuple[int, bool]:
+        """A worker connects; returns the version and whether the parameters have values. Another session of its rank is out."""
+        with self._changed:
+            self._require_going_on()
+            if self._shard is None:
+                self._shard = self._build(layout)
+            elif self._shard.layout != layout:
+                raise Refusal(
+                    Reason.LAYOUT,
+                    f"trainer.model: worker {session.rank} has another model than this shard is of: names, shapes or dtypes of the "
+                    f"parameters differ ({layout} there, {self._shard.layout} here); a checkpoint fits only the model that it is of",
+                )
+            if session.rank in self._sessions:
+                self._policy.leave(session.rank)
+                self._changed.notify_all()
+            self._sessions[session.rank] = session
+            return self._policy.version, self._shard.initialized
+
+    def exit(self, session: Session) -> bool:
+        """A worker's connection ended; nobody waits for it any more. False when another session had taken its place."""
+        with self._changed:
+            if self._sessions.get(session.rank) is not session:
+                return False
+            del self._sessions[session.rank]
+            self._policy.leave(session.rank)
+            self._changed.notify_all()
+            return True
+
+    def take(self) -> Buffers:
+        """Buffers to receive values or a gradient into; hand them to `initialize` or `push`, or `give` them back."""
+        with self._changed:
+            return self._known_shard().take()
+
+    def give(self, buffers: Buffers) -> None:
+        with self._changed:
+            self._known_shard().give(buffers)
+
+    def initialize(self, values: Buffers) -> bool:
+        """The first values win: False when there were some already."""
+        with self._changed:
+            self._require_going_on()
+            shard = self._known_shard()
+            if shard.initialized:
+                shard.give(values)
+                return False
+            shard.initialize(values)
+            self._changed.notify_all()
+            return True
+
+    def join(self, session: Session, at: int) -> int:
+        """The worker takes part from now on, with clock `at` or later; returns its clock."""
+        with self._changed:
+            self._require_current(session)
+            return self._policy.join(session.rank, at)
+
+    def leave(self, session: Session) -> None:
+        """The worker takes no part until it joins again."""
+        with self._changed:
+            self._require_current(session)
+            self._policy.leave(session.rank)
+            self._changed.notify_all()
+
+    def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> int:
+        """A whole gradient is here (None: of no samples). Applies it if its slice is new; returns the version then."""
+        with self._changed:
+            self._require_going_on()
+            shard, before = self._known_shard(), self._policy.milestone
+            if not shard.initialized:
+                raise Refusal(
+                    Reason.MISTAKE, f"slice {gradient.index} has a gradient, but this shard has no parameters yet"
+                )
+            try:
+                arrival = self._policy.arrive(gradient.index, empty=buffers is None)
+            except consistency.OutOfStep as error:
+                raise Refusal(Reason.MISTAKE, str(error)) from None
+            if arrival is None:
+                if buffers is not None:
+                    shard.give(buffers)
+            else:
+                try:
+                    if buffers is not None:
+                        self._held[gradient.index] = (buffers, self._weigh(gradient))
+                    ready = [self._held.pop(index) for index in arrival.add if index in self._held]
+                    if self._observe_staleness is not None and buffers is not None:
+                        self._observe_staleness(max(0, shard.version - gradient.version))
+                    measure = self._sync and self._norms.due(shard.version + 1)
+                    divisor, took = (self._divisor(), self._all_took(shard)) if arrival.update else (1.0, None)
+                    squared = shard.absorb(ready, update=arrival.update, divisor=divisor, took=took, measure=measure)
+                    if squared is not None:
+                        self._norms.add(shard.version, squared)
+                except BaseException:
+                    self.over = True  # it counts already, and may be half applied: nobody reads or saves this any more
+                    raise
+            if self._sessions.get(session.rank) is session:
+                # Also for a slice that somebody else had done: the worker's iteration is complete all the same.
+                self._policy.complete(session.rank, gradient.clock)
+            if self._policy.milestone != before:
+                self._changed.notify_all()
+            return self._policy.version
+
+    def pull(
+        self,
+        session: Session,
+        *,
+        clock: int,
+        step: int | None,
+        patience: float,
+        heartbeat: float,
+        still_waiting: Callable[[str], None],
+    ) -> Buffers:
+        """Waits until the worker may start, and returns the parameters to read; `release` them.
+
+        Calls `still_waiting` with the reason every `heartbeat` seconds, without the lock. Refuses after `patience` seconds.
+        """
+        begin = time.monotonic()
+        try:
+            while True:
+                with self._changed:
+                    if self._changed.wait_for(lambda: self.over or self._may_start(session, clock, step), heartbeat):
+                        self._require_going_on()
+                        return self._known_shard().acquire(step)
+                    reason = self._reason(step)
+                if time.monotonic() - begin >= patience:
+                    raise Refusal(Reason.TIMEOUT, f"waited {patience:g} s for {reason}")
+                still_waiting(reason)
+        finally:
+            with self._changed:
+                self._waited += time.monotonic() - begin
+
+    def release(self, buffers: Buffers) -> None:
+        """The end of a read."""
+        with self._changed:
+            self._known_shard().release(buffers)
+
+    def end(self) -> None:
+        """Ends the generation: whoever waits or asks is refused."""
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+
+    def snapshot(self) -> ShardFile:
+        """A copy of the current version. Refuses when there are no parameters yet, or the generation is over."""
+        with self._changed:
+            self._require_going_on()
+            shard = self._known_shard()
+            if not shard.initialized:
+                raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
+            return shard.snapshot(self._policy.settled)
+
+    def state(self) -> ShardState:
+        """The shard at this moment."""
+        with self._changed:
+            return ShardState(
+                generation=self.number,
+                version=self._policy.version,
+                applied=self._policy.accepted.copy(),
+                max_staleness_seen=self._policy.max_staleness_seen,
+                late_gradients=self._policy.late,
+                initialized=self._shard is not None and self._shard.initialized,
+                shard_bytes=0 if self._shard is None else self._shard.nbytes,
+                wait_seconds=self._waited,
+                gradient_norms=self._norms.newest,
+                workers=tuple(sorted(self._sessions)),
+            )
+
+    def _weigh(self, gradient: Gradient) -> float:
+        """The weight of a gradient in its update. Async: each one is an update of its own, whatever it weighs."""
+        self._took.append(gradient.took)
+        if not self._sync:
+            return 1.0
+        own = gradient.weight is not None
+        weight = (gradient.weight if gradient.weight is not None else gradient.samples) / gradient.batch_samples
+        self._weights[gradient.index] = weight
+        self._owned = self._owned or own
+        return weight
+
+    def _divisor(self) -> float:
+        total = math.fsum(self._weights.values()) if self._owned else 1.0
+        self._weights.clear()
+        self._owned = False
+        return total or 1.0
+
+    def _all_took(self, shard: Shard) -> Took:
+        lengths = [span.length for span in shard.spans]
+        took: Took = tuple(() for _ in lengths)
+        for each in self._took:
+            took = union(took, each, lengths)
+        self._took.clear()
+        return took
+
+    def _build(self, layout: Layout) -> Shard:
+        server, servers = self._place
+        return Shard(layout=layout, server=server, servers=servers, optimizer=self._optimizer, history=self._sync)
+
+    def _may_start(self, session: Session, clock: int, step: int | None) -> bool:
+        self._require_current(session)
+        if not self._known_shard().initialized:
+            return False
+        try:
+            return self._policy.start(session.rank, clock, step)
+        except consistency.OutOfStep as error:
+            raise Refusal(Reason.MISTAKE, str(error)) from None
+
+    def _reason(self, step: int | None) -> str:
+        return self._policy.waits_for(step) if self._known_shard().initialized else "the first worker's parameters"
+
+    def _require_going_on(self) -> None:
+        if self.over:
+            raise Refusal(Reason.GENERATION, f"generation {self.number} is over")
+
+    def _require_current(self, session: Session) -> None:
+        self._require_going_on()
+        if self._sessions.get(session.rank) is not session:
+            raise Refusal(Reason.STRANGER, f"worker {session.rank} was dropped, or connected anew")
+
+    def _known_shard(self) -> Shard:
+        if self._shard is None:
+            raise Refusal(Reason.MISTAKE, "this shard has no layout yet")
+        return self._shard

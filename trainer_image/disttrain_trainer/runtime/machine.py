@@ -1,0 +1,171 @@
+"""How a process fits itself into its machine: dies with its parent, hears signals in time, uses the CPUs that it was given.
+
+Linux only where Linux has the means (prctl, cgroups, /proc); elsewhere these functions do nothing.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process as soon as `parent` is gone, however that came about."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have gone before prctl took effect; then nobody would be told.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_with_parent() -> Callable[[], None]:
+    """What a child of this process calls between fork and exec, so that it dies with the thread that starts it."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+    parent = os.getpid()
+
+    def call() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return call
+
+
+MOST_FILES = 65536
+"""Open files that a process may need. More would be no use: some programs that a process starts close every number below the limit."""
+
+
+def raise_file_limit() -> None:
+    """Raises the soft limit of open files toward the hard one: connections of others must not take the numbers that checkpoints need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # not every system lets a process have what it promises
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+_wakeup: list[int] = []
+"""The descriptor that hears signals, once `on_sigterm` was called."""
+
+
+def restore_sigterm() -> bool:
+    """Takes SIGTERM back from user code that has put its own handler in place of ours; whether it had. Call it from the main thread.
+
+    Without it a worker would not save, or would fail, when its pod has to end.
+    """
+    if not _wakeup:
+        return False
+    changed = signal.getsignal(signal.SIGTERM) is not _ignore
+    if changed:
+        signal.signal(signal.SIGTERM, _ignore)
+    return signal.set_wakeup_fd(_wakeup[-1], warn_on_full_buffer=False) != _wakeup[-1] or changed
+
+
+def on_sigterm(callback: Callable[[], None]) -> None:
+    """Calls `callback` in a thread of its own for each SIGTERM, also while the main thread waits inside torch or a socket.
+
+    Python runs its own handlers only between two bytecodes of the main thread; the wake-up descriptor is written by the C handler.
+    Call it from the main thread.
+    """
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    os.register_at_fork(after_in_child=_hear_for_oneself)
+    signal.signal(signal.SIGTERM, _ignore)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    _wakeup.append(told.fileno())
+
+    def listen() -> None:
+        with told:
+            while data := heard.recv(64):
+                if signal.SIGTERM in data:
+                    callback()
+
+    threading.Thread(target=listen, name="sigterm", daemon=True).start()
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _hear_for_oneself() -> None:
+    """A child that the user's code forks: SIGTERM ends it, as it would have otherwise, and is no news to its parent, whose pipe it has."""
+    if signal.getsignal(signal.SIGTERM) is _ignore:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: the cgroup's quota rounded up, at most those of its affinity."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return available
+    if not quota.isdecimal() or not period.isdecimal():  # "max", or -1 in version 1: no limit
+        return available
+    return max(1, min(available, -(-int(quota) // int(period))))
+
+
+def set_threads(environ: MutableMapping[str, str], *, processes: int) -> None:
+    """Shares the CPU limit between the `processes` of the pod, unless the user chose; must run before torch is imported.
+
+    Otherwise OpenMP starts a thread per core of the host and the cgroup throttles them (pytorch#193859).
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        environ.setdefault(name, environ.get("OMP_NUM_THREADS") or str(max(1, cpu_limit() // processes)))
+
+
+def set_interface(environ: MutableMapping[str, str], *, toward: str) -> None:
+    """Has gloo and NCCL listen where `toward` is reached from, unless the user chose.
+
+    gloo takes the address of the hostname, which in many images is loopback (gloo#223). Does nothing while `toward` has no address.
+    """
+    interface = interface_toward(toward)
+    if interface is not None:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environ.setdefault(name, interface)
+
+
+def interface_toward(host: str) -> str | None:
+    """Name of the network interface whose address the route to `host` begins at; None when it cannot be told."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing: only asks for the route
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    return next((name for _, name in socket.if_nameindex() if own in _addresses(name, family)), None)
+
+
+def _addresses(interface: str, family: int) -> list[str]:
+    """The addresses of an interface: by ioctl for IPv4, from /proc for IPv6."""
+    if family == socket.AF_INET6:
+        try:
+            rows = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+        except OSError:
+            return []
+        return [socket.inet_ntop(family, bytes.fromhex(row[0])) for row in rows if row[5] == interface]
+    import fcntl
+
+    siocgifaddr = 0x8915
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, siocgifaddr, interface.encode().ljust(256, b"\0"))
+        except OSError:  # the interface has no IPv4 address
+            return []
+    return [socket.inet_ntoa(answer[20:24])]

@@ -1,0 +1,95 @@
+"""Which process of the job this is: the environment, read once and checked."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from disttrain.api import environment
+from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.errors import WrongInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process of a job."""
+
+    config: JobConfig
+    role: Role
+    index: int
+    """Index of the pod within its role."""
+    local_rank: int = 0
+    """Number of the training process within its pod."""
+    steps_done: int = 0
+    """Steps that the job had done before this process."""
+    checkpoint_dir: Path | None = None
+    data_dir: Path | None = None
+    metrics_port: int | None = None
+    termination_log: Path | None = None
+    unknown: tuple[str, ...] = ()
+    """Fields of the configuration that this version does not know: the operator is of a later release."""
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Drawn at the start: a replacement of the same name is another process."""
+
+    @property
+    def rank(self) -> int:
+        """Number of the process within its role, over all pods."""
+        if self.role is Role.WORKER:
+            return self.index * self.config.processes_per_worker + self.local_rank
+        return self.index
+
+    @property
+    def machine_rank(self) -> int:
+        """Number of the training process among those of its machine, LOCAL_RANK: it picks the GPU."""
+        return self.config.local_rank(self.rank)
+
+    @property
+    def name(self) -> str:
+        """How logs and messages call it: worker-1, or worker-1.3 where a pod has several processes."""
+        suffix = f".{self.local_rank}" if self.role is Role.WORKER and self.config.processes_per_worker > 1 else ""
+        return f"{self.role.value}-{self.index}{suffix}"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], *, local_rank: int = 0) -> "Process":
+        """The process that the environment describes. Raises WrongInput, which names the variable."""
+        try:
+            config, unknown = JobConfig.decode(_required(environ, environment.JOB))
+        except ValueError as error:
+            raise WrongInput(f"{environment.JOB}: {error}; the operator or `disttrain run` sets it") from None
+        role = _required(environ, environment.ROLE)
+        if role not in list(Role):
+            raise WrongInput(f"{environment.ROLE}: {role!r} is no role; expected one of {', '.join(Role)}")
+        return cls(
+            config=config,
+            unknown=unknown,
+            role=Role(role),
+            index=_number(environ, environment.INDEX, default=0),
+            local_rank=local_rank,
+            steps_done=_number(environ, environment.STEPS_DONE, default=0),
+            checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None,
+            data_dir=_path(environ, environment.DATA_DIR),
+            metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
+            termination_log=_path(environ, environment.TERMINATION_LOG),
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise WrongInput(f"{name} is not set; start the job with the operator or `disttrain run`, which set it")
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: int) -> int:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise WrongInput(f"{name}: {text!r} is no number; expected one such as 0")
+    return int(text)
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    # Absolute: user code may change the current folder.
+    return Path(environ[name]).absolute() if environ.get(name) else None

@@ -1,0 +1,87 @@
+"""The last words of a process: what its termination message says, and the traceback that its user sees.
+
+A user's mistake never shows our own frames.
+"""
+
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import TracebackType
+
+from disttrain.api import environment
+from disttrain.api.runtime import Termination
+from disttrain_trainer.runtime import logs
+
+_PACKAGE = Path(__file__).parents[1]
+_EXAMPLES = _PACKAGE / "examples"
+
+_OF_A_MODULE = re.compile(r"^(?:AttributeError|ImportError|ModuleNotFoundError): .*?(?:module|from|named) '(\w+)")
+
+log = logs.get_logger(__name__)
+
+
+def write(path: Path | None, termination: Termination) -> None:
+    """Leaves the termination message, where the environment names a file that can be written."""
+    if path is None:
+        return
+    try:
+        path.write_text(termination.encode())
+    except OSError as error:
+        log.warning("the termination message could not be written to %s: %s", path, error.strerror)
+
+
+def path_in(environ: Mapping[str, str]) -> Path | None:
+    """Where the environment wants the termination message, for a process that could not read the rest of it."""
+    name = environ.get(environment.TERMINATION_LOG)
+    return Path(name).absolute() if name else None
+
+
+def is_users(filename: str) -> bool:
+    """Whether a frame of this file is none of ours: the user's code, the examples, or a library that they called."""
+    path = Path(filename)
+    return _EXAMPLES in path.parents or not (
+        _PACKAGE in path.parents or filename.startswith("<frozen") or "importlib" in path.parts
+    )
+
+
+def of_user_error(error: BaseException) -> tuple[str, Termination]:
+    """The traceback without our frames, and the termination message: the last line, and where the user's own code raised."""
+    trace = _strip(error.__traceback__)
+    if trace is None and not isinstance(error, SyntaxError):
+        trace = error.__traceback__  # no user took part: the mistake is ours, and all of it is shown
+    shown = traceback.TracebackException(type(error), error, trace, compact=True)
+    last_line = list(shown.format_exception_only())[-1].strip()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    own = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename]
+    where = (own or frames)[-1:]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        place = f"{where[0].filename}:{where[0].lineno}" if where else ""
+    return "".join(shown.format()), Termination(
+        message=last_line + shadowing(last_line, Path(sys.path[0])), where=place
+    )
+
+
+def shadowing(last_line: str, folder: Path) -> str:
+    """What to add to an error of a module: the user's file that hides a module of Python or a library of the same name; "" for none.
+
+    folder: where `import` looks first.
+    """
+    named = _OF_A_MODULE.match(last_line)
+    name = named[1] if named else ""
+    files = [file for file in (folder / f"{name}.py", folder / name / "__init__.py") if name and file.is_file()]
+    others = [path for path in sys.path if Path(path).resolve() != folder.resolve()]
+    if not files or not (name in sys.stdlib_module_names or PathFinder.find_spec(name, others)):
+        return ""
+    return f"; {files[0]} hides the module {name} of Python or of a library: rename it"
+
+
+def _strip(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame of the user's on."""
+    while trace is not None and not is_users(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace

@@ -1,0 +1,392 @@
+"""DataParallel: rank r computes slice r of every step, gradients are averaged weighted by samples, every rank has the model.
+
+A rank from its start to its end, through lost peers: the survivors keep their state, and the newest one gives it to all.
+"""
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint import final, store
+from disttrain_trainer.data.schedule import Slice
+from disttrain_trainer.errors import PeerLost, UserError
+from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
+from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model import user_code
+from disttrain_trainer.model.flat import FlatModel, norm
+from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.parallel.process_group import BrokenGroup, Wires, process_group
+from disttrain_trainer.parallel.replicate import Replica
+from disttrain_trainer.parallel.state import RankState
+from disttrain_trainer.parallel.traffic import Traffic
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import split_address
+
+log = logs.get_logger(__name__)
+
+NEWS = 3.0
+"""Seconds in which the master tells of a peer whose loss broke a step."""
+MAX_BREAKS = 3
+"""Worlds in a row that may break at one step in the same way while no peer is lost."""
+
+
+class _Reform(Exception):
+    """The master said that the world is over."""
+
+
+class DataParallel:
+    """One rank of the job."""
+
+    def __init__(self, *, process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:
+        self._process = process
+        self._config: JobConfig = process.config
+        self._metrics = metrics
+        self._control = control
+        self._rank = rank
+        self._task = task = tasks.build(
+            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
+        )
+        self._flat = FlatModel(task.model)
+        settings = self._config.trainer.optimizer
+        assert settings is not None, "the schema demands it beside a model"
+        self._optimizer = FlatOptimizer(settings, self._flat)
+        self._state = RankState(task.model, self._optimizer)
+        if self._config.world_size > 1 or self._config.checkpoint is not None:
+            self._state.check()
+        self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
+        """The model itself needs all ranks in each forward and backward."""
+        self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
+        """Where and how a world broke although no peer was lost, and how many did so in a row."""
+        with control.changed:
+            rank.data, rank.layout = task.data, self._state.layout
+        self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
+        self._saves = process.rank == 0 and process.checkpoint_dir is not None
+        self._meter = Meter(
+            who=process.name,
+            metrics=metrics,
+            total_steps=task.schedule.total_steps,
+            send=lambda fields: control.send(Say.REPORT, **fields),
+        )
+        self._resumed: str | None = None
+        """Where this attempt began, for the manifests."""
+        self._complete = False
+        """The last checkpoint is written."""
+        self._written: tuple[str, str] | None = None
+        """The file of the state as it is now, and its digest, once it is saved after the last step."""
+        self._pending: tuple[torch.Tensor, Slice, float | None] | None = None
+        """GPU: a loss that was not looked at yet."""
+        self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
+        self._counting = threading.Lock()
+        metrics.before_scrape = self._count
+
+    def run(self) -> None:
+        """Trains until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
+        self._resume()
+        while True:
+            self._rank.get_ready(self._control)
+            world = self._rank.await_world(self._control, timeout=self._config.startup_timeout_seconds)
+            if world is None:
+                return
+            try:
+                self._live_in(world)
+                return
+            except _Reform:
+                log.info("the world of generation %d is over: a worker was lost", world.generation)
+            except BrokenGroup as error:
+                log.warning("generation %d ended: %s", world.generation, error)
+                self._require_a_lost_peer(world, error)
+            self._metrics.recoveries += 1
+
+    def _live_in(self, world: World) -> None:
+        """One generation: take over the newest state, train to the end, wait for the others."""
+        rank, process = self._rank, self._process
+        backend = tasks.choose_backend(self._config, self._task.device)
+        self._written = None
+        if backend == "nccl":
+            self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
+        with (
+            process_group(
+                self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
+            ) as wires,
+            self._counted_to_the_end(),
+        ):
+            replica = None
+            if wires is not None:
+                self._take_newest(world, wires)
+                replica = Replica(self._flat, wires=wires, search=self._config.trainer.find_unused_parameters)
+            log.info("generation %d begins at step %d", world.generation, rank.step)
+            try:
+                with user_code.refusing_groups("trainer.model"):
+                    self._train(world, replica)
+            except NonFiniteLoss as error:
+                self._control.send(Say.NAN, step=error.step)
+                raise
+            except RuntimeError as error:
+                if replica is not None and self._world_ended(world):
+                    raise BrokenGroup(error) from None
+                raise
+            finally:
+                if replica is not None:
+                    replica.close()
+        self._end(world)
+
+    def _require_a_lost_peer(self, world: World, error: BrokenGroup) -> None:
+        """Raises UserError when worlds break again and again at one step in the same way, and the master knows of no peer that was lost."""
+        if self._world_ended(world):
+            self._breaks = ((0, ""), 0)
+            return
+        how = (self._rank.step, re.sub(r"\d+", "#", str(error)))  # ports differ
+        count = self._breaks[1] + 1 if how == self._breaks[0] else 1
+        self._breaks = (how, count)
+        if count == MAX_BREAKS:
+            raise UserError(
+                f"the connections between the workers broke {count} times in a row at step {self._rank.step} while no worker was lost: "
+                f"{error}"
+            )
+
+    def _take_newest(self, world: World, wires: Wires) -> None:
+        """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
+        rank, held = self._rank, self._rank.step
+        if world.source != self._process.rank:
+            rank.step = -1
+        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device, wires=wires)
+        if rank.step < 0:
+            raise PeerLost(f"worker-{world.source}", "it has no whole state to give")
+
+    def _train(self, world: World, replica: Replica | None) -> None:
+        """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
+        task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
+        schedule, world_size = task.schedule, self._config.world_size
+        zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
+        objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
+        phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
+        last, joint = schedule.total_steps, self._joint and replica is not None
+        meter.begin(clock())
+        vectors = gradients()
+        others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
+        for step in range(rank.step, last):
+            if rank.world is not world:
+                raise _Reform
+            began = clock()
+            piece = schedule.slice(step * world_size + self._process.rank)
+            zero_grad()
+            # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
+            weight, own = piece.samples / piece.batch_samples, False
+            if piece.samples or joint:
+                task.seed(piece)
+                kept = None if piece.samples else _copies_of_buffers(task.model)
+                batch = task.fetch(piece.indices if piece.samples else others)
+                fetched = clock()
+                loss, given = objective(batch)
+                if piece.samples:
+                    if given is not None:
+                        weight, own = given / piece.batch_samples, True
+                    self._look_at(loss, piece, given)
+                refuse_unfrozen()
+                computed = clock()
+                if replica is None:
+                    if weight:
+                        loss.backward()  # type: ignore[no-untyped-call]
+                elif weight:
+                    loss = loss * weight
+                    replica.begin(loss)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                elif joint and loss.requires_grad:
+                    replica.begin(loss, early=False)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    zero_grad()
+                if kept is not None:
+                    _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
+            else:
+                fetched = computed = clock()
+            if replica is None:
+                gradients()
+                took_part = self._flat.took_part
+                reduced = sent = clock()
+            else:
+                took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.world is world)
+                sent, reduced = replica.sent, clock()
+            if took_part is not None and weight and not any(took_part):
+                objective.learned_nothing()
+            update(vectors, took_part)
+            rank.step = step + 1
+            ended = clock()
+            metrics.steps += 1
+            durations.observe(ended - began)
+            phases["data"] += fetched - began
+            phases["forward"] += computed - fetched
+            phases["backward"] += sent - computed
+            phases["communicate"] += reduced - sent
+            phases["optimize"] += ended - reduced
+            if meter.due(ended) or rank.step == last:
+                if rank.step == last:
+                    self._look_at(None, piece)
+                self._flat.verify()
+                user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
+                metrics.gradient_norm = norm(vectors)
+                meter.report(step=rank.step, epoch=piece.epoch, now=ended)
+                self._control.check()
+            if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
+                self._look_at(None, piece)
+                self._save()
+
+    def _count(self) -> None:
+        """The bytes up to now, for a scrape."""
+        with self._control.changed:
+            group = self._rank.group
+        with self._counting:
+            sockets = group.sockets if isinstance(group, Wires) else frozenset()
+            self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.look(sockets)
+
+    @contextmanager
+    def _counted_to_the_end(self) -> Iterator[None]:
+        """Looks at the bytes once more before the connections of a world are closed, and the kernel's counts with them."""
+        try:
+            yield
+        finally:
+            self._count()
+
+    def _world_ended(self, world: World) -> bool:
+        """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
+        with self._control.changed:
+            return self._control.changed.wait_for(lambda: self._rank.world is not world, NEWS)
+
+    def _look_at(self, loss: torch.Tensor | None, piece: Slice, weight: float | None = None) -> None:
+        """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
+        if self._task.device.type == "cuda":
+            self._pending, (loss, piece, weight) = (
+                (None if loss is None else (loss.detach(), piece, weight)),
+                self._pending or (None, piece, None),
+            )
+        if loss is not None:
+            value = loss.item()
+            if weight != 0:
+                self._meter.check(value, step=piece.step)
+            self._meter.add(piece, loss=value, weight=weight)
+
+    def _end(self, world: World) -> None:
+        """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
+        rank = self._rank
+        if self._process.rank == 0:
+            if self._task.evaluate is not None and rank.evaluation is None:
+                if self._saves and not self._complete:
+                    self._save(last=True)  # an evaluation that fails must not cost the training
+                rank.evaluation = self._task.evaluate()
+                log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
+            if self._saves and not self._complete:
+                self._save_last(world)
+        rank.get_done(self._control)
+        if not rank.await_end(self._control, world):
+            raise _Reform
+
+    def _save_last(self, world: World) -> None:
+        """The last checkpoint is part of the job: tried for a while, as room may be made. Raises Unsaved when it cannot be written."""
+        rank, deadline = self._rank, time.monotonic() + final.PATIENCE
+        while (error := self._save(finished=True)) is not None:
+            if time.monotonic() > deadline:
+                raise final.Unsaved(rank.step, error)
+            with self._control.changed:
+                self._control.changed.wait_for(lambda: rank.save_asked or rank.world is not world, final.PAUSE)
+            self._control.check()
+            if rank.world is not world:
+                raise _Reform
+        self._complete = True
+
+    def _resume(self) -> None:
+        """Rank 0 takes the newest checkpoint; the others get its state from rank 0, or from a rank that is further."""
+        root = self._process.checkpoint_dir
+        self._rank.step = 0
+        if self._process.rank != 0:
+            return
+        if root is None:
+            log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
+            return
+        found = store.newest(root, self._config, self._task.data)
+        self._resumed, newest = found.told(self._config), found.checkpoint
+        file = newest.manifest.file_of(store.STATE) if newest is not None else None
+        if newest is not None and file is not None:
+            self._state.load(newest.folder / file)
+            self._rank.step = newest.manifest.step
+            self._metrics.checkpoint_step = newest.manifest.step
+
+    def _save(self, *, last: bool = False, finished: bool = False) -> str | None:
+        """Writes a checkpoint and says so to the master. A full or broken volume is said, too, and returned; the training goes on.
+
+        last: it is that of the last step, whose state does not change any more. finished: nothing is left to do after it.
+        """
+        root, rank, settings = self._process.checkpoint_dir, self._rank, self._config.checkpoint
+        assert root is not None
+        assert settings is not None
+        asked, rank.save_asked = rank.save_asked, False
+        began = time.perf_counter()
+        self._flat.verify()
+        if not all(bool(vector.isfinite().all()) for vector in self._flat.parameters):
+            raise UserError(
+                f"a parameter is not finite at step {rank.step}: lower trainer.optimizer.learningRate; "
+                "no checkpoint of it is written"
+            )
+        try:
+            folder = store.prepare(root, rank.step)
+            file, digest = self._written or self._write(folder)
+            if last:
+                self._written = file, digest
+            manifest = store.publish(
+                folder,
+                config=self._config,
+                step=rank.step,
+                slices=rank.step * self._config.world_size,
+                data=self._task.data,
+                files={file: digest},
+                finished=finished,
+                evaluation=rank.evaluation,
+                resumed=self._resumed,
+            )
+            store.prune(folder, manifest, keep=settings.keep)
+        except OSError as error:
+            log.error("checkpoint %d was not written: %s; the one before is intact", rank.step, error)
+            self._control.send(Say.SAVED, error=str(error), asked=asked)
+            return str(error)
+        self._metrics.checkpoint_step = rank.step
+        duration = time.perf_counter() - began
+        self._metrics.checkpoint_seconds.observe(duration)
+        self._metrics.phase_seconds["checkpoint"] += duration
+        self._control.send(Say.SAVED, step=rank.step, time=manifest.time.isoformat(), asked=asked)
+        return None
+
+    def _write(self, folder: Path) -> tuple[str, str]:
+        """Writes the state into a checkpoint; the file's name and digest. Raises OSError."""
+        # A name of its own: SIGTERM may end this process in the middle, and what is there of this step already must stay whole.
+        file = f"{store.STATE}{secrets.token_hex(4)}.safetensors"
+        store.write_atomically(folder / file, self._state.save)
+        return file, store.sha256_of(folder / file)
+
+
+def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """A rank that computed on others' samples, to take part in the sum, has learned nothing from them: nor have its BatchNorms."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in buffers and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])
+
+
+def run(process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:
+    """The role of a DataParallel worker."""
+    DataParallel(process=process, metrics=metrics, control=control, rank=rank).run()

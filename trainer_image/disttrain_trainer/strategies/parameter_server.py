@@ -1,0 +1,354 @@
+"""The role of a worker of parameter servers: take slices from the master, compute their gradients, exchange them with the servers.
+
+The control thread keeps the tickets filled while the main thread computes, so that no step waits for the master. Whatever is lost
+on the way, the worker leaves the world and asks for the next one; the servers know which slices count.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from disttrain.api.spec import Consistency
+from disttrain_trainer.checkpoint.buffers import Buffers
+from disttrain_trainer.data.schedule import Slice
+from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
+from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model import user_code
+from disttrain_trainer.model.flat import FlatModel, norm, runs_of
+from disttrain_trainer.model.initial import First
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.members import Membership, World
+from disttrain_trainer.net.messages import Say
+from disttrain_trainer.parameter_server.client import WHOLE, Part, ShardedClient
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+
+log = logs.get_logger(__name__)
+
+AHEAD = 0.25
+"""Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""
+MAX_TICKETS = 4096
+IDLE = 0.02
+"""Seconds without a ticket after which a worker takes no part any more, so that nobody waits for it."""
+RETRY = 0.2
+"""Seconds before a world is tried again that broke without news from the master."""
+
+
+class Worker:
+    """One worker of the job."""
+
+    def __init__(self, *, process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+        strategy = process.config.strategy.parameter_server
+        assert strategy is not None
+        self._process = process
+        self._config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._membership = membership
+        self._sync = strategy.consistency is Consistency.SYNC
+        self._task = tasks.build(
+            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
+        )
+        self._objective = tasks.Objective(self._task.model, self._task.loss)
+        self._flat = FlatModel(self._task.model)
+        self._buffers = Buffers(self._task.model, process.checkpoint_dir)
+        self._first = First(self._config, self._flat.parameters)
+        self._trained = False
+        """Whether parameters and buffers are no longer those of a new model."""
+        self._generation = 0
+        """That of the buffers, and of the clock."""
+        self._clock = 0
+        """Iterations completed in this generation."""
+        # On a GPU the network gets copies in the host's memory; on the CPU it shares the model's own.
+        self._on_gpu = self._task.device.type == "cuda"
+        self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
+        self._gradients = self._host_copies() if self._on_gpu else ()
+        self._meter = Meter(
+            who=process.name,
+            metrics=metrics,
+            total_steps=self._task.schedule.total_steps,
+            send=lambda fields: control.send(Say.REPORT, **fields),
+        )
+        self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
+        self._done: list[int] = []
+        """Slices that every server took, and that the master was not told of."""
+        self._newest: Slice | None = None
+        """What was computed last."""
+        self._seconds = 0.0
+        """Mean duration of a slice, lately."""
+        self._moved = time.monotonic()
+        """When a slice was last done."""
+        self._moved_bytes = (0, 0)
+        """Sent and received by connections that are closed."""
+        metrics.before_scrape = self._count
+
+    def run(self) -> None:
+        """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
+        control, membership = self._control, self._membership
+        with control.changed:
+            membership.data = self._task.data
+            membership.buffers = self._buffers.there_are_some
+        while not control.finished:
+            if membership.world is None:
+                control.send(Say.READY, **membership.describe())
+            world = control.wait(
+                lambda: "finished" if control.finished else membership.world,
+                what="the parameter servers and the master",
+                timeout=self._config.startup_timeout_seconds,
+            )
+            if isinstance(world, World):
+                self._live_in(world)
+
+    def _live_in(self, world: World) -> None:
+        """Stays with the servers until the world is over."""
+        client = ShardedClient(
+            addresses=self._config.addresses.parameter_servers,
+            config=self._config,
+            rank=self._process.rank,
+            incarnation=self._process.incarnation,
+            generation=world.generation,
+            timeout=self._config.peer_timeout_seconds,
+            clock=self._clock if world.generation == self._generation else 0,
+        )
+        with self._control.changed:
+            if self._membership.world is not world:
+                return
+            self._membership.client = client
+        # The servers may have gone back to a checkpoint; if they have not, they tell the master themselves what was done.
+        self._done.clear()
+        try:
+            client.connect(self._flat.layout)
+            self._begin(client, world)
+            log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
+            with user_code.refusing_groups("trainer.model"):
+                self._work(client, world)
+        except NonFiniteLoss as error:
+            self._control.send(Say.NAN, step=error.step)
+            raise
+        except PeerLost as error:
+            self._world_broke(world, error)
+        finally:
+            with self._control.changed:
+                self._membership.client = None
+                self._clock = client.clock
+                sent, received = self._moved_bytes
+                self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
+            client.close()
+
+    def _begin(self, client: ShardedClient, world: World) -> None:
+        """Brings parameters and buffers to where the generation is: this worker may be new, or the servers went back."""
+        another = world.generation != self._generation
+        anew = another and world.anew and self._buffers.there_are_some
+        if self._trained and (anew or not client.initialized):
+            # To offer the servers what they taught this worker would apply the lost steps twice.
+            self._buffers.reset(self._first.restore(self._flat.parameters))
+            if self._on_gpu:
+                for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                    host.copy_(device)
+            self._trained = False
+        if not client.initialized:
+            client.initialize(self._parameters)
+        if another and world.buffers is not None:
+            self._buffers.restore(world.buffers)
+        self._generation = world.generation
+
+    def _count(self) -> None:
+        with self._control.changed:  # a client's bytes are in one of the two, never in both
+            client = self._membership.client
+            sent, received = self._moved_bytes
+            if client is not None:
+                sent, received = sent + client.bytes_sent, received + client.bytes_received
+        self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
+
+    def _world_broke(self, world: World, error: PeerLost) -> None:
+        """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
+        control, membership = self._control, self._membership
+        self._metrics.recoveries += 1
+        with control.changed:
+            if membership.world is not world:
+                return
+            log.warning("%s", error)
+            if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
+                raise error
+            control.changed.wait_for(lambda: membership.world is not world, RETRY)
+            if membership.world is world:
+                membership.world = None
+
+    def _work(self, client: ShardedClient, world: World) -> None:
+        task, membership, metrics = self._task, self._membership, self._metrics
+        phases, clock = metrics.phase_seconds, time.perf_counter
+        self._meter.begin(clock())
+        participates = current = False
+        """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
+        while (index := self._ticket(client, world, participates)) is not None:
+            if index < 0:
+                participates = current = False
+                continue
+            began = clock()
+            piece = task.schedule.slice(index)
+            if not participates:
+                self._trained = True
+                client.join()
+                participates = True
+            if not current:
+                current = self._received(client.pull(self._parameters, step=piece.step if self._sync else None), piece)
+            pulled = clock()
+            if not current:
+                self._finished(index, pulled - began)  # its step is over: another worker computed it
+                continue
+            gradients, part = self._compute(piece, pulled) if piece.samples else (None, WHOLE)
+            computed = clock()
+            following = membership.tickets[0] if membership.tickets else None
+            if following is None:
+                client.push(piece, gradients, part)
+                current = False
+            else:
+                after = task.schedule.slice(following)
+                step = after.step if self._sync else None
+                current = self._received(client.push_pull(piece, gradients, self._parameters, step, part), after)
+            now = clock()
+            self._newest = piece
+            phases["communicate"] += (pulled - began) + (now - computed)
+            metrics.version = client.versions[0]
+            self._finished(index, now - began)
+            metrics.steps += 1
+            metrics.step_seconds.observe(now - began)
+            if self._meter.due(now):
+                self._flat.verify()
+                user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
+                if gradients and not self._sync:
+                    # Sync: it is a part of the step's gradient, which no worker has.
+                    metrics.gradient_norm = norm(gradients)
+                self._report()
+                self._take(world, force=True)
+            elif self._every and (piece.step + 1) % self._every == 0:
+                self._take(world, force=True)  # a checkpoint is due: the master should know at once
+        self._report()
+
+    def _report(self) -> None:
+        """Tells what was computed since the last report."""
+        if (piece := self._newest) is not None:
+            self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=time.perf_counter())
+
+    def _compute(self, piece: Slice, began: float) -> tuple[tuple[torch.Tensor, ...], Part]:
+        """The gradient of the slice's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
+        task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
+        task.seed(piece)
+        batch = task.fetch(piece.indices)
+        fetched = clock()
+        self._flat.zero_grad()
+        loss, weight = self._objective(batch)
+        value = loss.item()
+        if weight != 0:
+            self._meter.check(value, step=piece.step)
+        self._meter.add(piece, loss=value, weight=weight)
+        self._flat.refuse_unfrozen()
+        forwarded = clock()
+        if weight != 0:
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients, took = self._flat.gradients(), self._flat.took_part
+        if took is not None and weight != 0 and not any(took):
+            self._objective.learned_nothing()
+        part = WHOLE
+        if weight is not None or took is not None:
+            part = Part(weight=weight, runs=None if took is None else runs_of(self._flat.places, took))
+        if self._on_gpu:
+            for host, device in zip(self._gradients, gradients, strict=True):
+                host.copy_(device)
+            gradients = self._gradients
+        phases["data"] += fetched - began
+        phases["forward"] += forwarded - fetched
+        phases["backward"] += clock() - forwarded
+        return gradients, part
+
+    def _received(self, versions: tuple[int, ...], piece: Slice) -> bool:
+        """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""
+        if self._on_gpu:
+            for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                device.copy_(host)
+        return not self._sync or all(version == piece.step for version in versions)
+
+    def _finished(self, index: int, seconds: float) -> None:
+        self._done.append(index)
+        self._moved = time.monotonic()
+        self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
+
+    def _take(self, world: World, *, force: bool = False) -> None:
+        """Tells what is done, and asks for tickets when half of them are gone."""
+        membership = self._membership
+        wanted = min(MAX_TICKETS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
+        missing = wanted - len(membership.tickets)
+        count = missing if 2 * missing >= wanted and not membership.asked else 0
+        if count or (force and self._done):
+            with self._control.changed:
+                if membership.world is not world:
+                    return  # nobody answers what is asked for an earlier stay, and in the next one it would count as asked
+                membership.asked = membership.asked or count > 0
+            done, self._done = self._done, []
+            self._control.send(Say.TAKE, stay=world.stay, count=count, done=done)
+
+    def _ticket(self, client: ShardedClient, world: World, participates: bool) -> int | None:
+        """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""
+        control, membership = self._control, self._membership
+        if membership.world is not world:
+            return None
+        if membership.save is not None:
+            self._save_buffers()
+        self._take(world)
+        try:
+            return membership.tickets.popleft()
+        except IndexError:
+            pass
+        self._take(world, force=True)
+
+        def news() -> bool:
+            called = membership.evaluate or membership.save is not None
+            return called or bool(membership.tickets) or membership.world is not world
+
+        with control.changed:
+            idle = not control.changed.wait_for(news, IDLE)
+        if idle or membership.evaluate:
+            self._report()  # what comes next may last, and what is computed would not be counted meanwhile
+        if idle:
+            if participates:
+                client.leave()
+            # Others may compute what is left, evaluate it, or save it, for as long as that takes.
+            control.wait(lambda: news() or None, what="more slices, or the end", timeout=None)
+        if membership.save is not None and not idle:
+            return self._ticket(client, world, participates)
+        if membership.evaluate:
+            self._evaluate(client, world)
+        return -1 if idle or not membership.tickets else membership.tickets.popleft()
+
+    def _save_buffers(self) -> None:
+        with self._control.changed:
+            save, self._membership.save = self._membership.save, None
+        if save is not None:
+            self._control.send(Say.SAVED, id=save.id, **self._buffers.save(save.folder))
+
+    def _evaluate(self, client: ShardedClient, world: World) -> None:
+        """All slices are applied: what the user's `evaluate` says of the final parameters."""
+        self._membership.evaluate = False
+        self._trained = True
+        client.join()
+        client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
+        client.leave()
+        if self._on_gpu:
+            for host, device in zip(self._parameters, self._flat.parameters, strict=True):
+                device.copy_(host)
+        if self._task.evaluate is None:
+            raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
+        evaluation = self._task.evaluate()
+        log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
+        self._control.send(Say.EVALUATED, stay=world.stay, evaluation=evaluation)
+
+    def _host_copies(self) -> tuple[Any, ...]:
+        return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)
+
+
+def run(process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+    """The role of a worker of parameter servers."""
+    Worker(process=process, metrics=metrics, control=control, membership=membership).run()

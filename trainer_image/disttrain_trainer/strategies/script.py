@@ -1,0 +1,200 @@
+"""The agent of a script: runs the user's file unchanged, as torchrun would, in one world after another.
+
+When a member is lost, every agent stops its program and starts it again in the next generation; the store at the master keeps the
+generations apart.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from disttrain.api import environment
+from disttrain.api.names import SCRIPT_PATH
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.errors import Terminated, WrongInput
+from disttrain_trainer.net.control_client import Control
+from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.runtime import logs, machine, script_runner, termination
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import split_address
+from disttrain_trainer.runtime.subprocesses import Program
+from disttrain_trainer.strategies import joining
+
+log = logs.get_logger(__name__)
+
+SETTLE = 1.0
+"""Seconds in which the master may say that another member was lost, before a failed program is reported as the cause."""
+STOP_GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL, for a program whose world is over."""
+MAX_RESTARTS = "999"
+"""How often the agent would start the script again, for a script that asks: nobody counts here, the job's runPolicy does."""
+
+
+class Agent:
+    """The agent of one pod."""
+
+    def __init__(self, process: Process, metrics: Metrics) -> None:
+        self._process = process
+        self._metrics = metrics
+        self._rank = Rank()
+        self._file = script_file(process.config)
+        self._program: Program | None = None
+        self._terminated = False
+        self._control = Control(
+            process=process,
+            describe=self._rank.describe,
+            on_message=self._hear,
+            on_released=lambda: None,
+            agent=True,
+        )
+
+    def run(self) -> None:
+        """Until everybody's program is done. Raises ProgramFailed when this one's failed of itself, Terminated after SIGTERM."""
+        control, rank = self._control, self._rank
+        machine.on_sigterm(self._terminate)
+        machine.set_interface(os.environ, toward=split_address(self._process.config.addresses.rendezvous)[0])
+        control.start()
+        while not self._terminated:
+            rank.get_ready(control)
+            world = control.wait(
+                lambda: "over" if self._terminated or control.finished else rank.world,
+                what="the other workers and the master",
+                timeout=self._process.config.startup_timeout_seconds,
+            )
+            if control.finished or (isinstance(world, World) and self._run_in(world)):
+                return
+            self._metrics.recoveries += 1
+        raise Terminated
+
+    def _run_in(self, world: World) -> bool:
+        """The program in one world. True when the job is done, False when the world is over."""
+        control, rank = self._control, self._rank
+        program = self._start(world)
+        log.info("generation %d: the script runs", world.generation)
+
+        def over() -> bool:
+            return rank.world is not world
+
+        def result() -> int | None:
+            if (
+                self._terminated
+            ):  # it may save its state until the pod's grace period is over, whatever becomes of the others
+                return -1 if program.ended() else None
+            return -1 if over() else program.result()
+
+        try:
+            # A training takes any time, and its line is written.
+            code = control.wait(result, what="the script", timeout=None, said=True)
+            if code == 0:
+                rank.get_done(control)
+                return self._await_end(world)
+            if code > 0:
+                with control.changed:
+                    control.changed.wait_for(lambda: over() or self._terminated, SETTLE)
+                if not over() and not self._terminated:
+                    failure = program.failure(code)
+                    failure.last_line += termination.shadowing(failure.last_line, self._file.resolve().parent)
+                    # Should the master be lost now: its successor says REFORM, since it did not form this world.
+                    control.send(Say.FAILED, message=failure.last_line or str(failure))
+                    control.wait(
+                        lambda: True if rank.blamed or over() or self._terminated else None,
+                        what="the master's judgement",
+                        timeout=self._process.config.startup_timeout_seconds,
+                    )
+                    if rank.blamed and not self._terminated:
+                        raise failure
+                if not self._terminated:
+                    said = program.failure(code)
+                    log.warning("another worker had failed or was lost when this one did: %s", said.last_line or said)
+            if not self._terminated:
+                log.info("generation %d is over: a worker was lost", world.generation)
+            return False
+        finally:
+            program.stop(grace=STOP_GRACE, patient=lambda: self._terminated)
+
+    def _start(self, world: World) -> Program:
+        """The program of a world. Raises Terminated when none is to begin any more."""
+        config = self._process.config
+        arguments = config.trainer.script.args if config.trainer.script else ()
+        command = [sys.executable, script_runner.__file__, str(self._file), *arguments]
+        environs = [
+            contract(config, index=self._process.index, local_rank=local_rank, generation=world.generation)
+            for local_rank in range(config.processes_per_worker)
+        ]
+        with self._control.changed:
+            if self._terminated:
+                raise Terminated
+            self._program = Program(command, environs, changed=self._control.changed)
+            return self._program
+
+    def _await_end(self, world: World) -> bool:
+        """Waits until everybody's program is done: True. False when the world is over before, or this pod is to end."""
+        control, rank = self._control, self._rank
+        control.wait(
+            lambda: True if self._terminated or control.finished or rank.world is not world else None,
+            what="the others to finish",
+            timeout=None,  # what a script does at its end may take its time
+        )
+        return control.finished
+
+    def _hear(self, message: Message) -> None:
+        self._rank.on_message(message)
+        if message["type"] == Say.NOT_JOINED and self._program is not None:
+            spawned = joining.spawns(self._program.pids)
+            if spawned or self._process.config.world_size > 1:
+                seconds = float(message.get("seconds") or 0)
+                log.warning("%s", joining.hint(self._process.config, seconds=seconds, spawned=spawned))
+
+    def _terminate(self) -> None:
+        """SIGTERM: the program hears it too, and has the grace period; then this process ends, not as if it were done."""
+        with self._control.changed:
+            self._terminated = True
+            program = self._program
+            self._control.changed.notify_all()
+        if program is not None:
+            program.signal(signal.SIGTERM)
+
+
+def contract(config: JobConfig, *, index: int, local_rank: int, generation: int) -> dict[str, str]:
+    """torchrun's environment of a training process, the one of this number in its pod."""
+    host, port = split_address(config.addresses.rendezvous)
+    count = config.processes_per_worker
+    rank = index * count + local_rank
+    return {
+        environment.MASTER_ADDR: host,
+        environment.MASTER_PORT: str(port),
+        environment.RANK: str(rank),
+        environment.WORLD_SIZE: str(config.world_size),
+        environment.LOCAL_RANK: str(config.local_rank(rank)),
+        environment.LOCAL_WORLD_SIZE: str(config.local_world_size),
+        environment.GROUP_RANK: str(config.group_rank(index)),
+        environment.GROUP_WORLD_SIZE: str(config.groups),
+        environment.ROLE_NAME: "default",
+        environment.ROLE_RANK: str(rank),
+        environment.ROLE_WORLD_SIZE: str(config.world_size),
+        environment.USE_AGENT_STORE: "True",
+        environment.RESTART_COUNT: str(generation - 1),
+        environment.MAX_RESTARTS: MAX_RESTARTS,
+        environment.ELASTIC_RUN_ID: config.uid,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, machine.cpu_limit() // count)),
+    }
+
+
+def script_file(config: JobConfig) -> Path:
+    """The user's file: of the ConfigMap, or in the image or the current folder. Raises WrongInput."""
+    script = config.trainer.script
+    assert script is not None, "the role of an agent needs a script"
+    places = [Path(script.file)] if script.config_map is None else [Path(SCRIPT_PATH) / script.file, Path(script.file)]
+    for path in places:
+        if path.is_file():
+            return path.absolute()
+    origin = f"ConfigMap {script.config_map}" if script.config_map else f"{Path.cwd()} or the image"
+    raise WrongInput(f"trainer.script.file: {script.file!r} is not in {origin}; put it there, or correct the name")
+
+
+def run(process: Process, metrics: Metrics) -> None:
+    """The role of a script's agent."""
+    Agent(process, metrics).run()
