@@ -178,7 +178,7 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
 
 
 def _volumes(job: DistTrainJob, template: _Object) -> list[_Object]:
-    own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "JobRecord"}}]
+    own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
         own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
     if job.spec.data is not None and job.spec.data.volume is not None:

@@ -35,7 +35,7 @@ TEMPLATE = {
         "terminationGracePeriodSeconds": 120,
         "securityContext": {"runAsUser": 1000, "fsGroup": 1000, "supplementalGroups": [2000]},
         "volumes": [
-            {"name": "dshm", "emptyDir": {"medium": "JobRecord", "sizeLimit": "8Gi"}},
+            {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
             {"name": "logs", "emptyDir": {}},
         ],
         "initContainers": [{"name": "fetch", "image": "fetch:1"}],
