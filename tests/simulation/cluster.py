@@ -10,17 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from disttrain.api import DistTrainJob, Progress, Termination
-from disttrain.api.names import Role, pod_name
+from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import (
     DISRUPTED,
     Action,
-    CreateNetworkPolicy,
+    Create,
     CreatePod,
-    CreateService,
+    Delete,
     DeleteJob,
-    DeleteNetworkPolicy,
     DeletePod,
     Event,
     Phase,
@@ -38,8 +37,7 @@ class Cluster:
     now: datetime = START
     status: DistTrainJobStatus = field(default_factory=DistTrainJobStatus)
     pods: dict[str, PodView] = field(default_factory=dict)
-    service: bool = False
-    network_policy: bool = False
+    children: frozenset[ChildKind] = frozenset()
     deleted: bool = False
     writes: list[DistTrainJobStatus] = field(default_factory=list)
     others_well: list[bool] = field(default_factory=list)
@@ -186,14 +184,11 @@ class Cluster:
     def carry_out(self, action: Action, *, suspended: bool) -> None:
         """`suspended`: whether the job shall rest, as far as the operator knows."""
         match action:
-            case CreateService():
-                self._make("the Service", exists=self.service)
-                self.service = True
-            case CreateNetworkPolicy():
-                self._make("the NetworkPolicy", exists=self.network_policy)
-                self.network_policy = True
-            case DeleteNetworkPolicy():
-                self.network_policy = False
+            case Create(kind=kind):
+                self._make(f"the {kind}", exists=kind in self.children)
+                self.children |= {kind}
+            case Delete(kind=kind):
+                self.children -= {kind}
             case CreatePod(role=role, index=index, attempt=attempt):
                 name = pod_name(self.body["metadata"]["name"], role, index)
                 if name in self.pods:
@@ -246,7 +241,7 @@ class Operator:
     report: Progress | None = None
     report_read: datetime | None = None
     listening_since: datetime = START
-    children: tuple[bool, bool] = (False, False)
+    children: frozenset[ChildKind] = frozenset()
 
     def __post_init__(self) -> None:
         self.restart()
@@ -267,7 +262,7 @@ class Operator:
 
     def hear_all(self) -> None:
         self.pods = dict(self.cluster.pods)
-        self.children = (self.cluster.service, self.cluster.network_policy)
+        self.children = self.cluster.children
         self.job = self.cluster.job
 
     def poll(self) -> None:
@@ -277,13 +272,11 @@ class Operator:
 
     @property
     def snapshot(self) -> Snapshot:
-        service, network_policy = self.children
         return Snapshot(
             job=self.job,
             now=self.cluster.now,
             pods=tuple(self.pods.values()),
-            service_exists=service,
-            network_policy_exists=network_policy,
+            children=self.children,
             progress=self.report,
             progress_read=self.report_read,
             listening_since=self.listening_since,

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from disttrain.api.names import Role
+from disttrain.api.names import ChildKind, Role
 from disttrain.plan import Plan, decide
-from disttrain.plan.model import DISRUPTED, CreateNetworkPolicy, CreatePod, CreateService, Phase, PodView
+from disttrain.plan.model import DISRUPTED, Create, CreatePod, Phase, PodView
 from simulation.cluster import Cluster, Operator
 from simulation.jobs import jobs
 from width import WIDE
@@ -125,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def somebody_deletes_the_service(self) -> None:
-        self.cluster.service = False
+        self.cluster.children -= {ChildKind.SERVICE}
 
     # The operator
 
@@ -324,7 +324,7 @@ class AnyOrder(RuleBasedStateMachine):
         writes, forced = len(self.cluster.writes), len(self.cluster.forced_without_need)
         plan = self._reconcile()
         assert len(self.cluster.forced_without_need) == forced, "a pod was removed by force though its node reports"
-        creations = (CreatePod, CreateService, CreateNetworkPolicy)
+        creations = (CreatePod, Create)
         assert not (self.cluster.finished and any(isinstance(action, creations) for action in plan.actions))
         return bool(plan.actions) or len(self.cluster.writes) > writes
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from disttrain.api import DistTrainJob, Progress, Termination
-from disttrain.api.names import Role, pod_name
+from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Snapshot, decide
 from disttrain.plan.model import Phase, PodView, Refusal
@@ -77,8 +77,7 @@ snapshots = st.builds(
     job=jobs().map(DistTrainJob.parse),
     now=st.just(NOW),
     pods=pods(),
-    service_exists=st.booleans(),
-    network_policy_exists=st.booleans(),
+    children=st.frozensets(st.sampled_from(ChildKind)),
     progress=st.none() | reports,
     progress_read=st.none() | moments,
     refusals=st.lists(

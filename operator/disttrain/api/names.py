@@ -67,6 +67,16 @@ class Role(StrEnum):
         return {"master": "Master", "parameter-server": "ParameterServer", "worker": "Worker"}[self.value]
 
 
+class ChildKind(StrEnum):
+    """A kind of object of which a job has at most one; it has the job's name. A new kind is a line here, a rule in `plan.children.NEEDED`,
+    a manifest in `manifests.CHILDREN`, and its place in `kube.api.CHILDREN`."""
+
+    SERVICE = "Service"
+    """The headless Service that gives every pod of the job a stable name."""
+    NETWORK_POLICY = "NetworkPolicy"
+    """The NetworkPolicy of network.policy JobOnly."""
+
+
 def checkpoint_dir(job: str, uid: str) -> str:
     """A job's own folder on the claim of its checkpoints: jobs that share a claim, or a name one after the other, never meet there."""
     return f"{CHECKPOINT_PATH}/{job}-{uid[:8]}"

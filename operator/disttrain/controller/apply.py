@@ -11,16 +11,15 @@ from datetime import datetime
 from itertools import groupby
 
 from disttrain.api import DistTrainJob
-from disttrain.api.names import KIND, pod_name, service_name
+from disttrain.api.names import KIND, pod_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.record import Child, JobRecord
 from disttrain.controller.turns import Slots
 from disttrain.kube.api import (
+    CHILDREN,
     JOBS,
-    NETWORK_POLICIES,
     PODS,
-    SERVICES,
     Body,
     Conflict,
     KubeApi,
@@ -29,14 +28,14 @@ from disttrain.kube.api import (
     Resource,
     Unavailable,
 )
-from disttrain.manifests import build_network_policy, build_pod, build_service
+from disttrain.manifests import CHILDREN as MANIFESTS
+from disttrain.manifests import build_pod
 from disttrain.plan.model import (
     Action,
-    CreateNetworkPolicy,
+    Create,
     CreatePod,
-    CreateService,
+    Delete,
     DeleteJob,
-    DeleteNetworkPolicy,
     DeletePod,
     Refusal,
 )
@@ -98,15 +97,13 @@ class Executor:
         """True when a child went at once."""
         namespace, name = job.metadata.namespace, job.metadata.name
         match action:
-            case CreateService():
-                child = Child(SERVICES, Key(namespace, service_name(name)))
-                return await self._create(job, record, child, lambda: build_service(job))
-            case CreateNetworkPolicy():
-                child = Child(NETWORK_POLICIES, Key(namespace, name))
-                return await self._create(job, record, child, lambda: build_network_policy(job))
-            case DeleteNetworkPolicy():
-                policies = list(self._cache.network_policies.owned_by(namespace, job.metadata.uid))
-                gone = [await self._delete(job, NETWORK_POLICIES, one.key, one.uid, None) for one in policies]
+            case Create(kind=kind):
+                child = Child(CHILDREN[kind], Key(namespace, name))
+                return await self._create(job, record, child, lambda: MANIFESTS[kind](job))
+            case Delete(kind=kind):
+                resource = CHILDREN[kind]
+                existing = list(self._cache.stores[resource].owned_by(namespace, job.metadata.uid))
+                gone = [await self._delete(job, resource, one.key, one.uid, None) for one in existing]
                 return any(gone)
             case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept):
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
@@ -182,7 +179,7 @@ class Executor:
         return False
 
 
-CREATIONS = (CreateService, CreateNetworkPolicy, CreatePod)
+CREATIONS = (Create, CreatePod)
 
 
 class ChildNotCreated(Exception):

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from disttrain.api.names import GROUP, KIND, LABEL_JOB_NAME, MANAGED_BY
 from disttrain.api.stored import ReadJob, read_stored
 from disttrain.controller.projection import project_pod
-from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, Body, Resource
+from disttrain.kube.api import CHILDREN, JOBS, PODS, Body, Resource
 from disttrain.plan.model import PodView
 
 T = TypeVar("T")
@@ -193,14 +193,8 @@ class Cache:
         self.pods: Store[CachedPod] = Store(
             lambda body: CachedPod(project_pod(body), body.get("status", {}).get("podIP", ""))
         )
-        self.services: Store[None] = Store(lambda _: None)
-        self.network_policies: Store[None] = Store(lambda _: None)
-        self.stores: dict[Resource, Store[Any]] = {
-            JOBS: self.jobs,
-            PODS: self.pods,
-            SERVICES: self.services,
-            NETWORK_POLICIES: self.network_policies,
-        }
+        others: dict[Resource, Store[Any]] = {resource: Store(lambda _: None) for resource in CHILDREN.values()}
+        self.stores: dict[Resource, Store[Any]] = {JOBS: self.jobs, PODS: self.pods, **others}
 
     def shows(self, resource: Resource, key: Key, owner: str) -> bool:
         """Whether a child of the job of that uid is there, and is one that the plan can see."""

@@ -1,4 +1,4 @@
-"""What kopf calls: decorators and one line each. A handler takes the news into the cache and queues the job; it never acts.
+"""What kopf calls: one handler a kind. A handler takes the news into the cache and queues the job; it never acts.
 
 Only `on.event`: kopf's other handlers are edge-triggered and write annotations and finalizers on the objects. No lost event matters, since
 `resync` finds whatever none told of.
@@ -9,9 +9,9 @@ from typing import Any
 
 import kopf
 
-from disttrain.api.names import GROUP, LABEL_JOB_NAME, PLURAL, VERSION
 from disttrain.controller.intake import Intake
-from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES
+from disttrain.controller.resync import SELECTORS
+from disttrain.kube.api import Resource
 
 
 def register(intake: Intake, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
@@ -26,23 +26,15 @@ def register(intake: Intake, end: Callable[[], Awaitable[None]]) -> kopf.Operato
     async def cleanup(**_: Any) -> None:
         await end()
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def job(event: kopf.RawEvent, **_: Any) -> None:
-        intake.take(JOBS, event)
-
-    @kopf.on.event("", "v1", "pods", registry=registry)
-    async def pod(event: kopf.RawEvent, **_: Any) -> None:
-        intake.take(PODS, event)
-
-    @kopf.on.event("", "v1", "services", registry=registry)
-    async def service(event: kopf.RawEvent, **_: Any) -> None:
-        intake.take(SERVICES, event)
-
-    @kopf.on.event("networking.k8s.io", "v1", "networkpolicies", registry=registry)
-    async def network_policy(event: kopf.RawEvent, **_: Any) -> None:
-        intake.take(NETWORK_POLICIES, event)
-
+    for resource in SELECTORS:
+        _watch(resource, intake, registry)
     return registry
+
+
+def _watch(resource: Resource, intake: Intake, registry: kopf.OperatorRegistry) -> None:
+    @kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)
+    async def take(event: kopf.RawEvent, **_: Any) -> None:
+        intake.take(resource, event)
 
 
 class _NoLastState(kopf.DiffBaseStorage):
@@ -82,8 +74,9 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True  # else it lists and watches CRDs and namespaces, which a namespaced Role may not
     settings.peering.standalone = True  # the Lease is our lock
     settings.posting.enabled = False  # our Events are our own
-    for resource in ("pods", "services", "networkpolicies"):
-        settings.watching.label_selectors[resource] = LABEL_JOB_NAME
+    for resource, selector in SELECTORS.items():
+        if selector:
+            settings.watching.label_selectors[resource.plural] = selector
     settings.watching.chunk_size = 500
     settings.watching.server_timeout = 600  # stalled watches: nolar/kopf#585, #698
     settings.watching.connect_timeout = 10

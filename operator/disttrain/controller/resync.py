@@ -18,14 +18,14 @@ from typing import Any
 from disttrain.api.names import LABEL_JOB_NAME
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Store
 from disttrain.controller.metrics import DRIFT
-from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, KubeApi, NotFound, Page, Resource
+from disttrain.kube.api import CHILDREN, JOBS, PODS, ApiError, KubeApi, NotFound, Page, Resource
 
 log = logging.getLogger(__name__)
 
 SOON_SECONDS = 2.0
 """From a watch's new list to a comparison: the watches of all kinds break and begin anew within moments of one another."""
 
-SELECTORS = {PODS: LABEL_JOB_NAME, SERVICES: LABEL_JOB_NAME, NETWORK_POLICIES: LABEL_JOB_NAME, JOBS: ""}
+SELECTORS = {PODS: LABEL_JOB_NAME, **dict.fromkeys(CHILDREN.values(), LABEL_JOB_NAME), JOBS: ""}
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
 
 

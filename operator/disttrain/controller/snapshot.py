@@ -7,6 +7,7 @@ from disttrain.api import DistTrainJob
 from disttrain.api.names import Role
 from disttrain.controller.cache import Cache, CachedPod, Entry
 from disttrain.controller.record import JobRecord
+from disttrain.kube.api import CHILDREN
 from disttrain.plan.model import Phase, PodView, Snapshot
 
 CANNOT_START = "CreateContainerConfigError"
@@ -23,8 +24,7 @@ def take_snapshot(
         job=job,
         now=now,
         pods=tuple(sorted(views, key=lambda view: (view.role, view.index, view.name))),
-        service_exists=any(cache.services.owned_by(*owner)),
-        network_policy_exists=any(cache.network_policies.owned_by(*owner)),
+        children=frozenset(kind for kind, where in CHILDREN.items() if any(cache.stores[where].owned_by(*owner))),
         progress=record.progress,
         progress_read=record.progress_read,
         step_seen=record.step_seen,

@@ -7,34 +7,42 @@ ApiError
 └── Unavailable    401, 408, 429, 5xx, no answer or none that can be read: the very same request may succeed later
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
-from disttrain.api.names import GROUP, KIND, PLURAL, VERSION
+from disttrain.api.names import GROUP, KIND, PLURAL, VERSION, ChildKind
 
 Body: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind of namespaced object: where it is found."""
+    """A kind of namespaced object, and where the API server has it. `group` is "" for the core group."""
 
-    prefix: str
+    group: str
+    version: str
     plural: str
     kind: str
 
     def path(self, namespace: str | None, *rest: str) -> str:
         scope = (f"namespaces/{namespace}",) if namespace else ()
-        return "/".join((self.prefix, *scope, self.plural, *rest))
+        prefix = f"/apis/{self.group}" if self.group else "/api"
+        return "/".join((prefix, self.version, *scope, self.plural, *rest))
 
 
-JOBS = Resource(f"/apis/{GROUP}/{VERSION}", PLURAL, KIND)
-PODS = Resource("/api/v1", "pods", "Pod")
-SERVICES = Resource("/api/v1", "services", "Service")
-NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies", "NetworkPolicy")
-EVENTS = Resource("/api/v1", "events", "Event")
-LEASES = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
+JOBS = Resource(GROUP, VERSION, PLURAL, KIND)
+PODS = Resource("", "v1", "pods", "Pod")
+SERVICES = Resource("", "v1", "services", "Service")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+
+CHILDREN: Mapping[ChildKind, Resource] = MappingProxyType(
+    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES}
+)
+"""Where the API server has a job's object of each kind."""
 
 
 class ApiError(Exception):

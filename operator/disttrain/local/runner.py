@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import Role, pod_name
+from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
@@ -138,8 +138,7 @@ class Run:
             job=job,
             now=datetime.now(UTC),
             pods=tuple(self._view(process) for process in self._processes.values()),
-            service_exists=True,  # loopback needs no Service,
-            network_policy_exists=True,  # and lets nobody else in
+            children=frozenset(ChildKind),  # processes on the loopback address need none of them
             progress=self._progress,
             progress_read=self._progress_read,
             step_seen=self._step_seen,
@@ -179,7 +178,7 @@ class Run:
                     process.stop(self._grace(process) if grace is None else grace)
                     if not process.alive:
                         self._wake.set()
-                case _:  # Services, policies and the TTL of the job have no meaning here
+                case _:  # a local run has no other children, and no TTL
                     pass
         status = _without_suspend(plan.status) if self.interrupted else plan.status
         if status != self.job.status:

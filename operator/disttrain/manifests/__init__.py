@@ -1,12 +1,24 @@
 """The objects that a job is made of, as the dicts that the API server takes. Pure: a job in, a manifest out; no client, no clock."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import ChildKind
 from disttrain.manifests.environment import cluster_addresses, training_environment
 from disttrain.manifests.network_policy import build_network_policy
 from disttrain.manifests.pod import build_pod
 from disttrain.manifests.service import build_service
 from disttrain.manifests.size import TooLarge, too_large
 
+CHILDREN: Mapping[ChildKind, Callable[[DistTrainJob], dict[str, Any]]] = MappingProxyType(
+    {ChildKind.SERVICE: build_service, ChildKind.NETWORK_POLICY: build_network_policy}
+)
+"""The manifest of a job's object of each kind."""
+
 __all__ = [
+    "CHILDREN",
     "TooLarge",
     "build_network_policy",
     "build_pod",

@@ -3,19 +3,19 @@
 Not here: whether a failed pod counts (restart.py). A pod is removed only after that was written down.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
-from disttrain.api.names import Role
+from disttrain.api.names import ChildKind, Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import NetworkPolicyMode
 from disttrain.plan import account, disruptions, lost_nodes, words
 from disttrain.plan.model import (
     Action,
-    CreateNetworkPolicy,
+    Create,
     CreatePod,
-    CreateService,
-    DeleteNetworkPolicy,
+    Delete,
     DeletePod,
     Event,
     Phase,
@@ -32,11 +32,21 @@ WRONG_OBJECT_DELAY = timedelta(seconds=60)
 """The same for one that the API server calls wrong. An admission policy says so too (422), and somebody may lift it."""
 
 
+NEEDED: Mapping[ChildKind, Callable[[JobView], bool]] = MappingProxyType(
+    {
+        ChildKind.SERVICE: lambda _: True,
+        ChildKind.NETWORK_POLICY: lambda view: view.spec.network.policy is NetworkPolicyMode.JOB_ONLY,
+    }
+)
+"""Whether a job needs its object of a kind, in the order in which they are created. One that it no longer needs is deleted."""
+
+
 def converge(view: JobView) -> Step:
     """What is missing is made, what is old is deleted."""
     deletions: tuple[Action, ...] = (*_deletions(view), *lost_nodes.forced(view))
-    if view.spec.network.policy is NetworkPolicyMode.NONE and view.snapshot.network_policy_exists:
-        deletions += (DeleteNetworkPolicy(),)
+    deletions += tuple(
+        Delete(kind=kind) for kind, needed in NEEDED.items() if kind in view.snapshot.children and not needed(view)
+    )
     waits = [moment for pod in view.failed if (moment := account.release(view, pod)) > view.now]
     lost = disruptions.one_more(view) if disruptions.taken_away(view) else disruptions.carried_over(view)
     held = _held_until(view, disruptions.paused_until(lost))
@@ -128,10 +138,9 @@ def _deletions(view: JobView) -> Iterator[DeletePod]:
 
 
 def _creations(view: JobView) -> Iterator[Action]:
-    if not view.snapshot.service_exists:
-        yield CreateService()
-    if view.spec.network.policy is NetworkPolicyMode.JOB_ONLY and not view.snapshot.network_policy_exists:
-        yield CreateNetworkPolicy()
+    for kind, needed in NEEDED.items():
+        if kind not in view.snapshot.children and needed(view):
+            yield Create(kind=kind)
     if view.runs_command and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
         return  # nothing of ours in those programs refuses a peer of another attempt
     image = next((pod.trainer_image for pod in view.present.values() if pod.trainer_image), "")

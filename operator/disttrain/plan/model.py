@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import Role
+from disttrain.api.names import ChildKind, Role
 from disttrain.api.runtime import Progress, Termination
 from disttrain.api.status import DistTrainJobStatus
 
@@ -112,8 +112,8 @@ class Snapshot:
     now: datetime
     pods: tuple[PodView, ...] = ()
     """Every pod whose controller is this very job (by uid), deleting ones included."""
-    service_exists: bool = False
-    network_policy_exists: bool = False
+    children: frozenset[ChildKind] = frozenset()
+    """The kinds of which the job has its object."""
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None
@@ -139,18 +139,17 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateService:
-    """Make the headless Service."""
+class Create:
+    """Create the job's object of a kind."""
+
+    kind: ChildKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateNetworkPolicy:
-    """Make the NetworkPolicy of network.policy JobOnly."""
+class Delete:
+    """Delete the job's object of a kind."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteNetworkPolicy:
-    """Delete the job's NetworkPolicy: network.policy has become None."""
+    kind: ChildKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +179,7 @@ class DeleteJob:
     """Delete the job itself: its TTL is over."""
 
 
-Action: TypeAlias = CreateService | CreateNetworkPolicy | DeleteNetworkPolicy | CreatePod | DeletePod | DeleteJob
+Action: TypeAlias = Create | Delete | CreatePod | DeletePod | DeleteJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

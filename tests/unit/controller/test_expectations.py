@@ -24,7 +24,7 @@ def overdue(awaited: Expectations, now: float) -> list[tuple[Key, str]]:
 def test_creation_is_known_at_once_and_awaited_until_it_is_seen() -> None:
     awaited = Expectations(cache := Cache())
     awaited.created(JOB, SERVICES, child(), now=0)
-    assert cache.services.get(CHILD)
+    assert cache.stores[SERVICES].get(CHILD)
     assert overdue(awaited, LATE - 1) == []
     awaited.seen(JOB, "u1", gone=False)
     assert overdue(awaited, LATE + 1) == []
@@ -33,7 +33,7 @@ def test_creation_is_known_at_once_and_awaited_until_it_is_seen() -> None:
 
 def test_creation_that_was_seen_before_its_answer_came_is_not_awaited() -> None:
     awaited = Expectations(cache := Cache())
-    cache.services.put(child(version=6))
+    cache.stores[SERVICES].put(child(version=6))
     awaited.created(JOB, SERVICES, child(), now=0)
     assert awaited.next_deadline(JOB) is None
 
@@ -59,5 +59,5 @@ def test_what_is_gone_is_neither_known_nor_awaited_any_more() -> None:
     awaited.created(JOB, SERVICES, child(), now=0)
     awaited.gone(JOB, SERVICES, CHILD, "u1")
     assert awaited.next_deadline(JOB) is None
-    assert cache.services.get(CHILD) is None
-    assert cache.services.put(child(version=7)) is None
+    assert cache.stores[SERVICES].get(CHILD) is None
+    assert cache.stores[SERVICES].put(child(version=7)) is None

@@ -80,7 +80,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_lists_anew() -> None:
     parts = Parts()
-    parts.cache.services.put(service("digits"))
+    parts.cache.stores[SERVICES].put(service("digits"))
     async with parts.running():
         assert parts.server.lists == 0
         parts.watch_health.broken.set()
@@ -90,7 +90,7 @@ async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_li
 async def test_comparison_that_fails_is_made_again_soon() -> None:
     parts = Parts()
     parts.server.failures = 3
-    parts.cache.services.put(service("digits"))
+    parts.cache.stores[SERVICES].put(service("digits"))
     async with parts.running():
         parts.watch_health.broken.set()
         assert await asyncio.wait_for(parts.gone.get(), 5) == "digits"
@@ -101,10 +101,10 @@ async def test_object_that_is_newer_than_the_list_has_not_vanished() -> None:
     parts = Parts()
     newer = service("digits")
     newer["metadata"]["resourceVersion"] = "101"
-    parts.server.meanwhile = lambda: parts.cache.services.put(newer)
+    parts.server.meanwhile = lambda: parts.cache.stores[SERVICES].put(newer)
     await parts.resync.once()
     assert parts.gone.empty()
-    assert len(parts.cache.services) == 1
+    assert len(parts.cache.stores[SERVICES]) == 1
     assert parts.restored == []
 
 
@@ -113,21 +113,23 @@ async def test_list_that_is_older_than_what_is_known_tells_of_an_api_server_rest
     await parts.resync.once()
     known = service("digits")
     known["metadata"]["resourceVersion"] = "200"
-    parts.cache.services.put(known)
+    parts.cache.stores[SERVICES].put(known)
     parts.server.services = [service("digits"), service("letters")]
     await parts.resync.once()
     assert [str(error) for error in parts.restored] == [
         "the API server was restored from a backup: "
         "its list of services has version 100, and version 200 was seen before"
     ]
-    assert [entry.key.name for entry in parts.cache.services] == ["digits"], "nothing is mixed into an old cache"
+    assert [entry.key.name for entry in parts.cache.stores[SERVICES]] == ["digits"], (
+        "nothing is mixed into an old cache"
+    )
 
 
 async def test_older_state_of_an_object_in_a_newer_list_tells_so_too() -> None:
     parts = Parts()
     known = service("digits")
     known["metadata"]["resourceVersion"] = "200"
-    parts.cache.services.put(known)
+    parts.cache.stores[SERVICES].put(known)
     parts.server.version = 300
     parts.server.services = [service("digits")]
     await parts.resync.once()
@@ -138,8 +140,8 @@ async def test_older_state_in_a_list_that_was_overtaken_by_the_watch_is_nothing_
     parts = Parts()
     changed = service("digits")
     changed["metadata"]["resourceVersion"] = "200"
-    parts.cache.services.put(service("digits"))
+    parts.cache.stores[SERVICES].put(service("digits"))
     parts.server.services = [service("digits")]
-    parts.server.meanwhile = lambda: parts.cache.services.put(changed)
+    parts.server.meanwhile = lambda: parts.cache.stores[SERVICES].put(changed)
     await parts.resync.once()
     assert parts.restored == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from disttrain.api import DistTrainJob, Progress
-from disttrain.api.names import API_VERSION, KIND
+from disttrain.api.names import API_VERSION, KIND, ChildKind
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.progress import Master
@@ -16,7 +16,7 @@ from disttrain.controller.record import JobRecord
 from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.volume_failures import MOUNT_SECONDS, VolumeFailures
 from disttrain.kube.api import EVENTS, JOBS, NETWORK_POLICIES, PODS, SERVICES, Resource
-from disttrain.plan.model import DeleteNetworkPolicy, Phase
+from disttrain.plan.model import Delete, Phase
 from unit.controller.fake_api import NOON, ApiServer, job
 from unit.controller.fake_cluster import Operator
 from unit.controller.hand_turned import hand_turned
@@ -53,9 +53,9 @@ def the_job(namespace: str = "team") -> dict[str, Any]:
 
 
 def seen(cache: Cache) -> tuple[int, bool, bool]:
-    """Pods, Service and NetworkPolicy that the plan of the job sees."""
+    """The number of pods, and whether there is a Service and a NetworkPolicy, as the plan of the job sees them."""
     snapshot = take_snapshot(cache, JobRecord(UID), DistTrainJob.parse(the_job()), NOON)
-    return len(snapshot.pods), snapshot.service_exists, snapshot.network_policy_exists
+    return len(snapshot.pods), *(kind in snapshot.children for kind in (ChildKind.SERVICE, ChildKind.NETWORK_POLICY))
 
 
 @KINDS
@@ -113,9 +113,9 @@ async def test_report_of_another_namespaces_master_is_not_taken_for_our_masters(
 async def test_network_policy_of_another_namespace_is_never_deleted_for_our_job() -> None:
     server = ApiServer()
     operator = Operator(server)
-    operator.cache.network_policies.put(child(NETWORK_POLICIES, "evil", uid="theirs"))
+    operator.cache.stores[NETWORK_POLICIES].put(child(NETWORK_POLICIES, "evil", uid="theirs"))
     parsed = DistTrainJob.parse(the_job())
-    await operator.executor.carry_out(parsed, JobRecord(UID), (DeleteNetworkPolicy(),))
+    await operator.executor.carry_out(parsed, JobRecord(UID), (Delete(kind=ChildKind.NETWORK_POLICY),))
     assert server.asked("delete", NETWORK_POLICIES) == []
 
 

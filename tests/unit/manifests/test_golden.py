@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from disttrain.manifests import build_network_policy, build_pod, build_service
+from disttrain.manifests import CHILDREN, build_pod
 from unit.manifests.jobs import JOBS
 
 FOLDER = Path(__file__).parent / "golden"
@@ -25,7 +25,7 @@ class _Plain(yaml.SafeDumper):
 def manifests(name: str) -> str:
     """All that a job of jobs.py becomes, as one YAML stream."""
     job, pods = JOBS[name]
-    objects = [build_service(job), build_network_policy(job)]
+    objects = [build(job) for build in CHILDREN.values()]
     objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE) for role, index in pods]
     return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=140)
 

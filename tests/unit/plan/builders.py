@@ -11,15 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from disttrain.api import DistTrainJob, Progress, Termination
-from disttrain.api.names import Role, pod_name
+from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import Condition, DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import (
     Action,
-    CreateNetworkPolicy,
+    Create,
     CreatePod,
-    CreateService,
-    DeleteNetworkPolicy,
+    Delete,
     DeletePod,
     Phase,
     PodView,
@@ -55,8 +54,7 @@ class Scene:
         self.now = NOON
         self.pods: dict[str, PodView] = {}
         self.status = DistTrainJobStatus()
-        self.service = False
-        self.network_policy = False
+        self.children: frozenset[ChildKind] = frozenset()
         self.report: Progress | None = None
         self.report_read: datetime | None = None
         self.step_seen: datetime | None = None
@@ -212,8 +210,7 @@ class Scene:
             job=self.job,
             now=self.now,
             pods=tuple(self.pods.values()),
-            service_exists=self.service,
-            network_policy_exists=self.network_policy,
+            children=self.children,
             progress=self.report,
             progress_read=self.report_read,
             step_seen=self.step_seen,
@@ -253,12 +250,10 @@ class Scene:
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case CreateService():
-                self.service = True
-            case CreateNetworkPolicy():
-                self.network_policy = True
-            case DeleteNetworkPolicy():
-                self.network_policy = False
+            case Create(kind=kind):
+                self.children |= {kind}
+            case Delete(kind=kind):
+                self.children -= {kind}
             case CreatePod():
                 self.create(action)
             case DeletePod(name=name, uid=uid):

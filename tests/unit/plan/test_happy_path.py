@@ -5,15 +5,16 @@ from datetime import timedelta
 import pytest
 
 from disttrain.api import Progress, Termination
+from disttrain.api.names import ChildKind
 from disttrain.api.reasons import JobState, Reason
 from disttrain.plan import decide
-from disttrain.plan.model import CreateNetworkPolicy, CreatePod, CreateService, DeleteJob, DeleteNetworkPolicy, Phase
+from disttrain.plan.model import Create, CreatePod, Delete, DeleteJob, Phase
 from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
 
 
 def test_everything_is_made_in_one_pass_master_first():
     plan = make_job().servers(2).workers(3).step()
-    assert plan.actions[:2] == (CreateService(), CreateNetworkPolicy())
+    assert plan.actions[:2] == (Create(kind=ChildKind.SERVICE), Create(kind=ChildKind.NETWORK_POLICY))
     assert created(plan) == [(MASTER, 0), (SERVER, 0), (SERVER, 1), (WORKER, 0), (WORKER, 1), (WORKER, 2)]
     assert plan.status.start_time == NOON
     assert plan.status.attempt == 1
@@ -36,13 +37,13 @@ def test_the_pass_that_tells_of_the_beginning_need_not_be_the_one_that_made_the_
 
 def test_network_policy_none_makes_none():
     plan = make_job().spec(network={"policy": "None"}).step()
-    assert CreateNetworkPolicy() not in plan.actions
+    assert Create(kind=ChildKind.NETWORK_POLICY) not in plan.actions
 
 
 def test_a_service_or_policy_that_somebody_deleted_is_made_again():
     scene = make_job().training()
-    scene.service = scene.network_policy = False
-    assert scene.step().actions == (CreateService(), CreateNetworkPolicy())
+    scene.children = frozenset()
+    assert scene.step().actions == (Create(kind=ChildKind.SERVICE), Create(kind=ChildKind.NETWORK_POLICY))
     assert scene.status.state is JobState.TRAINING
 
 
@@ -248,9 +249,9 @@ def test_decide_is_a_function():
 
 def test_network_policy_goes_when_nobody_wants_it_any_more():
     scene = make_job().training().spec(network={"policy": "None"})
-    assert scene.step().actions == (DeleteNetworkPolicy(),)
+    assert scene.step().actions == (Delete(kind=ChildKind.NETWORK_POLICY),)
     assert scene.step().actions == ()
-    assert CreateNetworkPolicy() in scene.spec(network={"policy": "JobOnly"}).step().actions
+    assert Create(kind=ChildKind.NETWORK_POLICY) in scene.spec(network={"policy": "JobOnly"}).step().actions
 
 
 def test_a_worker_that_crashes_after_the_master_said_that_all_is_done_fails_nothing() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.api.names import Role, pod_name
+from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.stored import ReadJob, read_stored
 from disttrain.controller.status import status_patch
 from disttrain.plan import Plan, Snapshot, decide
@@ -81,8 +81,7 @@ def look(body: dict[str, Any], like: dict[str, Any]) -> Pass:
         job=read.job,
         now=NOW,
         pods=pods,
-        service_exists=bool(status),
-        network_policy_exists=bool(status),
+        children=frozenset(ChildKind if status else ()),
         listening_since=NOW,
         not_understood=read.not_understood,
     )
