@@ -1,6 +1,6 @@
 """What a job is made of against what there is: the Service, the NetworkPolicy, the pods. Makes what is missing, removes what is old.
 
-Not here: whether a failed pod counts (restart.py). A pod is removed only after that was written down.
+Not here: whether a failed pod counts (failures/). A pod is removed only after that was written down.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,8 @@ from types import MappingProxyType
 from disttrain.api.names import ChildKind, Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import NetworkPolicyMode
-from disttrain.plan import account, disruptions, lost_nodes, words
+from disttrain.plan import disruptions, lost_nodes, words
+from disttrain.plan.failures import account
 from disttrain.plan.model import (
     Action,
     Create,

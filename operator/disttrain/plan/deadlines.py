@@ -1,6 +1,6 @@
 """The deadlines of a job: to start, to recover, to make a step, to be done.
 
-Not here: the waits inside the training (each has its own deadline there), the back-off (restart.py), the TTL (cleanup.py).
+Not here: the waits inside the training (each has its own deadline there), the back-off (failures/), the TTL (cleanup.py).
 """
 
 from collections.abc import Iterator
@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import WHOLE_JOB, LastRestart
-from disttrain.plan import account, conditions, restart, words
+from disttrain.plan import conditions, words
 from disttrain.plan.ending import fail
+from disttrain.plan.failures import account, steps
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import REPORT_TIMEOUT, JobView, Slot
@@ -108,13 +109,13 @@ def _stalled(view: JobView) -> Step:
             events=(Event(reason=Reason.STALLED, message=message, warning=True),),
             again=True,
         )
-    if over := restart.limit_exceeded(view, message):
+    if over := steps.limit_exceeded(view, message):
         return over
     blame, index = _awaited(view) or (None, 0)
     role = blame.status_name if blame is not None else WHOLE_JOB
     last = LastRestart(role=role, index=index, reason=Reason.STALLED, message=message, time=view.second)
     restarts = account.record(view, failed=1, counted=True, last=last)
-    return restart.restart_job(view, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
+    return steps.restart_job(view, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
 
 
 def _awaited(view: JobView) -> Slot | None:

@@ -1,38 +1,49 @@
-"""decide: a snapshot of a job in, what shall be done out. Pure: the same snapshot gives the same plan, on a cluster and without.
+"""decide: from the snapshot of a job to its plan. Pure: the same snapshot gives the same plan, on a cluster and without.
 
-The order of the policies is the behaviour of the operator, so it stands here and nowhere else. Each has a file of its own.
+The order of the policies is the behaviour of the operator; it is written here and nowhere else. Each policy has a file of its own.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from disttrain.api.names import MANAGED_BY
-from disttrain.plan import children, deadlines, report, restart, success, suspend
+from disttrain.plan import children, deadlines, report, success, suspend
 from disttrain.plan.cleanup import after_the_end
+from disttrain.plan.failures.policy import failures
 from disttrain.plan.hands_off import hands_off
 from disttrain.plan.model import Plan, Snapshot
+from disttrain.plan.step import Step
 from disttrain.plan.view import JobView
+
+Policy: TypeAlias = Callable[[JobView], Step | None]
+"""Its answer for a job; None: the next policy is asked."""
+
+POLICIES: tuple[Policy, ...] = (
+    # Work that is done stays done: no failure, deadline or suspension after it undoes it.
+    success.reached,
+    # Pods that the operator ends may fail or miss a deadline on the way; that is no fault of the job.
+    suspend.asked,
+    # The deadlines come before the retries: a job that must not run any longer is not restarted.
+    deadlines.passed,
+    # Every failure is written down before anything is created or deleted because of it.
+    failures,
+    # Otherwise: what is missing is created, what is old is deleted. This policy always answers.
+    children.converge,
+)
+"""The policies of a job that runs or is to run, in their order. The first one that answers decides."""
 
 
 def decide(snapshot: Snapshot) -> Plan:
-    """What shall be done about a job now."""
+    """The plan for a job now."""
     view = JobView(snapshot)
-    # Somebody else's job (KEP-2232), or one that is being deleted: its children go by their ownerReferences.
+    # Another controller's job (KEP-2232), or one that is being deleted: the garbage collector deletes its children.
     if view.spec.managed_by != MANAGED_BY or view.job.metadata.deletion_timestamp is not None:
         return Plan(status=view.status)
-    # The end is final, whatever the spec says since and however the pods are.
+    # The end is final, whatever the spec says since then and whatever state the pods are in.
     if view.finished:
         return after_the_end(view)
-    # Another version stored it, and knows more of it than we do. Its pods stay, and nothing is made.
+    # Another version of the operator stored it, and this one does not understand a part. Its pods stay, and nothing is created.
     if snapshot.not_understood:
         return hands_off(view)
-    step = (
-        # Work that is done stays done: no failure, deadline or suspension after it undoes it.
-        success.reached(view)
-        # Pods that are told to end may fail or miss a deadline on the way; that is nobody's fault.
-        or suspend.asked(view)
-        # The deadlines stand above the retries: a job that may not run any longer is not restarted.
-        or deadlines.passed(view)
-        # Every failure is written down before anything is made or deleted because of it.
-        or restart.failures(view)
-        # Nothing special: what is missing is made, what is old is deleted.
-        or children.converge(view)
-    )
+    step = next(step for policy in POLICIES if (step := policy(view)) is not None)
     return report.plan(view, step)

@@ -1,4 +1,4 @@
-"""How a job becomes Complete or Failed: one status, written once. Not here: when (success.py, restart.py, deadlines.py)."""
+"""How a job becomes Complete or Failed: one status, written once. Not here: when (success.py, failures/, deadlines.py)."""
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import Restarts

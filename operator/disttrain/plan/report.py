@@ -8,7 +8,8 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import account, conditions, deadlines, disruptions, goodput, progress
+from disttrain.plan import conditions, deadlines, disruptions, goodput, progress
+from disttrain.plan.failures import account
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
 from disttrain.plan.state import state

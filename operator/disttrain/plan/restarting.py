@@ -1,6 +1,6 @@
 """The condition Restarting: what the job has lost and waits for, until it is whole again.
 
-Not here: failures, which their own policy writes down (restart.py), and lost nodes' pods that are deleted by force (lost_nodes.py).
+Not here: failures, which their own policy writes down (failures/), and lost nodes' pods that are deleted by force (lost_nodes.py).
 """
 
 from disttrain.api.reasons import ConditionType, Reason

@@ -5,8 +5,8 @@ A job is Suspended only when its last pod is gone. Pods end with their own grace
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.plan import lost_nodes
+from disttrain.plan.failures.steps import new_attempt_claims
 from disttrain.plan.model import DeletePod, Event
-from disttrain.plan.restart import new_attempt_claims
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import JobView
 

@@ -1,7 +1,4 @@
-"""The account of a job's failures: how many count, how long a replacement waits for it, when a checkpoint sets it back.
-
-Not here: which failures there are and what is done about them (restart.py).
-"""
+"""The account of a job's failures: how many count, how long a replacement waits, and when a checkpoint sets the count back."""
 
 from datetime import datetime
 

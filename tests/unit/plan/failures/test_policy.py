@@ -218,7 +218,7 @@ class TestLostPeersAgainAndAgain:
         assert scene.status.restarts.counted_towards_limit == 0
         self.lost(scene.after(5), 0, 1)
         assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (4, 1)
-        assert "so it was before, and no step was made since" in scene.condition("Restarting").message
+        assert "this is the second time in a row, with no step between the two" in scene.condition("Restarting").message
 
     def test_it_ends_by_the_limit(self):
         scene = make_job().run_policy(backoffLimit=3).training()

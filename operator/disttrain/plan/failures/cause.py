@@ -1,7 +1,7 @@
 """Which failure is the cause of the others, and whether an exit code says anything about the user's code.
 
-Our own loop knows when it lost a peer, and ends with exit code 75. A program of the user's does not: of a peer whose node is lost it sees a
-broken connection, and ends with exit code 1 like most programs, long before anybody hears of the node. Not here: what follows (restart.py).
+Our own loop knows when it lost a peer, and ends with exit code 75. A user's program does not: when a peer's node is lost, it sees a broken
+connection and ends with exit code 1 like most programs, long before Kubernetes marks the node as lost.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType
-from disttrain.plan.account import finished
+from disttrain.plan.failures.account import finished
 from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.view import JobView, Slot
 
