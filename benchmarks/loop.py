@@ -21,8 +21,8 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain_trainer.model import task as tasks
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.strategies.collective import DataParallel
@@ -63,14 +63,14 @@ class Ours:
 
     def __init__(self, example: str, *, steps: int, rounds: int) -> None:
         process = Process(config=make_config(example, steps * rounds), role=Role.WORKER, index=0)
-        self._rank = Rank()
-        control = Control(
+        self._rank = CollectiveMember()
+        control = ControlClient(
             process=process, describe=self._rank.describe, on_message=self._rank.on_message, on_released=lambda: None
         )
         self._loop = DataParallel(process=process, metrics=Metrics(process), control=control, rank=self._rank)
         self._rank.step = 0
         self._steps = steps
-        self._world = self._rank.world = World(1)
+        self._world = self._rank.world = Round(1)
 
     def run(self) -> None:
         schedule = self._loop._task.schedule

@@ -12,7 +12,7 @@ from torch import nn
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
-from disttrain_trainer.data.schedule import Schedule, Slice
+from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Worker:
         self.flat = FlatModel(self.module)
         self.x, self.y = regression(samples, dtype)
 
-    def gradient(self, work: Slice) -> tuple[torch.Tensor, ...] | None:
+    def gradient(self, work: BatchPart) -> tuple[torch.Tensor, ...] | None:
         """Of the mean loss of the slice."""
         if not work.samples:
             return None

@@ -10,7 +10,7 @@ from torch import nn
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain_trainer.examples import mlp
-from disttrain_trainer.model.initial import AnotherModel, First
+from disttrain_trainer.model.initial import FactoryNotRepeatable, InitialParameters
 from disttrain_trainer.parameter_server import FlatModel
 from training.job import Job, digits, held, served
 from training.parameter_servers import make_config
@@ -75,7 +75,7 @@ def test_the_first_parameters_come_back_from_the_factory_and_the_seed() -> None:
     trainer = config.trainer.model_copy(update={"model": "disttrain_trainer.examples.mlp:model", "seed": 3})
     torch.manual_seed(3)
     flat = FlatModel(mlp.model({}))
-    first = First(config.model_copy(update={"trainer": trainer}), flat.parameters)
+    first = InitialParameters(config.model_copy(update={"trainer": trainer}), flat.parameters)
     expected = [vector.clone() for vector in flat.parameters]
     for vector in flat.parameters:
         vector.add_(1)
@@ -88,7 +88,7 @@ def test_a_factory_that_makes_another_model_is_found_out() -> None:
     trainer = config.trainer.model_copy(update={"model": "disttrain_trainer.examples.mlp:model", "seed": 3})
     torch.manual_seed(4)
     flat = FlatModel(mlp.model({}))
-    first = First(config.model_copy(update={"trainer": trainer}), flat.parameters)
-    with pytest.raises(AnotherModel, match="did not make the same model a second time") as raised:
+    first = InitialParameters(config.model_copy(update={"trainer": trainer}), flat.parameters)
+    with pytest.raises(FactoryNotRepeatable, match="did not make the same model a second time") as raised:
         first.restore(flat.parameters)
     assert raised.value.exit_code == 75

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from disttrain_trainer.data.schedule import Schedule
-from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.parameter_server.client import WHOLE
 from training.parameter_servers import (
@@ -244,9 +244,9 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
 
         for i, server in enumerate(servers):
             server.begin(2, tmp_path / f"shard-{i}.safetensors")
-        with pytest.raises(GenerationOver):
+        with pytest.raises(RoundOver):
             client.pull(flat.parameters)
-        with pytest.raises(GenerationOver, match="generation 1 is over"):
+        with pytest.raises(RoundOver, match="generation 1 is over"):
             make_client(servers, config, incarnation="one").connect(flat.layout)
         client = make_client(servers, config, incarnation="one", generation=2)
         client.connect(flat.layout)
@@ -291,7 +291,7 @@ def test_who_waits_when_the_generation_ends_is_told() -> None:
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         threading.Timer(0.2, servers[0].begin, (2,)).start()
-        with pytest.raises(GenerationOver, match="generation 1 is over"):
+        with pytest.raises(RoundOver, match="generation 1 is over"):
             client.pull(flat.parameters, step=1)
 
 

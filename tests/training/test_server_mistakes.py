@@ -13,8 +13,8 @@ import torch
 from cluster.processes import wait_for
 from disttrain.api.names import Role
 from disttrain_trainer.data.schedule import Schedule
-from disttrain_trainer.errors import CRASHED, GenerationOver, PeerLost, UserError
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.errors import CRASHED, PeerLost, RoundOver, UserError
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parameter_server.role import Server
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime.metrics import Metrics
@@ -77,7 +77,7 @@ def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
             patch.setattr(server._generation._shard, "absorb", lambda *_, **__: 1 // 0)
             with pytest.raises(PeerLost):
                 worker.push(schedule.slice(0), whole_gradient(0))
-        with pytest.raises(GenerationOver):
+        with pytest.raises(RoundOver):
             other.pull(flat.parameters)
         with pytest.raises(RuntimeError, match="generation 1 is over"):
             server.save(tmp_path / "shard")
@@ -115,13 +115,13 @@ class Told:
     def check(self) -> None:
         pass
 
-    def send(self, kind: Say, **fields: Any) -> bool:
+    def send(self, kind: MessageType, **fields: Any) -> bool:
         with self.changed:
             self.said.append({"type": kind, **fields})
             self.changed.notify_all()
         return True
 
-    def heard(self, kind: Say, **fields: Any) -> Message:
+    def heard(self, kind: MessageType, **fields: Any) -> Message:
         """The next message of this kind with these fields."""
 
         def found() -> Message | None:
@@ -154,7 +154,7 @@ def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
     thread = threading.Thread(target=run)
     thread.start()
     yield server, told, ended
-    server.on_message({"type": Say.FINISH})
+    server.on_message({"type": MessageType.FINISH})
     thread.join(20)
     assert not thread.is_alive()
 
@@ -163,8 +163,8 @@ def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else
     # The first master died with its order in the queue, and the second one gave the same.
     with role(tmp_path) as (server, told, ended):
         for generation in (2, 2, 1):
-            server.on_message({"type": Say.BEGIN, "generation": generation, "file": None, "slices_per_step": 0})
-            assert told.heard(Say.STATE)["generation"] == 2
+            server.on_message({"type": MessageType.BEGIN, "generation": generation, "file": None, "slices_per_step": 0})
+            assert told.heard(MessageType.STATE)["generation"] == 2
         assert ended == []
 
 
@@ -180,33 +180,33 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(ShardFile, "save", slow)
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
-        told.heard(Say.STATE)
+        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
+        told.heard(MessageType.STATE)
         flat = vector_model()
         client = make_client([server._shard], server._process.config)
         client.connect(flat.layout)
         client.initialize(flat.parameters)
-        server.on_message({"type": Say.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
-        server.on_message({"type": Say.DROP, "id": 7, "ranks": [0, 1]})
-        assert told.heard(Say.STATE, id=7)["applied"] == []
+        server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
+        server.on_message({"type": MessageType.DROP, "id": 7, "ranks": [0, 1]})
+        assert told.heard(MessageType.STATE, id=7)["applied"] == []
         assert server._shard.state().workers == ()
         written.set()
-        assert told.heard(Say.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
+        assert told.heard(MessageType.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
         assert ended == []
     assert (tmp_path / "step-00000001" / "shard-0-m.1.safetensors").exists()
 
 
 def test_parameters_that_are_not_finite_are_told_and_not_written(tmp_path: Path) -> None:
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": Say.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
-        told.heard(Say.STATE)
+        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
+        told.heard(MessageType.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan
         client = make_client([server._shard], server._process.config)
         client.connect(flat.layout)
         client.initialize(flat.parameters)
-        server.on_message({"type": Say.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
-        told.heard(Say.NAN, step=4)
+        server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
+        told.heard(MessageType.NAN, step=4)
         wait_for("the server to end", lambda: bool(ended), 20)
         client.close()
     (error,) = ended

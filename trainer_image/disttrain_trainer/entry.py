@@ -17,8 +17,8 @@ from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.runtime import logs, machine, pod_metrics, termination
 from disttrain_trainer.runtime.exposition import serve
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
@@ -37,7 +37,7 @@ class Entry:
     def __init__(self) -> None:
         self._process: Process | None = None
         self._progress: Progress | None = None
-        self._control: Control | None = None
+        self._control: ControlClient | None = None
         self._metrics_socket: Path | None = None
         self._pid = os.getpid()
 
@@ -97,7 +97,7 @@ class Entry:
                 code
             )  # a child that user code forked, and that came up here: connections and last words are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
-            self._control.send(Say.FAILED, message=reported.message)
+            self._control.send(MessageType.FAILED, message=reported.message)
         path = self._process.termination_log if self._process else termination.path_in(os.environ)
         termination.write(path, reported.model_copy(update={"progress": self._progress}))
         return code
@@ -136,18 +136,18 @@ class Entry:
             server = Server(process, metrics)
             server.run(self._connect(process, server.describe, server.on_message))
         elif config.strategy.parameter_server is not None:
-            from disttrain_trainer.net.members import Membership
+            from disttrain_trainer.net.members import ParameterServerMember
 
-            membership = Membership()
-            control = self._connect(process, membership.describe, membership.on_message)
+            member = ParameterServerMember()
+            control = self._connect(process, member.describe, member.on_message)
             control.start()
             from disttrain_trainer.strategies import parameter_server as worker
 
-            worker.run(process, metrics, control, membership)
+            worker.run(process, metrics, control, member)
         else:
-            from disttrain_trainer.net.members import Rank
+            from disttrain_trainer.net.members import CollectiveMember
 
-            rank = Rank()
+            rank = CollectiveMember()
             control = self._connect(process, rank.describe, rank.on_message)
             control.start()
             machine.set_interface(os.environ, toward=split_address(config.addresses.rendezvous)[0])
@@ -157,9 +157,11 @@ class Entry:
 
     def _connect(
         self, process: Process, describe: Callable[[], Message], on_message: Callable[[Message], None]
-    ) -> Control:
+    ) -> ControlClient:
         """The control connection, and with it what SIGTERM does: the process leaves when the master lets it."""
-        control = Control(process=process, describe=describe, on_message=on_message, on_released=self._end_at_once)
+        control = ControlClient(
+            process=process, describe=describe, on_message=on_message, on_released=self._end_at_once
+        )
         self._control = control
         machine.on_sigterm(control.leave)
         return control

@@ -2,9 +2,9 @@
 
 TrainerError
 ├── PeerLost            75: a peer was lost or a wait ran out; the process is restarted
-│   ├── GenerationOver      the world that the call belonged to is over; ask the master for the new one
+│   ├── RoundOver      the world that the call belonged to is over; ask the master for the new one
 │   └── Refused             the peer answered, and wants nothing to do with this process
-├── AnotherModel        75: this process cannot make the first parameters again; a new one can (model/initial.py)
+├── FactoryNotRepeatable        75: this process cannot make the first parameters again; a new one can (model/initial.py)
 ├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/store.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
@@ -44,7 +44,7 @@ class PeerLost(TrainerError):
         self.why = why
 
 
-class GenerationOver(PeerLost):
+class RoundOver(PeerLost):
     """The generation of the call is over: a server was lost, and the model rolled back. The process can go on in the next one."""
 
 

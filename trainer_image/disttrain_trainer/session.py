@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.net.messages import Say, encode
+from disttrain_trainer.net.messages import MessageType, encode
 from disttrain_trainer.runtime.sockets import split_address
 
 INTERVAL = 0.1
@@ -68,7 +68,7 @@ class _Reporter:
     def __init__(self, config: JobConfig, rank: int) -> None:
         self._address = split_address(config.addresses.control)
         self._hello = encode(
-            Say.HELLO,
+            MessageType.HELLO,
             job=config.uid,
             attempt=config.attempt,
             role=Role.WORKER,
@@ -142,7 +142,7 @@ class _Reporter:
                 "world": _world_size(),
             }
             self._loss, self._weight, self._samples, self._news = 0.0, 0, 0, False
-        return encode(Say.REPORT, **fields)
+        return encode(MessageType.REPORT, **fields)
 
 
 def _number(name: str, value: Any, kind: type[N]) -> N | None:

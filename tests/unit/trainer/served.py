@@ -8,10 +8,10 @@ from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
-from disttrain_trainer.coordinator.parameter_server import ServedTraining
+from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 
 STEPS = 10
@@ -71,23 +71,23 @@ class Table:
         )
         self.now = 0.0
         self.stay: dict[Member, str] = {}
-        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
+        self.said: list[tuple[Member, MessageType, dict[str, Any]]] = []
         self.on_disk: Manifest | None = None
         self.full = False
         """The volume is: nothing can be published."""
         self.tracker = Tracker(attempt=1)
         self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
         self.generation = dict.fromkeys(SERVERS, 0)
-        self.training = ServedTraining(
-            sender=self, archive=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
+        self.training = ParameterServerCoordinator(
+            sender=self, store=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
         )
         self.training.begin(0)
 
-    # The sender and the archive.
+    # The sender and the checkpoint store.
 
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
+    def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         self.said.append((member, kind, fields))
-        if kind is Say.WORLD:
+        if kind is MessageType.WORLD:
             self.stay[member] = str(fields["stay"])
 
     def find(self) -> None:
@@ -113,22 +113,27 @@ class Table:
 
     # The processes.
 
-    def take(self, *kinds: Say) -> list[tuple[Member, Say, dict[str, Any]]]:
+    def take(self, *kinds: MessageType) -> list[tuple[Member, MessageType, dict[str, Any]]]:
         """What was said since the last time, of these kinds."""
         said, self.said = self.said, []
         return [one for one in said if not kinds or one[1] in kinds]
 
     def serve(self) -> None:
         """The servers answer all that they were told, until they are told no more."""
-        while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not Say.FINISH]:
+        while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not MessageType.FINISH]:
             self.said = [one for one in self.said if one not in todo]
             for server, kind, fields in todo:
-                answer: dict[str, Any] = {"type": Say.STATE, "id": fields.get("id")}
-                if kind is Say.BEGIN:
+                answer: dict[str, Any] = {"type": MessageType.STATE, "id": fields.get("id")}
+                if kind is MessageType.BEGIN:
                     self.generation[server] = fields["generation"]
                     self.applied[server] = set(range(self.on_disk.slices)) if fields["file"] and self.on_disk else set()
-                if kind is Say.SAVE:
-                    answer = {"type": Say.SAVED, "id": fields["id"], "file": shard(server, fields["id"]), "sha256": "x"}
+                if kind is MessageType.SAVE:
+                    answer = {
+                        "type": MessageType.SAVED,
+                        "id": fields["id"],
+                        "file": shard(server, fields["id"]),
+                        "sha256": "x",
+                    }
                 self.training.heard(server, answer | self.state(server), 0)
 
     def work_on(self, worker: Member) -> list[int]:
@@ -140,7 +145,7 @@ class Table:
 
     def evaluate(self, worker: Member, accuracy: float, *, stay: str | None = None) -> None:
         """The worker evaluated, in its present stay or in this one."""
-        said = {"type": Say.EVALUATED, "stay": stay or self.stay[worker], "evaluation": {"accuracy": accuracy}}
+        said = {"type": MessageType.EVALUATED, "stay": stay or self.stay[worker], "evaluation": {"accuracy": accuracy}}
         self.training.heard(worker, said, self.now)
 
     def state(self, server: Member) -> dict[str, Any]:
@@ -156,11 +161,11 @@ class Table:
     def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
         """The worker asks, computes `count` of what it got, and says so; what it got."""
         stay = self.stay[worker]
-        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": ask, "done": []}, 0)
-        got = [s for member, _, fields in self.take(Say.TICKETS) if member == worker for s in fields["slices"]]
+        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": stay, "count": ask, "done": []}, 0)
+        got = [s for member, _, fields in self.take(MessageType.ASSIGN) if member == worker for s in fields["slices"]]
         for server in SERVERS:
             self.applied[server] |= set(got[:count])
-        self.training.heard(worker, {"type": Say.TAKE, "stay": stay, "count": 0, "done": got[:count]}, 0)
+        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": stay, "count": 0, "done": got[:count]}, 0)
         return got
 
 

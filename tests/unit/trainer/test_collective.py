@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain_trainer.coordinator.collective import JOIN_SECONDS, Collective
+from disttrain_trainer.coordinator.collective import JOIN_SECONDS, CollectiveCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.net.members import MemberState
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
 
 A, B = (Member(Role.WORKER, rank) for rank in range(2))
@@ -19,12 +19,12 @@ class Told:
     """A sender that keeps what it was given."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Member, Say, dict[str, Any]]] = []
+        self.said: list[tuple[Member, MessageType, dict[str, Any]]] = []
 
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
+    def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         self.said.append((member, kind, fields))
 
-    def take(self) -> list[tuple[Member, Say, dict[str, Any]]]:
+    def take(self) -> list[tuple[Member, MessageType, dict[str, Any]]]:
         said, self.said = self.said, []
         return said
 
@@ -37,7 +37,7 @@ class Table:
         self.tracker = Tracker(attempt=1)
         self.renewals = 0
         self.used = False
-        self.collective = Collective(
+        self.collective = CollectiveCoordinator(
             sender=self.told,
             tracker=self.tracker,
             members=(A, B),
@@ -58,7 +58,7 @@ class Table:
     ) -> None:
         self.collective.joined(member, {"state": state, "generation": generation, "step": step}, 0)
 
-    def say(self, member: Member, kind: Say, **fields: object) -> None:
+    def say(self, member: Member, kind: MessageType, **fields: object) -> None:
         message: Message = {"type": kind, **fields}
         self.collective.heard(member, message, 0)
 
@@ -75,7 +75,7 @@ def test_a_world_begins_when_all_are_ready() -> None:
     assert table.told.take() == []
     assert table.collective.waiting_for(7) == "worker-1 (0 s)"
     table.join(B, step=30)
-    assert table.told.take() == [(m, Say.WORLD, {"generation": 1, "source": 1}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 1, "source": 1}) for m in (A, B)]
     assert table.tracker.world_size == 2
     assert table.collective.waiting_for(8) is None
 
@@ -86,7 +86,7 @@ def test_no_world_begins_before_there_is_a_store() -> None:
     table.join(B)
     assert table.told.take() == []
     table.collective.open(0)
-    assert [kind for _, kind, _ in table.told.take()] == [Say.WORLD, Say.WORLD]
+    assert [kind for _, kind, _ in table.told.take()] == [MessageType.WORLD, MessageType.WORLD]
 
 
 def test_a_member_that_still_imports_is_waited_for() -> None:
@@ -94,33 +94,33 @@ def test_a_member_that_still_imports_is_waited_for() -> None:
     table.join(A)
     table.join(B, state=MemberState.STARTING)
     assert table.told.take() == []
-    table.say(B, Say.READY, step=-1)
+    table.say(B, MessageType.READY, step=-1)
     assert len(table.told.take()) == 2
 
 
 def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
     table = Table().world()
     table.collective.lost(B, 1)
-    assert table.told.take() == [(A, Say.REFORM, {})]
-    table.say(A, Say.READY, step=41)
+    assert table.told.take() == [(A, MessageType.REFORM, {})]
+    table.say(A, MessageType.READY, step=41)
     table.join(B, step=40)
-    assert table.told.take() == [(m, Say.WORLD, {"generation": 2, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 2, "source": 0}) for m in (A, B)]
     assert table.renewals == 1
 
 
 def test_survivors_that_notice_first_are_not_told_twice() -> None:
     table = Table().world()
-    table.say(A, Say.READY, step=41)
-    assert table.told.take() == [(B, Say.REFORM, {})]
+    table.say(A, MessageType.READY, step=41)
+    assert table.told.take() == [(B, MessageType.REFORM, {})]
     table.collective.lost(B, 1)
     assert table.told.take() == []
 
 
 def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
     table = Table().world()
-    table.say(A, Say.REPORT, step=50, samples=1, loss=1.0)
+    table.say(A, MessageType.REPORT, step=50, samples=1, loss=1.0)
     table.collective.lost(A, 1)
-    table.say(B, Say.READY, step=47)
+    table.say(B, MessageType.READY, step=47)
     table.join(A, step=40)
     assert table.tracker.step == 47
     assert table.tracker.redone_steps == 3
@@ -138,65 +138,65 @@ def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
     table = Table()
     table.join(A, state=MemberState.RUNNING, generation=3)
     table.join(B)
-    assert table.told.take() == [(A, Say.REFORM, {})]
-    table.say(A, Say.READY, step=9)
-    assert table.told.take() == [(m, Say.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(A, MessageType.REFORM, {})]
+    table.say(A, MessageType.READY, step=9)
+    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_the_job_is_done_when_all_are() -> None:
     table = Table().world()
-    table.say(A, Say.DONE, evaluation={"accuracy": 1.0})
+    table.say(A, MessageType.DONE, evaluation={"accuracy": 1.0})
     assert not table.collective.ended
-    table.say(B, Say.DONE)
+    table.say(B, MessageType.DONE)
     assert table.collective.ended
-    assert table.told.take() == [(A, Say.FINISH, {}), (B, Say.FINISH, {})]
+    assert table.told.take() == [(A, MessageType.FINISH, {}), (B, MessageType.FINISH, {})]
     assert table.tracker.evaluation == {"accuracy": 1.0}
 
 
 def test_a_rank_that_is_done_is_needed_again_when_another_is_lost() -> None:
     table = Table().world()
-    table.say(A, Say.DONE)
+    table.say(A, MessageType.DONE)
     table.collective.lost(B, 1)
-    assert table.told.take() == [(A, Say.REFORM, {})]
+    assert table.told.take() == [(A, MessageType.REFORM, {})]
 
 
 def test_only_the_first_failure_is_blamed() -> None:
     table = Table().world()
-    table.say(B, Say.FAILED, message="boom")
-    table.say(A, Say.FAILED, message="connection closed by peer")
-    assert [said for said in table.told.take() if said[1] is Say.FAILED] == [(B, Say.FAILED, {})]
+    table.say(B, MessageType.FAILED, message="boom")
+    table.say(A, MessageType.FAILED, message="connection closed by peer")
+    assert [said for said in table.told.take() if said[1] is MessageType.FAILED] == [(B, MessageType.FAILED, {})]
 
 
 def test_a_failure_after_a_loss_is_nobodys_fault() -> None:
     table = Table().world()
     table.collective.lost(A, 1)
-    table.say(B, Say.FAILED, message="connection closed by peer")
-    assert table.told.take() == [(B, Say.REFORM, {})]
+    table.say(B, MessageType.FAILED, message="connection closed by peer")
+    assert table.told.take() == [(B, MessageType.REFORM, {})]
 
 
 def test_who_leaves_is_released_when_rank_0_has_saved() -> None:
     table = Table(saves=True).world()
-    table.say(B, Say.LEAVING)
-    table.say(A, Say.LEAVING)
-    assert table.told.take() == [(A, Say.SAVE, {})]
-    table.say(A, Say.SAVED, step=12, time=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), asked=True)
-    assert {(m, kind) for m, kind, _ in table.told.take()} == {(A, Say.RELEASED), (B, Say.RELEASED)}
+    table.say(B, MessageType.LEAVING)
+    table.say(A, MessageType.LEAVING)
+    assert table.told.take() == [(A, MessageType.SAVE, {})]
+    table.say(A, MessageType.SAVED, step=12, time=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), asked=True)
+    assert {(m, kind) for m, kind, _ in table.told.take()} == {(A, MessageType.RELEASED), (B, MessageType.RELEASED)}
     assert table.tracker.last_checkpoint is not None
 
 
 def test_who_leaves_without_a_checkpoint_volume_is_released_at_once() -> None:
     table = Table().world()
-    table.say(B, Say.LEAVING)
-    assert table.told.take() == [(B, Say.RELEASED, {})]
+    table.say(B, MessageType.LEAVING)
+    assert table.told.take() == [(B, MessageType.RELEASED, {})]
 
 
 def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_though_it_was_further() -> None:
     table = Table().world()
-    table.say(A, Say.REPORT, step=50, samples=1, loss=1.0)
+    table.say(A, MessageType.REPORT, step=50, samples=1, loss=1.0)
     table.collective.lost(B, 1)
-    table.say(A, Say.READY, step=-1)
+    table.say(A, MessageType.READY, step=-1)
     table.join(B, step=0)
-    assert table.told.take()[-2:] == [(m, Say.WORLD, {"generation": 2, "source": 1}) for m in (A, B)]
+    assert table.told.take()[-2:] == [(m, MessageType.WORLD, {"generation": 2, "source": 1}) for m in (A, B)]
     assert table.tracker.redone_steps == 50
 
 
@@ -204,11 +204,11 @@ def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_
     table = Table(lasting=False)
     table.join(A, state=MemberState.RUNNING, generation=3)
     table.join(B, state=MemberState.RUNNING, generation=3)
-    assert table.told.take() == [(A, Say.REFORM, {}), (B, Say.REFORM, {})]
-    table.say(A, Say.FAILED, message="the store is gone")
-    table.say(A, Say.READY)
-    table.say(B, Say.READY)
-    assert table.told.take() == [(m, Say.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(A, MessageType.REFORM, {}), (B, MessageType.REFORM, {})]
+    table.say(A, MessageType.FAILED, message="the store is gone")
+    table.say(A, MessageType.READY)
+    table.say(B, MessageType.READY)
+    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
@@ -240,15 +240,15 @@ def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
     table = Table()
     table.join(A, state=MemberState.STARTING)
     table.join(B, state=MemberState.STARTING)
-    table.say(A, Say.READY, step=0, samples=100, layout="x")
-    table.say(B, Say.READY, step=-1, samples=samples, layout=layout)
+    table.say(A, MessageType.READY, step=0, samples=100, layout="x")
+    table.say(B, MessageType.READY, step=-1, samples=samples, layout=layout)
     ((member, kind, fields),) = table.told.take()
-    assert (member, kind) == (B, Say.WRONG)
+    assert (member, kind) == (B, MessageType.WRONG)
     assert fields["reason"].startswith(said)
     table.collective.lost(B, 1)
     table.join(B, state=MemberState.STARTING)
-    table.say(B, Say.READY, step=-1, samples=100, layout="x")
-    assert [kind for _, kind, _ in table.told.take()] == [Say.WORLD, Say.WORLD]
+    table.say(B, MessageType.READY, step=-1, samples=100, layout="x")
+    assert [kind for _, kind, _ in table.told.take()] == [MessageType.WORLD, MessageType.WORLD]
 
 
 def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_old_ones_do_not_count() -> None:
@@ -264,7 +264,7 @@ def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
     table.collective.tick(JOIN_SECONDS - 1)
     assert table.told.take() == []
     table.collective.tick(JOIN_SECONDS)
-    assert table.told.take() == [(m, Say.NOT_JOINED, {"seconds": JOIN_SECONDS}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.NOT_JOINED, {"seconds": JOIN_SECONDS}) for m in (A, B)]
     assert table.tracker.warning == "no process of the script has joined the others after 45 s"
     table.collective.tick(JOIN_SECONDS + 1)
     assert table.told.take() == []
@@ -278,10 +278,10 @@ def test_a_script_that_trains_hears_nothing(how: str) -> None:
     table = Table(script=how != "our own loop").world()
     table.used = how in ("joined", "has ended")
     if how == "reports steps":
-        table.say(A, Say.REPORT, step=1)
+        table.say(A, MessageType.REPORT, step=1)
     if how == "has ended":
-        table.say(A, Say.DONE)
-        table.say(B, Say.DONE)
+        table.say(A, MessageType.DONE)
+        table.say(B, MessageType.DONE)
         table.told.take()
     table.collective.tick(JOIN_SECONDS)
     assert (table.told.take(), table.tracker.warning) == ([], None)
@@ -291,13 +291,13 @@ def test_the_time_to_join_begins_with_each_world() -> None:
     table = Table(script=True).world()
     table.collective.lost(B, 1)
     table.collective.tick(JOIN_SECONDS)
-    assert Say.NOT_JOINED not in [kind for _, kind, _ in table.told.take()], "there is no world"
+    assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.told.take()], "there is no world"
 
 
 def test_a_script_whose_processes_trained_apart_ends_with_a_warning() -> None:
     table = Table(script=True).world()
-    table.say(A, Say.DONE)
-    table.say(B, Say.DONE)
+    table.say(A, MessageType.DONE)
+    table.say(B, MessageType.DONE)
     assert table.collective.ended
     assert table.tracker.progress(now=1, waiting_for=None).warning == table.tracker.warning
     assert "2 processes trained separate models" in (table.tracker.warning or "")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from disttrain_trainer.net import incoming
-from disttrain_trainer.net.control_server import Hub
-from disttrain_trainer.net.messages import Message, Say, decode
+from disttrain_trainer.net.control_server import ControlServer
+from disttrain_trainer.net.messages import Message, MessageType, decode
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.runtime.sockets import listen
 from unit.trainer.configs import command_config
@@ -56,13 +56,13 @@ class Heard:
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[Heard, int, "asyncio.Task[None]"]]:
     """What its coordinator heard, its port, and its end."""
-    hub = Hub(config=CONFIG)
-    heard = hub.coordinator = Heard()
+    control = ControlServer(config=CONFIG)
+    heard = control.coordinator = Heard()
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port = held.getsockname()[1]
-        end = asyncio.create_task(hub.serve(host="127.0.0.1", port=port))
+        end = asyncio.create_task(control.serve(host="127.0.0.1", port=port))
         await asyncio.sleep(0)  # it listens before it waits for the first time
         yield heard, port, end
         end.cancel()
@@ -108,7 +108,7 @@ def line(message: Message) -> bytes:
 async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisions(said: bytes) -> None:
     async with serving() as (heard, port, end):
         told = await answers(port, said)
-        assert [message["type"] for message in told] in ([], [Say.REFUSED])
+        assert [message["type"] for message in told] in ([], [MessageType.REFUSED])
         assert heard.said == []
         assert not end.done()
         await answers(port, line(HELLO), line({"type": "hello"}))
@@ -131,7 +131,7 @@ async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisi
 async def test_a_member_that_makes_no_sense_is_lost_and_the_master_goes_on(said: Message) -> None:
     async with serving() as (heard, port, end):
         told = await answers(port, line(HELLO), line(said))
-        assert [message["type"] for message in told] == [Say.WELCOME]
+        assert [message["type"] for message in told] == [MessageType.WELCOME]
         assert heard.said == [("joined", 0), ("lost", 0)]
         assert not end.done()
 
@@ -174,8 +174,8 @@ def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
         *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
         *("begin", "drop", "tickets", "evaluate"),
     }
-    for kind in Say:
-        if kind not in from_the_master and kind is not Say.HELLO:
+    for kind in MessageType:
+        if kind not in from_the_master and kind is not MessageType.HELLO:
             assert kind in incoming._SHAPES
 
 
@@ -218,7 +218,7 @@ def test_who_is_still_connected_when_the_master_ends_is_no_error_in_its_log(capl
         async with serving() as (_, port, _):
             connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             connections[1][1].write(line(HELLO))  # the other one says nothing yet
-            assert decode(await connections[1][0].readline())["type"] == Say.WELCOME
+            assert decode(await connections[1][0].readline())["type"] == MessageType.WELCOME
 
     asyncio.run(master())
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
@@ -230,7 +230,7 @@ async def test_strangers_that_say_nothing_take_a_bounded_number_of_connections_a
         answers, member = await asyncio.open_connection("127.0.0.1", port)
         member.write(json.dumps(HELLO).encode() + b"\n")
         async with asyncio.timeout(10):
-            assert decode(await answers.readline())["type"] == Say.WELCOME
+            assert decode(await answers.readline())["type"] == MessageType.WELCOME
         oldest, _ = silent[0]
         async with asyncio.timeout(10):
             with contextlib.suppress(ConnectionResetError):

@@ -3,7 +3,7 @@
 import math
 
 from disttrain_trainer.coordinator.servers import Servers
-from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.parameter_server.gradient_norm import SECONDS, NormSamples
 from disttrain_trainer.runtime.metrics import Rate
@@ -30,7 +30,7 @@ def test_servers_that_measure_at_different_times_have_versions_in_common() -> No
 
 
 class _Nowhere:
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
+    def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         raise AssertionError
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cluster.processes import wait_for
-from disttrain_trainer.coordinator.command import Bystander
+from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.strategies import joining
 from unit.trainer.configs import command_config
@@ -50,7 +50,7 @@ def test_the_hint_says_what_to_use_instead(spawned: bool) -> None:
 
 def reports(*worlds: int | None, workers: int) -> str | None:
     tracker = Tracker(attempt=1)
-    bystander = Bystander(tracker=tracker, workers=workers)
+    bystander = CommandCoordinator(tracker=tracker, workers=workers)
     for world in worlds:
         bystander.reported(0, {"step": 1, "world": world}, 0)
     return tracker.warning

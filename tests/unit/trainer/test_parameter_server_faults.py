@@ -2,7 +2,7 @@
 
 import pytest
 
-from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from unit.trainer.served import SERVERS, WORKERS, Table, finish, training
 
@@ -16,13 +16,13 @@ def taken_over(**options: object) -> Table:
     return table
 
 
-def heard_by(table: Table, member: Member) -> list[Say]:
+def heard_by(table: Table, member: Member) -> list[MessageType]:
     return [kind for to, kind, _ in table.take() if to == member]
 
 
 def test_a_new_master_drops_every_worker_so_that_nobody_waits_for_one_that_was_lost_with_the_old_one() -> None:
     table = taken_over(consistency="BoundedStaleness")
-    drops = [(member, fields["ranks"]) for member, kind, fields in table.said if kind is Say.DROP]
+    drops = [(member, fields["ranks"]) for member, kind, fields in table.said if kind is MessageType.DROP]
     assert drops == [(server, [0, 1]) for server in SERVERS]
 
 
@@ -32,7 +32,7 @@ def test_a_new_master_invites_nobody_before_every_server_has_dropped_all() -> No
     table.training.joined(WORKERS[0], {"samples": 80, "buffers": False}, 0)
     assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == []
     table.serve()
-    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [Say.WORLD]
+    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.WORLD]
 
 
 def test_a_new_master_asks_again_when_a_server_is_lost_before_it_has_dropped_the_workers() -> None:
@@ -40,7 +40,7 @@ def test_a_new_master_asks_again_when_a_server_is_lost_before_it_has_dropped_the
     table.training.lost(SERVERS[1], 0)
     table.take()
     table.join(SERVERS[1], WORKERS[0])
-    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [Say.WORLD]
+    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.WORLD]
 
 
 def test_a_server_that_could_not_be_told_of_a_lost_worker_is_told_when_it_is_back() -> None:
@@ -49,7 +49,7 @@ def test_a_server_that_could_not_be_told_of_a_lost_worker_is_told_when_it_is_bac
     table.training.lost(WORKERS[1], 1)
     table.take()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 2)
-    assert [(m, fields["ranks"]) for m, kind, fields in table.said if kind is Say.DROP and m == SERVERS[1]] == [
+    assert [(m, fields["ranks"]) for m, kind, fields in table.said if kind is MessageType.DROP and m == SERVERS[1]] == [
         (SERVERS[1], [1])
     ]
 
@@ -61,10 +61,10 @@ def test_servers_that_are_lost_before_the_first_worker_is_ready_are_waited_for(l
     for server in lost:
         table.training.lost(server, 1)
     table.join(WORKERS[0])
-    assert table.take(Say.WORLD) == []
+    assert table.take(MessageType.WORLD) == []
     for server in lost:
         table.training.joined(server, table.state(server), 2)
-    ((member, _, world),) = table.take(Say.WORLD)
+    ((member, _, world),) = table.take(MessageType.WORLD)
     assert (member, world["generation"]) == (WORKERS[0], 1)
 
 
@@ -76,10 +76,10 @@ def test_a_server_that_has_begun_while_its_connection_was_down_is_not_waited_for
     table.training.lost(SERVERS[1], 1)
     for server in SERVERS:
         table.generation[server] = 1
-    table.training.heard(SERVERS[0], {"type": Say.STATE, **table.state(SERVERS[0])}, 1)
+    table.training.heard(SERVERS[0], {"type": MessageType.STATE, **table.state(SERVERS[0])}, 1)
     table.take()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 2)
-    assert [member for member, _, _ in table.take(Say.WORLD)] == [WORKERS[0]]
+    assert [member for member, _, _ in table.take(MessageType.WORLD)] == [WORKERS[0]]
 
 
 def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_takes_everybody_with_it() -> None:
@@ -87,8 +87,8 @@ def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_take
     table.serve()
     table.join(WORKERS[0])
     table.take()
-    table.training.heard(SERVERS[1], {"type": Say.STATE, "generation": 4, "applied": []}, 1)
-    assert {fields["generation"] for _, kind, fields in table.said if kind is Say.BEGIN} == {5}
+    table.training.heard(SERVERS[1], {"type": MessageType.STATE, "generation": 4, "applied": []}, 1)
+    assert {fields["generation"] for _, kind, fields in table.said if kind is MessageType.BEGIN} == {5}
 
 
 def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_the_other_away() -> None:
@@ -96,11 +96,11 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
     table = training()
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
     assert table.work(WORKERS[0], 0) == [0, 2, 4, 6]
-    table.training.heard(WORKERS[1], {"type": Say.READY, "samples": 80}, 1)
+    table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     said = table.take()
-    assert [kind for member, kind, _ in said if member == WORKERS[0]] == [Say.REFORM]
-    assert [kind for member, kind, _ in said if member == WORKERS[1]] == [Say.WORLD]
-    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 1)
+    assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
+    assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.WORLD]
+    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
     assert table.work(WORKERS[0], 0)[0] == 0
     assert table.work(WORKERS[1], 0)[0] == 1
@@ -109,7 +109,7 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
 def test_a_worker_without_slices_calls_nobody_away_when_it_begins_anew() -> None:
     table = training()
     table.work(WORKERS[0], 0)
-    table.training.heard(WORKERS[1], {"type": Say.READY, "samples": 80}, 1)
+    table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[0]) == []
 
 
@@ -119,12 +119,12 @@ def test_a_generation_without_a_checkpoint_is_said_to_begin_anew_and_one_from_a_
     table.work(WORKERS[1], 4)
     table.serve()
     table.take()
-    table.training.heard(WORKERS[0], {"type": Say.READY, "samples": 80}, 1)
-    ((_, _, world),) = table.take(Say.WORLD)
+    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    ((_, _, world),) = table.take(MessageType.WORLD)
     assert world["anew"] is False
     table = Table(volume=False)
     table.join(*SERVERS, WORKERS[0])
-    ((_, _, world),) = table.take(Say.WORLD)
+    ((_, _, world),) = table.take(MessageType.WORLD)
     assert world["anew"] is True
 
 
@@ -145,7 +145,7 @@ def test_servers_that_come_before_the_checkpoint_folder_is_read_wait_for_what_is
     table = Table(slow=True)
     table.on_disk = before.on_disk
     table.join(*SERVERS, *WORKERS)
-    assert table.take(Say.BEGIN, Say.WORLD) == []
+    assert table.take(MessageType.BEGIN, MessageType.WORLD) == []
     if lost_one:
         table.training.lost(SERVERS[1], 0)
         table.join(SERVERS[1])
@@ -165,7 +165,7 @@ def test_servers_that_come_back_while_the_folder_is_read_once_more_begin_from_wh
         table.training.lost(server, 0)
         table.generation[server], table.applied[server] = 0, set()
     table.join(*SERVERS)
-    assert table.take(Say.BEGIN) == []
+    assert table.take(MessageType.BEGIN) == []
     table.find_at_last()
     assert table.applied == {server: set(range(8)) for server in SERVERS}
     assert table.tracker.generation == 2

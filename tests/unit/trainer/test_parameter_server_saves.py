@@ -6,7 +6,7 @@ import pytest
 
 from disttrain_trainer.checkpoint import final
 from disttrain_trainer.errors import CRASHED
-from disttrain_trainer.net.messages import Say
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from unit.trainer.served import SERVERS, STEPS, WORKERS, Table, finish, shard, training
 
@@ -16,20 +16,20 @@ def due(**options: Any) -> tuple[Table, str]:
     table = training(**options)
     table.work(WORKERS[0], 4)
     table.work(WORKERS[1], 4)
-    (save,) = {fields["id"] for _, kind, fields in table.take(Say.SAVE)}
+    (save,) = {fields["id"] for _, kind, fields in table.take(MessageType.SAVE)}
     return table, save
 
 
 def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
     """A server says that it wrote its file."""
     server = SERVERS[number]
-    said = {"type": Say.SAVED, "id": save, "file": shard(server, save), "sha256": sha256}
+    said = {"type": MessageType.SAVED, "id": save, "file": shard(server, save), "sha256": sha256}
     table.training.heard(server, said | table.state(server), 0)
 
 
 def until_evaluated(table: Table, *workers: Member) -> Member:
     """These work until one is asked to evaluate; who."""
-    while not (asked := [member for member, kind, _ in table.said if kind is Say.EVALUATE]):
+    while not (asked := [member for member, kind, _ in table.said if kind is MessageType.EVALUATE]):
         for worker in workers:
             table.work_on(worker)
             table.serve()
@@ -48,7 +48,7 @@ def test_what_is_written_for_a_save_that_was_given_up_counts_in_no_other() -> No
     table, first = due()
     table.training.lost(SERVERS[1], 0)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
-    (second,) = {fields["id"] for _, kind, fields in table.take(Say.SAVE)}
+    (second,) = {fields["id"] for _, kind, fields in table.take(MessageType.SAVE)}
     write(table, 0, first, "of the first")
     write(table, 1, second, "of the second")
     assert table.on_disk is None
@@ -65,11 +65,11 @@ def test_a_manifest_that_comes_after_its_save_was_given_up_ends_no_other_save() 
     write(table, 1, first)
     table.training.lost(SERVERS[1], 0)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
-    assert len(table.take(Say.SAVE)) == 2
+    assert len(table.take(MessageType.SAVE)) == 2
     del table.publish  # type: ignore[method-assign]
     table.publish(answers[0], step=4, slices=8, files={}, finished=False)
-    assert table.training._saver is not None
-    assert table.training._saver.busy
+    assert table.training._checkpoints is not None
+    assert table.training._checkpoints.busy
 
 
 def test_it_is_said_who_keeps_a_checkpoint_waiting_and_after_the_time_out_the_training_goes_on_without() -> None:
@@ -112,9 +112,9 @@ def test_a_master_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_
 
 def finish_but(table: Table, *, full: bool) -> None:
     """Works to the end; the volume is full before the last checkpoint."""
-    saver = table.training._saver
-    assert saver is not None
-    while not saver._final_failed:
+    checkpoints = table.training._checkpoints
+    assert checkpoints is not None
+    while not checkpoints._final_failed:
         table.full = full and table.tracker.step >= 8
         for worker in WORKERS:
             table.work(worker, 20)
@@ -126,12 +126,15 @@ def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a
     finish(table)
     assert table.on_disk is None
     table.take()
-    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
-    assert [kind for _, kind, _ in table.said if kind in (Say.SAVE, Say.RELEASED)] == [Say.SAVE, Say.SAVE]
+    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    assert [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)] == [
+        MessageType.SAVE,
+        MessageType.SAVE,
+    ]
     table.serve()
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.finished) == (STEPS, False)
-    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+    assert (WORKERS[1], MessageType.RELEASED, {}) in table.take()
     table.evaluate(WORKERS[0], 0.5)
     table.serve()
     assert table.on_disk.finished
@@ -141,13 +144,13 @@ def test_who_leaves_while_the_last_checkpoint_is_written_is_released_after_it() 
     table = training(consistency="Async", evaluate=True, every=1000)
     finish(table)
     table.evaluate(WORKERS[0], 0.5)
-    writing = [one for one in table.said if one[1] is Say.SAVE]
+    writing = [one for one in table.said if one[1] is MessageType.SAVE]
     table.take()
-    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
-    assert table.take(Say.RELEASED) == []
+    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    assert table.take(MessageType.RELEASED) == []
     table.said = writing
     table.serve()
-    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+    assert (WORKERS[1], MessageType.RELEASED, {}) in table.take()
     assert table.training.ended
 
 
@@ -155,22 +158,22 @@ def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation
     table = training(consistency="Async", evaluate=True, every=1000)
     for server in SERVERS:
         table.applied[server] = set(range(2 * STEPS))
-    done = {"type": Say.TAKE, "stay": table.stay[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
+    done = {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
     table.training.heard(WORKERS[0], done, 0)
-    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, 0)
+    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
     assert table.on_disk is not None
     said = table.take()
-    assert (WORKERS[1], Say.RELEASED, {}) in said
-    assert said.index((WORKERS[1], Say.RELEASED, {})) < said.index((WORKERS[0], Say.EVALUATE, {}))
+    assert (WORKERS[1], MessageType.RELEASED, {}) in said
+    assert said.index((WORKERS[1], MessageType.RELEASED, {})) < said.index((WORKERS[0], MessageType.EVALUATE, {}))
 
 
 def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
     finish(table)
     table.evaluate(WORKERS[0], 0.5)
-    assert len(table.take(Say.SAVE)) == 2
-    table.training.heard(SERVERS[1], {"type": Say.NAN, "step": STEPS}, 0)
+    assert len(table.take(MessageType.SAVE)) == 2
+    table.training.heard(SERVERS[1], {"type": MessageType.NAN, "step": STEPS}, 0)
     table.training.lost(SERVERS[1], 0)
     assert not table.training.ended
     assert table.tracker.nan_loss == f"parameter-server-1 at step {STEPS}"
@@ -190,7 +193,7 @@ def test_a_job_that_was_made_shorter_than_it_was_trained_is_evaluated_and_ends()
 @pytest.mark.parametrize("every", [4, 20])
 def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consistency: str, every: int) -> None:
     table = training(consistency=consistency, steps=40, every=every)
-    while not any(kind is Say.SAVE for _, kind, _ in table.said):
+    while not any(kind is MessageType.SAVE for _, kind, _ in table.said):
         for worker in WORKERS:
             table.work_on(worker)
     table.said = [one for one in table.said if one[0] != SERVERS[1]]  # the order was lost with the connection
@@ -224,17 +227,17 @@ def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> No
 def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_another() -> None:
     table = training(consistency="Async", evaluate=True, buffers=True, every=20)
     evaluator = until_evaluated(table, *WORKERS)
-    table.training.heard(SERVERS[1], {"type": Say.LEAVING}, 0)
+    table.training.heard(SERVERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
-    (keeper,) = [member for member, kind, _ in table.take(Say.SAVE) if member in WORKERS]
-    assert keeper != evaluator
+    (buffer_writer,) = [member for member, kind, _ in table.take(MessageType.SAVE) if member in WORKERS]
+    assert buffer_writer != evaluator
 
 
-def leave(table: Table, now: float = 0) -> list[Say]:
+def leave(table: Table, now: float = 0) -> list[MessageType]:
     """A worker leaves; what the servers and workers hear of it."""
     table.take()
-    table.training.heard(WORKERS[1], {"type": Say.LEAVING}, now)
-    return [kind for _, kind, _ in table.said if kind in (Say.SAVE, Say.RELEASED)]
+    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, now)
+    return [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)]
 
 
 def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_steps() -> None:
@@ -243,14 +246,14 @@ def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_st
     assert len(slices) == 3, "the first of the second step is still in work"
     assert leave(table) == []
     assert table.work(WORKERS[1], 1, ask=20) == [3], "what is missing of the step that is in work, and no more"
-    done = {"type": Say.TAKE, "stay": table.stay[WORKERS[0]], "count": 0, "done": slices}
+    done = {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[0]], "count": 0, "done": slices}
     for server in SERVERS:
         table.applied[server].add(2)
     table.training.heard(WORKERS[0], done, 0)
     table.serve()
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.slices) == (2, 4)
-    assert (WORKERS[1], Say.RELEASED, {}) in table.take()
+    assert (WORKERS[1], MessageType.RELEASED, {}) in table.take()
 
 
 def test_who_leaves_an_async_training_waits_for_whole_steps_only_for_some_seconds() -> None:
@@ -258,6 +261,6 @@ def test_who_leaves_an_async_training_waits_for_whole_steps_only_for_some_second
     table.work(WORKERS[0], 2, ask=3)
     assert leave(table, now=10) == []
     table.training.tick(14)
-    assert Say.SAVE not in [kind for _, kind, _ in table.said]
+    assert MessageType.SAVE not in [kind for _, kind, _ in table.said]
     table.training.tick(15.5)
-    assert Say.SAVE in [kind for _, kind, _ in table.said]
+    assert MessageType.SAVE in [kind for _, kind, _ in table.said]

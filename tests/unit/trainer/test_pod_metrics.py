@@ -5,12 +5,11 @@ import socket
 import time
 from pathlib import Path
 
-from unit.trainer.test_words import CONFIG, exposed
-
 from disttrain.api.names import Role
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.pod_metrics import PodMetrics, answer
 from disttrain_trainer.runtime.process import Process
+from unit.trainer.test_termination import CONFIG, exposed
 
 SCRAPE_TIMEOUT = 4.0
 """As deploy/monitoring sets it."""

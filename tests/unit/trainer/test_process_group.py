@@ -9,12 +9,12 @@ import os, sys, threading, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from disttrain_trainer.parallel.process_group import Wires
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup
 
 rank = int(sys.argv[1])
 timeout = timedelta(seconds=60)
 store = dist.FileStore("store", 2)
-wires = Wires(backend="gloo", others=frozenset())
+wires = AbortableProcessGroup(backend="gloo", others=frozenset())
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timeout)
 wires.complete()
 if rank == 1:
@@ -27,7 +27,7 @@ threading.Timer(0.1, wires.end).start()
 assert wait.wait() is tensor
 print(wires.error)
 wires.leave()
-late = Wires(backend="gloo", others=frozenset())
+late = AbortableProcessGroup(backend="gloo", others=frozenset())
 dist.init_process_group("gloo", store=dist.PrefixStore("next", store), rank=0, world_size=1, timeout=timeout)
 whole = torch.ones(4)
 late.awaited(dist.all_reduce(whole, async_op=True), whole).wait()

@@ -3,7 +3,7 @@
 import pytest
 
 from disttrain_trainer.parallel.process_group import BrokenGroup
-from disttrain_trainer.parallel.replicate import Replica
+from disttrain_trainer.parallel.replicate import Replicated
 
 
 class Work:
@@ -24,8 +24,8 @@ class Work:
         return self._error
 
 
-def replica(*works: Work) -> Replica:
-    made = Replica.__new__(Replica)  # a GPU's sums need a GPU
+def replica(*works: Work) -> Replicated:
+    made = Replicated.__new__(Replicated)  # a GPU's sums need a GPU
     made._works = list(works)  # type: ignore[arg-type]
     return made
 

@@ -10,8 +10,8 @@ from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Trainer
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.net import control_client as control
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import World
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import Round
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
@@ -29,8 +29,10 @@ def impatient(seconds: float, **changes: object) -> JobConfig:
     return command_config().model_copy(update={"startup_timeout_seconds": seconds, **changes})
 
 
-def connection(config: JobConfig) -> Control:
-    return Control(process=worker(config), describe=dict, on_message=lambda message: None, on_released=lambda: None)
+def connection(config: JobConfig) -> ControlClient:
+    return ControlClient(
+        process=worker(config), describe=dict, on_message=lambda message: None, on_released=lambda: None
+    )
 
 
 def test_a_wait_that_ran_out_names_what_it_was_for() -> None:
@@ -68,6 +70,6 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     Path("train.py").write_text("raise SystemExit(3)")
     process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
     alone = Agent(process, Metrics(process))
-    alone._rank.world = world = World(1)
+    alone._rank.world = world = Round(1)
     with pytest.raises(PeerLost, match="the master's judgement"):
         alone._run_in(world)

@@ -4,15 +4,15 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from disttrain_trainer.net.members import Membership, World
+from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.strategies.parameter_server import Worker
 
 
-def worker_in(membership: Membership) -> tuple[Worker, list[dict[str, Any]]]:
+def worker_in(member: ParameterServerMember) -> tuple[Worker, list[dict[str, Any]]]:
     """A worker, and what it says."""
     said: list[dict[str, Any]] = []
     worker = Worker.__new__(Worker)
-    worker._membership = membership
+    worker._member = member
     worker._control = SimpleNamespace(  # type: ignore[assignment]
         changed=threading.Condition(), send=lambda kind, **fields: said.append(fields)
     )
@@ -20,30 +20,30 @@ def worker_in(membership: Membership) -> tuple[Worker, list[dict[str, Any]]]:
     return worker, said
 
 
-def enter(membership: Membership, stay: str) -> World:
-    membership.on_message({"type": "world", "generation": 1, "stay": stay, "buffers": None, "anew": True})
-    assert membership.world is not None
-    return membership.world
+def enter(member: ParameterServerMember, stay: str) -> Round:
+    member.on_message({"type": "world", "generation": 1, "stay": stay, "buffers": None, "anew": True})
+    assert member.world is not None
+    return member.world
 
 
 def test_a_worker_asks_once_until_it_is_answered() -> None:
-    membership = Membership()
-    worker, said = worker_in(membership)
-    world = enter(membership, "m.1")
+    member = ParameterServerMember()
+    worker, said = worker_in(member)
+    world = enter(member, "m.1")
     worker._take(world)
     worker._take(world)
     assert said == [{"stay": "m.1", "count": 2, "done": []}]
-    membership.on_message({"type": "tickets", "stay": "m.1", "slices": []})
+    member.on_message({"type": "tickets", "stay": "m.1", "slices": []})
     worker._take(world)
     assert len(said) == 2
 
 
 def test_a_worker_that_is_called_into_another_stay_while_it_asks_asks_again_in_that_one() -> None:
     # Else the question of the earlier stay, which nobody answers, would count as asked, and the worker wait for ever.
-    membership = Membership()
-    worker, said = worker_in(membership)
-    earlier = enter(membership, "m.1")
-    world = enter(membership, "m.2")
+    member = ParameterServerMember()
+    worker, said = worker_in(member)
+    earlier = enter(member, "m.1")
+    world = enter(member, "m.2")
     worker._take(earlier)
     assert said == []
     worker._take(world)

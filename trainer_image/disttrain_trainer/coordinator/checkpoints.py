@@ -1,8 +1,8 @@
 """The checkpoints of parameter servers, one at a time: when, and then the folder, a file of each server, a worker's buffers, the manifest.
 
-Every step that blocks is the archive's, and answers later. A checkpoint that fails is said, and given up; the one before stays. Only the
-last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in every answer: what is
-still written for one that was given up changes nothing in the next.
+The checkpoint store does whatever blocks, and answers later. When a checkpoint fails, the log says so, the coordinator gives it up, and the
+one before stays; only the last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in
+every answer, so that a late write for a save that was given up changes nothing in the next one.
 Pure.
 """
 
@@ -17,10 +17,10 @@ from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.servers import Servers, slices_of
-from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Message, Say
-from disttrain_trainer.net.peers import Archive, Member, Sender
+from disttrain_trainer.net.messages import Message, MessageType
+from disttrain_trainer.net.peers import CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -42,11 +42,11 @@ class _Save:
     files: dict[str, str] = field(default_factory=dict)
     applied: dict[int, IndexSet] = field(default_factory=dict)
     """What each server's file holds."""
-    keeper: int | None = None
+    buffer_writer: int | None = None
     """The worker that was asked for its buffers, and did not answer yet."""
 
 
-class Saver:
+class CheckpointCoordinator:
     """Writes checkpoints.
 
     incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
@@ -60,20 +60,20 @@ class Saver:
         *,
         sender: Sender,
         servers: Servers,
-        archive: Archive,
+        store: CheckpointStore,
         tracker: Tracker,
         incarnation: str,
         patience: float,
         world_size: int,
         every: int,
         aligned: bool,
-        keeper: Callable[[], int | None],
+        buffer_writer: Callable[[], int | None],
         done: Callable[[bool, float], None],
     ) -> None:
         self._sender = sender
         self._servers = servers
-        self._keeper = keeper
-        self._archive = archive
+        self._buffer_writer = buffer_writer
+        self._store = store
         self._tracker = tracker
         self._incarnation = incarnation
         self._patience = patience
@@ -102,33 +102,33 @@ class Saver:
     def _newest_step(self) -> int:
         return self.newest.step if self.newest else 0
 
-    def misses(self, ledger: Ledger) -> bool:
+    def misses(self, queue: WorkQueue) -> bool:
         """Whether there are steps that a checkpoint could keep now."""
-        return self._servers.complete and ledger.step != self._newest_step
+        return self._servers.complete and queue.step != self._newest_step
 
     def know(self, manifest: Manifest) -> None:
         """This is the newest complete checkpoint."""
         self.newest = manifest
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
 
-    def begin(self, ledger: Ledger) -> None:
+    def begin(self, queue: WorkQueue) -> None:
         """The training goes on from here, which may be beyond the newest checkpoint when only the master is new."""
         self._attempted = self._newest_step
         self._final_failed = None
-        self.raise_limit(ledger)
+        self.raise_limit(queue)
 
-    def is_due(self, ledger: Ledger, now: float) -> bool:
+    def is_due(self, queue: WorkQueue, now: float) -> bool:
         """Whether to start one now."""
         if self.busy or self._tracker.nan_loss:
             return False
-        whole = ledger.done >= ledger.limit
+        whole = queue.done >= queue.limit
         if self._aligned:
             return whole
         if self.hurrying:
             return whole or now - self._hurried_at > WHOLE_STEP_SECONDS
-        return ledger.step >= self._attempted + self._every - self._every // HEAD_START
+        return queue.step >= self._attempted + self._every - self._every // HEAD_START
 
-    def raise_limit(self, ledger: Ledger) -> None:
+    def raise_limit(self, queue: WorkQueue) -> None:
         """Where the workers must wait for a checkpoint, so that a lost server never costs more than one interval.
 
         Sync: at the next one, since all shards must be at one version. Otherwise writing has a head start, and seldom stops anybody.
@@ -136,9 +136,9 @@ class Saver:
         limit = self._attempted + self._every
         if self._aligned:
             limit -= limit % self._every
-        ledger.limit = min(ledger.total, max(limit, self._whole(ledger)) * self._world_size)
+        queue.limit = min(queue.total, max(limit, self._whole(queue)) * self._world_size)
 
-    def hurry(self, ledger: Ledger, now: float) -> None:
+    def hurry(self, queue: WorkQueue, now: float) -> None:
         """A process is leaving: the next one is due when the steps in work are whole.
 
         Then a suspended job can go on with another number of workers, also under Async, which otherwise saves in the middle of steps.
@@ -146,7 +146,7 @@ class Saver:
         if not self.hurrying:
             self._hurried_at = now
         self.hurrying = True
-        ledger.limit = min(ledger.limit, self._whole(ledger) * self._world_size)
+        queue.limit = min(queue.limit, self._whole(queue) * self._world_size)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""
@@ -155,17 +155,17 @@ class Saver:
         self._count += 1
         self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
         self._attempted = step
-        self._archive.prepare(self._save.id, step)
+        self._store.prepare(self._save.id, step)
 
     def prepared(self, save: str, folder: str | OSError, now: float) -> None:
-        """The archive's answer to `prepare`: the folder's name."""
+        """The store's answer to `prepare`: the folder's name."""
         if self._save is None or self._save.id != save:
             return
         if isinstance(folder, OSError):
             self._end(f"the folder of step {self._save.step} cannot be made: {folder}", now)
         else:
-            self._servers.tell(Say.SAVE, id=save, folder=folder, step=self._save.step)
-            self._ask_keeper(self._save)
+            self._servers.tell(MessageType.SAVE, id=save, folder=folder, step=self._save.step)
+            self._ask_buffer_writer(self._save)
 
     def server_saved(self, index: int, message: Message, now: float) -> None:
         """A server wrote its file, or could not."""
@@ -182,24 +182,24 @@ class Saver:
     def worker_saved(self, rank: int, message: Message, now: float) -> None:
         """A worker wrote its buffers, or could not."""
         save = self._save
-        if save is None or save.keeper != rank or message.get("id") != save.id:
+        if save is None or save.buffer_writer != rank or message.get("id") != save.id:
             return
         if message.get("error"):
             self._end(f"worker-{rank}: {message['error']}", now)
             return
         save.files[message["file"]] = message["sha256"]
-        save.keeper = None
+        save.buffer_writer = None
         self._complete(save)
 
     def worker_left(self, rank: int) -> None:
         """A worker is lost, or begins anew: if its buffers were to be saved, somebody's are; nobody's, when nobody is there."""
         save = self._save
-        if save is not None and save.keeper == rank:
-            self._ask_keeper(save)
+        if save is not None and save.buffer_writer == rank:
+            self._ask_buffer_writer(save)
             self._complete(save)
 
     def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
-        """The archive's answer to `publish`."""
+        """The store's answer to `publish`."""
         if isinstance(manifest, Manifest):
             self.know(manifest)  # also when the save was given up meanwhile: it is whole
         if self._save is not None and self._save.id == save:
@@ -232,23 +232,25 @@ class Saver:
         """Who did not write its part yet."""
         servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._servers.count)]
         missing = [str(server) for server in servers if server.rank not in save.applied]
-        if (keeper := save.keeper) is not None:
-            missing.append(str(Member(Role.WORKER, keeper)))
+        if (buffer_writer := save.buffer_writer) is not None:
+            missing.append(str(Member(Role.WORKER, buffer_writer)))
         return ", ".join(missing) or "the master"
 
-    def _whole(self, ledger: Ledger) -> int:
+    def _whole(self, queue: WorkQueue) -> int:
         """The step at which what is handed out already is whole."""
-        return -(-ledger.handed_out // self._world_size)
+        return -(-queue.handed_out // self._world_size)
 
-    def _ask_keeper(self, save: _Save) -> None:
-        save.keeper = self._keeper()
-        if save.keeper is not None:
-            self._sender.send(Member(Role.WORKER, save.keeper), Say.SAVE, id=save.id, folder=name_of(save.step))
+    def _ask_buffer_writer(self, save: _Save) -> None:
+        save.buffer_writer = self._buffer_writer()
+        if save.buffer_writer is not None:
+            self._sender.send(
+                Member(Role.WORKER, save.buffer_writer), MessageType.SAVE, id=save.id, folder=name_of(save.step)
+            )
 
     def _complete(self, save: _Save) -> None:
-        if len(save.applied) == self._servers.count and save.keeper is None:
+        if len(save.applied) == self._servers.count and save.buffer_writer is None:
             slices = len(reduce(IndexSet.intersection, save.applied.values()))
-            self._archive.publish(save.id, step=save.step, slices=slices, files=save.files, finished=save.final)
+            self._store.publish(save.id, step=save.step, slices=slices, files=save.files, finished=save.final)
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None

@@ -10,11 +10,12 @@ from datetime import datetime
 
 from disttrain.api.runtime import ProgressCheckpoint
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.coordinator.attendance import Absences, Leavers
+from disttrain_trainer.coordinator.draining import DrainingMembers
+from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.net.members import MemberState
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 from disttrain_trainer.runtime import logs
 
@@ -38,7 +39,7 @@ class _Place:
     """What it trains is what the others train."""
 
 
-class Collective:
+class CollectiveCoordinator:
     """The coordinator of a collective world."""
 
     def __init__(
@@ -75,28 +76,28 @@ class Collective:
         self._reported_generation = 0
         """That of the newest program of a script that reported a step."""
         self._places: dict[Member, _Place] = {}
-        self._absences = Absences()
+        self._missing_members = MissingMembers()
         self._renew_store = renew_store
         self._fresh = False
         """The store is empty: no world has used it."""
         self._renewing = True
         self._broken = False
         """A member of the present world was lost."""
-        self._leavers = Leavers(sender)
+        self._draining = DrainingMembers(sender)
         self._saving = False
         self.ended = False
 
     @property
     def released(self) -> bool:
-        return self._leavers.released
+        return self._draining.released
 
     def joined(self, member: Member, hello: Message, now: float) -> None:
         if self.ended:
-            self._sender.send(member, Say.FINISH)
+            self._sender.send(member, MessageType.FINISH)
             return
         if member not in self._members:
             return
-        self._absences.end(member)
+        self._missing_members.end(member)
         place = self._places[member] = _Place(
             MemberState(hello.get("state", MemberState.READY)),
             int(hello.get("generation", 0)),
@@ -110,10 +111,10 @@ class Collective:
 
     def lost(self, member: Member, now: float) -> None:
         place = self._places.pop(member, None)
-        self._leavers.forget(member)
+        self._draining.forget(member)
         if place is not None and not self.ended:
             self._tracker.forget(member.rank)
-            self._absences.begin(member, now)
+            self._missing_members.begin(member, now)
             self._broken = True
             self._settle(now)
 
@@ -122,23 +123,23 @@ class Collective:
         if place is None:
             return
         match message["type"]:
-            case Say.READY:
+            case MessageType.READY:
                 place.state, place.reforming, place.step = MemberState.READY, False, int(message.get("step", -1))
                 self._compare(member, message)
-            case Say.FAILED:
+            case MessageType.FAILED:
                 self._failed(member, message)
-            case Say.DONE:
+            case MessageType.DONE:
                 place.state = MemberState.DONE
                 place.evaluation = message.get("evaluation")
-            case Say.REPORT:
+            case MessageType.REPORT:
                 self.reported(member.rank, message, now)
                 return
-            case Say.SAVED:
+            case MessageType.SAVED:
                 self._saved(message)
-            case Say.NAN:
+            case MessageType.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
-            case Say.LEAVING:
-                self._leavers.add(member)
+            case MessageType.LEAVING:
+                self._draining.add(member)
                 self._save_or_release()
         self._settle(now)
 
@@ -190,7 +191,7 @@ class Collective:
             if not self._tracker.reported and not self._used():
                 self._warn(f"no process of the script has joined the others after {JOIN_SECONDS:.0f} s")
                 for member in self._places:
-                    self._sender.send(member, Say.NOT_JOINED, seconds=JOIN_SECONDS)
+                    self._sender.send(member, MessageType.NOT_JOINED, seconds=JOIN_SECONDS)
         elif self._tracker.warning is not None and self._used():
             self._tracker.warning = None
 
@@ -200,11 +201,15 @@ class Collective:
             log.warning("%s", message)
 
     def terminate(self, now: float) -> None:
-        self._leavers.terminate()
+        self._draining.terminate()
         self._save_or_release()
 
     def waiting_for(self, now: float) -> str | None:
-        return None if self.ended else self._absences.words([m for m in self._members if m not in self._places], now)
+        return (
+            None
+            if self.ended
+            else self._missing_members.describe([m for m in self._members if m not in self._places], now)
+        )
 
     def _settle(self, now: float) -> None:
         """Draws the conclusions of what is known."""
@@ -245,7 +250,7 @@ class Collective:
                 f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere, and "
                 "all images must be of one release"
             )
-        self._sender.send(member, Say.WRONG, reason=reason)
+        self._sender.send(member, MessageType.WRONG, reason=reason)
 
     @staticmethod
     def _is_one_world(places: list[_Place]) -> bool:
@@ -266,14 +271,14 @@ class Collective:
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():
             place.state, place.generation = MemberState.RUNNING, generation
-            self._sender.send(member, Say.WORLD, generation=generation, source=newest.rank)
+            self._sender.send(member, MessageType.WORLD, generation=generation, source=newest.rank)
 
     def _dissolve(self) -> None:
         self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None
         for member, place in self._places.items():
             if place.state in (MemberState.RUNNING, MemberState.DONE) and not place.reforming:
                 place.reforming = True
-                self._sender.send(member, Say.REFORM)
+                self._sender.send(member, MessageType.REFORM)
         self._release()
 
     def _failed(self, member: Member, message: Message) -> None:
@@ -281,14 +286,14 @@ class Collective:
         if not self._broken:
             self._broken = True
             log.error("%s failed: %s", member, message.get("message"))
-            self._sender.send(member, Say.FAILED)
+            self._sender.send(member, MessageType.FAILED)
 
     def _save_or_release(self) -> None:
-        saver = self._places.get(self._members[0])
-        if self._saves and not self._broken and saver is not None and saver.state is MemberState.RUNNING:
+        writer = self._places.get(self._members[0])
+        if self._saves and not self._broken and writer is not None and writer.state is MemberState.RUNNING:
             if not self._saving:
                 self._saving = True
-                self._sender.send(self._members[0], Say.SAVE)
+                self._sender.send(self._members[0], MessageType.SAVE)
         else:
             self._release()
 
@@ -301,7 +306,7 @@ class Collective:
 
     def _release(self) -> None:
         self._saving = False
-        self._leavers.release()
+        self._draining.release()
 
     def _finish(self, now: float) -> None:
         if self._used is not None:
@@ -315,4 +320,4 @@ class Collective:
         self._tracker.finish(now)
         self.ended = True
         for member in self._places:
-            self._sender.send(member, Say.FINISH)
+            self._sender.send(member, MessageType.FINISH)

@@ -5,7 +5,7 @@ from disttrain_trainer.net.messages import Message
 from disttrain_trainer.net.peers import Member
 
 
-class Bystander:
+class CommandCoordinator:
     """Counts what `session.report` says. No process joins."""
 
     def __init__(self, *, tracker: Tracker, workers: int) -> None:

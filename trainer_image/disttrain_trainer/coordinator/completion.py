@@ -7,20 +7,20 @@ A worker or server that is lost meanwhile has its part asked again. Pure.
 from collections.abc import Callable
 
 from disttrain.api.names import Role
-from disttrain_trainer.coordinator.checkpoints import Saver
+from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.servers import Servers
-from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
 
-class Ending:
+class Completion:
     """How a training ends.
 
     saver: None without a checkpoint volume. evaluates: the job has an evaluation.
@@ -34,7 +34,7 @@ class Ending:
         servers: Servers,
         workers: Workers,
         tracker: Tracker,
-        saver: Saver | None,
+        checkpoints: CheckpointCoordinator | None,
         evaluates: bool,
         finish: Callable[[float], None],
     ) -> None:
@@ -42,7 +42,7 @@ class Ending:
         self._servers = servers
         self._workers = workers
         self._tracker = tracker
-        self._saver = saver
+        self._checkpoints = checkpoints
         self._evaluates = evaluates
         self._finish = finish
         self._confirming = False
@@ -75,20 +75,20 @@ class Ending:
         self.evaluator = None
         return True
 
-    def advance(self, ledger: Ledger, now: float) -> None:
+    def advance(self, queue: WorkQueue, now: float) -> None:
         """Goes on; for when every slice is counted and every server is there."""
         if self.confirmed:
-            self._conclude(ledger, now)
+            self._conclude(queue, now)
         elif not self._confirming:
-            self._confirm(ledger, now)
+            self._confirm(queue, now)
 
-    def _confirm(self, ledger: Ledger, now: float) -> None:
+    def _confirm(self, queue: WorkQueue, now: float) -> None:
         """Every slice was said to be applied: ask the servers, who know."""
         self._confirming = True
 
         def then(applied: IndexSet) -> None:
             self._confirming = False
-            gone = ledger.unlearn(applied)
+            gone = queue.unlearn(applied)
             if gone:
                 log.warning(
                     "%d slices were counted, but are not applied on every server; they are done again", len(gone)
@@ -96,21 +96,23 @@ class Ending:
             else:
                 self.confirmed = True
 
-        self._servers.ask(Say.STATE, then, now)
+        self._servers.ask(MessageType.STATE, then, now)
 
-    def _conclude(self, ledger: Ledger, now: float) -> None:
+    def _conclude(self, queue: WorkQueue, now: float) -> None:
         """All is applied: evaluate, save, finish. The servers themselves save nothing that is not finite."""
-        saver = self._saver
-        if saver is not None and saver.busy:
+        checkpoints = self._checkpoints
+        if checkpoints is not None and checkpoints.busy:
             return
         if self._evaluates and self._tracker.evaluation is None:
             ready = self._workers.ready
-            if saver is not None and saver.hurrying and saver.misses(ledger):
-                saver.start(ledger.step, now)  # somebody leaves, and the evaluation may take longer than they can wait
+            if checkpoints is not None and checkpoints.hurrying and checkpoints.misses(queue):
+                checkpoints.start(
+                    queue.step, now
+                )  # somebody leaves, and the evaluation may take longer than they can wait
             elif self.evaluator is None and ready:
                 self.evaluator = ready[0]
-                self._sender.send(Member(Role.WORKER, ready[0]), Say.EVALUATE)
-        elif saver is not None:
-            saver.start(ledger.step, now, final=True)
+                self._sender.send(Member(Role.WORKER, ready[0]), MessageType.EVALUATE)
+        elif checkpoints is not None:
+            checkpoints.start(queue.step, now, final=True)
         else:
             self._finish(now)

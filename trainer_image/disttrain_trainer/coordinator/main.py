@@ -14,13 +14,13 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
 from disttrain_trainer.checkpoint import store
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.coordinator.collective import Collective
-from disttrain_trainer.coordinator.command import Bystander
+from disttrain_trainer.coordinator.collective import CollectiveCoordinator
+from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.goodput import Goodput
-from disttrain_trainer.coordinator.parameter_server import ServedTraining
+from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.errors import PeerLost, Terminated
-from disttrain_trainer.net.control_server import Hub
+from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.runtime import exposition, logs, sockets
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
@@ -45,15 +45,15 @@ class Master:
         self._process = process
         self._config: JobConfig = process.config
         self._metrics = metrics
-        self._hub = Hub(config=self._config)
+        self._control = ControlServer(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
         self._goodput = Goodput(time.monotonic(), steps_done=process.steps_done)
         self._counting = threading.Lock()
         self._store: TCPStore | None = None
         self._coordinator: Coordinator = self._coordinate()
-        self._hub.coordinator = self._coordinator
+        self._control.coordinator = self._coordinator
         self._tasks: set[asyncio.Task[None]] = set()
-        self._archivist = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         """One thread: a save that was given up must not publish and prune while the newest checkpoint is looked for."""
         self._failure: BaseException | None = None
 
@@ -83,13 +83,13 @@ class Master:
 
     async def run(self) -> None:
         """Until the job is done; raises Terminated after a SIGTERM, PeerLost when a port is taken."""
-        coordinator, hub = self._coordinator, self._hub
+        coordinator, control = self._coordinator, self._control
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
         host, port = split_address(self._config.addresses.control)
         self._serve_metrics(listening_host(host) or "")
-        serving = asyncio.create_task(hub.serve(host=listening_host(host), port=port))
+        serving = asyncio.create_task(control.serve(host=listening_host(host), port=port))
         ending = asyncio.create_task(
-            hub.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
+            control.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
         )
         self._begin()
         try:
@@ -101,7 +101,7 @@ class Master:
             # Everybody hears how it ended before the connections do.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(
-                    hub.until(lambda: not hub.connected), GOODBYE_SECONDS if coordinator.ended else 0.2
+                    control.until(lambda: not control.connected), GOODBYE_SECONDS if coordinator.ended else 0.2
                 )
             if not coordinator.ended:
                 raise Terminated
@@ -131,24 +131,24 @@ class Master:
 
     def _terminate(self) -> None:
         self._coordinator.terminate(time.monotonic())
-        self._hub.poke()
+        self._control.poke()
 
     def _coordinate(self) -> Coordinator:
         """The decisions of the job's strategy."""
         config, trainer = self._config, self._config.trainer
         if trainer.command is not None:
-            return Bystander(tracker=self._tracker, workers=config.workers)
+            return CommandCoordinator(tracker=self._tracker, workers=config.workers)
         if config.strategy.parameter_server is not None:
-            return ServedTraining(
-                sender=self._hub,
-                archive=self if self._process.checkpoint_dir else None,
+            return ParameterServerCoordinator(
+                sender=self._control,
+                store=self if self._process.checkpoint_dir else None,
                 tracker=self._tracker,
                 config=config,
                 incarnation=self._process.incarnation,
             )
         if trainer.script is not None:
-            return Collective(
-                sender=self._hub,
+            return CollectiveCoordinator(
+                sender=self._control,
                 tracker=self._tracker,
                 members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
                 renew_store=self._renew_store,
@@ -156,8 +156,8 @@ class Master:
                 lasting=False,
                 used=lambda: self._store is not None and self._store.num_keys() > 0,
             )
-        return Collective(
-            sender=self._hub,
+        return CollectiveCoordinator(
+            sender=self._control,
             tracker=self._tracker,
             members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
             renew_store=self._renew_store,
@@ -166,31 +166,31 @@ class Master:
 
     def _begin(self) -> None:
         coordinator = self._coordinator
-        if isinstance(coordinator, Collective):
+        if isinstance(coordinator, CollectiveCoordinator):
             self._renew_store()
             if self._config.trainer.model is not None and self._process.checkpoint_dir is not None:
                 self.find()
-        elif isinstance(coordinator, ServedTraining):
+        elif isinstance(coordinator, ParameterServerCoordinator):
             coordinator.begin(time.monotonic())
 
-    # The archive: what blocks runs in a thread, its answer comes back in the loop.
+    # The checkpoint store: what blocks runs in a thread, its answer comes back in the loop.
 
     def find(self) -> None:
-        """See master.member.Archive."""
-        self._run_apart(lambda: store.newest(self._root, self._config), self._found, self._archivist)
+        """See net.peers.CheckpointStore."""
+        self._run_apart(lambda: store.newest(self._root, self._config), self._found, self._store_thread)
 
     def prepare(self, save: str, step: int) -> None:
-        """See master.member.Archive."""
+        """See net.peers.CheckpointStore."""
 
         def answer(folder: Path | OSError) -> None:
-            assert isinstance(self._coordinator, ServedTraining)
+            assert isinstance(self._coordinator, ParameterServerCoordinator)
             name = folder if isinstance(folder, OSError) else folder.name
             self._coordinator.prepared(save, name, time.monotonic())
 
-        self._run_apart(lambda: _or_error(lambda: store.prepare(self._root, step)), answer, self._archivist)
+        self._run_apart(lambda: _or_error(lambda: store.prepare(self._root, step)), answer, self._store_thread)
 
     def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
-        """See master.member.Archive."""
+        """See net.peers.CheckpointStore."""
         evaluation, data = self._tracker.evaluation, self._tracker.data
         assert data is not None, "the ledger, of which something is saved, was made with it"
 
@@ -212,10 +212,10 @@ class Master:
             return manifest
 
         def answer(written: Manifest | OSError) -> None:
-            assert isinstance(self._coordinator, ServedTraining)
+            assert isinstance(self._coordinator, ParameterServerCoordinator)
             self._coordinator.published(save, written, time.monotonic())
 
-        self._run_apart(lambda: _or_error(write), answer, self._archivist)
+        self._run_apart(lambda: _or_error(write), answer, self._store_thread)
 
     @property
     def _root(self) -> Path:
@@ -227,7 +227,7 @@ class Master:
         if told is not None:
             log.info("%s", told)
             self._tracker.resumed = told
-        if isinstance(self._coordinator, Collective | ServedTraining):
+        if isinstance(self._coordinator, CollectiveCoordinator | ParameterServerCoordinator):
             self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
 
     def _renew_store(self) -> None:
@@ -255,7 +255,7 @@ class Master:
 
         def keep(store: "TCPStore") -> None:
             self._store = store
-            assert isinstance(self._coordinator, Collective)
+            assert isinstance(self._coordinator, CollectiveCoordinator)
             self._coordinator.open(time.monotonic())
 
         self._run_apart(host, keep)
@@ -266,7 +266,7 @@ class Master:
                 answer(await asyncio.get_running_loop().run_in_executor(executor, work))
             except Exception as error:
                 self._failure = error
-            self._hub.poke()
+            self._control.poke()
 
         task = asyncio.get_running_loop().create_task(go())
         self._tasks.add(task)

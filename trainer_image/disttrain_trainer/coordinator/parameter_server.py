@@ -1,7 +1,7 @@
 """Training with parameter servers, as the master decides it: who is told what when somebody comes, speaks or is lost.
 
 The servers hold the truth (which slices are applied), the workers come and go. Pure: time is given, sending is the sender's, files
-are the archive's.
+are the checkpoint store's.
 """
 
 from disttrain.api.names import Role
@@ -10,18 +10,19 @@ from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import BUFFERS, another_training, name_of
-from disttrain_trainer.coordinator.attendance import Absences, Leavers
-from disttrain_trainer.coordinator.checkpoints import Saver
-from disttrain_trainer.coordinator.completion import Ending
+from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
+from disttrain_trainer.coordinator.completion import Completion
+from disttrain_trainer.coordinator.draining import DrainingMembers
+from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.coordinator.rounds import Generations
+from disttrain_trainer.coordinator.rounds import Rounds
 from disttrain_trainer.coordinator.servers import Servers
-from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.data.schedule import DataSet, Schedule
-from disttrain_trainer.net.messages import Message, Say
-from disttrain_trainer.net.peers import Archive, Member, Sender
+from disttrain_trainer.net.messages import Message, MessageType
+from disttrain_trainer.net.peers import CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -30,11 +31,11 @@ INQUIRY_INTERVAL = 1.0
 """Seconds between two questions to the servers about what they hold."""
 
 
-class ServedTraining:
+class ParameterServerCoordinator:
     """The coordinator of strategy ParameterServer."""
 
     def __init__(
-        self, *, sender: Sender, archive: Archive | None, tracker: Tracker, config: JobConfig, incarnation: str
+        self, *, sender: Sender, store: CheckpointStore | None, tracker: Tracker, config: JobConfig, incarnation: str
     ) -> None:
         """incarnation: the master's, another one in each of its processes."""
         strategy = config.strategy.parameter_server
@@ -45,75 +46,75 @@ class ServedTraining:
         self._servers = Servers(sender=sender, count=config.parameter_servers)
         self._workers = workers = Workers(sender=sender, tracker=tracker, incarnation=incarnation)
         self._sync = strategy.consistency is Consistency.SYNC
-        self._saver = (
-            Saver(
+        self._checkpoints = (
+            CheckpointCoordinator(
                 sender=sender,
                 servers=self._servers,
-                archive=archive,
+                store=store,
                 tracker=tracker,
                 incarnation=incarnation,
                 patience=config.startup_timeout_seconds,
                 world_size=config.world_size,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
-                keeper=self._keeper,
+                buffer_writer=self._buffer_writer,
                 done=self._saved,
             )
-            if archive is not None and config.checkpoint is not None
+            if store is not None and config.checkpoint is not None
             else None
         )
-        self._generations = Generations(
+        self._rounds = Rounds(
             sender=sender,
             servers=self._servers,
-            archive=archive,
-            newest=lambda: self._saver.newest if self._saver else None,
+            store=store,
+            newest=lambda: self._checkpoints.newest if self._checkpoints else None,
             workers=config.world_size,
             opened=self._generation_opened,
             returned=self._server_returned,
             lost=self._generation_lost,
         )
-        self._ending = Ending(
+        self._completion = Completion(
             sender=sender,
             servers=self._servers,
             workers=workers,
             tracker=tracker,
-            saver=self._saver,
+            checkpoints=self._checkpoints,
             evaluates=config.trainer.evaluate is not None,
             finish=self._finish,
         )
-        self._ledger: Ledger | None = None
-        self._absences = Absences()
-        self._leavers = Leavers(sender)
+        self._queue: WorkQueue | None = None
+        self._missing_members = MissingMembers()
+        self._draining = DrainingMembers(sender)
         self.ended = False
 
     @property
     def released(self) -> bool:
-        return self._leavers.released
+        return self._draining.released
 
     def begin(self, now: float) -> None:
         """The master's start."""
-        self._generations.look(now)
+        self._rounds.look(now)
 
     def found(self, manifest: Manifest | None, now: float) -> None:
-        """The archive's answer to `find`."""
+        """The store's answer to `find`."""
         if self.ended:
             return
-        if manifest is not None and self._saver is not None:
-            self._saver.know(manifest)
+        if manifest is not None and self._checkpoints is not None:
+            self._checkpoints.know(manifest)
             if manifest.finished:
                 self._tracker.evaluation = manifest.evaluation
                 self._tracker.reach(manifest.step)
                 self._finish(now)
                 return
-        self._generations.found(now)
+        self._rounds.found(now)
 
     def joined(self, member: Member, hello: Message, now: float) -> None:
-        self._absences.end(member)
+        self._missing_members.end(member)
         if self.ended:
-            self._sender.send(member, Say.FINISH)
+            self._sender.send(member, MessageType.FINISH)
         elif member.role is Role.PARAMETER_SERVER:
             self._servers.know(member.rank, hello)
-            self._generations.server_joined(now)
+            self._rounds.server_joined(now)
         elif member.role is Role.WORKER:
             self._workers.join(member.rank)
             if hello.get("samples") is not None:
@@ -121,24 +122,24 @@ class ServedTraining:
 
     def heard(self, member: Member, message: Message, now: float) -> None:
         match member.role, message["type"]:
-            case _, Say.LEAVING:
-                self._leavers.add(member)
+            case _, MessageType.LEAVING:
+                self._draining.add(member)
                 self._save_soon(now)
-            case Role.PARAMETER_SERVER, Say.STATE:
+            case Role.PARAMETER_SERVER, MessageType.STATE:
                 self._server_state(member.rank, message, now)
-            case Role.PARAMETER_SERVER, Say.SAVED if self._saver is not None:
-                self._saver.server_saved(member.rank, message, now)
-            case Role.WORKER, Say.SAVED if self._saver is not None:
-                self._saver.worker_saved(member.rank, message, now)
-            case Role.WORKER, Say.READY if message.get("samples") is not None:
+            case Role.PARAMETER_SERVER, MessageType.SAVED if self._checkpoints is not None:
+                self._checkpoints.server_saved(member.rank, message, now)
+            case Role.WORKER, MessageType.SAVED if self._checkpoints is not None:
+                self._checkpoints.worker_saved(member.rank, message, now)
+            case Role.WORKER, MessageType.READY if message.get("samples") is not None:
                 self._worker_ready(member.rank, message, now)
-            case Role.WORKER, Say.TAKE:
+            case Role.WORKER, MessageType.REQUEST:
                 self._worker_takes(member.rank, message, now)
-            case Role.WORKER, Say.REPORT:
+            case Role.WORKER, MessageType.REPORT:
                 self.reported(member.rank, message, now)
-            case _, Say.NAN:
+            case _, MessageType.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
-            case Role.WORKER, Say.EVALUATED if self._ending.evaluated(member.rank, message):
+            case Role.WORKER, MessageType.EVALUATED if self._completion.evaluated(member.rank, message):
                 self._advance(now)
         self._inquire(now)
 
@@ -155,10 +156,10 @@ class ServedTraining:
         self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
 
     def lost(self, member: Member, now: float) -> None:
-        self._leavers.forget(member)
+        self._draining.forget(member)
         if self.ended:
             return
-        self._absences.begin(member, now)
+        self._missing_members.begin(member, now)
         if member.role is Role.PARAMETER_SERVER:
             self._servers.lose(member.rank)
             self._drop_questions()  # if it comes back as it was, it is asked again
@@ -167,12 +168,12 @@ class ServedTraining:
 
     def tick(self, now: float) -> None:
         self._inquire(now)  # in the middle of a long step nobody says anything
-        if self._saver is not None and not self.ended:
-            self._saver.tick(now)
+        if self._checkpoints is not None and not self.ended:
+            self._checkpoints.tick(now)
             self._advance(now)  # the last checkpoint may be tried again
 
     def terminate(self, now: float) -> None:
-        self._leavers.terminate()
+        self._draining.terminate()
         self._save_soon(now)
 
     def waiting_for(self, now: float) -> str | None:
@@ -180,9 +181,9 @@ class ServedTraining:
             return None
         servers = self._servers.missing
         if not servers and self._workers.ready:
-            return self._saver.waiting_for(now) if self._saver is not None else None
+            return self._checkpoints.waiting_for(now) if self._checkpoints is not None else None
         workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
-        return self._absences.words([m for m in workers if m.rank not in self._workers.live] + servers, now)
+        return self._missing_members.describe([m for m in workers if m.rank not in self._workers.live] + servers, now)
 
     # Generations.
 
@@ -192,33 +193,33 @@ class ServedTraining:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
         self._tracker.gradient_norm = self._servers.gradient_norm
-        if not self.ended and self._generations.server_told(int(message["generation"]), now):
+        if not self.ended and self._rounds.server_told(int(message["generation"]), now):
             self._servers.answer(message)
             self._advance(now)
 
     def _generation_opened(self, now: float) -> None:
-        self._tracker.generation = self._generations.number
-        self._make_ledger()
+        self._tracker.generation = self._rounds.number
+        self._make_queue()
         self._advance(now)
 
     def _server_returned(self, now: float) -> None:
-        self._make_ledger()
+        self._make_queue()
         # Who was lost while a server could not be told would be waited for on it, by all the others.
         gone = [rank for rank in range(self._config.world_size) if rank not in self._workers.ready]
         if gone:
-            self._servers.ask(Say.DROP, self._learn, now, ranks=gone)
+            self._servers.ask(MessageType.DROP, self._learn, now, ranks=gone)
         self._advance(now)
 
     def _generation_lost(self, now: float) -> None:
-        self._ledger = None
-        self._ending.reset()
+        self._queue = None
+        self._completion.reset()
         self._workers.end_stays()
         self._drop_questions()
-        self._workers.tell(Say.REFORM)
+        self._workers.tell(MessageType.REFORM)
 
-    def _make_ledger(self) -> None:
+    def _make_queue(self) -> None:
         """As soon as every server's slices and the size of the dataset are known; then the workers that are ready may come."""
-        if not self._generations.open or self._ledger is not None:
+        if not self._rounds.open or self._queue is not None:
             return
         if self._workers.data is None or not self._servers.complete:
             return  # asked again when the last one comes
@@ -227,27 +228,27 @@ class ServedTraining:
             return
         schedule = Schedule.of(self._config, self._workers.data.samples)
         self._tracker.data = self._workers.data
-        self._ledger = Ledger(
+        self._queue = WorkQueue(
             total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=self._servers.applied
         )
         self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
-        self._tracker.fall_back(self._ledger.step)
-        self._tracker.reach(self._ledger.step)
-        if self._saver is not None:
-            self._saver.begin(self._ledger)
-        log.info("generation %d begins at step %d", self._generations.number, self._ledger.step)
+        self._tracker.fall_back(self._queue.step)
+        self._tracker.reach(self._queue.step)
+        if self._checkpoints is not None:
+            self._checkpoints.begin(self._queue)
+        log.info("generation %d begins at step %d", self._rounds.number, self._queue.step)
         for rank in self._workers.ready:
             self._invite(rank)
 
     def _is_of_another_data_set(self, data: DataSet) -> bool:
         """Whether the servers began from a checkpoint of another one; then it refuses the workers with the reason."""
-        newest = self._saver.newest if self._saver else None
+        newest = self._checkpoints.newest if self._checkpoints else None
         problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
         if newest is None or problem is None:
             return False
         reason = another_training(name_of(newest.step), problem)
         for rank in self._workers.ready:
-            self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
+            self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)
         return True
 
     # Workers.
@@ -255,12 +256,12 @@ class ServedTraining:
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
         if not self._workers.admit(rank, message):
             return
-        if self._ledger is None:
-            self._make_ledger()
+        if self._queue is None:
+            self._make_queue()
         else:
-            if self._sync and self._ledger.holds(rank):
+            if self._sync and self._queue.holds(rank):
                 self._void_stays(rank)
-                self._servers.ask(Say.STATE, self._learn, now)
+                self._servers.ask(MessageType.STATE, self._learn, now)
             self._invite(rank)
             self._called_away(rank)
         self._advance(now)
@@ -270,92 +271,92 @@ class ServedTraining:
 
         What they have returns, too, or each of them would say READY with slices, and send all others away once more.
         """
-        assert self._ledger is not None
-        self._ledger.recall()
+        assert self._queue is not None
+        self._queue.recall()
         self._workers.end_stays()
-        self._workers.tell(Say.REFORM, but=rank)
+        self._workers.tell(MessageType.REFORM, but=rank)
 
     def _invite(self, rank: int) -> None:
-        assert self._ledger is not None
-        newest = self._saver.newest if self._saver else None
+        assert self._queue is not None
+        newest = self._checkpoints.newest if self._checkpoints else None
         file = newest.file_of(BUFFERS) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
-            rank, ledger=self._ledger, generation=self._generations.number, buffers=buffers, anew=newest is None
+            rank, queue=self._queue, generation=self._rounds.number, buffers=buffers, anew=newest is None
         )
 
     def _worker_takes(self, rank: int, message: Message, now: float) -> None:
-        if self._ledger is not None and self._workers.take(rank, message, self._ledger):
+        if self._queue is not None and self._workers.take(rank, message, self._queue):
             self._advance(now)
 
     def _worker_lost(self, rank: int, now: float) -> None:
         self._workers.lose(rank)
         self._called_away(rank)
-        if self._ledger is None or not self._ledger.leave(rank):
+        if self._queue is None or not self._queue.leave(rank):
             return
         self._tracker.lost_workers += 1
-        if self._sync and not self._ledger.finished:
+        if self._sync and not self._queue.finished:
             self._void_stays(rank)
-        self._servers.ask(Say.DROP, self._learn, now, ranks=[rank])
+        self._servers.ask(MessageType.DROP, self._learn, now, ranks=[rank])
         self._advance(now)
 
     def _called_away(self, rank: int) -> None:
         """A worker is lost, or begins anew: what it was asked for beside its slices is asked again."""
-        self._ending.worker_left(rank)
-        if self._saver is not None:
-            self._saver.worker_left(rank)
+        self._completion.worker_left(rank)
+        if self._checkpoints is not None:
+            self._checkpoints.worker_left(rank)
 
     # Checkpoints and the end.
 
-    def _keeper(self) -> int | None:
+    def _buffer_writer(self) -> int | None:
         """Whose buffers are saved: another's than the evaluator's, who does not answer before it is done, if there is another."""
         ready = self._workers.ready if self._workers.buffers else []
-        return next((rank for rank in ready if rank != self._ending.evaluator), next(iter(ready), None))
+        return next((rank for rank in ready if rank != self._completion.evaluator), next(iter(ready), None))
 
     def _advance(self, now: float) -> None:
         """Draws the conclusions of what is known: progress, a checkpoint that is due, the end."""
-        ledger = self._ledger
-        if ledger is None or self.ended:
+        queue = self._queue
+        if queue is None or self.ended:
             return
-        self._tracker.reach(ledger.step)
+        self._tracker.reach(queue.step)
         if not self._servers.complete:
             return
-        if ledger.finished:
-            self._ending.advance(ledger, now)
+        if queue.finished:
+            self._completion.advance(queue, now)
             return
-        if self._saver is not None and self._saver.is_due(ledger, now):
-            self._saver.start(ledger.step, now)
-        self._workers.serve(ledger)
+        if self._checkpoints is not None and self._checkpoints.is_due(queue, now):
+            self._checkpoints.start(queue.step, now)
+        self._workers.serve(queue)
 
     def _save_soon(self, now: float) -> None:
         """Somebody leaves: save as soon as it can be done, then let them go."""
-        saver, ledger = self._saver, self._ledger
+        checkpoints, queue = self._checkpoints, self._queue
         if (
             self.ended
-            or saver is None
-            or ledger is None
+            or checkpoints is None
+            or queue is None
             or self._tracker.nan_loss
-            or not (saver.busy or saver.misses(ledger))
+            or not (checkpoints.busy or checkpoints.misses(queue))
         ):
             self._release()
             return
-        saver.hurry(ledger, now)
+        checkpoints.hurry(queue, now)
         self._advance(now)
 
     def prepared(self, save: str, folder: str | OSError, now: float) -> None:
-        """The archive's answer to `prepare`."""
-        if self._saver is not None:
-            self._saver.prepared(save, folder, now)
+        """The store's answer to `prepare`."""
+        if self._checkpoints is not None:
+            self._checkpoints.prepared(save, folder, now)
 
     def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
-        """The archive's answer to `publish`."""
-        if self._saver is not None:
-            self._saver.published(save, manifest, now)
+        """The store's answer to `publish`."""
+        if self._checkpoints is not None:
+            self._checkpoints.published(save, manifest, now)
 
     def _saved(self, finished: bool, now: float) -> None:
         """A checkpoint is complete, or was given up. finished: it was the last one, and is complete."""
-        if self._saver is not None and self._ledger is not None:
-            self._saver.raise_limit(self._ledger)
+        if self._checkpoints is not None and self._queue is not None:
+            self._checkpoints.raise_limit(self._queue)
         self._release()
         if finished:
             self._finish(now)
@@ -365,29 +366,29 @@ class ServedTraining:
     def _finish(self, now: float) -> None:
         self.ended = True
         self._tracker.finish(now)
-        self._workers.tell(Say.FINISH)
-        self._servers.tell(Say.FINISH)
+        self._workers.tell(MessageType.FINISH)
+        self._servers.tell(MessageType.FINISH)
 
     def _release(self) -> None:
-        self._leavers.release()
-        if self._saver is not None:
-            self._saver.hurrying = False
+        self._draining.release()
+        if self._checkpoints is not None:
+            self._checkpoints.hurrying = False
 
     # Questions to the servers.
 
     def _inquire(self, now: float) -> None:
-        if not self._generations.open or self.ended or self._ending.confirmed or not self._servers.complete:
+        if not self._rounds.open or self.ended or self._completion.confirmed or not self._servers.complete:
             return
         if now - self._servers.asked_at > INQUIRY_INTERVAL:
-            self._servers.ask(Say.STATE, self._learn, now)
+            self._servers.ask(MessageType.STATE, self._learn, now)
 
     def _learn(self, applied: IndexSet) -> None:
-        if self._ledger is not None:
-            self._ledger.learn(applied)
+        if self._queue is not None:
+            self._queue.learn(applied)
 
     def _drop_questions(self) -> None:
-        self._ending.drop_questions()
+        self._completion.drop_questions()
         self._servers.drop_questions()
-        if self._saver is not None:
-            self._saver.abandon()
+        if self._checkpoints is not None:
+            self._checkpoints.abandon()
         self._release()

@@ -14,8 +14,8 @@ from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of, shard_of
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Say
-from disttrain_trainer.net.peers import Archive, Member, Sender
+from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.net.peers import CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -35,7 +35,7 @@ class _Phase(Enum):
     """Every server has the generation: the workers may come."""
 
 
-class Generations:
+class Rounds:
     """One generation after the other.
 
     newest: the newest complete checkpoint that is known. workers: how many the job has.
@@ -48,7 +48,7 @@ class Generations:
         *,
         sender: Sender,
         servers: Servers,
-        archive: Archive | None,
+        store: CheckpointStore | None,
         newest: Callable[[], Manifest | None],
         workers: int,
         opened: Told,
@@ -57,7 +57,7 @@ class Generations:
     ) -> None:
         self._sender = sender
         self._servers = servers
-        self._archive = archive
+        self._store = store
         self._newest = newest
         self._workers = workers
         self._opened = opened
@@ -72,10 +72,10 @@ class Generations:
         return self._phase is _Phase.OPEN
 
     def look(self, now: float) -> None:
-        """Looks for the newest checkpoint, from which the next generation begins. Whoever gets the archive's answer calls `found`."""
+        """Looks for the newest checkpoint, from which the next generation begins. Whoever gets the store's answer calls `found`."""
         self._phase = _Phase.LOOKING
-        if self._archive is not None:
-            self._archive.find()
+        if self._store is not None:
+            self._store.find()
         else:
             log.info("there is no checkpoint volume: if a server is lost, the training begins anew")
             self.found(now)
@@ -138,7 +138,7 @@ class Generations:
             else:
                 self._begin_anew(now)
 
-        self._servers.ask(Say.DROP, dropped, now, ranks=list(range(self._workers)))
+        self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._workers)))
 
     def _begin_anew(self, now: float) -> None:
         """The generation is lost: back to the newest checkpoint."""
@@ -158,7 +158,7 @@ class Generations:
             slices = newest.slices_per_step if newest else 0
             self._sender.send(
                 Member(Role.PARAMETER_SERVER, index),
-                Say.BEGIN,
+                MessageType.BEGIN,
                 generation=self.number,
                 file=file,
                 slices_per_step=slices,

@@ -10,7 +10,7 @@ from functools import reduce
 
 from disttrain.api.names import Role
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 
 Then = Callable[[IndexSet], None]
@@ -87,12 +87,12 @@ class Servers:
         for server in self._there.values():
             server.generation = 0
 
-    def tell(self, kind: Say, **fields: object) -> None:
+    def tell(self, kind: MessageType, **fields: object) -> None:
         """Sends to all servers."""
         for index in range(self.count):
             self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
 
-    def ask(self, kind: Say, then: Then, now: float, **fields: object) -> None:
+    def ask(self, kind: MessageType, then: Then, now: float, **fields: object) -> None:
         """Sends a question to all servers; each answers with STATE."""
         self._asked, self.asked_at = self._asked + 1, now
         self._open[self._asked] = _Question(then)

@@ -37,7 +37,7 @@ class _Lane:
             self.cursor += self.stride
 
 
-class Ledger:
+class WorkQueue:
     """The slices [0, total) of a job.
 
     aligned: for synchronous steps. Slice k is kept for rank k % world_size while that worker lives, so that the slices of a step

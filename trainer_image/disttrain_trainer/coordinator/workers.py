@@ -5,9 +5,9 @@ Pure; sending is the sender's.
 
 from disttrain.api.names import Role
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.coordinator.work_queue import Ledger
+from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 
 
@@ -45,27 +45,27 @@ class Workers:
         data = DataSet(int(message["samples"]), message.get("fingerprint"))
         if self.data is not None and self.data != data:
             reason = f"worker-{rank} has {data.difference(self.data)}: trainer.dataset must be the same everywhere"
-            self._sender.send(Member(Role.WORKER, rank), Say.WRONG, reason=reason)
+            self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)
             return False
         self.data, self.live[rank] = data, data.samples
         self.buffers = bool(message.get("buffers"))
         self._wants.pop(rank, None)
         return True
 
-    def invite(self, rank: int, *, ledger: Ledger, generation: int, buffers: str | None, anew: bool) -> None:
+    def invite(self, rank: int, *, queue: WorkQueue, generation: int, buffers: str | None, anew: bool) -> None:
         """Begins a stay. buffers: the newest checkpoint's file of them. anew: there is no checkpoint."""
-        ledger.join(rank)
+        queue.join(rank)
         self._invited += 1
         stay = self._stays[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
         world = {"generation": generation, "stay": stay, "buffers": buffers, "anew": anew}
-        self._sender.send(Member(Role.WORKER, rank), Say.WORLD, **world)
+        self._sender.send(Member(Role.WORKER, rank), MessageType.WORLD, **world)
 
-    def take(self, rank: int, message: Message, ledger: Ledger) -> bool:
+    def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
         """Notes what a worker did, and what it wants. False for what was said before the worker heard that its slices are void."""
         if not self.is_of_the_present_stay(rank, message):
             return False
-        ledger.finish(rank, message["done"])
+        queue.finish(rank, message["done"])
         if message["count"]:
             self._wants[rank] = int(message["count"])
         return True
@@ -74,13 +74,13 @@ class Workers:
         """Whether a worker said this of what it does now, and not of an earlier stay, of which nothing is left."""
         return message.get("stay") is not None and message.get("stay") == self._stays.get(rank)
 
-    def serve(self, ledger: Ledger) -> None:
+    def serve(self, queue: WorkQueue) -> None:
         """Hands out what is free to those who wait."""
         for rank in list(self._wants):
-            slices = ledger.take(rank, self._fair(self._wants[rank], ledger))
+            slices = queue.take(rank, self._fair(self._wants[rank], queue))
             if slices:
                 del self._wants[rank]
-                self._sender.send(Member(Role.WORKER, rank), Say.TICKETS, stay=self._stays[rank], slices=slices)
+                self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._stays[rank], slices=slices)
 
     def lose(self, rank: int) -> None:
         """A worker is gone."""
@@ -95,7 +95,7 @@ class Workers:
         self._stays.clear()
         self._wants.clear()
 
-    def tell(self, kind: Say, *, but: int | None = None) -> None:
+    def tell(self, kind: MessageType, *, but: int | None = None) -> None:
         """Sends to all of them, but one."""
         for rank in self.live:
             if rank == but:
@@ -105,6 +105,6 @@ class Workers:
     def _count(self) -> None:
         self._tracker.world_size = len(self.ready)
 
-    def _fair(self, count: int, ledger: Ledger) -> int:
+    def _fair(self, count: int, queue: WorkQueue) -> int:
         """Toward the end in smaller portions, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck 1987)."""
-        return max(1, min(count, (ledger.total - ledger.done) // (2 * max(1, len(self.live)))))
+        return max(1, min(count, (queue.total - queue.done) // (2 * max(1, len(self.live)))))

@@ -18,7 +18,7 @@ from disttrain.api.trainer import LastBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slice:
+class BatchPart:
     """A piece of work: samples whose mean loss gives one gradient."""
 
     index: int
@@ -107,7 +107,7 @@ class Schedule:
             last_batch=trainer.last_batch,
         )
 
-    def slice(self, index: int) -> Slice:
+    def slice(self, index: int) -> BatchPart:
         """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
         if not 0 <= index < self.total_slices:
             raise IndexError(f"slice {index} of {self.total_slices}")
@@ -119,7 +119,7 @@ class Schedule:
             start, batch_samples = self._bounds(batch)
         cuts = self._cuts.get(batch_samples) or self._cut(batch_samples)
         low, high = start + cuts[part], start + cuts[part + 1]
-        return Slice(
+        return BatchPart(
             index=index,
             step=step,
             epoch=epoch + 1,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-from disttrain_trainer.data.schedule import Slice
+from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics, Rate
@@ -55,7 +55,7 @@ class Meter:
         if not math.isfinite(loss):
             raise NonFiniteLoss(who=self._who, step=step, loss=loss)
 
-    def add(self, piece: Slice, *, loss: float, weight: float | None = None) -> None:
+    def add(self, piece: BatchPart, *, loss: float, weight: float | None = None) -> None:
         """A slice was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
         samples = piece.samples
         if weight is None:

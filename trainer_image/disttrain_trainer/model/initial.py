@@ -20,13 +20,13 @@ BLOCK = 1 << 20
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class AnotherModel(TrainerError):
+class FactoryNotRepeatable(TrainerError):
     """The factory does not give the same model again, such as one that it keeps: this process must end, and a new one begin."""
 
     exit_code = ExitCode.PEER_LOST
 
 
-class First:
+class InitialParameters:
     """What the parameters and buffers of a new model are."""
 
     def __init__(self, config: JobConfig, parameters: Vectors) -> None:
@@ -35,14 +35,14 @@ class First:
         self._sums = _sums(parameters)
 
     def restore(self, parameters: Vectors) -> nn.Module:
-        """Sets the parameters to their first values; returns a new model, which has the buffers. Raises AnotherModel."""
+        """Sets the parameters to their first values; returns a new model, which has the buffers. Raises FactoryNotRepeatable."""
         trainer = self._trainer
         assert trainer.model, "scripts and commands are run by others"
         with guarded("trainer.model"), factory_seeds(trainer.seed):
             model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
         copy_into(parameters, model)
         if _sums(parameters) != self._sums:
-            raise AnotherModel(
+            raise FactoryNotRepeatable(
                 f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training begins anew: "
                 "a new process has to"
             )

@@ -19,7 +19,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Backend
 from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
-from disttrain_trainer.data.schedule import DataSet, Schedule, Slice
+from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 from disttrain_trainer.model.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.model.module import evaluating, prepare
@@ -50,7 +50,7 @@ class Task:
 
     deterministic: bool
 
-    def seed(self, piece: Slice) -> None:
+    def seed(self, piece: BatchPart) -> None:
         """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts.
 
         Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`. Without

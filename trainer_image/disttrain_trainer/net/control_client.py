@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
-from disttrain_trainer.net.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
@@ -28,7 +28,7 @@ USUAL_WAIT = 3.0
 """Seconds for which a wait is not worth a line: the processes of a job start in any order."""
 
 
-class Control:
+class ControlClient:
     """The connection to the master.
 
     describe: what the process holds, sent with every hello, so that a new master knows.
@@ -76,7 +76,7 @@ class Control:
         self._closed.set()
         self._drop()
 
-    def send(self, kind: Say, **fields: object) -> bool:
+    def send(self, kind: MessageType, **fields: object) -> bool:
         """Sends a message; False when there is no connection now.
 
         Change the state first, then send: the hello of the next connection tells the state, so that nothing needs to be sent again.
@@ -95,7 +95,7 @@ class Control:
     def leave(self) -> None:
         """Says that this process received SIGTERM."""
         self._leaving = True
-        if not self.send(Say.LEAVING):
+        if not self.send(MessageType.LEAVING):
             self._on_released()
 
     def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, said: bool = False) -> T:
@@ -182,7 +182,7 @@ class Control:
                 now = time.monotonic()
                 if now - beaten >= beat and admitted:
                     beaten = now
-                    self.send(Say.BEAT)
+                    self.send(MessageType.BEAT)
                 try:
                     data = connection.recv(65536)
                 except TimeoutError:
@@ -197,17 +197,17 @@ class Control:
                     raise ValueError("the master sent a line that is too long")
                 for line in lines:
                     message = decode(line)
-                    if message["type"] == Say.WELCOME:
+                    if message["type"] == MessageType.WELCOME:
                         admitted = True
                         if self._leaving:
-                            self.send(Say.LEAVING)
+                            self.send(MessageType.LEAVING)
                     self._handle(message)
         return heard if admitted else None
 
     def _hello(self) -> bytes:
         process = self._process
         return encode(
-            Say.HELLO,
+            MessageType.HELLO,
             job=process.config.uid,
             attempt=process.config.attempt,
             role=process.role,
@@ -219,22 +219,22 @@ class Control:
 
     def _handle(self, message: Message) -> None:
         match message["type"]:
-            case Say.BEAT:
+            case MessageType.BEAT:
                 waiting = message.get("waiting_for")
                 self._news = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
                 return
-            case Say.REFUSED if message.get("final"):
+            case MessageType.REFUSED if message.get("final"):
                 raise Refused(f"master ({self._address})", str(message.get("reason")))
-            case Say.REFUSED:
+            case MessageType.REFUSED:
                 raise ConnectionError(str(message.get("reason")))
         with self.changed:
             match message["type"]:
-                case Say.FINISH:
+                case MessageType.FINISH:
                     self.finished = True
                     self._on_message(message)
-                case Say.RELEASED:
+                case MessageType.RELEASED:
                     self._on_released()
-                case Say.WRONG:
+                case MessageType.WRONG:
                     self.failure = WrongInput(str(message["reason"]))
                 case _:
                     self._on_message(message)

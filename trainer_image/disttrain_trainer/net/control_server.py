@@ -15,7 +15,7 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net import incoming
 from disttrain_trainer.net.incoming import Hello
-from disttrain_trainer.net.messages import MAX_LINE, Message, Say, beat_interval, decode, encode
+from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, listen
@@ -40,7 +40,7 @@ class _Peer:
     heard: float
 
 
-class Hub:
+class ControlServer:
     """The control server. `coordinator` is set before `serve`."""
 
     coordinator: Coordinator
@@ -63,7 +63,7 @@ class Hub:
         """Processes that are connected now."""
         return len(self._peers)
 
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
+    def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         """Sends, if the member is connected; never blocks."""
         peer = self._peers.get(member)
         if peer is None:
@@ -125,13 +125,13 @@ class Hub:
             hello = incoming.hello(first)
         except ValueError as error:
             reason = f"this is the control port of a DistTrain master, and no process of its job says {error}"
-            writer.write(encode(Say.REFUSED, reason=reason, final=False))
+            writer.write(encode(MessageType.REFUSED, reason=reason, final=False))
             return
         unfit = self._unfit(hello)
         if unfit is not None:
-            writer.write(encode(Say.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
+            writer.write(encode(MessageType.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
             return
-        writer.write(encode(Say.WELCOME))
+        writer.write(encode(MessageType.WELCOME))
         if hello.session:
             self._sessions.add(writer)
             try:
@@ -146,7 +146,7 @@ class Hub:
             while line := await reader.readline():
                 peer.heard = self._clock()
                 message = self._heed(line, str(peer.member))
-                if message["type"] != Say.BEAT and self._peers.get(peer.member) is peer:
+                if message["type"] != MessageType.BEAT and self._peers.get(peer.member) is peer:
                     with self._deciding():
                         self.coordinator.heard(peer.member, message, self._clock())
         finally:
@@ -160,7 +160,7 @@ class Hub:
         """Reports of a user's script. Who sends them is no member: nothing depends on it."""
         while line := await reader.readline():
             message = self._heed(line, f"the script of rank {rank}")
-            if message["type"] == Say.REPORT:
+            if message["type"] == MessageType.REPORT:
                 with self._deciding():
                     self.coordinator.reported(rank, message, self._clock())
 
@@ -238,7 +238,7 @@ class Hub:
                     log.warning("%s was silent for %.1f s", peer.member, now - peer.heard)
                     peer.writer.transport.abort()
                 else:
-                    self.send(peer.member, Say.BEAT, waiting_for=self.coordinator.waiting_for(now))
+                    self.send(peer.member, MessageType.BEAT, waiting_for=self.coordinator.waiting_for(now))
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

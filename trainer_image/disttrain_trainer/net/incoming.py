@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Name = Annotated[str, Field(max_length=256)]
@@ -139,17 +139,17 @@ class _Nothing(_Said):
 
 
 _SHAPES: dict[str, type[_Said]] = {
-    Say.BEAT: _Nothing,
-    Say.LEAVING: _Nothing,
-    Say.FAILED: _Failed,
-    Say.NAN: _Nan,
-    Say.REPORT: _Report,
-    Say.READY: _Ready,
-    Say.DONE: _Evaluated,
-    Say.SAVED: _Saved,
-    Say.STATE: _State,
-    Say.TAKE: _Take,
-    Say.EVALUATED: _Evaluated,
+    MessageType.BEAT: _Nothing,
+    MessageType.LEAVING: _Nothing,
+    MessageType.FAILED: _Failed,
+    MessageType.NAN: _Nan,
+    MessageType.REPORT: _Report,
+    MessageType.READY: _Ready,
+    MessageType.DONE: _Evaluated,
+    MessageType.SAVED: _Saved,
+    MessageType.STATE: _State,
+    MessageType.REQUEST: _Take,
+    MessageType.EVALUATED: _Evaluated,
 }
 
 

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.messages import Message, MessageType
 
 
 class MemberState(StrEnum):
@@ -27,7 +27,7 @@ class MemberState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class World:
+class Round:
     """One stay in a generation: another object for each, also within the same generation."""
 
     generation: int
@@ -55,7 +55,7 @@ class Group(Protocol):
     def end(self) -> None: ...
 
 
-class Rank:
+class CollectiveMember:
     """A member of a collective world: a rank of our loop, or the agent of a script."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Rank:
         self.data: DataSet | None = None
         self.layout: str | None = None
         """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
-        self.world: World | None = None
+        self.world: Round | None = None
         self.save_asked = False
         self.blamed = False
         """The master says that this member's failure is the root cause."""
@@ -81,44 +81,44 @@ class Rank:
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
-            case Say.WORLD:
+            case MessageType.WORLD:
                 self._generation = int(message["generation"])
-                self.world = World(self._generation, source=int(message["source"]))
+                self.world = Round(self._generation, source=int(message["source"]))
                 self.state, self.save_asked, self.blamed = MemberState.RUNNING, False, False
-            case Say.REFORM:
+            case MessageType.REFORM:
                 self.world = None
                 if self.group is not None:
                     self.group.end()
-            case Say.SAVE:
+            case MessageType.SAVE:
                 self.save_asked = True
-            case Say.FAILED:
+            case MessageType.FAILED:
                 self.blamed = True
 
-    def get_ready(self, control: Control) -> None:
+    def get_ready(self, control: ControlClient) -> None:
         """Leaves the world, and says so."""
         with control.changed:
             self.state, self.world = MemberState.READY, None
-        control.send(Say.READY, step=self.step, **self._task())
+        control.send(MessageType.READY, step=self.step, **self._task())
 
     def _task(self) -> Message:
         return {} if self.data is None else {**asdict(self.data), "layout": self.layout}
 
-    def get_done(self, control: Control) -> None:
+    def get_done(self, control: ControlClient) -> None:
         """All its work is done; says so."""
         with control.changed:
             self.state = MemberState.DONE
-        control.send(Say.DONE, evaluation=self.evaluation)
+        control.send(MessageType.DONE, evaluation=self.evaluation)
 
-    def await_world(self, control: Control, *, timeout: float) -> World | None:
+    def await_world(self, control: ControlClient, *, timeout: float) -> Round | None:
         """The next world; None when the job is done."""
         found = control.wait(
             lambda: "finished" if control.finished else self.world,
             what="the other workers and the master",
             timeout=timeout,
         )
-        return found if isinstance(found, World) else None
+        return found if isinstance(found, Round) else None
 
-    def await_end(self, control: Control, world: World) -> bool:
+    def await_end(self, control: ControlClient, world: Round) -> bool:
         """Waits until everybody is done: True. False when somebody was lost before, and the world is over."""
         control.wait(
             lambda: True if control.finished or self.world is not world else None,
@@ -138,7 +138,7 @@ class Client(Protocol):
     def bytes_received(self) -> int: ...
 
 
-class Membership:
+class ParameterServerMember:
     """A worker of parameter servers. Changed with `control.changed` held."""
 
     def __init__(self) -> None:
@@ -147,8 +147,8 @@ class Membership:
         self.buffers = False
         """The model has buffers: a checkpoint needs those of one worker."""
         self.save: Save | None = None
-        self.world: World | None = None
-        self.tickets: deque[int] = deque()
+        self.world: Round | None = None
+        self.assignments: deque[int] = deque()
         self.asked = False
         """A TAKE is not answered yet."""
         self.evaluate = False
@@ -161,30 +161,30 @@ class Membership:
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
-            case Say.WORLD:
+            case MessageType.WORLD:
                 self._enter(
-                    World(
+                    Round(
                         int(message["generation"]),
                         stay=message["stay"],
                         buffers=message["buffers"],
                         anew=bool(message["anew"]),
                     )
                 )
-            case Say.REFORM:
+            case MessageType.REFORM:
                 self._enter(None)
-            case Say.FINISH:
+            case MessageType.FINISH:
                 self.world = None  # the main thread is idle, and says goodbye to the servers itself
-            case Say.TICKETS if self.world is not None and self.world.stay == message["stay"]:
-                self.tickets.extend(message["slices"])
+            case MessageType.ASSIGN if self.world is not None and self.world.stay == message["stay"]:
+                self.assignments.extend(message["slices"])
                 self.asked = False
-            case Say.EVALUATE:
+            case MessageType.EVALUATE:
                 self.evaluate = True
-            case Say.SAVE:
+            case MessageType.SAVE:
                 self.save = Save(str(message["id"]), str(message["folder"]))
 
-    def _enter(self, world: World | None) -> None:
+    def _enter(self, world: Round | None) -> None:
         self.world = world
-        self.tickets.clear()
+        self.assignments.clear()
         self.asked = self.evaluate = False
         if self.client is not None:
             self.client.close(goodbye=False)

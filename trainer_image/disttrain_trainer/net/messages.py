@@ -13,7 +13,7 @@ MAX_LINE = 1 << 20
 Message = dict[str, Any]
 
 
-class Say(StrEnum):
+class MessageType(StrEnum):
     """The kinds of messages. Fields in brackets."""
 
     HELLO = "hello"
@@ -72,9 +72,9 @@ class Say(StrEnum):
     """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"
     """To a server: these workers are lost [ranks, id]; it answers with STATE."""
-    TAKE = "take"
+    REQUEST = "take"
     """From a worker: hand out so many slices [stay, count, done: slices applied since the last message]."""
-    TICKETS = "tickets"
+    ASSIGN = "tickets"
     """To a worker: compute these [stay, slices]."""
     EVALUATE = "evaluate"
     """To a worker: all is applied; evaluate the final parameters."""
@@ -82,7 +82,7 @@ class Say(StrEnum):
     """[evaluation]"""
 
 
-def encode(kind: Say, **fields: object) -> bytes:
+def encode(kind: MessageType, **fields: object) -> bytes:
     """The line of a message. Raises ValueError when it is longer than the other end accepts."""
     line = json.dumps({"type": kind, **fields}, separators=(",", ":")).encode() + b"\n"
     if len(line) > MAX_LINE:

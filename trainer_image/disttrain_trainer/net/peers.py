@@ -3,7 +3,7 @@
 from typing import NamedTuple, Protocol
 
 from disttrain.api.names import Role
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.messages import Message, MessageType
 
 
 class Member(NamedTuple):
@@ -19,11 +19,11 @@ class Member(NamedTuple):
 class Sender(Protocol):
     """Who carries a coordinator's messages."""
 
-    def send(self, member: Member, kind: Say, **fields: object) -> None:
+    def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         """Sends, if the member is connected; never blocks."""
 
 
-class Archive(Protocol):
+class CheckpointStore(Protocol):
     """The checkpoint folder, as a coordinator of parameter servers sees it. Nothing blocks: answers come back as calls.
 
     What is asked is done one after the other, in the order of asking: what one finds, no other has half removed.

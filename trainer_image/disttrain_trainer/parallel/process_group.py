@@ -21,8 +21,8 @@ from torch.distributed import PrefixStore, TCPStore, Work  # type: ignore[attr-d
 from torch.futures import Future
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import Rank, World
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.runtime.sockets import split_address
 
 _FDS = "/proc/self/fd"
@@ -42,7 +42,7 @@ class _Wait:
     over: Future[torch.Tensor]
 
 
-class Wires:
+class AbortableProcessGroup:
     """The connections of one group, and the waits in it. Nobody lends us gloo's: they are the sockets that this process opened while the
     group was made."""
 
@@ -142,8 +142,8 @@ class Wires:
 
 @contextmanager
 def process_group(
-    config: JobConfig, *, control: Control, rank: Rank, world: World, index: int, backend: str
-) -> Iterator[Wires | None]:
+    config: JobConfig, *, control: ControlClient, rank: CollectiveMember, world: Round, index: int, backend: str
+) -> Iterator[AbortableProcessGroup | None]:
     """The default group of this generation; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
     index: this rank's number. While it lives, `rank.group` is how the control thread ends it.
@@ -157,12 +157,12 @@ def process_group(
     host, port = split_address(config.addresses.rendezvous)
     # Long, because a slow peer is no lost one.
     timeout = timedelta(seconds=config.startup_timeout_seconds)
-    wires = Wires(backend=backend, others=frozenset({split_address(config.addresses.control)[1]}))
+    group = AbortableProcessGroup(backend=backend, others=frozenset({split_address(config.addresses.control)[1]}))
     try:
         with control.changed:
             if rank.world is not world:
                 raise BrokenGroup("it was over before it began")
-            rank.group = wires
+            rank.group = group
         try:
             store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
             dist.init_process_group(
@@ -174,16 +174,16 @@ def process_group(
             )
         except (RuntimeError, ValueError) as error:  # DistNetworkError, DistStoreError, and gloo's plain RuntimeError
             raise BrokenGroup(error) from None
-        wires.complete()
-        yield wires
+        group.complete()
+        yield group
     except BaseException:
         # Not after the last step: a neighbour may still read what it needs to be done, too.
-        wires.cut()
+        group.cut()
         raise
     finally:
         with control.changed:
             rank.group = None
-        wires.leave()
+        group.leave()
 
 
 def _outlive(group: dist.ProcessGroup, works: list[Work]) -> None:

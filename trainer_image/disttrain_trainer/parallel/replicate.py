@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.flat import FlatModel
-from disttrain_trainer.parallel.process_group import BrokenGroup, Wires
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
 
 GLANCE = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
@@ -38,13 +38,13 @@ class _Bucket:
     """Parameters whose gradient is not there yet."""
 
 
-class Replica:
+class Replicated:
     """One rank's gradients, which become the weighted mean over all ranks."""
 
-    def __init__(self, model: FlatModel, *, wires: Wires, search: bool = False) -> None:
+    def __init__(self, model: FlatModel, *, group: AbortableProcessGroup, search: bool = False) -> None:
         """search: look through each loss's graph for parameters that take no part in it, so that nothing waits for them."""
         self._model = model
-        self._wires = wires
+        self._group = group
         self._search = search
         self._error: RuntimeError | None = None
         self._buckets = _cut(model)
@@ -141,7 +141,7 @@ class Replica:
         futures, self._futures = self._futures, []
         for future in futures:
             future.wait()
-        if error := self._error or self._wires.error:
+        if error := self._error or self._group.error:
             raise BrokenGroup(error) from None
         if self._works:
             self.settle(alive)
@@ -175,7 +175,7 @@ class Replica:
 
     def _send(self, vector: torch.Tensor) -> None:
         self.sent = time.perf_counter()
-        if self._error is not None or self._wires.error is not None:
+        if self._error is not None or self._group.error is not None:
             return
         try:
             work = dist.all_reduce(vector, async_op=True)
@@ -186,7 +186,7 @@ class Replica:
         if vector.is_cuda:
             self._works.append(work)
         else:
-            self._futures.append(self._wires.awaited(work, vector))
+            self._futures.append(self._group.awaited(work, vector))
 
     def _sent_too_early(self, number: int) -> UserError:
         name = self._model.places[number].name

@@ -11,7 +11,7 @@ from torch import nn
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.parallel.process_group import BrokenGroup, Wires
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
 
 PROTOCOL = 2
 """What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not form a world: their sums
@@ -60,7 +60,7 @@ class RankState:
                 values[name] = values[name].expand(slots[name].shape)
         self._take(values, slots, source=str(path))
 
-    def broadcast(self, *, source: int, step: int, device: torch.device, wires: Wires) -> int:
+    def broadcast(self, *, source: int, step: int, device: torch.device, group: AbortableProcessGroup) -> int:
         """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
 
         Then any rank but the source may hold a mixture of two states.
@@ -71,16 +71,16 @@ class RankState:
         views = {name: _bytes_of(tensor) for name, tensor in ours.items()} if gives else {}
         text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
         head = torch.tensor([step, len(text)], device=device)
-        _send(head, source, wires)
+        _send(head, source, group)
         step, length = (int(value) for value in head.tolist())
         written = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if gives else None
         written = written if written is not None else torch.empty(length, dtype=torch.uint8, device=device)
-        _send(written, source, wires)
+        _send(written, source, group)
         described = json.loads(bytes(written.tolist()))
         values: dict[str, torch.Tensor] = {}
         for name, dtype, shape in described:
             if gives:
-                _send(views.pop(name), source, wires)
+                _send(views.pop(name), source, group)
                 continue
             # Into the tensor's own memory where it has the same form.
             tensor, kind = ours.get(name), getattr(torch, dtype)
@@ -89,7 +89,7 @@ class RankState:
                 tensor = torch.empty(tuple(shape), dtype=kind, device=device)
             if tensor.dtype != kind:
                 raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
-            _send(_bytes_of(tensor), source, wires)
+            _send(_bytes_of(tensor), source, group)
             values[name] = tensor
         if not gives:
             slots = {name: tensor for name, tensor in ours.items() if name.startswith("optimizer.")}
@@ -124,7 +124,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
 
 
-def _send(tensor: torch.Tensor, source: int, wires: Wires) -> None:
+def _send(tensor: torch.Tensor, source: int, group: AbortableProcessGroup) -> None:
     """Gives every rank the tensor of `source`. Raises BrokenGroup when a peer is lost."""
     if not tensor.numel():
         return
@@ -136,6 +136,6 @@ def _send(tensor: torch.Tensor, source: int, wires: Wires) -> None:
             return
     except RuntimeError as error:
         raise BrokenGroup(error) from None
-    wires.awaited(work, tensor).wait()
-    if wires.error is not None:
-        raise BrokenGroup(wires.error) from None
+    group.awaited(work, tensor).wait()
+    if group.error is not None:
+        raise BrokenGroup(group.error) from None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.data.schedule import Slice
-from disttrain_trainer.errors import GenerationOver, PeerLost
+from disttrain_trainer.data.schedule import BatchPart
+from disttrain_trainer.errors import PeerLost, RoundOver
 from disttrain_trainer.model.flat import Layout, Vectors
 from disttrain_trainer.net.frames import OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Op, ProtocolError, Silent
 from disttrain_trainer.parameter_server.connection import ServerConnection
@@ -42,7 +42,7 @@ class ShardedClient:
     timeout: seconds after which a server that is silent is taken for lost.
     clock: iterations that this worker has completed in the generation, with an earlier client.
 
-    Calls raise PeerLost (a server was lost, or a wait ran out), GenerationOver (the servers have begun another one), Refused (this
+    Calls raise PeerLost (a server was lost, or a wait ran out), RoundOver (the servers have begun another one), Refused (this
     process is not wanted any more), or WrongInput (this worker's model is not the servers').
     """
 
@@ -155,7 +155,7 @@ class ShardedClient:
 
         return self._pulled(self._all("the parameters", one))
 
-    def push(self, slice: Slice, gradient: Vectors | None, part: Part = WHOLE) -> None:
+    def push(self, slice: BatchPart, gradient: Vectors | None, part: Part = WHOLE) -> None:
         """Hands in the gradient of the slice's mean loss (None for an empty slice); returns when every shard has it.
 
         A slice that was pushed before, by anybody, is ignored by the shards that have it.
@@ -170,7 +170,7 @@ class ShardedClient:
 
     def push_pull(
         self,
-        slice: Slice,
+        slice: BatchPart,
         gradient: Vectors | None,
         into: Vectors,
         next_step: int | None = None,
@@ -207,11 +207,11 @@ class ShardedClient:
         self,
         shard: ServerConnection,
         op: Op,
-        slice: Slice,
+        slice: BatchPart,
         gradient: Vectors | None,
         part: Part,
         step: int | None = None,
-    ) -> tuple[Header, Slice, Vectors | None, bytes]:
+    ) -> tuple[Header, BatchPart, Vectors | None, bytes]:
         code, runs = 0, b""
         if part.weight is not None:
             code |= OWN_WEIGHT
@@ -251,7 +251,7 @@ class ShardedClient:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 errors = [error for future in futures if future.done() and (error := future.exception())]
                 if errors:
-                    raise next((error for error in errors if isinstance(error, GenerationOver)), errors[0])
+                    raise next((error for error in errors if isinstance(error, RoundOver)), errors[0])
                 return [future.result() for future in futures]
             except BaseException:  # also what the handler of a signal raises
                 for shard in self._shards:

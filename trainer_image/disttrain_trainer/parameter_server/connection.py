@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain_trainer.data.schedule import Slice
-from disttrain_trainer.errors import GenerationOver, PeerLost, Refused, WrongInput
+from disttrain_trainer.data.schedule import BatchPart
+from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
 from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Silent
 from disttrain_trainer.parameter_server.identity import Hello
@@ -55,7 +55,7 @@ class ServerConnection:
         self.send(header)
         return self.receive(answer)
 
-    def push(self, header: Header, slice: Slice, gradient: Vectors | None, runs: bytes = b"") -> None:
+    def push(self, header: Header, slice: BatchPart, gradient: Vectors | None, runs: bytes = b"") -> None:
         """Sends a gradient, and before it the runs of the header."""
         if not slice.samples:
             self.send(header)
@@ -150,7 +150,7 @@ class ServerConnection:
     def _refusal(self, code: int, text: str) -> Exception:
         match code:
             case Reason.GENERATION:
-                return GenerationOver(self.name, text)
+                return RoundOver(self.name, text)
             case Reason.LAYOUT:
                 return WrongInput(f"{self.name}: {text}")
             case Reason.TIMEOUT:

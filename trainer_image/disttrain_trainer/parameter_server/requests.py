@@ -5,14 +5,14 @@ import math
 from disttrain_trainer.net.frames import MAX_RUNS, OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Link, Op, ProtocolError
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
-from disttrain_trainer.parameter_server.shard_host import Generation, Gradient, Session
+from disttrain_trainer.parameter_server.shard_host import Gradient, Session, ShardHost
 
 
 class Requests:
     """The requests of one connection, answered one after the other."""
 
     def __init__(
-        self, *, link: Link, generation: Generation, session: Session, patience: float, heartbeat: float
+        self, *, link: Link, generation: ShardHost, session: Session, patience: float, heartbeat: float
     ) -> None:
         self._link = link
         self._generation = generation

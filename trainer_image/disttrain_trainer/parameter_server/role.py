@@ -10,8 +10,8 @@ from typing import Any
 
 from disttrain_trainer.checkpoint.store import shard_of
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
@@ -54,7 +54,7 @@ class Server:
     def on_message(self, message: Message) -> None:
         self._orders.put(message)
 
-    def run(self, control: Control) -> None:
+    def run(self, control: ControlClient) -> None:
         """Serves until the master says that the job is done.
 
         Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
@@ -71,23 +71,23 @@ class Server:
                 continue
             if isinstance(order, Exception):
                 raise order
-            if order["type"] == Say.FINISH:
+            if order["type"] == MessageType.FINISH:
                 break
             self._obey(order, control)
         self._shard.stop()
 
-    def _obey(self, order: Message, control: Control) -> None:
+    def _obey(self, order: Message, control: ControlClient) -> None:
         match order["type"]:
-            case Say.BEGIN:
+            case MessageType.BEGIN:
                 self._begin(int(order["generation"]), order["file"], int(order.get("slices_per_step", 0)))
-                control.send(Say.STATE, **self._state())
-            case Say.STATE:
-                control.send(Say.STATE, id=order["id"], **self._state())
-            case Say.DROP:
+                control.send(MessageType.STATE, **self._state())
+            case MessageType.STATE:
+                control.send(MessageType.STATE, id=order["id"], **self._state())
+            case MessageType.DROP:
                 for rank in order["ranks"]:
                     self._shard.drop(int(rank))
-                control.send(Say.STATE, id=order["id"], **self._state())
-            case Say.SAVE:
+                control.send(MessageType.STATE, id=order["id"], **self._state())
+            case MessageType.SAVE:
                 self._saves.put(order)
 
     def _begin(self, generation: int, file: str | None, slices_per_step: int) -> None:
@@ -109,14 +109,14 @@ class Server:
             "gradient_norms": state.gradient_norms,
         }
 
-    def _write(self, control: Control) -> None:
+    def _write(self, control: ControlClient) -> None:
         """The thread that writes checkpoints, one after the other."""
         while True:
             order = self._saves.get()
             try:
-                control.send(Say.SAVED, id=order["id"], **self._save(order["folder"], order["id"]))
+                control.send(MessageType.SAVED, id=order["id"], **self._save(order["folder"], order["id"]))
             except NotFinite as error:
-                control.send(Say.NAN, step=order["step"])
+                control.send(MessageType.NAN, step=order["step"])
                 self._orders.put(
                     UserError(
                         f"{error} at step {order['step']}: lower trainer.optimizer.learningRate; "

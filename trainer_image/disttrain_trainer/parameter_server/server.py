@@ -23,7 +23,7 @@ from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.requests import Requests
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.parameter_server.shard_host import Generation, Session, ShardState
+from disttrain_trainer.parameter_server.shard_host import Session, ShardHost, ShardState
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import Newcomers, listen
 
@@ -59,7 +59,7 @@ class _Connection:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.session: Session | None = None
-        self.generation: Generation | None = None
+        self.generation: ShardHost | None = None
 
 
 class ShardServer:
@@ -99,7 +99,7 @@ class ShardServer:
         self._on_failure = on_failure
         self._digest = config_digest(config)
         self._changed = threading.Condition()
-        self._generation: Generation | None = None
+        self._generation: ShardHost | None = None
         self._connections: set[_Connection] = set()
         self._newcomers: Newcomers[_Connection] = Newcomers(STRANGERS + config.world_size, lambda c: c.link.abort())
         self._incarnations: dict[int, str] = {}
@@ -139,7 +139,7 @@ class ShardServer:
         try:
             if file is not None and slices_per_step is not None:
                 file = file.renumbered(then=slices_per_step, now=self._config.world_size)
-            new = Generation(
+            new = ShardHost(
                 number=generation,
                 server=self._index,
                 servers=self._config.parameter_servers,
@@ -287,7 +287,7 @@ class ShardServer:
                 raise Refusal(Reason.STRANGER, f"worker {hello.rank} is of {what} {theirs}, this server of {ours}")
         return hello
 
-    def _admit(self, connection: _Connection, hello: Hello) -> tuple[Generation, Session]:
+    def _admit(self, connection: _Connection, hello: Hello) -> tuple[ShardHost, Session]:
         self._await_generation(connection.link, hello)
         with self._changed:
             generation = self._generation

@@ -77,7 +77,7 @@ class ShardState:
     bytes_out: int = 0
 
 
-class Generation:
+class ShardHost:
     """One server's side of a generation, from the first parameters or from a checkpoint."""
 
     def __init__(

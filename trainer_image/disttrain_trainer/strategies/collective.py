@@ -17,18 +17,18 @@ from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import final, store
-from disttrain_trainer.data.schedule import Slice
+from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel, norm
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import Rank, World
-from disttrain_trainer.net.messages import Say
-from disttrain_trainer.parallel.process_group import BrokenGroup, Wires, process_group
-from disttrain_trainer.parallel.replicate import Replica
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup, process_group
+from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
@@ -51,7 +51,7 @@ class _Reform(Exception):
 class DataParallel:
     """One rank of the job."""
 
-    def __init__(self, *, process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:
+    def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
         self._process = process
         self._config: JobConfig = process.config
         self._metrics = metrics
@@ -79,7 +79,7 @@ class DataParallel:
             who=process.name,
             metrics=metrics,
             total_steps=task.schedule.total_steps,
-            send=lambda fields: control.send(Say.REPORT, **fields),
+            send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
         self._resumed: str | None = None
         """Where this attempt began, for the manifests."""
@@ -87,7 +87,7 @@ class DataParallel:
         """The last checkpoint is written."""
         self._written: tuple[str, str] | None = None
         """The file of the state as it is now, and its digest, once it is saved after the last step."""
-        self._pending: tuple[torch.Tensor, Slice, float | None] | None = None
+        self._pending: tuple[torch.Tensor, BatchPart, float | None] | None = None
         """GPU: a loss that was not looked at yet."""
         self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
         self._counting = threading.Lock()
@@ -111,7 +111,7 @@ class DataParallel:
                 self._require_a_lost_peer(world, error)
             self._metrics.recoveries += 1
 
-    def _live_in(self, world: World) -> None:
+    def _live_in(self, world: Round) -> None:
         """One generation: take over the newest state, train to the end, wait for the others."""
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
@@ -121,19 +121,19 @@ class DataParallel:
         with (
             process_group(
                 self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
-            ) as wires,
+            ) as group,
             self._counted_to_the_end(),
         ):
             replica = None
-            if wires is not None:
-                self._take_newest(world, wires)
-                replica = Replica(self._flat, wires=wires, search=self._config.trainer.find_unused_parameters)
+            if group is not None:
+                self._take_newest(world, group)
+                replica = Replicated(self._flat, group=group, search=self._config.trainer.find_unused_parameters)
             log.info("generation %d begins at step %d", world.generation, rank.step)
             try:
                 with user_code.refusing_groups("trainer.model"):
                     self._train(world, replica)
             except NonFiniteLoss as error:
-                self._control.send(Say.NAN, step=error.step)
+                self._control.send(MessageType.NAN, step=error.step)
                 raise
             except RuntimeError as error:
                 if replica is not None and self._world_ended(world):
@@ -144,7 +144,7 @@ class DataParallel:
                     replica.close()
         self._end(world)
 
-    def _require_a_lost_peer(self, world: World, error: BrokenGroup) -> None:
+    def _require_a_lost_peer(self, world: Round, error: BrokenGroup) -> None:
         """Raises UserError when worlds break again and again at one step in the same way, and the master knows of no peer that was lost."""
         if self._world_ended(world):
             self._breaks = ((0, ""), 0)
@@ -158,16 +158,16 @@ class DataParallel:
                 f"{error}"
             )
 
-    def _take_newest(self, world: World, wires: Wires) -> None:
+    def _take_newest(self, world: Round, group: AbortableProcessGroup) -> None:
         """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
         rank, held = self._rank, self._rank.step
         if world.source != self._process.rank:
             rank.step = -1
-        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device, wires=wires)
+        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device, group=group)
         if rank.step < 0:
             raise PeerLost(f"worker-{world.source}", "it has no whole state to give")
 
-    def _train(self, world: World, replica: Replica | None) -> None:
+    def _train(self, world: Round, replica: Replicated | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
         schedule, world_size = task.schedule, self._config.world_size
@@ -249,7 +249,7 @@ class DataParallel:
         with self._control.changed:
             group = self._rank.group
         with self._counting:
-            sockets = group.sockets if isinstance(group, Wires) else frozenset()
+            sockets = group.sockets if isinstance(group, AbortableProcessGroup) else frozenset()
             self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.look(sockets)
 
     @contextmanager
@@ -260,12 +260,12 @@ class DataParallel:
         finally:
             self._count()
 
-    def _world_ended(self, world: World) -> bool:
+    def _world_ended(self, world: Round) -> bool:
         """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
         with self._control.changed:
             return self._control.changed.wait_for(lambda: self._rank.world is not world, NEWS)
 
-    def _look_at(self, loss: torch.Tensor | None, piece: Slice, weight: float | None = None) -> None:
+    def _look_at(self, loss: torch.Tensor | None, piece: BatchPart, weight: float | None = None) -> None:
         """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
         if self._task.device.type == "cuda":
             self._pending, (loss, piece, weight) = (
@@ -278,7 +278,7 @@ class DataParallel:
                 self._meter.check(value, step=piece.step)
             self._meter.add(piece, loss=value, weight=weight)
 
-    def _end(self, world: World) -> None:
+    def _end(self, world: Round) -> None:
         """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
         rank = self._rank
         if self._process.rank == 0:
@@ -293,7 +293,7 @@ class DataParallel:
         if not rank.await_end(self._control, world):
             raise _Reform
 
-    def _save_last(self, world: World) -> None:
+    def _save_last(self, world: Round) -> None:
         """The last checkpoint is part of the job: tried for a while, as room may be made. Raises Unsaved when it cannot be written."""
         rank, deadline = self._rank, time.monotonic() + final.PATIENCE
         while (error := self._save(finished=True)) is not None:
@@ -358,13 +358,13 @@ class DataParallel:
             store.prune(folder, manifest, keep=settings.keep)
         except OSError as error:
             log.error("checkpoint %d was not written: %s; the one before is intact", rank.step, error)
-            self._control.send(Say.SAVED, error=str(error), asked=asked)
+            self._control.send(MessageType.SAVED, error=str(error), asked=asked)
             return str(error)
         self._metrics.checkpoint_step = rank.step
         duration = time.perf_counter() - began
         self._metrics.checkpoint_seconds.observe(duration)
         self._metrics.phase_seconds["checkpoint"] += duration
-        self._control.send(Say.SAVED, step=rank.step, time=manifest.time.isoformat(), asked=asked)
+        self._control.send(MessageType.SAVED, step=rank.step, time=manifest.time.isoformat(), asked=asked)
         return None
 
     def _write(self, folder: Path) -> tuple[str, str]:
@@ -387,6 +387,6 @@ def _put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
                 buffer.copy_(buffers[name])
 
 
-def run(process: Process, metrics: Metrics, control: Control, rank: Rank) -> None:
+def run(process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
     """The role of a DataParallel worker."""
     DataParallel(process=process, metrics=metrics, control=control, rank=rank).run()

@@ -11,16 +11,16 @@ import torch
 
 from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint.buffers import Buffers
-from disttrain_trainer.data.schedule import Slice
+from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel, norm, runs_of
-from disttrain_trainer.model.initial import First
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import Membership, World
-from disttrain_trainer.net.messages import Say
+from disttrain_trainer.model.initial import InitialParameters
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import ParameterServerMember, Round
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parameter_server.client import WHOLE, Part, ShardedClient
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
@@ -40,14 +40,16 @@ RETRY = 0.2
 class Worker:
     """One worker of the job."""
 
-    def __init__(self, *, process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+    def __init__(
+        self, *, process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember
+    ) -> None:
         strategy = process.config.strategy.parameter_server
         assert strategy is not None
         self._process = process
         self._config = process.config
         self._metrics = metrics
         self._control = control
-        self._membership = membership
+        self._member = member
         self._sync = strategy.consistency is Consistency.SYNC
         self._task = tasks.build(
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
@@ -55,7 +57,7 @@ class Worker:
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)
         self._buffers = Buffers(self._task.model, process.checkpoint_dir)
-        self._first = First(self._config, self._flat.parameters)
+        self._first = InitialParameters(self._config, self._flat.parameters)
         self._trained = False
         """Whether parameters and buffers are no longer those of a new model."""
         self._generation = 0
@@ -70,12 +72,12 @@ class Worker:
             who=process.name,
             metrics=metrics,
             total_steps=self._task.schedule.total_steps,
-            send=lambda fields: control.send(Say.REPORT, **fields),
+            send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
         self._done: list[int] = []
         """Slices that every server took, and that the master was not told of."""
-        self._newest: Slice | None = None
+        self._newest: BatchPart | None = None
         """What was computed last."""
         self._seconds = 0.0
         """Mean duration of a slice, lately."""
@@ -87,22 +89,22 @@ class Worker:
 
     def run(self) -> None:
         """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
-        control, membership = self._control, self._membership
+        control, member = self._control, self._member
         with control.changed:
-            membership.data = self._task.data
-            membership.buffers = self._buffers.there_are_some
+            member.data = self._task.data
+            member.buffers = self._buffers.there_are_some
         while not control.finished:
-            if membership.world is None:
-                control.send(Say.READY, **membership.describe())
+            if member.world is None:
+                control.send(MessageType.READY, **member.describe())
             world = control.wait(
-                lambda: "finished" if control.finished else membership.world,
+                lambda: "finished" if control.finished else member.world,
                 what="the parameter servers and the master",
                 timeout=self._config.startup_timeout_seconds,
             )
-            if isinstance(world, World):
+            if isinstance(world, Round):
                 self._live_in(world)
 
-    def _live_in(self, world: World) -> None:
+    def _live_in(self, world: Round) -> None:
         """Stays with the servers until the world is over."""
         client = ShardedClient(
             addresses=self._config.addresses.parameter_servers,
@@ -114,9 +116,9 @@ class Worker:
             clock=self._clock if world.generation == self._generation else 0,
         )
         with self._control.changed:
-            if self._membership.world is not world:
+            if self._member.world is not world:
                 return
-            self._membership.client = client
+            self._member.client = client
         # The servers may have gone back to a checkpoint; if they have not, they tell the master themselves what was done.
         self._done.clear()
         try:
@@ -126,19 +128,19 @@ class Worker:
             with user_code.refusing_groups("trainer.model"):
                 self._work(client, world)
         except NonFiniteLoss as error:
-            self._control.send(Say.NAN, step=error.step)
+            self._control.send(MessageType.NAN, step=error.step)
             raise
         except PeerLost as error:
             self._world_broke(world, error)
         finally:
             with self._control.changed:
-                self._membership.client = None
+                self._member.client = None
                 self._clock = client.clock
                 sent, received = self._moved_bytes
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
 
-    def _begin(self, client: ShardedClient, world: World) -> None:
+    def _begin(self, client: ShardedClient, world: Round) -> None:
         """Brings parameters and buffers to where the generation is: this worker may be new, or the servers went back."""
         another = world.generation != self._generation
         anew = another and world.anew and self._buffers.there_are_some
@@ -157,28 +159,28 @@ class Worker:
 
     def _count(self) -> None:
         with self._control.changed:  # a client's bytes are in one of the two, never in both
-            client = self._membership.client
+            client = self._member.client
             sent, received = self._moved_bytes
             if client is not None:
                 sent, received = sent + client.bytes_sent, received + client.bytes_received
         self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
 
-    def _world_broke(self, world: World, error: PeerLost) -> None:
+    def _world_broke(self, world: Round, error: PeerLost) -> None:
         """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
-        control, membership = self._control, self._membership
+        control, member = self._control, self._member
         self._metrics.recoveries += 1
         with control.changed:
-            if membership.world is not world:
+            if member.world is not world:
                 return
             log.warning("%s", error)
             if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
                 raise error
-            control.changed.wait_for(lambda: membership.world is not world, RETRY)
-            if membership.world is world:
-                membership.world = None
+            control.changed.wait_for(lambda: member.world is not world, RETRY)
+            if member.world is world:
+                member.world = None
 
-    def _work(self, client: ShardedClient, world: World) -> None:
-        task, membership, metrics = self._task, self._membership, self._metrics
+    def _work(self, client: ShardedClient, world: Round) -> None:
+        task, member, metrics = self._task, self._member, self._metrics
         phases, clock = metrics.phase_seconds, time.perf_counter
         self._meter.begin(clock())
         participates = current = False
@@ -201,7 +203,7 @@ class Worker:
                 continue
             gradients, part = self._compute(piece, pulled) if piece.samples else (None, WHOLE)
             computed = clock()
-            following = membership.tickets[0] if membership.tickets else None
+            following = member.assignments[0] if member.assignments else None
             if following is None:
                 client.push(piece, gradients, part)
                 current = False
@@ -233,7 +235,7 @@ class Worker:
         if (piece := self._newest) is not None:
             self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=time.perf_counter())
 
-    def _compute(self, piece: Slice, began: float) -> tuple[tuple[torch.Tensor, ...], Part]:
+    def _compute(self, piece: BatchPart, began: float) -> tuple[tuple[torch.Tensor, ...], Part]:
         """The gradient of the slice's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
         task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
         task.seed(piece)
@@ -264,7 +266,7 @@ class Worker:
         phases["backward"] += clock() - forwarded
         return gradients, part
 
-    def _received(self, versions: tuple[int, ...], piece: Slice) -> bool:
+    def _received(self, versions: tuple[int, ...], piece: BatchPart) -> bool:
         """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""
         if self._on_gpu:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
@@ -276,62 +278,62 @@ class Worker:
         self._moved = time.monotonic()
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
 
-    def _take(self, world: World, *, force: bool = False) -> None:
+    def _take(self, world: Round, *, force: bool = False) -> None:
         """Tells what is done, and asks for tickets when half of them are gone."""
-        membership = self._membership
+        member = self._member
         wanted = min(MAX_TICKETS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
-        missing = wanted - len(membership.tickets)
-        count = missing if 2 * missing >= wanted and not membership.asked else 0
+        missing = wanted - len(member.assignments)
+        count = missing if 2 * missing >= wanted and not member.asked else 0
         if count or (force and self._done):
             with self._control.changed:
-                if membership.world is not world:
+                if member.world is not world:
                     return  # nobody answers what is asked for an earlier stay, and in the next one it would count as asked
-                membership.asked = membership.asked or count > 0
+                member.asked = member.asked or count > 0
             done, self._done = self._done, []
-            self._control.send(Say.TAKE, stay=world.stay, count=count, done=done)
+            self._control.send(MessageType.REQUEST, stay=world.stay, count=count, done=done)
 
-    def _ticket(self, client: ShardedClient, world: World, participates: bool) -> int | None:
+    def _ticket(self, client: ShardedClient, world: Round, participates: bool) -> int | None:
         """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""
-        control, membership = self._control, self._membership
-        if membership.world is not world:
+        control, member = self._control, self._member
+        if member.world is not world:
             return None
-        if membership.save is not None:
+        if member.save is not None:
             self._save_buffers()
         self._take(world)
         try:
-            return membership.tickets.popleft()
+            return member.assignments.popleft()
         except IndexError:
             pass
         self._take(world, force=True)
 
         def news() -> bool:
-            called = membership.evaluate or membership.save is not None
-            return called or bool(membership.tickets) or membership.world is not world
+            called = member.evaluate or member.save is not None
+            return called or bool(member.assignments) or member.world is not world
 
         with control.changed:
             idle = not control.changed.wait_for(news, IDLE)
-        if idle or membership.evaluate:
+        if idle or member.evaluate:
             self._report()  # what comes next may last, and what is computed would not be counted meanwhile
         if idle:
             if participates:
                 client.leave()
             # Others may compute what is left, evaluate it, or save it, for as long as that takes.
             control.wait(lambda: news() or None, what="more slices, or the end", timeout=None)
-        if membership.save is not None and not idle:
+        if member.save is not None and not idle:
             return self._ticket(client, world, participates)
-        if membership.evaluate:
+        if member.evaluate:
             self._evaluate(client, world)
-        return -1 if idle or not membership.tickets else membership.tickets.popleft()
+        return -1 if idle or not member.assignments else member.assignments.popleft()
 
     def _save_buffers(self) -> None:
         with self._control.changed:
-            save, self._membership.save = self._membership.save, None
+            save, self._member.save = self._member.save, None
         if save is not None:
-            self._control.send(Say.SAVED, id=save.id, **self._buffers.save(save.folder))
+            self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
-    def _evaluate(self, client: ShardedClient, world: World) -> None:
+    def _evaluate(self, client: ShardedClient, world: Round) -> None:
         """All slices are applied: what the user's `evaluate` says of the final parameters."""
-        self._membership.evaluate = False
+        self._member.evaluate = False
         self._trained = True
         client.join()
         client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
@@ -343,12 +345,12 @@ class Worker:
             raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
         evaluation = self._task.evaluate()
         log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
-        self._control.send(Say.EVALUATED, stay=world.stay, evaluation=evaluation)
+        self._control.send(MessageType.EVALUATED, stay=world.stay, evaluation=evaluation)
 
     def _host_copies(self) -> tuple[Any, ...]:
         return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)
 
 
-def run(process: Process, metrics: Metrics, control: Control, membership: Membership) -> None:
+def run(process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember) -> None:
     """The role of a worker of parameter servers."""
-    Worker(process=process, metrics=metrics, control=control, membership=membership).run()
+    Worker(process=process, metrics=metrics, control=control, member=member).run()

@@ -13,9 +13,9 @@ from disttrain.api import environment
 from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import Terminated, WrongInput
-from disttrain_trainer.net.control_client import Control
-from disttrain_trainer.net.members import Rank, World
-from disttrain_trainer.net.messages import Message, Say
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.runtime import logs, machine, script_runner, termination
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
@@ -39,11 +39,11 @@ class Agent:
     def __init__(self, process: Process, metrics: Metrics) -> None:
         self._process = process
         self._metrics = metrics
-        self._rank = Rank()
+        self._rank = CollectiveMember()
         self._file = script_file(process.config)
         self._program: Program | None = None
         self._terminated = False
-        self._control = Control(
+        self._control = ControlClient(
             process=process,
             describe=self._rank.describe,
             on_message=self._hear,
@@ -64,12 +64,12 @@ class Agent:
                 what="the other workers and the master",
                 timeout=self._process.config.startup_timeout_seconds,
             )
-            if control.finished or (isinstance(world, World) and self._run_in(world)):
+            if control.finished or (isinstance(world, Round) and self._run_in(world)):
                 return
             self._metrics.recoveries += 1
         raise Terminated
 
-    def _run_in(self, world: World) -> bool:
+    def _run_in(self, world: Round) -> bool:
         """The program in one world. True when the job is done, False when the world is over."""
         control, rank = self._control, self._rank
         program = self._start(world)
@@ -98,7 +98,7 @@ class Agent:
                     failure = program.failure(code)
                     failure.last_line += termination.shadowing(failure.last_line, self._file.resolve().parent)
                     # Should the master be lost now: its successor says REFORM, since it did not form this world.
-                    control.send(Say.FAILED, message=failure.last_line or str(failure))
+                    control.send(MessageType.FAILED, message=failure.last_line or str(failure))
                     control.wait(
                         lambda: True if rank.blamed or over() or self._terminated else None,
                         what="the master's judgement",
@@ -115,7 +115,7 @@ class Agent:
         finally:
             program.stop(grace=STOP_GRACE, patient=lambda: self._terminated)
 
-    def _start(self, world: World) -> Program:
+    def _start(self, world: Round) -> Program:
         """The program of a world. Raises Terminated when none is to begin any more."""
         config = self._process.config
         arguments = config.trainer.script.args if config.trainer.script else ()
@@ -130,7 +130,7 @@ class Agent:
             self._program = Program(command, environs, changed=self._control.changed)
             return self._program
 
-    def _await_end(self, world: World) -> bool:
+    def _await_end(self, world: Round) -> bool:
         """Waits until everybody's program is done: True. False when the world is over before, or this pod is to end."""
         control, rank = self._control, self._rank
         control.wait(
@@ -142,7 +142,7 @@ class Agent:
 
     def _hear(self, message: Message) -> None:
         self._rank.on_message(message)
-        if message["type"] == Say.NOT_JOINED and self._program is not None:
+        if message["type"] == MessageType.NOT_JOINED and self._program is not None:
             spawned = joining.spawns(self._program.pids)
             if spawned or self._process.config.world_size > 1:
                 seconds = float(message.get("seconds") or 0)
