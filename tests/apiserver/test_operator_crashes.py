@@ -100,7 +100,7 @@ class Process:
             expectations=expectations,
             records=records,
             executor=Executor(api, cache, expectations, trainer_image="x", concurrency=1, clock=clock),
-            statuses=StatusWriter(api, cache, rest=0),
+            statuses=StatusWriter(api, cache, interval=0),
             events=EventPoster(api),
             progress=self.progress,
             volume_failures=VolumeFailures(api),

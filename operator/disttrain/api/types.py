@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -126,3 +126,13 @@ def list_map(key: str, *, max_items: int) -> tuple[FieldInfo, AfterValidator]:
 
     extra: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
     return Field(max_length=max_items, json_schema_extra=extra), AfterValidator(unique)
+
+
+def list_keys(model: type[BaseModel]) -> dict[str, str]:
+    """The lists of a model that are a `list_map`, by their names in camelCase, and the key of each."""
+    keys = {}
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and isinstance(map_keys := extra.get("x-kubernetes-list-map-keys"), list):
+            keys[field.alias or name] = str(map_keys[0])
+    return keys

@@ -124,7 +124,7 @@ class Operator:
                 concurrency=settings.requests,
                 clock=_now,
             ),
-            statuses=StatusWriter(api, self._cache, rest=settings.status_rest_seconds),
+            statuses=StatusWriter(api, self._cache, interval=settings.status_write_seconds),
             events=self._events,
             progress=self._progress,
             volume_failures=VolumeFailures(api),

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from disttrain.api import DistTrainJob, DistTrainJobStatus, Progress
+from disttrain.api import DistTrainJob, Progress
 from disttrain.api.stored import ReadJob
 from disttrain.controller.apply import Executor, of_a_former_job, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
@@ -26,9 +26,10 @@ from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
 from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
-from disttrain.plan import Plan, decide, disruptions
+from disttrain.plan import Plan, decide
 from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval
+from disttrain.plan.urgency import not_carried_out
 
 log = logging.getLogger(__name__)
 
@@ -135,18 +136,17 @@ class Reconciler:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
             await self._look_live(stored, record, plan)
             plan = self._decide(record, read)
-        begun = bool(stored.value.status.get("startTime"))
         trouble: ApiError | None = None
         news = False
         try:
             news = await self._executor.carry_out(job, record, plan.actions)
         except ApiError as error:
-            if error.retry_after is not None and begun:
+            if error.retry_after is not None and job.status.start_time is not None:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
             # The status is written all the same: what cannot be done may stay so for hours, in which deadlines run and a user looks.
             trouble = error
-        status = disruptions.without_creations(plan.status, job.status) if trouble else plan.status
-        if written := await self._write(stored, record, status, at_once=trouble is not None and not begun):
+            plan = not_carried_out(plan, job.status)
+        if written := await self._write(stored, record, plan):
             for event in plan.events:
                 self._events.post(key, stored.uid, event)
         ended = plan.status.completion_time is not None or bool(read.not_understood)
@@ -191,21 +191,18 @@ class Reconciler:
             if gone:
                 record.resolved(Child(PODS, pod.key))
 
-    async def _write(
-        self, stored: Entry[StoredJob], record: JobRecord, status: DistTrainJobStatus, *, at_once: bool = False
-    ) -> bool:
-        """False when the write has to wait: the next pass will find the same news, and tell it then."""
+    async def _write(self, stored: Entry[StoredJob], record: JobRecord, plan: Plan) -> bool:
+        """Returns False when the write has to wait: the next pass will see the same change, and write it then."""
         before = stored.value.read.job.status
-        last = float("-inf") if at_once else record.status_written
-        result = await self._statuses.write(stored, status, last=last)
+        result = await self._statuses.write(stored, plan, last=record.status_written)
         record.small_writes_wait()
         if isinstance(result, Wait):
-            record.small_writes_wait(asyncio.get_running_loop().time() + result.at_most)
+            record.small_writes_wait(asyncio.get_running_loop().time() + result.larger)
             self._queue.add_after(stored.key, result.seconds)
             return False
         if result is Written.YES:
             record.wrote_status(asyncio.get_running_loop().time())
-            observe(before, status, self._clock())
+            observe(before, plan.status, self._clock())
         return True
 
     async def _recheck(self, key: Key, uid: str, record: JobRecord) -> None:

@@ -49,8 +49,8 @@ class Settings(BaseModel):
     """Seconds until a request to the API server is given up and its job queued again."""
     resync_seconds: Seconds = 60
     """Seconds between two full comparisons of the cache with the API server, which heal what a watch missed."""
-    status_rest_seconds: Annotated[float, Field(ge=0, le=60)] = 2
-    """Least seconds between a write of a job's status and the next one that can wait: counts, progress, the stages of a start."""
+    status_write_seconds: Annotated[float, Field(ge=0, le=60)] = 2
+    """Seconds between a write of a job's status and the next one that can wait: counts, progress, the stages of a start."""
     progress: ProgressPath = ProgressPath.AUTO
     """How the masters' progress is read: Auto, Pod or ApiServer."""
     host: str = "0.0.0.0"

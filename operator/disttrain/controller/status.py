@@ -1,52 +1,41 @@
-"""The status of a job: at most one write a pass, only of what changed, and never over somebody's newer state.
+"""Writes the status of a job: at most once a pass, only what changed, and never over a newer state.
 
-The write is a merge patch that carries the resource version that the decision was made on: when the job moved on meanwhile, the API server
-refuses it, and the next pass decides anew. The answer goes into the cache, so that the next pass sees our own write however late the watch.
+The write is a merge patch with the resource version that the decision was made on: when the job has changed since, the API server refuses
+it, and the next pass decides again. The answer goes into the cache, so that the next pass sees our own write however late the watch is.
 
-Another version may have written a part of the status, or the schema that the API server holds. What was not understood stays as it is, and
-of a status that the schema refuses in part the rest is written. Not here: what the status says.
+Another version of the operator may have written a part of the status, or installed the schema that the API server has. The writer leaves
+what this version does not understand as it is; when the schema refuses a part of a status, it writes the remaining part. What the status
+says, and how urgent it is, the plan decides.
 """
 
 import asyncio
 import logging
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from disttrain.api import DistTrainJobStatus
-from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.types import list_keys
 from disttrain.controller.cache import Cache, Entry, StoredJob
 from disttrain.kube.api import JOBS, Body, Conflict, KubeApi, NotFound, Refused
+from disttrain.plan.model import Plan, Write
 
 log = logging.getLogger(__name__)
 
-URGENT = frozenset({"attempt", "restarts", "disruptions", "startTime", "completionTime"})
-"""Fields that the next step waits for: a failed pod is deleted only once it is written down."""
-AT_FIRST = {
-    ConditionType.VALID: "True",
-    ConditionType.SUSPENDED: "False",
-    ConditionType.COMPLETE: "False",
-    ConditionType.FAILED: "False",
-}
-"""Conditions whose change is told at once, and how a job begins that has no trouble. The others follow one another in a starting job:
-several changes are one write."""
-OBSTACLES = frozenset({ConditionType.SCHEDULED, ConditionType.READY, ConditionType.PROGRESSING})
-BEGINNING = frozenset({"startTime", "attempt"})
-"""Of the urgent fields those of a job whose pods were just made. Should they be lost, the next operator sees the pods, and begins anew."""
-WAITS = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
-"""Reasons of a False condition that pass by themselves. Of any other a user has to know: no node, no image, no Secret, no step for long."""
-COUNTS = frozenset({"conditions", "replicaStatuses", "worker", "goodput"})
-"""Fields whose change is a small one, as long as every condition stays what it is and only words it anew."""
-MOST_RESTS = 3
-"""So many rests long a small change waits for a larger one that takes it along; and anything that can wait, when requests are slow."""
-LATENCIES_EACH = 30.0
-"""A rest lasts so many times as long as a write took lately: who is asked by many at once is asked less often by each."""
+INTERVALS: Mapping[Write, float] = MappingProxyType({Write.BEGINNING: 0, Write.SOON: 1, Write.WITH_NEXT: 3})
+"""For how many intervals after the last write a change waits; Write.NOW does not wait."""
+MOST_INTERVALS = 3
+"""No change waits longer, however slow requests are."""
+LATENCIES = 30.0
+"""A change that can wait does so for at least this many latencies of a write: the slower the API server, the fewer writes it gets."""
 
 
-LIST_KEYS = {"conditions": "type", "replicaStatuses": "role"}
-"""Lists of the status whose entries a key tells apart, as the CRD has it."""
+LIST_KEYS = list_keys(DistTrainJobStatus)
+"""The lists of the status whose entries have a key, as the CRD says, and that key."""
 UNPROCESSABLE = 422
 REFUSED_SECONDS = 300.0
 """After which a field that the API server refused is sent again: its schema may have changed."""
@@ -61,40 +50,40 @@ class Written(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The change is a small one and the last write is just past: in so many seconds."""
+    """The change can wait, and the last write was a moment ago: it is written in `seconds`."""
 
     seconds: float
-    at_most: float
-    """Seconds after which a larger change could be written, should there be one."""
+    larger: float
+    """Seconds until a change that is written SOON could be written, should there be one."""
 
 
 class StatusWriter:
-    """Writes statuses. `rest`: the least seconds between a write and a next one that can wait."""
+    """Writes statuses. `interval`: seconds between the last write of a job's status and the next one that can wait."""
 
-    def __init__(self, api: KubeApi, cache: Cache, *, rest: float) -> None:
+    def __init__(self, api: KubeApi, cache: Cache, *, interval: float) -> None:
         self._api = api
         self._cache = cache
-        self._rest = rest
+        self._interval = interval
         self._latency = 0.0
         """Seconds that a write takes lately: a mean in which the newest counts a tenth."""
         self._refused: dict[Path, float] = {}
         """Fields that the schema of the API server does not take, and until when they are left out."""
 
-    async def write(self, stored: Entry[StoredJob], status: DistTrainJobStatus, *, last: float) -> "Written | Wait":
-        """Writes the status if it differs; what can wait does so for a while after the last write, by the loop's clock.
+    async def write(self, stored: Entry[StoredJob], plan: Plan, *, last: float) -> "Written | Wait":
+        """Writes the plan's status if it differs, when `plan.write` says. `last`: the moment of the last write, by the loop's clock.
 
-        Raises Conflict when the job moved on; the cache has its newest state then.
+        Raises Conflict when the job has changed since; the cache has its newest state then.
         """
         job = stored.value
-        old, new = job.read.job.status.to_dict(), status.to_dict()
+        old, new = job.read.job.status.to_dict(), plan.status.to_dict()
         patch = self._without_refused(status_patch(job.status, old, new))
         if not patch:
             return Written.NO
-        due = last + resting(self._rest, rests(old, new, patch), latency=self._latency)
+        due = last + delay(plan.write, self._interval, latency=self._latency)
         began = asyncio.get_running_loop().time()
         # Moments are compared, not spans: what is left of a span may be too little for any clock to show that it has passed.
         if due > began:
-            return Wait(due - began, at_most=last + resting(self._rest, 1, latency=self._latency) - began)
+            return Wait(due - began, larger=last + delay(Write.SOON, self._interval, latency=self._latency) - began)
         namespace, name = stored.key
         try:
             answer = await self._send(stored, patch)
@@ -137,36 +126,11 @@ class StatusWriter:
         return patch
 
 
-def resting(rest: float, number: int | None, *, latency: float) -> float:
-    """Seconds of so many rests when a write takes so long; None is at once, 0 as long as the latency alone asks for."""
-    if number is None:
+def delay(write: Write, interval: float, *, latency: float) -> float:
+    """Seconds from the last write to this one, where a write takes `latency` seconds."""
+    if write is Write.NOW:
         return 0.0
-    return min(rest * MOST_RESTS, max(rest * number, latency * LATENCIES_EACH))
-
-
-def rests(old: Body, new: Body, patch: Body) -> int | None:
-    """How many rests after the last write a change is written: None for one that the next step waits for or that ends the job.
-
-    A job's beginning has 0. Where writes are quick, it is written as good as at once. Of many jobs at once, all get their pods first, and
-    the first status tells already how these fare: a write less for each.
-    """
-    before, after = _told(old), _told(new)
-    changed = {type_ for type_ in before.keys() | after.keys() if before.get(type_) != after.get(type_)}
-    trouble = any(
-        after[type_][0] == "False" and after[type_][1] not in WAITS for type_ in changed & OBSTACLES & after.keys()
-    )
-    # Of a pod that is replaced and of a worker that succeeded the next pass may see nothing any more: it is told now or never.
-    fleeting = after.get(ConditionType.RESTARTING, ("",))[0] == "True" and ConditionType.RESTARTING in changed
-    fleeting |= "completedIndexes" in (patch.get("worker") or {})
-    conditions, fields = changed & AT_FIRST.keys(), patch.keys() & URGENT
-    if trouble or fleeting:
-        return None
-    begins = "startTime" not in old and "startTime" in new and fields <= BEGINNING
-    if begins and all(t not in before and after[t][0] == AT_FIRST[ConditionType(t)] for t in conditions):
-        return 0
-    if conditions or fields:
-        return None
-    return MOST_RESTS if patch.keys() <= COUNTS and not changed else 1
+    return min(interval * MOST_INTERVALS, max(interval * INTERVALS[write], latency * LATENCIES))
 
 
 def status_patch(stored: Body, old: Body, new: Body) -> Body:
@@ -237,10 +201,6 @@ def _as_number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _told(status: Body) -> dict[str, tuple[str, str]]:
-    return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
 
 
 def merge_patch(old: Body, new: Body) -> Body:

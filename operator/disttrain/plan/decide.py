@@ -4,6 +4,7 @@ The order of the policies is the behaviour of the operator; it is written here a
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 from disttrain.api.names import MANAGED_BY
@@ -13,6 +14,7 @@ from disttrain.plan.failures.policy import failures
 from disttrain.plan.hands_off import hands_off
 from disttrain.plan.model import Plan, Snapshot
 from disttrain.plan.step import Step
+from disttrain.plan.urgency import urgency
 from disttrain.plan.view import JobView
 
 Policy: TypeAlias = Callable[[JobView], Step | None]
@@ -35,7 +37,11 @@ POLICIES: tuple[Policy, ...] = (
 
 def decide(snapshot: Snapshot) -> Plan:
     """The plan for a job now."""
-    view = JobView(snapshot)
+    plan = _plan(JobView(snapshot))
+    return replace(plan, write=urgency(snapshot.status, plan.status))
+
+
+def _plan(view: JobView) -> Plan:
     # Another controller's job (KEP-2232), or one that is being deleted: the garbage collector deletes its children.
     if view.spec.managed_by != MANAGED_BY or view.job.metadata.deletion_timestamp is not None:
         return Plan(status=view.status)
@@ -43,7 +49,7 @@ def decide(snapshot: Snapshot) -> Plan:
     if view.finished:
         return after_the_end(view)
     # Another version of the operator stored it, and this one does not understand a part. Its pods stay, and nothing is created.
-    if snapshot.not_understood:
+    if view.snapshot.not_understood:
         return hands_off(view)
     step = next(step for policy in POLICIES if (step := policy(view)) is not None)
     return report.plan(view, step)

@@ -5,7 +5,7 @@ The controller fills a Snapshot from its cache of the API server, `disttrain run
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import TypeAlias
 
 from disttrain.api.job import DistTrainJob
@@ -182,6 +182,19 @@ class DeleteJob:
 Action: TypeAlias = Create | Delete | CreatePod | DeletePod | DeleteJob
 
 
+class Write(Enum):
+    """When a status that has changed is written. The one who carries the plan out knows how long requests take, and chooses the seconds."""
+
+    NOW = auto()
+    """The next step rests on it, a user has to act on it, the job ends, or the next pass could not see it any more."""
+    BEGINNING = auto()
+    """A job began without trouble. Now, but of many jobs at once all get their pods first; the first status then says how these fare."""
+    SOON = auto()
+    """A stage of the start, or progress: several changes become one write."""
+    WITH_NEXT = auto()
+    """Counts and other words for the same: with the next larger change, or after a while by themselves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """An Event to post about the job."""
@@ -201,7 +214,9 @@ class Plan:
     look_again: timedelta | None = None
     """None: only when something happens."""
     final: bool = False
-    """Whether the status says something that nothing takes back: the job failed or is restarted, or a pod that runs is given up."""
+    """Whether the status says something that nothing takes back: the job fails or restarts, or a running pod is declared failed."""
+    write: Write = Write.NOW
+    """When the status is written, if it has changed."""
 
     @property
     def irreversible(self) -> bool:

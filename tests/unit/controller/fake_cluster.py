@@ -28,7 +28,12 @@ class Operator:
     """The operator's parts and its workers."""
 
     def __init__(
-        self, server: ApiServer, *, rest: float = 2.0, workers: int = 1, trainer_image: str = "example.org/trainer:0"
+        self,
+        server: ApiServer,
+        *,
+        status_interval: float = 2.0,
+        workers: int = 1,
+        trainer_image: str = "example.org/trainer:0",
     ) -> None:
         self._workers = workers
         self.restored: list[Restored] = []
@@ -50,7 +55,7 @@ class Operator:
             expectations=self.expectations,
             records=self.records,
             executor=self.executor,
-            statuses=StatusWriter(server, self.cache, rest=rest),
+            statuses=StatusWriter(server, self.cache, interval=status_interval),
             events=self.events,
             progress=self.progress,
             volume_failures=VolumeFailures(server),

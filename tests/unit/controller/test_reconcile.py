@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from disttrain.controller.expectations import EVENT_DEADLINE
-from disttrain.controller.status import LATENCIES_EACH
+from disttrain.controller.status import LATENCIES
 from disttrain.kube.api import JOBS, PODS, Body, Resource, Unavailable
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import Operator, eventually, operated
@@ -71,7 +71,7 @@ async def test_pending_job_that_is_suspended_is_so_at_once() -> None:
 
 @hand_turned
 async def test_status_that_has_to_wait_delays_no_replacement() -> None:
-    async with operated(rest=20.0) as (server, _):
+    async with operated(status_interval=20.0) as (server, _):
         await ready(server)
         uid = server.uid(PODS, "digits-worker-1")
         server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
@@ -123,7 +123,7 @@ async def test_job_that_begins_in_trouble_is_written_to_have_begun_before_it_is_
         server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
         await eventually(lambda: server.condition("Suspended")[0] == "True", seconds=59)
         # By now writes are known to be slow.
-        assert operator.reconciler._statuses._latency * LATENCIES_EACH > 2
+        assert operator.reconciler._statuses._latency * LATENCIES > 2
         server.fault = lambda verb, resource, name: (
             Unavailable(429, "TooManyRequests", "later", retry_after=60.0)
             if (verb, resource, name) == ("create", PODS, "second-worker-1")

@@ -1,0 +1,62 @@
+"""How urgent it is to write a changed status. Each write is a request a job, so what can wait goes along with a later change."""
+
+from dataclasses import replace
+
+from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.status import DistTrainJobStatus
+from disttrain.plan import disruptions
+from disttrain.plan.model import Plan, Write
+
+_RESTED_ON = frozenset({"attempt", "restarts", "disruptions", "start_time", "completion_time"})
+"""Fields that the next step rests on: a failed pod is deleted only when its failure is written."""
+_BEGINNING = frozenset({"start_time", "attempt"})
+"""Those of them that a job begins with. If the operator dies before it writes them, the next one sees the pods, and writes them."""
+_AT_FIRST = {
+    ConditionType.VALID: "True",
+    ConditionType.SUSPENDED: "False",
+    ConditionType.COMPLETE: "False",
+    ConditionType.FAILED: "False",
+}
+"""Conditions whose change is written now, and their status in a job that begins without trouble."""
+_STAGES = frozenset({ConditionType.SCHEDULED, ConditionType.READY, ConditionType.PROGRESSING})
+"""Conditions that become true one after the other in a job that starts."""
+_PASSING = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
+"""Reasons of a False stage that pass by themselves. Any other a user has to know: no node, no image, no Secret, no step for long."""
+_SMALL = frozenset({"conditions", "replica_statuses", "worker", "goodput"})
+"""Fields whose change is small while every condition keeps its status and reason."""
+
+
+def urgency(before: DistTrainJobStatus, after: DistTrainJobStatus) -> Write:
+    """When the change from the stored status to the planned one is written."""
+    fields = {name for name in DistTrainJobStatus.model_fields if getattr(before, name) != getattr(after, name)}
+    old, new = _conditions(before), _conditions(after)
+    changed = {type_ for type_ in old.keys() | new.keys() if old.get(type_) != new.get(type_)}
+    trouble = any(
+        new[type_][0] == "False" and new[type_][1] not in _PASSING for type_ in changed & _STAGES & new.keys()
+    )
+    # The next pass may not see any more that a pod is being replaced, or that a worker succeeded.
+    seen_once = ConditionType.RESTARTING in changed and new.get(ConditionType.RESTARTING, ("",))[0] == "True"
+    if trouble or seen_once or _completed(before) != _completed(after):
+        return Write.NOW
+    urgent = changed & _AT_FIRST.keys()
+    begins = before.start_time is None and after.start_time is not None and fields & _RESTED_ON <= _BEGINNING
+    if begins and all(type_ not in old and new[type_][0] == _AT_FIRST[ConditionType(type_)] for type_ in urgent):
+        return Write.BEGINNING
+    if urgent or fields & _RESTED_ON:
+        return Write.NOW
+    return Write.WITH_NEXT if fields <= _SMALL and not changed else Write.SOON
+
+
+def not_carried_out(plan: Plan, before: DistTrainJobStatus) -> Plan:
+    """The plan of which a creation failed, so that its status is true. Of a job that has not begun it is written now: deadlines count from
+    its start, and the failure may last for hours, in which a user looks at the job."""
+    status = disruptions.without_creations(plan.status, before)
+    return replace(plan, status=status, write=urgency(before, status) if before.start_time is not None else Write.NOW)
+
+
+def _conditions(status: DistTrainJobStatus) -> dict[str, tuple[str, str]]:
+    return {condition.type: (condition.status, condition.reason) for condition in status.conditions}
+
+
+def _completed(status: DistTrainJobStatus) -> str | None:
+    return status.worker.completed_indexes if status.worker is not None else None
