@@ -70,12 +70,12 @@ class Ours:
         self._loop = DataParallel(process=process, metrics=Metrics(process), control=control, rank=self._rank)
         self._rank.step = 0
         self._steps = steps
-        self._world = self._rank.world = Round(1)
+        self._this_round = self._rank.round = Round(1)
 
     def run(self) -> None:
         schedule = self._loop._task.schedule
         schedule.total_steps = self._rank.step + self._steps
-        self._loop._train(self._world, None)
+        self._loop._train(self._this_round, None)
 
 
 class Bare:

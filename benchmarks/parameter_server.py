@@ -78,7 +78,7 @@ def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
     parameters, gradient = flat.parameters, flat.gradients()
     gradient[0].fill_(1)
     client = ShardedClient(
-        addresses=addresses, config=our_config(), rank=index, incarnation=f"worker-{index}", generation=1, timeout=30
+        addresses=addresses, config=our_config(), rank=index, incarnation=f"worker-{index}", round_number=1, timeout=30
     )
     client.connect(flat.layout)
     client.initialize(parameters)
@@ -87,7 +87,7 @@ def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
 
     def step() -> None:
         number = next(steps)
-        client.push_pull(schedule.slice(number * WORKERS + index), gradient, parameters, number + 1)
+        client.push_pull(schedule.part(number * WORKERS + index), gradient, parameters, number + 1)
 
     return step
 

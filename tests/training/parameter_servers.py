@@ -81,7 +81,7 @@ def make_client(
     *,
     rank: int = 0,
     incarnation: str | None = None,
-    generation: int = 1,
+    round_number: int = 1,
     timeout: float = 10,
     clock: int = 0,
 ) -> ShardedClient:
@@ -90,7 +90,7 @@ def make_client(
         config=config,
         rank=rank,
         incarnation=incarnation or uuid.uuid4().hex,
-        generation=generation,
+        round_number=round_number,
         timeout=timeout,
         clock=clock,
     )
@@ -152,10 +152,10 @@ def train_sync(
             client.join()
             assert client.pull(worker.flat.parameters, step=0) == (0,) * servers
             for step in range(steps):
-                slice_ = schedule.slice(step * workers + rank)
-                gradient = worker.gradient(slice_)
+                part = schedule.part(step * workers + rank)
+                gradient = worker.gradient(part)
                 before_push(rank, step)
-                versions = client.push_pull(slice_, gradient, worker.flat.parameters, step + 1)
+                versions = client.push_pull(part, gradient, worker.flat.parameters, step + 1)
                 assert versions == (step + 1,) * servers
             client.close()
             return worker.flat.parameters
@@ -180,7 +180,7 @@ def train_alone(
     x, y = regression(samples, dtype)
     stepper = optimizer(list(module.parameters()))
     for step in range(steps):
-        at = torch.from_numpy(np.array(schedule.slice(step).indices))
+        at = torch.from_numpy(np.array(schedule.part(step).indices))
         stepper.zero_grad()
         nn.functional.mse_loss(module(x[at]), y[at]).backward()
         stepper.step()

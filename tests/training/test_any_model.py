@@ -137,7 +137,7 @@ def by_hand(users: dict[str, Any], model: str, loss: str, *, workers: int, weigh
     schedule = Schedule(samples=SAMPLES, batch_size=BATCH, world_size=workers, seed=0, max_steps=STEPS)
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [schedule.slice(step * workers + worker) for worker in range(workers)]
+        parts = [schedule.part(step * workers + worker) for worker in range(workers)]
         found = []
         for part in parts:
             if part.samples:

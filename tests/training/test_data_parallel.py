@@ -63,7 +63,7 @@ def expected(
     schedule = Schedule(samples=100, batch_size=32, world_size=1, seed=0, max_steps=STEPS)
     stepper = optimizer(list(model.parameters()))
     for step in range(STEPS):
-        indices = torch.tensor(schedule.slice(step).indices)
+        indices = torch.tensor(schedule.part(step).indices)
         stepper.zero_grad()
         mlp.loss(model, [inputs[indices], targets[indices]]).backward()
         stepper.step()

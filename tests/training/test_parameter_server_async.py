@@ -25,7 +25,7 @@ def whole_gradient(index: int, length: int = 100) -> tuple[torch.Tensor, ...]:
 
 
 def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> None:
-    workers, slices = 4, 200
+    workers, parts = 4, 200
     config = make_config(workers=workers, servers=3, consistency=ASYNC, optimizer=ONE)
     schedule = Schedule(samples=400, batch_size=8, world_size=workers, seed=0, max_steps=50)
     with serving(config) as servers:
@@ -37,20 +37,20 @@ def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> No
             client.initialize(flat.parameters)
             client.join()
             client.pull(flat.parameters)
-            for index in range(rank, slices, workers):
-                client.push_pull(schedule.slice(index), whole_gradient(index), flat.parameters)
+            for index in range(rank, parts, workers):
+                client.push_pull(schedule.part(index), whole_gradient(index), flat.parameters)
             client.close()
 
         in_threads([lambda rank=rank: work(rank) for rank in range(workers)])
-        expected = -sum(whole_gradient(index)[0] for index in range(slices))
+        expected = -sum(whole_gradient(index)[0] for index in range(parts))
         reader = vector_model()
         client = make_client(servers, config, rank=0)
         client.connect(reader.layout)
         assert client.initialized
         client.join()
-        assert client.pull(reader.parameters) == (slices,) * 3
+        assert client.pull(reader.parameters) == (parts,) * 3
         assert torch.equal(reader.parameters[0], expected)
-        assert all(server.state().applied.floor == slices for server in servers)
+        assert all(server.state().applied.floor == parts for server in servers)
         client.close()
 
 
@@ -65,7 +65,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
             client.initialize(flat.parameters)
             client.join()
         for client in (first, second, first):
-            client.push(schedule.slice(5), whole_gradient(5))
+            client.push(schedule.part(5), whole_gradient(5))
         first.pull(flat.parameters)
         assert torch.equal(flat.parameters[0], -whole_gradient(5)[0])
         for server in servers:
@@ -78,7 +78,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
 def test_an_empty_slice_counts_as_applied_and_is_no_update() -> None:
     config = make_config(workers=4, servers=2, consistency=ASYNC, optimizer={**SGD, "momentum": "0.9"})
     schedule = Schedule(samples=5, batch_size=3, world_size=4, seed=0, max_steps=50)
-    empty = next(schedule.slice(k) for k in range(8) if schedule.slice(k).samples == 0)
+    empty = next(schedule.part(k) for k in range(8) if schedule.part(k).samples == 0)
     with serving(config) as servers:
         flat = vector_model()
         client = make_client(servers, config)
@@ -138,7 +138,7 @@ def test_16_bit_parameters_do_not_lose_updates_that_are_smaller_than_their_preci
         client.initialize(flat.parameters)
         client.join()
         for index in range(500):
-            client.push(schedule.slice(index), (torch.ones(70, dtype=dtype),))
+            client.push(schedule.part(index), (torch.ones(70, dtype=dtype),))
         client.pull(flat.parameters)
         # 1 - 0.001 is 1 in bfloat16: without the 32-bit master nothing would ever change.
         torch.testing.assert_close(flat.parameters[0].float(), torch.full((70,), 0.5), atol=0.002, rtol=0)
@@ -154,6 +154,6 @@ def test_a_model_with_several_dtypes_is_one_vector_each() -> None:
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         client.join()
-        client.push_pull(schedule.slice(0), (torch.ones(33), 2 * torch.ones(35, dtype=torch.float64)), flat.parameters)
+        client.push_pull(schedule.part(0), (torch.ones(33), 2 * torch.ones(35, dtype=torch.float64)), flat.parameters)
         assert torch.equal(module[0].detach(), -torch.ones(33))
         assert torch.equal(module[1].detach(), -2 * torch.ones(7, 5, dtype=torch.float64))

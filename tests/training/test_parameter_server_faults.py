@@ -72,7 +72,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         client.pull(flat.parameters, step=0)
-        client.push(schedule.slice(0), whole_gradient(0, length))
+        client.push(schedule.part(0), whole_gradient(0, length))
         # The worker of slice 1 sends all of its gradient to shard 0, and half of it to shard 1.
         with python(f"""
             import os, signal
@@ -110,7 +110,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
         other.connect(values.layout)
         assert other.pull(values.parameters, step=0) == (0, 0)
         assert torch.equal(values.parameters[0], torch.zeros(length))
-        other.push(schedule.slice(1), whole_gradient(1, length))
+        other.push(schedule.part(1), whole_gradient(1, length))
         assert client.pull(flat.parameters, step=1) == (1, 1)
         mean = (whole_gradient(0, length)[0] + whole_gradient(1, length)[0]) / 2
         assert torch.equal(flat.parameters[0], -mean)
@@ -153,7 +153,7 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
 
         for call in (
             lambda client: client.pull(flat.parameters, step=0),
-            lambda client: client.push_pull(schedule.slice(0), whole_gradient(0, length), flat.parameters, 1),
+            lambda client: client.push_pull(schedule.part(0), whole_gradient(0, length), flat.parameters, 1),
             lambda client: client.join(),
         ):
             client = connected()
@@ -232,7 +232,7 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
 
         def steps(first: int) -> torch.Tensor:
             for index in range(first, first + 5):
-                client.push_pull(schedule.slice(index), whole_gradient(index), flat.parameters)
+                client.push_pull(schedule.part(index), whole_gradient(index), flat.parameters)
             return flat.parameters[0].clone()
 
         steps(0)
@@ -248,7 +248,7 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
             client.pull(flat.parameters)
         with pytest.raises(RoundOver, match="generation 1 is over"):
             make_client(servers, config, incarnation="one").connect(flat.layout)
-        client = make_client(servers, config, incarnation="one", generation=2)
+        client = make_client(servers, config, incarnation="one", round_number=2)
         client.connect(flat.layout)
         assert client.initialized
         client.join()
@@ -265,20 +265,20 @@ def test_a_checkpoint_in_the_middle_of_a_synchronous_step_is_of_the_step_before(
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         for index in range(3):
-            client.push(schedule.slice(index), whole_gradient(index))
+            client.push(schedule.part(index), whole_gradient(index))
         saved = [server.save(tmp_path / f"{server.address}.safetensors") for server in servers]
         assert [(s.version, s.applied.intervals()) for s in saved] == [(1, [(0, 2)])] * 2
         assert [server.state().applied.intervals() for server in servers] == [[(0, 3)]] * 2
-        client.push(schedule.slice(3), whole_gradient(3))
+        client.push(schedule.part(3), whole_gradient(3))
         client.pull(flat.parameters, step=2)
         before = flat.parameters[0].clone()
 
         for server in servers:
             server.begin(2, tmp_path / f"{server.address}.safetensors")
-        client = make_client(servers, config, generation=2)
+        client = make_client(servers, config, round_number=2)
         client.connect(flat.layout)
         for index in (3, 2):
-            client.push(schedule.slice(index), whole_gradient(index))
+            client.push(schedule.part(index), whole_gradient(index))
         assert client.pull(flat.parameters, step=2) == (2, 2)
         assert torch.equal(flat.parameters[0], before)
 
@@ -359,7 +359,7 @@ def test_a_wait_that_runs_out_names_what_is_missing() -> None:
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         with pytest.raises(PeerLost, match=r"waited 0.3 s for step 0 to be complete: slice 0, 2 is missing"):
-            client.push_pull(schedule.slice(1), whole_gradient(1), flat.parameters, 1)
+            client.push_pull(schedule.part(1), whole_gradient(1), flat.parameters, 1)
 
 
 def test_garbage_on_the_port_disturbs_nobody() -> None:
@@ -382,7 +382,7 @@ def test_garbage_on_the_port_disturbs_nobody() -> None:
                     sock.sendall(garbage)
                     sock.settimeout(3)
                     answers.append(sock.recv(4096))
-                assert client.push_pull(schedule.slice(index), whole_gradient(0), flat.parameters, index + 1) == (
+                assert client.push_pull(schedule.part(index), whole_gradient(0), flat.parameters, index + 1) == (
                     index + 1,
                 )
         assert any(b"does not speak DistTrain" in answer for answer in answers)
@@ -425,7 +425,7 @@ def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         with pytest.raises(Refused, match="slice 4 is of step 4, but this shard is at 0"):
-            client.push(schedule.slice(4), whole_gradient(4))
+            client.push(schedule.part(4), whole_gradient(4))
 
 
 def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
     schedule = Schedule(samples=40, batch_size=12, world_size=3, seed=3, max_steps=steps)
 
     def run(deaths: frozenset[int]) -> torch.Tensor:
-        todo = list(range(schedule.total_slices))
+        todo = list(range(schedule.total_parts))
         lock = threading.Lock()
         dying = set(deaths)
         final = []
@@ -452,7 +452,7 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
                         client = make_client(servers, config, rank=rank)
                         client.connect(worker.flat.layout)
                         client.initialize(worker.flat.parameters)
-                    work = schedule.slice(index)
+                    work = schedule.part(index)
                     client.pull(worker.flat.parameters, step=work.step)
                     gradient = worker.gradient(work)
                     if index in dying:

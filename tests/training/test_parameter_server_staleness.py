@@ -79,7 +79,7 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
                     assert leads.refused.wait(REFUSED_WITHIN), "nobody runs ahead of this worker up to the gate"
                 if randomness.random() < 0.1:
                     time.sleep(randomness.random() * 0.004)
-                client.push_pull(schedule.slice(clock * workers + rank), (gradient,), (parameters,))
+                client.push_pull(schedule.part(clock * workers + rank), (gradient,), (parameters,))
             client.leave()
             client.close()
 
@@ -116,7 +116,7 @@ def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_brea
                 for _ in range(staleness + 1 if life == 0 else randomness.randrange(1, 40)):
                     if randomness.random() < 0.1:
                         time.sleep(0.002)
-                    client.push_pull(schedule.slice(next(numbers)), (torch.zeros(64),), (parameters,))
+                    client.push_pull(schedule.part(next(numbers)), (torch.zeros(64),), (parameters,))
                     done += 1
                 match randomness.randrange(3):
                     case 0:
@@ -142,11 +142,11 @@ def test_who_joins_starts_at_the_slowest_worker() -> None:
     with serving(config) as servers:
         first, parameters = joined(servers, config, 0, 64)
         for index in range(7):
-            first.push_pull(schedule.slice(index), (torch.zeros(64),), (parameters,))
+            first.push_pull(schedule.part(index), (torch.zeros(64),), (parameters,))
         second, parameters = joined(servers, config, 1, 64)
         assert second.clock == 7
         for index in range(7, 9):
-            second.push_pull(schedule.slice(index), (torch.zeros(64),), (parameters,))
+            second.push_pull(schedule.part(index), (torch.zeros(64),), (parameters,))
         assert second.clock == 9
         third, _ = joined(servers, config, 2, 64)
         assert third.clock == 7
@@ -160,7 +160,7 @@ def test_a_fast_worker_gains_nothing_by_being_idle_for_a_moment_nor_by_a_new_con
         fast, parameters = joined(servers, config, 1, 64)
         for index in range(2):
             fast.pull((parameters,))
-            fast.push(schedule.slice(index), (torch.zeros(64),))
+            fast.push(schedule.part(index), (torch.zeros(64),))
             fast.leave()
             assert fast.join() == index + 1
         again = make_client(servers, config, rank=1, clock=fast.clock)
@@ -179,7 +179,7 @@ def test_a_worker_at_the_gate_goes_on_when_the_slow_one_is_dropped_and_says_unti
         fast, parameters = joined(servers, config, 0, 64)
         slow, _ = joined(servers, config, 1, 64)
         fast._timeout = 1
-        waiter = threading.Thread(target=fast.push_pull, args=(schedule.slice(0), (torch.zeros(64),), (parameters,)))
+        waiter = threading.Thread(target=fast.push_pull, args=(schedule.part(0), (torch.zeros(64),), (parameters,)))
         waiter.start()
         waiter.join(0.3)
         assert waiter.is_alive()

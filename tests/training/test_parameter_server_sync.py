@@ -80,7 +80,7 @@ def test_the_protocol_adds_less_than_one_percent_to_the_gradients_and_parameters
         client.join()  # a server counts what it sent after the client may have it: the next answer says that it has counted
         before = [(server.state().bytes_in, server.state().bytes_out) for server in servers]
         for step in range(steps):
-            client.push_pull(schedule.slice(step), flat.gradients(), flat.parameters, step + 1)
+            client.push_pull(schedule.part(step), flat.gradients(), flat.parameters, step + 1)
         client.join()
         after = [(server.state().bytes_in, server.state().bytes_out) for server in servers]
         least = steps * length * 4

@@ -74,9 +74,9 @@ def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
             client.initialize(flat.parameters)
             client.join()
         with monkeypatch.context() as patch:
-            patch.setattr(server._generation._shard, "absorb", lambda *_, **__: 1 // 0)
+            patch.setattr(server._host._shard, "absorb", lambda *_, **__: 1 // 0)
             with pytest.raises(PeerLost):
-                worker.push(schedule.slice(0), whole_gradient(0))
+                worker.push(schedule.part(0), whole_gradient(0))
         with pytest.raises(RoundOver):
             other.pull(flat.parameters)
         with pytest.raises(RuntimeError, match="generation 1 is over"):
@@ -162,8 +162,10 @@ def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
 def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else(tmp_path: Path) -> None:
     # The first master died with its order in the queue, and the second one gave the same.
     with role(tmp_path) as (server, told, ended):
-        for generation in (2, 2, 1):
-            server.on_message({"type": MessageType.BEGIN, "generation": generation, "file": None, "slices_per_step": 0})
+        for round_number in (2, 2, 1):
+            server.on_message(
+                {"type": MessageType.BEGIN, "generation": round_number, "file": None, "slices_per_step": 0}
+            )
             assert told.heard(MessageType.STATE)["generation"] == 2
         assert ended == []
 

@@ -76,7 +76,7 @@ class _Reporter:
             incarnation=secrets.token_hex(8),
             session=True,
         )
-        self._generation = 1 + int(os.environ.get(environment.RESTART_COUNT) or 0)
+        self._round_number = 1 + int(os.environ.get(environment.RESTART_COUNT) or 0)
         self._changed = threading.Condition()
         self._step: int | None = None
         self._total_steps: int | None = None
@@ -138,7 +138,7 @@ class _Reporter:
                 "samples": self._samples,
                 # The sum over all samples, also over those of reports without a loss, as if they had the mean of the others.
                 "loss": self._loss / self._weight * (self._samples or 1) if self._weight else None,
-                "generation": self._generation,
+                "generation": self._round_number,
                 "world": _world_size(),
             }
             self._loss, self._weight, self._samples, self._news = 0.0, 0, 0, False

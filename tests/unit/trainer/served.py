@@ -70,14 +70,14 @@ class Table:
             addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
         )
         self.now = 0.0
-        self.stay: dict[Member, str] = {}
+        self.lease: dict[Member, str] = {}
         self.said: list[tuple[Member, MessageType, dict[str, Any]]] = []
         self.on_disk: Manifest | None = None
         self.full = False
         """The volume is: nothing can be published."""
         self.tracker = Tracker(attempt=1)
         self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
-        self.generation = dict.fromkeys(SERVERS, 0)
+        self.round_number = dict.fromkeys(SERVERS, 0)
         self.training = ParameterServerCoordinator(
             sender=self, store=self if volume else None, tracker=self.tracker, config=config, incarnation="m"
         )
@@ -87,8 +87,8 @@ class Table:
 
     def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         self.said.append((member, kind, fields))
-        if kind is MessageType.WORLD:
-            self.stay[member] = str(fields["stay"])
+        if kind is MessageType.ROUND:
+            self.lease[member] = str(fields["stay"])
 
     def find(self) -> None:
         if not self.slow:
@@ -101,12 +101,12 @@ class Table:
     def prepare(self, save: str, step: int) -> None:
         self.training.prepared(save, name_of(step), self.now)
 
-    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         if self.full:
             self.training.published(save, OSError(28, "No space left on device"), self.now)
             return
         self.on_disk = Manifest(
-            job="job", attempt=1, step=step, slices=slices, slices_per_step=2, steps_per_epoch=10, files=files, state={}, data={},
+            job="job", attempt=1, step=step, parts=parts, parts_per_step=2, steps_per_epoch=10, files=files, state={}, data={},
             digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
         )  # fmt: skip
         self.training.published(save, self.on_disk, self.now)
@@ -125,8 +125,8 @@ class Table:
             for server, kind, fields in todo:
                 answer: dict[str, Any] = {"type": MessageType.STATE, "id": fields.get("id")}
                 if kind is MessageType.BEGIN:
-                    self.generation[server] = fields["generation"]
-                    self.applied[server] = set(range(self.on_disk.slices)) if fields["file"] and self.on_disk else set()
+                    self.round_number[server] = fields["generation"]
+                    self.applied[server] = set(range(self.on_disk.parts)) if fields["file"] and self.on_disk else set()
                 if kind is MessageType.SAVE:
                     answer = {
                         "type": MessageType.SAVED,
@@ -143,14 +143,18 @@ class Table:
         self.said = others + self.said
         return got
 
-    def evaluate(self, worker: Member, accuracy: float, *, stay: str | None = None) -> None:
+    def evaluate(self, worker: Member, accuracy: float, *, lease: str | None = None) -> None:
         """The worker evaluated, in its present stay or in this one."""
-        said = {"type": MessageType.EVALUATED, "stay": stay or self.stay[worker], "evaluation": {"accuracy": accuracy}}
+        said = {
+            "type": MessageType.EVALUATED,
+            "stay": lease or self.lease[worker],
+            "evaluation": {"accuracy": accuracy},
+        }
         self.training.heard(worker, said, self.now)
 
     def state(self, server: Member) -> dict[str, Any]:
         applied = [list(interval) for interval in IndexSet(sorted(self.applied[server])).intervals()]
-        return {"generation": self.generation[server], "applied": applied}
+        return {"generation": self.round_number[server], "applied": applied}
 
     def join(self, *members: Member) -> None:
         for member in members:
@@ -160,12 +164,12 @@ class Table:
 
     def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
         """The worker asks, computes `count` of what it got, and says so; what it got."""
-        stay = self.stay[worker]
-        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": stay, "count": ask, "done": []}, 0)
+        lease = self.lease[worker]
+        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": lease, "count": ask, "done": []}, 0)
         got = [s for member, _, fields in self.take(MessageType.ASSIGN) if member == worker for s in fields["slices"]]
         for server in SERVERS:
             self.applied[server] |= set(got[:count])
-        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": stay, "count": 0, "done": got[:count]}, 0)
+        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": lease, "count": 0, "done": got[:count]}, 0)
         return got
 
 

@@ -77,7 +77,7 @@ def publish(
         folder,
         config=make_config(**trainer),
         step=step,
-        slices=step,
+        parts=step,
         data=DATA,
         files=files,
         finished=finished,
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_release_0_1_0_is_gone_on_from(tmp_path: Path) -> None:
     config = make_config(attempt=2, workers=2, optimizer={"name": "SGD", "learningRate": "0.2"})
     found = store.newest(tmp_path, config, DATA)
     assert found.checkpoint is not None
-    assert (found.checkpoint.manifest.step, found.checkpoint.manifest.slices_per_step) == (5, 2)
+    assert (found.checkpoint.manifest.step, found.checkpoint.manifest.parts_per_step) == (5, 2)
     assert found.told(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> "0.2"'
     write(tmp_path, 6, keep=1)
     assert steps_in(tmp_path) == [6], "it counts as one of the job's own"
@@ -278,7 +278,7 @@ def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -
     folder = store.prepare(tmp_path, 2)
     told = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
     config = make_config(attempt=2)
-    store.publish(folder, config=config, step=2, slices=2, data=DATA, files={}, resumed=told)
+    store.publish(folder, config=config, step=2, parts=2, data=DATA, files={}, resumed=told)
     assert store.newest(tmp_path, config).told(config) == told
     later = make_config(attempt=3)
     assert store.newest(tmp_path, later).told(later) == "Resumed at step 2"

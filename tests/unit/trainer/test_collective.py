@@ -54,15 +54,15 @@ class Table:
         self.collective.open(0)
 
     def join(
-        self, member: Member, *, state: MemberState = MemberState.READY, generation: int = 0, step: int = -1
+        self, member: Member, *, state: MemberState = MemberState.READY, round_number: int = 0, step: int = -1
     ) -> None:
-        self.collective.joined(member, {"state": state, "generation": generation, "step": step}, 0)
+        self.collective.joined(member, {"state": state, "generation": round_number, "step": step}, 0)
 
     def say(self, member: Member, kind: MessageType, **fields: object) -> None:
         message: Message = {"type": kind, **fields}
         self.collective.heard(member, message, 0)
 
-    def world(self) -> "Table":
+    def begin_round(self) -> "Table":
         self.join(A)
         self.join(B)
         self.told.take()
@@ -75,7 +75,7 @@ def test_a_world_begins_when_all_are_ready() -> None:
     assert table.told.take() == []
     assert table.collective.waiting_for(7) == "worker-1 (0 s)"
     table.join(B, step=30)
-    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 1, "source": 1}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 1, "source": 1}) for m in (A, B)]
     assert table.tracker.world_size == 2
     assert table.collective.waiting_for(8) is None
 
@@ -86,7 +86,7 @@ def test_no_world_begins_before_there_is_a_store() -> None:
     table.join(B)
     assert table.told.take() == []
     table.collective.open(0)
-    assert [kind for _, kind, _ in table.told.take()] == [MessageType.WORLD, MessageType.WORLD]
+    assert [kind for _, kind, _ in table.told.take()] == [MessageType.ROUND, MessageType.ROUND]
 
 
 def test_a_member_that_still_imports_is_waited_for() -> None:
@@ -99,17 +99,17 @@ def test_a_member_that_still_imports_is_waited_for() -> None:
 
 
 def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.collective.lost(B, 1)
     assert table.told.take() == [(A, MessageType.REFORM, {})]
     table.say(A, MessageType.READY, step=41)
     table.join(B, step=40)
-    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 2, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 2, "source": 0}) for m in (A, B)]
     assert table.renewals == 1
 
 
 def test_survivors_that_notice_first_are_not_told_twice() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(A, MessageType.READY, step=41)
     assert table.told.take() == [(B, MessageType.REFORM, {})]
     table.collective.lost(B, 1)
@@ -117,7 +117,7 @@ def test_survivors_that_notice_first_are_not_told_twice() -> None:
 
 
 def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(A, MessageType.REPORT, step=50, samples=1, loss=1.0)
     table.collective.lost(A, 1)
     table.say(B, MessageType.READY, step=47)
@@ -128,23 +128,23 @@ def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
 
 def test_a_new_master_leaves_a_running_world_alone() -> None:
     table = Table()
-    table.join(A, state=MemberState.RUNNING, generation=3)
-    table.join(B, state=MemberState.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, round_number=3)
+    table.join(B, state=MemberState.RUNNING, round_number=3)
     assert table.told.take() == []
-    assert table.tracker.generation == 3
+    assert table.tracker.round_number == 3
 
 
 def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
     table = Table()
-    table.join(A, state=MemberState.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B)
     assert table.told.take() == [(A, MessageType.REFORM, {})]
     table.say(A, MessageType.READY, step=9)
-    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_the_job_is_done_when_all_are() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(A, MessageType.DONE, evaluation={"accuracy": 1.0})
     assert not table.collective.ended
     table.say(B, MessageType.DONE)
@@ -154,28 +154,28 @@ def test_the_job_is_done_when_all_are() -> None:
 
 
 def test_a_rank_that_is_done_is_needed_again_when_another_is_lost() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(A, MessageType.DONE)
     table.collective.lost(B, 1)
     assert table.told.take() == [(A, MessageType.REFORM, {})]
 
 
 def test_only_the_first_failure_is_blamed() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(B, MessageType.FAILED, message="boom")
     table.say(A, MessageType.FAILED, message="connection closed by peer")
     assert [said for said in table.told.take() if said[1] is MessageType.FAILED] == [(B, MessageType.FAILED, {})]
 
 
 def test_a_failure_after_a_loss_is_nobodys_fault() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.collective.lost(A, 1)
     table.say(B, MessageType.FAILED, message="connection closed by peer")
     assert table.told.take() == [(B, MessageType.REFORM, {})]
 
 
 def test_who_leaves_is_released_when_rank_0_has_saved() -> None:
-    table = Table(saves=True).world()
+    table = Table(saves=True).begin_round()
     table.say(B, MessageType.LEAVING)
     table.say(A, MessageType.LEAVING)
     assert table.told.take() == [(A, MessageType.SAVE, {})]
@@ -185,36 +185,36 @@ def test_who_leaves_is_released_when_rank_0_has_saved() -> None:
 
 
 def test_who_leaves_without_a_checkpoint_volume_is_released_at_once() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(B, MessageType.LEAVING)
     assert table.told.take() == [(B, MessageType.RELEASED, {})]
 
 
 def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_though_it_was_further() -> None:
-    table = Table().world()
+    table = Table().begin_round()
     table.say(A, MessageType.REPORT, step=50, samples=1, loss=1.0)
     table.collective.lost(B, 1)
     table.say(A, MessageType.READY, step=-1)
     table.join(B, step=0)
-    assert table.told.take()[-2:] == [(m, MessageType.WORLD, {"generation": 2, "source": 1}) for m in (A, B)]
+    assert table.told.take()[-2:] == [(m, MessageType.ROUND, {"generation": 2, "source": 1}) for m in (A, B)]
     assert table.tracker.redone_steps == 50
 
 
 def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_gone() -> None:
     table = Table(lasting=False)
-    table.join(A, state=MemberState.RUNNING, generation=3)
-    table.join(B, state=MemberState.RUNNING, generation=3)
+    table.join(A, state=MemberState.RUNNING, round_number=3)
+    table.join(B, state=MemberState.RUNNING, round_number=3)
     assert table.told.take() == [(A, MessageType.REFORM, {}), (B, MessageType.REFORM, {})]
     table.say(A, MessageType.FAILED, message="the store is gone")
     table.say(A, MessageType.READY)
     table.say(B, MessageType.READY)
-    assert table.told.take() == [(m, MessageType.WORLD, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
     table = Table(lasting=False)
-    table.join(A, state=MemberState.DONE, generation=3)
-    table.join(B, state=MemberState.DONE, generation=3)
+    table.join(A, state=MemberState.DONE, round_number=3)
+    table.join(B, state=MemberState.DONE, round_number=3)
     assert table.collective.ended
 
 
@@ -222,7 +222,7 @@ def test_a_new_master_keeps_the_evaluation_that_was_told_to_the_one_before() -> 
     table = Table()
     hello = {"state": MemberState.DONE, "generation": 1, "step": 9, "evaluation": {"accuracy": 0.5}}
     table.collective.joined(A, hello, 0)
-    table.join(B, state=MemberState.DONE, generation=1, step=9)
+    table.join(B, state=MemberState.DONE, round_number=1, step=9)
     assert table.collective.ended
     assert table.tracker.evaluation == {"accuracy": 0.5}
 
@@ -248,19 +248,19 @@ def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
     table.collective.lost(B, 1)
     table.join(B, state=MemberState.STARTING)
     table.say(B, MessageType.READY, step=-1, samples=100, layout="x")
-    assert [kind for _, kind, _ in table.told.take()] == [MessageType.WORLD, MessageType.WORLD]
+    assert [kind for _, kind, _ in table.told.take()] == [MessageType.ROUND, MessageType.ROUND]
 
 
 def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_old_ones_do_not_count() -> None:
-    table = Table().world()
-    for generation, step, now in [(1, 50, 50), (2, 11, 11), (1, 51, 11), (2, 12, 12)]:
-        table.collective.reported(0, {"generation": generation, "step": step, "samples": 1}, 0)
+    table = Table().begin_round()
+    for round_number, step, now in [(1, 50, 50), (2, 11, 11), (1, 51, 11), (2, 12, 12)]:
+        table.collective.reported(0, {"generation": round_number, "step": step, "samples": 1}, 0)
         assert table.tracker.step == now
     assert table.tracker.redone_steps == 39
 
 
 def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
-    table = Table(script=True).world()
+    table = Table(script=True).begin_round()
     table.collective.tick(JOIN_SECONDS - 1)
     assert table.told.take() == []
     table.collective.tick(JOIN_SECONDS)
@@ -275,7 +275,7 @@ def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
 
 @pytest.mark.parametrize("how", ["joined", "reports steps", "our own loop", "has ended"])
 def test_a_script_that_trains_hears_nothing(how: str) -> None:
-    table = Table(script=how != "our own loop").world()
+    table = Table(script=how != "our own loop").begin_round()
     table.used = how in ("joined", "has ended")
     if how == "reports steps":
         table.say(A, MessageType.REPORT, step=1)
@@ -288,14 +288,14 @@ def test_a_script_that_trains_hears_nothing(how: str) -> None:
 
 
 def test_the_time_to_join_begins_with_each_world() -> None:
-    table = Table(script=True).world()
+    table = Table(script=True).begin_round()
     table.collective.lost(B, 1)
     table.collective.tick(JOIN_SECONDS)
     assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.told.take()], "there is no world"
 
 
 def test_a_script_whose_processes_trained_apart_ends_with_a_warning() -> None:
-    table = Table(script=True).world()
+    table = Table(script=True).begin_round()
     table.say(A, MessageType.DONE)
     table.say(B, MessageType.DONE)
     assert table.collective.ended

@@ -56,7 +56,7 @@ class StalenessMachine(RuleBasedStateMachine):
         self.policy = BoundedStaleness(max_staleness=self.BOUND)
         self.completed: dict[int, int] = {}
         self.running: set[int] = set()
-        self.slices = 0
+        self.parts = 0
         self.last_minimum = 0
 
     @rule(worker=st.integers(0, 3), at=st.integers(0, 3))
@@ -83,9 +83,9 @@ class StalenessMachine(RuleBasedStateMachine):
     def a_worker_completes(self, data: st.DataObject, twice: bool) -> None:
         worker = data.draw(st.sampled_from(sorted(self.running)))
         for _ in range(1 + twice):
-            self.policy.arrive(self.slices, empty=False)
+            self.policy.arrive(self.parts, empty=False)
             self.policy.complete(worker, self.completed[worker])
-        self.slices += 1
+        self.parts += 1
         self.completed[worker] += 1
         self.running.discard(worker)
 
@@ -112,7 +112,7 @@ class StalenessMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slice_is_one_update(self) -> None:
-        assert self.policy.version == self.slices
+        assert self.policy.version == self.parts
         assert self.policy.max_staleness_seen <= self.BOUND
 
 

@@ -11,11 +11,11 @@ from unit.trainer.served import SERVERS, WORKERS, Table, finish, training
 def test_workers_are_invited_when_every_server_has_begun() -> None:
     table = Table()
     table.join(SERVERS[0], WORKERS[0])
-    assert table.take(MessageType.BEGIN, MessageType.WORLD) == []
+    assert table.take(MessageType.BEGIN, MessageType.ROUND) == []
     assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
     table.join(SERVERS[1])
-    world = {"generation": 1, "stay": "m.1", "buffers": None, "anew": True}
-    assert table.take(MessageType.WORLD) == [(WORKERS[0], MessageType.WORLD, world)]
+    fields = {"generation": 1, "stay": "m.1", "buffers": None, "anew": True}
+    assert table.take(MessageType.ROUND) == [(WORKERS[0], MessageType.ROUND, fields)]
 
 
 def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
@@ -24,7 +24,7 @@ def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
     assert table.work(WORKERS[1], 4, ask=20)[:1] == [1]
     table.serve()
     assert table.on_disk is not None
-    assert (table.on_disk.step, table.on_disk.slices) == (4, 8)
+    assert (table.on_disk.step, table.on_disk.parts) == (4, 8)
     assert table.work(WORKERS[0], 0)[0] == 8
 
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nobody() -> None:
 def test_a_new_master_of_servers_that_are_far_beyond_the_newest_checkpoint_saves_soon(consistency: str) -> None:
     table = Table(consistency=consistency)
     for server in SERVERS:
-        table.generation[server], table.applied[server] = 3, set(range(11))
+        table.round_number[server], table.applied[server] = 3, set(range(11))
     table.join(*SERVERS, *WORKERS)
     table.work(WORKERS[1], 1, ask=1)
     table.serve()
@@ -82,7 +82,7 @@ def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:
     table.work(WORKERS[0], 1)
     table.take()
     table.training.lost(SERVERS[1], 1)
-    table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
+    table.round_number[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
     file = "step-00000004/shard-1-m.1.safetensors"
     assert (SERVERS[1], MessageType.BEGIN, {"generation": 2, "file": file, "slices_per_step": 2}) in table.said
@@ -101,13 +101,13 @@ def test_a_server_that_only_lost_its_connection_costs_nothing() -> None:
     table.training.lost(SERVERS[1], 1)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
     assert table.take(MessageType.BEGIN, MessageType.REFORM) == []
-    assert table.tracker.generation == 1
+    assert table.tracker.round_number == 1
 
 
 def test_a_new_master_learns_from_the_servers_what_was_done() -> None:
     table = Table()
     for server in SERVERS:
-        table.generation[server], table.applied[server] = 3, {0, 1, 2, 3, 4}
+        table.round_number[server], table.applied[server] = 3, {0, 1, 2, 3, 4}
     table.applied[SERVERS[1]].remove(4)
     table.join(*SERVERS, *WORKERS)
     assert table.take(MessageType.BEGIN) == []
@@ -188,7 +188,7 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
 
 def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
     table = training()
-    earlier = table.stay[WORKERS[0]]
+    earlier = table.lease[WORKERS[0]]
     table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     table.training.heard(WORKERS[0], {"type": MessageType.REQUEST, "stay": earlier, "count": 0, "done": [0, 2]}, 1)
     assert table.work(WORKERS[0], 0)[0] == 0
@@ -218,13 +218,13 @@ def at_checkpoint(table: Table) -> list[Member]:
     """Brings the training to its first checkpoint, which the servers write; the workers that were asked for their buffers."""
     table.work(WORKERS[0], 4)
     table.training.heard(
-        WORKERS[1], {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[1]], "count": 4, "done": []}, 0
+        WORKERS[1], {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[1]], "count": 4, "done": []}, 0
     )
     for server in SERVERS:
         table.applied[server] |= set(range(8))
     table.take()
     table.training.heard(
-        WORKERS[1], {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[1]], "count": 0, "done": [1, 3, 5, 7]}, 0
+        WORKERS[1], {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[1]], "count": 0, "done": [1, 3, 5, 7]}, 0
     )
     asked = [member for member, kind, _ in table.said if kind is MessageType.SAVE and member in WORKERS]
     table.serve()
@@ -242,8 +242,8 @@ def test_a_checkpoint_waits_for_the_buffers_of_the_lowest_worker() -> None:
     assert table.on_disk.file_of("buffers-") == "buffers-1.safetensors"
     table.take()
     table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
-    ((_, _, world),) = table.take(MessageType.WORLD)
-    assert world["buffers"] == f"{name_of(4)}/buffers-1.safetensors"
+    ((_, _, fields),) = table.take(MessageType.ROUND)
+    assert fields["buffers"] == f"{name_of(4)}/buffers-1.safetensors"
 
 
 def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any_the_checkpoint_is_complete() -> None:
@@ -262,7 +262,7 @@ def test_a_worker_that_begins_anew_is_asked_again_for_its_buffers() -> None:
     at_checkpoint(table)
     table.take()
     table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
-    assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [MessageType.WORLD, MessageType.SAVE]
+    assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [MessageType.ROUND, MessageType.SAVE]
 
 
 def test_a_worker_that_begins_anew_is_asked_again_for_the_evaluation() -> None:
@@ -271,6 +271,6 @@ def test_a_worker_that_begins_anew_is_asked_again_for_the_evaluation() -> None:
     table.take()
     table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 9)
     assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [
-        MessageType.WORLD,
+        MessageType.ROUND,
         MessageType.EVALUATE,
     ]

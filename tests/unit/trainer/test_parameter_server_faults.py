@@ -11,7 +11,7 @@ def taken_over(**options: object) -> Table:
     """A new master of two servers in generation 3; no worker has come yet, and no server has answered."""
     table = Table(**options)
     for server in SERVERS:
-        table.generation[server], table.applied[server] = 3, {0, 1, 2}
+        table.round_number[server], table.applied[server] = 3, {0, 1, 2}
         table.training.joined(server, table.state(server), 0)
     return table
 
@@ -32,7 +32,7 @@ def test_a_new_master_invites_nobody_before_every_server_has_dropped_all() -> No
     table.training.joined(WORKERS[0], {"samples": 80, "buffers": False}, 0)
     assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == []
     table.serve()
-    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.WORLD]
+    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.ROUND]
 
 
 def test_a_new_master_asks_again_when_a_server_is_lost_before_it_has_dropped_the_workers() -> None:
@@ -40,7 +40,7 @@ def test_a_new_master_asks_again_when_a_server_is_lost_before_it_has_dropped_the
     table.training.lost(SERVERS[1], 0)
     table.take()
     table.join(SERVERS[1], WORKERS[0])
-    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.WORLD]
+    assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.ROUND]
 
 
 def test_a_server_that_could_not_be_told_of_a_lost_worker_is_told_when_it_is_back() -> None:
@@ -61,11 +61,11 @@ def test_servers_that_are_lost_before_the_first_worker_is_ready_are_waited_for(l
     for server in lost:
         table.training.lost(server, 1)
     table.join(WORKERS[0])
-    assert table.take(MessageType.WORLD) == []
+    assert table.take(MessageType.ROUND) == []
     for server in lost:
         table.training.joined(server, table.state(server), 2)
-    ((member, _, world),) = table.take(MessageType.WORLD)
-    assert (member, world["generation"]) == (WORKERS[0], 1)
+    ((member, _, fields),) = table.take(MessageType.ROUND)
+    assert (member, fields["generation"]) == (WORKERS[0], 1)
 
 
 def test_a_server_that_has_begun_while_its_connection_was_down_is_not_waited_for() -> None:
@@ -75,11 +75,11 @@ def test_a_server_that_has_begun_while_its_connection_was_down_is_not_waited_for
     table.training.joined(WORKERS[0], {"samples": 80, "buffers": False}, 0)
     table.training.lost(SERVERS[1], 1)
     for server in SERVERS:
-        table.generation[server] = 1
+        table.round_number[server] = 1
     table.training.heard(SERVERS[0], {"type": MessageType.STATE, **table.state(SERVERS[0])}, 1)
     table.take()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 2)
-    assert [member for member, _, _ in table.take(MessageType.WORLD)] == [WORKERS[0]]
+    assert [member for member, _, _ in table.take(MessageType.ROUND)] == [WORKERS[0]]
 
 
 def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_takes_everybody_with_it() -> None:
@@ -99,7 +99,7 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
     table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     said = table.take()
     assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
-    assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.WORLD]
+    assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.ROUND]
     table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
     assert table.work(WORKERS[0], 0)[0] == 0
@@ -120,12 +120,12 @@ def test_a_generation_without_a_checkpoint_is_said_to_begin_anew_and_one_from_a_
     table.serve()
     table.take()
     table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
-    ((_, _, world),) = table.take(MessageType.WORLD)
-    assert world["anew"] is False
+    ((_, _, fields),) = table.take(MessageType.ROUND)
+    assert fields["anew"] is False
     table = Table(volume=False)
     table.join(*SERVERS, WORKERS[0])
-    ((_, _, world),) = table.take(MessageType.WORLD)
-    assert world["anew"] is True
+    ((_, _, fields),) = table.take(MessageType.ROUND)
+    assert fields["anew"] is True
 
 
 def test_a_worker_that_is_lost_when_all_is_applied_calls_no_evaluator_away() -> None:
@@ -145,14 +145,14 @@ def test_servers_that_come_before_the_checkpoint_folder_is_read_wait_for_what_is
     table = Table(slow=True)
     table.on_disk = before.on_disk
     table.join(*SERVERS, *WORKERS)
-    assert table.take(MessageType.BEGIN, MessageType.WORLD) == []
+    assert table.take(MessageType.BEGIN, MessageType.ROUND) == []
     if lost_one:
         table.training.lost(SERVERS[1], 0)
         table.join(SERVERS[1])
     table.find_at_last()
     assert table.applied == {server: set(range(8)) for server in SERVERS}
     assert table.tracker.step == 4
-    assert table.tracker.generation == 1
+    assert table.tracker.round_number == 1
 
 
 def test_servers_that_come_back_while_the_folder_is_read_once_more_begin_from_what_is_in_it() -> None:
@@ -163,9 +163,9 @@ def test_servers_that_come_back_while_the_folder_is_read_once_more_begin_from_wh
     table.slow = True
     for server in SERVERS:
         table.training.lost(server, 0)
-        table.generation[server], table.applied[server] = 0, set()
+        table.round_number[server], table.applied[server] = 0, set()
     table.join(*SERVERS)
     assert table.take(MessageType.BEGIN) == []
     table.find_at_last()
     assert table.applied == {server: set(range(8)) for server in SERVERS}
-    assert table.tracker.generation == 2
+    assert table.tracker.round_number == 2

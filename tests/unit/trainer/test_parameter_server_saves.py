@@ -67,7 +67,7 @@ def test_a_manifest_that_comes_after_its_save_was_given_up_ends_no_other_save() 
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
     assert len(table.take(MessageType.SAVE)) == 2
     del table.publish  # type: ignore[method-assign]
-    table.publish(answers[0], step=4, slices=8, files={}, finished=False)
+    table.publish(answers[0], step=4, parts=8, files={}, finished=False)
     assert table.training._checkpoints is not None
     assert table.training._checkpoints.busy
 
@@ -158,7 +158,7 @@ def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation
     table = training(consistency="Async", evaluate=True, every=1000)
     for server in SERVERS:
         table.applied[server] = set(range(2 * STEPS))
-    done = {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
+    done = {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
     table.training.heard(WORKERS[0], done, 0)
     table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
@@ -183,7 +183,7 @@ def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
 def test_a_job_that_was_made_shorter_than_it_was_trained_is_evaluated_and_ends() -> None:
     table = Table()
     for server in SERVERS:
-        table.generation[server], table.applied[server] = 3, set(range(2 * STEPS + 4))
+        table.round_number[server], table.applied[server] = 3, set(range(2 * STEPS + 4))
     table.join(*SERVERS, WORKERS[0])
     table.serve()
     assert table.training.ended
@@ -209,12 +209,12 @@ def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consis
 def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> None:
     table = training(consistency="Async", evaluate=True)
     slow = until_evaluated(table, *WORKERS)
-    before = table.stay[slow]
+    before = table.lease[slow]
     table.training.lost(SERVERS[1], 0)
-    table.generation[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
+    table.round_number[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
     table.join(SERVERS[1])
     assert until_evaluated(table, *(worker for worker in WORKERS if worker != slow)) == slow, "it is there the longest"
-    table.evaluate(slow, 0.1, stay=before)
+    table.evaluate(slow, 0.1, lease=before)
     table.serve()
     assert table.tracker.evaluation is None
     assert not table.training.ended
@@ -242,17 +242,17 @@ def leave(table: Table, now: float = 0) -> list[MessageType]:
 
 def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_steps() -> None:
     table = training(consistency="Async", every=1000)
-    slices = table.work(WORKERS[0], 2, ask=3)
-    assert len(slices) == 3, "the first of the second step is still in work"
+    parts = table.work(WORKERS[0], 2, ask=3)
+    assert len(parts) == 3, "the first of the second step is still in work"
     assert leave(table) == []
     assert table.work(WORKERS[1], 1, ask=20) == [3], "what is missing of the step that is in work, and no more"
-    done = {"type": MessageType.REQUEST, "stay": table.stay[WORKERS[0]], "count": 0, "done": slices}
+    done = {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[0]], "count": 0, "done": parts}
     for server in SERVERS:
         table.applied[server].add(2)
     table.training.heard(WORKERS[0], done, 0)
     table.serve()
     assert table.on_disk is not None
-    assert (table.on_disk.step, table.on_disk.slices) == (2, 4)
+    assert (table.on_disk.step, table.on_disk.parts) == (2, 4)
     assert (WORKERS[1], MessageType.RELEASED, {}) in table.take()
 
 

@@ -26,40 +26,40 @@ schedules = st.builds(
 def batches(**numbers: Any) -> list[int]:
     """The sizes of the batches of an epoch."""
     schedule = Schedule(seed=0, epochs=1, **{"world_size": 1, **numbers})
-    return [schedule.slice(step * schedule.world_size).batch_samples for step in range(schedule.total_steps)]
+    return [schedule.part(step * schedule.world_size).batch_samples for step in range(schedule.total_steps)]
 
 
 def parts(step: int, **numbers: Any) -> list[int]:
     """The sizes of the slices of a step."""
     schedule = Schedule(seed=0, epochs=1, **numbers)
-    return [schedule.slice(step * schedule.world_size + part).samples for part in range(schedule.world_size)]
+    return [schedule.part(step * schedule.world_size + part).samples for part in range(schedule.world_size)]
 
 
 @given(schedules)
 def test_every_sample_comes_exactly_once_an_epoch(schedule: Schedule) -> None:
-    slices = [schedule.slice(k) for k in range(schedule.total_slices)]
-    for epoch in {s.epoch for s in slices}:
-        seen = np.concatenate([s.indices for s in slices if s.epoch == epoch])
+    parts = [schedule.part(k) for k in range(schedule.total_parts)]
+    for epoch in {s.epoch for s in parts}:
+        seen = np.concatenate([s.indices for s in parts if s.epoch == epoch])
         assert sorted(seen) == list(range(schedule.samples))
 
 
 @given(schedules)
 def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedule: Schedule) -> None:
     for step in range(schedule.total_steps):
-        slices = [schedule.slice(step * schedule.world_size + part) for part in range(schedule.world_size)]
-        assert {s.step for s in slices} == {step}
-        assert {s.batch_samples for s in slices} == {sum(s.samples for s in slices)}
-        filled = [s.samples for s in slices if s.samples]
+        parts = [schedule.part(step * schedule.world_size + part) for part in range(schedule.world_size)]
+        assert {s.step for s in parts} == {step}
+        assert {s.batch_samples for s in parts} == {sum(s.samples for s in parts)}
+        filled = [s.samples for s in parts if s.samples]
         assert max(filled) - min(filled) <= 1
-        assert filled == [s.samples for s in slices][: len(filled)], "the first slices are filled first"
-        assert all(s.samples == len(s.indices) for s in slices)
+        assert filled == [s.samples for s in parts][: len(filled)], "the first slices are filled first"
+        assert all(s.samples == len(s.indices) for s in parts)
 
 
 @given(schedules)
 def test_no_slice_has_a_single_sample_where_full_batches_give_each_slice_two(schedule: Schedule) -> None:
     if schedule.batch_size < 2 * schedule.world_size or schedule.samples == 1:
         return
-    assert 1 not in {schedule.slice(k).samples for k in range(schedule.total_slices)}
+    assert 1 not in {schedule.part(k).samples for k in range(schedule.total_parts)}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_data_set_smaller_than_the_batch_is_one_batch(samples: int, given_to: 
 
 def test_what_is_dropped_is_another_remainder_in_each_epoch() -> None:
     schedule = Schedule(samples=10, batch_size=4, world_size=1, seed=0, epochs=2, last_batch=LastBatch.DROP)
-    seen = [set(np.concatenate([schedule.slice(2 * epoch + k).indices for k in range(2)])) for epoch in range(2)]
+    seen = [set(np.concatenate([schedule.part(2 * epoch + k).indices for k in range(2)])) for epoch in range(2)]
     assert len(seen[0]) == len(seen[1]) == 8
     assert seen[0] != seen[1]
 
@@ -124,7 +124,7 @@ def test_what_is_dropped_is_another_remainder_in_each_epoch() -> None:
 def test_the_batches_do_not_depend_on_the_number_of_workers() -> None:
     def batch(world_size: int, step: int) -> list[int]:
         schedule = Schedule(samples=50, batch_size=8, world_size=world_size, seed=1, epochs=2)
-        parts = [schedule.slice(step * world_size + part).indices for part in range(world_size)]
+        parts = [schedule.part(step * world_size + part).indices for part in range(world_size)]
         return list(np.concatenate(parts))
 
     assert all(batch(1, step) == batch(3, step) == batch(8, step) for step in range(14))
@@ -132,7 +132,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers() -> None:
 
 def test_epochs_have_orders_of_their_own_that_depend_on_the_seed_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return list(Schedule(samples=50, batch_size=50, world_size=1, seed=seed, epochs=3).slice(epoch).indices)
+        return list(Schedule(samples=50, batch_size=50, world_size=1, seed=seed, epochs=3).part(epoch).indices)
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -141,10 +141,10 @@ def test_epochs_have_orders_of_their_own_that_depend_on_the_seed_alone() -> None
 
 def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
     schedule = Schedule(samples=10, batch_size=4, world_size=2, seed=0, max_steps=4)
-    assert (schedule.steps_per_epoch, schedule.total_steps, schedule.total_slices) == (3, 4, 8)
-    assert [schedule.slice(k).epoch for k in range(8)] == [1] * 6 + [2] * 2
+    assert (schedule.steps_per_epoch, schedule.total_steps, schedule.total_parts) == (3, 4, 8)
+    assert [schedule.part(k).epoch for k in range(8)] == [1] * 6 + [2] * 2
     with pytest.raises(IndexError, match="slice 8 of 8"):
-        schedule.slice(8)
+        schedule.part(8)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, Any]) -> Non
 def test_nobody_can_change_the_order_of_the_epoch_by_accident() -> None:
     schedule = Schedule(samples=10, batch_size=4, world_size=2, seed=0, epochs=1)
     with pytest.raises(ValueError, match="read-only"):
-        schedule.slice(0).indices[0] = 5
+        schedule.part(0).indices[0] = 5
 
 
 @given(numbers)

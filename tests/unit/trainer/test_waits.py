@@ -70,6 +70,6 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     Path("train.py").write_text("raise SystemExit(3)")
     process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
     alone = Agent(process, Metrics(process))
-    alone._rank.world = world = Round(1)
+    alone._rank.round = this_round = Round(1)
     with pytest.raises(PeerLost, match="the master's judgement"):
-        alone._run_in(world)
+        alone._run_in(this_round)

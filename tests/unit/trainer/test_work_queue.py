@@ -94,7 +94,7 @@ def test_whatever_happens_every_slice_is_computed_in_the_end(events: list[tuple[
         elif worker in held and event == "take":
             taken = queue.take(worker, count)
             assert taken == sorted(taken)
-            others = {index for other, slices in held.items() for index in slices}
+            others = {index for other, parts in held.items() for index in parts}
             assert not others & set(taken), "a slice is held by two workers"
             held[worker] += taken
         elif worker in held:
@@ -103,9 +103,9 @@ def test_whatever_happens_every_slice_is_computed_in_the_end(events: list[tuple[
     queue.leave(1)
     queue.leave(2)
     queue.join(0)
-    while slices := queue.take(0, 7):
-        assert min(slices) == slices[0]
-        queue.finish(0, slices)
+    while parts := queue.take(0, 7):
+        assert min(parts) == parts[0]
+        queue.finish(0, parts)
     assert queue.finished
 
 
@@ -114,6 +114,6 @@ def test_many_slices_are_handed_out_quickly(aligned: bool) -> None:
     queue = make(total=300_000, aligned=aligned)
     for _ in range(10):
         for worker in range(3):
-            slices = queue.take(worker, 1000)
-            queue.finish(worker, slices)
+            parts = queue.take(worker, 1000)
+            queue.finish(worker, parts)
     assert queue.done == 30_000

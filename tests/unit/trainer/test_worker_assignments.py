@@ -20,21 +20,21 @@ def worker_in(member: ParameterServerMember) -> tuple[Worker, list[dict[str, Any
     return worker, said
 
 
-def enter(member: ParameterServerMember, stay: str) -> Round:
-    member.on_message({"type": "world", "generation": 1, "stay": stay, "buffers": None, "anew": True})
-    assert member.world is not None
-    return member.world
+def enter(member: ParameterServerMember, lease: str) -> Round:
+    member.on_message({"type": "world", "generation": 1, "stay": lease, "buffers": None, "anew": True})
+    assert member.round is not None
+    return member.round
 
 
 def test_a_worker_asks_once_until_it_is_answered() -> None:
     member = ParameterServerMember()
     worker, said = worker_in(member)
-    world = enter(member, "m.1")
-    worker._take(world)
-    worker._take(world)
+    this_round = enter(member, "m.1")
+    worker._request(this_round)
+    worker._request(this_round)
     assert said == [{"stay": "m.1", "count": 2, "done": []}]
     member.on_message({"type": "tickets", "stay": "m.1", "slices": []})
-    worker._take(world)
+    worker._request(this_round)
     assert len(said) == 2
 
 
@@ -43,8 +43,8 @@ def test_a_worker_that_is_called_into_another_stay_while_it_asks_asks_again_in_t
     member = ParameterServerMember()
     worker, said = worker_in(member)
     earlier = enter(member, "m.1")
-    world = enter(member, "m.2")
-    worker._take(earlier)
+    this_round = enter(member, "m.2")
+    worker._request(earlier)
     assert said == []
-    worker._take(world)
+    worker._request(this_round)
     assert said == [{"stay": "m.2", "count": 2, "done": []}]

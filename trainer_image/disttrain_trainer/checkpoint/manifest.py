@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import resuming
-from disttrain_trainer.checkpoint.resuming import Part
+from disttrain_trainer.checkpoint.resuming import Section
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -34,28 +34,28 @@ class Manifest(BaseModel):
     """The manifest of a checkpoint."""
 
     # An evaluation may be infinite, such as a perplexity: pydantic would write null, and then refuse to read it.
-    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants", populate_by_name=True)
 
     format: Literal[2] = 2
     job: str
     attempt: int
     step: int = Field(ge=0)
     """Steps in the state."""
-    slices: int = Field(ge=0)
-    """Slices applied on every shard."""
-    slices_per_step: int = Field(ge=1)
-    """How many slices a step had, by which they are numbered."""
+    parts: int = Field(ge=0, alias="slices")
+    """Batch parts that every shard has applied. The file names them slices."""
+    parts_per_step: int = Field(ge=1, alias="slices_per_step")
+    """Parts of a step, by which the parts are numbered."""
     steps_per_epoch: int = Field(ge=1)
     """How long an epoch is, from which the length of the job follows before its dataset is known again."""
     files: dict[str, str]
     """sha256 of every file, by its name in the folder."""
-    state: Part
+    state: Section
     """What shapes the state: must be the same to go on from it."""
-    data: Part
+    data: Section
     """What numbers the data: the same."""
     digest: str
     """sha256 of these two."""
-    record: Part = {}
+    record: Section = {}
     """The job as it was, flat, to say what has changed. None: not known."""
     resumed: str | None = None
     """What was said of the start of the attempt that wrote it, for a new master of that attempt."""
@@ -88,7 +88,7 @@ class Manifest(BaseModel):
         return self.model_copy(update={"finished": False, "evaluation": None})
 
 
-def digest(state: Part, data: Part) -> str:
+def digest(state: Section, data: Section) -> str:
     """The digest of what must match: the same for the same values, in whatever order."""
     return hashlib.sha256(json.dumps([state, data], sort_keys=True).encode()).hexdigest()
 
@@ -101,20 +101,21 @@ def _from_format_1(raw: dict[str, Any]) -> dict[str, Any]:
     try:
         configured = raw["configuration"]
         trainer, strategy = configured["trainer"], configured["strategy"]
-        state = resuming.state_part(trainer, strategy, servers=configured["parameterServers"])
+        state = resuming.state_section(trainer, strategy, servers=configured["parameterServers"])
         data = {
             "trainer.batchSize": trainer["batchSize"],
             "trainer.seed": raw["seed"],
             "trainer.lastBatch": "Keep",
             resuming.STEPS: raw["steps_per_epoch"],
         }
-        slices_per_step = configured["worldSize"]
+        parts_per_step = configured["worldSize"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"what format 1 must have is missing: {error}") from None
     record = resuming.flat({"trainer": trainer, "strategy": strategy}) | dict.fromkeys(_NOT_IN_FORMAT_1)
-    kept = {name: raw[name] for name in raw if name in Manifest.model_fields and name not in ("format", "digest")}
+    known = {field.alias or name for name, field in Manifest.model_fields.items()} - {"format", "digest"}
+    kept = {name: raw[name] for name in raw if name in known}
     return kept | {
-        "slices_per_step": slices_per_step,
+        "slices_per_step": parts_per_step,
         "state": state,
         "data": data,
         "record": record,

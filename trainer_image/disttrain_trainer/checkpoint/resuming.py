@@ -17,7 +17,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 
-Part = dict[str, Any]
+Section = dict[str, Any]
 """Values by the names that a user knows them by, such as trainer.batchSize. None: not known."""
 
 SAMPLES = "samples of trainer.dataset"
@@ -29,52 +29,55 @@ _WIDTH = 60
 """Characters of a value that are shown."""
 
 
-def state_of(config: JobConfig) -> Part:
+def state_of(config: JobConfig) -> Section:
     """What shapes the state: which files there are, and which tensors the optimiser keeps beside the parameters."""
     trainer, strategy = config.trainer.to_dict(), config.strategy.to_dict()
-    return state_part(trainer, strategy, servers=config.parameter_servers)
+    return state_section(trainer, strategy, servers=config.parameter_servers)
 
 
-def state_part(trainer: Part, strategy: Part, *, servers: int) -> Part:
+def state_section(trainer: Section, strategy: Section, *, servers: int) -> Section:
     """The same of the JSON of the two fields, as a manifest of format 1 has them."""
     optimizer = trainer.get("optimizer") or {}
     served = strategy.get("parameterServer") or {}
-    part: Part = {
+    section: Section = {
         "strategy.type": strategy.get("type"),
         "trainer.optimizer.name": optimizer.get("name"),
         "trainer.optimizer.momentum": "set" if float(optimizer.get("momentum") or 0) else "not set",
     }
     if served:
-        part |= {"strategy.parameterServer.consistency": served.get("consistency"), "parameterServer.replicas": servers}
-    return part
+        section |= {
+            "strategy.parameterServer.consistency": served.get("consistency"),
+            "parameterServer.replicas": servers,
+        }
+    return section
 
 
-def data_of(config: JobConfig, data: DataSet | None) -> Part:
+def data_of(config: JobConfig, data: DataSet | None) -> Section:
     """What numbers the data. data: None while the data set is not known."""
     trainer = config.trainer
-    part: Part = {
+    section: Section = {
         "trainer.batchSize": trainer.batch_size,
         "trainer.seed": trainer.seed,
         "trainer.lastBatch": trainer.last_batch.value,
     }
     if data is not None:
-        part |= {
+        section |= {
             SAMPLES: data.samples,
             FINGERPRINT: data.fingerprint,
             STEPS: steps_per_epoch(data.samples, trainer.batch_size, trainer.last_batch),
         }
-    return part
+    return section
 
 
-def record_of(config: JobConfig) -> Part:
+def record_of(config: JobConfig) -> Section:
     """Everything that the job says of the training, flat."""
     described = {"trainer": config.trainer.to_dict(), "strategy": config.strategy.to_dict()}
     return flat(described) | {"worker.replicas": config.workers}
 
 
-def flat(values: Part, *, prefix: str = "") -> Part:
+def flat(values: Section, *, prefix: str = "") -> Section:
     """Nested values by dotted names."""
-    found: Part = {}
+    found: Section = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
             found |= flat(value, prefix=f"{prefix}{key}.")
@@ -83,7 +86,7 @@ def flat(values: Part, *, prefix: str = "") -> Part:
     return found
 
 
-def misfit(then: Part, now: Part) -> str | None:
+def misfit(then: Section, now: Section) -> str | None:
     """The first value that must be the same and is not, such as "trainer.batchSize: 64 then, 32 now". What is not known is no misfit."""
     for key in [key for key in then if key in now]:
         old, new = then[key], now[key]
@@ -92,7 +95,7 @@ def misfit(then: Part, now: Part) -> str | None:
     return None
 
 
-def changes(then: Part, now: Part) -> list[str]:
+def changes(then: Section, now: Section) -> list[str]:
     """What has changed, such as 'trainer.optimizer.learningRate: "0.05" -> "0.01"'. A field that `then` did not have was at its default."""
     known = {f"trainer.{field.alias}": field.default for field in Trainer.model_fields.values()} | then
     names = sorted(name for name in {*then, *now} if not (name in then and then[name] is None))
@@ -108,8 +111,8 @@ def listed(told: Iterable[str]) -> str:
     return ", ".join(every[:_SHOWN]) + more
 
 
-def _or_none(part: Part, name: str) -> str:
-    return _short(part[name]) if name in part else "none"
+def _or_none(section: Section, name: str) -> str:
+    return _short(section[name]) if name in section else "none"
 
 
 def _short(value: Any) -> str:

@@ -135,7 +135,7 @@ def publish(
     *,
     config: JobConfig,
     step: int,
-    slices: int,
+    parts: int,
     data: DataSet,
     files: dict[str, str],
     finished: bool = False,
@@ -152,8 +152,8 @@ def publish(
         job=config.name,
         attempt=config.attempt,
         step=step,
-        slices=slices,
-        slices_per_step=config.world_size,
+        parts=parts,
+        parts_per_step=config.world_size,
         steps_per_epoch=steps_per_epoch(data.samples, config.trainer.batch_size, config.trainer.last_batch),
         files=files,
         state=state,
@@ -165,7 +165,7 @@ def publish(
         finished=finished,
         evaluation=evaluation,
     )
-    write_atomically(folder / NAME, lambda path: path.write_text(manifest.model_dump_json(indent=1)))
+    write_atomically(folder / NAME, lambda path: path.write_text(manifest.model_dump_json(indent=1, by_alias=True)))
     return manifest
 
 

@@ -16,7 +16,7 @@ from disttrain_trainer.checkpoint import final
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.coordinator.servers import Servers, slices_of
+from disttrain_trainer.coordinator.servers import Servers, parts_of
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
@@ -176,7 +176,7 @@ class CheckpointCoordinator:
             self._end(f"parameter-server-{index}: {message['error']}", now)
             return
         save.files[message["file"]] = message["sha256"]
-        save.applied[index] = slices_of(message)
+        save.applied[index] = parts_of(message)
         self._complete(save)
 
     def worker_saved(self, rank: int, message: Message, now: float) -> None:
@@ -249,8 +249,8 @@ class CheckpointCoordinator:
 
     def _complete(self, save: _Save) -> None:
         if len(save.applied) == self._servers.count and save.buffer_writer is None:
-            slices = len(reduce(IndexSet.intersection, save.applied.values()))
-            self._store.publish(save.id, step=save.step, slices=slices, files=save.files, finished=save.final)
+            parts = len(reduce(IndexSet.intersection, save.applied.values()))
+            self._store.publish(save.id, step=save.step, parts=parts, files=save.files, finished=save.final)
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None

@@ -29,7 +29,7 @@ JOIN_SECONDS = 45.0
 @dataclass(slots=True)
 class _Place:
     state: MemberState
-    generation: int = 0
+    round_number: int = 0
     step: int = -1
     """The step of the state that it holds, -1 for none."""
     reforming: bool = False
@@ -73,7 +73,7 @@ class CollectiveCoordinator:
         """When the processes of a script are to have used their store; None once that was looked at."""
         self._task: tuple[DataSet, str] | None = None
         """Data set and layout of what is trained, as the first rank that was ready had them."""
-        self._reported_generation = 0
+        self._reported_round = 0
         """That of the newest program of a script that reported a step."""
         self._places: dict[Member, _Place] = {}
         self._missing_members = MissingMembers()
@@ -157,13 +157,13 @@ class CollectiveCoordinator:
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
         if (epoch := message.get("epoch")) is not None:
             tracker.reported_epoch = int(epoch)
-        step, generation = message.get("step"), message.get("generation")
-        if step is not None and generation is not None:  # of a script
-            if generation < self._reported_generation:
+        step, round_number = message.get("step"), message.get("generation")
+        if step is not None and round_number is not None:  # of a script
+            if round_number < self._reported_round:
                 return  # said before its world ended
-            if generation > self._reported_generation and step < tracker.step:
+            if round_number > self._reported_round and step < tracker.step:
                 tracker.fall_back(int(step))
-            self._reported_generation = generation
+            self._reported_round = round_number
         if step is not None:
             tracker.reach(int(step))
 
@@ -219,13 +219,13 @@ class CollectiveCoordinator:
         complete = len(places) == len(self._members)
         if complete and all(p.state is MemberState.READY and p.fit for p in places):
             if self._fresh:
-                self._begin_world(now)
+                self._begin_round(now)
             elif not self._renewing:
                 self._renewing = True
                 self._renew_store()
-        elif complete and not self._broken and self._is_one_world(places):
+        elif complete and not self._broken and self._is_one_round(places):
             # True after each message of a running world, and when all members come back to a master that is new.
-            self._tracker.generation = places[0].generation
+            self._tracker.round_number = places[0].round_number
             self._tracker.world_size = len(places) * self._processes
             if all(p.state is MemberState.DONE for p in places):
                 self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
@@ -253,13 +253,14 @@ class CollectiveCoordinator:
         self._sender.send(member, MessageType.WRONG, reason=reason)
 
     @staticmethod
-    def _is_one_world(places: list[_Place]) -> bool:
+    def _is_one_round(places: list[_Place]) -> bool:
         return all(
-            p.state in (MemberState.RUNNING, MemberState.DONE) and p.generation == places[0].generation for p in places
+            p.state in (MemberState.RUNNING, MemberState.DONE) and p.round_number == places[0].round_number
+            for p in places
         )
 
-    def _begin_world(self, now: float) -> None:
-        generation = 1 + max(self._tracker.generation, *(p.generation for p in self._places.values()))
+    def _begin_round(self, now: float) -> None:
+        round_number = 1 + max(self._tracker.round_number, *(p.round_number for p in self._places.values()))
         newest = max(self._places, key=lambda m: (self._places[m].step, -m.rank))
         step = self._places[newest].step
         if step >= 0:
@@ -267,11 +268,11 @@ class CollectiveCoordinator:
             self._tracker.reach(step)
         self._broken = self._fresh = False
         self._join_by = now + JOIN_SECONDS
-        self._tracker.generation = generation
+        self._tracker.round_number = round_number
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():
-            place.state, place.generation = MemberState.RUNNING, generation
-            self._sender.send(member, MessageType.WORLD, generation=generation, source=newest.rank)
+            place.state, place.round_number = MemberState.RUNNING, round_number
+            self._sender.send(member, MessageType.ROUND, generation=round_number, source=newest.rank)
 
     def _dissolve(self) -> None:
         self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None

@@ -69,7 +69,7 @@ class Completion:
         """A worker evaluated; False when it was not asked, or evaluated parameters of a generation that is lost."""
         if rank != self.evaluator or message.get("evaluation") is None:
             return False
-        if not self._workers.is_of_the_present_stay(rank, message):
+        if not self._workers.holds_lease(rank, message):
             return False
         self._tracker.evaluation = message["evaluation"]
         self.evaluator = None

@@ -189,7 +189,7 @@ class Master:
 
         self._run_apart(lambda: _or_error(lambda: store.prepare(self._root, step)), answer, self._store_thread)
 
-    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         """See net.peers.CheckpointStore."""
         evaluation, data = self._tracker.evaluation, self._tracker.data
         assert data is not None, "the ledger, of which something is saved, was made with it"
@@ -200,7 +200,7 @@ class Master:
                 folder,
                 config=self._config,
                 step=step,
-                slices=slices,
+                parts=parts,
                 data=data,
                 files=files,
                 finished=finished,

@@ -69,9 +69,9 @@ class ParameterServerCoordinator:
             store=store,
             newest=lambda: self._checkpoints.newest if self._checkpoints else None,
             workers=config.world_size,
-            opened=self._generation_opened,
+            opened=self._round_opened,
             returned=self._server_returned,
-            lost=self._generation_lost,
+            lost=self._round_lost,
         )
         self._completion = Completion(
             sender=sender,
@@ -134,7 +134,7 @@ class ParameterServerCoordinator:
             case Role.WORKER, MessageType.READY if message.get("samples") is not None:
                 self._worker_ready(member.rank, message, now)
             case Role.WORKER, MessageType.REQUEST:
-                self._worker_takes(member.rank, message, now)
+                self._worker_requests(member.rank, message, now)
             case Role.WORKER, MessageType.REPORT:
                 self.reported(member.rank, message, now)
             case _, MessageType.NAN:
@@ -197,8 +197,8 @@ class ParameterServerCoordinator:
             self._servers.answer(message)
             self._advance(now)
 
-    def _generation_opened(self, now: float) -> None:
-        self._tracker.generation = self._rounds.number
+    def _round_opened(self, now: float) -> None:
+        self._tracker.round_number = self._rounds.number
         self._make_queue()
         self._advance(now)
 
@@ -210,10 +210,10 @@ class ParameterServerCoordinator:
             self._servers.ask(MessageType.DROP, self._learn, now, ranks=gone)
         self._advance(now)
 
-    def _generation_lost(self, now: float) -> None:
+    def _round_lost(self, now: float) -> None:
         self._queue = None
         self._completion.reset()
-        self._workers.end_stays()
+        self._workers.end_leases()
         self._drop_questions()
         self._workers.tell(MessageType.REFORM)
 
@@ -229,7 +229,7 @@ class ParameterServerCoordinator:
         schedule = Schedule.of(self._config, self._workers.data.samples)
         self._tracker.data = self._workers.data
         self._queue = WorkQueue(
-            total=schedule.total_slices, world_size=world_size, aligned=self._sync, done=self._servers.applied
+            total=schedule.total_parts, world_size=world_size, aligned=self._sync, done=self._servers.applied
         )
         self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
         self._tracker.fall_back(self._queue.step)
@@ -260,20 +260,20 @@ class ParameterServerCoordinator:
             self._make_queue()
         else:
             if self._sync and self._queue.holds(rank):
-                self._void_stays(rank)
+                self._void_leases(rank)
                 self._servers.ask(MessageType.STATE, self._learn, now)
             self._invite(rank)
             self._called_away(rank)
         self._advance(now)
 
-    def _void_stays(self, rank: int) -> None:
+    def _void_leases(self, rank: int) -> None:
         """Sync: slices of a worker return. The others may wait for one of them: only who starts anew, from the lowest, computes it.
 
         What they have returns, too, or each of them would say READY with slices, and send all others away once more.
         """
         assert self._queue is not None
         self._queue.recall()
-        self._workers.end_stays()
+        self._workers.end_leases()
         self._workers.tell(MessageType.REFORM, but=rank)
 
     def _invite(self, rank: int) -> None:
@@ -282,10 +282,10 @@ class ParameterServerCoordinator:
         file = newest.file_of(BUFFERS) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
-            rank, queue=self._queue, generation=self._rounds.number, buffers=buffers, anew=newest is None
+            rank, queue=self._queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
         )
 
-    def _worker_takes(self, rank: int, message: Message, now: float) -> None:
+    def _worker_requests(self, rank: int, message: Message, now: float) -> None:
         if self._queue is not None and self._workers.take(rank, message, self._queue):
             self._advance(now)
 
@@ -296,7 +296,7 @@ class ParameterServerCoordinator:
             return
         self._tracker.lost_workers += 1
         if self._sync and not self._queue.finished:
-            self._void_stays(rank)
+            self._void_leases(rank)
         self._servers.ask(MessageType.DROP, self._learn, now, ranks=[rank])
         self._advance(now)
 

@@ -50,7 +50,7 @@ class Tracker:
         self.reported_epoch: int | None = None
         """What a rank said, where the master does not know the epoch's length."""
         self.world_size = 0
-        self.generation = 0
+        self.round_number = 0
         self.lost_workers = 0
         """Workers of parameter servers whose slices went to others: a recovery without a new generation."""
         self.redone_steps = 0
@@ -186,7 +186,7 @@ class Tracker:
             last_checkpoint=self.last_checkpoint,
             waiting_for=waiting_for,
             warning=self.warning,
-            generation=self.generation,
+            generation=self.round_number,
             redone_steps=self.redone_steps,
             resumed=self._told,
             finished=self.finished,

@@ -95,9 +95,9 @@ class Rounds:
             # A server without the present generation: its shard is lost, and with it the generation.
             self._begin_anew(now)
 
-    def server_told(self, generation: int, now: float) -> bool:
+    def server_told(self, round_number: int, now: float) -> bool:
         """A server says which generation it is in. False when this was an end or a beginning, and not an answer in a generation."""
-        if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and generation > self.number:
+        if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and round_number > self.number:
             self._begin_anew(now)  # the last order of a master that is gone, carried out only now
             return False
         if self._phase is _Phase.BEGINNING:
@@ -107,30 +107,30 @@ class Rounds:
         return True
 
     def _same(self) -> bool:
-        return self._servers.generations <= {self.number}
+        return self._servers.round_numbers <= {self.number}
 
     def _gather(self, now: float) -> None:
         """With every server here: go on with the generation that they all have, or begin one."""
         if not self._servers.complete:
             return
-        generations = self._servers.generations
-        if len(generations) > 1:
+        round_numbers = self._servers.round_numbers
+        if len(round_numbers) > 1:
             self._begin_anew(now)
-        elif 0 in generations:
+        elif 0 in round_numbers:
             self._begin()
         elif self._phase is _Phase.GATHERING:
-            self._take_over(generations.pop(), now)
+            self._take_over(round_numbers.pop(), now)
         elif self._phase is _Phase.BEGINNING:
             self._open(now)  # the last one said so when it came back
         else:
             self._returned(now)
 
-    def _take_over(self, generation: int, now: float) -> None:
+    def _take_over(self, round_number: int, now: float) -> None:
         """The master is new, the servers are not. A worker that was lost with the old one is nobody's to drop: all are dropped.
 
         Each gets a new stay in any case, but only once it is dropped everywhere: later it might be thrown out of the new one.
         """
-        self.number = generation
+        self.number = round_number
 
         def dropped(_: IndexSet) -> None:
             if self._same():
@@ -143,8 +143,8 @@ class Rounds:
     def _begin_anew(self, now: float) -> None:
         """The generation is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
-        self.number = max(self.number, *self._servers.generations)
-        self._servers.forget_generations()
+        self.number = max(self.number, *self._servers.round_numbers)
+        self._servers.forget_rounds()
         self._lost(now)
         self.look(now)
 
@@ -155,13 +155,13 @@ class Rounds:
         for index in range(self._servers.count):
             name = newest.file_of(shard_of(index)) if newest else None
             file = f"{name_of(newest.step)}/{name}" if newest and name else None
-            slices = newest.slices_per_step if newest else 0
+            parts = newest.parts_per_step if newest else 0
             self._sender.send(
                 Member(Role.PARAMETER_SERVER, index),
                 MessageType.BEGIN,
                 generation=self.number,
                 file=file,
-                slices_per_step=slices,
+                slices_per_step=parts,
             )
 
     def _open(self, now: float) -> None:

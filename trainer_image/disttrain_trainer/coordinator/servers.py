@@ -19,7 +19,7 @@ Then = Callable[[IndexSet], None]
 
 @dataclass(slots=True)
 class _Server:
-    generation: int
+    round_number: int
     """0 before its first one."""
     applied: IndexSet
 
@@ -62,9 +62,9 @@ class Servers:
         return [Member(Role.PARAMETER_SERVER, index) for index in range(self.count) if index not in self._there]
 
     @property
-    def generations(self) -> set[int]:
+    def round_numbers(self) -> set[int]:
         """Those that the servers which are there are in."""
-        return {server.generation for server in self._there.values()}
+        return {server.round_number for server in self._there.values()}
 
     @property
     def applied(self) -> IndexSet:
@@ -73,19 +73,19 @@ class Servers:
 
     def know(self, index: int, message: Message) -> None:
         """What a server says that it holds."""
-        generation = int(message["generation"])
-        self._there[index] = _Server(generation, slices_of(message))
+        round_number = int(message["generation"])
+        self._there[index] = _Server(round_number, parts_of(message))
         if norms := message.get("gradient_norms"):
-            self._norms[index] = {(generation, int(version)): squared for version, squared in norms}
+            self._norms[index] = {(round_number, int(version)): squared for version, squared in norms}
 
     def lose(self, index: int) -> None:
         """A server is gone."""
         self._there.pop(index, None)
 
-    def forget_generations(self) -> None:
+    def forget_rounds(self) -> None:
         """What they hold is of no use any more."""
         for server in self._there.values():
-            server.generation = 0
+            server.round_number = 0
 
     def tell(self, kind: MessageType, **fields: object) -> None:
         """Sends to all servers."""
@@ -104,7 +104,7 @@ class Servers:
         question = self._open.get(number)
         if question is None:
             return
-        question.applied.append(slices_of(message))
+        question.applied.append(parts_of(message))
         if len(question.applied) == self.count:
             del self._open[number]
             question.then(reduce(IndexSet.intersection, question.applied))
@@ -114,6 +114,6 @@ class Servers:
         self._open.clear()
 
 
-def slices_of(message: Message) -> IndexSet:
+def parts_of(message: Message) -> IndexSet:
     """The slices that a server says it applied."""
     return IndexSet.from_intervals((start, stop) for start, stop in message["applied"])

@@ -120,10 +120,10 @@ class WorkQueue:
             taken.append(index)
         return taken
 
-    def finish(self, worker: int, slices: list[int]) -> None:
+    def finish(self, worker: int, parts: list[int]) -> None:
         """The worker says that every server applied these."""
         lease = self._leases.get(worker, set())
-        for index in slices:
+        for index in parts:
             lease.discard(index)
             if 0 <= index < self.total:
                 self._done.add(index)

@@ -20,7 +20,7 @@ class Workers:
         self._tracker = tracker
         self._incarnation = incarnation
         self._invited = 0
-        self._stays: dict[int, str] = {}
+        self._leases: dict[int, str] = {}
         """The present stay of each invited worker. Unique over masters: a generation is not, when all servers and the master are new."""
         self._wants: dict[int, int] = {}
         """Workers that asked for slices and got none yet."""
@@ -52,47 +52,49 @@ class Workers:
         self._wants.pop(rank, None)
         return True
 
-    def invite(self, rank: int, *, queue: WorkQueue, generation: int, buffers: str | None, anew: bool) -> None:
+    def invite(
+        self, rank: int, *, queue: WorkQueue, round_number: int, buffers: str | None, from_scratch: bool
+    ) -> None:
         """Begins a stay. buffers: the newest checkpoint's file of them. anew: there is no checkpoint."""
         queue.join(rank)
         self._invited += 1
-        stay = self._stays[rank] = f"{self._incarnation}.{self._invited}"
+        lease = self._leases[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
-        world = {"generation": generation, "stay": stay, "buffers": buffers, "anew": anew}
-        self._sender.send(Member(Role.WORKER, rank), MessageType.WORLD, **world)
+        fields = {"generation": round_number, "stay": lease, "buffers": buffers, "anew": from_scratch}
+        self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
         """Notes what a worker did, and what it wants. False for what was said before the worker heard that its slices are void."""
-        if not self.is_of_the_present_stay(rank, message):
+        if not self.holds_lease(rank, message):
             return False
         queue.finish(rank, message["done"])
         if message["count"]:
             self._wants[rank] = int(message["count"])
         return True
 
-    def is_of_the_present_stay(self, rank: int, message: Message) -> bool:
+    def holds_lease(self, rank: int, message: Message) -> bool:
         """Whether a worker said this of what it does now, and not of an earlier stay, of which nothing is left."""
-        return message.get("stay") is not None and message.get("stay") == self._stays.get(rank)
+        return message.get("stay") is not None and message.get("stay") == self._leases.get(rank)
 
     def serve(self, queue: WorkQueue) -> None:
         """Hands out what is free to those who wait."""
         for rank in list(self._wants):
-            slices = queue.take(rank, self._fair(self._wants[rank], queue))
-            if slices:
+            parts = queue.take(rank, self._fair(self._wants[rank], queue))
+            if parts:
                 del self._wants[rank]
-                self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._stays[rank], slices=slices)
+                self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._leases[rank], slices=parts)
 
     def lose(self, rank: int) -> None:
         """A worker is gone."""
         self.live.pop(rank, None)
         self._wants.pop(rank, None)
-        self._stays.pop(rank, None)
+        self._leases.pop(rank, None)
         self._tracker.forget(rank)
         self._count()
 
-    def end_stays(self) -> None:
+    def end_leases(self) -> None:
         """What anybody says of the present stay does not count any more."""
-        self._stays.clear()
+        self._leases.clear()
         self._wants.clear()
 
     def tell(self, kind: MessageType, *, but: int | None = None) -> None:

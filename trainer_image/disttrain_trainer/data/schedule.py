@@ -84,7 +84,7 @@ class Schedule:
         if not self.steps_per_epoch:
             raise ValueError(f"samples ({samples}) fill no batch of batch_size ({batch_size}), and last_batch is Drop")
         self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
-        self.total_slices = self.total_steps * world_size
+        self.total_parts = self.total_steps * world_size
         self._last_batch = last_batch
         self._plain = {LastBatch.KEEP: self.steps_per_epoch - 1, LastBatch.DROP: self.steps_per_epoch}.get(
             last_batch, 0
@@ -107,18 +107,18 @@ class Schedule:
             last_batch=trainer.last_batch,
         )
 
-    def slice(self, index: int) -> BatchPart:
+    def part(self, index: int) -> BatchPart:
         """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
-        if not 0 <= index < self.total_slices:
-            raise IndexError(f"slice {index} of {self.total_slices}")
-        step, part = divmod(index, self.world_size)
+        if not 0 <= index < self.total_parts:
+            raise IndexError(f"slice {index} of {self.total_parts}")
+        step, number = divmod(index, self.world_size)
         epoch, batch = divmod(step, self.steps_per_epoch)
         if batch < self._plain:  # nearly always, and each microsecond is a per cent of a small model's step
             start, batch_samples = batch * self.batch_size, self.batch_size
         else:
             start, batch_samples = self._bounds(batch)
         cuts = self._cuts.get(batch_samples) or self._cut(batch_samples)
-        low, high = start + cuts[part], start + cuts[part + 1]
+        low, high = start + cuts[number], start + cuts[number + 1]
         return BatchPart(
             index=index,
             step=step,

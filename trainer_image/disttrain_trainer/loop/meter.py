@@ -55,16 +55,16 @@ class Meter:
         if not math.isfinite(loss):
             raise NonFiniteLoss(who=self._who, step=step, loss=loss)
 
-    def add(self, piece: BatchPart, *, loss: float, weight: float | None = None) -> None:
+    def add(self, part: BatchPart, *, loss: float, weight: float | None = None) -> None:
         """A slice was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
-        samples = piece.samples
+        samples = part.samples
         if weight is None:
             weight = samples
         if weight:
             self._loss += loss * weight
             self._weight += weight
-            if piece.step >= self._total_steps - FINAL_STEPS:
-                self._final.append((piece.index, loss * weight, weight))
+            if part.step >= self._total_steps - FINAL_STEPS:
+                self._final.append((part.index, loss * weight, weight))
         self._samples += samples
 
     def due(self, now: float) -> bool:

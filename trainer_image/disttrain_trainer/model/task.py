@@ -50,13 +50,13 @@ class Task:
 
     deterministic: bool
 
-    def seed(self, piece: BatchPart) -> None:
+    def seed(self, part: BatchPart) -> None:
         """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts.
 
         Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`. Without
         it they go on from where `seed_process` set them.
         """
-        seed = mix(self.schedule.seed, piece.index)
+        seed = mix(self.schedule.seed, part.index)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -95,7 +95,7 @@ class Reason(IntEnum):
     """Why a server refuses, in the code of REFUSED."""
 
     NONE = 0
-    GENERATION = 1
+    ROUND = 1
     """The generation is over."""
     STRANGER = 2
     """Another job, attempt, configuration or cut; or a replaced incarnation."""

@@ -30,7 +30,7 @@ def _is_time(text: str) -> str:
     return text
 
 
-Slices = Annotated[list[Annotated[list[Count], Field(min_length=2, max_length=2)]], AfterValidator(_in_order)]
+Parts = Annotated[list[Annotated[list[Count], Field(min_length=2, max_length=2)]], AfterValidator(_in_order)]
 
 
 NormSamples = Annotated[
@@ -66,14 +66,14 @@ class Hello(_Said):
     agent: bool = False
     session: bool = False
     state: Literal["starting", "ready", "running", "done"] = "ready"
-    generation: Count = 0
+    round_number: Count = Field(0, alias="generation")
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     evaluation: Evaluation | None = None
     samples: Samples | None = None
     fingerprint: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
-    applied: Slices = []
+    applied: Parts = []
 
 
 class _Ready(_Said):
@@ -100,12 +100,12 @@ class _Report(_Said):
     epoch: Count | None = None
     total_steps: Count | None = None
     final: FinalLosses = []
-    generation: Count | None = None
+    round_number: Count | None = Field(None, alias="generation")
     world: Count | None = None
 
 
 class _Evaluated(_Said):
-    stay: str | None = None
+    lease: str | None = Field(None, alias="stay")
     evaluation: Evaluation | None = None
 
 
@@ -117,19 +117,19 @@ class _Saved(_Said):
     id: Name = ""
     file: Name = ""
     sha256: Digest = ""
-    applied: Slices = []
+    applied: Parts = []
 
 
 class _State(_Said):
     id: Count | None = None
-    generation: Count
-    applied: Slices
+    round_number: Count = Field(alias="generation")
+    applied: Parts
     max_staleness_seen: Count | None = None
     gradient_norms: NormSamples = []
 
 
-class _Take(_Said):
-    stay: Name
+class _Request(_Said):
+    lease: Name = Field(alias="stay")
     count: Count
     done: list[Count]
 
@@ -148,7 +148,7 @@ _SHAPES: dict[str, type[_Said]] = {
     MessageType.DONE: _Evaluated,
     MessageType.SAVED: _Saved,
     MessageType.STATE: _State,
-    MessageType.REQUEST: _Take,
+    MessageType.REQUEST: _Request,
     MessageType.EVALUATED: _Evaluated,
 }
 

@@ -30,14 +30,14 @@ class MemberState(StrEnum):
 class Round:
     """One stay in a generation: another object for each, also within the same generation."""
 
-    generation: int
-    stay: str = ""
+    number: int
+    lease: str = ""
     """Names a worker's stay with parameter servers: what is said of an earlier one must not count."""
     source: int = 0
     """A collective world's rank with the newest state."""
     buffers: str | None = None
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
-    anew: bool = False
+    from_scratch: bool = False
     """There is no checkpoint: the generation began from the first parameters."""
 
 
@@ -65,28 +65,28 @@ class CollectiveMember:
         self.data: DataSet | None = None
         self.layout: str | None = None
         """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
-        self.world: Round | None = None
+        self.round: Round | None = None
         self.save_asked = False
         self.blamed = False
         """The master says that this member's failure is the root cause."""
         self.evaluation: dict[str, float] | None = None
         self.group: Group | None = None
         """The connections to the other ranks, in which the main thread may wait."""
-        self._generation = 0
+        self._round_number = 0
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        said: Message = {"state": self.state, "generation": self._generation, "step": self.step} | self._task()
+        said: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
         return said | ({"evaluation": self.evaluation} if self.evaluation else {})
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
-            case MessageType.WORLD:
-                self._generation = int(message["generation"])
-                self.world = Round(self._generation, source=int(message["source"]))
+            case MessageType.ROUND:
+                self._round_number = int(message["generation"])
+                self.round = Round(self._round_number, source=int(message["source"]))
                 self.state, self.save_asked, self.blamed = MemberState.RUNNING, False, False
             case MessageType.REFORM:
-                self.world = None
+                self.round = None
                 if self.group is not None:
                     self.group.end()
             case MessageType.SAVE:
@@ -97,7 +97,7 @@ class CollectiveMember:
     def get_ready(self, control: ControlClient) -> None:
         """Leaves the world, and says so."""
         with control.changed:
-            self.state, self.world = MemberState.READY, None
+            self.state, self.round = MemberState.READY, None
         control.send(MessageType.READY, step=self.step, **self._task())
 
     def _task(self) -> Message:
@@ -109,19 +109,19 @@ class CollectiveMember:
             self.state = MemberState.DONE
         control.send(MessageType.DONE, evaluation=self.evaluation)
 
-    def await_world(self, control: ControlClient, *, timeout: float) -> Round | None:
+    def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
         """The next world; None when the job is done."""
         found = control.wait(
-            lambda: "finished" if control.finished else self.world,
+            lambda: "finished" if control.finished else self.round,
             what="the other workers and the master",
             timeout=timeout,
         )
         return found if isinstance(found, Round) else None
 
-    def await_end(self, control: ControlClient, world: Round) -> bool:
+    def await_end(self, control: ControlClient, this_round: Round) -> bool:
         """Waits until everybody is done: True. False when somebody was lost before, and the world is over."""
         control.wait(
-            lambda: True if control.finished or self.world is not world else None,
+            lambda: True if control.finished or self.round is not this_round else None,
             what="the others to finish",
             timeout=None,  # one of them evaluates and saves, and its code may take its time
         )
@@ -147,7 +147,7 @@ class ParameterServerMember:
         self.buffers = False
         """The model has buffers: a checkpoint needs those of one worker."""
         self.save: Save | None = None
-        self.world: Round | None = None
+        self.round: Round | None = None
         self.assignments: deque[int] = deque()
         self.asked = False
         """A TAKE is not answered yet."""
@@ -161,20 +161,20 @@ class ParameterServerMember:
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
-            case MessageType.WORLD:
+            case MessageType.ROUND:
                 self._enter(
                     Round(
                         int(message["generation"]),
-                        stay=message["stay"],
+                        lease=message["stay"],
                         buffers=message["buffers"],
-                        anew=bool(message["anew"]),
+                        from_scratch=bool(message["anew"]),
                     )
                 )
             case MessageType.REFORM:
                 self._enter(None)
             case MessageType.FINISH:
-                self.world = None  # the main thread is idle, and says goodbye to the servers itself
-            case MessageType.ASSIGN if self.world is not None and self.world.stay == message["stay"]:
+                self.round = None  # the main thread is idle, and says goodbye to the servers itself
+            case MessageType.ASSIGN if self.round is not None and self.round.lease == message["stay"]:
                 self.assignments.extend(message["slices"])
                 self.asked = False
             case MessageType.EVALUATE:
@@ -182,8 +182,8 @@ class ParameterServerMember:
             case MessageType.SAVE:
                 self.save = Save(str(message["id"]), str(message["folder"]))
 
-    def _enter(self, world: Round | None) -> None:
-        self.world = world
+    def _enter(self, this_round: Round | None) -> None:
+        self.round = this_round
         self.assignments.clear()
         self.asked = self.evaluate = False
         if self.client is not None:

@@ -46,7 +46,7 @@ class MessageType(StrEnum):
     READY = "ready"
     """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
     set; layout: a digest of the state's, or, with parameter servers, whether its model has buffers]."""
-    WORLD = "world"
+    ROUND = "world"
     """A world begins [generation, source: the rank whose state is the newest].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no

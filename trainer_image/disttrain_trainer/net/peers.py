@@ -35,7 +35,7 @@ class CheckpointStore(Protocol):
     def prepare(self, save: str, step: int) -> None:
         """Makes the folder of a step ready; answered by `prepared` for this save."""
 
-    def publish(self, save: str, *, step: int, slices: int, files: dict[str, str], finished: bool) -> None:
+    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         """Completes the step's checkpoint by its manifest; answered by `published` for this save."""
 
 

@@ -142,7 +142,7 @@ class AbortableProcessGroup:
 
 @contextmanager
 def process_group(
-    config: JobConfig, *, control: ControlClient, rank: CollectiveMember, world: Round, index: int, backend: str
+    config: JobConfig, *, control: ControlClient, rank: CollectiveMember, this_round: Round, index: int, backend: str
 ) -> Iterator[AbortableProcessGroup | None]:
     """The default group of this generation; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
@@ -160,14 +160,14 @@ def process_group(
     group = AbortableProcessGroup(backend=backend, others=frozenset({split_address(config.addresses.control)[1]}))
     try:
         with control.changed:
-            if rank.world is not world:
+            if rank.round is not this_round:
                 raise BrokenGroup("it was over before it began")
             rank.group = group
         try:
             store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
             dist.init_process_group(
                 backend,
-                store=PrefixStore(f"generation-{world.generation}", store),
+                store=PrefixStore(f"generation-{this_round.number}", store),
                 rank=index,
                 world_size=config.world_size,
                 timeout=timeout,

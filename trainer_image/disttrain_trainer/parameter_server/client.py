@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class GradientInfo:
     """What a gradient is of."""
 
     weight: float | None = None
@@ -33,7 +33,7 @@ class Part:
     """(vector, start, stop) of the elements that had a gradient; None: all."""
 
 
-WHOLE = Part()
+WHOLE = GradientInfo()
 
 
 class ShardedClient:
@@ -53,14 +53,14 @@ class ShardedClient:
         config: JobConfig,
         rank: int,
         incarnation: str,
-        generation: int,
+        round_number: int,
         timeout: float,
         clock: int = 0,
     ) -> None:
         self._config = config
         self._rank = rank
         self._incarnation = incarnation
-        self._generation = generation
+        self._round_number = round_number
         self._timeout = timeout
         self._shards = [ServerConnection(number, address, timeout) for number, address in enumerate(addresses)]
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
@@ -99,7 +99,7 @@ class ShardedClient:
                 job_uid=self._config.uid,
                 config_digest=config_digest(self._config),
                 attempt=self._config.attempt,
-                generation=self._generation,
+                round_number=self._round_number,
                 server=shard.number,
                 servers=len(self._shards),
                 rank=self._rank,
@@ -155,34 +155,34 @@ class ShardedClient:
 
         return self._pulled(self._all("the parameters", one))
 
-    def push(self, slice: BatchPart, gradient: Vectors | None, part: Part = WHOLE) -> None:
+    def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> None:
         """Hands in the gradient of the slice's mean loss (None for an empty slice); returns when every shard has it.
 
         A slice that was pushed before, by anybody, is ignored by the shards that have it.
         """
 
         def one(shard: ServerConnection) -> Header:
-            shard.push(*self._push(shard, Op.PUSH, slice, gradient, part))
+            shard.push(*self._push(shard, Op.PUSH, part, gradient, info))
             return shard.receive(Op.DONE)
 
-        self._all(f"slice {slice.index} to be taken", one)
+        self._all(f"slice {part.index} to be taken", one)
         self._clock += 1
 
     def push_pull(
         self,
-        slice: BatchPart,
+        part: BatchPart,
         gradient: Vectors | None,
         into: Vectors,
         next_step: int | None = None,
-        part: Part = WHOLE,
+        info: GradientInfo = WHOLE,
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
         def one(shard: ServerConnection) -> int:
-            shard.push(*self._push(shard, Op.PUSH_PULL, slice, gradient, part, next_step))
+            shard.push(*self._push(shard, Op.PUSH_PULL, part, gradient, info, next_step))
             return shard.receive_values(into)
 
-        versions = self._all(f"the parameters after slice {slice.index}", one)
+        versions = self._all(f"the parameters after slice {part.index}", one)
         self._clock += 1
         return self._pulled(versions)
 
@@ -207,32 +207,32 @@ class ShardedClient:
         self,
         shard: ServerConnection,
         op: Op,
-        slice: BatchPart,
+        part: BatchPart,
         gradient: Vectors | None,
-        part: Part,
+        info: GradientInfo,
         step: int | None = None,
     ) -> tuple[Header, BatchPart, Vectors | None, bytes]:
         code, runs = 0, b""
-        if part.weight is not None:
+        if info.weight is not None:
             code |= OWN_WEIGHT
-        if part.runs is not None and slice.samples:
+        if info.runs is not None and part.samples:
             code |= PARTIAL
-            ours = within(part.runs, [(span.start, span.stop) for span in shard.spans])
+            ours = within(info.runs, [(span.start, span.stop) for span in shard.spans])
             runs = b"".join(RUN.pack(*run) for run in ours)
         header = Header(
             op=op,
             code=code,
-            weight=part.weight or 0.0,
+            weight=info.weight or 0.0,
             runs=len(runs) // RUN.size,
-            samples=slice.samples,
-            batch_samples=slice.batch_samples,
-            index=slice.index,
+            samples=part.samples,
+            batch_samples=part.batch_samples,
+            index=part.index,
             step=-1 if step is None else step,
             clock=self._clock,
             version=self.versions[shard.number],
-            nbytes=shard.nbytes + len(runs) if slice.samples else 0,
+            nbytes=shard.nbytes + len(runs) if part.samples else 0,
         )
-        return header, slice, gradient, runs
+        return header, part, gradient, runs
 
     def _pulled(self, versions: list[int]) -> tuple[int, ...]:
         self.versions = tuple(versions)

@@ -55,12 +55,12 @@ class ServerConnection:
         self.send(header)
         return self.receive(answer)
 
-    def push(self, header: Header, slice: BatchPart, gradient: Vectors | None, runs: bytes = b"") -> None:
+    def push(self, header: Header, part: BatchPart, gradient: Vectors | None, runs: bytes = b"") -> None:
         """Sends a gradient, and before it the runs of the header."""
-        if not slice.samples:
+        if not part.samples:
             self.send(header)
         elif gradient is None:
-            raise ValueError(f"slice {slice.index} has {slice.samples} samples, but no gradient")
+            raise ValueError(f"slice {part.index} has {part.samples} samples, but no gradient")
         else:
             self.send(header, [memoryview(runs), *self.views(gradient)])
 
@@ -149,7 +149,7 @@ class ServerConnection:
 
     def _refusal(self, code: int, text: str) -> Exception:
         match code:
-            case Reason.GENERATION:
+            case Reason.ROUND:
                 return RoundOver(self.name, text)
             case Reason.LAYOUT:
                 return WrongInput(f"{self.name}: {text}")

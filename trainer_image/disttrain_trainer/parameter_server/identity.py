@@ -4,12 +4,15 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from disttrain.api.base import Model
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.model.flat import Layout, Vector
 from disttrain_trainer.net.frames import ProtocolError
+
+ROUND_FIELD = "generation"
+"""How the number of the round is named on the wire, where release 0.1.0 named it so."""
 
 
 class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a later release; so Hello
@@ -25,7 +28,7 @@ class Hello(Model, extra="ignore"):
     job_uid: Annotated[str, Field(max_length=256)]
     config_digest: Annotated[str, Field(max_length=64)]
     attempt: int
-    generation: int
+    round_number: int = Field(validation_alias=AliasChoices(ROUND_FIELD, "round_number"))
     server: int
     """The server that the worker means to talk to, and of how many."""
     servers: int
@@ -45,7 +48,9 @@ class Hello(Model, extra="ignore"):
 
     def encode(self) -> bytes:
         """The body of the frame."""
-        return self.model_dump_json().encode()
+        return json.dumps(
+            self.model_dump(mode="json", exclude={"round_number"}) | {ROUND_FIELD: self.round_number}
+        ).encode()
 
     @classmethod
     def decode(cls, data: bytes | bytearray) -> "Hello":

@@ -11,11 +11,9 @@ from disttrain_trainer.parameter_server.shard_host import Gradient, Session, Sha
 class Requests:
     """The requests of one connection, answered one after the other."""
 
-    def __init__(
-        self, *, link: Link, generation: ShardHost, session: Session, patience: float, heartbeat: float
-    ) -> None:
+    def __init__(self, *, link: Link, host: ShardHost, session: Session, patience: float, heartbeat: float) -> None:
         self._link = link
-        self._generation = generation
+        self._host = host
         self._session = session
         self._patience = patience
         self._heartbeat = heartbeat
@@ -28,9 +26,9 @@ class Requests:
                 case Op.INIT:
                     self._initialize(header)
                 case Op.JOIN:
-                    self._done(clock=self._generation.join(self._session, header.clock))
+                    self._done(clock=self._host.join(self._session, header.clock))
                 case Op.LEAVE:
-                    self._generation.leave(self._session)
+                    self._host.leave(self._session)
                     self._done()
                 case Op.PUSH:
                     self._done(version=self._push(header))
@@ -48,9 +46,9 @@ class Requests:
         self._link.send(Header(op=Op.DONE, code=code, clock=clock, version=version))
 
     def _initialize(self, header: Header) -> None:
-        buffers = self._generation.take()
+        buffers = self._host.take()
         self._link.receive_into(header, buffers.views)
-        self._done(code=self._generation.initialize(buffers))
+        self._done(code=self._host.initialize(buffers))
 
     def _push(self, header: Header) -> int:
         if not (math.isfinite(header.weight) and header.weight >= 0):
@@ -62,12 +60,12 @@ class Requests:
         if not header.samples:
             self._link.receive_into(header, [])
         else:
-            buffers = self._generation.take()
+            buffers = self._host.take()
             # A gradient counts when all of it is here: what a lost worker leaves behind is nowhere.
             try:
                 took = self._receive(header, buffers)
             except BaseException:
-                self._generation.give(buffers)
+                self._host.give(buffers)
                 raise
         gradient = Gradient(
             index=header.index,
@@ -78,7 +76,7 @@ class Requests:
             weight=header.weight if header.code & OWN_WEIGHT else None,
             took=took,
         )
-        return self._generation.push(self._session, gradient, buffers)
+        return self._host.push(self._session, gradient, buffers)
 
     def _receive(self, header: Header, buffers: Buffers) -> Took:
         """A gradient; which elements it is of."""
@@ -95,7 +93,7 @@ class Requests:
             raise ProtocolError(f"slice {header.index}: {error}") from None
 
     def _pull(self, clock: int, step: int) -> None:
-        buffers = self._generation.pull(
+        buffers = self._host.pull(
             self._session,
             clock=clock,
             step=None if step < 0 else step,
@@ -107,7 +105,7 @@ class Requests:
             nbytes = sum(len(view) for view in buffers.views)
             self._link.send(Header(op=Op.VALUES, version=buffers.version, nbytes=nbytes), buffers.views)
         finally:
-            self._generation.release(buffers)
+            self._host.release(buffers)
 
     def _still_waiting(self, reason: str) -> None:
         if self._link.hung_up:

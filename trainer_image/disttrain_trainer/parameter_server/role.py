@@ -47,7 +47,7 @@ class Server:
         """What a new master needs to know."""
         state = self._shard.state()
         return {
-            "generation": state.generation if state.initialized or state.generation else 0,
+            "generation": state.round_number if state.initialized or state.round_number else 0,
             "applied": state.applied.intervals(),
         }
 
@@ -90,20 +90,20 @@ class Server:
             case MessageType.SAVE:
                 self._saves.put(order)
 
-    def _begin(self, generation: int, file: str | None, slices_per_step: int) -> None:
+    def _begin(self, round_number: int, file: str | None, parts_per_step: int) -> None:
         """Begins a generation, unless it is an order of a master that is gone, which another one gave already."""
-        if generation <= self._shard.state().generation:
-            log.info("generation %d has begun already", generation)
+        if round_number <= self._shard.state().round_number:
+            log.info("generation %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
         path = root / file if root is not None and file is not None else None
-        self._shard.begin(generation, path, slices_per_step=slices_per_step or None)
-        log.info("generation %d begins from %s", generation, file or "the first worker's parameters")
+        self._shard.begin(round_number, path, parts_per_step=parts_per_step or None)
+        log.info("generation %d begins from %s", round_number, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:
         state = self._shard.state()
         return {
-            "generation": state.generation,
+            "generation": state.round_number,
             "applied": state.applied.intervals(),
             "max_staleness_seen": state.max_staleness_seen,
             "gradient_norms": state.gradient_norms,

@@ -59,7 +59,7 @@ class _Connection:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.session: Session | None = None
-        self.generation: ShardHost | None = None
+        self.host: ShardHost | None = None
 
 
 class ShardServer:
@@ -99,7 +99,7 @@ class ShardServer:
         self._on_failure = on_failure
         self._digest = config_digest(config)
         self._changed = threading.Condition()
-        self._generation: ShardHost | None = None
+        self._host: ShardHost | None = None
         self._connections: set[_Connection] = set()
         self._newcomers: Newcomers[_Connection] = Newcomers(STRANGERS + config.world_size, lambda c: c.link.abort())
         self._incarnations: dict[int, str] = {}
@@ -127,20 +127,20 @@ class ShardServer:
         self._listener = listen(*self._bind)
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
-    def begin(self, generation: int, checkpoint: Path | None = None, *, slices_per_step: int | None = None) -> None:
+    def begin(self, round_number: int, checkpoint: Path | None = None, *, parts_per_step: int | None = None) -> None:
         """Starts a generation, from this file or with no parameters; the one before is over, and its workers are sent away.
 
-        slices_per_step: by which the slices in the file are numbered. Default: as many as now.
+        parts_per_step: by which the slices in the file are numbered. Default: as many as now.
 
         Raises WrongInput when the file is damaged or does not fit the job; then the old generation goes on. ValueError when the
         generation is not a later one.
         """
         file = None if checkpoint is None else ShardFile.load(checkpoint)
         try:
-            if file is not None and slices_per_step is not None:
-                file = file.renumbered(then=slices_per_step, now=self._config.world_size)
+            if file is not None and parts_per_step is not None:
+                file = file.renumbered(then=parts_per_step, now=self._config.world_size)
             new = ShardHost(
-                number=generation,
+                number=round_number,
                 server=self._index,
                 servers=self._config.parameter_servers,
                 world_size=self._config.world_size,
@@ -152,12 +152,12 @@ class ShardServer:
         except WrongInput as error:
             raise WrongInput(f"{checkpoint}: {error}" if checkpoint else str(error)) from None
         with self._changed:
-            old = self._generation
-            if old is not None and generation <= old.number:
-                raise ValueError(f"generation {generation} cannot follow {old.number}")
+            old = self._host
+            if old is not None and round_number <= old.number:
+                raise ValueError(f"round {round_number} cannot follow {old.number}")
             self._late += old.state().late_gradients if old is not None else 0
-            self._generation = new
-            former = [c for c in self._connections if c.generation is old and old is not None]
+            self._host = new
+            former = [c for c in self._connections if c.host is old and old is not None]
             self._changed.notify_all()
         if old is not None:
             old.end()
@@ -170,11 +170,11 @@ class ShardServer:
         Raises RuntimeError when there are no parameters yet, OSError when the file cannot be written, NotFinite when there is nothing
         worth writing: a finite loss may have a gradient that is not.
         """
-        generation = self._generation
-        if generation is None:
+        host = self._host
+        if host is None:
             raise RuntimeError("no generation has begun")
         try:
-            file = generation.snapshot()
+            file = host.snapshot()
         except Refusal as error:
             raise RuntimeError(error.text) from None
         if not file.is_finite():
@@ -184,12 +184,12 @@ class ShardServer:
     def state(self) -> ShardState:
         """The server now."""
         with self._changed:
-            generation = self._generation
+            host = self._host
             links = [connection.link for connection in self._connections]
             bytes_in = self._bytes[0] + sum(link.received for link in links)
             bytes_out = self._bytes[1] + sum(link.sent for link in links)
             late = self._late
-        state = ShardState() if generation is None else generation.state()
+        state = ShardState() if host is None else host.state()
         late += state.late_gradients
         return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
 
@@ -198,8 +198,8 @@ class ShardServer:
         with self._changed:
             dropped = [c for c in self._connections if c.session is not None and c.session.rank == worker_rank]
         for connection in dropped:
-            if connection.generation is not None and connection.session is not None:
-                connection.generation.exit(connection.session)
+            if connection.host is not None and connection.session is not None:
+                connection.host.exit(connection.session)
             connection.link.abort()
 
     def stop(self) -> None:
@@ -208,8 +208,8 @@ class ShardServer:
             self._stopped = True
             connections = list(self._connections)
             self._changed.notify_all()
-        if self._generation is not None:
-            self._generation.end()
+        if self._host is not None:
+            self._host.end()
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
@@ -253,10 +253,10 @@ class ShardServer:
         try:
             hello = self._hello(connection.link)
             self._newcomers.discard(connection)
-            generation, session = self._admit(connection, hello)
+            host, session = self._admit(connection, hello)
             said_goodbye = Requests(
                 link=connection.link,
-                generation=generation,
+                host=host,
                 session=session,
                 patience=self._config.startup_timeout_seconds,
                 heartbeat=min(hello.timeout_seconds / 4, HEARTBEAT),
@@ -267,8 +267,8 @@ class ShardServer:
             log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
             _refuse(connection.link, Reason.MISTAKE, str(error))
         except (Closed, Silent):
-            if (former := connection.generation) is not None and former.over:
-                _refuse(connection.link, Reason.GENERATION, f"generation {former.number} is over")
+            if (former := connection.host) is not None and former.over:
+                _refuse(connection.link, Reason.ROUND, f"generation {former.number} is over")
         finally:
             self._forget(connection, said_goodbye)
 
@@ -288,11 +288,11 @@ class ShardServer:
         return hello
 
     def _admit(self, connection: _Connection, hello: Hello) -> tuple[ShardHost, Session]:
-        self._await_generation(connection.link, hello)
+        self._await_round(connection.link, hello)
         with self._changed:
-            generation = self._generation
-            if generation is None or generation.number != hello.generation:
-                raise Refusal(Reason.GENERATION, f"generation {hello.generation} is over")
+            host = self._host
+            if host is None or host.number != hello.round_number:
+                raise Refusal(Reason.ROUND, f"generation {hello.round_number} is over")
             if hello.incarnation in self._retired:
                 raise Refusal(Reason.STRANGER, f"worker {hello.rank} was replaced by a newer incarnation")
             before = self._incarnations.get(hello.rank)
@@ -300,22 +300,22 @@ class ShardServer:
                 self._retired.add(before)
             self._incarnations[hello.rank] = hello.incarnation
             session = Session(hello.rank, hello.incarnation)
-            version, initialized = generation.enter(session, hello.layout)
+            version, initialized = host.enter(session, hello.layout)
             replaced = [c for c in self._connections if c.session is not None and c.session.rank == hello.rank]
-            connection.session, connection.generation = session, generation
+            connection.session, connection.host = session, host
         for old in replaced:
             old.link.abort()
         connection.link.send(Header(op=Op.WELCOME, code=initialized, version=version))
-        return generation, session
+        return host, session
 
-    def _await_generation(self, link: Link, hello: Hello) -> None:
+    def _await_round(self, link: Link, hello: Hello) -> None:
         """Waits for `begin`: a worker may hear of a generation before its servers do."""
         begin, patience = time.monotonic(), self._config.startup_timeout_seconds
         heartbeat = min(hello.timeout_seconds / 4, HEARTBEAT)
-        reason = f"generation {hello.generation} to begin on server {self._index}"
+        reason = f"generation {hello.round_number} to begin on server {self._index}"
 
         def begun() -> bool:
-            return self._stopped or (self._generation is not None and self._generation.number >= hello.generation)
+            return self._stopped or (self._host is not None and self._host.number >= hello.round_number)
 
         while True:
             with self._changed:
@@ -326,17 +326,17 @@ class ShardServer:
             link.send_text(Header(op=Op.WAIT), reason)
 
     def _forget(self, connection: _Connection, said_goodbye: bool) -> None:
-        session, generation = connection.session, connection.generation
+        session, host = connection.session, connection.host
         self._newcomers.discard(connection)
         with self._changed:
             self._connections.discard(connection)
             self._bytes[0] += connection.link.received
             self._bytes[1] += connection.link.sent
-            current = generation is not None and generation is self._generation and not self._stopped
+            current = host is not None and host is self._host and not self._stopped
         connection.link.close()
-        if session is None or generation is None:
+        if session is None or host is None:
             return
-        was_here = generation.exit(session)
+        was_here = host.exit(session)
         if was_here and current and not said_goodbye:
             log.info("shard %d lost worker %d", self._index, session.rank)
             if self._on_worker_lost is not None:

@@ -53,7 +53,7 @@ class Gradient:
 class ShardState:
     """A server at one moment."""
 
-    generation: int = 0
+    round_number: int = 0
     """0 before the first one."""
     version: int = 0
     """Optimiser steps behind the parameters; Sync: steps."""
@@ -279,7 +279,7 @@ class ShardHost:
         """The shard at this moment."""
         with self._changed:
             return ShardState(
-                generation=self.number,
+                round_number=self.number,
                 version=self._policy.version,
                 applied=self._policy.accepted.copy(),
                 max_staleness_seen=self._policy.max_staleness_seen,
@@ -334,7 +334,7 @@ class ShardHost:
 
     def _require_going_on(self) -> None:
         if self.over:
-            raise Refusal(Reason.GENERATION, f"generation {self.number} is over")
+            raise Refusal(Reason.ROUND, f"generation {self.number} is over")
 
     def _require_current(self, session: Session) -> None:
         self._require_going_on()

@@ -98,20 +98,20 @@ class DataParallel:
         self._resume()
         while True:
             self._rank.get_ready(self._control)
-            world = self._rank.await_world(self._control, timeout=self._config.startup_timeout_seconds)
-            if world is None:
+            this_round = self._rank.await_round(self._control, timeout=self._config.startup_timeout_seconds)
+            if this_round is None:
                 return
             try:
-                self._live_in(world)
+                self._take_part_in(this_round)
                 return
             except _Reform:
-                log.info("the world of generation %d is over: a worker was lost", world.generation)
+                log.info("the world of generation %d is over: a worker was lost", this_round.number)
             except BrokenGroup as error:
-                log.warning("generation %d ended: %s", world.generation, error)
-                self._require_a_lost_peer(world, error)
+                log.warning("generation %d ended: %s", this_round.number, error)
+                self._require_a_lost_peer(this_round, error)
             self._metrics.recoveries += 1
 
-    def _live_in(self, world: Round) -> None:
+    def _take_part_in(self, this_round: Round) -> None:
         """One generation: take over the newest state, train to the end, wait for the others."""
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
@@ -120,33 +120,38 @@ class DataParallel:
             self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         with (
             process_group(
-                self._config, control=self._control, rank=rank, world=world, index=process.rank, backend=backend
+                self._config,
+                control=self._control,
+                rank=rank,
+                this_round=this_round,
+                index=process.rank,
+                backend=backend,
             ) as group,
             self._counted_to_the_end(),
         ):
             replica = None
             if group is not None:
-                self._take_newest(world, group)
+                self._take_newest(this_round, group)
                 replica = Replicated(self._flat, group=group, search=self._config.trainer.find_unused_parameters)
-            log.info("generation %d begins at step %d", world.generation, rank.step)
+            log.info("generation %d begins at step %d", this_round.number, rank.step)
             try:
                 with user_code.refusing_groups("trainer.model"):
-                    self._train(world, replica)
+                    self._train(this_round, replica)
             except NonFiniteLoss as error:
                 self._control.send(MessageType.NAN, step=error.step)
                 raise
             except RuntimeError as error:
-                if replica is not None and self._world_ended(world):
+                if replica is not None and self._round_ended(this_round):
                     raise BrokenGroup(error) from None
                 raise
             finally:
                 if replica is not None:
                     replica.close()
-        self._end(world)
+        self._end(this_round)
 
-    def _require_a_lost_peer(self, world: Round, error: BrokenGroup) -> None:
+    def _require_a_lost_peer(self, this_round: Round, error: BrokenGroup) -> None:
         """Raises UserError when worlds break again and again at one step in the same way, and the master knows of no peer that was lost."""
-        if self._world_ended(world):
+        if self._round_ended(this_round):
             self._breaks = ((0, ""), 0)
             return
         how = (self._rank.step, re.sub(r"\d+", "#", str(error)))  # ports differ
@@ -158,16 +163,16 @@ class DataParallel:
                 f"{error}"
             )
 
-    def _take_newest(self, world: Round, group: AbortableProcessGroup) -> None:
+    def _take_newest(self, this_round: Round, group: AbortableProcessGroup) -> None:
         """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
         rank, held = self._rank, self._rank.step
-        if world.source != self._process.rank:
+        if this_round.source != self._process.rank:
             rank.step = -1
-        rank.step = self._state.broadcast(source=world.source, step=held, device=self._task.device, group=group)
+        rank.step = self._state.broadcast(source=this_round.source, step=held, device=self._task.device, group=group)
         if rank.step < 0:
-            raise PeerLost(f"worker-{world.source}", "it has no whole state to give")
+            raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 
-    def _train(self, world: Round, replica: Replicated | None) -> None:
+    def _train(self, this_round: Round, replica: Replicated | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
         schedule, world_size = task.schedule, self._config.world_size
@@ -179,23 +184,23 @@ class DataParallel:
         vectors = gradients()
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
         for step in range(rank.step, last):
-            if rank.world is not world:
+            if rank.round is not this_round:
                 raise _Reform
             began = clock()
-            piece = schedule.slice(step * world_size + self._process.rank)
+            part = schedule.part(step * world_size + self._process.rank)
             zero_grad()
             # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
-            weight, own = piece.samples / piece.batch_samples, False
-            if piece.samples or joint:
-                task.seed(piece)
-                kept = None if piece.samples else _copies_of_buffers(task.model)
-                batch = task.fetch(piece.indices if piece.samples else others)
+            weight, own = part.samples / part.batch_samples, False
+            if part.samples or joint:
+                task.seed(part)
+                kept = None if part.samples else _copies_of_buffers(task.model)
+                batch = task.fetch(part.indices if part.samples else others)
                 fetched = clock()
                 loss, given = objective(batch)
-                if piece.samples:
+                if part.samples:
                     if given is not None:
-                        weight, own = given / piece.batch_samples, True
-                    self._look_at(loss, piece, given)
+                        weight, own = given / part.batch_samples, True
+                    self._look_at(loss, part, given)
                 refuse_unfrozen()
                 computed = clock()
                 if replica is None:
@@ -218,7 +223,7 @@ class DataParallel:
                 took_part = self._flat.took_part
                 reduced = sent = clock()
             else:
-                took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.world is world)
+                took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.round is this_round)
                 sent, reduced = replica.sent, clock()
             if took_part is not None and weight and not any(took_part):
                 objective.learned_nothing()
@@ -234,14 +239,14 @@ class DataParallel:
             phases["optimize"] += ended - reduced
             if meter.due(ended) or rank.step == last:
                 if rank.step == last:
-                    self._look_at(None, piece)
+                    self._look_at(None, part)
                 self._flat.verify()
                 user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
                 metrics.gradient_norm = norm(vectors)
-                meter.report(step=rank.step, epoch=piece.epoch, now=ended)
+                meter.report(step=rank.step, epoch=part.epoch, now=ended)
                 self._control.check()
             if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
-                self._look_at(None, piece)
+                self._look_at(None, part)
                 self._save()
 
     def _count(self) -> None:
@@ -260,25 +265,25 @@ class DataParallel:
         finally:
             self._count()
 
-    def _world_ended(self, world: Round) -> bool:
+    def _round_ended(self, this_round: Round) -> bool:
         """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
         with self._control.changed:
-            return self._control.changed.wait_for(lambda: self._rank.world is not world, NEWS)
+            return self._control.changed.wait_for(lambda: self._rank.round is not this_round, NEWS)
 
-    def _look_at(self, loss: torch.Tensor | None, piece: BatchPart, weight: float | None = None) -> None:
+    def _look_at(self, loss: torch.Tensor | None, part: BatchPart, weight: float | None = None) -> None:
         """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
         if self._task.device.type == "cuda":
-            self._pending, (loss, piece, weight) = (
-                (None if loss is None else (loss.detach(), piece, weight)),
-                self._pending or (None, piece, None),
+            self._pending, (loss, part, weight) = (
+                (None if loss is None else (loss.detach(), part, weight)),
+                self._pending or (None, part, None),
             )
         if loss is not None:
             value = loss.item()
             if weight != 0:
-                self._meter.check(value, step=piece.step)
-            self._meter.add(piece, loss=value, weight=weight)
+                self._meter.check(value, step=part.step)
+            self._meter.add(part, loss=value, weight=weight)
 
-    def _end(self, world: Round) -> None:
+    def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
         rank = self._rank
         if self._process.rank == 0:
@@ -288,21 +293,21 @@ class DataParallel:
                 rank.evaluation = self._task.evaluate()
                 log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
             if self._saves and not self._complete:
-                self._save_last(world)
+                self._save_last(this_round)
         rank.get_done(self._control)
-        if not rank.await_end(self._control, world):
+        if not rank.await_end(self._control, this_round):
             raise _Reform
 
-    def _save_last(self, world: Round) -> None:
+    def _save_last(self, this_round: Round) -> None:
         """The last checkpoint is part of the job: tried for a while, as room may be made. Raises Unsaved when it cannot be written."""
         rank, deadline = self._rank, time.monotonic() + final.PATIENCE
         while (error := self._save(finished=True)) is not None:
             if time.monotonic() > deadline:
                 raise final.Unsaved(rank.step, error)
             with self._control.changed:
-                self._control.changed.wait_for(lambda: rank.save_asked or rank.world is not world, final.PAUSE)
+                self._control.changed.wait_for(lambda: rank.save_asked or rank.round is not this_round, final.PAUSE)
             self._control.check()
-            if rank.world is not world:
+            if rank.round is not this_round:
                 raise _Reform
         self._complete = True
 
@@ -348,7 +353,7 @@ class DataParallel:
                 folder,
                 config=self._config,
                 step=rank.step,
-                slices=rank.step * self._config.world_size,
+                parts=rank.step * self._config.world_size,
                 data=self._task.data,
                 files={file: digest},
                 finished=finished,

@@ -21,7 +21,7 @@ from disttrain_trainer.model.initial import InitialParameters
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parameter_server.client import WHOLE, Part, ShardedClient
+from disttrain_trainer.parameter_server.client import WHOLE, GradientInfo, ShardedClient
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
@@ -30,7 +30,7 @@ log = logs.get_logger(__name__)
 
 AHEAD = 0.25
 """Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""
-MAX_TICKETS = 4096
+MAX_ASSIGNED_PARTS = 4096
 IDLE = 0.02
 """Seconds without a ticket after which a worker takes no part any more, so that nobody waits for it."""
 RETRY = 0.2
@@ -60,7 +60,7 @@ class Worker:
         self._first = InitialParameters(self._config, self._flat.parameters)
         self._trained = False
         """Whether parameters and buffers are no longer those of a new model."""
-        self._generation = 0
+        self._round_number = 0
         """That of the buffers, and of the clock."""
         self._clock = 0
         """Iterations completed in this generation."""
@@ -94,44 +94,44 @@ class Worker:
             member.data = self._task.data
             member.buffers = self._buffers.there_are_some
         while not control.finished:
-            if member.world is None:
+            if member.round is None:
                 control.send(MessageType.READY, **member.describe())
-            world = control.wait(
-                lambda: "finished" if control.finished else member.world,
+            this_round = control.wait(
+                lambda: "finished" if control.finished else member.round,
                 what="the parameter servers and the master",
                 timeout=self._config.startup_timeout_seconds,
             )
-            if isinstance(world, Round):
-                self._live_in(world)
+            if isinstance(this_round, Round):
+                self._take_part_in(this_round)
 
-    def _live_in(self, world: Round) -> None:
+    def _take_part_in(self, this_round: Round) -> None:
         """Stays with the servers until the world is over."""
         client = ShardedClient(
             addresses=self._config.addresses.parameter_servers,
             config=self._config,
             rank=self._process.rank,
             incarnation=self._process.incarnation,
-            generation=world.generation,
+            round_number=this_round.number,
             timeout=self._config.peer_timeout_seconds,
-            clock=self._clock if world.generation == self._generation else 0,
+            clock=self._clock if this_round.number == self._round_number else 0,
         )
         with self._control.changed:
-            if self._member.world is not world:
+            if self._member.round is not this_round:
                 return
             self._member.client = client
         # The servers may have gone back to a checkpoint; if they have not, they tell the master themselves what was done.
         self._done.clear()
         try:
             client.connect(self._flat.layout)
-            self._begin(client, world)
-            log.info("generation %d: with %d servers", world.generation, self._config.parameter_servers)
+            self._begin(client, this_round)
+            log.info("generation %d: with %d servers", this_round.number, self._config.parameter_servers)
             with user_code.refusing_groups("trainer.model"):
-                self._work(client, world)
+                self._work(client, this_round)
         except NonFiniteLoss as error:
             self._control.send(MessageType.NAN, step=error.step)
             raise
         except PeerLost as error:
-            self._world_broke(world, error)
+            self._round_broke(this_round, error)
         finally:
             with self._control.changed:
                 self._member.client = None
@@ -140,11 +140,11 @@ class Worker:
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
 
-    def _begin(self, client: ShardedClient, world: Round) -> None:
+    def _begin(self, client: ShardedClient, this_round: Round) -> None:
         """Brings parameters and buffers to where the generation is: this worker may be new, or the servers went back."""
-        another = world.generation != self._generation
-        anew = another and world.anew and self._buffers.there_are_some
-        if self._trained and (anew or not client.initialized):
+        another = this_round.number != self._round_number
+        reset_buffers = another and this_round.from_scratch and self._buffers.there_are_some
+        if self._trained and (reset_buffers or not client.initialized):
             # To offer the servers what they taught this worker would apply the lost steps twice.
             self._buffers.reset(self._first.restore(self._flat.parameters))
             if self._on_gpu:
@@ -153,9 +153,9 @@ class Worker:
             self._trained = False
         if not client.initialized:
             client.initialize(self._parameters)
-        if another and world.buffers is not None:
-            self._buffers.restore(world.buffers)
-        self._generation = world.generation
+        if another and this_round.buffers is not None:
+            self._buffers.restore(this_round.buffers)
+        self._round_number = this_round.number
 
     def _count(self) -> None:
         with self._control.changed:  # a client's bytes are in one of the two, never in both
@@ -165,54 +165,54 @@ class Worker:
                 sent, received = sent + client.bytes_sent, received + client.bytes_received
         self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
 
-    def _world_broke(self, world: Round, error: PeerLost) -> None:
+    def _round_broke(self, this_round: Round, error: PeerLost) -> None:
         """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
         control, member = self._control, self._member
         self._metrics.recoveries += 1
         with control.changed:
-            if member.world is not world:
+            if member.round is not this_round:
                 return
             log.warning("%s", error)
             if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
                 raise error
-            control.changed.wait_for(lambda: member.world is not world, RETRY)
-            if member.world is world:
-                member.world = None
+            control.changed.wait_for(lambda: member.round is not this_round, RETRY)
+            if member.round is this_round:
+                member.round = None
 
-    def _work(self, client: ShardedClient, world: Round) -> None:
+    def _work(self, client: ShardedClient, this_round: Round) -> None:
         task, member, metrics = self._task, self._member, self._metrics
         phases, clock = metrics.phase_seconds, time.perf_counter
         self._meter.begin(clock())
         participates = current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
-        while (index := self._ticket(client, world, participates)) is not None:
+        while (index := self._next_assignment(client, this_round, participates)) is not None:
             if index < 0:
                 participates = current = False
                 continue
             began = clock()
-            piece = task.schedule.slice(index)
+            part = task.schedule.part(index)
             if not participates:
                 self._trained = True
                 client.join()
                 participates = True
             if not current:
-                current = self._received(client.pull(self._parameters, step=piece.step if self._sync else None), piece)
+                current = self._received(client.pull(self._parameters, step=part.step if self._sync else None), part)
             pulled = clock()
             if not current:
                 self._finished(index, pulled - began)  # its step is over: another worker computed it
                 continue
-            gradients, part = self._compute(piece, pulled) if piece.samples else (None, WHOLE)
+            gradients, info = self._compute(part, pulled) if part.samples else (None, WHOLE)
             computed = clock()
             following = member.assignments[0] if member.assignments else None
             if following is None:
-                client.push(piece, gradients, part)
+                client.push(part, gradients, info)
                 current = False
             else:
-                after = task.schedule.slice(following)
+                after = task.schedule.part(following)
                 step = after.step if self._sync else None
-                current = self._received(client.push_pull(piece, gradients, self._parameters, step, part), after)
+                current = self._received(client.push_pull(part, gradients, self._parameters, step, info), after)
             now = clock()
-            self._newest = piece
+            self._newest = part
             phases["communicate"] += (pulled - began) + (now - computed)
             metrics.version = client.versions[0]
             self._finished(index, now - began)
@@ -225,28 +225,28 @@ class Worker:
                     # Sync: it is a part of the step's gradient, which no worker has.
                     metrics.gradient_norm = norm(gradients)
                 self._report()
-                self._take(world, force=True)
-            elif self._every and (piece.step + 1) % self._every == 0:
-                self._take(world, force=True)  # a checkpoint is due: the master should know at once
+                self._request(this_round, force=True)
+            elif self._every and (part.step + 1) % self._every == 0:
+                self._request(this_round, force=True)  # a checkpoint is due: the master should know at once
         self._report()
 
     def _report(self) -> None:
         """Tells what was computed since the last report."""
-        if (piece := self._newest) is not None:
-            self._meter.report(step=piece.step + 1, epoch=piece.epoch, now=time.perf_counter())
+        if (part := self._newest) is not None:
+            self._meter.report(step=part.step + 1, epoch=part.epoch, now=time.perf_counter())
 
-    def _compute(self, piece: BatchPart, began: float) -> tuple[tuple[torch.Tensor, ...], Part]:
+    def _compute(self, part: BatchPart, began: float) -> tuple[tuple[torch.Tensor, ...], GradientInfo]:
         """The gradient of the slice's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
         task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
-        task.seed(piece)
-        batch = task.fetch(piece.indices)
+        task.seed(part)
+        batch = task.fetch(part.indices)
         fetched = clock()
         self._flat.zero_grad()
         loss, weight = self._objective(batch)
         value = loss.item()
         if weight != 0:
-            self._meter.check(value, step=piece.step)
-        self._meter.add(piece, loss=value, weight=weight)
+            self._meter.check(value, step=part.step)
+        self._meter.add(part, loss=value, weight=weight)
         self._flat.refuse_unfrozen()
         forwarded = clock()
         if weight != 0:
@@ -254,9 +254,9 @@ class Worker:
         gradients, took = self._flat.gradients(), self._flat.took_part
         if took is not None and weight != 0 and not any(took):
             self._objective.learned_nothing()
-        part = WHOLE
+        info = WHOLE
         if weight is not None or took is not None:
-            part = Part(weight=weight, runs=None if took is None else runs_of(self._flat.places, took))
+            info = GradientInfo(weight=weight, runs=None if took is None else runs_of(self._flat.places, took))
         if self._on_gpu:
             for host, device in zip(self._gradients, gradients, strict=True):
                 host.copy_(device)
@@ -264,51 +264,51 @@ class Worker:
         phases["data"] += fetched - began
         phases["forward"] += forwarded - fetched
         phases["backward"] += clock() - forwarded
-        return gradients, part
+        return gradients, info
 
-    def _received(self, versions: tuple[int, ...], piece: BatchPart) -> bool:
+    def _received(self, versions: tuple[int, ...], part: BatchPart) -> bool:
         """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""
         if self._on_gpu:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
                 device.copy_(host)
-        return not self._sync or all(version == piece.step for version in versions)
+        return not self._sync or all(version == part.step for version in versions)
 
     def _finished(self, index: int, seconds: float) -> None:
         self._done.append(index)
         self._moved = time.monotonic()
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
 
-    def _take(self, world: Round, *, force: bool = False) -> None:
+    def _request(self, this_round: Round, *, force: bool = False) -> None:
         """Tells what is done, and asks for tickets when half of them are gone."""
         member = self._member
-        wanted = min(MAX_TICKETS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
+        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
         missing = wanted - len(member.assignments)
         count = missing if 2 * missing >= wanted and not member.asked else 0
         if count or (force and self._done):
             with self._control.changed:
-                if member.world is not world:
+                if member.round is not this_round:
                     return  # nobody answers what is asked for an earlier stay, and in the next one it would count as asked
                 member.asked = member.asked or count > 0
             done, self._done = self._done, []
-            self._control.send(MessageType.REQUEST, stay=world.stay, count=count, done=done)
+            self._control.send(MessageType.REQUEST, stay=this_round.lease, count=count, done=done)
 
-    def _ticket(self, client: ShardedClient, world: Round, participates: bool) -> int | None:
+    def _next_assignment(self, client: ShardedClient, this_round: Round, participates: bool) -> int | None:
         """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""
         control, member = self._control, self._member
-        if member.world is not world:
+        if member.round is not this_round:
             return None
         if member.save is not None:
             self._save_buffers()
-        self._take(world)
+        self._request(this_round)
         try:
             return member.assignments.popleft()
         except IndexError:
             pass
-        self._take(world, force=True)
+        self._request(this_round, force=True)
 
         def news() -> bool:
             called = member.evaluate or member.save is not None
-            return called or bool(member.assignments) or member.world is not world
+            return called or bool(member.assignments) or member.round is not this_round
 
         with control.changed:
             idle = not control.changed.wait_for(news, IDLE)
@@ -320,9 +320,9 @@ class Worker:
             # Others may compute what is left, evaluate it, or save it, for as long as that takes.
             control.wait(lambda: news() or None, what="more slices, or the end", timeout=None)
         if member.save is not None and not idle:
-            return self._ticket(client, world, participates)
+            return self._next_assignment(client, this_round, participates)
         if member.evaluate:
-            self._evaluate(client, world)
+            self._evaluate(client, this_round)
         return -1 if idle or not member.assignments else member.assignments.popleft()
 
     def _save_buffers(self) -> None:
@@ -331,7 +331,7 @@ class Worker:
         if save is not None:
             self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
-    def _evaluate(self, client: ShardedClient, world: Round) -> None:
+    def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
         """All slices are applied: what the user's `evaluate` says of the final parameters."""
         self._member.evaluate = False
         self._trained = True
@@ -345,7 +345,7 @@ class Worker:
             raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
         evaluation = self._task.evaluate()
         log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
-        self._control.send(MessageType.EVALUATED, stay=world.stay, evaluation=evaluation)
+        self._control.send(MessageType.EVALUATED, stay=this_round.lease, evaluation=evaluation)
 
     def _host_copies(self) -> tuple[Any, ...]:
         return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)

@@ -59,24 +59,24 @@ class Agent:
         control.start()
         while not self._terminated:
             rank.get_ready(control)
-            world = control.wait(
-                lambda: "over" if self._terminated or control.finished else rank.world,
+            this_round = control.wait(
+                lambda: "over" if self._terminated or control.finished else rank.round,
                 what="the other workers and the master",
                 timeout=self._process.config.startup_timeout_seconds,
             )
-            if control.finished or (isinstance(world, Round) and self._run_in(world)):
+            if control.finished or (isinstance(this_round, Round) and self._run_in(this_round)):
                 return
             self._metrics.recoveries += 1
         raise Terminated
 
-    def _run_in(self, world: Round) -> bool:
+    def _run_in(self, this_round: Round) -> bool:
         """The program in one world. True when the job is done, False when the world is over."""
         control, rank = self._control, self._rank
-        program = self._start(world)
-        log.info("generation %d: the script runs", world.generation)
+        program = self._start(this_round)
+        log.info("generation %d: the script runs", this_round.number)
 
         def over() -> bool:
-            return rank.world is not world
+            return rank.round is not this_round
 
         def result() -> int | None:
             if (
@@ -90,7 +90,7 @@ class Agent:
             code = control.wait(result, what="the script", timeout=None, said=True)
             if code == 0:
                 rank.get_done(control)
-                return self._await_end(world)
+                return self._await_end(this_round)
             if code > 0:
                 with control.changed:
                     control.changed.wait_for(lambda: over() or self._terminated, SETTLE)
@@ -110,18 +110,18 @@ class Agent:
                     said = program.failure(code)
                     log.warning("another worker had failed or was lost when this one did: %s", said.last_line or said)
             if not self._terminated:
-                log.info("generation %d is over: a worker was lost", world.generation)
+                log.info("generation %d is over: a worker was lost", this_round.number)
             return False
         finally:
             program.stop(grace=STOP_GRACE, patient=lambda: self._terminated)
 
-    def _start(self, world: Round) -> Program:
+    def _start(self, this_round: Round) -> Program:
         """The program of a world. Raises Terminated when none is to begin any more."""
         config = self._process.config
         arguments = config.trainer.script.args if config.trainer.script else ()
         command = [sys.executable, script_runner.__file__, str(self._file), *arguments]
         environs = [
-            contract(config, index=self._process.index, local_rank=local_rank, generation=world.generation)
+            contract(config, index=self._process.index, local_rank=local_rank, round_number=this_round.number)
             for local_rank in range(config.processes_per_worker)
         ]
         with self._control.changed:
@@ -130,11 +130,11 @@ class Agent:
             self._program = Program(command, environs, changed=self._control.changed)
             return self._program
 
-    def _await_end(self, world: Round) -> bool:
+    def _await_end(self, this_round: Round) -> bool:
         """Waits until everybody's program is done: True. False when the world is over before, or this pod is to end."""
         control, rank = self._control, self._rank
         control.wait(
-            lambda: True if self._terminated or control.finished or rank.world is not world else None,
+            lambda: True if self._terminated or control.finished or rank.round is not this_round else None,
             what="the others to finish",
             timeout=None,  # what a script does at its end may take its time
         )
@@ -158,7 +158,7 @@ class Agent:
             program.signal(signal.SIGTERM)
 
 
-def contract(config: JobConfig, *, index: int, local_rank: int, generation: int) -> dict[str, str]:
+def contract(config: JobConfig, *, index: int, local_rank: int, round_number: int) -> dict[str, str]:
     """torchrun's environment of a training process, the one of this number in its pod."""
     host, port = split_address(config.addresses.rendezvous)
     count = config.processes_per_worker
@@ -176,7 +176,7 @@ def contract(config: JobConfig, *, index: int, local_rank: int, generation: int)
         environment.ROLE_RANK: str(rank),
         environment.ROLE_WORLD_SIZE: str(config.world_size),
         environment.USE_AGENT_STORE: "True",
-        environment.RESTART_COUNT: str(generation - 1),
+        environment.RESTART_COUNT: str(round_number - 1),
         environment.MAX_RESTARTS: MAX_RESTARTS,
         environment.ELASTIC_RUN_ID: config.uid,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, machine.cpu_limit() // count)),
