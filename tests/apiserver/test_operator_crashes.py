@@ -93,6 +93,7 @@ class Process:
             raise TimeoutError
 
         self.progress = ProgressReader(nobody, lambda *_: None)
+        self.volume_failures = VolumeFailures(api, lambda *_: None)
         self._reconciler = Reconciler(
             api=api,
             cache=cache,
@@ -103,7 +104,7 @@ class Process:
             statuses=StatusWriter(api, cache, interval=0),
             events=EventPoster(api),
             progress=self.progress,
-            volume_failures=VolumeFailures(api),
+            volume_failures=self.volume_failures,
             clock=clock,
             restored=lambda _: None,
         )
@@ -131,6 +132,7 @@ async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any
             except Death:
                 deaths += 1
                 await process.progress.close()
+                await process.volume_failures.close()
                 process = Process(api, clock, name)
             clock.now += timedelta(seconds=5)
             quiet = quiet + 1 if api.writes == before else 0
@@ -150,6 +152,7 @@ async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any
         kubelet.succeed(pod)
     await settle()
     await process.progress.close()
+    await process.volume_failures.close()
     process.queue.shut_down()
     status = rest.get(JOBS_PATH, name)["status"]
     pods = {

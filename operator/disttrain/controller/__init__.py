@@ -1,5 +1,6 @@
-"""The operator: what watches the API server, asks `plan.decide` what to do, and does it. The only room that knows kopf and Kubernetes.
+"""The operator: it watches the API server, asks `plan.decide` what to do, and does it. It decides nothing itself.
 
-A watch event goes `handlers` -> `cache` -> `queue`; a worker of `reconcile` takes the job's key from there, freezes a `snapshot`, asks
-the plan, has `apply` carry it out and `status` written. Beside that run `resync`, `progress`, `events`, `probes`; `process` holds it all.
+A watch event goes `handlers` -> `intake` -> `cache` and `queue`. A worker of `reconcile` takes the job's key from the queue, makes a
+`snapshot` of the cache and the job's `record`, asks the plan, lets `apply` carry it out, and writes the `status`. In the background run
+`resync`, `progress`, `volume_failures`, `events` and `probes`; `process` holds all parts.
 """

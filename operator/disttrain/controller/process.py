@@ -110,6 +110,7 @@ class Operator:
             restored=self._is_restored,
         )
         self._progress = ProgressReader(fetch, self._heard)
+        self._volume_failures = VolumeFailures(api, self._volumes_failed)
         self._reconciler = Reconciler(
             api=api,
             cache=self._cache,
@@ -127,7 +128,7 @@ class Operator:
             statuses=StatusWriter(api, self._cache, interval=settings.status_write_seconds),
             events=self._events,
             progress=self._progress,
-            volume_failures=VolumeFailures(api),
+            volume_failures=self._volume_failures,
             clock=_now,
             restored=self._is_restored,
         )
@@ -188,6 +189,7 @@ class Operator:
         for worker in self._workers:
             worker.cancel()
         await self._progress.close()
+        await self._volume_failures.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._events.drain(), timeout=2)
 
@@ -233,6 +235,9 @@ class Operator:
 
     def _heard(self, key: Key, master: Master, progress: Progress) -> None:
         self._reconciler.heard(key, master, progress)
+
+    def _volumes_failed(self, key: Key, messages: dict[str, str]) -> None:
+        self._reconciler.volumes_failed(key, messages)
 
     def _measure(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._queue))

@@ -24,7 +24,7 @@ from disttrain.controller.record import Child, JobRecord, JobRecords
 from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
-from disttrain.controller.volume_failures import VolumeFailures
+from disttrain.controller.volume_failures import VolumeFailures, waits_for_volumes
 from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.plan import Plan, decide
 from disttrain.plan.model import DeleteJob
@@ -129,8 +129,7 @@ class Reconciler:
     async def _carry_on(self, stored: Entry[StoredJob], record: JobRecord, read: ReadJob) -> None:
         key, job = stored.key, read.job
         self._tell_unknown(key, read)
-        views = [view for entry in self._cache.pods.owned_by(key.namespace, stored.uid) if (view := entry.value.view)]
-        mounting = await self._volume_failures.look(key.namespace, record, views)
+        self._follow_volumes(key, stored.uid, record)
         plan = self._decide(record, read)
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
@@ -157,8 +156,6 @@ class Reconciler:
             self._queue.add(key)  # the plan has to hear of it
         if plan.look_again is not None and (written or plan.look_again):  # at once only after what was written down
             self._queue.add_after(key, plan.look_again.total_seconds())
-        if mounting is not None:
-            self._queue.add_after(key, mounting)
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
@@ -251,6 +248,18 @@ class Reconciler:
             else None,
         )
 
+    def _follow_volumes(self, key: Key, uid: str, record: JobRecord) -> None:
+        views = (entry.value.view for entry in self._cache.pods.owned_by(key.namespace, uid))
+        waiting = (view.uid for view in views if view is not None and waits_for_volumes(view))
+        record.wait_for_volumes(waiting, asyncio.get_running_loop().time())
+        self._volume_failures.follow(key, min(record.waiting_for_volumes.values(), default=None))
+
+    def volumes_failed(self, key: Key, messages: dict[str, str]) -> None:
+        """Events say why volumes of pods of the job's namespace cannot be mounted, by the uid of the pod."""
+        record = self._records.find(key)
+        if record is not None and record.found_volume_failures(messages):
+            self._queue.add(key)
+
     def heard(self, key: Key, master: Master, progress: Progress) -> None:
         """A master reported."""
         record, pod = self._records.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
@@ -261,5 +270,6 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._progress.follow(key, None)
+        self._volume_failures.follow(key, None)
         self._expectations.forget(key)
         self._records.forget(key)

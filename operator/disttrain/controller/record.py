@@ -119,9 +119,12 @@ class JobRecord:
             uid: text for uid, text in self.volume_failures.items() if uid in self.waiting_for_volumes
         }
 
-    def found_volume_failures(self, messages: dict[str, str]) -> None:
-        """What Events say of volumes that cannot be mounted, by the uid of the pod; pods of other jobs may be among them."""
+    def found_volume_failures(self, messages: dict[str, str]) -> bool:
+        """Stores what Events say of volumes that cannot be mounted, by the uid of the pod; pods of other jobs may be among them. Returns
+        whether that is new."""
+        before = self.volume_failures
         self.volume_failures = {uid: messages[uid] for uid in self.waiting_for_volumes if uid in messages}
+        return self.volume_failures != before
 
     def wrote_status(self, moment: float) -> None:
         """The API server answered a write of the status."""

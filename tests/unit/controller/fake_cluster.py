@@ -44,6 +44,7 @@ class Operator:
         self.intake = Intake(self.cache, self.queue, self.expectations, self.records, WatchHealth(now))
         self.server = server
         self.progress = ProgressReader(_silence, lambda *_: None)
+        self.volume_failures = VolumeFailures(server, lambda key, found: self.reconciler.volumes_failed(key, found))
         self.events = EventPoster(server)
         self.executor = Executor(
             server, self.cache, self.expectations, trainer_image=trainer_image, concurrency=8, clock=clock
@@ -58,7 +59,7 @@ class Operator:
             statuses=StatusWriter(server, self.cache, interval=status_interval),
             events=self.events,
             progress=self.progress,
-            volume_failures=VolumeFailures(server),
+            volume_failures=self.volume_failures,
             clock=clock,
             restored=self.restored.append,
         )
@@ -73,6 +74,7 @@ class Operator:
             self.queue.shut_down()
             await asyncio.gather(*workers)
             await self.progress.close()
+            await self.volume_failures.close()
 
 
 async def _silence(_: object) -> bytes:

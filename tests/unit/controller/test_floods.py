@@ -18,7 +18,7 @@ from disttrain.controller.projection import LONGEST as LONGEST_MESSAGE
 from disttrain.controller.projection import project_pod
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.record import JobRecord
-from disttrain.controller.volume_failures import FORGET_SECONDS, LONGEST, MOST_EVENTS, MOUNT_SECONDS, VolumeFailures
+from disttrain.controller.volume_failures import LONGEST, MOST_EVENTS, MOUNT_SECONDS, QUESTION_SECONDS, VolumeFailures
 from disttrain.kube.api import EVENTS, JOBS, PODS, Page, Resource
 from disttrain.plan.model import CreatePod, Event, Phase, PodView
 from unit.controller.bodies import pod
@@ -133,22 +133,27 @@ class Flooded(ApiServer):
 
 @hand_turned
 async def test_events_of_a_namespace_are_read_and_kept_up_to_a_bound() -> None:
-    server = Flooded()
-    volume_failures, record = VolumeFailures(server), JobRecord("u")
-    record.waiting_for_volumes = {"0": now() - MOUNT_SECONDS}
-    await volume_failures.look("flood", record, [waits("0")])
+    server, record = Flooded(), JobRecord("u")
+    record.wait_for_volumes(["0"], now())
+    reader = VolumeFailures(server, lambda _, messages: record.found_volume_failures(messages))
+    reader.follow(Key("flood", "digits"), now())
+    await asyncio.sleep(MOUNT_SECONDS + 1)
+    await reader.close()
     assert server.pages == 2 * MOST_EVENTS / 500
     assert record.volume_failures == {"0": "x" * LONGEST}
 
 
 @hand_turned
 async def test_what_is_known_of_a_namespace_is_forgotten_when_no_pod_waits_there() -> None:
-    volume_failures = VolumeFailures(ApiServer())
+    reader, before = VolumeFailures(ApiServer(), lambda *_: None), len(asyncio.all_tasks())
     for number in range(50):
-        await volume_failures.look(f"team-{number}", JobRecord("u"), [waits("0")])
-    await asyncio.sleep(FORGET_SECONDS + 1)
-    await volume_failures.look("last", JobRecord("u"), [waits("0")])
-    assert list(volume_failures._answers) == ["last"]
+        reader.follow(Key(f"team-{number}", "digits"), now())
+    assert len(asyncio.all_tasks()) == before + 50
+    await asyncio.sleep(MOUNT_SECONDS + 1)
+    for number in range(50):
+        reader.follow(Key(f"team-{number}", "digits"), None)
+    await asyncio.sleep(QUESTION_SECONDS + 1)
+    assert len(asyncio.all_tasks()) == before
 
 
 def test_job_whose_labels_and_annotations_change_all_the_time_is_no_news() -> None:

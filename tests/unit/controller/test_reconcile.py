@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
+from disttrain import plan
+from disttrain.controller import reconcile
 from disttrain.controller.expectations import EVENT_DEADLINE
 from disttrain.controller.status import LATENCIES
+from disttrain.controller.volume_failures import MOUNT_SECONDS
 from disttrain.kube.api import JOBS, PODS, Body, Resource, Unavailable
+from disttrain.plan import Plan, Snapshot
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import Operator, eventually, operated
 from unit.controller.hand_turned import hand_turned, now
@@ -213,3 +218,23 @@ async def test_snapshot_tells_since_when_this_process_has_known_of_the_job() -> 
             assert record
             assert record.known_since
             assert (record.known_since.timestamp() % 3600) == pytest.approx(began - 1000, abs=1)
+
+
+@hand_turned
+async def test_pass_sends_no_request_before_it_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[Snapshot] = []
+
+    def decide(snapshot: Snapshot) -> Plan:
+        decided.append(snapshot)
+        return plan.decide(snapshot)
+
+    async with operated() as (server, operator):
+        for name in PODS_OF_JOB:
+            server.wait(name)
+        await asyncio.sleep(MOUNT_SECONDS)
+        monkeypatch.setattr(reconcile, "decide", decide)
+        one_pass = operator.reconciler.reconcile(JOB)
+        with contextlib.suppress(StopIteration):
+            one_pass.send(None)  # until it has to wait for an answer
+        one_pass.close()
+        assert decided

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
 from typing import Any
 
 import pytest
@@ -16,10 +16,10 @@ from disttrain.controller.record import JobRecord
 from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.volume_failures import MOUNT_SECONDS, VolumeFailures
 from disttrain.kube.api import EVENTS, JOBS, NETWORK_POLICIES, PODS, SERVICES, Resource
-from disttrain.plan.model import Delete, Phase
+from disttrain.plan.model import Delete
 from unit.controller.fake_api import NOON, ApiServer, job
 from unit.controller.fake_cluster import Operator
-from unit.controller.hand_turned import hand_turned
+from unit.controller.hand_turned import hand_turned, now
 
 UID = "uid-of-the-job"
 KINDS = pytest.mark.parametrize("resource", [PODS, SERVICES, NETWORK_POLICIES], ids=lambda kind: kind.plural)
@@ -128,18 +128,12 @@ async def test_event_of_another_namespace_says_nothing_of_our_pods_volumes() -> 
             async for page in super().list(resource, namespace, **chosen):
                 yield page
 
-    entry = Cache().pods.put(child(PODS, "team", uid="ours"))
-    assert entry
-    assert entry.value.view
-    waits = replace(
-        entry.value.view, phase=Phase.PENDING, node="node-1", reason="ContainerCreating", conditions=frozenset()
-    )
-    record = JobRecord(UID)
-    volume_failures = VolumeFailures(Server())
-    await volume_failures.look("team", record, [waits])
-    record.waiting_for_volumes["ours"] -= MOUNT_SECONDS
-    await volume_failures.look("team", record, [waits])
-    assert record.volume_failures == {}
+    found = list[dict[str, str]]()
+    reader = VolumeFailures(Server(), lambda _, messages: found.append(messages))
+    reader.follow(Key("team", "digits"), now())
+    await asyncio.sleep(MOUNT_SECONDS + 1)
+    await reader.close()
+    assert found == [{}]
 
 
 def test_jobs_of_one_name_in_two_namespaces_are_two_jobs() -> None:
