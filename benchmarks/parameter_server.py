@@ -4,7 +4,7 @@
 
 Two workers exchange the gradients and parameters of a model of 32 MiB, each process with one thread for arithmetic, over loopback:
 
-- ours: two servers; push, sum in slice order, SGD, pull
+- ours: two servers; push, sum in part order, SGD, pull
 - all_reduce: torch.distributed over gloo, the same bytes, and no optimiser
 - rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
 - bare: the traffic of ours (the same processes, threads, connections, bytes and kind of memory, and each answer after all questions),

@@ -84,7 +84,7 @@ def served(consistency: str, *, servers: int = 2, staleness: int | None = None) 
 
 
 def held(**trainer: Any) -> dict[str, Any]:
-    """The trainer's fields of a digits job whose workers compute no slice of the step that `Job.hold` names, nor of later ones."""
+    """The trainer's fields of a digits job whose workers compute no part of the step that `Job.hold` names, nor of later ones."""
     return {"loss": "held_loss:loss", **trainer}
 
 
@@ -95,9 +95,9 @@ import torch
 from disttrain_trainer.examples import digits
 from disttrain_trainer.model.task import mix
 
-NUMBER = {mix(0, number): number for number in range(1 << 13)}  # slices by what the trainer seeds each one with
+NUMBER = {mix(0, number): number for number in range(1 << 13)}  # parts by what the trainer seeds each one with
 
-def held_slices():  # how many slices the training may compute, and how many a step has
+def held_parts():  # how many parts the training may compute, and how many a step has
     try:
         return map(int, Path("hold").read_text().split())
     except FileNotFoundError:
@@ -105,12 +105,12 @@ def held_slices():  # how many slices the training may compute, and how many a s
 
 def loss(model, batch):
     number = NUMBER[torch.initial_seed() & ((1 << 64) - 1)]
-    free, step = held_slices()
+    free, step = held_parts()
     if free - step <= number < free:
         time.sleep(0.15)  # so that a report is due after it, and the master knows
     while number >= free:
         time.sleep(0.005)
-        free, step = held_slices()
+        free, step = held_parts()
     return digits.loss(model, batch)
 """
 

@@ -59,7 +59,7 @@ def make_config(
 
 @contextlib.contextmanager
 def serving(config: JobConfig, *, begin: bool = True, **options: object) -> Iterator[list[ShardServer]]:
-    """Every server of the job, in its first generation."""
+    """Every server of the job, in its first round."""
     servers = [
         ShardServer(config=config, index=index, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
         for index in range(config.parameter_servers)
@@ -111,7 +111,7 @@ def regression(samples: int, dtype: torch.dtype = torch.float32) -> tuple[torch.
 
 
 class Worker:
-    """A worker's model and its gradient of a slice, with no loop of its own."""
+    """A worker's model and its gradient of a part, with no loop of its own."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, samples: int = 40) -> None:
         self.module = mlp(dtype)
@@ -119,7 +119,7 @@ class Worker:
         self.x, self.y = regression(samples, dtype)
 
     def gradient(self, work: BatchPart) -> tuple[torch.Tensor, ...] | None:
-        """Of the mean loss of the slice."""
+        """Of the mean loss of the part."""
         if not work.samples:
             return None
         self.flat.zero_grad()

@@ -42,7 +42,7 @@ def train(folder: Path, *, kill: bool, model: str = "model") -> tuple[Job, Progr
     folder.mkdir()
     (folder / "users_code.py").write_text(MODEL)
     trainer: dict[str, Any] = {"model": f"users_code:{model}", "evaluate": "users_code:evaluate", "epochs": 5}
-    # One worker: which of several computes a slice, and with it the statistics of BatchNorm, is left to chance.
+    # One worker: which of several computes a part, and with it the statistics of BatchNorm, is left to chance.
     spec = digits(**served("Sync"), worker={"replicas": 1}, trainer=held(**trainer))
     with Job(folder=folder, spec=spec) as job:
         if kill:

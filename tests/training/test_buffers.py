@@ -53,7 +53,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> None:
-    # One worker: of several, the one that starts first computes slices of the others, and sees more than its part.
+    # One worker: of several, the one that starts first computes parts of the others, and sees more than its part.
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with job_in(whole, "Sync", workers=1) as job:
         evaluation = finish(job)

@@ -1,4 +1,4 @@
-"""DataParallel computes what one process computes on the whole batch, also when batches and slices are uneven."""
+"""DataParallel computes what one process computes on the whole batch, also when batches and parts are uneven."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -56,7 +56,7 @@ def test_a_frozen_rank_is_waited_for_as_long_as_the_master_misses_it(tmp_path: P
         job.until(lambda progress: progress.step > 20)
         job.kill(Role.WORKER, 1, signal.SIGSTOP)
         for index in (0, 2):
-            job.until(lambda _, index=index: "generation 1 ended" in job.log(Role.WORKER, index), timeout=15)
+            job.until(lambda _, index=index: "round 1 ended" in job.log(Role.WORKER, index), timeout=15)
         job.kill(Role.WORKER, 1)
         job.wait(Role.WORKER, 1)
         assert replace(job, 1) < 15, job.logs()

@@ -23,7 +23,7 @@ SERVED = [
 def run_and_kill(tmp_path: Path, changes: dict[str, Any], role: Role, index: int = 0) -> tuple[Job, Any]:
     """A job in which one process is killed after a checkpoint; the job when it is over, and its last progress.
 
-    No worker gets a slice of step MIDDLE, at which it is held, before there is a checkpoint of the interval before: it comes for certain.
+    No worker gets a part of step MIDDLE, at which it is held, before there is a checkpoint of the interval before: it comes for certain.
     """
     with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(EVERY), trainer=HELD)) as job:
         job.hold(MIDDLE)

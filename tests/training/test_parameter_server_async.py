@@ -72,7 +72,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
             assert (server.state().version, server.state().late_gradients) == (1, 2)
             assert server.state().applied.intervals() == [(5, 6)]
             server.begin(2)
-            assert server.state().late_gradients == 2, "a counter does not go back when a new generation begins"
+            assert server.state().late_gradients == 2, "a counter does not go back when a new round begins"
 
 
 def test_an_empty_slice_counts_as_applied_and_is_no_update() -> None:

@@ -73,7 +73,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
         client.initialize(flat.parameters)
         client.pull(flat.parameters, step=0)
         client.push(schedule.part(0), whole_gradient(0, length))
-        # The worker of slice 1 sends all of its gradient to shard 0, and half of it to shard 1.
+        # The worker of part 1 sends all of its gradient to shard 0, and half of it to shard 1.
         with python(f"""
             import os, signal
             from training.parameter_servers import make_client, make_config
@@ -89,14 +89,14 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
             flat = vector_model({length})
             client = ShardedClient(
                 addresses={[server.address for server in servers]!r},
-                config=config, rank=1, incarnation="first", generation=1, timeout=10,
+                config=config, rank=1, incarnation="first", round_number=1, timeout=10,
             )
             client.connect(flat.layout)
             client.pull(flat.parameters, step=0)
             gradient = whole_gradient(1, {length})
             for shard, part in zip(client._shards, (1, 0.5)):
                 (view,) = shard.views(gradient)
-                header, *_ = client._push(shard, Op.PUSH, schedule.slice(1), gradient, WHOLE)
+                header, *_ = client._push(shard, Op.PUSH, schedule.part(1), gradient, WHOLE)
                 shard.link.send(header, [view[: int(len(view) * part)]])
             os.kill(os.getpid(), signal.SIGKILL)
         """) as process:
@@ -105,7 +105,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
         assert [server.state().version for server in servers] == [1, 0]
         assert [server.state().applied.intervals() for server in servers] == [[(0, 2)], [(0, 1)]]
 
-        # Another worker redoes slice 1 on version 0, which shard 0 has left already, but keeps.
+        # Another worker redoes part 1 on version 0, which shard 0 has left already, but keeps.
         other, values = make_client(servers, config, rank=1, incarnation="second"), vector_model(length)
         other.connect(values.layout)
         assert other.pull(values.parameters, step=0) == (0, 0)
@@ -246,7 +246,7 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
             server.begin(2, tmp_path / f"shard-{i}.safetensors")
         with pytest.raises(RoundOver):
             client.pull(flat.parameters)
-        with pytest.raises(RoundOver, match="generation 1 is over"):
+        with pytest.raises(RoundOver, match="round 1 is over"):
             make_client(servers, config, incarnation="one").connect(flat.layout)
         client = make_client(servers, config, incarnation="one", round_number=2)
         client.connect(flat.layout)
@@ -291,7 +291,7 @@ def test_who_waits_when_the_generation_ends_is_told() -> None:
         client.connect(flat.layout)
         client.initialize(flat.parameters)
         threading.Timer(0.2, servers[0].begin, (2,)).start()
-        with pytest.raises(RoundOver, match="generation 1 is over"):
+        with pytest.raises(RoundOver, match="round 1 is over"):
             client.pull(flat.parameters, step=1)
 
 
@@ -358,7 +358,7 @@ def test_a_wait_that_runs_out_names_what_is_missing() -> None:
         client = make_client(servers, config, timeout=1)
         client.connect(flat.layout)
         client.initialize(flat.parameters)
-        with pytest.raises(PeerLost, match=r"waited 0.3 s for step 0 to be complete: slice 0, 2 is missing"):
+        with pytest.raises(PeerLost, match=r"waited 0.3 s for step 0 to be complete: part 0, 2 is missing"):
             client.push_pull(schedule.part(1), whole_gradient(1), flat.parameters, 1)
 
 
@@ -424,12 +424,12 @@ def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
         client = make_client(servers, config)
         client.connect(flat.layout)
         client.initialize(flat.parameters)
-        with pytest.raises(Refused, match="slice 4 is of step 4, but this shard is at 0"):
+        with pytest.raises(Refused, match="part 4 is of step 4, but this shard is at 0"):
             client.push(schedule.part(4), whole_gradient(4))
 
 
 def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) -> None:
-    """Slices of workers that die are done by whoever comes: a synchronous training does not depend on who computes."""
+    """Parts of workers that die are done by whoever comes: a synchronous training does not depend on who computes."""
     steps = 30
     config = make_config(workers=3, servers=2, optimizer=MOMENTUM)
     schedule = Schedule(samples=40, batch_size=12, world_size=3, seed=3, max_steps=steps)

@@ -41,7 +41,7 @@ def test_50_steps_equal_those_of_one_process_on_the_whole_batch(
     name: str, servers: int, workers: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     settings, reference = OPTIMIZERS[name]
-    # 40 samples in batches of 12: the last batch of an epoch has 4, and slices are uneven.
+    # 40 samples in batches of 12: the last batch of an epoch has 4, and parts are uneven.
     (result,) = train_sync(workers=workers, servers=servers, optimizer=settings, steps=50, dtype=dtype)
     alone = train_alone(optimizer=reference, steps=50, dtype=dtype, samples=40, batch_size=12)
     torch.testing.assert_close(result, alone, atol=tolerance, rtol=0)

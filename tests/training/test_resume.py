@@ -108,7 +108,7 @@ def test_servers_that_are_there_before_a_slow_volume_is_read_begin_from_the_chec
         for role, index in job.keys[3:]:
             job.start_one(role, index)
         assert job.supervise() == 0, job.logs()
-        assert f"generation 1 begins at step {saved}" in job.log(Role.MASTER)
+        assert f"round 1 begins at step {saved}" in job.log(Role.MASTER)
 
 
 @pytest.mark.parametrize("changes", [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync")])

@@ -56,7 +56,7 @@ def test_a_server_without_memory_ends_and_its_replacement_goes_on(tmp_path: Path
         assert job.termination(Role.PARAMETER_SERVER).message == "MemoryError: no room for a step"
         assert job.supervise() == 0, job.logs()
         assert job.restarts == {(Role.PARAMETER_SERVER, 0): 1}
-        assert "generation 2 begins at step 80" in job.log(Role.MASTER)
+        assert "round 2 begins at step 80" in job.log(Role.MASTER)
     assert manifests(tmp_path / "checkpoints")[-1]["step"] == 230
 
 
@@ -79,7 +79,7 @@ def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
                 worker.push(schedule.part(0), whole_gradient(0))
         with pytest.raises(RoundOver):
             other.pull(flat.parameters)
-        with pytest.raises(RuntimeError, match="generation 1 is over"):
+        with pytest.raises(RuntimeError, match="round 1 is over"):
             server.save(tmp_path / "shard")
         wait_for("the failure to be told, after its connection is closed", lambda: failures, 5)
     assert [type(failure) for failure in failures] == [ZeroDivisionError]

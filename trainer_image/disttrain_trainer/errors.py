@@ -45,7 +45,7 @@ class PeerLost(TrainerError):
 
 
 class RoundOver(PeerLost):
-    """The generation of the call is over: a server was lost, and the model rolled back. The process can go on in the next one."""
+    """The round of the call is over: a server was lost, and the model rolled back. The process can go on in the next one."""
 
 
 class Refused(PeerLost):

@@ -24,7 +24,7 @@ def shard(server: Member, save: str) -> str:
 
 
 class Table:
-    """A training of two servers and two workers, 10 steps of 2 slices, a checkpoint every 4 steps; sent messages are kept."""
+    """A training of two servers and two workers, 10 steps of 2 parts, a checkpoint every 4 steps; sent messages are kept."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Table:
                 self.training.heard(server, answer | self.state(server), 0)
 
     def work_on(self, worker: Member) -> list[int]:
-        """The worker computes a slice, if there is one for it; what else was said stays to be answered."""
+        """The worker computes a part, if there is one for it; what else was said stays to be answered."""
         others = [one for one in self.said if one[0] != worker]
         got = self.work(worker, 1, ask=1)
         self.said = others + self.said
@@ -181,7 +181,7 @@ def training(**options: Any) -> Table:
 
 
 def finish(table: Table) -> None:
-    """Works until every slice is applied."""
+    """Works until every part is applied."""
     while table.tracker.step != STEPS:
         for worker in WORKERS:
             table.work(worker, 20)

@@ -10,7 +10,7 @@ from disttrain_trainer.parameter_server.consistency import Async, BoundedStalene
 
 
 class SyncMachine(RuleBasedStateMachine):
-    """Slices of the current step and of steps before it arrive in any order, some more than once."""
+    """Parts of the current step and of steps before it arrive in any order, some more than once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SyncMachine(RuleBasedStateMachine):
         assert self.added == list(range(len(self.added)))
 
     @invariant()
-    def a_version_is_a_step_with_all_its_slices(self) -> None:
+    def a_version_is_a_step_with_all_its_parts(self) -> None:
         assert self.policy.version == len(self.added) // 4
         assert set(self.policy.accepted) == self.known
         assert self.policy.settled == IndexSet(range(4 * self.policy.version))
@@ -174,4 +174,4 @@ def test_an_empty_slice_counts_in_async_without_an_update() -> None:
 def test_a_waiting_worker_learns_which_slices_are_missing() -> None:
     policy = Sync(world_size=20, version=2)
     policy.arrive(41, empty=False)
-    assert policy.waits_for(3) == "step 2 to be complete: slice 40, 42, 43, 44, 45, 46, 47, 48 and 11 more is missing"
+    assert policy.waits_for(3) == "step 2 to be complete: part 40, 42, 43, 44, 45, 46, 47, 48 and 11 more is missing"

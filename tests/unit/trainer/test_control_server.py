@@ -102,7 +102,7 @@ def line(message: Message) -> bytes:
         pytest.param(line(HELLO | {"rank": 1e400}), id="an infinite rank"),
         pytest.param(line(HELLO | {"incarnation": "i" * 100}), id="a long incarnation"),
         pytest.param(line(HELLO | {"state": "sleeping"}), id="an unknown state"),
-        pytest.param(line(HELLO | {"applied": [[5, 3]]}), id="slices that are none"),
+        pytest.param(line(HELLO | {"applied": [[5, 3]]}), id="parts that are none"),
     ],
 )
 async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisions(said: bytes) -> None:
@@ -121,7 +121,7 @@ async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisi
         pytest.param({"type": "nonsense"}, id="no kind of message"),
         pytest.param({"type": "take"}, id="missing fields"),
         pytest.param({"type": "take", "stay": "s", "count": "3", "done": []}, id="a text for a number"),
-        pytest.param({"type": "state", "generation": 1, "applied": [[0, 2], [1, 3]]}, id="slices that overlap"),
+        pytest.param({"type": "state", "generation": 1, "applied": [[0, 2], [1, 3]]}, id="parts that overlap"),
         pytest.param({"type": "saved", "step": 3, "time": "yesterday"}, id="a time that is none"),
         pytest.param({"type": "nan"}, id="no step"),
         pytest.param({"type": "report", "step": float("inf")}, id="an infinite step"),

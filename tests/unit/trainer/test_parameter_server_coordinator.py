@@ -1,4 +1,4 @@
-"""What the master of a training with parameter servers decides: when a generation begins, what is saved when, and the end."""
+"""What the master of a training with parameter servers decides: when a round begins, what is saved when, and the end."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from unit.trainer.served import SERVERS, WORKERS, Table, finish, training
 
 
 def taken_over(**options: object) -> Table:
-    """A new master of two servers in generation 3; no worker has come yet, and no server has answered."""
+    """A new master of two servers in round 3; no worker has come yet, and no server has answered."""
     table = Table(**options)
     for server in SERVERS:
         table.round_number[server], table.applied[server] = 3, {0, 1, 2}

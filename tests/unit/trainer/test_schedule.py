@@ -1,4 +1,4 @@
-"""The work of a job as numbered slices, and sets of slice numbers."""
+"""The work of a job as numbered parts, and sets of part numbers."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def batches(**numbers: Any) -> list[int]:
 
 
 def parts(step: int, **numbers: Any) -> list[int]:
-    """The sizes of the slices of a step."""
+    """The sizes of the parts of a step."""
     schedule = Schedule(seed=0, epochs=1, **numbers)
     return [schedule.part(step * schedule.world_size + part).samples for part in range(schedule.world_size)]
 
@@ -51,7 +51,7 @@ def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedul
         assert {s.batch_samples for s in parts} == {sum(s.samples for s in parts)}
         filled = [s.samples for s in parts if s.samples]
         assert max(filled) - min(filled) <= 1
-        assert filled == [s.samples for s in parts][: len(filled)], "the first slices are filled first"
+        assert filled == [s.samples for s in parts][: len(filled)], "the first parts are filled first"
         assert all(s.samples == len(s.indices) for s in parts)
 
 
@@ -143,7 +143,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
     schedule = Schedule(samples=10, batch_size=4, world_size=2, seed=0, max_steps=4)
     assert (schedule.steps_per_epoch, schedule.total_steps, schedule.total_parts) == (3, 4, 8)
     assert [schedule.part(k).epoch for k in range(8)] == [1] * 6 + [2] * 2
-    with pytest.raises(IndexError, match="slice 8 of 8"):
+    with pytest.raises(IndexError, match="part 8 of 8"):
         schedule.part(8)
 
 

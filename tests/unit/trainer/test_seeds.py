@@ -1,4 +1,4 @@
-"""Seeds: any that the API takes, another one for each slice, and the same for every call of a factory."""
+"""Seeds: any that the API takes, another one for each part, and the same for every call of a factory."""
 
 import random
 
@@ -17,7 +17,7 @@ def test_each_slice_of_a_job_has_a_seed_of_its_own_that_torch_takes(seed: int) -
         torch.Generator().manual_seed(number)
 
 
-def test_neighbouring_seeds_share_no_slice() -> None:
+def test_neighbouring_seeds_share_no_part() -> None:
     assert not {mix(3, number) for number in range(1000)} & {mix(4, number) for number in range(1000)}
 
 

@@ -1,4 +1,4 @@
-"""The ledger hands every slice out, in order, until it is done; whatever happens to the workers."""
+"""The work queue hands every part out, in order, until it is done; whatever happens to the workers."""
 
 import pytest
 from hypothesis import given
@@ -95,7 +95,7 @@ def test_whatever_happens_every_slice_is_computed_in_the_end(events: list[tuple[
             taken = queue.take(worker, count)
             assert taken == sorted(taken)
             others = {index for other, parts in held.items() for index in parts}
-            assert not others & set(taken), "a slice is held by two workers"
+            assert not others & set(taken), "a part is held by two workers"
             held[worker] += taken
         elif worker in held:
             queue.finish(worker, held[worker][:count])

@@ -42,7 +42,7 @@ class Manifest(BaseModel):
     step: int = Field(ge=0)
     """Steps in the state."""
     parts: int = Field(ge=0, alias="slices")
-    """Batch parts that every shard has applied. The file names them slices."""
+    """Batch parts that every shard has applied. The file names them parts."""
     parts_per_step: int = Field(ge=1, alias="slices_per_step")
     """Parts of a step, by which the parts are numbered."""
     steps_per_epoch: int = Field(ge=1)

@@ -1,6 +1,6 @@
 """Worlds of equals, for DataParallel and scripts: formed when every member is ready, dissolved when one is lost.
 
-A world is a generation, and has a rendezvous store of its own, so that no member reads what an older world wrote.
+A world is a round, and has a rendezvous store of its own, so that no member reads what an older world wrote.
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
 """
 

@@ -1,6 +1,6 @@
-"""The end of a training with parameter servers: from the slice that was counted last to the last checkpoint.
+"""The end of a training with parameter servers: from the part that was counted last to the last checkpoint.
 
-Every slice was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters; they are saved.
+Every part was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters; they are saved.
 A worker or server that is lost meanwhile has its part asked again. Pure.
 """
 
@@ -47,12 +47,12 @@ class Completion:
         self._finish = finish
         self._confirming = False
         self.confirmed = False
-        """Every slice is applied on every server."""
+        """Every part is applied on every server."""
         self.evaluator: int | None = None
         """The worker that was asked, and did not answer yet: it hears nothing else until then."""
 
     def reset(self) -> None:
-        """The generation is lost, and with it the final parameters."""
+        """The round is lost, and with it the final parameters."""
         self.confirmed = self._confirming = False
         self.evaluator = self._tracker.evaluation = None
 
@@ -66,7 +66,7 @@ class Completion:
             self.evaluator = None
 
     def evaluated(self, rank: int, message: Message) -> bool:
-        """A worker evaluated; False when it was not asked, or evaluated parameters of a generation that is lost."""
+        """A worker evaluated; False when it was not asked, or evaluated parameters of a round that is lost."""
         if rank != self.evaluator or message.get("evaluation") is None:
             return False
         if not self._workers.holds_lease(rank, message):
@@ -76,14 +76,14 @@ class Completion:
         return True
 
     def advance(self, queue: WorkQueue, now: float) -> None:
-        """Goes on; for when every slice is counted and every server is there."""
+        """Goes on; for when every part is counted and every server is there."""
         if self.confirmed:
             self._conclude(queue, now)
         elif not self._confirming:
             self._confirm(queue, now)
 
     def _confirm(self, queue: WorkQueue, now: float) -> None:
-        """Every slice was said to be applied: ask the servers, who know."""
+        """Every part was said to be applied: ask the servers, who know."""
         self._confirming = True
 
         def then(applied: IndexSet) -> None:
@@ -91,7 +91,7 @@ class Completion:
             gone = queue.unlearn(applied)
             if gone:
                 log.warning(
-                    "%d slices were counted, but are not applied on every server; they are done again", len(gone)
+                    "%d parts were counted, but are not applied on every server; they are done again", len(gone)
                 )
             else:
                 self.confirmed = True

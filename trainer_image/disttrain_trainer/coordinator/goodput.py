@@ -16,7 +16,7 @@ MANY_STEPS = 10
 
 
 class Goodput:
-    """The ledger of one master."""
+    """The work queue of one master."""
 
     def __init__(self, now: float, *, steps_done: int = 0) -> None:
         """steps_done: those of the attempts before; up to there steps are done again."""

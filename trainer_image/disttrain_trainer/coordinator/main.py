@@ -192,7 +192,7 @@ class Master:
     def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         """See net.peers.CheckpointStore."""
         evaluation, data = self._tracker.evaluation, self._tracker.data
-        assert data is not None, "the ledger, of which something is saved, was made with it"
+        assert data is not None, "the work queue, of which something is saved, was made with it"
 
         def write() -> Manifest:
             folder = self._root / store.name_of(step)
@@ -232,7 +232,7 @@ class Master:
 
     def _renew_store(self) -> None:
         """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
-        self._store = None  # closes the old one: torch puts no generation into the keys any more (2.15)
+        self._store = None  # closes the old one: torch puts no round into the keys any more (2.15)
 
         def host() -> "TCPStore":
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__

@@ -1,6 +1,6 @@
 """Training with parameter servers, as the master decides it: who is told what when somebody comes, speaks or is lost.
 
-The servers hold the truth (which slices are applied), the workers come and go. Pure: time is given, sending is the sender's, files
+The servers hold the truth (which parts are applied), the workers come and go. Pure: time is given, sending is the sender's, files
 are the checkpoint store's.
 """
 
@@ -144,7 +144,7 @@ class ParameterServerCoordinator:
         self._inquire(now)
 
     def reported(self, rank: int, message: Message, now: float) -> None:
-        """What a worker computed. Which steps are done is the ledger's to say."""
+        """What a worker computed. Which steps are done is the work queue's to say."""
         self._tracker.report(
             rank=rank,
             samples=int(message.get("samples") or 0),
@@ -185,7 +185,7 @@ class ParameterServerCoordinator:
         workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
         return self._missing_members.describe([m for m in workers if m.rank not in self._workers.live] + servers, now)
 
-    # Generations.
+    # Rounds.
 
     def _server_state(self, index: int, message: Message, now: float) -> None:
         self._servers.know(index, message)
@@ -218,7 +218,7 @@ class ParameterServerCoordinator:
         self._workers.tell(MessageType.REFORM)
 
     def _make_queue(self) -> None:
-        """As soon as every server's slices and the size of the dataset are known; then the workers that are ready may come."""
+        """As soon as every server's parts and the size of the dataset are known; then the workers that are ready may come."""
         if not self._rounds.open or self._queue is not None:
             return
         if self._workers.data is None or not self._servers.complete:
@@ -236,7 +236,7 @@ class ParameterServerCoordinator:
         self._tracker.reach(self._queue.step)
         if self._checkpoints is not None:
             self._checkpoints.begin(self._queue)
-        log.info("generation %d begins at step %d", self._rounds.number, self._queue.step)
+        log.info("round %d begins at step %d", self._rounds.number, self._queue.step)
         for rank in self._workers.ready:
             self._invite(rank)
 
@@ -267,9 +267,9 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _void_leases(self, rank: int) -> None:
-        """Sync: slices of a worker return. The others may wait for one of them: only who starts anew, from the lowest, computes it.
+        """Sync: parts of a worker return. The others may wait for one of them: only who starts anew, from the lowest, computes it.
 
-        What they have returns, too, or each of them would say READY with slices, and send all others away once more.
+        What they have returns, too, or each of them would say READY with parts, and send all others away once more.
         """
         assert self._queue is not None
         self._queue.recall()
@@ -301,7 +301,7 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _called_away(self, rank: int) -> None:
-        """A worker is lost, or begins anew: what it was asked for beside its slices is asked again."""
+        """A worker is lost, or begins anew: what it was asked for beside its parts is asked again."""
         self._completion.worker_left(rank)
         if self._checkpoints is not None:
             self._checkpoints.worker_left(rank)

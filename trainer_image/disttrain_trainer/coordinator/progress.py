@@ -52,7 +52,7 @@ class Tracker:
         self.world_size = 0
         self.round_number = 0
         self.lost_workers = 0
-        """Workers of parameter servers whose slices went to others: a recovery without a new generation."""
+        """Workers of parameter servers whose parts went to others: a recovery without a new round."""
         self.redone_steps = 0
         self.samples = 0
         self.gradient_norm: float | None = None
@@ -67,7 +67,7 @@ class Tracker:
         self._entries: deque[_Entry] = deque()
         self._newest: dict[int, _Entry] = {}
         self._final: dict[float, tuple[float, float]] = {}
-        """Weighted loss and weight of each slice of the last steps, by its number."""
+        """Weighted loss and weight of each part of the last steps, by its number."""
         self._began: float | None = None
         self._final_speed: float | None = None
 
@@ -84,9 +84,9 @@ class Tracker:
         """Samples that a rank computed since its last report, and the sum of their losses.
 
         weight: what the sum is divided by. Default: the samples.
-        final: number, weighted loss and weight of the slices of the job's last steps.
+        final: number, weighted loss and weight of the parts of the job's last steps.
         """
-        # A slice that is computed a second time counts once: the later value is of the state that stays.
+        # A part that is computed a second time counts once: the later value is of the state that stays.
         self._final |= {index: (weighted, its_weight) for index, weighted, its_weight in final}
         if self._began is None:
             self._began = now

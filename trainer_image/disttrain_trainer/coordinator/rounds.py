@@ -1,8 +1,8 @@
-"""The generations of parameter servers: when one begins, from which checkpoint, and when it is lost.
+"""The rounds of parameter servers: when one begins, from which checkpoint, and when it is lost.
 
-A generation is one life of all shards together. It begins when every server is there and the checkpoint folder has been looked at,
+A round is one life of all shards together. It begins when every server is there and the checkpoint folder has been looked at,
 with all of them at the same checkpoint, and it is lost with any one of them: then all go back to the newest checkpoint.
-A server that only lost its connection comes back with its generation, and a new master takes over the one that all servers have.
+A server that only lost its connection comes back with its round, and a new master takes over the one that all servers have.
 Pure.
 """
 
@@ -32,15 +32,15 @@ class _Phase(Enum):
     BEGINNING = auto()
     """The servers load the checkpoint."""
     OPEN = auto()
-    """Every server has the generation: the workers may come."""
+    """Every server has the round: the workers may come."""
 
 
 class Rounds:
-    """One generation after the other.
+    """One round after the other.
 
     newest: the newest complete checkpoint that is known. workers: how many the job has.
-    opened: the generation is open. returned: a server of the open generation is back, and all are there. lost: a server came
-    without its generation.
+    opened: the round is open. returned: a server of the open round is back, and all are there. lost: a server came
+    without its round.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Rounds:
         self._lost = lost
         self._phase = _Phase.LOOKING
         self.number = 0
-        """Of the present generation, or of the last one."""
+        """Of the present round, or of the last one."""
 
     @property
     def open(self) -> bool:
         return self._phase is _Phase.OPEN
 
     def look(self, now: float) -> None:
-        """Looks for the newest checkpoint, from which the next generation begins. Whoever gets the store's answer calls `found`."""
+        """Looks for the newest checkpoint, from which the next round begins. Whoever gets the store's answer calls `found`."""
         self._phase = _Phase.LOOKING
         if self._store is not None:
             self._store.find()
@@ -88,15 +88,15 @@ class Rounds:
     def server_joined(self, now: float) -> None:
         """A server said what it holds."""
         if self._phase is _Phase.LOOKING:
-            return  # a generation that began now would know of no checkpoint
+            return  # a round that began now would know of no checkpoint
         if self._phase is _Phase.GATHERING or self._same():
             self._gather(now)
         else:
-            # A server without the present generation: its shard is lost, and with it the generation.
+            # A server without the present round: its shard is lost, and with it the round.
             self._begin_anew(now)
 
     def server_told(self, round_number: int, now: float) -> bool:
-        """A server says which generation it is in. False when this was an end or a beginning, and not an answer in a generation."""
+        """A server says which round it is in. False when this was an end or a beginning, and not an answer in a round."""
         if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and round_number > self.number:
             self._begin_anew(now)  # the last order of a master that is gone, carried out only now
             return False
@@ -110,7 +110,7 @@ class Rounds:
         return self._servers.round_numbers <= {self.number}
 
     def _gather(self, now: float) -> None:
-        """With every server here: go on with the generation that they all have, or begin one."""
+        """With every server here: go on with the round that they all have, or begin one."""
         if not self._servers.complete:
             return
         round_numbers = self._servers.round_numbers
@@ -141,7 +141,7 @@ class Rounds:
         self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._workers)))
 
     def _begin_anew(self, now: float) -> None:
-        """The generation is lost: back to the newest checkpoint."""
+        """The round is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self.number = max(self.number, *self._servers.round_numbers)
         self._servers.forget_rounds()

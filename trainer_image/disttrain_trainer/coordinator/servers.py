@@ -14,7 +14,7 @@ from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 
 Then = Callable[[IndexSet], None]
-"""Gets the slices that are applied on every server."""
+"""Gets the parts that are applied on every server."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Servers:
         """Time of the last question."""
         self._open: dict[int, _Question] = {}
         self._norms: dict[int, dict[tuple[int, int], float]] = {}
-        """By server, generation and version: the squared norm of its part of a step's gradient."""
+        """By server, round and version: the squared norm of its part of a step's gradient."""
 
     @property
     def complete(self) -> bool:
@@ -68,7 +68,7 @@ class Servers:
 
     @property
     def applied(self) -> IndexSet:
-        """The slices that are applied on every server; for when they are complete."""
+        """The parts that are applied on every server; for when they are complete."""
         return reduce(IndexSet.intersection, (server.applied for server in self._there.values()))
 
     def know(self, index: int, message: Message) -> None:
@@ -115,5 +115,5 @@ class Servers:
 
 
 def parts_of(message: Message) -> IndexSet:
-    """The slices that a server says it applied."""
+    """The parts that a server says it applied."""
     return IndexSet.from_intervals((start, stop) for start, stop in message["applied"])

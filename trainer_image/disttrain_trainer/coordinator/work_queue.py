@@ -1,7 +1,7 @@
-"""Which slice is whose: handed out in order, returned when their worker is lost, counted when every server applied them.
+"""Which part is whose: handed out in order, returned when their worker is lost, counted when every server applied them.
 
-Pure and small: no sockets, no clock, no randomness. It is soft state: a new master makes a new ledger from what the servers
-applied. That a slice counts once is the servers' doing; the ledger only sees that each is computed, and seldom twice.
+Pure and small: no sockets, no clock, no randomness. It is soft state: a new master makes a new work queue from what the servers
+applied. That a part counts once is the servers' doing; the work queue only sees that each is computed, and seldom twice.
 """
 
 import heapq
@@ -10,7 +10,7 @@ from disttrain_trainer.data.index_set import IndexSet
 
 
 class _Lane:
-    """Slices first, first + stride, first + 2 stride …: a cursor, and those behind it that came back."""
+    """Parts first, first + stride, first + 2 stride …: a cursor, and those behind it that came back."""
 
     __slots__ = ("cursor", "returned", "stride")
 
@@ -20,7 +20,7 @@ class _Lane:
         self.returned: list[int] = []
 
     def next(self, done: IndexSet) -> int:
-        """The lowest slice of the lane that nobody has and that is not done."""
+        """The lowest part of the lane that nobody has and that is not done."""
         while self.returned and self.returned[0] in done:
             heapq.heappop(self.returned)
         if self.returned:
@@ -38,12 +38,12 @@ class _Lane:
 
 
 class WorkQueue:
-    """The slices [0, total) of a job.
+    """The parts [0, total) of a job.
 
-    aligned: for synchronous steps. Slice k is kept for rank k % world_size while that worker lives, so that the slices of a step
-    are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any slice.
+    aligned: for synchronous steps. Part k is kept for rank k % world_size while that worker lives, so that the parts of a step
+    are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any part.
 
-    A worker computes its slices in ascending order. Then the lowest slice that is not done is always the next one of somebody, or
+    A worker computes its parts in ascending order. Then the lowest part that is not done is always the next one of somebody, or
     free: but whoever waits for it in vain, because it became free, must give its own back and take anew.
     """
 
@@ -51,7 +51,7 @@ class WorkQueue:
         self.total = total
         self.world_size = world_size
         self.limit = total
-        """Slices from here on are not handed out yet."""
+        """Parts from here on are not handed out yet."""
         self._done = done.copy() if done is not None else IndexSet()
         count = world_size if aligned else 1
         self._lanes = [_Lane(first=number, stride=count) for number in range(count)]
@@ -59,7 +59,7 @@ class WorkQueue:
 
     @property
     def done(self) -> int:
-        """Slices that every server applied."""
+        """Parts that every server applied."""
         return len(self._done)
 
     @property
@@ -74,7 +74,7 @@ class WorkQueue:
 
     @property
     def handed_out(self) -> int:
-        """One more than the highest slice that is done, or that anybody has."""
+        """One more than the highest part that is done, or that anybody has."""
         done = self._done.intervals()
         highest = max((index for lease in self._leases.values() for index in lease), default=-1)
         return max(highest + 1, done[-1][1] if done else 0)
@@ -94,7 +94,7 @@ class WorkQueue:
         return True
 
     def holds(self, worker: int) -> bool:
-        """Whether the worker has slices that are not done."""
+        """Whether the worker has parts that are not done."""
         return bool(self._leases.get(worker))
 
     def recall(self) -> None:
@@ -103,7 +103,7 @@ class WorkQueue:
             self._give_back(worker)
 
     def take(self, worker: int, count: int) -> list[int]:
-        """At most `count` slices for the worker, ascending; none while there are none below the limit."""
+        """At most `count` parts for the worker, ascending; none while there are none below the limit."""
         lease = self._leases[worker]
         single = len(self._lanes) == 1
         lanes = [
@@ -139,7 +139,7 @@ class WorkQueue:
         self._done = IndexSet.from_intervals(merged)
 
     def unlearn(self, applied: IndexSet) -> list[int]:
-        """Exactly these are applied everywhere: slices that were counted, but are not among them, return. They should be none."""
+        """Exactly these are applied everywhere: parts that were counted, but are not among them, return. They should be none."""
         before, self._done = self._done, self._done.intersection(applied)
         gone = [] if len(before) == len(self._done) else [index for index in before if index not in applied]
         for index in gone:

@@ -1,4 +1,4 @@
-"""The workers of parameter servers, as the master knows them: who is there, in which stay, and who waits for slices.
+"""The workers of parameter servers, as the master knows them: who is there, in which stay, and who waits for parts.
 
 Pure; sending is the sender's.
 """
@@ -21,9 +21,9 @@ class Workers:
         self._incarnation = incarnation
         self._invited = 0
         self._leases: dict[int, str] = {}
-        """The present stay of each invited worker. Unique over masters: a generation is not, when all servers and the master are new."""
+        """The present stay of each invited worker. Unique over masters: a round is not, when all servers and the master are new."""
         self._wants: dict[int, int] = {}
-        """Workers that asked for slices and got none yet."""
+        """Workers that asked for parts and got none yet."""
         self.live: dict[int, int | None] = {}
         """How many samples each one's dataset has; None while it is starting."""
         self.data: DataSet | None = None
@@ -64,7 +64,7 @@ class Workers:
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
-        """Notes what a worker did, and what it wants. False for what was said before the worker heard that its slices are void."""
+        """Notes what a worker did, and what it wants. False for what was said before the worker heard that its parts are void."""
         if not self.holds_lease(rank, message):
             return False
         queue.finish(rank, message["done"])

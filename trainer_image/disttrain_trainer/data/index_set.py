@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 
 class IndexSet:
-    """A set of slice numbers, kept as merged half-open intervals: small and fast while slices come nearly in order. Not thread-safe."""
+    """A set of part numbers, kept as merged half-open intervals: small and fast while parts come nearly in order. Not thread-safe."""
 
     __slots__ = ("_length", "_starts", "_stops")
 
@@ -40,7 +40,7 @@ class IndexSet:
     def add(self, number: int) -> bool:
         """Adds the number; False when it was in the set already."""
         if number < 0:
-            raise ValueError(f"slice numbers begin at 0, not {number}")
+            raise ValueError(f"part numbers begin at 0, not {number}")
         at = bisect_right(self._starts, number)
         # The interval before `at` begins at or before the number, the one at `at` after it.
         if at and number < self._stops[at - 1]:
@@ -93,7 +93,7 @@ class IndexSet:
         yield from range(at, upto)
 
     def renumbered(self, *, then: int, now: int) -> "IndexSet | None":
-        """Slices that were numbered with `then` slices a step, numbered with `now`; None unless the set is whole steps, from 0 on."""
+        """Parts that were numbered with `then` parts a step, numbered with `now`; None unless the set is whole steps, from 0 on."""
         if then == now:
             return self.copy()
         steps, rest = divmod(len(self), then)

@@ -1,11 +1,11 @@
-"""The work of a job, cut into numbered slices. Pure: no torch, no I/O, no clock.
+"""The work of a job, cut into numbered parts. Pure: no torch, no I/O, no clock.
 
 A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
-It is cut into `world_size` near-equal consecutive slices. Slices are numbered 0, 1, 2 … across the whole job, so that slice k
+It is cut into `world_size` near-equal consecutive parts. Parts are numbered 0, 1, 2 … across the whole job, so that part k
 belongs to step k // world_size; the number is the key by which work is handed out, counted and applied exactly once.
 
-A model with BatchNorm cannot train on one sample. Where every full batch gives each slice two samples or more, so does the remainder:
-a single sample joins the batch before it, and a smaller batch is cut into fewer slices, the others of its step being empty.
+A model with BatchNorm cannot train on one sample. Where every full batch gives each part two samples or more, so does the remainder:
+a single sample joins the batch before it, and a smaller batch is cut into fewer parts, the others of its step being empty.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ class BatchPart:
     """A piece of work: samples whose mean loss gives one gradient."""
 
     index: int
-    """The slice's number in the job."""
+    """The part's number in the job."""
     step: int
     """The step it belongs to, from 0."""
     epoch: int
     """The epoch, from 1."""
     samples: int
-    """Samples of the slice. 0 when the batch has fewer samples than slices: nothing to compute, but to be counted as applied."""
+    """Samples of the part. 0 when the batch has fewer samples than parts: nothing to compute, but to be counted as applied."""
     batch_samples: int
-    """Samples of the whole step; the slice's gradient counts samples / batch_samples in a synchronous step."""
+    """Samples of the whole step; the part's gradient counts samples / batch_samples in a synchronous step."""
     indices: NDArray[np.int64]
     """The samples' numbers in the dataset, shape (samples,), read-only."""
 
@@ -51,7 +51,7 @@ class DataSet:
 
 
 class Schedule:
-    """Every slice of a job, as a function of its number. Safe to share between threads.
+    """Every part of a job, as a function of its number. Safe to share between threads.
 
     Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
     in the middle. The batches do not depend on `world_size`. Raises ValueError for numbers that make no schedule.
@@ -108,9 +108,9 @@ class Schedule:
         )
 
     def part(self, index: int) -> BatchPart:
-        """Slice `index` of the job. Raises IndexError outside [0, total_slices)."""
+        """Part `index` of the job. Raises IndexError outside [0, total_slices)."""
         if not 0 <= index < self.total_parts:
-            raise IndexError(f"slice {index} of {self.total_parts}")
+            raise IndexError(f"part {index} of {self.total_parts}")
         step, number = divmod(index, self.world_size)
         epoch, batch = divmod(step, self.steps_per_epoch)
         if batch < self._plain:  # nearly always, and each microsecond is a per cent of a small model's step
@@ -139,7 +139,7 @@ class Schedule:
         return start, self.samples - start if is_remainder else self.batch_size
 
     def _cut(self, batch_samples: int) -> list[int]:
-        """Where the slices of a batch of this size begin and end, world_size + 1 numbers from 0 on. The first slices are filled first.
+        """Where the parts of a batch of this size begin and end, world_size + 1 numbers from 0 on. The first parts are filled first.
 
         See the module's docstring for why not always all of them get samples.
         """
@@ -155,7 +155,7 @@ class Schedule:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch))))
             order = generator.permutation(self.samples).astype(np.int64, copy=False)
             order.setflags(write=False)
-            # Two epochs: around their border, slices of both are asked for.
+            # Two epochs: around their border, parts of both are asked for.
             self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
         return order
 

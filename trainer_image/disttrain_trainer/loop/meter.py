@@ -40,7 +40,7 @@ class Meter:
         self._weight = 0.0
         """Of the sum of losses."""
         self._final: list[tuple[int, float, float]] = []
-        """Of the last steps of the job: number of the slice, loss x weight, weight."""
+        """Of the last steps of the job: number of the part, loss x weight, weight."""
         self._samples = 0
         self._earlier = 0
         """Samples of these that were computed before the loop began this time."""
@@ -56,7 +56,7 @@ class Meter:
             raise NonFiniteLoss(who=self._who, step=step, loss=loss)
 
     def add(self, part: BatchPart, *, loss: float, weight: float | None = None) -> None:
-        """A slice was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
+        """A part was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
         samples = part.samples
         if weight is None:
             weight = samples

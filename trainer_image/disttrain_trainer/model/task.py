@@ -51,7 +51,7 @@ class Task:
     deterministic: bool
 
     def seed(self, part: BatchPart) -> None:
-        """Sets torch's generator for a slice, so that dropout does not depend on who computes the slice, nor on restarts.
+        """Sets torch's generator for a part, so that dropout does not depend on who computes the part, nor on restarts.
 
         Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`. Without
         it they go on from where `seed_process` set them.

@@ -9,9 +9,9 @@ in the order of the layout, JSON for HELLO, text for answers in words. A PUSH wh
     INIT values                 ->  DONE
     JOIN clock                  ->  DONE clock
     LEAVE                       ->  DONE
-    PUSH slice, gradient        ->  DONE version
+    PUSH part, gradient        ->  DONE version
     PULL clock, step            ->  VALUES version, parameters
-    PUSH_PULL slice, gradient   ->  VALUES version, parameters               push and pull in one round trip
+    PUSH_PULL part, gradient   ->  VALUES version, parameters               push and pull in one round trip
     BYE                         ->                                           the end, on purpose
 
 One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
@@ -96,7 +96,7 @@ class Reason(IntEnum):
 
     NONE = 0
     ROUND = 1
-    """The generation is over."""
+    """The round is over."""
     STRANGER = 2
     """Another job, attempt, configuration or cut; or a replaced incarnation."""
     LAYOUT = 3
@@ -116,11 +116,11 @@ class Header:
     """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
     PUSH: bits, OWN_WEIGHT and PARTIAL."""
     samples: int = 0
-    """PUSH: samples of the slice; 0 means no gradient."""
+    """PUSH: samples of the part; 0 means no gradient."""
     batch_samples: int = 0
-    """PUSH: samples of the slice's step."""
+    """PUSH: samples of the part's step."""
     index: int = 0
-    """PUSH: number of the slice."""
+    """PUSH: number of the part."""
     step: int = -1
     """PULL: the step whose version is wanted, -1 for the current one."""
     clock: int = 0

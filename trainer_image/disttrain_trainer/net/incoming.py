@@ -42,7 +42,7 @@ FinalLosses = Annotated[
     list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]],
     Field(max_length=1 << 16),
 ]
-"""Number, weighted loss and weight of slices."""
+"""Number, weighted loss and weight of parts."""
 
 
 class _Said(BaseModel):

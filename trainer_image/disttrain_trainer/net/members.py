@@ -28,7 +28,7 @@ class MemberState(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """One stay in a generation: another object for each, also within the same generation."""
+    """One stay in a round: another object for each, also within the same round."""
 
     number: int
     lease: str = ""
@@ -38,7 +38,7 @@ class Round:
     buffers: str | None = None
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
     from_scratch: bool = False
-    """There is no checkpoint: the generation began from the first parameters."""
+    """There is no checkpoint: the round began from the first parameters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 MAX_LINE = 1 << 20
-"""Bytes of a line. The longest is a server's list of applied slices, whose intervals are few."""
+"""Bytes of a line. The longest is a server's list of applied parts, whose intervals are few."""
 
 Message = dict[str, Any]
 
@@ -39,7 +39,7 @@ class MessageType(StrEnum):
     REPORT = "report"
     """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
     the weights, where these are not the samples), epoch, total_steps;
-    final: [slice, loss x weight, weight] of each slice of the last steps;
+    final: [slice, loss x weight, weight] of each part of the last steps;
     of a script or command world: the size of the world that it is in, where it knows]."""
 
     # A collective world: DataParallel and scripts.
@@ -47,7 +47,7 @@ class MessageType(StrEnum):
     """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
     set; layout: a digest of the state's, or, with parameter servers, whether its model has buffers]."""
     ROUND = "world"
-    """A world begins [generation, source: the rank whose state is the newest].
+    """A round begins [generation, source: the rank whose state is the newest].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
     checkpoint]: both ends ignore what was said of an earlier stay."""
@@ -66,14 +66,14 @@ class MessageType(StrEnum):
 
     # Parameter servers.
     BEGIN = "begin"
-    """To a server: begin this generation from this file [generation, file of the checkpoint folder, or null, slices_per_step
+    """To a server: begin this round from this file [generation, file of the checkpoint folder, or null, slices_per_step
     of that checkpoint]; it answers with STATE."""
     STATE = "state"
     """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"
     """To a server: these workers are lost [ranks, id]; it answers with STATE."""
     REQUEST = "take"
-    """From a worker: hand out so many slices [stay, count, done: slices applied since the last message]."""
+    """From a worker: assign so many parts [stay, count, done: parts applied since the last message]."""
     ASSIGN = "tickets"
     """To a worker: compute these [stay, slices]."""
     EVALUATE = "evaluate"

@@ -1,4 +1,4 @@
-"""A process group for one generation of the world: made under its own store prefix, and left without waiting.
+"""A process group for one round of the world: made under its own store prefix, and left without waiting.
 
 Its waits end when a peer is lost, not after a time: a closed connection ends them, and `end` ends them from another thread, so that
 who waits for a frozen peer goes on when the master says that the world is over. A peer that is only slow, because it writes a
@@ -144,7 +144,7 @@ class AbortableProcessGroup:
 def process_group(
     config: JobConfig, *, control: ControlClient, rank: CollectiveMember, this_round: Round, index: int, backend: str
 ) -> Iterator[AbortableProcessGroup | None]:
-    """The default group of this generation; a group of one needs none. Raises BrokenGroup when the peers do not come together.
+    """The default group of this round; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
     index: this rank's number. While it lives, `rank.group` is how the control thread ends it.
     """

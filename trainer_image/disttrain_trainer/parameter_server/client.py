@@ -1,7 +1,7 @@
 """The worker's side: one connection to each server, asked in parallel.
 
 A call returns when every shard has answered. When one of them fails, the others are given up at once, the call raises, and the
-client is done with: a worker that goes on asks the master for the generation and makes a new client. No call waits for a silent
+client is done with: a worker that goes on asks the master for the round and makes a new client. No call waits for a silent
 server for more than the time-out; a server that waits for other workers says so, and `waiting_for` repeats it.
 """
 
@@ -37,10 +37,10 @@ WHOLE = GradientInfo()
 
 
 class ShardedClient:
-    """A worker's connections to all servers of a generation. For one thread at a time; `close` may come from another.
+    """A worker's connections to all servers of a round. For one thread at a time; `close` may come from another.
 
     timeout: seconds after which a server that is silent is taken for lost.
-    clock: iterations that this worker has completed in the generation, with an earlier client.
+    clock: iterations that this worker has completed in the round, with an earlier client.
 
     Calls raise PeerLost (a server was lost, or a wait ran out), RoundOver (the servers have begun another one), Refused (this
     process is not wanted any more), or WrongInput (this worker's model is not the servers').
@@ -91,7 +91,7 @@ class ShardedClient:
         return sum(shard.link.received for shard in self._shards if shard.link is not None)
 
     def connect(self, layout: Layout) -> None:
-        """Connects to every server; waits for those that do not listen yet, and for the generation to begin."""
+        """Connects to every server; waits for those that do not listen yet, and for the round to begin."""
 
         def one(shard: ServerConnection) -> Header:
             shard.spans = layout.spans(server=shard.number, servers=len(self._shards))
@@ -145,7 +145,7 @@ class ShardedClient:
     def pull(self, into: Vectors, *, step: int | None = None) -> tuple[int, ...]:
         """Reads the parameters into these vectors; returns each shard's version.
 
-        Sync: waits for the version `step`. A version that differs says that the step is over: its slices are all applied.
+        Sync: waits for the version `step`. A version that differs says that the step is over: its parts are all applied.
         BoundedStaleness: waits at the gate. Async: does not wait.
         """
 
@@ -156,16 +156,16 @@ class ShardedClient:
         return self._pulled(self._all("the parameters", one))
 
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> None:
-        """Hands in the gradient of the slice's mean loss (None for an empty slice); returns when every shard has it.
+        """Hands in the gradient of the part's mean loss (None for an empty part); returns when every shard has it.
 
-        A slice that was pushed before, by anybody, is ignored by the shards that have it.
+        A part that was pushed before, by anybody, is ignored by the shards that have it.
         """
 
         def one(shard: ServerConnection) -> Header:
             shard.push(*self._push(shard, Op.PUSH, part, gradient, info))
             return shard.receive(Op.DONE)
 
-        self._all(f"slice {part.index} to be taken", one)
+        self._all(f"part {part.index} to be taken", one)
         self._clock += 1
 
     def push_pull(
@@ -182,7 +182,7 @@ class ShardedClient:
             shard.push(*self._push(shard, Op.PUSH_PULL, part, gradient, info, next_step))
             return shard.receive_values(into)
 
-        versions = self._all(f"the parameters after slice {part.index}", one)
+        versions = self._all(f"the parameters after part {part.index}", one)
         self._clock += 1
         return self._pulled(versions)
 

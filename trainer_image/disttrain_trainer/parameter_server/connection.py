@@ -60,7 +60,7 @@ class ServerConnection:
         if not part.samples:
             self.send(header)
         elif gradient is None:
-            raise ValueError(f"slice {part.index} has {part.samples} samples, but no gradient")
+            raise ValueError(f"part {part.index} has {part.samples} samples, but no gradient")
         else:
             self.send(header, [memoryview(runs), *self.views(gradient)])
 

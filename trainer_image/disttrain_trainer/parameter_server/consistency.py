@@ -22,10 +22,10 @@ class OutOfStep(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """What to do when a slice is complete."""
+    """What to do when a part is complete."""
 
     add: tuple[int, ...]
-    """Slices whose gradients are to be added to the sum now, in this order."""
+    """Parts whose gradients are to be added to the sum now, in this order."""
     update: bool
     """Then take an optimiser step with the sum, to the next version."""
 
@@ -74,20 +74,20 @@ class Clocks:
 
 
 class Consistency(ABC):
-    """A policy: which slices were accepted, what becomes of them, who may start."""
+    """A policy: which parts were accepted, what becomes of them, who may start."""
 
     def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         self.version = version
         """Optimiser steps behind the current parameters."""
         self.accepted = IndexSet() if accepted is None else accepted
-        """Every slice that counts; pushed again, it is ignored."""
+        """Every part that counts; pushed again, it is ignored."""
         self.late = 0
-        """Gradients that came for a slice that was accepted already."""
+        """Gradients that came for a part that was accepted already."""
         self.max_staleness_seen = 0
         """Largest lead over the slowest live worker at the start of an iteration."""
 
     def arrive(self, index: int, *, empty: bool) -> Arrival | None:
-        """A slice is complete; `empty`: it has no samples, so no gradient. None when it was accepted already. Raises OutOfStep."""
+        """A part is complete; `empty`: it has no samples, so no gradient. None when it was accepted already. Raises OutOfStep."""
         if index in self.accepted:
             self.late += 1
             return None
@@ -98,7 +98,7 @@ class Consistency(ABC):
 
     @property
     def settled(self) -> IndexSet:
-        """The slices that are part of the current version: what a checkpoint of it may say."""
+        """The parts that are part of the current version: what a checkpoint of it may say."""
         return self.accepted
 
     @property
@@ -134,19 +134,19 @@ class Consistency(ABC):
 
 
 class Sync(Consistency):
-    """Each version is one update with all slices of one step, summed in slice order: bitwise the same whoever came first."""
+    """Each version is one update with all parts of one step, summed in part order: bitwise the same whoever came first."""
 
     def __init__(self, *, world_size: int, version: int = 0) -> None:
         super().__init__(
             version=version, accepted=IndexSet.from_intervals([(0, version * world_size)] if version else [])
         )
         self.world_size = world_size
-        self._next = version * world_size  # the first slice that is not in the sum
+        self._next = version * world_size  # the first part that is not in the sum
         self._early: set[int] = set()
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
         if index // self.world_size > self.version:
-            raise OutOfStep(f"slice {index} is of step {index // self.world_size}, but this shard is at {self.version}")
+            raise OutOfStep(f"part {index} is of step {index // self.world_size}, but this shard is at {self.version}")
         self._early.add(index)
         first = self._next
         while self._next in self._early:
@@ -178,11 +178,11 @@ class Sync(Consistency):
         missing = IndexSet(range(self.version * self.world_size, (self.version + 1) * self.world_size))
         names = [str(index) for index in missing if index not in self.accepted]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return f"step {self.version} to be complete: slice {', '.join(names[:8])}{more} is missing"
+        return f"step {self.version} to be complete: part {', '.join(names[:8])}{more} is missing"
 
 
 class Async(Consistency):
-    """Each slice is an update at once; nobody waits."""
+    """Each part is an update at once; nobody waits."""
 
     def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         super().__init__(version=version, accepted=accepted)
@@ -240,7 +240,7 @@ class BoundedStaleness(Async):
 def build(
     strategy: spec.ParameterServerStrategy, *, world_size: int, version: int = 0, accepted: IndexSet | None = None
 ) -> Consistency:
-    """The policy that the job names, going on from a checkpoint's version and accepted slices."""
+    """The policy that the job names, going on from a checkpoint's version and accepted parts."""
     match strategy.consistency:
         case spec.Consistency.SYNC:
             return Sync(world_size=world_size, version=version)

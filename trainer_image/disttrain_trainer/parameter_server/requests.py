@@ -1,4 +1,4 @@
-"""What the server does with the requests of one connection: read them, ask the generation, answer."""
+"""What the server does with the requests of one connection: read them, ask the round, answer."""
 
 import math
 
@@ -52,9 +52,9 @@ class Requests:
 
     def _push(self, header: Header) -> int:
         if not (math.isfinite(header.weight) and header.weight >= 0):
-            raise ProtocolError(f"slice {header.index} has the weight {header.weight}")
+            raise ProtocolError(f"part {header.index} has the weight {header.weight}")
         if not 0 <= header.samples <= header.batch_samples or not header.batch_samples:
-            raise ProtocolError(f"slice {header.index} has {header.samples} of {header.batch_samples} samples")
+            raise ProtocolError(f"part {header.index} has {header.samples} of {header.batch_samples} samples")
         took: Took = None
         buffers: Buffers | None = None
         if not header.samples:
@@ -84,13 +84,13 @@ class Requests:
             self._link.receive_into(header, buffers.views)
             return None
         if header.runs > MAX_RUNS:
-            raise ProtocolError(f"slice {header.index} has {header.runs} runs, more than {MAX_RUNS}")
+            raise ProtocolError(f"part {header.index} has {header.runs} runs, more than {MAX_RUNS}")
         runs = bytearray(header.runs * RUN.size)
         self._link.receive_into(header, [memoryview(runs), *buffers.views])
         try:
             return took_of(list(RUN.iter_unpack(runs)), [span.length for span in buffers.spans])
         except ValueError as error:
-            raise ProtocolError(f"slice {header.index}: {error}") from None
+            raise ProtocolError(f"part {header.index}: {error}") from None
 
     def _pull(self, clock: int, step: int) -> None:
         buffers = self._host.pull(

@@ -91,14 +91,14 @@ class Server:
                 self._saves.put(order)
 
     def _begin(self, round_number: int, file: str | None, parts_per_step: int) -> None:
-        """Begins a generation, unless it is an order of a master that is gone, which another one gave already."""
+        """Begins a round, unless it is an order of a master that is gone, which another one gave already."""
         if round_number <= self._shard.state().round_number:
-            log.info("generation %d has begun already", round_number)
+            log.info("round %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
         path = root / file if root is not None and file is not None else None
         self._shard.begin(round_number, path, parts_per_step=parts_per_step or None)
-        log.info("generation %d begins from %s", round_number, file or "the first worker's parameters")
+        log.info("round %d begins from %s", round_number, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:
         state = self._shard.state()

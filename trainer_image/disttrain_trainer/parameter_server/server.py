@@ -1,6 +1,6 @@
 """A parameter server: one shard behind a port, one thread for each connection.
 
-`begin` starts a generation, `save` writes a checkpoint's file, `drop` sends a worker away that the master has given up; all may be
+`begin` starts a round, `save` writes a checkpoint's file, `drop` sends a worker away that the master has given up; all may be
 called from any thread.
 """
 
@@ -46,7 +46,7 @@ class SavedShard:
     """Of the file, in hex."""
     version: int
     applied: IndexSet
-    """The slices in it."""
+    """The parts in it."""
 
 
 class NotFinite(Exception):
@@ -65,7 +65,7 @@ class _Connection:
 class ShardServer:
     """Serves shard `index` of the job on host:port (None: every address of the machine; port 0: any free one).
 
-    optimizer: makes the optimiser of each generation. Default: what the job names.
+    optimizer: makes the optimiser of each round. Default: what the job names.
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
     on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
         the shard stands still meanwhile.
@@ -105,7 +105,7 @@ class ShardServer:
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
-        self._late = 0  # gradients of generations that are over
+        self._late = 0  # gradients of rounds that are over
         self._listener: socket.socket | None = None
         self._stopped = False
 
@@ -128,12 +128,12 @@ class ShardServer:
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
     def begin(self, round_number: int, checkpoint: Path | None = None, *, parts_per_step: int | None = None) -> None:
-        """Starts a generation, from this file or with no parameters; the one before is over, and its workers are sent away.
+        """Starts a round, from this file or with no parameters; the one before is over, and its workers are sent away.
 
-        parts_per_step: by which the slices in the file are numbered. Default: as many as now.
+        parts_per_step: by which the parts in the file are numbered. Default: as many as now.
 
-        Raises WrongInput when the file is damaged or does not fit the job; then the old generation goes on. ValueError when the
-        generation is not a later one.
+        Raises WrongInput when the file is damaged or does not fit the job; then the old round goes on. ValueError when the
+        round is not a later one.
         """
         file = None if checkpoint is None else ShardFile.load(checkpoint)
         try:
@@ -172,7 +172,7 @@ class ShardServer:
         """
         host = self._host
         if host is None:
-            raise RuntimeError("no generation has begun")
+            raise RuntimeError("no round has begun")
         try:
             file = host.snapshot()
         except Refusal as error:
@@ -203,7 +203,7 @@ class ShardServer:
             connection.link.abort()
 
     def stop(self) -> None:
-        """Ends the generation, all connections, and the listener."""
+        """Ends the round, all connections, and the listener."""
         with self._changed:
             self._stopped = True
             connections = list(self._connections)
@@ -268,7 +268,7 @@ class ShardServer:
             _refuse(connection.link, Reason.MISTAKE, str(error))
         except (Closed, Silent):
             if (former := connection.host) is not None and former.over:
-                _refuse(connection.link, Reason.ROUND, f"generation {former.number} is over")
+                _refuse(connection.link, Reason.ROUND, f"round {former.number} is over")
         finally:
             self._forget(connection, said_goodbye)
 
@@ -292,7 +292,7 @@ class ShardServer:
         with self._changed:
             host = self._host
             if host is None or host.number != hello.round_number:
-                raise Refusal(Reason.ROUND, f"generation {hello.round_number} is over")
+                raise Refusal(Reason.ROUND, f"round {hello.round_number} is over")
             if hello.incarnation in self._retired:
                 raise Refusal(Reason.STRANGER, f"worker {hello.rank} was replaced by a newer incarnation")
             before = self._incarnations.get(hello.rank)
@@ -309,10 +309,10 @@ class ShardServer:
         return host, session
 
     def _await_round(self, link: Link, hello: Hello) -> None:
-        """Waits for `begin`: a worker may hear of a generation before its servers do."""
+        """Waits for `begin`: a worker may hear of a round before its servers do."""
         begin, patience = time.monotonic(), self._config.startup_timeout_seconds
         heartbeat = min(hello.timeout_seconds / 4, HEARTBEAT)
-        reason = f"generation {hello.round_number} to begin on server {self._index}"
+        reason = f"round {hello.round_number} to begin on server {self._index}"
 
         def begun() -> bool:
             return self._stopped or (self._host is not None and self._host.number >= hello.round_number)

@@ -169,7 +169,7 @@ class Shard:
         self._recycle(buffers)
 
     def snapshot(self, applied: IndexSet) -> ShardFile:
-        """A copy of the current version, to be written while the shard goes on. `applied`: the slices in it."""
+        """A copy of the current version, to be written while the shard goes on. `applied`: the parts in it."""
         tensors: dict[str, torch.Tensor] = {}
         for number, span in enumerate(self.spans):
             for name, tensor in self._tensors(number).items():

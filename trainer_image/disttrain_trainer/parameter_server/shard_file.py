@@ -1,6 +1,6 @@
 """A shard in a file: safetensors, so that reading it cannot run code; written so that a crash leaves the old file or the new one.
 
-The header's metadata says which version and slices, which layout and optimiser, and a sha256 over the tensors, so that a
+The header's metadata says which version and parts, which layout and optimiser, and a sha256 over the tensors, so that a
 damaged file is refused by itself. The digest over the whole file, for a checkpoint's manifest, is what `save` returns.
 """
 
@@ -44,7 +44,7 @@ class ShardFile:
     """By "<number of the vector>.<what>", unpadded."""
 
     def renumbered(self, *, then: int, now: int) -> "ShardFile":
-        """The same for a training with another number of slices a step. Raises WrongInput in the middle of a step."""
+        """The same for a training with another number of parts a step. Raises WrongInput in the middle of a step."""
         applied = self.applied.renumbered(then=then, now=now)
         if applied is None:
             raise WrongInput(

@@ -1,6 +1,6 @@
-"""A shard, its consistency policy and its workers under one lock: what the connections of one generation share.
+"""A shard, its consistency policy and its workers under one lock: what the connections of one round share.
 
-Every method may be called by any thread. Waiting is a condition variable, notified when somebody may start; nothing polls. A generation
+Every method may be called by any thread. Waiting is a condition variable, notified when somebody may start; nothing polls. A round
 that is over refuses everybody; its shard is garbage, and whoever still works on it harms nobody.
 """
 
@@ -36,7 +36,7 @@ class Gradient:
     """What a worker says of the gradient that it pushes."""
 
     index: int
-    """Number of the slice."""
+    """Number of the part."""
     samples: int
     batch_samples: int
     clock: int
@@ -58,11 +58,11 @@ class ShardState:
     version: int = 0
     """Optimiser steps behind the parameters; Sync: steps."""
     applied: IndexSet = field(default_factory=IndexSet)
-    """The slices that count here. Sync: with those of the step that is still incomplete."""
+    """The parts that count here. Sync: with those of the step that is still incomplete."""
     max_staleness_seen: int = 0
     """Largest lead over the slowest live worker with which an iteration started."""
     late_gradients: int = 0
-    """Gradients that were ignored because their slice counted already; of a server those of all its generations."""
+    """Gradients that were ignored because their part counted already; of a server those of all its rounds."""
     initialized: bool = False
     """Whether the parameters have values."""
     shard_bytes: int = 0
@@ -78,7 +78,7 @@ class ShardState:
 
 
 class ShardHost:
-    """One server's side of a generation, from the first parameters or from a checkpoint."""
+    """One server's side of a round, from the first parameters or from a checkpoint."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class ShardHost:
         self.over = False
         """Whether `end` was called."""
         self._shard: Shard | None = None
-        self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the slices before them
+        self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the parts before them
         self._weights: dict[int, float] = {}
-        """Of the gradients of the update that is being made, by slice; how they come must not matter to their sum."""
+        """Of the gradients of the update that is being made, by part; how they come must not matter to their sum."""
         self._owned = False
         """Whether one of them is the loss's own: then they are not 1 together."""
         self._took: list[Took] = []
@@ -120,8 +120,8 @@ class ShardHost:
         if checkpoint is not None:
             if self._policy.accepted != checkpoint.applied:
                 raise WrongInput(
-                    f"the saved shard of version {checkpoint.version} has {len(checkpoint.applied)} slices applied, which no "
-                    f"synchronous training with {world_size} slices a step has"
+                    f"the saved shard of version {checkpoint.version} has {len(checkpoint.applied)} parts applied, which no "
+                    f"synchronous training with {world_size} parts a step has"
                 )
             self._shard = self._build(checkpoint.layout)
             self._shard.restore(checkpoint)
@@ -189,13 +189,13 @@ class ShardHost:
             self._changed.notify_all()
 
     def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> int:
-        """A whole gradient is here (None: of no samples). Applies it if its slice is new; returns the version then."""
+        """A whole gradient is here (None: of no samples). Applies it if its part is new; returns the version then."""
         with self._changed:
             self._require_going_on()
             shard, before = self._known_shard(), self._policy.milestone
             if not shard.initialized:
                 raise Refusal(
-                    Reason.MISTAKE, f"slice {gradient.index} has a gradient, but this shard has no parameters yet"
+                    Reason.MISTAKE, f"part {gradient.index} has a gradient, but this shard has no parameters yet"
                 )
             try:
                 arrival = self._policy.arrive(gradient.index, empty=buffers is None)
@@ -220,7 +220,7 @@ class ShardHost:
                     self.over = True  # it counts already, and may be half applied: nobody reads or saves this any more
                     raise
             if self._sessions.get(session.rank) is session:
-                # Also for a slice that somebody else had done: the worker's iteration is complete all the same.
+                # Also for a part that somebody else had done: the worker's iteration is complete all the same.
                 self._policy.complete(session.rank, gradient.clock)
             if self._policy.milestone != before:
                 self._changed.notify_all()
@@ -261,13 +261,13 @@ class ShardHost:
             self._known_shard().release(buffers)
 
     def end(self) -> None:
-        """Ends the generation: whoever waits or asks is refused."""
+        """Ends the round: whoever waits or asks is refused."""
         with self._changed:
             self.over = True
             self._changed.notify_all()
 
     def snapshot(self) -> ShardFile:
-        """A copy of the current version. Refuses when there are no parameters yet, or the generation is over."""
+        """A copy of the current version. Refuses when there are no parameters yet, or the round is over."""
         with self._changed:
             self._require_going_on()
             shard = self._known_shard()
@@ -334,7 +334,7 @@ class ShardHost:
 
     def _require_going_on(self) -> None:
         if self.over:
-            raise Refusal(Reason.ROUND, f"generation {self.number} is over")
+            raise Refusal(Reason.ROUND, f"round {self.number} is over")
 
     def _require_current(self, session: Session) -> None:
         self._require_going_on()

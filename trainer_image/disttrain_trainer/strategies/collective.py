@@ -1,4 +1,4 @@
-"""DataParallel: rank r computes slice r of every step, gradients are averaged weighted by samples, every rank has the model.
+"""DataParallel: rank r computes part r of every step, gradients are averaged weighted by samples, every rank has the model.
 
 A rank from its start to its end, through lost peers: the survivors keep their state, and the newest one gives it to all.
 """
@@ -105,14 +105,14 @@ class DataParallel:
                 self._take_part_in(this_round)
                 return
             except _Reform:
-                log.info("the world of generation %d is over: a worker was lost", this_round.number)
+                log.info("the round %d is over: a worker was lost", this_round.number)
             except BrokenGroup as error:
-                log.warning("generation %d ended: %s", this_round.number, error)
+                log.warning("round %d ended: %s", this_round.number, error)
                 self._require_a_lost_peer(this_round, error)
             self._metrics.recoveries += 1
 
     def _take_part_in(self, this_round: Round) -> None:
-        """One generation: take over the newest state, train to the end, wait for the others."""
+        """One round: take over the newest state, train to the end, wait for the others."""
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
         self._written = None
@@ -133,7 +133,7 @@ class DataParallel:
             if group is not None:
                 self._take_newest(this_round, group)
                 replica = Replicated(self._flat, group=group, search=self._config.trainer.find_unused_parameters)
-            log.info("generation %d begins at step %d", this_round.number, rank.step)
+            log.info("round %d begins at step %d", this_round.number, rank.step)
             try:
                 with user_code.refusing_groups("trainer.model"):
                     self._train(this_round, replica)

@@ -1,7 +1,7 @@
-"""The role of a worker of parameter servers: take slices from the master, compute their gradients, exchange them with the servers.
+"""The role of a worker of parameter servers: take parts from the master, compute their gradients, exchange them with the servers.
 
 The control thread keeps the tickets filled while the main thread computes, so that no step waits for the master. Whatever is lost
-on the way, the worker leaves the world and asks for the next one; the servers know which slices count.
+on the way, the worker leaves the world and asks for the next one; the servers know which parts count.
 """
 
 import time
@@ -63,7 +63,7 @@ class Worker:
         self._round_number = 0
         """That of the buffers, and of the clock."""
         self._clock = 0
-        """Iterations completed in this generation."""
+        """Iterations completed in this round."""
         # On a GPU the network gets copies in the host's memory; on the CPU it shares the model's own.
         self._on_gpu = self._task.device.type == "cuda"
         self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
@@ -76,13 +76,13 @@ class Worker:
         )
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
         self._done: list[int] = []
-        """Slices that every server took, and that the master was not told of."""
+        """Parts that every server took, and that the master was not told of."""
         self._newest: BatchPart | None = None
         """What was computed last."""
         self._seconds = 0.0
-        """Mean duration of a slice, lately."""
+        """Mean duration of a part, lately."""
         self._moved = time.monotonic()
-        """When a slice was last done."""
+        """When a part was last done."""
         self._moved_bytes = (0, 0)
         """Sent and received by connections that are closed."""
         metrics.before_scrape = self._count
@@ -124,7 +124,7 @@ class Worker:
         try:
             client.connect(self._flat.layout)
             self._begin(client, this_round)
-            log.info("generation %d: with %d servers", this_round.number, self._config.parameter_servers)
+            log.info("round %d: with %d servers", this_round.number, self._config.parameter_servers)
             with user_code.refusing_groups("trainer.model"):
                 self._work(client, this_round)
         except NonFiniteLoss as error:
@@ -141,7 +141,7 @@ class Worker:
             client.close()
 
     def _begin(self, client: ShardedClient, this_round: Round) -> None:
-        """Brings parameters and buffers to where the generation is: this worker may be new, or the servers went back."""
+        """Brings parameters and buffers to where the round is: this worker may be new, or the servers went back."""
         another = this_round.number != self._round_number
         reset_buffers = another and this_round.from_scratch and self._buffers.there_are_some
         if self._trained and (reset_buffers or not client.initialized):
@@ -184,7 +184,7 @@ class Worker:
         phases, clock = metrics.phase_seconds, time.perf_counter
         self._meter.begin(clock())
         participates = current = False
-        """Whether this worker counts in the clocks, and whether the parameters are those of the next slice."""
+        """Whether this worker counts in the clocks, and whether the parameters are those of the next part."""
         while (index := self._next_assignment(client, this_round, participates)) is not None:
             if index < 0:
                 participates = current = False
@@ -236,7 +236,7 @@ class Worker:
             self._meter.report(step=part.step + 1, epoch=part.epoch, now=time.perf_counter())
 
     def _compute(self, part: BatchPart, began: float) -> tuple[tuple[torch.Tensor, ...], GradientInfo]:
-        """The gradient of the slice's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
+        """The gradient of the part's mean loss, in memory that the network may read, and what it is of. Of weight 0: zeros."""
         task, phases, clock = self._task, self._metrics.phase_seconds, time.perf_counter
         task.seed(part)
         batch = task.fetch(part.indices)
@@ -267,7 +267,7 @@ class Worker:
         return gradients, info
 
     def _received(self, versions: tuple[int, ...], part: BatchPart) -> bool:
-        """Whether the parameters that came are good for this slice. Sync: exactly those of its step."""
+        """Whether the parameters that came are good for this part. Sync: exactly those of its step."""
         if self._on_gpu:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
                 device.copy_(host)
@@ -293,7 +293,7 @@ class Worker:
             self._control.send(MessageType.REQUEST, stay=this_round.lease, count=count, done=done)
 
     def _next_assignment(self, client: ShardedClient, this_round: Round, participates: bool) -> int | None:
-        """The next slice; None when the world is over; -1 when the worker waited, and must join and pull anew."""
+        """The next part; None when the world is over; -1 when the worker waited, and must join and pull anew."""
         control, member = self._control, self._member
         if member.round is not this_round:
             return None
@@ -318,7 +318,7 @@ class Worker:
             if participates:
                 client.leave()
             # Others may compute what is left, evaluate it, or save it, for as long as that takes.
-            control.wait(lambda: news() or None, what="more slices, or the end", timeout=None)
+            control.wait(lambda: news() or None, what="more parts, or the end", timeout=None)
         if member.save is not None and not idle:
             return self._next_assignment(client, this_round, participates)
         if member.evaluate:
@@ -332,7 +332,7 @@ class Worker:
             self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
     def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
-        """All slices are applied: what the user's `evaluate` says of the final parameters."""
+        """All parts are applied: what the user's `evaluate` says of the final parameters."""
         self._member.evaluate = False
         self._trained = True
         client.join()

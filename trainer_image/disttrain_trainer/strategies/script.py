@@ -1,7 +1,7 @@
 """The agent of a script: runs the user's file unchanged, as torchrun would, in one world after another.
 
-When a member is lost, every agent stops its program and starts it again in the next generation; the store at the master keeps the
-generations apart.
+When a member is lost, every agent stops its program and starts it again in the next round; the store at the master keeps the
+rounds apart.
 """
 
 import os
@@ -73,7 +73,7 @@ class Agent:
         """The program in one world. True when the job is done, False when the world is over."""
         control, rank = self._control, self._rank
         program = self._start(this_round)
-        log.info("generation %d: the script runs", this_round.number)
+        log.info("round %d: the script runs", this_round.number)
 
         def over() -> bool:
             return rank.round is not this_round
@@ -110,7 +110,7 @@ class Agent:
                     said = program.failure(code)
                     log.warning("another worker had failed or was lost when this one did: %s", said.last_line or said)
             if not self._terminated:
-                log.info("generation %d is over: a worker was lost", this_round.number)
+                log.info("round %d is over: a worker was lost", this_round.number)
             return False
         finally:
             program.stop(grace=STOP_GRACE, patient=lambda: self._terminated)
