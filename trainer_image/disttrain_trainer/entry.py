@@ -19,7 +19,7 @@ from disttrain.api.runtime import Progress, Termination
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
-from disttrain_trainer.runtime import logs, machine, pod_metrics, termination
+from disttrain_trainer.runtime import logs, machine, pod_metrics, termination, user_files
 from disttrain_trainer.runtime.exposition import serve
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.pod_metrics import PodMetrics
@@ -52,6 +52,8 @@ class Entry:
                 log.warning(
                     "this trainer does not know %s and ignores it; use an image of the operator's release", fields
                 )
+            self._process = process = user_files.with_digest(process)
+            user_files.export(process, os.environ)
             self._take_role(process, is_rank=local_rank is not None)
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))

@@ -15,6 +15,8 @@ STEPS_DONE: Final = "DISTTRAIN_STEPS_DONE"
 """The master's: the step that the job had reached before it. What a new attempt computes up to there, it computes again."""
 CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
+CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
+"""A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
 METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
 TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
 PARENT_PID: Final = "DISTTRAIN_PARENT_PID"
@@ -53,7 +55,19 @@ UNBUFFERED: Final = "PYTHONUNBUFFERED"
 """Python writes each line at once: the last lines of a program that is killed are in its log."""
 
 RESERVED: Final = frozenset(
-    {JOB, ROLE, INDEX, ATTEMPT, STEPS_DONE, CHECKPOINT_DIR, DATA_DIR, METRICS_PORT, TERMINATION_LOG, PARENT_PID}
+    {
+        JOB,
+        ROLE,
+        INDEX,
+        ATTEMPT,
+        STEPS_DONE,
+        CHECKPOINT_DIR,
+        DATA_DIR,
+        CODE_DIR,
+        METRICS_PORT,
+        TERMINATION_LOG,
+        PARENT_PID,
+    }
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
     | {GROUP_WORLD_SIZE, ROLE_NAME, ROLE_RANK, ROLE_WORLD_SIZE}
     | {USE_AGENT_STORE, RESTART_COUNT, MAX_RESTARTS, ELASTIC_RUN_ID}

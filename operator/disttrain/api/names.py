@@ -42,7 +42,8 @@ OWN_PORTS: Final = ("metrics", "rendezvous", "control", "server")
 VOLUME_PREFIX: Final = "disttrain-"
 """Every volume of a pod that begins so is ours."""
 CHECKPOINT_PATH: Final = "/checkpoints"
-SCRIPT_PATH: Final = "/script"
+CODE_PATH: Final = "/disttrain/code"
+"""Where a worker has trainer.code."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 

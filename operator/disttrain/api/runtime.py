@@ -3,7 +3,7 @@
 They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the pod's termination message.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field
 from pydantic_core import from_json
@@ -38,6 +38,9 @@ class JobConfig(Model):
     attempt: Annotated[int, Field(ge=1)]
     strategy: Strategy
     trainer: Trainer
+    """Without `code`, which a worker finds at DISTTRAIN_CODE_DIR; the file of a script is named in full then."""
+    code_origin: str | None = None
+    """Where the code comes from, for messages; None without code."""
     data: Data | None = None
     checkpoint: Checkpoint | None = None
     workers: Annotated[int, Field(ge=1)]
@@ -63,7 +66,7 @@ class JobConfig(Model):
     def decode(cls, text: str) -> "tuple[JobConfig, tuple[str, ...]]":
         """The configuration, and the fields of it that this version does not know. Raises ValueError for a value that it does not
         understand: to leave that out would train something else."""
-        found = read_json(cls, text)
+        found = read(cls, _of_today(from_json(text)))
         if found.unreadable:
             raise NotReadable(sentences(found.unreadable))
         return found.value, found.unknown
@@ -90,6 +93,16 @@ class JobConfig(Model):
     def groups(self) -> int:
         """GROUP_WORLD_SIZE: machines of the workers."""
         return self.workers // self.workers_per_machine
+
+
+def _of_today(config: Any) -> Any:
+    """The configuration of an operator that had script.configMap, which it mounted at /script."""
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    script = trainer.get("script") if isinstance(trainer, dict) else None
+    if isinstance(trainer, dict) and isinstance(script, dict) and script.get("configMap") is not None:
+        script = {**script, "configMap": None, "file": f"/script/{script.get('file')}"}
+        return {**config, "trainer": {**trainer, "script": script}}
+    return config
 
 
 NonNegative = Annotated[int, Field(ge=0, le=2**53 - 1)]

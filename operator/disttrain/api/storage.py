@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, StrictInt
 
 from disttrain.api.base import Model, Rule
-from disttrain.api.names import CHECKPOINT_PATH, SCRIPT_PATH
+from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH
 from disttrain.api.types import INT32_MAX, AbsolutePath, DnsSubdomain
 
 
@@ -24,7 +24,7 @@ class Volume(Model):
     """Name of the claim; every pod of the job mounts it."""
 
 
-_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{SCRIPT_PATH})(/|$)"
+_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{CODE_PATH})(/|$)"
 
 
 class DataVolume(Volume):
@@ -34,7 +34,7 @@ class DataVolume(Volume):
         Rule(
             cel=f"!self.path.matches('{_TAKEN_PATHS}')",
             check=lambda volume: re.match(_TAKEN_PATHS, volume.path) is None,
-            message="must not lie at or below /tmp, /dev, /checkpoints, /script, /proc and /sys, which every pod has already",
+            message="must not lie at or below /tmp, /dev, /checkpoints, /disttrain/code, /proc and /sys, which every pod has already",
             field="path",
             shows="path",
         ),

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from disttrain.api.base import Model
+from disttrain.api.code import of_older_release
 from disttrain.api.job import DistTrainJob, Metadata
 from disttrain.api.policies import CleanPodPolicy, RunPolicy
 from disttrain.api.reading import NotReadable, Read, read, sentences
@@ -51,7 +52,7 @@ class ReadJob:
 def read_stored(body: dict[str, Any]) -> ReadJob:
     """The job of a stored object. Raises NotReadable only where its metadata cannot be read."""
     metadata = read(Metadata, body.get("metadata"))
-    spec, of_spec = _read(DistTrainJobSpec, body.get("spec"))
+    spec, of_spec = _read(DistTrainJobSpec, _of_today(body.get("spec")))
     status, of_status = _read(DistTrainJobStatus, body.get("status") or {})
     not_understood = [f"spec.{reason}" for reason in of_spec]
     if status is None:
@@ -73,6 +74,13 @@ def read_stored(body: dict[str, Any]) -> ReadJob:
     unknown = [f"spec.{path}" for path in spec.unknown] if spec else []
     unknown += [f"status.{path}" for path in status.unknown] if status else []
     return ReadJob(job, tuple(unknown), tuple(not_understood))
+
+
+def _of_today(spec: Any) -> Any:
+    """The spec with what an earlier release wrote elsewhere in its place of today."""
+    return (
+        {**spec, "trainer": of_older_release(spec["trainer"])} if isinstance(spec, dict) and "trainer" in spec else spec
+    )
 
 
 def _read(model: type[M], data: Any) -> tuple[Read[M] | None, tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, Rule
+from disttrain.api.code import ESCAPES, Code, escapes
 from disttrain.api.types import INT32_MAX, Argument, Decimal, DnsSubdomain, Factory, FreeForm
 
 _MAX_ARGUMENTS = 65_536
@@ -99,17 +100,18 @@ class Script(Model):
 
     RULES = (
         Rule(
-            cel="!has(self.configMap) || !self.file.contains('/')",
-            check=lambda s: s.config_map is None or "/" not in s.file,
-            message="with a configMap it is one of its keys, which have no /",
-            field="file",
-            shows="file",
+            # Of earlier releases: jobs that have it are stored (stored.py), and the API server tolerates what an update leaves as it is.
+            cel="!has(self.configMap)",
+            check=lambda s: s.config_map is None,
+            message="write trainer.code.configMap",
+            field="configMap",
+            shows="configMap",
         ),
     )
     config_map: DnsSubdomain | None = None
-    """ConfigMap that holds the file; mounted read-only. Default: the file is in the image, or in the current folder."""
-    file: Annotated[str, StringConstraints(pattern=r"^[-._/a-zA-Z0-9]+\.py$", max_length=253)]
-    """The Python file: a key of the ConfigMap, or a path in the image."""
+    """Not any more: write trainer.code.configMap."""
+    file: Annotated[str, StringConstraints(pattern=r"^[-._/a-zA-Z0-9]+\.py$", max_length=1024)]
+    """The Python file: one of trainer.code, or without that a path in the image or from the current folder on."""
     args: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()
     """Arguments of the script. Default: none."""
 
@@ -140,6 +142,20 @@ class Trainer(Model):
             check=lambda t: t.script is None or sum(map(len, t.script.args)) <= _MAX_ARGUMENTS,
             message=f"must have at most {_MAX_ARGUMENTS} characters in all; put the rest into a file",
             field="script.args",
+        ),
+        Rule(
+            cel="!has(self.code) || !has(self.code.configMap) || !has(self.script) || !self.script.file.contains('/')",
+            check=lambda t: t.code is None or t.code.config_map is None or t.script is None or "/" not in t.script.file,
+            message="with code.configMap it is one of its keys, which have no /",
+            field="script.file",
+            shows="script.file",
+        ),
+        Rule(
+            cel=f"!has(self.code) || !has(self.script) || !self.script.file.matches('{ESCAPES}')",
+            check=lambda t: t.code is None or t.script is None or not escapes(t.script.file),
+            message="with code it is one of its files: a relative path without '..'",
+            field="script.file",
+            shows="script.file",
         ),
         Rule(
             cel="has(self.model) == has(self.dataset)",
@@ -211,6 +227,9 @@ class Trainer(Model):
     """Auto, gloo or nccl. Default: Auto."""
     script: Script | None = None
     """The user's own file under torchrun's environment."""
+    code: Code | None = None
+    """Modules for factories, script and command that the image does not hold: a ConfigMap's, or those on a claim. Read-only in the workers,
+    at /disttrain/code. The workers of an attempt have the same code: one whose code differs is refused. Default: none."""
     command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)] | None = None
     """Any program, started once in each worker. RANK and WORLD_SIZE count the workers, MASTER_ADDR is worker 0, and PET_* gives torchrun
     its options."""

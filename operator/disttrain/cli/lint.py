@@ -4,6 +4,8 @@ import sys
 
 from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
+from disttrain.local import code
+from disttrain.local.documents import Documents
 
 
 def lint(names: list[str]) -> int:
@@ -33,21 +35,8 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
         problems.append(
             found.problem(("spec",), "without checkpoint a restart of the job begins at step 0", warning=True)
         )
-    script = spec.trainer.script
-    if script is not None and script.config_map is not None:
-        data = next(
-            (
-                {**(document.get("data") or {}), **(document.get("binaryData") or {})}
-                for document in file.beside(found)
-                if document["kind"] == "ConfigMap" and document["metadata"].get("name") == script.config_map
-            ),
-            None,
-        )
-        if data is not None and script.file not in data:
-            problems.append(
-                found.problem(
-                    ("spec", "trainer", "script", "file"),
-                    f'ConfigMap "{script.config_map}" has no key "{script.file}"; it has {", ".join(sorted(data)) or "none"}',
-                )
-            )
+    if spec.trainer.code is not None:
+        content = Documents(file.beside(found)).config_map(spec.trainer.code.config_map or "")
+        if content is not None:
+            problems += [found.problem(path, text) for path, text in code.in_config_map(spec.trainer, content)]
     return problems

@@ -1,4 +1,4 @@
-"""What a job names and finds beside it in its file: ConfigMaps and Secrets, for scripts and for environment variables.
+"""What a job names and finds beside it in its file: ConfigMaps and Secrets, for code and for environment variables.
 
 A cluster has these objects; here the documents of the file stand for them. Not here: what makes a good document (objects.py), and
 PersistentVolumeClaims, which need no document and become folders (folders.py).
@@ -27,9 +27,10 @@ class Documents:
             if (parsed := objects.parse(document)) is not None:
                 self._objects[str(document["kind"]), parsed.metadata.name] = parsed
 
-    def script(self, name: str, file: str, path: FieldPath) -> str:
-        """The text of a script in a ConfigMap. Raises Unusable."""
-        return _entry(self._object("ConfigMap", name, path).files(), f'ConfigMap "{name}"', file, path)
+    def config_map(self, name: str) -> ConfigMap | None:
+        """A ConfigMap of the file, None when it is not there."""
+        found = self._objects.get(("ConfigMap", name))
+        return found if isinstance(found, ConfigMap) else None
 
     def write(self, kind: str, name: str, folder: Path, path: FieldPath) -> None:
         """Writes a ConfigMap or Secret out, a file for each key, as a volume would show it."""

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -20,10 +21,13 @@ def _names_a_gpu(name: str) -> bool:
     return name.isdigit() or name.startswith(("GPU-", "MIG-"))
 
 
-def importable(package: str) -> bool:
-    """Whether a process in the current folder would find a top-level module, by whatever finder. Imports nothing."""
+def importable(package: str, code: Sequence[str] = ()) -> bool:
+    """Whether a process in the current folder would find a top-level module, by whatever finder. Imports nothing.
+
+    code: entries of the module path that stand before the current folder.
+    """
     before = sys.path[:]
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path[:0] = [*code, str(Path.cwd())]
     importlib.invalidate_caches()
     try:
         return importlib.util.find_spec(package) is not None

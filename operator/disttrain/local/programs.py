@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from disttrain.api import environment as names
+from disttrain.api.code import module_path
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.runtime import Addresses
-from disttrain.api.spec import Script
 from disttrain.api.template import PodTemplate
-from disttrain.local import machine
+from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
 from disttrain.local.expansion import expanded
@@ -51,7 +51,7 @@ class Programs:
         self._folder = folder
         self._ports = ports
         self._gpus = machine.gpus()
-        self._script = self._prepare_script()
+        self._code = code.folder_of(job.spec.trainer, documents, folder)
         self._check()
 
     def arguments(self, process: Process) -> list[str]:
@@ -75,7 +75,11 @@ class Programs:
             "CUDA_VISIBLE_DEVICES": ",".join(self._gpus_of(role, process.index)),
         }
         local = {names.PARENT_PID: str(os.getpid()), MARK: self._folder.uid}
-        return inherited | ours | self._container_environment(process) | local
+        variables = inherited | ours | self._container_environment(process) | local
+        if role is Role.WORKER and job.spec.trainer.command is not None and job.spec.trainer.code is not None:
+            # The trainer puts the code on its module path itself.
+            variables["PYTHONPATH"] = code.with_code(self._code or Path.cwd(), variables.get("PYTHONPATH"))
+        return variables
 
     def grace_seconds(self, role: Role) -> float:
         """How long a process of the role has after SIGTERM."""
@@ -92,6 +96,9 @@ class Programs:
                 ("spec", "data", "volume", "path"),
                 f"is not there: the data lies in {self._data_dir()}, as ${names.DATA_DIR} says",
             )
+        if spec.trainer.code is not None and self._code is None:
+            said = f"{spec.trainer.code.origin} is not here: the code is that of the current folder, {Path.cwd()}"
+            yield ("spec", "trainer", "code"), said
         for role in Role:
             path = (*self._path(role), "template", "spec")
             for position, container in enumerate(_pod_spec(self._template(role)).get("containers", ())):
@@ -122,28 +129,11 @@ class Programs:
         )
 
     def _told(self) -> DistTrainJob:
-        """The job with its script where it lies on this machine."""
-        if self._script is None:
+        """The job as its processes know it: where the current folder stands for the code, it has none."""
+        if self._code is not None or self._job.spec.trainer.code is None:
             return self._job
-        trainer = self._job.spec.trainer.model_copy(update={"script": self._script})
+        trainer = self._job.spec.trainer.model_copy(update={"code": None})
         return self._job.model_copy(update={"spec": self._job.spec.model_copy(update={"trainer": trainer})})
-
-    def _prepare_script(self) -> Script | None:
-        script = self._job.spec.trainer.script
-        if script is None:
-            return None
-        path = ("spec", "trainer", "script")
-        if script.config_map is None:
-            if not Path(script.file).is_file():
-                raise Unusable(
-                    (*path, "file"),
-                    f'no file "{script.file}" in {Path.cwd()}; run from its folder, or name a configMap',
-                )
-            return script
-        folder = self._folder.config(script.config_map)
-        self._documents.script(script.config_map, script.file, (*path, "configMap"))
-        self._documents.write("ConfigMap", script.config_map, folder, (*path, "configMap"))
-        return script.model_copy(update={"config_map": None, "file": str(folder / script.file)})
 
     def _checkpoint_dir(self) -> str | None:
         checkpoint = self._job.spec.checkpoint
@@ -178,6 +168,7 @@ class Programs:
             termination_log=str(process.termination_log.absolute()),
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
+            code_dir=str(self._code) if self._code is not None else None,
             workers_per_machine=job.spec.worker.replicas if job.spec.trainer.command is None else 1,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
@@ -220,17 +211,35 @@ class Programs:
             )
         if not (machine.importable(TRAINER) and machine.importable("torch")):
             raise Unusable((), "a local run needs the trainer and torch: pip install 'disttrain[trainer]'")
-        for field in ("model", "dataset", "loss", "evaluate", "collate"):
-            factory: str | None = getattr(job.spec.trainer, field)
-            package = (factory or "").partition(":")[0].partition(".")[0]
-            if factory is not None and not machine.importable(package):
-                raise Unusable(
-                    ("spec", "trainer", field),
-                    f'no module "{package}" in {Path.cwd()} or among the installed packages; run from its folder, or install it',
-                )
+        self._check_code()
         for role in Role:
             self._template_environment(role, {})
         self._check_data()
+
+    def _check_code(self) -> None:
+        """The script's file and the factories' modules are there. Raises Unusable."""
+        trainer, here = self._job.spec.trainer, Path.cwd()
+        places = module_path(self._code) if self._code is not None else []
+        # Of a job without code, of one whose code is here, of one for whose code the current folder stands.
+        origin = trainer.code.origin if trainer.code is not None else ""
+        where = str(here) if self._code is None else origin
+        remedy = "run from its folder" if self._code is None else "correct the name"
+        if origin and self._code is None:
+            remedy = f"{origin} is not here either: add it to the file as a document, or run from the code's folder"
+        if trainer.script is not None and not Path(self._code or here, trainer.script.file).is_file():
+            remedy = f"{remedy}, or name its ConfigMap as trainer.code.configMap" if not origin else remedy
+            raise Unusable(
+                ("spec", "trainer", "script", "file"), f'no file "{trainer.script.file}" in {where}; {remedy}'
+            )
+        for field in ("model", "dataset", "loss", "evaluate", "collate"):
+            factory: str | None = getattr(trainer, field)
+            package = (factory or "").partition(":")[0].partition(".")[0]
+            if factory is not None and not machine.importable(package, places):
+                places_said = f"{here} or" if self._code is None else f"{origin}, {here} or"
+                raise Unusable(
+                    ("spec", "trainer", field),
+                    f'no module "{package}" in {places_said} among the installed packages; {remedy}, or install it',
+                )
 
     def _check_data(self) -> None:
         volume = self._job.spec.data.volume if self._job.spec.data else None

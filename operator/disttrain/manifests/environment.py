@@ -24,15 +24,25 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
     )
 
 
-def job_config(job: DistTrainJob, attempt: int, addresses: Addresses, *, workers_per_machine: int = 1) -> JobConfig:
-    """The configuration of every process of an attempt."""
+def job_config(
+    job: DistTrainJob, attempt: int, addresses: Addresses, *, workers_per_machine: int = 1, code_dir: str | None = None
+) -> JobConfig:
+    """The configuration of every process of an attempt. code_dir: where the workers have trainer.code."""
+    trainer = job.spec.trainer
+    if trainer.code is not None:
+        # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
+        # running attempt keep, knows no trainer.code.
+        place = f"{code_dir}/" if code_dir is not None else ""
+        script = trainer.script and trainer.script.model_copy(update={"file": f"{place}{trainer.script.file}"})
+        trainer = trainer.model_copy(update={"code": None, "script": script})
     return JobConfig(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
         uid=job.metadata.uid,
         attempt=attempt,
         strategy=job.spec.strategy,
-        trainer=job.spec.trainer,
+        trainer=trainer,
+        code_origin=job.spec.trainer.code.origin if job.spec.trainer.code is not None else None,
         data=job.spec.data,
         checkpoint=job.spec.checkpoint,
         workers=job.spec.worker.replicas,
@@ -55,13 +65,14 @@ def training_environment(
     termination_log: str,
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
+    code_dir: str | None = None,
     workers_per_machine: int = 1,
 ) -> dict[str, str]:
     """The variables of one process that no template may replace. Ranks are those of the pod's first process; only workers have them.
 
     A command gets no LOCAL_*: Lightning would conclude that its processes are started for it, and wait for them without end.
     """
-    config = job_config(job, attempt, addresses, workers_per_machine=workers_per_machine)
+    config = job_config(job, attempt, addresses, workers_per_machine=workers_per_machine, code_dir=code_dir)
     host, _, port = addresses.rendezvous.rpartition(":")
     variables = {
         env.MASTER_ADDR: host,
@@ -75,6 +86,8 @@ def training_environment(
         env.TERMINATION_LOG: termination_log,
     }
     if role is Role.WORKER:
+        if code_dir is not None:
+            variables[env.CODE_DIR] = code_dir
         rank = index * config.processes_per_worker
         variables[env.RANK] = str(rank)
         if job.spec.trainer.command is not None:

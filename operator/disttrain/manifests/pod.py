@@ -5,17 +5,19 @@ Not here: the environment (environment.py), the security settings (security.py),
 
 from typing import Any, Final
 
+from disttrain.api.code import Code
+from disttrain.api.environment import CODE_DIR
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import (
     ANNOTATION_TRAINER_IMAGE,
     CHECKPOINT_PATH,
+    CODE_PATH,
     CONTROL_PORT,
     GPU,
     LABEL_ATTEMPT,
     LABEL_INDEX,
     LABEL_ROLE,
     RENDEZVOUS_PORT,
-    SCRIPT_PATH,
     SERVER_PORT,
     TERMINATION_LOG,
     TRAINER_CONTAINER,
@@ -47,7 +49,18 @@ _TMP: Final = f"{VOLUME_PREFIX}tmp"
 _SHM: Final = f"{VOLUME_PREFIX}shm"
 _CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
 _DATA: Final = f"{VOLUME_PREFIX}data"
-_SCRIPT: Final = f"{VOLUME_PREFIX}script"
+_CODE: Final = f"{VOLUME_PREFIX}code"
+
+_WITH_CODE: Final = (
+    "sh",
+    "-c",
+    f'[ -d "${CODE_DIR}" ] || {{ echo "trainer.code.path: there is no such folder on the claim" >&2; exit 2; }}; '
+    f'disttrain_code="${CODE_DIR}"; for disttrain_archive in "${CODE_DIR}"/*.zip; do '
+    '[ -e "$disttrain_archive" ] && disttrain_code="$disttrain_code:$disttrain_archive"; done; '
+    'export PYTHONPATH="$disttrain_code${PYTHONPATH:+:$PYTHONPATH}"; exec "$@"',
+    "sh",
+)
+"""Before a command that has trainer.code. None of our programs runs in its container, and only the volume shows which archives it holds."""
 
 _Object = dict[str, Any]
 
@@ -72,7 +85,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         "enableServiceLinks": False,
         "securityContext": pod_security(template.get("securityContext", {})),
         "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
-        "volumes": _volumes(job, template),
+        "volumes": _volumes(job, role, template),
         "tolerations": _tolerations(template.get("tolerations", [])),
     }
     if init_containers:
@@ -114,7 +127,7 @@ def _trainer_container(
         "image": image,
         **{key: value for key, value in template.items() if key != "restartPolicy"},
         "name": TRAINER_CONTAINER,
-        "command": list(command or ENTRYPOINT),
+        "command": [*(_WITH_CODE if command and job.spec.trainer.code else ()), *(command or ENTRYPOINT)],
         "env": _environment(job, role, index, attempt, template),
         "ports": ports_of(template.get("ports", []), _ports(job, role)),
         "resources": _resources(job, role, template),
@@ -122,7 +135,7 @@ def _trainer_container(
         "terminationMessagePath": TERMINATION_LOG,
         # Our trainer writes its last words itself; of any other program the end of the log says most.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(job, template),
+        "volumeMounts": _mounts(job, role, template),
     }
 
 
@@ -138,6 +151,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         termination_log=TERMINATION_LOG,
         checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
+        code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
     defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role, index, addresses)
@@ -177,15 +191,23 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
     return resources
 
 
-def _volumes(job: DistTrainJob, template: _Object) -> list[_Object]:
+def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
     own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
         own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
     if job.spec.data is not None and job.spec.data.volume is not None:
         own.append(_claim(_DATA, job.spec.data.volume.persistent_volume_claim))
-    if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
-        own.append({"name": _SCRIPT, "configMap": {"name": job.spec.trainer.script.config_map}})
+    if (code := _code_of(job, role)) is not None:
+        if code.persistent_volume_claim is not None:
+            own.append(_claim(_CODE, code.persistent_volume_claim))
+        else:
+            own.append({"name": _CODE, "configMap": {"name": code.config_map}})
     return merge_by("name", template.get("volumes", []), own)
+
+
+def _code_of(job: DistTrainJob, role: Role) -> Code | None:
+    """The code of a pod: master and servers run none of the user's."""
+    return job.spec.trainer.code if role is Role.WORKER else None
 
 
 def _tolerations(template: list[_Object]) -> list[_Object]:
@@ -210,7 +232,7 @@ def _claim(name: str, claim: str) -> _Object:
     return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
 
 
-def _mounts(job: DistTrainJob, template: _Object) -> list[_Object]:
+def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
     """Scratch space that a template may replace by a mount of its own there, the template's mounts, and ours that it may not."""
     scratch = [{"name": _TMP, "mountPath": "/tmp"}, {"name": _SHM, "mountPath": "/dev/shm"}]
     own: list[_Object] = []
@@ -218,6 +240,6 @@ def _mounts(job: DistTrainJob, template: _Object) -> list[_Object]:
         own.append({"name": _CHECKPOINTS, "mountPath": CHECKPOINT_PATH})
     if job.spec.data is not None and job.spec.data.volume is not None:
         own.append({"name": _DATA, "mountPath": job.spec.data.volume.path, "readOnly": True})
-    if job.spec.trainer.script is not None and job.spec.trainer.script.config_map is not None:
-        own.append({"name": _SCRIPT, "mountPath": SCRIPT_PATH, "readOnly": True})
+    if _code_of(job, role) is not None:
+        own.append({"name": _CODE, "mountPath": CODE_PATH, "readOnly": True})
     return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

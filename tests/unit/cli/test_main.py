@@ -87,6 +87,32 @@ def test_lint_finds_a_script_that_its_config_map_lacks(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("random.py", "random.py has the name of a module of Python, which it would replace: rename it"),
+        ("notes.txt", "notes.txt is neither a .py file nor a .zip archive: remove it, or keep it on a volume"),
+    ],
+)
+def test_lint_finds_what_no_code_may_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str, said: str
+) -> None:
+    file = tmp_path / "job.yaml"
+    text = Path("examples/torchrun-script.yaml").read_text()
+    file.write_text(text.replace("  train.py: |", f"  {key}: ''\n  train.py: |"))
+    assert main(["lint", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f'{file}:12: spec.trainer.code.configMap: ConfigMap "torchrun-script": {said}\n' == told
+
+
+def test_lint_names_the_place_of_the_config_map_of_a_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    text = Path("examples/torchrun-script.yaml").read_text()
+    file.write_text(text.replace("    script:\n", "    script:\n      configMap: a\n"))
+    assert main(["lint", str(file)]) == 2
+    assert "spec.trainer.script.configMap: write trainer.code.configMap (got a)\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         pytest.param(

@@ -72,8 +72,8 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
         ((Role.WORKER, 3),),
     ),
     "script": (
-        job(trainer={"script": {"configMap": "code", "file": "train.py", "args": ["--lr", "0.1"]}}),
-        ((Role.WORKER, 0),),
+        job(trainer={"code": {"configMap": "code"}, "script": {"file": "train.py", "args": ["--lr", "0.1"]}}),
+        ((Role.MASTER, 0), (Role.WORKER, 0)),
     ),
     "command": (
         job(
@@ -82,5 +82,14 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
             worker={"replicas": 2, "gpusPerWorker": 2},
         ),
         ((Role.MASTER, 0), (Role.WORKER, 1)),
+    ),
+    "command-with-code": (
+        job(
+            trainer={
+                "command": ["python", "-m", "mine"],
+                "code": {"persistentVolumeClaim": "sources", "path": "team/src"},
+            },
+        ),
+        ((Role.WORKER, 1),),
     ),
 }

@@ -149,6 +149,22 @@ async def test_a_failure_of_the_coordinator_ends_the_master_whatever_it_is(error
             await asyncio.wait_for(asyncio.shield(end), 20)
 
 
+async def test_a_worker_with_other_code_than_the_first_is_told_so_and_joins_nothing() -> None:
+    async with serving() as (heard, port, _end):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(line(HELLO | {"code": "a" * 64}))
+        assert decode(await reader.readline())["type"] == MessageType.WELCOME
+        (said,) = await answers(port, line(HELLO | {"rank": 1, "code": "b" * 64}))
+        assert said["type"] == MessageType.WRONG
+        assert said["reason"].startswith("trainer.code of worker-1 is not that of this attempt (sha256 bbbb")
+        assert heard.said == [("joined", 0)]
+        # A survivor of the master before this one knows better than the first to come.
+        await answers(port, line(HELLO | {"rank": 1, "code": "b" * 64, "code_admitted": True}), b"\n")
+        message = decode(await reader.readline())
+        assert (message["type"], message["reason"][:24]) == (MessageType.WRONG, "trainer.code of worker-0")
+        writer.close()
+
+
 @pytest.mark.parametrize(
     "message",
     [

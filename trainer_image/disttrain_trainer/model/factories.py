@@ -7,11 +7,13 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from disttrain.api import environment
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
 
@@ -69,8 +71,9 @@ def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
         # The module itself or a package on the way to it; any other missing module is the user's module's own import.
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise
+        places = f"trainer.code, {Path.cwd()}" if environment.CODE_DIR in os.environ else str(Path.cwd())
         raise WrongInput(
-            f"{field}: {name!r}: there is no module {error.name!r} in {Path.cwd()} or the installed packages; "
+            f"{field}: {name!r}: there is no module {error.name!r} in {places} or the installed packages; "
             "put its file there, or install it in the image"
         ) from None
     if not hasattr(module, attribute):

@@ -26,6 +26,7 @@ from disttrain_trainer.model.module import evaluating, prepare
 from disttrain_trainer.model.user_code import guarded
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.termination import of_user_error
+from disttrain_trainer.runtime.user_files import make_importable
 
 log = logs.get_logger(__name__)
 
@@ -112,6 +113,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     assert trainer.model, "scripts and commands are run by others"
     assert trainer.dataset, "the schema demands it beside a model"
     add_current_folder()
+    make_importable(os.environ)
     resolved = {
         "trainer.model": _resolve("trainer.model", trainer.model, "config"),
         "trainer.dataset": _resolve("trainer.dataset", trainer.dataset, "config", "split"),

@@ -63,6 +63,7 @@ class ControlClient:
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._leaving = False
+        self._code_admitted = False
         self._news = "the master was not asked yet"
         """What is known of the master, for the last words of a wait."""
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -198,7 +199,7 @@ class ControlClient:
                 for line in lines:
                     message = decode(line)
                     if message["type"] == MessageType.WELCOME:
-                        admitted = True
+                        admitted = self._code_admitted = True
                         if self._leaving:
                             self.send(MessageType.LEAVING)
                     self._handle(message)
@@ -214,6 +215,8 @@ class ControlClient:
             rank=process.index if self._agent else process.rank,
             incarnation=process.incarnation,
             agent=self._agent,
+            code=process.code_digest,
+            code_admitted=self._code_admitted,
             **self._describe(),
         )
 

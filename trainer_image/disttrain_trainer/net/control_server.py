@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net import incoming
+from disttrain_trainer.net.attempt_code import AttemptCode
 from disttrain_trainer.net.incoming import Hello
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.net.peers import Coordinator, Member
@@ -38,6 +39,7 @@ class _Peer:
     incarnation: str
     writer: asyncio.StreamWriter
     heard: float
+    code: str | None = None
 
 
 class ControlServer:
@@ -51,6 +53,7 @@ class ControlServer:
         self._peers: dict[Member, _Peer] = {}
         self._newest: dict[Member, str] = {}
         self._retired: set[str] = set()
+        self._code = AttemptCode(config.code_origin)
         self._crash: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()
         self._conversations: set[asyncio.Task[None]] = set()
@@ -131,6 +134,9 @@ class ControlServer:
         if unfit is not None:
             writer.write(encode(MessageType.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
             return
+        if not hello.session and (objection := self._judge_code(hello)) is not None:
+            writer.write(encode(MessageType.WRONG, reason=objection))
+            return
         writer.write(encode(MessageType.WELCOME))
         if hello.session:
             self._sessions.add(writer)
@@ -207,6 +213,18 @@ class ControlServer:
             return f"this job has {count} of role {hello.role}: there is no {hello.role}-{hello.rank}"
         return None
 
+    def _judge_code(self, hello: Hello) -> str | None:
+        """Why a process cannot train with the code that it has. The others, if they turn out to have the wrong one, are told so."""
+        if self._code.take(hello):
+            for peer in self._peers.values():
+                if (objection := self._code.objection(str(peer.member), peer.code)) is not None:
+                    log.error("%s", objection)
+                    self.send(peer.member, MessageType.WRONG, reason=objection)
+        objection = self._code.objection(str(Member(Role(hello.role), hello.rank)), hello.code)
+        if objection is not None:
+            log.error("%s", objection)
+        return objection
+
     def _admit(self, hello: Hello, writer: asyncio.StreamWriter) -> _Peer:
         member, incarnation = Member(Role(hello.role), hello.rank), hello.incarnation
         before = self._newest.get(member)
@@ -218,7 +236,7 @@ class ControlServer:
             old.writer.transport.abort()
             with self._deciding():
                 self.coordinator.lost(member, self._clock())
-        peer = self._peers[member] = _Peer(member, incarnation, writer, self._clock())
+        peer = self._peers[member] = _Peer(member, incarnation, writer, self._clock(), hello.code)
         log.info("%s joined%s", member, "" if before in (None, incarnation) else ", a replacement")
         return peer
 

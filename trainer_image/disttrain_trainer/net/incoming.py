@@ -64,6 +64,8 @@ class Hello(_Said):
     rank: Annotated[int, Field(ge=0, le=1 << 20)]
     incarnation: Annotated[str, Field(min_length=1, max_length=64)]
     agent: bool = False
+    code: Digest | None = None
+    code_admitted: bool = False
     session: bool = False
     state: Literal["starting", "ready", "running", "done"] = "ready"
     round_number: Count = Field(0, alias="generation")

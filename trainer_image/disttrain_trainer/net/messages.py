@@ -17,7 +17,8 @@ class MessageType(StrEnum):
     """The kinds of messages. Fields in brackets."""
 
     HELLO = "hello"
-    """First words of a process [job, attempt, role, rank, incarnation, agent, and what it holds: see each role]."""
+    """First words of a process [job, attempt, role, rank, incarnation, agent, code: the digest of trainer.code or null,
+    code_admitted: whether a master of this attempt has admitted it, and what it holds: see each role]."""
     WELCOME = "welcome"
     """The master admits it."""
     REFUSED = "refused"

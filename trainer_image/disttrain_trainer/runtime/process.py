@@ -25,6 +25,9 @@ class Process:
     """Steps that the job had done before this process."""
     checkpoint_dir: Path | None = None
     data_dir: Path | None = None
+    code_dir: Path | None = None
+    """The folder of trainer.code; None without code, and in a role that runs none."""
+    code_digest: str | None = None
     metrics_port: int | None = None
     termination_log: Path | None = None
     unknown: tuple[str, ...] = ()
@@ -69,6 +72,7 @@ class Process:
             steps_done=_number(environ, environment.STEPS_DONE, default=0),
             checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None,
             data_dir=_path(environ, environment.DATA_DIR),
+            code_dir=_path(environ, environment.CODE_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
             termination_log=_path(environ, environment.TERMINATION_LOG),
         )

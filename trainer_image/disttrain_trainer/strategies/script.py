@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 from disttrain.api import environment
-from disttrain.api.names import SCRIPT_PATH
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import Terminated, WrongInput
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import Message, MessageType
-from disttrain_trainer.runtime import logs, machine, script_runner, termination
+from disttrain_trainer.runtime import logs, machine, script_runner, termination, user_files
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
@@ -118,6 +117,7 @@ class Agent:
     def _start(self, this_round: Round) -> Program:
         """The program of a world. Raises Terminated when none is to begin any more."""
         config = self._process.config
+        user_files.check_unchanged(self._process)
         arguments = config.trainer.script.args if config.trainer.script else ()
         command = [sys.executable, script_runner.__file__, str(self._file), *arguments]
         environs = [
@@ -184,14 +184,13 @@ def contract(config: JobConfig, *, index: int, local_rank: int, round_number: in
 
 
 def script_file(config: JobConfig) -> Path:
-    """The user's file: of the ConfigMap, or in the image or the current folder. Raises WrongInput."""
+    """The user's file: of trainer.code, which the operator names in full, or in the image or the current folder. Raises WrongInput."""
     script = config.trainer.script
     assert script is not None, "the role of an agent needs a script"
-    places = [Path(script.file)] if script.config_map is None else [Path(SCRIPT_PATH) / script.file, Path(script.file)]
-    for path in places:
-        if path.is_file():
-            return path.absolute()
-    origin = f"ConfigMap {script.config_map}" if script.config_map else f"{Path.cwd()} or the image"
+    path = Path(script.file)
+    if path.is_file():
+        return path.absolute()
+    origin = config.code_origin or f"{Path.cwd()} or the image"
     raise WrongInput(f"trainer.script.file: {script.file!r} is not in {origin}; put it there, or correct the name")
 
 
