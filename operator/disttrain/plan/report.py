@@ -61,7 +61,7 @@ def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJo
     if status == view.status and training == view.status.training:
         return view.status
     return status.model_copy(
-        update={"training": training, "goodput": goodput.ledger(view, training, state=status.state)}
+        update={"training": training, "goodput": goodput.time_spent(view, training, state=status.state)}
     )
 
 

@@ -4,6 +4,6 @@ collective, parameter_server, command   one coordinator for each kind of job
 rounds, workers, servers, work_queue    what a parameter-server coordinator decides with
 checkpoints, completion                 when a checkpoint is made, when the job is done
 draining, missing_members               members that received SIGTERM, members that the job waits for
-progress, goodput                       what is counted
+progress                               what is counted
 main                                    the composition: the only file that knows sockets, threads and the clock
 """

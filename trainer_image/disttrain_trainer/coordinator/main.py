@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from disttrain.api.goodput import MasterGoodput
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
 from disttrain_trainer.checkpoint import store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
-from disttrain_trainer.coordinator.goodput import Goodput
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.errors import PeerLost, Terminated
@@ -47,7 +48,8 @@ class Master:
         self._metrics = metrics
         self._control = ControlServer(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
-        self._goodput = Goodput(time.monotonic(), steps_done=process.steps_done)
+        began = datetime.now(UTC).replace(microsecond=0)
+        self._goodput = MasterGoodput(time.monotonic(), began=began, steps_done=process.steps_done)
         self._counting = threading.Lock()
         self._store: TCPStore | None = None
         self._coordinator: Coordinator = self._coordinate()

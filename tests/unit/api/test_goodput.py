@@ -1,12 +1,16 @@
-"""Every second of an attempt goes to one bucket."""
+"""The one rule of goodput: every second of an attempt is in one bucket, and the status has what the master counted."""
 
+from datetime import UTC, datetime
+
+from disttrain.api.goodput import STALL_SECONDS, MasterGoodput
 from disttrain.api.runtime import Progress
-from disttrain_trainer.coordinator.goodput import PATIENCE, Goodput
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def looked(*looks: tuple[float, int, str | None], finished: float | None = None) -> dict[str, float]:
     """The buckets of a job that began at 100, after looks at (time, step, whom it waits for)."""
-    goodput = Goodput(now=100.0)
+    goodput = MasterGoodput(100.0, began=NOON)
     step = 0
     for now, step, waiting in looks:
         speed = 1.0 if step else None
@@ -47,7 +51,7 @@ def test_a_job_that_stands_still_with_nobody_to_wait_for_is_stalled_after_a_whil
     seconds = looked((110.0, 10, None), *((110.0 + i, 10, None) for i in range(1, 101)), (215.0, 11, None))
     assert seconds["stalled"] == 100.0
     assert seconds["productive"] == 15.0
-    assert PATIENCE < 100
+    assert STALL_SECONDS < 100
 
 
 def test_a_job_of_long_steps_gets_more_patience() -> None:
@@ -56,7 +60,7 @@ def test_a_job_of_long_steps_gets_more_patience() -> None:
 
 
 def test_the_time_before_a_resumed_jobs_first_step_is_its_start() -> None:
-    goodput = Goodput(now=100.0)
+    goodput = MasterGoodput(100.0, began=NOON)
     goodput.look(Progress(attempt=2, step=120, waiting_for="worker-0 (9 s)"), 109.0)
     goodput.look(Progress(attempt=2, step=121, samples_per_second=1.0), 112.0)
     assert goodput.seconds == {"starting": 9.0, "productive": 3.0, "redone": 0.0, "stalled": 0.0}
@@ -67,7 +71,7 @@ def test_the_evaluation_at_the_end_is_work_and_what_comes_after_it_is_nothing() 
 
 
 def test_steps_that_an_earlier_attempt_had_done_are_done_again() -> None:
-    goodput = Goodput(now=100.0, steps_done=20)
+    goodput = MasterGoodput(100.0, began=NOON, steps_done=20)
     for now, step in ((102.0, 10), (104.0, 10), (107.0, 15), (110.0, 20), (114.0, 30)):
         goodput.look(Progress(attempt=2, step=step, samples_per_second=1.0 if now > 102 else None), now)
     assert goodput.seconds == {"starting": 4.0, "productive": 4.0, "redone": 6.0, "stalled": 0.0}
@@ -75,7 +79,7 @@ def test_steps_that_an_earlier_attempt_had_done_are_done_again() -> None:
 
 
 def test_every_second_of_a_master_is_in_its_report() -> None:
-    goodput = Goodput(now=100.0)
+    goodput = MasterGoodput(100.0, began=NOON)
     for now, step in ((102.0, 0), (104.0, 3), (107.0, 3)):
         goodput.look(Progress(attempt=1, step=step, samples_per_second=1.0 if step else None), now)
     assert goodput.spent.undecided_seconds == 3.0
