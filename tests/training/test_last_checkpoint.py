@@ -136,15 +136,15 @@ def test_a_rank_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_to
 SECOND_SAVE = """
 import os
 from pathlib import Path
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import atomic
 from disttrain_trainer.strategies.collective import DataParallel
 
-save, write = DataParallel._save, folder.write_atomically
+save, write = DataParallel._save, atomic.write
 
 def twice(self, *, finished=False, **options):
     if finished:
         save(self)  # what SIGTERM asks for in the last step
-        folder.write_atomically = die
+        atomic.write = die
     return save(self, finished=finished, **options)
 
 def die(path, content):

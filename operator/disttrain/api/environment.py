@@ -14,6 +14,8 @@ ATTEMPT: Final = "DISTTRAIN_ATTEMPT"
 STEPS_DONE: Final = "DISTTRAIN_STEPS_DONE"
 """The master's: the step that the job had reached before it. What a new attempt computes up to there, it computes again."""
 CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
+MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
+"""Where the trained model is put at the end. Default: CHECKPOINT_DIR. Set in local runs, which always keep it."""
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
@@ -62,6 +64,7 @@ RESERVED: Final = frozenset(
         ATTEMPT,
         STEPS_DONE,
         CHECKPOINT_DIR,
+        MODEL_DIR,
         DATA_DIR,
         CODE_DIR,
         METRICS_PORT,

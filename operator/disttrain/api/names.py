@@ -42,6 +42,8 @@ OWN_PORTS: Final = ("metrics", "rendezvous", "control", "server")
 VOLUME_PREFIX: Final = "disttrain-"
 """Every volume of a pod that begins so is ours."""
 CHECKPOINT_PATH: Final = "/checkpoints"
+MODEL_FILE: Final = "model.safetensors"
+"""The trained model, in the job's folder of the checkpoint claim, or in the folder of a local run."""
 CODE_PATH: Final = "/disttrain/code"
 """Where a worker has trainer.code."""
 TERMINATION_LOG: Final = "/dev/termination-log"

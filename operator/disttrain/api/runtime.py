@@ -119,6 +119,14 @@ class ProgressCheckpoint(Model):
     time: AwareDatetime
 
 
+class ProgressModel(Model):
+    """The file of the trained model."""
+
+    path: Annotated[str, Field(max_length=4096)]
+    """As the processes of the job see it."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 Seconds = Annotated[float, Field(ge=0, le=INT32_MAX, allow_inf_nan=False)]
 
 
@@ -159,6 +167,8 @@ class Progress(Model):
     last_update_time: AwareDatetime | None = None
     """When the step last advanced, by the master's clock."""
     last_checkpoint: ProgressCheckpoint | None = None
+    model: ProgressModel | None = None
+    """The trained model, once it is written: at the end of a training of our own loop that has a place for it."""
     waiting_for: str | None = None
     """What the job waits for, such as "worker-1, parameter-server-0 (31 s)"; None while it trains."""
     generation: NonNegative = 0

@@ -121,6 +121,15 @@ class CheckpointStatus(Model):
     """When it was complete."""
 
 
+class ModelStatus(Model):
+    """The trained model: safetensors, with the names of the module's state_dict()."""
+
+    path: Annotated[str, StringConstraints(max_length=4096)]
+    """Where the job's pods see it: in the job's folder of the checkpoint claim. Of a local run: a path of this machine."""
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$", max_length=64)]
+    """Its digest in hex."""
+
+
 class TrainingStatus(Model):
     """Progress, as the master reported it."""
 
@@ -150,6 +159,8 @@ class TrainingStatus(Model):
     """Seconds between the last two advances that were seen. A program may report a step of many at a time."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest complete checkpoint."""
+    model: ModelStatus | None = None
+    """The trained model, once it is written at the end of the training."""
     resumed: Text | None = None
     """Where the last attempt began: the step, what has changed in the job since that checkpoint, which checkpoints did not hold."""
 

@@ -33,7 +33,11 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     problems = found.not_yet_supported()
     if spec.checkpoint is None and spec.trainer.model is not None:
         problems.append(
-            found.problem(("spec",), "without checkpoint a restart of the job begins at step 0", warning=True)
+            found.problem(
+                ("spec",),
+                "without checkpoint a restart of the job begins at step 0, and on a cluster the trained model is lost",
+                warning=True,
+            )
         )
     if spec.trainer.code is not None:
         content = Documents(file.beside(found)).config_map(spec.trainer.code.config_map or "")

@@ -1,5 +1,8 @@
 """What is said of a run when it is over: the outcome, the numbers, and where to look. Text only."""
 
+import os
+from pathlib import Path
+
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.status import WHOLE_JOB
@@ -53,5 +56,9 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
     if job.spec.checkpoint is not None and training is not None and training.last_checkpoint is not None:
         place = folder.checkpoints(job.spec.checkpoint.volume.persistent_volume_claim)
         facts.append(("checkpoint", f"step {training.last_checkpoint.step} in {place}"))
+    if training is not None and training.model is not None:
+        path = Path(os.path.relpath(training.model.path))
+        load = f'model.load_state_dict(load_file("{path}"))'
+        facts += [("model", str(path)), ("", "from safetensors.torch import load_file"), ("", load)]
     facts.append(("logs", str(folder.path / "logs")))
     return facts

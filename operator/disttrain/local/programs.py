@@ -158,7 +158,9 @@ class Programs:
     def _container_environment(self, process: Process) -> dict[str, str]:
         """What a container of the process would be given."""
         job, addresses = self._told(), self._addresses()
-        own = training_environment(
+        # The folder of a run is there for ever: the model is kept also without a checkpoint volume.
+        kept = {names.MODEL_DIR: self._checkpoint_dir() or str(self._folder.path.absolute())}
+        own = kept | training_environment(
             job,
             process.role,
             process.index,

@@ -143,6 +143,7 @@ class Run:
             progress_read=self._progress_read,
             step_seen=self._step_seen,
             log_hint=str(self._folder.log("{pod}")),
+            keeps_model=True,
         )
 
     def _view(self, process: Process) -> PodView:

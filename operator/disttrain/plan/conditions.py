@@ -16,6 +16,7 @@ from disttrain.plan.restarting import restarting
 from disttrain.plan.step import Claim, Truth
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
+NO_PLACE_FOR_MODEL = "The trained model will be lost: without spec.checkpoint the job has no volume to put it on"
 LONGEST = 4096
 """Characters of a message: an Event and a terminal want no more, and the API no more than 32768."""
 
@@ -113,7 +114,9 @@ def merge(view: JobView, claims: Iterable[Claim]) -> tuple[Condition, ...]:
 def _valid(view: JobView) -> Claim:
     if why := children.blocked(view):
         return _claim(ConditionType.VALID, "False", children.blocked_reason(view), why)
-    return _claim(ConditionType.VALID, "True", Reason.ACCEPTED)
+    spec = view.spec
+    no_place = spec.trainer.model is not None and spec.checkpoint is None and not view.snapshot.keeps_model
+    return _claim(ConditionType.VALID, "True", Reason.ACCEPTED, NO_PLACE_FOR_MODEL if no_place else "")
 
 
 def _suspended(view: JobView) -> Claim:

@@ -131,6 +131,8 @@ class Snapshot:
     """Names that the job needs and that objects of a former, deleted job of the same name hold until they have ended."""
     log_hint: str = "kubectl logs -n {namespace} {pod}"
     """How a user reads a pod's log; messages about failures end with it."""
+    keeps_model: bool = False
+    """The trained model is kept also where the job has no checkpoint volume, as in a local run."""
 
     @property
     def status(self) -> DistTrainJobStatus:

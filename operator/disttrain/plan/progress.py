@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.status import CheckpointStatus, TrainingStatus
+from disttrain.api.status import CheckpointStatus, ModelStatus, TrainingStatus
 from disttrain.api.types import INT32_MAX
 from disttrain.plan.model import Phase
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
@@ -61,6 +61,7 @@ def _training(view: JobView) -> TrainingStatus | None:
         news = {
             "last_checkpoint": _checkpoint(progress),
             "evaluation": _evaluation(progress),
+            "model": _model(progress),
             "world_size": progress.world_size or None,
             "resumed": progress.resumed if progress.world_size else None,
         }
@@ -79,6 +80,7 @@ def _training(view: JobView) -> TrainingStatus | None:
         last_update_time=_last_advance(view, progress),
         update_seconds=_between_advances(view, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
+        model=_model(progress),
         resumed=progress.resumed if progress.world_size else before.resumed if before else None,
     )
 
@@ -169,6 +171,11 @@ def _steps_per_second(view: JobView, progress: Progress) -> float | None:
 def _checkpoint(progress: Progress) -> CheckpointStatus | None:
     newest = progress.last_checkpoint
     return None if newest is None else CheckpointStatus(step=newest.step, time=newest.time.replace(microsecond=0))
+
+
+def _model(progress: Progress) -> ModelStatus | None:
+    written = progress.model
+    return None if written is None else ModelStatus(path=written.path, sha256=written.sha256)
 
 
 def _evaluation(progress: Progress) -> dict[str, str] | None:

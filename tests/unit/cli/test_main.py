@@ -66,7 +66,10 @@ def test_lint_says_ok_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", GOOD, "examples/mlp-sync.yaml"]) == 0
     told = capsys.readouterr()
     assert told.out == f"{GOOD}: command: ok\nexamples/mlp-sync.yaml: mlp-sync: ok\n"
-    assert "warning: spec: without checkpoint a restart of the job begins at step 0" in told.err
+    assert (
+        "warning: spec: without checkpoint a restart of the job begins at step 0, and on a cluster the trained model is lost"
+        in told.err
+    )
 
 
 def test_lint_tells_what_this_version_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

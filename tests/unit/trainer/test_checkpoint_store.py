@@ -11,7 +11,7 @@ import pytest
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.errors import WrongInput
@@ -369,7 +369,7 @@ def test_a_new_folder_is_on_the_disk_before_anything_is_written_into_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(store, "sync_folder", synced.append)
+    monkeypatch.setattr(atomic, "sync_folder", synced.append)
     store.prepare(tmp_path, 1)
     assert synced == [tmp_path]
 
@@ -436,17 +436,3 @@ def test_what_cannot_be_removed_does_not_undo_the_checkpoint(tmp_path: Path, cap
     write(tmp_path, 2, keep=1)
     assert newest_step(tmp_path) == 2
     assert "what is left of step-00000001 stays" in caplog.text
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        store.write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

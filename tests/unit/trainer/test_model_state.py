@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from disttrain_trainer.checkpoint import tensors
+from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.module import evaluating, prepare
@@ -26,8 +26,8 @@ class Tables(nn.Module):
 
 
 def taken_over(folder: Path, source: nn.Module, target: nn.Module) -> None:
-    tensors.save_tensors(tensors.buffers_of(source), folder / "file")
-    tensors.put_buffers(target, tensors.load_tensors(folder / "file"), source="the file")
+    tensor_file.write(folder / "file", tensors.buffers_of(source))
+    tensors.put_buffers(target, tensor_file.read(folder / "file"), source="the file")
 
 
 def test_buffers_are_taken_over_with_their_shapes_and_those_that_are_no_state_are_not(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from disttrain_trainer.checkpoint import tensors
-from disttrain_trainer.checkpoint.store import BUFFERS, sha256_of, write_atomically
+from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.checkpoint.store import BUFFERS
 from disttrain_trainer.errors import PeerLost, WrongInput
 
 
@@ -29,7 +29,7 @@ class Buffers:
             return
         file = self._root / name
         try:
-            values = tensors.load_tensors(file)
+            values = tensor_file.read(file)
         except WrongInput:
             if file.exists():
                 raise
@@ -50,7 +50,6 @@ class Buffers:
             return {"error": "it has no checkpoint volume"}
         path = self._root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
         try:
-            write_atomically(path, lambda file: tensors.save_tensors(tensors.buffers_of(self._model), file))
-            return {"file": path.name, "sha256": sha256_of(path)}
+            return {"file": path.name, "sha256": tensor_file.write(path, tensors.buffers_of(self._model))}
         except OSError as error:
             return {"error": str(error)}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from disttrain.api.runtime import JobConfig
+from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.resuming import Section
 
@@ -63,6 +63,8 @@ class Manifest(BaseModel):
     finished: bool = False
     """The job as it was then is done: nothing of it remains to be trained or evaluated."""
     evaluation: dict[str, float] | None = None
+    model: ProgressModel | None = None
+    """The file of the trained model, once it is written."""
 
     @classmethod
     def read(cls, text: str) -> "Manifest":
@@ -80,12 +82,13 @@ class Manifest(BaseModel):
         return next((name for name in self.files if name.startswith(prefix)), None)
 
     def for_job(self, config: JobConfig) -> "Manifest":
-        """As this job is to see it: one that is to be trained for longer is not finished, and its evaluation is not that of the end."""
+        """As this job is to see it: one that is to be trained for longer is not finished, and its evaluation and model are not those of the
+        end."""
         trainer = config.trainer
         total = trainer.max_steps if trainer.epochs is None else trainer.epochs * self.steps_per_epoch
         if not self.finished or total is None or self.step >= total:
             return self
-        return self.model_copy(update={"finished": False, "evaluation": None})
+        return self.model_copy(update={"finished": False, "evaluation": None, "model": None})
 
 
 def digest(state: Section, data: Section) -> str:

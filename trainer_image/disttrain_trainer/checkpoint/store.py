@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import ClassVar
 
 from pydantic import ValidationError
 
-from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import resuming
+from disttrain.api.runtime import JobConfig, ProgressModel
+from disttrain_trainer.checkpoint import atomic, resuming
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
@@ -126,7 +125,7 @@ def prepare(root: Path, step: int) -> Path:
     """
     folder = root / name_of(step)
     folder.mkdir(parents=True, exist_ok=True)
-    sync_folder(root)  # or a power cut could take the folder with all that is durable in it
+    atomic.sync_folder(root)  # or a power cut could take the folder with all that is durable in it
     return folder
 
 
@@ -140,6 +139,7 @@ def publish(
     files: dict[str, str],
     finished: bool = False,
     evaluation: dict[str, float] | None = None,
+    model: ProgressModel | None = None,
     resumed: str | None = None,
 ) -> Manifest:
     """Makes a checkpoint of a folder whose files are written, by writing its manifest.
@@ -164,8 +164,10 @@ def publish(
         time=datetime.now(UTC),
         finished=finished,
         evaluation=evaluation,
+        model=model,
     )
-    write_atomically(folder / NAME, lambda path: path.write_text(manifest.model_dump_json(indent=1, by_alias=True)))
+    text = manifest.model_dump_json(indent=1, by_alias=True)
+    atomic.write(folder / NAME, lambda sink: sink.write(text.encode()))
     return manifest
 
 
@@ -190,29 +192,6 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
                 _tidy(folder)
         except OSError as error:
             log.warning("what is left of %s stays: %s", folder.name, error)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` write a temporary file, and puts it at `path`, on the disk, in one step. Raises OSError; then `path` is as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the folder's entries on the disk; without it a rename may not survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,45 +1,21 @@
-"""Named tensors in a file of a checkpoint, and the buffers of a module by name. safetensors, never pickle: a checkpoint cannot bring code.
+"""The state of a module as named tensors: which buffers are state, what a checkpoint can hold, and how saved values are taken over.
 
 The buffers that are state are those that `state_dict()` has: not what was registered with persistent=False. Their shapes are those of now:
 a module may let a buffer grow, put another tensor in its place, or register one late. Whoever takes them over takes their shapes, too.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
 from torch import nn
 
+from disttrain_trainer.checkpoint import tensor_file
+from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-Named = Mapping[str, torch.Tensor]
-
 EXTRA = "_extra_state"
 """How state_dict() names what a module's `get_extra_state` returns."""
-
-
-def save_tensors(tensors: Named, path: Path) -> None:
-    """Writes a file. Raises OSError."""
-    # Copies: tied or expanded buffers share memory, which the format refuses. Not on a GPU, which may be full of the originals.
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(copies, path)
-    except SafetensorError as error:  # it wraps what the file system said
-        raise OSError(str(error)) from None
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a file. Raises WrongInput when it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise WrongInput(f"{path} cannot be read: {error}") from None
 
 
 def take_over(present: Named, values: Named, *, source: str) -> None:
@@ -175,7 +151,7 @@ def _problem(tensor: torch.Tensor) -> str:
         what = "nested"
     elif tensor.layout is not torch.strided:
         what = f"sparse ({tensor.layout})"
-    elif not _is_saved(tensor.dtype):
+    elif not tensor_file.can_hold(tensor.dtype):
         what = f"of type {tensor.dtype}"
     else:
         return ""
@@ -190,11 +166,3 @@ def overlaps(tensor: torch.Tensor) -> bool:
 def _fits(ours: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether the value can be copied into this memory."""
     return (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout) and not overlaps(ours)
-
-
-def _is_saved(dtype: torch.dtype) -> bool:
-    try:
-        save({"": torch.empty(0, dtype=dtype)})
-    except (KeyError, ValueError, RuntimeError, SafetensorError):
-        return False
-    return True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from disttrain.api.runtime import ProgressCheckpoint
+from disttrain.api.runtime import ProgressCheckpoint, ProgressModel
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.draining import DrainingMembers
 from disttrain_trainer.coordinator.missing_members import MissingMembers
@@ -35,6 +35,7 @@ class _Place:
     reforming: bool = False
     """It was told to leave its world."""
     evaluation: dict[str, float] | None = None
+    model: ProgressModel | None = None
     fit: bool = True
     """What it trains is what the others train."""
 
@@ -103,6 +104,7 @@ class CollectiveCoordinator:
             int(hello.get("generation", 0)),
             int(hello.get("step", -1)),
             evaluation=hello.get("evaluation"),
+            model=_model_of(hello),
         )
         # Of a world that this master did not form, or that the member's absence has broken.
         self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
@@ -130,7 +132,7 @@ class CollectiveCoordinator:
                 self._failed(member, message)
             case MessageType.DONE:
                 place.state = MemberState.DONE
-                place.evaluation = message.get("evaluation")
+                place.evaluation, place.model = message.get("evaluation"), _model_of(message)
             case MessageType.REPORT:
                 self.reported(member.rank, message, now)
                 return
@@ -179,7 +181,7 @@ class CollectiveCoordinator:
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
         self._tracker.reach(manifest.step)
         if manifest.finished:
-            self._tracker.evaluation = manifest.evaluation
+            self._tracker.evaluation, self._tracker.model = manifest.evaluation, manifest.model
             self._finish(now)
 
     def tick(self, now: float) -> None:
@@ -229,6 +231,7 @@ class CollectiveCoordinator:
             self._tracker.world_size = len(places) * self._processes
             if all(p.state is MemberState.DONE for p in places):
                 self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
+                self._tracker.model = next((p.model for p in places if p.model), None)
                 self._finish(now)
         elif self._broken or any(p.state in (MemberState.READY, MemberState.STARTING) for p in places):
             self._dissolve()
@@ -322,3 +325,8 @@ class CollectiveCoordinator:
         self.ended = True
         for member in self._places:
             self._sender.send(member, MessageType.FINISH)
+
+
+def _model_of(message: Message) -> ProgressModel | None:
+    model = message.get("model")
+    return None if model is None else ProgressModel.model_validate(model)

@@ -1,12 +1,14 @@
 """The end of a training with parameter servers: from the part that was counted last to the last checkpoint.
 
-Every part was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters; they are saved.
+Every part was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters and writes
+the model; they are saved.
 A worker or server that is lost meanwhile has its part asked again. Pure.
 """
 
 from collections.abc import Callable
 
 from disttrain.api.names import Role
+from disttrain.api.runtime import ProgressModel
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.servers import Servers
@@ -54,7 +56,7 @@ class Completion:
     def reset(self) -> None:
         """The round is lost, and with it the final parameters."""
         self.confirmed = self._confirming = False
-        self.evaluator = self._tracker.evaluation = None
+        self.evaluator = self._tracker.evaluation = self._tracker.model = None
 
     def drop_questions(self) -> None:
         """A server is lost, and will not answer."""
@@ -66,12 +68,14 @@ class Completion:
             self.evaluator = None
 
     def evaluated(self, rank: int, message: Message) -> bool:
-        """A worker evaluated; False when it was not asked, or evaluated parameters of a round that is lost."""
-        if rank != self.evaluator or message.get("evaluation") is None:
+        """A worker evaluated and wrote the model; False when it was not asked, or did so of a round that is lost."""
+        if rank != self.evaluator or not self._workers.holds_lease(rank, message):
             return False
-        if not self._workers.holds_lease(rank, message):
+        if message.get("evaluation") is None and message.get("model") is None:
             return False
-        self._tracker.evaluation = message["evaluation"]
+        self._tracker.evaluation = message.get("evaluation")
+        model = message.get("model")
+        self._tracker.model = None if model is None else ProgressModel.model_validate(model)
         self.evaluator = None
         return True
 
@@ -99,11 +103,12 @@ class Completion:
         self._servers.ask(MessageType.STATE, then, now)
 
     def _conclude(self, queue: WorkQueue, now: float) -> None:
-        """All is applied: evaluate, save, finish. The servers themselves save nothing that is not finite."""
+        """All is applied: evaluate, write the model, save, finish. The servers themselves save nothing that is not finite."""
         checkpoints = self._checkpoints
         if checkpoints is not None and checkpoints.busy:
             return
-        if self._evaluates and self._tracker.evaluation is None:
+        missing = self._evaluates and self._tracker.evaluation is None
+        if missing or (self._workers.keep_model and self._tracker.model is None):
             ready = self._workers.ready
             if checkpoints is not None and checkpoints.hurrying and checkpoints.misses(queue):
                 checkpoints.start(

@@ -193,7 +193,7 @@ class Master:
 
     def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         """See net.peers.CheckpointStore."""
-        evaluation, data = self._tracker.evaluation, self._tracker.data
+        evaluation, model, data = self._tracker.evaluation, self._tracker.model, self._tracker.data
         assert data is not None, "the work queue, of which something is saved, was made with it"
 
         def write() -> Manifest:
@@ -207,6 +207,7 @@ class Master:
                 files=files,
                 finished=finished,
                 evaluation=evaluation,
+                model=model,
                 resumed=self._tracker.resumed,
             )
             assert self._config.checkpoint is not None

@@ -102,7 +102,7 @@ class ParameterServerCoordinator:
         if manifest is not None and self._checkpoints is not None:
             self._checkpoints.know(manifest)
             if manifest.finished:
-                self._tracker.evaluation = manifest.evaluation
+                self._tracker.evaluation, self._tracker.model = manifest.evaluation, manifest.model
                 self._tracker.reach(manifest.step)
                 self._finish(now)
                 return

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from disttrain.api.runtime import Progress, ProgressCheckpoint
+from disttrain.api.runtime import Progress, ProgressCheckpoint, ProgressModel
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.runtime import logs
 
@@ -62,6 +62,7 @@ class Tracker:
         self.evaluation: dict[str, float] | None = None
         """As the user's function said it: it may hold values that are not finite."""
         self.last_checkpoint: ProgressCheckpoint | None = None
+        self.model: ProgressModel | None = None
         self.finished = False
         self._last_update: datetime | None = None
         self._entries: deque[_Entry] = deque()
@@ -184,6 +185,7 @@ class Tracker:
             evaluation=self._finite_evaluation(),
             last_update_time=self._last_update,
             last_checkpoint=self.last_checkpoint,
+            model=self.model,
             waiting_for=waiting_for,
             warning=self.warning,
             generation=self.round_number,

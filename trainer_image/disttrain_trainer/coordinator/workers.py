@@ -30,6 +30,8 @@ class Workers:
         """The data set of all of them, once one of them has sent it."""
         self.buffers = False
         """The model has buffers."""
+        self.keep_model = False
+        """They have a place for the trained model."""
 
     @property
     def ready(self) -> list[int]:
@@ -49,6 +51,7 @@ class Workers:
             return False
         self.data, self.live[rank] = data, data.samples
         self.buffers = bool(message.get("buffers"))
+        self.keep_model = bool(message.get("keeps_model"))
         self._wants.pop(rank, None)
         return True
 

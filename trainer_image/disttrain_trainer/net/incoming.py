@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from disttrain.api.runtime import ProgressModel
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 
@@ -71,10 +72,12 @@ class Hello(_Said):
     round_number: Count = Field(0, alias="generation")
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     evaluation: Evaluation | None = None
+    model: ProgressModel | None = None
     samples: Samples | None = None
     fingerprint: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
+    keeps_model: bool = False
     applied: Parts = []
 
 
@@ -84,6 +87,7 @@ class _Ready(_Said):
     fingerprint: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
+    keeps_model: bool = False
 
 
 class _Failed(_Said):
@@ -109,6 +113,7 @@ class _Report(_Said):
 class _Evaluated(_Said):
     lease: str | None = Field(None, alias="stay")
     evaluation: Evaluation | None = None
+    model: ProgressModel | None = None
 
 
 class _Saved(_Said):

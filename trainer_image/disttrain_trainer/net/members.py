@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from disttrain.api.runtime import ProgressModel
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
@@ -70,6 +71,8 @@ class CollectiveMember:
         self.blamed = False
         """The master says that this member's failure is the root cause."""
         self.evaluation: dict[str, float] | None = None
+        self.model: ProgressModel | None = None
+        """The file of the trained model, once this rank has written it."""
         self.group: Group | None = None
         """The connections to the other ranks, in which the main thread may wait."""
         self._round_number = 0
@@ -77,7 +80,7 @@ class CollectiveMember:
     def describe(self) -> Message:
         """What a new master needs to know."""
         said: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
-        return said | ({"evaluation": self.evaluation} if self.evaluation else {})
+        return said | self._result()
 
     def on_message(self, message: Message) -> None:
         match message["type"]:
@@ -103,11 +106,15 @@ class CollectiveMember:
     def _task(self) -> Message:
         return {} if self.data is None else {**asdict(self.data), "layout": self.layout}
 
+    def _result(self) -> Message:
+        evaluation = {"evaluation": self.evaluation} if self.evaluation else {}
+        return evaluation | ({"model": self.model.to_dict()} if self.model else {})
+
     def get_done(self, control: ControlClient) -> None:
         """All its work is done; says so."""
         with control.changed:
             self.state = MemberState.DONE
-        control.send(MessageType.DONE, evaluation=self.evaluation)
+        control.send(MessageType.DONE, **self._result())
 
     def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
         """The next world; None when the job is done."""
@@ -146,6 +153,8 @@ class ParameterServerMember:
         """The data set, once it is known: then the worker is ready."""
         self.buffers = False
         """The model has buffers: a checkpoint needs those of one worker."""
+        self.keeps_model = False
+        """This worker has a place for the trained model."""
         self.save: Save | None = None
         self.round: Round | None = None
         self.assignments: deque[int] = deque()
@@ -157,7 +166,8 @@ class ParameterServerMember:
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        return {**(asdict(self.data) if self.data else {}), "buffers": self.buffers}
+        data = asdict(self.data) if self.data else {}
+        return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model}
 
     def on_message(self, message: Message) -> None:
         match message["type"]:

@@ -46,7 +46,8 @@ class MessageType(StrEnum):
     # A collective world: DataParallel and scripts.
     READY = "ready"
     """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
-    set; layout: a digest of the state's, or, with parameter servers, whether its model has buffers]."""
+    set; layout: a digest of the state's, or, with parameter servers, whether its model has
+    buffers, and whether the worker has a place for the trained model (keeps_model)]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest].
 
@@ -57,7 +58,7 @@ class MessageType(StrEnum):
     NOT_JOINED = "not-joined"
     """To the agents of a script: no process has used the store of this world yet [seconds: since it began]."""
     DONE = "done"
-    """The member did all its work [evaluation]."""
+    """The member did all its work [evaluation, model: path and sha256 of its file]."""
     SAVE = "save"
     """To rank 0: save the state now. To a server: save the shard [id, folder, step]. To a worker of servers: save the buffers
     [id, folder]."""
@@ -78,9 +79,9 @@ class MessageType(StrEnum):
     ASSIGN = "tickets"
     """To a worker: compute these [stay, slices]."""
     EVALUATE = "evaluate"
-    """To a worker: all is applied; evaluate the final parameters."""
+    """To a worker: all is applied; evaluate the final parameters, and write the model where there is a place for it."""
     EVALUATED = "evaluated"
-    """[evaluation]"""
+    """[evaluation, model: path and sha256 of its file]"""
 
 
 def encode(kind: MessageType, **fields: object) -> bytes:

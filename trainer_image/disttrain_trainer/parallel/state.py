@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain_trainer.checkpoint import tensors
+from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
@@ -47,13 +47,13 @@ class RankState:
         buffers = {f"{_MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
         return {**self._parameters, **self._slots(), **buffers}
 
-    def save(self, path: Path) -> None:
-        """Writes a file. Raises OSError."""
-        tensors.save_tensors(self.present(), path)
+    def save(self, path: Path) -> str:
+        """Writes a file; its sha256 in hex. Raises OSError."""
+        return tensor_file.write(path, self.present())
 
     def load(self, path: Path) -> None:
         """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""
-        values = tensors.load_tensors(path)
+        values = tensor_file.read(path)
         slots = self._slots()
         for name in slots:
             if name.endswith(_UPDATES) and name in values:  # older releases counted once for all parameters

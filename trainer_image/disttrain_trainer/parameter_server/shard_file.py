@@ -6,15 +6,13 @@ damaged file is refused by itself. The digest over the whole file, for a checkpo
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from disttrain_trainer.checkpoint import tensor_file
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, Vector, bytes_of
@@ -78,23 +76,7 @@ class ShardFile:
         if any(self.missed):
             metadata["missed"] = json.dumps(self.missed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            save_file(self.tensors, temporary, metadata=metadata)
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except SafetensorError as error:  # it wraps what the file system said
-            raise OSError(str(error)) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return digest
+        return tensor_file.write(path, self.tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "ShardFile":

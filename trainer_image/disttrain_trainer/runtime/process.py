@@ -24,6 +24,8 @@ class Process:
     steps_done: int = 0
     """Steps that the job had done before this process."""
     checkpoint_dir: Path | None = None
+    model_dir: Path | None = None
+    """Where the trained model is put at the end of a training of our own loop."""
     data_dir: Path | None = None
     code_dir: Path | None = None
     """The folder of trainer.code; None without code, and in a role that runs none."""
@@ -63,6 +65,7 @@ class Process:
         role = _required(environ, environment.ROLE)
         if role not in list(Role):
             raise WrongInput(f"{environment.ROLE}: {role!r} is no role; expected one of {', '.join(Role)}")
+        checkpoint_dir = _path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None
         return cls(
             config=config,
             unknown=unknown,
@@ -70,7 +73,8 @@ class Process:
             index=_number(environ, environment.INDEX, default=0),
             local_rank=local_rank,
             steps_done=_number(environ, environment.STEPS_DONE, default=0),
-            checkpoint_dir=_path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None,
+            checkpoint_dir=checkpoint_dir,
+            model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,
             data_dir=_path(environ, environment.DATA_DIR),
             code_dir=_path(environ, environment.CODE_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,

@@ -7,7 +7,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import final, store
+from disttrain_trainer.checkpoint import final, model_file, store
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
@@ -67,6 +67,7 @@ class DataParallel:
         self._state = RankState(task.model, self._optimizer)
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()
+        self._keeps_model = process.rank == 0 and process.model_dir is not None and model_file.can_be_kept(task.model)
         self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
         """The model itself needs all ranks in each forward and backward."""
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
@@ -287,29 +288,47 @@ class DataParallel:
         """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
         rank = self._rank
         if self._process.rank == 0:
-            if self._task.evaluate is not None and rank.evaluation is None:
-                if self._saves and not self._complete:
-                    self._save(last=True)  # an evaluation that fails must not cost the training
+            evaluates = self._task.evaluate is not None and rank.evaluation is None
+            writes_model = self._keeps_model and rank.model is None
+            if self._saves and not self._complete and (evaluates or writes_model):
+                self._save(last=True)  # an evaluation that fails, or a full volume, must not cost the training
+            if self._task.evaluate is not None and evaluates:
                 rank.evaluation = self._task.evaluate()
                 log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
+            if writes_model:
+                self._insist("model", self._write_model, this_round)
             if self._saves and not self._complete:
-                self._save_last(this_round)
+                self._insist("last checkpoint", lambda: self._save(finished=True), this_round)
+                self._complete = True
         rank.get_done(self._control)
         if not rank.await_end(self._control, this_round):
             raise _Reform
 
-    def _save_last(self, this_round: Round) -> None:
-        """The last checkpoint is part of the job: tried for a while, as room may be made. Raises Unsaved when it cannot be written."""
-        rank, deadline = self._rank, time.monotonic() + final.PATIENCE
-        while (error := self._save(finished=True)) is not None:
-            if time.monotonic() > deadline:
-                raise final.Unsaved(rank.step, error)
-            with self._control.changed:
-                self._control.changed.wait_for(lambda: rank.save_asked or rank.round is not this_round, final.PAUSE)
-            self._control.check()
-            if rank.round is not this_round:
-                raise _Reform
-        self._complete = True
+    def _insist(self, what: str, attempt: Callable[[], str | None], this_round: Round) -> None:
+        """The last files are part of the job: tried for a while, as room may be made. Raises Unsaved when one cannot be written."""
+        rank, control = self._rank, self._control
+
+        def over(seconds: float) -> bool:
+            with control.changed:
+                control.changed.wait_for(lambda: rank.save_asked or rank.round is not this_round, seconds)
+            control.check()
+            if rank.save_asked:
+                self._save(last=True)
+            return rank.round is not this_round
+
+        if not final.insist(what, rank.step, attempt, over=over):
+            raise _Reform
+
+    def _write_model(self) -> str | None:
+        """Writes the model of the last step; what is wrong when that fails."""
+        folder = self._process.model_dir
+        assert folder is not None
+        try:
+            self._rank.model = model_file.write(self._task.model, folder)
+        except OSError as error:
+            log.error("the model was not written: %s; it is tried again in %g s", error, final.PAUSE)
+            return str(error)
+        return None
 
     def _resume(self) -> None:
         """Rank 0 takes the newest checkpoint; the others get its state from rank 0, or from a rank that is further."""
@@ -358,6 +377,7 @@ class DataParallel:
                 files={file: digest},
                 finished=finished,
                 evaluation=rank.evaluation,
+                model=rank.model,
                 resumed=self._resumed,
             )
             store.prune(folder, manifest, keep=settings.keep)
@@ -376,8 +396,7 @@ class DataParallel:
         """Writes the state into a checkpoint; the file's name and digest. Raises OSError."""
         # A name of its own: SIGTERM may end this process in the middle, and what is there of this step already must stay whole.
         file = f"{store.STATE}{secrets.token_hex(4)}.safetensors"
-        store.write_atomically(folder / file, self._state.save)
-        return file, store.sha256_of(folder / file)
+        return file, self._state.save(folder / file)
 
 
 def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from disttrain.api.spec import Consistency
+from disttrain_trainer.checkpoint import final, model_file
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.data.schedule import BatchPart
-from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
@@ -57,6 +58,7 @@ class Worker:
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)
         self._buffers = Buffers(self._task.model, process.checkpoint_dir)
+        self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
         self._first = InitialParameters(self._config, self._flat.parameters)
         self._trained = False
         """Whether parameters and buffers are no longer those of a new model."""
@@ -93,6 +95,7 @@ class Worker:
         with control.changed:
             member.data = self._task.data
             member.buffers = self._buffers.there_are_some
+            member.keeps_model = self._keeps_model
         while not control.finished:
             if member.round is None:
                 control.send(MessageType.READY, **member.describe())
@@ -332,7 +335,7 @@ class Worker:
             self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
     def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
-        """All parts are applied: what the user's `evaluate` says of the final parameters."""
+        """All parts are applied: what the user's `evaluate` says of the final parameters, and their file."""
         self._member.evaluate = False
         self._trained = True
         client.join()
@@ -341,11 +344,37 @@ class Worker:
         if self._on_gpu:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
                 device.copy_(host)
-        if self._task.evaluate is None:
-            raise WrongInput("the master asks for an evaluation, but trainer.evaluate is not set")
-        evaluation = self._task.evaluate()
-        log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
-        self._control.send(MessageType.EVALUATED, stay=this_round.lease, evaluation=evaluation)
+        found: dict[str, object] = {}
+        if self._task.evaluate is not None:
+            found["evaluation"] = evaluation = self._task.evaluate()
+            log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
+        if self._keeps_model and not self._write_model(this_round, found):
+            return
+        self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
+
+    def _write_model(self, this_round: Round, found: dict[str, object]) -> bool:
+        """Writes the model, and adds where it is to what is found. False when the round is over before it can be written.
+
+        Raises Unsaved when it fails for too long.
+        """
+        folder, control, member = self._process.model_dir, self._control, self._member
+        assert folder is not None
+
+        def attempt() -> str | None:
+            try:
+                found["model"] = model_file.write(self._task.model, folder).to_dict()
+            except OSError as error:
+                log.error("the model was not written: %s; it is tried again in %g s", error, final.PAUSE)
+                return str(error)
+            return None
+
+        def over(seconds: float) -> bool:
+            with control.changed:
+                control.changed.wait_for(lambda: member.round is not this_round, seconds)
+            control.check()
+            return member.round is not this_round
+
+        return final.insist("model", self._task.schedule.total_steps, attempt, over=over)
 
     def _host_copies(self) -> tuple[Any, ...]:
         return tuple(vector.to("cpu", copy=True).pin_memory() for vector in self._flat.parameters)

@@ -1,0 +1,122 @@
+"""The model that a training leaves: any program with torch and safetensors loads it, and finds what the training said of it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from disttrain.api.job import DistTrainJob
+from disttrain.api.names import MODEL_FILE, Role
+from disttrain_trainer.checkpoint import final
+from local_runs.command import run
+from training.job import Job, checkpoints, digits, served
+
+EXAMPLES = Path("examples").absolute()
+
+LOADS = """
+import importlib, json, sys
+import torch
+from safetensors.torch import load_file
+
+path, trainer = sys.argv[1], json.loads(sys.argv[2])
+factory = lambda name: getattr(importlib.import_module(trainer[name].split(":")[0]), trainer[name].split(":")[1])
+model = factory("model")(trainer.get("config") or {})
+model.load_state_dict(load_file(path), strict=True)
+model.eval()
+with torch.no_grad():
+    print(json.dumps(factory("evaluate")(model, factory("dataset")(trainer.get("config") or {}, "test"))))
+"""
+"""Nothing of ours but the example's own module, which is the user's code."""
+
+
+def evaluation_of(path: Path, trainer: dict[str, object], seed: int = 0) -> dict[str, float]:
+    """What the user's own evaluation says of a model file, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, str(path), json.dumps(trainer)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ},
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("example", "short"),
+    [
+        ("digits-ps", {"epochs": 1}),
+        ("digits-ddp", {"epochs": 1}),
+        ("mlp-sync", {"epochs": 1}),
+        ("charlm-ddp", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 1}}),
+    ],
+)
+def test_each_example_leaves_a_model_that_reaches_the_printed_evaluation(
+    tmp_path: Path, example: str, short: dict[str, object]
+) -> None:
+    documents = list(yaml.safe_load_all((EXAMPLES / f"{example}.yaml").read_text()))
+    trainer = documents[0]["spec"]["trainer"]
+    trainer |= short
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump_all(documents))
+    done = run(tmp_path, "job.yaml", "-o", "json", seconds=200)
+    assert done.code == 0, done
+    training = DistTrainJob.parse(done.job).status.training
+    assert training is not None
+    assert training.model is not None
+    path = Path(training.model.path)
+    kept_in = "claims" if "checkpoint" in documents[0]["spec"] else "runs"
+    assert path.relative_to(tmp_path.resolve()).parts[:2] == (".disttrain", kept_in)
+    assert training.model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "from safetensors.torch import load_file" in done.err
+    assert f'model.load_state_dict(load_file("{path.relative_to(tmp_path.resolve())}"))' in done.err
+    said = {name: float(value) for name, value in (training.evaluation or {}).items()}
+    assert evaluation_of(path, trainer) == pytest.approx(said, rel=1e-4)
+
+
+DATA_PARALLEL = pytest.param({}, id="DataParallel")
+SYNC = pytest.param(served("Sync"), id="Sync")
+
+
+@pytest.mark.parametrize("changes", [DATA_PARALLEL, SYNC])
+def test_a_job_waits_for_room_for_its_model_and_a_later_master_of_the_finished_job_names_it(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    in_the_way = tmp_path / "checkpoints" / MODEL_FILE
+    in_the_way.mkdir(parents=True)
+    (tmp_path / "fault.py").write_text("from disttrain_trainer.checkpoint import final\nfinal.PAUSE = 0.05\n")
+    spec = digits(**changes, **checkpoints(50), trainer={"epochs": 1, "evaluate": None})
+    for attempt in (1, 2):
+        with Job(folder=tmp_path, spec=spec, attempt=attempt) as job:
+            job.start()
+            if attempt == 1:
+                job.until(lambda _: "the model was not written: " in job.logs())
+                assert not job.until(lambda _: True).finished
+                in_the_way.rmdir()
+            assert job.supervise() == 0, job.logs()
+            progress = job.termination(Role.MASTER).progress
+        assert progress is not None
+        assert progress.model is not None
+        assert progress.model.sha256 == hashlib.sha256(in_the_way.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("changes", [DATA_PARALLEL, SYNC])
+def test_a_worker_that_cannot_write_the_model_ends_with_what_is_wrong_to_be_started_again(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    (tmp_path / "checkpoints" / MODEL_FILE).mkdir(parents=True)
+    fault = "from disttrain_trainer.checkpoint import final\nfinal.PAUSE, final.PATIENCE = 0.05, 0.2\n"
+    (tmp_path / "fault.py").write_text(fault)
+    spec = digits(**changes, **checkpoints(50), worker={"replicas": 1}, trainer={"epochs": 1})
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.start()
+        assert job.wait(Role.WORKER) == final.Unsaved.exit_code, job.logs()
+        said = job.termination(Role.WORKER).message
+        assert said.startswith("the model, of step 23, cannot be written: "), said
+        assert "Is a directory" in said

@@ -1,0 +1,45 @@
+"""The trained model as its user takes it away: one safetensors file with the names of `model.state_dict()`, beside no other state.
+
+    model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+
+Parameters and the buffers that are state, tied weights under each of their names.
+"""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from disttrain.api.names import MODEL_FILE
+from disttrain.api.runtime import ProgressModel
+from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
+
+
+def can_be_kept(model: nn.Module) -> bool:
+    """Whether the file can hold the model; says in the log why not."""
+    try:
+        tensors.check_parameters(dict(model.named_parameters()))
+        tensors.check_buffers(model)
+    except WrongInput as error:
+        log.warning("no %s is written at the end: %s", MODEL_FILE, error)
+        return False
+    return True
+
+
+def write(model: nn.Module, folder: Path) -> ProgressModel:
+    """Writes the model into a folder, in place of an earlier one. Raises OSError."""
+    path = folder / MODEL_FILE
+    for left in folder.glob(
+        f".{MODEL_FILE}.*.tmp"
+    ):  # of a writer that was killed; one that lives fails, and writes again
+        with contextlib.suppress(OSError):
+            left.unlink()
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state))
+    log.info("the model is in %s", path)
+    return written

@@ -1,0 +1,87 @@
+"""Named tensors in a file: safetensors, never pickle, so that reading it cannot run code.
+
+Format: https://github.com/huggingface/safetensors#format. Our own writer, which needs no copy of the tensors and digests them as they are
+written; tensors that share memory are each written under their own name. Reading is the library's.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from disttrain_trainer.checkpoint import atomic
+from disttrain_trainer.errors import WrongInput
+
+Named = Mapping[str, torch.Tensor]
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8
+"""Bytes: the data begins at a multiple of it, so that a mapped file holds aligned numbers."""
+_BLOCK = 4 << 20
+"""Bytes that are written and digested at a time."""
+
+
+def can_hold(dtype: torch.dtype) -> bool:
+    """Whether the format has this type."""
+    return dtype in _DTYPES
+
+
+def write(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None) -> str:
+    """Writes a file atomically; its sha256 in hex. Raises OSError. tensors: dense, of types that the format has, on any device."""
+    # Wide types first: then every tensor is aligned without gaps, which the format does not allow.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+
+    def fill(sink: atomic.Sink) -> None:
+        sink.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for block in _blocks(tensors[name]):
+                sink.write(block)
+
+    return atomic.write(path, fill)
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file. Raises WrongInput when it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise WrongInput(f"{path} cannot be read: {error}") from None
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The tensor's elements in order, as bytes."""
+    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    data = flat.view(torch.uint8).numpy().data
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
