@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from apiserver.operating import JOBS, PODS, POLICIES, SERVICES, Operator, Rest, eventually, job, pod_names
+import pytest
+
+from apiserver.operating import JOBS, PODS, POLICIES, SERVICES, Operator, Refusal, Rest, eventually, job, pod_names
 from apiserver.playing import Kubelet
 from cluster.controlplane import ControlPlane
 
@@ -128,6 +130,33 @@ def test_roll_back_leaves_finished_running_and_suspended_jobs_as_they_are(contro
         assert condition(rest, "done", "Complete") == "True"
         assert condition(rest, "rests", "Suspended") == "True"
         assert (pods(rest, "done"), pods(rest, "rests"), pods(rest, "runs")) == ({}, {}, running)
+
+
+def with_config_map_of_a_script(properties: Any) -> None:
+    """The schema of an earlier release: a script names its ConfigMap itself."""
+    del properties["spec"]["properties"]["trainer"]["properties"]["script"]["x-kubernetes-validations"]
+
+
+def test_a_script_with_a_config_map_of_an_earlier_release_goes_on_and_a_new_one_is_refused(
+    control_plane: ControlPlane,
+) -> None:
+    rest = namespace(control_plane, "earlier")
+    script = {"configMap": "my-code", "file": "train.py"}
+    body = job("stored", strategy={"type": "DataParallel"}, trainer={"script": script})
+    del body["spec"]["parameterServer"]
+    with schema(rest, with_config_map_of_a_script):
+        eventually(lambda: rest.create(JOBS, body))
+    new = {**body, "metadata": {**body["metadata"], "name": "new"}}
+    with Operator(control_plane, "--namespaces=earlier", *FLAGS, name="later"):
+        eventually(lambda: set(pods(rest, "stored")) == {"stored-master-0", "stored-worker-0", "stored-worker-1"})
+        volumes = rest.get(PODS, "stored-worker-0")["spec"]["volumes"]
+        assert [v["configMap"]["name"] for v in volumes if v["name"] == "disttrain-code"] == ["my-code"]
+        eventually(lambda: condition(rest, "stored", "Valid") == "True")
+        rest.merge(f"{JOBS}/stored", {"spec": {"suspend": True}})  # what an update leaves as it is may stay
+        eventually(lambda: condition(rest, "stored", "Suspended") == "True")
+        assert rest.get(JOBS, "stored")["spec"]["trainer"]["script"]["configMap"] == "my-code"
+        with pytest.raises(Refusal, match=r"write trainer\.code\.configMap"):
+            rest.create(JOBS, new)
 
 
 def test_objects_of_another_namespace_that_name_our_job_are_none_of_it(control_plane: ControlPlane) -> None:

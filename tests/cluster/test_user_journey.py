@@ -152,12 +152,14 @@ def test_the_other_examples_complete_side_by_side(node: Node) -> None:
     language = job_of("charlm-ddp.yaml", "charlm")
     language["spec"]["trainer"]["maxSteps"] = 20  # of 300, which are half a minute of two cores
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=language, user=JANE)
-    examples = ["digits-ddp.yaml", "mlp-sync.yaml", "torchrun-script.yaml", "command.yaml"]
+    examples = ["digits-ddp.yaml", "mlp-sync.yaml", "own-model.yaml", "torchrun-script.yaml", "command.yaml"]
     for name in ["charlm", *(apply(node, example) for example in examples)]:
         status = complete(node, name)
         assert status["state"] == "Complete", name
     bits = float(training(node, "charlm")["evaluation"]["bits_per_character"])
     assert bits < 5.5  # a guess among the text's characters is above 6
+    # Its model is a file of a ConfigMap beside it; the image is the one of the others.
+    assert float(training(node, "own-model")["evaluation"]["accuracy"]) > 0.95
 
 
 def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
@@ -182,9 +184,11 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
 
 
 def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
-    secretless, claimless, programless, imageless, volumeless = (
-        job_of("command.yaml", name) for name in ("secretless", "claimless", "programless", "imageless", "volumeless")
+    secretless, claimless, programless, imageless, volumeless, codeless = (
+        job_of("command.yaml", name)
+        for name in ("secretless", "claimless", "programless", "imageless", "volumeless", "codeless")
     )
+    codeless["spec"]["trainer"]["code"] = {"configMap": "nowhere"}
     env = [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "token"}}}]
     secretless["spec"]["worker"]["template"] = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
     claimless["spec"]["checkpoint"] = {"volume": {"persistentVolumeClaim": "nowhere"}}
@@ -193,7 +197,7 @@ def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
     volume = {"name": "token", "secret": {"secretName": "nowhere"}}
     mount = {"name": "trainer", "volumeMounts": [{"name": "token", "mountPath": "/token"}]}
     volumeless["spec"]["worker"]["template"] = {"spec": {"volumes": [volume], "containers": [mount]}}
-    jobs = [secretless, claimless, programless, imageless, volumeless]
+    jobs = [secretless, claimless, programless, imageless, volumeless, codeless]
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=jobs, user=JANE)
 
     def condition(name: str, type_: str) -> str:
@@ -206,6 +210,7 @@ def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
         ("programless", "Failed", "(StartError, exit code 127)"),
         ("imageless", "Ready", "check the image's name"),
         ("volumeless", "Ready", "create it in the job's namespace"),
+        ("codeless", "Ready", 'configmap "nowhere" not found'),
     ]:
         message = node.wait_for(
             f"{type_} of {name} to name it", lambda name=name, type_=type_: condition(name, type_), 60
