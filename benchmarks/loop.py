@@ -40,7 +40,7 @@ def make_config(example: str, steps: int) -> JobConfig:
                 "model": f"{module}:model",
                 "dataset": f"{module}:dataset",
                 "loss": f"{module}:loss",
-                "optimizer": {"name": "SGD", "learningRate": "0.01", "momentum": "0.9"},
+                "optimizer": {"name": "SGD", "learningRate": 0.01, "momentum": 0.9},
                 "batchSize": BATCH,
                 "maxSteps": steps,
             },

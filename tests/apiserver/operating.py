@@ -215,7 +215,7 @@ def job(name: str, **spec: Any) -> Any:
             "trainer": {
                 "model": "mine.net:model",
                 "dataset": "mine.net:dataset",
-                "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                "optimizer": {"name": "SGD", "learningRate": 0.1},
                 "epochs": 1,
                 "batchSize": 64,
             },

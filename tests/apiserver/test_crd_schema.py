@@ -131,7 +131,7 @@ def test_every_default_arrives(control_plane: ControlPlane) -> None:
     """For each there is a good input that has the object around it and leaves it out; the API server fills it in."""
     inputs = [yaml.safe_load(file.read_text())["spec"] for file in files("good")]
     stored = [
-        yaml.safe_load(control_plane.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", str(file)))["spec"]
+        json.loads(control_plane.kubectl("create", "--dry-run=server", "-o", "json", "-f", str(file)))["spec"]
         for file in files("good")
     ]
     defaults = {path: node["default"] for path, node in nodes(root()["properties"]["spec"]) if "default" in node}
@@ -183,13 +183,15 @@ def rules(schema: Schema) -> list[tuple[str, Schema, Schema]]:
 
 
 def test_every_rule_has_an_input_that_breaks_it() -> None:
-    """The inputs are tried in test_crd_inputs.py, and in the other roles in test_crd_templates.py; here: no rule is left out there."""
+    """The inputs are tried in test_crd_inputs.py, and in the other roles in test_crd_templates.py; here: no rule is left out there.
+    The one about strings in the place of numbers is for stored jobs only: test_stored_strings.py."""
     wants = [want.pattern for kind in ("bad", "transition") for file in files(kind) for want in wanted(file)]
     roles = re.compile(r"^spec\.(master|parameterServer)\.template\.")
     untried = [
         (path, rule["message"])
         for path, rule, _ in rules(root())
-        if not any(_speaks_of(want, roles.sub("spec.worker.template.", path), rule["message"]) for want in wants)
+        if rule["rule"] != "self in [self]"
+        and not any(_speaks_of(want, roles.sub("spec.worker.template.", path), rule["message"]) for want in wants)
     ]
     assert untried == []
 
@@ -218,8 +220,8 @@ def test_columns_and_names(control_plane: ControlPlane) -> None:
         "training": {
             "step": 1250,
             "progressPercent": 27,
-            "loss": "0.1834",
-            "samplesPerSecond": "5120.4",
+            "loss": 0.1834,
+            "samplesPerSecond": 5120.4,
             "etaSeconds": 41,
         },
     }
@@ -279,6 +281,8 @@ def _sample(schema: Schema) -> Any:
             return [_sample(schema["items"])]
         case "integer":
             return schema.get("minimum", 0) + 1
+        case "number":
+            return 0.5
         case "boolean":
             return True
         case _:

@@ -38,10 +38,9 @@ def pods(rest: Rest, name: str) -> dict[str, str]:
 
 
 def newer(properties: Any) -> None:
-    """The schema of a later release: a field with a default, a field of the status, numbers where decimals were strings."""
+    """The schema of a later release: a field with a default, a field of the status, a field of an entry of a list."""
     properties["spec"]["properties"]["runPolicy"]["properties"]["newKnob"] = {"type": "integer", "default": 5}
     properties["status"]["properties"]["lastEvent"] = {"type": "string"}
-    properties["status"]["properties"]["training"]["properties"]["loss"] = {"type": "number"}
     conditions = properties["status"]["properties"]["conditions"]["items"]["properties"]
     conditions["severity"] = {"type": "string"}
 

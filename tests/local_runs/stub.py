@@ -76,7 +76,7 @@ def write_job(
     trainer = {
         "model": "disttrain_trainer:model",
         "dataset": "disttrain_trainer:dataset",
-        "optimizer": {"name": "SGD", "learningRate": "0.1"},
+        "optimizer": {"name": "SGD", "learningRate": 0.1},
         "epochs": 1,
         "config": config or {},
     }

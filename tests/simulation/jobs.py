@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_MODEL = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": "0.1"}, "epochs": 1}
+_MODEL = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": 0.1}, "epochs": 1}
 
 
 @st.composite

@@ -60,7 +60,7 @@ def digits(**changes: Any) -> dict[str, Any]:
         "dataset": "disttrain_trainer.examples.digits:dataset",
         "loss": "disttrain_trainer.examples.digits:loss",
         "evaluate": "disttrain_trainer.examples.digits:evaluate",
-        "optimizer": {"name": "SGD", "learningRate": "0.1", "momentum": "0.9"},
+        "optimizer": {"name": "SGD", "learningRate": 0.1, "momentum": 0.9},
         "batchSize": 64,
         "epochs": 10,
     } | changes.pop("trainer", {})

@@ -18,11 +18,11 @@ from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardSe
 T = TypeVar("T")
 _SEEDING = threading.Lock()
 
-SGD = {"name": "SGD", "learningRate": "0.1"}
-MOMENTUM = {"name": "SGD", "learningRate": "0.05", "momentum": "0.9", "weightDecay": "0.01"}
-NESTEROV = {"name": "SGD", "learningRate": "0.05", "momentum": "0.9", "nesterov": True}
-ADAM = {"name": "Adam", "learningRate": "0.01", "weightDecay": "0.01"}
-ADAMW = {"name": "AdamW", "learningRate": "0.01", "beta1": "0.8", "weightDecay": "0.1"}
+SGD = {"name": "SGD", "learningRate": 0.1}
+MOMENTUM = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9, "weightDecay": 0.01}
+NESTEROV = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9, "nesterov": True}
+ADAM = {"name": "Adam", "learningRate": 0.01, "weightDecay": 0.01}
+ADAMW = {"name": "AdamW", "learningRate": 0.01, "beta1": 0.8, "weightDecay": 0.1}
 SYNC = {"consistency": "Sync"}
 ASYNC = {"consistency": "Async"}
 

@@ -12,7 +12,7 @@ from training.job import Job, checkpoints, digits, final_parameters, held, serve
 
 STEPS = 12
 SAMPLES, BATCH = 44, 32
-ADAMW = {"name": "AdamW", "learningRate": "0.05", "weightDecay": "0.5"}
+ADAMW = {"name": "AdamW", "learningRate": 0.05, "weightDecay": 0.5}
 USERS = """
 import torch
 from torch import nn

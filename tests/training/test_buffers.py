@@ -26,7 +26,7 @@ def job_in(folder: Path, consistency: str, *, workers: int = 2, **options: Any) 
     folder.mkdir(exist_ok=True)
     (folder / "users_code.py").write_text(MODEL)
     # Adam, as a momentum on top of the staleness of Async is too much now and then.
-    trainer = held(model="users_code:model", epochs=EPOCHS, optimizer={"name": "Adam", "learningRate": "0.003"})
+    trainer = held(model="users_code:model", epochs=EPOCHS, optimizer={"name": "Adam", "learningRate": 0.003})
     spec = digits(**served(consistency), **checkpoints(EVERY), trainer=trainer, worker={"replicas": workers})
     return Job(folder=folder, spec=spec, **options)
 

@@ -58,7 +58,7 @@ TRAINER = {
     "dataset": "mine:dataset",
     "loss": "mine:loss",
     "evaluate": "mine:evaluate",
-    "optimizer": {"name": "SGD", "learningRate": "0.0001"},
+    "optimizer": {"name": "SGD", "learningRate": 0.0001},
 }
 SAMPLES, EPOCHS, WORKERS = 96, 20, 2
 Figures = dict[str, dict[str, float]]

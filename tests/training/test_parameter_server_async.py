@@ -10,7 +10,7 @@ from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.parameter_server import FlatModel
 from training.parameter_servers import ASYNC, SGD, in_threads, make_client, make_config, serving
 
-ONE = {"name": "SGD", "learningRate": "1"}
+ONE = {"name": "SGD", "learningRate": 1}
 """w <- w - gradient: with whole numbers every sum is exact, in any order."""
 
 
@@ -76,7 +76,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
 
 
 def test_an_empty_slice_counts_as_applied_and_is_no_update() -> None:
-    config = make_config(workers=4, servers=2, consistency=ASYNC, optimizer={**SGD, "momentum": "0.9"})
+    config = make_config(workers=4, servers=2, consistency=ASYNC, optimizer={**SGD, "momentum": 0.9})
     schedule = Schedule(samples=5, batch_size=3, world_size=4, seed=0, max_steps=50)
     empty = next(schedule.part(k) for k in range(8) if schedule.part(k).samples == 0)
     with serving(config) as servers:
@@ -129,7 +129,7 @@ def test_a_pull_before_the_first_parameters_waits_for_them_and_says_so() -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_parameters_do_not_lose_updates_that_are_smaller_than_their_precision(dtype: torch.dtype) -> None:
-    config = make_config(workers=1, servers=2, consistency=ASYNC, optimizer={"name": "SGD", "learningRate": "0.001"})
+    config = make_config(workers=1, servers=2, consistency=ASYNC, optimizer={"name": "SGD", "learningRate": 0.001})
     schedule = Schedule(samples=4000, batch_size=1, world_size=1, seed=0, max_steps=1000)
     with serving(config) as servers:
         flat = FlatModel(nn.ParameterList([nn.Parameter(torch.ones(70, dtype=dtype))]))

@@ -161,14 +161,14 @@ def test_a_training_goes_on_with_a_lower_rate_and_another_worker_and_says_so(
 ) -> None:
     with Job(folder=tmp_path, spec=spec(changes)) as job:
         saved = interrupt(job)
-    lower = {"name": "SGD", "learningRate": "0.01", "momentum": "0.9"}
+    lower = {"name": "SGD", "learningRate": 0.01, "momentum": 0.9}
     changed = spec({**changes, "worker": {"replicas": 3}}, optimizer=lower)
     with Job(folder=tmp_path, spec=changed, attempt=2) as job:
         finish(job)
         assert f"begins at step {saved}" in job.logs()
         progress = job.termination(Role.MASTER).progress
     assert progress is not None
-    rate = 'trainer.optimizer.learningRate: "0.1" -> "0.01"'
+    rate = "trainer.optimizer.learningRate: 0.1 -> 0.01"
     assert progress.resumed == f"Resumed at step {saved}; changed: {rate}, worker.replicas: 2 -> 3"
     assert progress.step == STEPS
 

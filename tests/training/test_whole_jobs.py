@@ -8,8 +8,8 @@ import pytest
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, manifests, served
 
-MOMENTUM = {"optimizer": {"name": "SGD", "learningRate": "0.1", "momentum": "0.9"}, "epochs": 20}
-ADAM = {"optimizer": {"name": "Adam", "learningRate": "0.002"}, "epochs": 30}
+MOMENTUM = {"optimizer": {"name": "SGD", "learningRate": 0.1, "momentum": 0.9}, "epochs": 20}
+ADAM = {"optimizer": {"name": "Adam", "learningRate": 0.002}, "epochs": 30}
 """Asynchrony is a momentum of its own (Mitliagkas et al., 2016): on top of 0.9 it is too much."""
 
 

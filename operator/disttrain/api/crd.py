@@ -45,8 +45,8 @@ _COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
     ("WORKERS", "integer", ".status.worker.readyReplicas", 0, "Workers that are ready."),
     ("STEP", "integer", ".status.training.step", 0, "Global steps done."),
     ("PROGRESS", "integer", ".status.training.progressPercent", 0, "Steps done, in percent."),
-    ("LOSS", "string", ".status.training.loss", 0, "Mean loss of the last steps."),
-    ("SAMPLES/S", "string", ".status.training.samplesPerSecond", 0, "Throughput of all workers together."),
+    ("LOSS", "number", ".status.training.loss", 0, "Mean loss of the last steps."),
+    ("SAMPLES/S", "number", ".status.training.samplesPerSecond", 0, "Throughput of all workers together."),
     ("RESTARTS", "integer", ".status.restarts.total", 0, "Pods that failed and were replaced."),
     ("ETA", "integer", ".status.training.etaSeconds", 0, "Seconds to the end."),
     ("AGE", "date", ".metadata.creationTimestamp", 0, "Since the job was created."),
@@ -132,6 +132,9 @@ def _structural(schema: Schema, definitions: Schema) -> Schema:
         result["anyOf"] = schema["anyOf"]
     if "const" in schema:
         result["enum"] = [schema["const"]]
+    for bound in ("minimum", "maximum"):  # OpenAPI 3.0 says with a second keyword that a bound is exclusive
+        if (limit := schema.get(exclusive := f"exclusive{bound.capitalize()}")) is not None:
+            result |= {bound: limit, exclusive: True}
     if result.get("type") == "integer":
         result["format"] = "int32" if schema.get("maximum", INT32_MAX + 1) <= INT32_MAX else "int64"
     if "properties" in schema:

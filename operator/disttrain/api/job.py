@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import MAX_JOB_NAME
-from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.spec import DistTrainJobSpec, Trainer
 from disttrain.api.status import DistTrainJobStatus
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -51,9 +51,25 @@ def _same(field: str) -> str:
     return f"({given}has({new}) == has({old}) && (!has({new}) || {new} == {old}))"
 
 
+def _readable(optimizer: str) -> str:
+    """CEL: whether an optimizer holds numbers only. Release 0.1.0 stored strings, and CEL cannot read a string in a field of type number:
+    such an optimizer does not even equal itself. `==` is an error then, `in` is false (docs/design/0002)."""
+    return f"{optimizer} in [{optimizer}]"
+
+
+def _same_trainer() -> str:
+    """CEL: the trainer is as it was. One with strings is compared field by field, without its optimizer: the API server takes such an
+    optimizer only as long as nothing in it changes (trainer.Optimizer.RULES)."""
+    new, old = "self.spec.trainer", "oldSelf.spec.trainer"
+    names = [info.alias for name, info in Trainer.model_fields.items() if name != "optimizer"]
+    others = " && ".join(_same(f"trainer.{name}") for name in names)
+    strings = f"has({new}.optimizer) && !({_readable(f'{new}.optimizer')})"
+    return f"({new} in [{old}] || ({strings} && {others}))"
+
+
 EDIT_RULES = tuple(
     Rule(
-        cel=f"{_same(field)} || ({_RESTS})",
+        cel=f"{_same_trainer() if field == 'trainer' else _same(field)} || ({_RESTS})",
         check=None,
         message="is immutable while the job runs; suspend it first, and wait for its condition Suspended",
         field=f"spec.{field}",
@@ -69,9 +85,11 @@ _FIXED_BY_A_CHECKPOINT = ("trainer.batchSize", "trainer.seed", "trainer.lastBatc
 _HAS_NO_CHECKPOINT = "!has(oldSelf.status.training) || !has(oldSelf.status.training.lastCheckpoint)"
 
 
-def _uses_momentum(job: str) -> str:
-    optimizer = f"{job}.spec.trainer.optimizer"
-    return f"(has({optimizer}) && has({optimizer}.momentum) && double({optimizer}.momentum) > 0.0)"
+def _same_use_of_momentum() -> str:
+    """CEL: momentum is above 0 exactly when it was. Of one that was a string the trainer decides (checkpoint/resuming.py)."""
+    new, old = "self.spec.trainer.optimizer", "oldSelf.spec.trainer.optimizer"
+    new_uses, old_uses = (f"(has({each}.momentum) && {each}.momentum > 0.0)" for each in (new, old))
+    return f"(!has({new}) || !has({old}) || {new_uses} == {old_uses} || !({_readable(old)}))"
 
 
 CHECKPOINT_RULES = tuple(
@@ -85,7 +103,7 @@ CHECKPOINT_RULES = tuple(
     )
     for field, same in (
         *((field, _same(field)) for field in _FIXED_BY_A_CHECKPOINT),
-        ("trainer.optimizer.momentum", f"{_uses_momentum('self')} == {_uses_momentum('oldSelf')}"),
+        ("trainer.optimizer.momentum", _same_use_of_momentum()),
     )
 )
 

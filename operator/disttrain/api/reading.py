@@ -6,7 +6,7 @@ A model validates strictly first. Only when that fails, what stands in the way i
 | found | done |
 |---|---|
 | a field that this version does not know | left out, listed in `unknown` |
-| a number where a decimal string is expected | converted: a later version writes decimals as numbers |
+| a decimal string where a number is expected | converted: release 0.1.0 stored decimals as strings |
 | any other value that this version does not understand | left out, so that the default holds; listed in `unreadable` |
 | a required field that is missing or was left out | the object that it belongs to is left out |
 """
@@ -18,6 +18,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
+
+from disttrain.api.types import QUOTED_NUMBER, StoredDecimal
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -94,8 +96,8 @@ def _take_out(data: Any, problem: ErrorDetails, unknown: dict[str, None], unread
     if value is _GONE:
         return
     path = ".".join(_name(holder, step) for holder, step in steps)
-    if problem["type"] == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
-        parent[key] = repr(value)
+    if problem["type"] == QUOTED_NUMBER:
+        parent[key] = StoredDecimal(value)
         return
     if problem["type"] == "extra_forbidden":
         unknown[path] = None

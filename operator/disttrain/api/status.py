@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from disttrain.api.base import Model
 from disttrain.api.reasons import JobState
-from disttrain.api.types import list_map
+from disttrain.api.types import FiniteNumber, list_map
 
 
 def _no_number(value: object) -> object:
@@ -26,7 +26,6 @@ Time = Annotated[
 Count = Annotated[int, Field(ge=0)]
 Text = Annotated[str, StringConstraints(max_length=32768)]
 Short = Annotated[str, StringConstraints(max_length=253)]
-Number = Annotated[str, StringConstraints(max_length=32)]
 
 
 class Condition(Model):
@@ -143,15 +142,15 @@ class TrainingStatus(Model):
     """step / totalSteps in percent."""
     eta_seconds: Count | None = None
     """Seconds to the end at the present speed."""
-    loss: Number | None = None
-    """Mean loss of the last steps, a decimal string; of a finished job of our own loop that of the last ten steps."""
-    samples_per_second: Number | None = None
-    """Throughput of all workers together, a decimal string."""
+    loss: FiniteNumber | None = None
+    """Mean loss of the last steps; of a finished job of our own loop that of the last ten steps."""
+    samples_per_second: FiniteNumber | None = None
+    """Samples per second of all workers together."""
     world_size: Count | None = None
     """Training processes at work."""
     max_staleness_seen: Count | None = None
     """BoundedStaleness: most steps that a worker was ahead of the slowest at the start of a step."""
-    evaluation: Annotated[dict[Short, Number], Field(max_length=32)] | None = None
+    evaluation: Annotated[dict[Short, FiniteNumber], Field(max_length=32)] | None = None
     """What trainer.evaluate found on the test data, by name, such as accuracy."""
     last_update_time: Time | None = None
     """When the step last advanced."""

@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.code import ESCAPES, Code, escapes
-from disttrain.api.types import INT32_MAX, Argument, Decimal, DnsSubdomain, Factory, FreeForm
+from disttrain.api.types import INT32_MAX, Argument, DnsSubdomain, Factory, FreeForm, Number, NumberBelow1
 
 _MAX_ARGUMENTS = 65_536
 """Characters of all arguments together: they travel in one variable of the environment, which holds 128 KiB."""
@@ -63,36 +63,27 @@ class Optimizer(Model):
             shows="name",
         ),
         Rule(
-            cel="!has(self.beta1) || double(self.beta1) < 1.0",
-            check=lambda o: o.beta1 is None or float(o.beta1) < 1,
-            message="must be below 1",
-            field="beta1",
-            shows="beta1",
-        ),
-        Rule(
-            cel="!has(self.beta2) || double(self.beta2) < 1.0",
-            check=lambda o: o.beta2 is None or float(o.beta2) < 1,
-            message="must be below 1",
-            field="beta2",
-            shows="beta2",
+            cel="self in [self]",
+            check=None,
+            message="write each of its numbers without quotes, such as learningRate: 0.003",
         ),
     )
     name: OptimizerName
     """SGD, Adam or AdamW."""
-    learning_rate: Decimal
-    """Step size, a decimal string such as "0.1"."""
-    momentum: Decimal | None = None
-    """SGD: momentum, a decimal string. Default: none."""
+    learning_rate: Number
+    """Step size, such as 0.1."""
+    momentum: Number | None = None
+    """SGD: momentum. Default: none."""
     nesterov: StrictBool = False
     """SGD: Nesterov's momentum. Default: false."""
-    weight_decay: Decimal = "0"
-    """L2 penalty (SGD, Adam) or decoupled decay (AdamW), a decimal string. Default: "0"."""
-    beta1: Decimal | None = None
-    """Adam, AdamW: decay of the first moment, below 1. Default: "0.9"."""
-    beta2: Decimal | None = None
-    """Adam, AdamW: decay of the second moment, below 1. Default: "0.999"."""
-    epsilon: Decimal | None = None
-    """Adam, AdamW: added to the denominator. Default: "1e-8"."""
+    weight_decay: Number = 0
+    """L2 penalty (SGD, Adam) or decoupled decay (AdamW). Default: 0."""
+    beta1: NumberBelow1 | None = None
+    """Adam, AdamW: decay of the first moment, below 1. Default: 0.9."""
+    beta2: NumberBelow1 | None = None
+    """Adam, AdamW: decay of the second moment, below 1. Default: 0.999."""
+    epsilon: Number | None = None
+    """Adam, AdamW: added to the denominator. Default: 1e-8."""
 
 
 class Script(Model):
@@ -174,7 +165,7 @@ class Trainer(Model):
         Rule(
             cel="!has(self.model) || has(self.optimizer)",
             check=lambda t: t.model is None or t.optimizer is not None,
-            message='with a model set the optimizer, such as {name: SGD, learningRate: "0.1"}',
+            message="with a model set the optimizer, such as {name: SGD, learningRate: 0.1}",
             field="optimizer",
         ),
         Rule(

@@ -1,22 +1,60 @@
-"""The scalar types of the API: decimals, quantities, names, bounded maps. What a Kubernetes API has instead of floats."""
+"""The scalar types of the API: numbers, quantities, names, bounded maps."""
 
 import decimal
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 INT32_MAX = 2_147_483_647
 
-Decimal = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=32),
-]
-"""A non-negative decimal as a string, such as "0.1" or "1e-4": the API conventions know no floats. No infinity: at most 32 + 99 digits."""
+_DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
+"""A decimal in a string, as release 0.1.0 stored it."""
+QUOTED_NUMBER: Final = "quoted_number"
+"""The type of the problem with such a string, by which reading.py knows it."""
+
+
+class StoredDecimal(float):
+    """A decimal that release 0.1.0 stored as a string. DISTTRAIN_JOB has it as it is stored: trainers of that release which began an
+    attempt compare a digest of its text with that of a pod that is made again."""
+
+    def __new__(cls, text: str) -> Self:
+        """Raises ValueError."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def _number(value: object, validated: ValidatorFunctionWrapHandler) -> object:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        raise PydanticCustomError(QUOTED_NUMBER, "write {number} without quotes", {"number": value})
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("number", "must be a number, such as 0.003")
+    number = validated(value)
+    return value if isinstance(value, StoredDecimal) else number  # pydantic makes a plain float of it
+
+
+_AS_STORED: Final = PlainSerializer(lambda value: value.text if isinstance(value, StoredDecimal) else value)
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False), WrapValidator(_number)]
+"""A JSON number. A string is refused, and so are infinity and NaN, which JSON does not have."""
+Number = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
+"""A number of 0 or more, such as 0.003 or 1e-4. The bound is within int64, in which the API server compares whole numbers."""
+NumberBelow1 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
 
 Factory = Annotated[
     str,

@@ -43,9 +43,11 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
         if training.resumed:
             facts.append(("start", training.resumed[0].lower() + training.resumed[1:]))
         if training.loss is not None:
-            facts.append(("loss", training.loss))
+            facts.append(("loss", f"{training.loss:.15g}"))
         if training.evaluation:
-            facts.append(("evaluation", ", ".join(f"{name} {value}" for name, value in training.evaluation.items())))
+            facts.append(
+                ("evaluation", ", ".join(f"{name} {value:.15g}" for name, value in training.evaluation.items()))
+            )
     if restarts is not None and restarts.total:
         last = restarts.last
         who = "" if last is None or last.role == WHOLE_JOB else f"{last.role} {last.index}, "

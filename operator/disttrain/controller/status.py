@@ -10,7 +10,6 @@ says, and how urgent it is, the plan decides.
 
 import asyncio
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ def steps(field: str) -> Path:
 
 
 def trim(patch: Any, path: Path) -> Any:
-    """The patch without one field. A later version has numbers where this one has decimal strings: such a one is written as a number."""
+    """The patch without one field. An earlier CRD has decimal strings where this one has numbers: a number is written as a string then."""
     step, rest = path[0], path[1:]
     if isinstance(patch, list):
         if not isinstance(step, int) or step >= len(patch) or not rest:
@@ -190,17 +189,13 @@ def trim(patch: Any, path: Path) -> Any:
         return [trim(entry, rest) if index == step else entry for index, entry in enumerate(patch)]
     if not isinstance(patch, dict) or step not in patch:
         return patch
-    inner = trim(patch[step], rest) if rest else _as_number(patch[step])
+    inner = trim(patch[step], rest) if rest else _as_string(patch[step])
     left = {field: value for field, value in patch.items() if field != step}
     return left if inner is None or inner == {} else {**left, step: inner}
 
 
-def _as_number(value: Any) -> float | None:
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def _as_string(value: Any) -> str | None:
+    return f"{value:.15g}" if isinstance(value, float) else None
 
 
 def merge_patch(old: Body, new: Body) -> Body:

@@ -1,4 +1,4 @@
-"""The master's report as status.training: decimals as short strings, percent, time left; and how often that is worth a write."""
+"""The master's report as status.training: rounded numbers, percent, time left; and how often that is worth a write."""
 
 import math
 from datetime import datetime, timedelta
@@ -43,7 +43,7 @@ def _usual_step(view: JobView) -> float:
     training, goodput = view.status.training, view.status.goodput
     if training is None or training.last_update_time is None:
         return 0
-    if view.spec.trainer.model is not None and (speed := float(training.samples_per_second or 0)) > 0:
+    if view.spec.trainer.model is not None and (speed := training.samples_per_second or 0) > 0:
         return view.spec.trainer.batch_size / speed
     if goodput is None or goodput.accounted_until is None or training.step == 0:
         return 0
@@ -72,8 +72,8 @@ def _training(view: JobView) -> TrainingStatus | None:
         epoch=progress.epoch,
         progress_percent=min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else None,
         eta_seconds=_seconds_left(view, progress),
-        loss=None if progress.loss is None else number(progress.loss, 4),
-        samples_per_second=None if progress.samples_per_second is None else number(progress.samples_per_second, 5),
+        loss=rounded(progress.loss, 4),
+        samples_per_second=rounded(progress.samples_per_second, 5),
         world_size=progress.world_size,
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
@@ -106,9 +106,12 @@ def read_interval(spec: DistTrainJobSpec) -> timedelta:
     return min(LONGEST_READ_INTERVAL, timedelta(seconds=spec.observability.status_interval_seconds))
 
 
-def number(value: float, digits: int) -> str:
-    """A decimal of so many significant digits, without an exponent where a whole number does: "0.1834", "5120.4", "131072"."""
-    return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
+def rounded(value: float | None, digits: int) -> float | None:
+    """A number of so many significant digits, or a whole one that has more: 0.1834, 5120.4, 131072. None for infinity and NaN, which are
+    no JSON."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(round(value)) if 10.0**digits <= abs(value) < 1e15 else float(f"{value:.{digits}g}")
 
 
 def is_another_step(progress: Progress, before: Progress | None) -> bool:
@@ -178,8 +181,7 @@ def _model(progress: Progress) -> ModelStatus | None:
     return None if written is None else ModelStatus(path=written.path, sha256=written.sha256)
 
 
-def _evaluation(progress: Progress) -> dict[str, str] | None:
+def _evaluation(progress: Progress) -> dict[str, float] | None:
     """The user's names, as many and as long as a status may hold."""
-    if not progress.evaluation:
-        return None
-    return {name[:253]: number(value, 5) for name, value in sorted(progress.evaluation.items())[:32]}
+    found = {name[:253]: rounded(value, 5) for name, value in sorted((progress.evaluation or {}).items())[:32]}
+    return {name: value for name, value in found.items() if value is not None} or None

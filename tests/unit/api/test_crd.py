@@ -21,11 +21,11 @@ def unbounded(schema: Schema, path: str) -> Iterator[str]:
         "array": {"maxItems"},
         "string": set() if "enum" in schema else {"maxLength"},
         "integer": {"minimum", "maximum"},
+        "number": {"minimum", "maximum"},
         "quantity": {"minimum", "maximum", "maxLength"},
         "boolean": set(),
         "object": {"maxProperties"} if "additionalProperties" in schema else set(),
     }
-    # A type that is not here, such as number, has no place in the API.
     limits = wanted["quantity" if schema.get("x-kubernetes-int-or-string") else schema["type"]]
     # An object that is handed on as it is has the limit of the whole: what etcd takes. Its typed fields have limits of their own.
     if not schema.get("x-kubernetes-preserve-unknown-fields"):

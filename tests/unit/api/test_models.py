@@ -17,7 +17,7 @@ OUR_LOOP: dict[str, object] = {
     "model": "a:b",
     "dataset": "a:b",
     "epochs": 1,
-    "optimizer": {"name": "SGD", "learningRate": "1"},
+    "optimizer": {"name": "SGD", "learningRate": 1},
 }
 
 
@@ -70,7 +70,7 @@ def test_a_rule_tells_the_value_that_broke_it() -> None:
                         "dataset": "a:b",
                         "epochs": 1,
                         "deterministic": True,
-                        "optimizer": {"name": "SGD", "learningRate": "1"},
+                        "optimizer": {"name": "SGD", "learningRate": 1},
                     },
                 },
             }

@@ -83,7 +83,7 @@ def problems(text: str) -> list[str]:
         pytest.param(
             "    command: [python, -m, mine]\n",
             "    model: a:b\n    dataset: a:c\n    epochs: 1\n",
-            'job.yaml:8: spec.trainer.optimizer: with a model set the optimizer, such as {name: SGD, learningRate: "0.1"}',
+            "job.yaml:8: spec.trainer.optimizer: with a model set the optimizer, such as {name: SGD, learningRate: 0.1}",
             id="something missing, with the line around it",
         ),
         pytest.param("  name: digits\n", "  labels: {}\n", "job.yaml:3: metadata.name: is required", id="no name"),
@@ -138,7 +138,7 @@ spec:
   trainer:
     model: a:model
     dataset: a:dataset
-    optimizer: {name: SGD, learningRate: "0.1"}
+    optimizer: {name: SGD, learningRate: 0.1}
     epochs: 1
     batchSize: 64
     backend: Auto
@@ -178,6 +178,28 @@ spec:
 def test_a_rule_between_fields_tells_the_line_and_the_value_of_the_one_to_blame(old: str, new: str, told: str) -> None:
     (problem,) = problems(MODEL.replace(old, new, 1))
     assert re.fullmatch(re.escape("job.yaml:" + told).replace(r"\.\*", ".*"), problem), problem
+
+
+def test_a_number_in_quotes_is_refused_with_what_to_write() -> None:
+    (problem,) = problems(MODEL.replace("0.1", '"0.003"'))
+    path = "job.yaml:13: spec.trainer.optimizer.learningRate"
+    assert problem.startswith(f'{path}: write 0.003 without quotes (got "0.003"); it is: Step size')
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("wrong", ["fast", "true", "1e999", "-0.1", "[1]"])
+def test_what_is_no_number_is_refused_in_one_line(wrong: str) -> None:
+    (problem,) = problems(MODEL.replace("0.1", wrong))
+    assert problem.startswith("job.yaml:13: spec.trainer.optimizer.learningRate: ")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("1", 1.0), ("0.003", 0.003), (".5", 0.5)])
+def test_a_number_is_read_as_kubectl_reads_it(text: str, value: float) -> None:
+    (found,) = read("job.yaml", MODEL.replace("0.1", text)).jobs
+    optimizer = found.job.spec.trainer.optimizer
+    assert optimizer
+    assert optimizer.learning_rate == value
+    assert json.loads(json.dumps(found.job.to_dict()))["spec"]["trainer"]["optimizer"]["learningRate"] == value
 
 
 def test_names_of_python_are_unknown_as_on_the_api_server() -> None:

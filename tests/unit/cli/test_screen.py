@@ -34,7 +34,7 @@ class Terminal(io.StringIO):
 
 def job(**status: Any) -> DistTrainJob:
     strategy = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
-    trainer = {"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": {"name": "SGD", "learningRate": "0.1"}}
+    trainer = {"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": {"name": "SGD", "learningRate": 0.1}}
     spec = {"strategy": strategy, "trainer": trainer, "parameterServer": {"replicas": 2}, "worker": {"replicas": 12}}
     checkpoint = {"volume": {"persistentVolumeClaim": "ckpt"}}
     body = {"metadata": {"name": "digits"}, "spec": spec | {"checkpoint": checkpoint}, "status": status}
@@ -184,7 +184,7 @@ def test_a_dumb_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_summary_of_a_run_that_completed(tmp_path: Path) -> None:
     folder = RunFolder.new("digits", tmp_path)
-    training = {"step": 120, "totalSteps": 120, "epoch": 5, "loss": "0.02", "evaluation": {"accuracy": "0.978"}}
+    training = {"step": 120, "totalSteps": 120, "epoch": 5, "loss": 0.02, "evaluation": {"accuracy": 0.978}}
     training |= {"lastCheckpoint": {"step": 120, "time": NOW}, "resumed": "Resumed at step 40; changed: x: 1 -> 2"}
     last = {"role": "Worker", "index": 1, "reason": "Error", "exitCode": 137, "time": NOW}
     text = summary(

@@ -69,7 +69,7 @@ def job(**spec: Any) -> Body:
             "trainer": {
                 "model": "mine.net:model",
                 "dataset": "mine.net:dataset",
-                "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                "optimizer": {"name": "SGD", "learningRate": 0.1},
                 "epochs": 1,
             },
             "worker": {"replicas": 2},

@@ -66,7 +66,7 @@ def test_what_was_not_understood_of_a_status_stays_in_it() -> None:
     stored = {
         "state": "Resharding",
         "lastEvent": {"a": 1},
-        "training": {"step": 1, "loss": "1", "shape": [4]},
+        "training": {"step": 1, "loss": 1.0, "shape": [4]},
         "conditions": [
             {"type": "Ready", "status": "False", "severity": "high"},
             {"type": "Elastic", "status": "Maybe"},
@@ -74,7 +74,7 @@ def test_what_was_not_understood_of_a_status_stays_in_it() -> None:
         ],
         "goodput": "much",
     }
-    old = {"training": {"step": 1, "loss": "1"}, "conditions": [{"type": "Ready", "status": "False"}]}
+    old = {"training": {"step": 1, "loss": 1.0}, "conditions": [{"type": "Ready", "status": "False"}]}
     new = {
         "training": {"step": 2},
         "conditions": [{"type": "Ready", "status": "True"}, {"type": "Valid", "status": "True"}],
@@ -100,22 +100,22 @@ def test_object_that_goes_takes_only_what_was_understood_with_it() -> None:
 @pytest.mark.parametrize(
     ("field", "left"),
     [
-        pytest.param("state", {"training": {"step": 1, "loss": "0.5"}, "conditions": [{"type": "A", "x": "y"}]}, id="field"),
+        pytest.param("state", {"training": {"step": 1, "loss": 0.5}, "conditions": [{"type": "A", "x": "y"}]}, id="field"),
         pytest.param(
             "training.loss",
-            {"state": "S", "training": {"step": 1, "loss": 0.5}, "conditions": [{"type": "A", "x": "y"}]},
-            id="decimal string, which is a number in a later schema",
+            {"state": "S", "training": {"step": 1, "loss": "0.5"}, "conditions": [{"type": "A", "x": "y"}]},
+            id="number, which is a decimal string in an earlier schema",
         ),
         pytest.param("training", {"state": "S", "conditions": [{"type": "A", "x": "y"}]}, id="object"),
         pytest.param(
             "conditions[0].x",
-            {"state": "S", "training": {"step": 1, "loss": "0.5"}, "conditions": [{"type": "A"}]},
+            {"state": "S", "training": {"step": 1, "loss": 0.5}, "conditions": [{"type": "A"}]},
             id="field of an entry",
         ),
     ],
 )  # fmt: skip
 def test_refused_field_is_left_out_of_a_patch(field: str, left: dict[str, Any]) -> None:
-    patch = {"state": "S", "training": {"step": 1, "loss": "0.5"}, "conditions": [{"type": "A", "x": "y"}]}
+    patch = {"state": "S", "training": {"step": 1, "loss": 0.5}, "conditions": [{"type": "A", "x": "y"}]}
     assert trim(patch, steps(field)) == left
 
 

@@ -25,7 +25,7 @@ COMMAND = {"command": ["python", "-m", "train"]}
 MODEL = {
     "model": "train:model",
     "dataset": "train:dataset",
-    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "optimizer": {"name": "SGD", "learningRate": 0.1},
     "maxSteps": 1,
 }
 

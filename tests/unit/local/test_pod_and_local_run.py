@@ -73,7 +73,7 @@ TEMPLATE = {
 MODEL = {
     "model": "disttrain_trainer.examples.digits:model",
     "dataset": "disttrain_trainer.examples.digits:dataset",
-    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "optimizer": {"name": "SGD", "learningRate": 0.1},
     "epochs": 1,
     "seed": 3,
 }

@@ -8,7 +8,7 @@ from disttrain.api.names import Role
 MODEL = {
     "model": "disttrain_trainer.examples.digits:model",
     "dataset": "disttrain_trainer.examples.digits:dataset",
-    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "optimizer": {"name": "SGD", "learningRate": 0.1},
     "epochs": 5,
 }
 

@@ -31,7 +31,7 @@ MASTER, SERVER, WORKER = Role.MASTER, Role.PARAMETER_SERVER, Role.WORKER
 _MODEL = {
     "model": "digits:model",
     "dataset": "digits:dataset",
-    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+    "optimizer": {"name": "SGD", "learningRate": 0.1},
     "epochs": 5,
 }
 

@@ -184,8 +184,8 @@ def test_the_final_progress_comes_from_the_last_words_of_the_master():
     scene.succeeded(0, 1).succeeded(0, role=MASTER, termination=Termination(progress=last))
     scene.step()
     training = scene.status.training
-    assert (training.step, training.progress_percent, training.eta_seconds, training.loss) == (100, 100, 0, "0.25")
-    assert training.evaluation == {"accuracy": "0.97123"}
+    assert (training.step, training.progress_percent, training.eta_seconds, training.loss) == (100, 100, 0, 0.25)
+    assert training.evaluation == {"accuracy": 0.97123}
 
 
 def test_any_worker_completes_the_job_when_the_policy_says_so():

@@ -132,7 +132,7 @@ class TestSilentNode:
             12, samples_per_second=64.0
         ).seen()
         assert scene.status.state is JobState.TRAINING
-        assert scene.status.training.samples_per_second == "64"
+        assert scene.status.training.samples_per_second == 64
         assert scene.status.restarts is None or scene.status.restarts.counted_towards_limit == 0
 
 

@@ -222,7 +222,7 @@ spec:
     model: a:b
     dataset: a:c
     batchsize: 64
-    optimizer: {name: SGD, learningRate: "0.1"}
+    optimizer: {name: SGD, learningRate: 0.1}
     epochs: 1
 """
     with pytest.raises(WrongInput) as wrong:

@@ -49,7 +49,7 @@ class Table:
                 "trainer": {
                     "model": "m:m",
                     "dataset": "m:d",
-                    "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                    "optimizer": {"name": "SGD", "learningRate": 0.1},
                     "batchSize": 8,
                     "maxSteps": steps,
                     **({"evaluate": "m:e"} if evaluate else {}),

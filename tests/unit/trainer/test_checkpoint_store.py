@@ -35,7 +35,7 @@ def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **train
             {
                 "model": "m:m",
                 "dataset": "m:d",
-                "optimizer": {"name": "SGD", "learningRate": "0.1"},
+                "optimizer": {"name": "SGD", "learningRate": 0.1},
                 "maxSteps": 9,
                 "batchSize": 32,
             }
@@ -141,8 +141,8 @@ def test_a_damaged_one_is_skipped_and_the_reason_said(
 @pytest.mark.parametrize(
     "changed",
     [
-        pytest.param({"optimizer": {"name": "SGD", "learningRate": "0.2"}}, id="learning rate"),
-        pytest.param({"optimizer": {"name": "SGD", "learningRate": "0.1", "weightDecay": "0.1"}}, id="weight decay"),
+        pytest.param({"optimizer": {"name": "SGD", "learningRate": 0.2}}, id="learning rate"),
+        pytest.param({"optimizer": {"name": "SGD", "learningRate": 0.1, "weightDecay": 0.1}}, id="weight decay"),
         pytest.param({"loss": "m:other"}, id="loss"),
         pytest.param({"config": {"dropout": 0.5}}, id="config"),
         pytest.param({"model": "renamed:m", "dataset": "renamed:d"}, id="names of the factories"),
@@ -158,7 +158,7 @@ def test_what_shapes_neither_state_nor_data_may_change(tmp_path: Path, changed: 
     assert newest_step(tmp_path, **changed) == 1
 
 
-SGD = {"name": "SGD", "learningRate": "0.1"}
+SGD = {"name": "SGD", "learningRate": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ SGD = {"name": "SGD", "learningRate": "0.1"}
         ({"seed": 1}, "trainer.seed: 0 then, 1 now"),
         ({"lastBatch": "Drop"}, 'trainer.lastBatch: "Keep" then, "Drop" now'),
         ({"optimizer": {**SGD, "name": "Adam"}}, 'trainer.optimizer.name: "SGD" then, "Adam" now'),
-        ({"optimizer": {**SGD, "momentum": "0.9"}}, 'trainer.optimizer.momentum: "not set" then, "set" now'),
+        ({"optimizer": {**SGD, "momentum": 0.9}}, 'trainer.optimizer.momentum: "not set" then, "set" now'),
         ({"servers": 2}, 'strategy.type: "DataParallel" then, "ParameterServer" now'),
     ],
 )
@@ -247,11 +247,11 @@ def format_1(root: Path, step: int) -> Path:
 
 def test_a_checkpoint_of_release_0_1_0_is_gone_on_from(tmp_path: Path) -> None:
     format_1(tmp_path, 5)
-    config = make_config(attempt=2, workers=2, optimizer={"name": "SGD", "learningRate": "0.2"})
+    config = make_config(attempt=2, workers=2, optimizer={"name": "SGD", "learningRate": 0.2})
     found = store.newest(tmp_path, config, DATA)
     assert found.checkpoint is not None
     assert (found.checkpoint.manifest.step, found.checkpoint.manifest.parts_per_step) == (5, 2)
-    assert found.told(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> "0.2"'
+    assert found.told(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> 0.2'
     write(tmp_path, 6, keep=1)
     assert steps_in(tmp_path) == [6], "it counts as one of the job's own"
 
@@ -266,9 +266,9 @@ def test_of_release_0_1_0_what_does_not_fit_is_refused_too(tmp_path: Path) -> No
 
 def test_where_a_job_begins_is_told_with_what_has_changed(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": "0.01"}, maxSteps=20)
+    now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": 0.01}, maxSteps=20)
     told = store.newest(tmp_path, now).told(now)
-    changed = 'trainer.maxSteps: 9 -> 20, trainer.optimizer.learningRate: "0.1" -> "0.01"'
+    changed = "trainer.maxSteps: 9 -> 20, trainer.optimizer.learningRate: 0.1 -> 0.01"
     assert told == f"Resumed at step 1; changed: {changed}"
     same = make_config(attempt=2)
     assert store.newest(tmp_path, same).told(same) == "Resumed at step 1"

@@ -20,8 +20,8 @@ from disttrain_trainer.parameter_server.optimizer import PADDING, build
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
-SGD = {"name": "SGD", "learningRate": "0.1"}
-ADAM = {"name": "Adam", "learningRate": "0.01"}
+SGD = {"name": "SGD", "learningRate": 0.1}
+ADAM = {"name": "Adam", "learningRate": 0.01}
 
 
 def make_shard(
@@ -64,7 +64,7 @@ def values(shard: Shard) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("history", [True, False])
 @pytest.mark.parametrize(
-    "optimizer", [SGD, {**SGD, "momentum": "0.9"}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": "0.1"}]
+    "optimizer", [SGD, {**SGD, "momentum": 0.9}, ADAM, {**ADAM, "name": "AdamW", "weightDecay": 0.1}]
 )
 def test_cutting_a_shard_anywhere_changes_not_a_bit(
     dtype: torch.dtype, history: bool, optimizer: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_steps() -> None:
 
 
 def test_gradients_of_16_bits_are_summed_in_32() -> None:
-    shard = make_shard(100, optimizer={"name": "SGD", "learningRate": "1"}, dtype=torch.bfloat16)
+    shard = make_shard(100, optimizer={"name": "SGD", "learningRate": 1}, dtype=torch.bfloat16)
     ones = [shard.take() for _ in range(512)]
     for buffers in ones:
         buffers.parts[0].fill_(1)
@@ -123,7 +123,7 @@ def test_gradients_of_16_bits_are_summed_in_32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("optimizer", [SGD, {**SGD, "weightDecay": "0.1"}, {**SGD, "momentum": "0.9"}, ADAM])
+@pytest.mark.parametrize("optimizer", [SGD, {**SGD, "weightDecay": 0.1}, {**SGD, "momentum": 0.9}, ADAM])
 @pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4), (1.0, 0.5, 0.5)])
 def test_a_sum_is_the_weighted_one_and_bitwise_the_same_however_its_gradients_arrive(
     dtype: torch.dtype, optimizer: dict[str, str], weights: tuple[float, ...]
@@ -226,7 +226,7 @@ def test_a_file_that_does_not_fit_is_refused_with_the_difference(other: dict, re
 
 def test_momentum_cannot_be_made_up_when_the_file_has_none() -> None:
     with pytest.raises(WrongInput, match="no momentum"):
-        make_shard(optimizer={**SGD, "momentum": "0.9"}).restore(make_shard(optimizer=SGD).snapshot(IndexSet()))
+        make_shard(optimizer={**SGD, "momentum": 0.9}).restore(make_shard(optimizer=SGD).snapshot(IndexSet()))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ from disttrain_trainer.parameter_server.optimizer import build
 from disttrain_trainer.parameter_server.shard import Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
-ADAM = {"name": "Adam", "learningRate": "0.1", "weightDecay": "0.3"}
+ADAM = {"name": "Adam", "learningRate": 0.1, "weightDecay": 0.3}
 CASES = [
-    pytest.param({"name": "SGD", "learningRate": "0.1", "weightDecay": "0.3"}, torch.optim.SGD, {}, id="SGD"),
+    pytest.param({"name": "SGD", "learningRate": 0.1, "weightDecay": 0.3}, torch.optim.SGD, {}, id="SGD"),
     pytest.param(
-        {"name": "SGD", "learningRate": "0.1", "weightDecay": "0.3", "momentum": "0.9"},
+        {"name": "SGD", "learningRate": 0.1, "weightDecay": 0.3, "momentum": 0.9},
         torch.optim.SGD,
         {"momentum": 0.9},
         id="momentum",

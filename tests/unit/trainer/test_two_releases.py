@@ -51,6 +51,18 @@ def test_configuration_of_an_earlier_operator_with_every_default_in_it_is_the_sa
     assert JobConfig.decode(text) == (command_config(), ())
 
 
+def test_decimals_of_an_earlier_operator_are_numbers_for_the_trainer_and_stay_the_text_that_they_are() -> None:
+    """Release 0.1.0 sent strings. A pod that is made again in an attempt of that release gets the same ones."""
+    optimizer = {"name": "Adam", "learningRate": "1e-4", "weightDecay": "0", "beta1": "0.90", "epsilon": "1e-8"}
+    trainer = {"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": optimizer}
+    config = Process.read(environ(trainer=trainer)).config
+    numbers = config.trainer.optimizer
+    assert numbers
+    assert (numbers.learning_rate, numbers.weight_decay, numbers.beta1, numbers.epsilon) == (1e-4, 0, 0.9, 1e-8)
+    del optimizer["weightDecay"]  # as every value that is the default
+    assert json.loads(config.encode())["trainer"] == trainer
+
+
 def test_processes_of_two_releases_agree_on_a_job_that_uses_no_new_field() -> None:
     class Later(JobConfig):
         """A configuration with a field more."""

@@ -96,12 +96,23 @@ def misfit(then: Section, now: Section) -> str | None:
 
 
 def changes(then: Section, now: Section) -> list[str]:
-    """What has changed, such as 'trainer.optimizer.learningRate: "0.05" -> "0.01"'. A field that `then` did not have was at its default."""
+    """What has changed, such as 'trainer.optimizer.learningRate: 0.05 -> 0.01'. A field that `then` did not have was at its default."""
     known = {f"trainer.{field.alias}": field.default for field in Trainer.model_fields.values()} | then
     names = sorted(name for name in {*then, *now} if not (name in then and then[name] is None))
     return [
-        f"{name}: {_or_none(then, name)} -> {_or_none(now, name)}" for name in names if known.get(name) != now.get(name)
+        f"{name}: {_or_none(then, name)} -> {_or_none(now, name)}"
+        for name in names
+        if not _equal(known.get(name), now.get(name))
     ]
+
+
+def _equal(then: Any, now: Any) -> bool:
+    if isinstance(then, str) and isinstance(now, int | float):  # release 0.1.0 recorded decimals as strings
+        try:
+            return float(then) == now
+        except ValueError:
+            return False
+    return bool(then == now)
 
 
 def listed(told: Iterable[str]) -> str:

@@ -37,11 +37,14 @@ class FlatOptimizer:
         self._settings = settings
         self._vectors = list(model.parameters)
         self._places = model.places
-        self._rate = float(settings.learning_rate)
-        self._decay = float(settings.weight_decay)
-        self._momentum = float(settings.momentum or 0)
-        self._betas = (float(settings.beta1 or "0.9"), float(settings.beta2 or "0.999"))
-        self._epsilon = float(settings.epsilon or "1e-8")
+        self._rate = settings.learning_rate
+        self._decay = settings.weight_decay
+        self._momentum = settings.momentum or 0.0
+        self._betas = (
+            settings.beta1 if settings.beta1 is not None else 0.9,
+            settings.beta2 if settings.beta2 is not None else 0.999,
+        )
+        self._epsilon = settings.epsilon if settings.epsilon is not None else 1e-8
         slots: tuple[str, ...] = ("mean", "square")
         if settings.name is OptimizerName.SGD:
             # A momentum that starts at 0 is torch's, which starts with the first gradient: dampening is 0.

@@ -16,7 +16,6 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from disttrain.api import spec
-from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.memory import zeros
 
 PADDING = 64
@@ -31,8 +30,8 @@ class Optimizer(ABC):
     """The state beside each part; also the names in a saved shard."""
 
     def __init__(self, settings: spec.Optimizer) -> None:
-        self.learning_rate = float(settings.learning_rate)
-        self.weight_decay = float(settings.weight_decay)
+        self.learning_rate = settings.learning_rate
+        self.weight_decay = settings.weight_decay
         self.updates = 0
         """Optimiser steps taken: Adam's t."""
         self._state: list[dict[str, torch.Tensor]] = []
@@ -139,7 +138,7 @@ class MomentumSGD(_InPlace):
 
     def __init__(self, settings: spec.Optimizer) -> None:
         super().__init__(settings)
-        self.momentum = float(settings.momentum or 0)
+        self.momentum = settings.momentum or 0.0
         self.nesterov = settings.nesterov
 
     def _step(
@@ -168,9 +167,9 @@ class Adam(_InPlace):
 
     def __init__(self, settings: spec.Optimizer) -> None:
         super().__init__(settings)
-        self.beta1 = float(settings.beta1) if settings.beta1 is not None else 0.9
-        self.beta2 = float(settings.beta2) if settings.beta2 is not None else 0.999
-        self.epsilon = float(settings.epsilon) if settings.epsilon is not None else 1e-8
+        self.beta1 = settings.beta1 if settings.beta1 is not None else 0.9
+        self.beta2 = settings.beta2 if settings.beta2 is not None else 0.999
+        self.epsilon = settings.epsilon if settings.epsilon is not None else 1e-8
 
     def _step(
         self, parameters: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, torch.Tensor], updates: int
@@ -202,14 +201,11 @@ class AdamW(Adam):
 
 
 def build(settings: spec.Optimizer) -> Optimizer:
-    """The optimiser that the job names. WrongInput for numbers that torch.optim would refuse."""
+    """The optimiser that the job names."""
     match settings.name:
         case spec.OptimizerName.SGD:
-            optimizer: Optimizer = MomentumSGD(settings) if float(settings.momentum or 0) else SGD(settings)
+            return MomentumSGD(settings) if settings.momentum else SGD(settings)
         case spec.OptimizerName.ADAM:
-            optimizer = Adam(settings)
+            return Adam(settings)
         case spec.OptimizerName.ADAMW:
-            optimizer = AdamW(settings)
-    if isinstance(optimizer, Adam) and not (optimizer.beta1 < 1 and optimizer.beta2 < 1):
-        raise WrongInput(f"optimizer: beta1 ({settings.beta1}) and beta2 ({settings.beta2}) must be below 1")
-    return optimizer
+            return AdamW(settings)
