@@ -219,7 +219,7 @@ def test_operator_of_an_api_server_that_was_restored_ends_with_one_line_and_its_
             assert program
             eventually(lambda: not program.alive, seconds=60)
             (line,) = [line for line in operator.log.splitlines() if "restored from a backup" in line]
-            assert "ending, so that the next process begins with what the API server has now" in line
+            assert "the operator ends, so that its next process starts from what the API server has now" in line
             assert "Traceback" not in operator.log
             operator.start()
             rest.delete(PODS, "kept-worker-0", gracePeriodSeconds=0)

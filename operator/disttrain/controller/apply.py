@@ -46,7 +46,7 @@ SERVER_ERROR_SECONDS = 5.0
 """Seconds after which an error of the server at a creation is told as a refusal: an admission webhook may be down for hours."""
 FINAL = frozenset({400, 422})
 """Codes for an object that is wrong in itself: a field that does not exist or is of another type, a value that is not allowed."""
-UNSEEN = "it exists without the labels that the operator gave it; it is deleted, and made again when it is gone"
+UNSEEN = "it exists without the labels that the operator gave it; the operator deletes it, and creates it again when it is gone"
 
 
 class Executor:
@@ -123,7 +123,7 @@ class Executor:
         try:
             body = build()
         except Exception as error:  # a template that cannot be merged fails in as many ways as there are templates
-            words = f"it cannot be made of its template: {type(error).__name__}: {' '.join(str(error).split())}"
+            words = f"the operator cannot build it from its template: {type(error).__name__}: {' '.join(str(error).split())}"
             raise self._refuse(record, child, words, retryable=False) from error
         found = None
         try:

@@ -36,7 +36,7 @@ class EventPoster:
 
     def post(self, job: Key, uid: str, event: Event) -> None:
         if len(self._waiting) >= WAITING or self._waiting.length(job.namespace) >= WAITING_EACH:
-            log.debug("too many events, one about %s is dropped: %s", job, event.message)
+            log.debug("too many Events are waiting; dropped one about %s: %s", job, event.message)
             return
         self._waiting.append(job.namespace, (job, uid, event, datetime.now(UTC)))
         self._arrived.set()
@@ -54,7 +54,7 @@ class EventPoster:
         try:
             await self._post(job, uid, event, time)
         except ApiError as error:
-            log.debug("an event about %s is lost: %s", job, error)
+            log.debug("cannot post an Event about %s: %s", job, error)
 
     async def drain(self) -> None:
         """Posts what waits; for the end."""

@@ -82,7 +82,7 @@ class Lease:
         except Conflict:  # another was faster
             return False
         except ApiError as error:
-            log.warning("the Lease cannot be had now: %s", error)
+            log.warning("cannot take the Lease now: %s", error)
             return False
         return True
 
@@ -97,7 +97,7 @@ class Lease:
         try:
             await self._api.create(LEASES, self._namespace, body)
         except ApiError as error:
-            log.warning("the Lease cannot be made now: %s", error)
+            log.warning("cannot create the Lease now: %s", error)
             return False
         return True
 
@@ -127,7 +127,7 @@ async def leadership(settings: Settings, api: KubeApi, *, lost: Callable[[], Non
         try:
             await lease.keep()
         except Exception:  # whatever it is, nobody renews the Lease any more, and somebody else takes it
-            log.exception("the Lease could not be kept")
+            log.exception("keeping the Lease failed")
         log.error("lost the Lease %s/%s, ending", settings.lease_namespace, settings.lease_name)
         LEADER.set(0)
         lost()

@@ -64,7 +64,7 @@ async def _operate(settings: Settings) -> int:
             async with fetcher(settings.progress, api) as fetch:
                 return await Operator(settings, api, fetch).run()
     except asyncio.CancelledError:
-        log.info("told to end before the start was over")
+        log.info("received a signal before the start was complete; ending")
         return 0
 
 
@@ -178,7 +178,7 @@ class Operator:
     def _is_restored(self, error: Restored) -> None:
         if self._stop.is_set():
             return  # a pass or a comparison in flight found it too
-        log.critical("%s; ending, so that the next process begins with what the API server has now", error)
+        log.critical("%s; the operator ends, so that its next process starts from what the API server has now", error)
         self._fail()
 
     async def _end(self) -> None:

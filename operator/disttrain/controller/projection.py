@@ -50,7 +50,9 @@ def project_pod(body: Body) -> PodView | None:
         return _project(metadata, spec, body.get("status", {}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         name = f"{metadata['namespace']}/{metadata['name']}"
-        log.warning("the status of pod %s cannot be read and counts as none: %s: %s", name, type(error).__name__, error)
+        log.warning(
+            "cannot read the status of pod %s, which counts as empty: %s: %s", name, type(error).__name__, error
+        )
         return _project(metadata, {}, {})
 
 
@@ -162,7 +164,7 @@ def _trouble_of(container: Body) -> Trouble | None:
         until = _time(ended["finishedAt"]) + CRASH_FORGOTTEN_AFTER if running else None
         return Trouble(container=name, words=f"failed with exit code {ended['exitCode']}{reason}", until=until)
     if waiting.get("reason") == "CrashLoopBackOff":
-        return Trouble(container=name, words="ends again and again")
+        return Trouble(container=name, words="keeps ending")
     if (since := state.get("running", {}).get("startedAt")) and not container.get("ready"):
         return Trouble(container=name, words="runs, but does not become ready", since=_time(since) + REPORT_TIMEOUT)
     return None
@@ -183,7 +185,7 @@ def _init_words(name: str, ended: Body) -> str:
     if not name:
         return ""
     reason = f"{ended['reason']}, " if ended.get("reason") not in (None, "Error") else ""
-    words = ended.get("message") or f"its log is that of -c {name}"
+    words = ended.get("message") or f"see its log with -c {name}"
     return f"init container {name} ({reason}exit code {ended['exitCode']}): {words}"
 
 

@@ -89,13 +89,13 @@ class Reconciler:
             except Restored as error:
                 self._restored(error)
             except Unavailable as error:
-                log.warning("%s: will try again: %s", key, error)
+                log.warning("%s: a request failed; the next attempt follows: %s", key, error)
                 self._again(key, error.retry_after)
             except ApiError as error:
-                log.error("%s: the API server does not let it be, will try again: %s", key, error)
+                log.error("%s: the API server refused a request; the next attempt follows: %s", key, error)
                 self._again(key)
             except Exception:  # the top of the worker's loop: one job's trouble must not end the others' service
-                log.exception("%s: the pass failed, will try again", key)
+                log.exception("%s: the pass failed; the next attempt follows", key)
                 self._again(key)
             else:
                 self._queue.forget(key)

@@ -128,9 +128,9 @@ class Resync:
             try:
                 return await self.once()
             except NotFound:
-                log.warning("this cluster does not know DistTrainJobs yet: kubectl apply -f crds/")
+                log.warning("the cluster has no DistTrainJob CRD yet; run: kubectl apply -f crds/")
             except ApiError as error:
-                log.warning("the API server cannot be read yet: %s", error)
+                log.warning("cannot read from the API server yet: %s", error)
             await asyncio.sleep(2)
 
     async def once(self) -> None:

@@ -76,7 +76,7 @@ def blocked(view: JobView) -> str:
     if why := _impossible(view):
         return why
     if refusal := final_refusal(view):
-        return f"{refusal.name} was refused: {refusal.message}"
+        return f"{refusal.name} could not be created: {refusal.message}"
     return ""
 
 
@@ -85,7 +85,8 @@ def _impossible(view: JobView) -> str:
     if fields := unsupported(view.spec):
         return f"Not supported by this version: {', '.join(fields)}"
     if view.snapshot.name_conflicts:
-        return f"Names that the job needs belong to other objects: {', '.join(sorted(view.snapshot.name_conflicts))}; delete or rename them"
+        names = ", ".join(sorted(view.snapshot.name_conflicts))
+        return f"Other objects have names that the job needs: {names}; delete them, or give the job another name"
     return ""
 
 

@@ -132,7 +132,7 @@ def _scheduled(view: JobView) -> Claim:
     if not without_node:
         return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
     if former := view.snapshot.former:
-        message = f"Waiting until what a deleted job of this name left has ended: {', '.join(former)}"
+        message = f"Waiting until the objects of a deleted job of this name are gone: {', '.join(former)}"
         return _claim(ConditionType.SCHEDULED, "False", Reason.FORMER_JOB, message)
     if refusal := children.retryable_refusal(view):
         return _claim(ConditionType.SCHEDULED, "False", Reason.POD_REFUSED, f"{refusal.name}: {refusal.message}")

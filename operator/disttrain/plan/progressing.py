@@ -37,7 +37,7 @@ def progressing(view: JobView, ready: Claim) -> Claim:
         waits = f"Waiting for {words.without_clock(progress.waiting_for)}" if progress.waiting_for else ""
         return _claim("True", Reason.TRAINING, waits)
     if view.spec.trainer.model is None:
-        message = "The program reports no steps; disttrain_trainer.session does it in a line"
+        message = "The program reports no steps; disttrain_trainer.session reports them with one line of code"
         if progress.warning:
             message += f". {words.WARNING}{progress.warning}"
         return _claim("Unknown", Reason.NO_REPORT, message)
@@ -68,7 +68,9 @@ def _unheard(view: JobView, before: Condition | None, ready: Claim) -> Claim:
     if before is None or (before.status == "False" and ready.status != "True"):
         return _claim("False", Reason.STARTING, "No step yet")
     if before.status == "Unknown" or _silent(view, before):
-        return _claim("Unknown", Reason.NO_REPORT, "The master is not heard; the training may well go on")
+        return _claim(
+            "Unknown", Reason.NO_REPORT, "The operator cannot reach the master; training may still be running"
+        )
     if before.status == "True":
         return _claim("True", Reason.TRAINING, before.message)
     return _claim("False", Reason.STARTING, "No step yet")

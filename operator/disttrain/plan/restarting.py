@@ -38,10 +38,10 @@ def _loss(view: JobView, progressing: Claim) -> Claim | None:
             continue
         if pod is None or pod.deleting:
             reason = words.disruption(pod) if pod is not None else Reason.REPLACED
-            message = f"Pod {view.name(slot)} {words.HOW_LOST[reason]}; it is made again"
+            message = f"Pod {view.name(slot)} {words.HOW_LOST[reason]}; the operator creates it again"
             return _claim("True", reason, message)
         if pod.phase is Phase.RUNNING and not pod.ready and progressing.status != "True" and _was_ready(view, pod):
-            message = f"Pod {pod.name} runs, but is not ready any more"
+            message = f"Pod {pod.name} runs, but is no longer ready"
             return _claim("True", Reason.NOT_READY, message)
     return None
 

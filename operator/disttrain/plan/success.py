@@ -55,7 +55,7 @@ def _missing_steps(view: JobView) -> str:
     if progress.step >= progress.total_steps:
         return ""
     return (
-        f", but reported only step {progress.step} of {progress.total_steps}: look whether the program ended too early"
+        f", but reported only step {progress.step} of {progress.total_steps}: check whether the program ended too early"
     )
 
 
@@ -86,5 +86,5 @@ def _all_work_is_done(view: JobView, *, done: int) -> Step | None:
         for (role, index), pod in view.present.items()
     ):
         return Step(look=until)
-    message = f"All steps are done; {done} of {view.spec.worker.replicas} workers were there at the end"
+    message = f"All steps are done; {done} of {view.spec.worker.replicas} workers ended well"
     return complete(view, Reason.TRAINING_DONE, message)

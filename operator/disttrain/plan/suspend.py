@@ -30,7 +30,7 @@ def _is_written(view: JobView) -> bool:
 def _suspend(view: JobView) -> Step:
     still = len(view.snapshot.pods)
     if still == 0:
-        message = "No pod is left; set spec.suspend to false to go on"
+        message = "No pod is left; set spec.suspend to false to resume the job"
         news = (
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )

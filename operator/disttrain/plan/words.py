@@ -83,7 +83,7 @@ def disruption(pod: PodView) -> Reason:
 def node_lost(pod: PodView) -> str:
     """What is said of a pod whose node does not report."""
     since = f" since {pod.silent_since:%H:%M:%S} UTC" if pod.silent_since is not None else ""
-    return f"Node {pod.node} of pod {pod.name} does not report{since}; the pod is made again when Kubernetes gives the node up"
+    return f"Node {pod.node} of pod {pod.name} does not report{since}; the operator creates the pod again when Kubernetes has deleted it"
 
 
 def without_clock(text: str) -> str:

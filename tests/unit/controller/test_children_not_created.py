@@ -148,7 +148,7 @@ async def test_object_that_is_wrong_in_itself_makes_the_job_invalid(code: int) -
         server.fault = refusing(code)
         server.put(JOBS, job())
         await eventually(lambda: server.condition("Valid")[:2] == ("False", "PodRefused"), seconds=5)
-        assert "Pod digits-master-0 was refused: digits-master-0 is not liked" in server.condition("Valid")[2]
+        assert "Pod digits-master-0 could not be created: digits-master-0 is not liked" in server.condition("Valid")[2]
         server.fault = healthy  # somebody lifts the policy that was the cause
         await eventually(lambda: server.names() == PODS_OF_JOB, seconds=65)
         await eventually(lambda: server.condition("Valid")[0] == "True")
@@ -203,7 +203,9 @@ async def test_template_that_cannot_be_merged_is_said_in_one_line(monkeypatch: p
         server.put(JOBS, job())
         await eventually(lambda: server.condition("Valid")[:2] == ("False", "PodRefused"), seconds=5)
         message = server.condition("Valid")[2]
-        assert message.startswith("Pod digits-master-0 was refused: it cannot be made of its template: KeyError")
+        assert message.startswith(
+            "Pod digits-master-0 could not be created: the operator cannot build it from its template: KeyError"
+        )
         assert "\n" not in message
         assert server.condition("Scheduled")[0] == "False"
 

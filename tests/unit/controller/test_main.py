@@ -110,7 +110,7 @@ def test_sigterm_while_the_api_server(
     next(line for line in operator.stderr if awaited in line)
     if answers:
         listener.accept()  # its request is on the way
-    assert "told to end before the start was over" in told_to_end(operator)
+    assert "received a signal before the start was complete; ending" in told_to_end(operator)
 
 
 def test_it_lives_and_is_not_ready_while_the_first_list_hangs(tmp_path: Path, listener: socket.socket) -> None:

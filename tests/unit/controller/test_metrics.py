@@ -160,9 +160,12 @@ def test_preemption_long_after_a_failure_counts_from_the_preemption() -> None:
 @pytest.mark.parametrize(
     ("message", "role"),
     [
-        ("Pod j-worker-1-ps-0 was deleted because its node is lost; it is made again", "parameter-server"),
-        ("Node n of pod j-master-0 does not report since 12:00:00 UTC; the pod is made again when …", "master"),
-        ("Pod j-worker-12 was evicted from its node; it is made again", "worker"),
+        ("Pod j-worker-1-ps-0 was deleted because its node is lost; the operator creates it again", "parameter-server"),
+        (
+            "Node n of pod j-master-0 does not report since 12:00:00 UTC; the operator creates the pod again when …",
+            "master",
+        ),
+        ("Pod j-worker-12 was evicted from its node; the operator creates it again", "worker"),
     ],
 )
 @pytest.mark.parametrize("failed_before", [True, False])

@@ -77,7 +77,7 @@ async def test_process_ends_with_one_line_when_the_api_server_was_restored(caplo
     assert one._exit_code == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith("the API server was restored from a backup: its list of disttrainjobs has version")
-    assert line.endswith("ending, so that the next process begins with what the API server has now")
+    assert line.endswith("the operator ends, so that its next process starts from what the API server has now")
 
 
 def stuck_loop(one: Operator) -> None:

@@ -122,7 +122,7 @@ NEVER_RAN = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing
     ("message", "words"),
     [
         ("no such host", "init container fetch (exit code 3): no such host"),
-        ("", "init container fetch (exit code 3): its log is that of -c fetch"),
+        ("", "init container fetch (exit code 3): see its log with -c fetch"),
     ],
 )
 def test_init_container_that_failed_the_pod_is_named_and_its_exit_code_is_not_taken_for_the_trainers(
@@ -142,7 +142,7 @@ def test_sidecar_that_was_told_to_end_is_not_taken_for_the_failure() -> None:
     body["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]
     view = project_pod(body)
     assert view is not None
-    assert (view.exit_code, view.message) == (None, "init container fetch (exit code 3): its log is that of -c fetch")
+    assert (view.exit_code, view.message) == (None, "init container fetch (exit code 3): see its log with -c fetch")
 
 
 def test_exit_code_of_the_trainer_stands_above_that_of_an_init_container() -> None:
@@ -251,7 +251,7 @@ class TestTroubleOfASidecar:
             ),
             pytest.param(
                 {"state": {"waiting": {"reason": "CrashLoopBackOff"}}},
-                "ends again and again",
+                "keeps ending",
                 id="nobody knows how it ended",
             ),
             pytest.param(

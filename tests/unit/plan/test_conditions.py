@@ -128,7 +128,7 @@ def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
     plan = scene.step()
     assert (created(plan), plan.look_again) == ([], timedelta(seconds=60))
     assert scene.says("Valid") == ("False", "PodRefused")
-    assert "digits-master-0 was refused: spec.nodeSelector" in scene.condition("Valid").message
+    assert "digits-master-0 could not be created: spec.nodeSelector" in scene.condition("Valid").message
     assert scene.status.state is JobState.PENDING
     assert created(scene.after(59).plan()) == []
     before = scene.status
@@ -161,7 +161,7 @@ def test_what_a_deleted_job_of_the_same_name_left_is_waited_for_and_no_mistake()
     assert created(plan) == []
     assert scene.says("Valid") == ("True", "Accepted")
     assert scene.says("Scheduled") == ("False", "FormerJobEnds")
-    message = "Waiting until what a deleted job of this name left has ended: digits-master-0, digits-worker-1"
+    message = "Waiting until the objects of a deleted job of this name are gone: digits-master-0, digits-worker-1"
     assert scene.condition("Scheduled").message == message
     assert scene.status.state is JobState.PENDING
     assert plan.look_again is not None

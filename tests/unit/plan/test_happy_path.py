@@ -89,7 +89,7 @@ def test_complete_when_the_master_says_so_though_a_lost_worker_was_not_back_in_t
     scene = all_is_done(make_job().training().succeeded(0, ago=60).change(1, phase=Phase.PENDING, ready=False))
     scene.step()
     assert scene.says("Complete") == ("True", "TrainingDone")
-    assert scene.condition("Complete").message == "All steps are done; 1 of 2 workers were there at the end"
+    assert scene.condition("Complete").message == "All steps are done; 1 of 2 workers ended well"
 
 
 def test_workers_that_still_run_when_the_master_has_ended_have_a_moment_to_end_well():

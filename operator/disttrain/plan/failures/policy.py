@@ -48,7 +48,7 @@ def failures(view: JobView) -> Step | None:
     """The answer; None when there is no failure that is not written down."""
     if view.runs_command and (lost := _lost_worker(view)):
         name, reason = lost
-        message = f"Pod {name} {words.HOW_LOST[reason]}; the others cannot go on without it"
+        message = f"Pod {name} {words.HOW_LOST[reason]}; the other processes cannot continue without it"
         return restart_uncounted(view, reason, message)
     accounted = set(view.restarts.accounted)
     fresh = [pod for pod in view.failed if pod.uid not in accounted]
@@ -130,7 +130,7 @@ def _of_a_lost_peer(view: JobView, failure: Failure) -> Step:
 def _wait_for_a_lost_node(view: JobView, failure: Failure) -> Step:
     """The rest of the job goes on while it is not known whether the exit code is the cause; the loss of a node shows within a minute."""
     until = cause.open_until(view, failure.root)
-    text = f"{failure.message} (the job fails for it at {until:%H:%M:%S} UTC unless a node turns out to be lost)"
+    text = f"{failure.message} (the job will fail at {until:%H:%M:%S} UTC, unless a node is found to be lost)"
     step = children.converge(view)
     claims = [Claim(type=ConditionType.READY, status="False", reason=Reason.REPLICA_FAILED, message=text)]
     if view.status.is_true(ConditionType.SCHEDULED):  # the job had all its pods
