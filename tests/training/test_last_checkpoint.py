@@ -108,7 +108,7 @@ def test_a_job_waits_for_room_for_its_last_checkpoint(tmp_path: Path, changes: d
     (tmp_path / "checkpoints").mkdir()
     in_the_way = tmp_path / "checkpoints" / LAST
     in_the_way.write_text("as a full disk would be")
-    (tmp_path / "fault.py").write_text("from disttrain_trainer.checkpoint import final\nfinal.PAUSE = 0.05\n")
+    (tmp_path / "fault.py").write_text("from disttrain_trainer.checkpoint import final\nfinal.RETRY_SECONDS = 0.05\n")
     with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(50), trainer={"epochs": 1}), peer_timeout=2) as job:
         job.start()
         job.until(lambda _: "was not written" in job.logs())
@@ -123,7 +123,7 @@ def test_a_rank_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_to
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / LAST).write_text("as a full disk would be")
-    fault = "from disttrain_trainer.checkpoint import final\nfinal.PAUSE, final.PATIENCE = 0.05, 0.2\n"
+    fault = "from disttrain_trainer.checkpoint import final\nfinal.RETRY_SECONDS, final.GIVE_UP_SECONDS = 0.05, 0.2\n"
     (tmp_path / "fault.py").write_text(fault)
     with Job(folder=tmp_path, spec=digits(**checkpoints(50), trainer={"epochs": 1})) as job:
         job.start()

@@ -90,7 +90,7 @@ def test_a_job_waits_for_room_for_its_model_and_a_later_master_of_the_finished_j
 ) -> None:
     in_the_way = tmp_path / "checkpoints" / MODEL_FILE
     in_the_way.mkdir(parents=True)
-    (tmp_path / "fault.py").write_text("from disttrain_trainer.checkpoint import final\nfinal.PAUSE = 0.05\n")
+    (tmp_path / "fault.py").write_text("from disttrain_trainer.checkpoint import final\nfinal.RETRY_SECONDS = 0.05\n")
     spec = digits(**changes, **checkpoints(50), trainer={"epochs": 1, "evaluate": None})
     for attempt in (1, 2):
         with Job(folder=tmp_path, spec=spec, attempt=attempt) as job:
@@ -111,7 +111,7 @@ def test_a_worker_that_cannot_write_the_model_ends_with_what_is_wrong_to_be_star
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     (tmp_path / "checkpoints" / MODEL_FILE).mkdir(parents=True)
-    fault = "from disttrain_trainer.checkpoint import final\nfinal.PAUSE, final.PATIENCE = 0.05, 0.2\n"
+    fault = "from disttrain_trainer.checkpoint import final\nfinal.RETRY_SECONDS, final.GIVE_UP_SECONDS = 0.05, 0.2\n"
     (tmp_path / "fault.py").write_text(fault)
     spec = digits(**changes, **checkpoints(50), worker={"replicas": 1}, trainer={"epochs": 1})
     with Job(folder=tmp_path, spec=spec) as job:

@@ -179,7 +179,7 @@ def test_a_thread_that_user_code_leaves_behind_does_not_keep_the_process(tmp_pat
 import threading, time
 threading.Thread(target=time.sleep, args=(600,), name="of-the-user").start()
 from disttrain_trainer.runtime import script_runner
-script_runner.leave(3, patience=0.5)
+script_runner.leave(3, timeout_seconds=0.5)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 3

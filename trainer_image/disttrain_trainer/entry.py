@@ -46,7 +46,7 @@ class Entry:
         self._metrics_socket = metrics_socket
         try:
             self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
-            logs.configure(process.name)
+            logs.configure(process.name, process.labels)
             if process.unknown:
                 fields = ", ".join(process.unknown)
                 log.warning(

@@ -23,11 +23,11 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.messages import MessageType, encode
 from disttrain_trainer.runtime.sockets import split_address
 
-INTERVAL = 0.1
+REPORT_INTERVAL_SECONDS = 0.1
 """Seconds between two messages to the master, at least."""
-FLUSH = 1.0
+FLUSH_SECONDS = 1.0
 """Seconds that the end of the process waits for the last report to be sent."""
-PAUSE = 1.0
+RECONNECT_SECONDS = 1.0
 """Seconds before a lost connection is made again."""
 
 N = TypeVar("N", int, float)
@@ -84,7 +84,7 @@ class _Reporter:
         self._weight = 0
         """Of the sum of losses."""
         self._samples = 0
-        self._news = False
+        self._unreported = False
         self._unsent = self._hurry = False
         atexit.register(self._flush)
         threading.Thread(target=self._run, name="session", daemon=True).start()
@@ -101,7 +101,7 @@ class _Reporter:
                 # Without a count of samples each report weighs the same.
                 self._loss += value * (count or 1)
                 self._weight += count or 1
-            self._news = self._unsent = True
+            self._unreported = self._unsent = True
             self._changed.notify_all()
 
     def _flush(self) -> None:
@@ -109,7 +109,7 @@ class _Reporter:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._unsent, FLUSH)
+            self._changed.wait_for(lambda: not self._unsent, FLUSH_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -118,20 +118,20 @@ class _Reporter:
                     connection.sendall(self._hello)
                     while True:
                         connection.sendall(self._next())
-                        self._pause(INTERVAL)
+                        self._pause(REPORT_INTERVAL_SECONDS)
             except OSError:
-                self._pause(PAUSE)
+                self._pause(RECONNECT_SECONDS)
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
-            self._unsent = self._news
+            self._unsent = self._unreported
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._hurry, seconds)
 
     def _next(self) -> bytes:
         """The next message, as soon as there is something to say."""
         with self._changed:
-            self._changed.wait_for(lambda: self._news)
+            self._changed.wait_for(lambda: self._unreported)
             fields: dict[str, object] = {
                 "step": self._step,
                 "total_steps": self._total_steps,
@@ -141,7 +141,7 @@ class _Reporter:
                 "generation": self._round_number,
                 "world": _world_size(),
             }
-            self._loss, self._weight, self._samples, self._news = 0.0, 0, 0, False
+            self._loss, self._weight, self._samples, self._unreported = 0.0, 0, 0, False
         return encode(MessageType.REPORT, **fields)
 
 

@@ -21,6 +21,8 @@ CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
 METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
 TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
+LOG_FORMAT: Final = "DISTTRAIN_LOG_FORMAT"
+"""How the trainer logs: text, the default, or json. The only variable of PREFIX that a pod template may set."""
 PARENT_PID: Final = "DISTTRAIN_PARENT_PID"
 """Local runs only: the process ends when this parent does, a SIGKILL of the parent included."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, StringConstraints
 
 from disttrain.api.base import OpenModel, Rule
-from disttrain.api.environment import PREFIX, RESERVED
+from disttrain.api.environment import LOG_FORMAT, PREFIX, RESERVED
 from disttrain.api.names import VOLUME_PREFIX
 from disttrain.api.types import FreeForm, PartName, Quantity, quantity_value
 
@@ -21,8 +21,8 @@ class EnvVar(OpenModel):
 
     RULES = (
         Rule(
-            cel=f"!(self.name in {_RESERVED_CEL}) && !self.name.startsWith('{PREFIX}')",
-            check=lambda env: env.name not in RESERVED and not env.name.startswith(PREFIX),
+            cel=f"!(self.name in {_RESERVED_CEL}) && (!self.name.startsWith('{PREFIX}') || self.name == '{LOG_FORMAT}')",
+            check=lambda env: env.name == LOG_FORMAT or (env.name not in RESERVED and not env.name.startswith(PREFIX)),
             message="this variable is set by DistTrain for every training container; choose another name",
             field="name",
             shows="name",
@@ -36,7 +36,7 @@ class EnvVar(OpenModel):
         ),
     )
     name: EnvName
-    """Name of the variable; those of the torchrun contract and DISTTRAIN_* are set by the operator."""
+    """Name of the variable; those of the torchrun contract and DISTTRAIN_* but DISTTRAIN_LOG_FORMAT are set by the operator."""
     value: Annotated[str, StringConstraints(max_length=32_000)] | None = None
     """Value; $(NAME) stands for a variable above it, those of the operator among them. For a secret use valueFrom.secretKeyRef."""
     value_from: Annotated[dict[str, FreeForm], Field(max_length=8)] | None = None

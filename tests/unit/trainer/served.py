@@ -134,7 +134,7 @@ class Table:
                         "file": shard(server, fields["id"]),
                         "sha256": "x",
                     }
-                self.training.heard(server, answer | self.state(server), 0)
+                self.training.on_message(server, answer | self.state(server), 0)
 
     def work_on(self, worker: Member) -> list[int]:
         """The worker computes a part, if there is one for it; what else was said stays to be answered."""
@@ -150,7 +150,7 @@ class Table:
             "stay": lease or self.lease[worker],
             "evaluation": {"accuracy": accuracy},
         }
-        self.training.heard(worker, said, self.now)
+        self.training.on_message(worker, said, self.now)
 
     def state(self, server: Member) -> dict[str, Any]:
         applied = [list(interval) for interval in IndexSet(sorted(self.applied[server])).intervals()]
@@ -165,11 +165,13 @@ class Table:
     def work(self, worker: Member, count: int, *, ask: int = 20) -> list[int]:
         """The worker asks, computes `count` of what it got, and says so; what it got."""
         lease = self.lease[worker]
-        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": lease, "count": ask, "done": []}, 0)
+        self.training.on_message(worker, {"type": MessageType.REQUEST, "stay": lease, "count": ask, "done": []}, 0)
         got = [s for member, _, fields in self.take(MessageType.ASSIGN) if member == worker for s in fields["slices"]]
         for server in SERVERS:
             self.applied[server] |= set(got[:count])
-        self.training.heard(worker, {"type": MessageType.REQUEST, "stay": lease, "count": 0, "done": got[:count]}, 0)
+        self.training.on_message(
+            worker, {"type": MessageType.REQUEST, "stay": lease, "count": 0, "done": got[:count]}, 0
+        )
         return got
 
 

@@ -251,7 +251,7 @@ def test_a_checkpoint_of_release_0_1_0_is_gone_on_from(tmp_path: Path) -> None:
     found = store.newest(tmp_path, config, DATA)
     assert found.checkpoint is not None
     assert (found.checkpoint.manifest.step, found.checkpoint.manifest.parts_per_step) == (5, 2)
-    assert found.told(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> 0.2'
+    assert found.describe(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> 0.2'
     write(tmp_path, 6, keep=1)
     assert steps_in(tmp_path) == [6], "it counts as one of the job's own"
 
@@ -267,11 +267,11 @@ def test_of_release_0_1_0_what_does_not_fit_is_refused_too(tmp_path: Path) -> No
 def test_where_a_job_begins_is_told_with_what_has_changed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": 0.01}, maxSteps=20)
-    told = store.newest(tmp_path, now).told(now)
+    told = store.newest(tmp_path, now).describe(now)
     changed = "trainer.maxSteps: 9 -> 20, trainer.optimizer.learningRate: 0.1 -> 0.01"
     assert told == f"Resumed at step 1; changed: {changed}"
     same = make_config(attempt=2)
-    assert store.newest(tmp_path, same).told(same) == "Resumed at step 1"
+    assert store.newest(tmp_path, same).describe(same) == "Resumed at step 1"
 
 
 def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -> None:
@@ -279,22 +279,22 @@ def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -
     told = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
     config = make_config(attempt=2)
     store.publish(folder, config=config, step=2, parts=2, data=DATA, files={}, resumed=told)
-    assert store.newest(tmp_path, config).told(config) == told
+    assert store.newest(tmp_path, config).describe(config) == told
     later = make_config(attempt=3)
-    assert store.newest(tmp_path, later).told(later) == "Resumed at step 2"
+    assert store.newest(tmp_path, later).describe(later) == "Resumed at step 2"
 
 
 def test_nothing_is_told_of_a_plain_start_nor_of_a_server_that_comes_back(tmp_path: Path) -> None:
-    assert store.newest(tmp_path, make_config()).told(make_config()) is None
+    assert store.newest(tmp_path, make_config()).describe(make_config()) is None
     write(tmp_path, 1)
-    assert store.newest(tmp_path, make_config()).told(make_config()) is None
+    assert store.newest(tmp_path, make_config()).describe(make_config()) is None
 
 
 def test_a_start_at_step_0_beside_damaged_checkpoints_is_told_with_the_damage(tmp_path: Path) -> None:
     for step in (1, 2):
         (write(tmp_path, step) / "state").write_text("damaged")
     config = make_config(attempt=2)
-    told = store.newest(tmp_path, config).told(config)
+    told = store.newest(tmp_path, config).describe(config)
     assert told is not None
     assert told.startswith("Begins at step 0: no checkpoint in its folder can be used: step-00000002 (state is damaged")
     assert "step-00000001 (state is damaged" in told
@@ -304,7 +304,7 @@ def test_a_checkpoint_that_was_left_out_is_told(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (write(tmp_path, 2) / "state").write_text("damaged")
     config = make_config(attempt=2)
-    told = store.newest(tmp_path, config).told(config)
+    told = store.newest(tmp_path, config).describe(config)
     assert told is not None
     assert told.startswith("Resumed at step 1; skipped: step-00000002 (state is damaged")
 

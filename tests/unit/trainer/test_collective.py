@@ -15,7 +15,7 @@ from disttrain_trainer.net.peers import Member
 A, B = (Member(Role.WORKER, rank) for rank in range(2))
 
 
-class Told:
+class Sent:
     """A sender that keeps what it was given."""
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class Table:
     """A collective of two with everything around it."""
 
     def __init__(self, *, saves: bool = False, opened: bool = True, lasting: bool = True, script: bool = False) -> None:
-        self.told = Told()
+        self.sent = Sent()
         self.tracker = Tracker(attempt=1)
         self.renewals = 0
         self.used = False
         self.collective = CollectiveCoordinator(
-            sender=self.told,
+            sender=self.sent,
             tracker=self.tracker,
             members=(A, B),
             renew_store=self._renew,
@@ -60,22 +60,22 @@ class Table:
 
     def say(self, member: Member, kind: MessageType, **fields: object) -> None:
         message: Message = {"type": kind, **fields}
-        self.collective.heard(member, message, 0)
+        self.collective.on_message(member, message, 0)
 
     def begin_round(self) -> "Table":
         self.join(A)
         self.join(B)
-        self.told.take()
+        self.sent.take()
         return self
 
 
 def test_a_world_begins_when_all_are_ready() -> None:
     table = Table()
     table.join(A)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     assert table.collective.waiting_for(7) == "worker-1 (0 s)"
     table.join(B, step=30)
-    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 1, "source": 1}) for m in (A, B)]
+    assert table.sent.take() == [(m, MessageType.ROUND, {"generation": 1, "source": 1}) for m in (A, B)]
     assert table.tracker.world_size == 2
     assert table.collective.waiting_for(8) is None
 
@@ -84,36 +84,36 @@ def test_no_world_begins_before_there_is_a_store() -> None:
     table = Table(opened=False)
     table.join(A)
     table.join(B)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     table.collective.open(0)
-    assert [kind for _, kind, _ in table.told.take()] == [MessageType.ROUND, MessageType.ROUND]
+    assert [kind for _, kind, _ in table.sent.take()] == [MessageType.ROUND, MessageType.ROUND]
 
 
 def test_a_member_that_still_imports_is_waited_for() -> None:
     table = Table()
     table.join(A)
     table.join(B, state=MemberState.STARTING)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     table.say(B, MessageType.READY, step=-1)
-    assert len(table.told.take()) == 2
+    assert len(table.sent.take()) == 2
 
 
 def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
     table = Table().begin_round()
     table.collective.lost(B, 1)
-    assert table.told.take() == [(A, MessageType.REFORM, {})]
+    assert table.sent.take() == [(A, MessageType.REFORM, {})]
     table.say(A, MessageType.READY, step=41)
     table.join(B, step=40)
-    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 2, "source": 0}) for m in (A, B)]
+    assert table.sent.take() == [(m, MessageType.ROUND, {"generation": 2, "source": 0}) for m in (A, B)]
     assert table.renewals == 1
 
 
 def test_survivors_that_notice_first_are_not_told_twice() -> None:
     table = Table().begin_round()
     table.say(A, MessageType.READY, step=41)
-    assert table.told.take() == [(B, MessageType.REFORM, {})]
+    assert table.sent.take() == [(B, MessageType.REFORM, {})]
     table.collective.lost(B, 1)
-    assert table.told.take() == []
+    assert table.sent.take() == []
 
 
 def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
@@ -130,7 +130,7 @@ def test_a_new_master_leaves_a_running_world_alone() -> None:
     table = Table()
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B, state=MemberState.RUNNING, round_number=3)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     assert table.tracker.round_number == 3
 
 
@@ -138,9 +138,9 @@ def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
     table = Table()
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B)
-    assert table.told.take() == [(A, MessageType.REFORM, {})]
+    assert table.sent.take() == [(A, MessageType.REFORM, {})]
     table.say(A, MessageType.READY, step=9)
-    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.sent.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_the_job_is_done_when_all_are() -> None:
@@ -149,7 +149,7 @@ def test_the_job_is_done_when_all_are() -> None:
     assert not table.collective.ended
     table.say(B, MessageType.DONE)
     assert table.collective.ended
-    assert table.told.take() == [(A, MessageType.FINISH, {}), (B, MessageType.FINISH, {})]
+    assert table.sent.take() == [(A, MessageType.FINISH, {}), (B, MessageType.FINISH, {})]
     assert table.tracker.evaluation == {"accuracy": 1.0}
 
 
@@ -157,37 +157,37 @@ def test_a_rank_that_is_done_is_needed_again_when_another_is_lost() -> None:
     table = Table().begin_round()
     table.say(A, MessageType.DONE)
     table.collective.lost(B, 1)
-    assert table.told.take() == [(A, MessageType.REFORM, {})]
+    assert table.sent.take() == [(A, MessageType.REFORM, {})]
 
 
 def test_only_the_first_failure_is_blamed() -> None:
     table = Table().begin_round()
     table.say(B, MessageType.FAILED, message="boom")
     table.say(A, MessageType.FAILED, message="connection closed by peer")
-    assert [said for said in table.told.take() if said[1] is MessageType.FAILED] == [(B, MessageType.FAILED, {})]
+    assert [said for said in table.sent.take() if said[1] is MessageType.FAILED] == [(B, MessageType.FAILED, {})]
 
 
 def test_a_failure_after_a_loss_is_nobodys_fault() -> None:
     table = Table().begin_round()
     table.collective.lost(A, 1)
     table.say(B, MessageType.FAILED, message="connection closed by peer")
-    assert table.told.take() == [(B, MessageType.REFORM, {})]
+    assert table.sent.take() == [(B, MessageType.REFORM, {})]
 
 
 def test_who_leaves_is_released_when_rank_0_has_saved() -> None:
     table = Table(saves=True).begin_round()
     table.say(B, MessageType.LEAVING)
     table.say(A, MessageType.LEAVING)
-    assert table.told.take() == [(A, MessageType.SAVE, {})]
+    assert table.sent.take() == [(A, MessageType.SAVE, {})]
     table.say(A, MessageType.SAVED, step=12, time=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), asked=True)
-    assert {(m, kind) for m, kind, _ in table.told.take()} == {(A, MessageType.RELEASED), (B, MessageType.RELEASED)}
+    assert {(m, kind) for m, kind, _ in table.sent.take()} == {(A, MessageType.RELEASED), (B, MessageType.RELEASED)}
     assert table.tracker.last_checkpoint is not None
 
 
 def test_who_leaves_without_a_checkpoint_volume_is_released_at_once() -> None:
     table = Table().begin_round()
     table.say(B, MessageType.LEAVING)
-    assert table.told.take() == [(B, MessageType.RELEASED, {})]
+    assert table.sent.take() == [(B, MessageType.RELEASED, {})]
 
 
 def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_though_it_was_further() -> None:
@@ -196,7 +196,7 @@ def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_tho
     table.collective.lost(B, 1)
     table.say(A, MessageType.READY, step=-1)
     table.join(B, step=0)
-    assert table.told.take()[-2:] == [(m, MessageType.ROUND, {"generation": 2, "source": 1}) for m in (A, B)]
+    assert table.sent.take()[-2:] == [(m, MessageType.ROUND, {"generation": 2, "source": 1}) for m in (A, B)]
     assert table.tracker.redone_steps == 50
 
 
@@ -204,11 +204,11 @@ def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_
     table = Table(lasting=False)
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B, state=MemberState.RUNNING, round_number=3)
-    assert table.told.take() == [(A, MessageType.REFORM, {}), (B, MessageType.REFORM, {})]
+    assert table.sent.take() == [(A, MessageType.REFORM, {}), (B, MessageType.REFORM, {})]
     table.say(A, MessageType.FAILED, message="the store is gone")
     table.say(A, MessageType.READY)
     table.say(B, MessageType.READY)
-    assert table.told.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
+    assert table.sent.take() == [(m, MessageType.ROUND, {"generation": 4, "source": 0}) for m in (A, B)]
 
 
 def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
@@ -242,13 +242,13 @@ def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
     table.join(B, state=MemberState.STARTING)
     table.say(A, MessageType.READY, step=0, samples=100, layout="x")
     table.say(B, MessageType.READY, step=-1, samples=samples, layout=layout)
-    ((member, kind, fields),) = table.told.take()
+    ((member, kind, fields),) = table.sent.take()
     assert (member, kind) == (B, MessageType.WRONG)
     assert fields["reason"].startswith(said)
     table.collective.lost(B, 1)
     table.join(B, state=MemberState.STARTING)
     table.say(B, MessageType.READY, step=-1, samples=100, layout="x")
-    assert [kind for _, kind, _ in table.told.take()] == [MessageType.ROUND, MessageType.ROUND]
+    assert [kind for _, kind, _ in table.sent.take()] == [MessageType.ROUND, MessageType.ROUND]
 
 
 def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_old_ones_do_not_count() -> None:
@@ -262,12 +262,12 @@ def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_ol
 def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
     table = Table(script=True).begin_round()
     table.collective.tick(JOIN_SECONDS - 1)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     table.collective.tick(JOIN_SECONDS)
-    assert table.told.take() == [(m, MessageType.NOT_JOINED, {"seconds": JOIN_SECONDS}) for m in (A, B)]
+    assert table.sent.take() == [(m, MessageType.NOT_JOINED, {"seconds": JOIN_SECONDS}) for m in (A, B)]
     assert table.tracker.warning == "no process of the script has joined the others after 45 s"
     table.collective.tick(JOIN_SECONDS + 1)
-    assert table.told.take() == []
+    assert table.sent.take() == []
     table.used = True
     table.collective.tick(JOIN_SECONDS + 2)
     assert table.tracker.warning is None, "it has joined after all"
@@ -282,16 +282,16 @@ def test_a_script_that_trains_hears_nothing(how: str) -> None:
     if how == "has ended":
         table.say(A, MessageType.DONE)
         table.say(B, MessageType.DONE)
-        table.told.take()
+        table.sent.take()
     table.collective.tick(JOIN_SECONDS)
-    assert (table.told.take(), table.tracker.warning) == ([], None)
+    assert (table.sent.take(), table.tracker.warning) == ([], None)
 
 
 def test_the_time_to_join_begins_with_each_world() -> None:
     table = Table(script=True).begin_round()
     table.collective.lost(B, 1)
     table.collective.tick(JOIN_SECONDS)
-    assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.told.take()], "there is no world"
+    assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.sent.take()], "there is no world"
 
 
 def test_a_script_whose_processes_trained_apart_ends_with_a_warning() -> None:

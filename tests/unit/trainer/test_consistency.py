@@ -41,7 +41,7 @@ class SyncMachine(RuleBasedStateMachine):
     def a_version_is_a_step_with_all_its_parts(self) -> None:
         assert self.policy.version == len(self.added) // 4
         assert set(self.policy.accepted) == self.known
-        assert self.policy.settled == IndexSet(range(4 * self.policy.version))
+        assert self.policy.in_version == IndexSet(range(4 * self.policy.version))
         assert self.policy.start(0, 0, self.policy.version)
         assert not self.policy.start(0, 0, self.policy.version + 1)
 

@@ -33,7 +33,7 @@ class Heard:
     def joined(self, member: Member, hello: Message, now: float) -> None:
         self.said.append(("joined", member.rank))
 
-    def heard(self, member: Member, message: Message, now: float) -> None:
+    def on_message(self, member: Member, message: Message, now: float) -> None:
         self.said.append(("heard", message["type"]))
         self.do()
 
@@ -182,7 +182,7 @@ async def test_a_worker_with_other_code_than_the_first_is_told_so_and_joins_noth
     ],
 )
 def test_what_our_processes_say_makes_sense(message: Message) -> None:
-    assert incoming.heed(message) is message
+    assert incoming.parse(message) is message
 
 
 def test_every_kind_of_message_to_a_master_has_a_shape() -> None:

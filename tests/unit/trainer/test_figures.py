@@ -5,7 +5,7 @@ import math
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
-from disttrain_trainer.parameter_server.gradient_norm import SECONDS, NormSamples
+from disttrain_trainer.parameter_server.gradient_norm import INTERVAL_SECONDS, NormSamples
 from disttrain_trainer.runtime.metrics import Rate
 
 
@@ -18,11 +18,11 @@ def test_servers_that_measure_at_different_times_have_versions_in_common() -> No
     now = 0.0
     fast, slow = NormSamples(lambda: now), NormSamples(lambda: now)
     for version in range(1, 2000):
-        now += SECONDS / 40
+        now += INTERVAL_SECONDS / 40
         if fast.due(version):
             fast.add(version, 1.0)
         if slow.due(version):
-            now += SECONDS / 10
+            now += INTERVAL_SECONDS / 10
             slow.add(version, 1.0)
         if version > 200:
             assert {version for version, _ in fast.newest} & {version for version, _ in slow.newest}

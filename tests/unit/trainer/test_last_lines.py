@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain_trainer.runtime.subprocesses import failure_of, last_words
+from disttrain_trainer.runtime.subprocesses import failure_of, find_cause
 from disttrain_trainer.runtime.termination import shadowing
 
 TRACE = [
@@ -18,7 +18,7 @@ TRACE = [
 
 
 def test_the_exception_is_the_last_word_and_the_users_frame_its_place() -> None:
-    assert last_words(["epoch 1", *TRACE]) == ("ValueError: the real cause", "/job/train.py:7")
+    assert find_cause(["epoch 1", *TRACE]) == ("ValueError: the real cause", "/job/train.py:7")
 
 
 def test_noise_after_the_exception_is_not_the_cause() -> None:
@@ -28,7 +28,7 @@ def test_noise_after_the_exception_is_not_the_cause() -> None:
         '  File "/job/z.py", line 1, in f',
         "OSError: closed",
     ]
-    assert last_words([*TRACE, "[W] a warning at exit", *ignored]) == ("ValueError: the real cause", "/job/train.py:7")
+    assert find_cause([*TRACE, "[W] a warning at exit", *ignored]) == ("ValueError: the real cause", "/job/train.py:7")
 
 
 def test_of_several_tracebacks_the_last_one_ended_the_program() -> None:
@@ -39,14 +39,14 @@ def test_of_several_tracebacks_the_last_one_ended_the_program() -> None:
         "",
         "During handling of the above exception:",
     ]
-    assert last_words([*(line for line in first if line), *TRACE])[0] == "ValueError: the real cause"
+    assert find_cause([*(line for line in first if line), *TRACE])[0] == "ValueError: the real cause"
 
 
 def test_without_a_traceback_the_last_line_counts() -> None:
-    assert last_words(["loading", "error: no data"]) == ("error: no data", "")
+    assert find_cause(["loading", "error: no data"]) == ("error: no data", "")
     syntax = ['  File "/job/train.py", line 2', "    def f(:", "          ^", "SyntaxError: invalid syntax"]
-    assert last_words(syntax) == ("SyntaxError: invalid syntax", "/job/train.py:2")
-    assert last_words([]) == ("", "")
+    assert find_cause(syntax) == ("SyntaxError: invalid syntax", "/job/train.py:2")
+    assert find_cause([]) == ("", "")
 
 
 def test_what_was_printed_last_is_not_the_reason_of_a_kill() -> None:

@@ -57,7 +57,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nobody() -> None:
     table = training(consistency="Async", steps=100, every=10)
     table.work(WORKERS[0], 18, ask=18)
     full = {"type": MessageType.SAVED, "id": "m.1", "error": "No space left on device"}
-    table.training.heard(SERVERS[0], full, 0)
+    table.training.on_message(SERVERS[0], full, 0)
     assert table.on_disk is None
     assert table.work(WORKERS[0], 0, ask=30) == list(range(18, 38))
 
@@ -89,7 +89,7 @@ def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:
     assert [m for m, kind, _ in table.said if kind is MessageType.REFORM] == WORKERS
     table.serve()
     for worker in WORKERS:
-        table.training.heard(worker, {"type": MessageType.READY, "samples": 80}, 1)
+        table.training.on_message(worker, {"type": MessageType.READY, "samples": 80}, 1)
     assert table.tracker.step == 4
     assert table.work(WORKERS[0], 0)[0] == 8
 
@@ -121,7 +121,7 @@ def test_slices_of_a_lost_worker_go_to_the_other_when_it_starts_anew() -> None:
     table.training.lost(WORKERS[1], 1)
     assert [m for m, kind, _ in table.said if kind is MessageType.REFORM] == [WORKERS[0]]
     table.serve()
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     assert table.work(WORKERS[0], 0)[:3] == [0, 1, 2]
 
 
@@ -160,7 +160,7 @@ def test_another_worker_evaluates_when_the_first_is_lost() -> None:
 def test_who_leaves_is_released_after_a_checkpoint_at_the_next_whole_step() -> None:
     table = training()
     table.work(WORKERS[0], 2, ask=2)
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 1)
     assert table.take(MessageType.RELEASED) == []
     table.work(WORKERS[1], 2)
     table.said.append((SERVERS[0], MessageType.STATE, {"id": 0}))
@@ -173,13 +173,13 @@ def test_who_leaves_is_released_after_a_checkpoint_at_the_next_whole_step() -> N
 def test_without_a_volume_who_leaves_is_released_at_once() -> None:
     table = training(volume=False)
     table.work(WORKERS[0], 2)
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 1)
     assert table.take(MessageType.RELEASED) == [(WORKERS[1], MessageType.RELEASED, {})]
 
 
 def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
     table = training()
-    table.training.heard(WORKERS[0], {"type": MessageType.NAN, "step": 1}, 0)
+    table.training.on_message(WORKERS[0], {"type": MessageType.NAN, "step": 1}, 0)
     table.work(WORKERS[0], 4)
     table.work(WORKERS[1], 4)
     assert table.take(MessageType.SAVE) == []
@@ -189,8 +189,8 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
 def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
     table = training()
     earlier = table.lease[WORKERS[0]]
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
-    table.training.heard(WORKERS[0], {"type": MessageType.REQUEST, "stay": earlier, "count": 0, "done": [0, 2]}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.REQUEST, "stay": earlier, "count": 0, "done": [0, 2]}, 1)
     assert table.work(WORKERS[0], 0)[0] == 0
 
 
@@ -211,19 +211,19 @@ def test_a_worker_that_is_lost_before_the_training_begins_is_no_recovery() -> No
 
 def save_buffers(table: Table, worker: Member, file: str) -> None:
     answer = {"type": MessageType.SAVED, "id": "m.1", "file": file, "sha256": "x"}
-    table.training.heard(worker, answer, 0)
+    table.training.on_message(worker, answer, 0)
 
 
 def at_checkpoint(table: Table) -> list[Member]:
     """Brings the training to its first checkpoint, which the servers write; the workers that were asked for their buffers."""
     table.work(WORKERS[0], 4)
-    table.training.heard(
+    table.training.on_message(
         WORKERS[1], {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[1]], "count": 4, "done": []}, 0
     )
     for server in SERVERS:
         table.applied[server] |= set(range(8))
     table.take()
-    table.training.heard(
+    table.training.on_message(
         WORKERS[1], {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[1]], "count": 0, "done": [1, 3, 5, 7]}, 0
     )
     asked = [member for member, kind, _ in table.said if kind is MessageType.SAVE and member in WORKERS]
@@ -241,7 +241,7 @@ def test_a_checkpoint_waits_for_the_buffers_of_the_lowest_worker() -> None:
     assert table.on_disk is not None
     assert table.on_disk.file_of("buffers-") == "buffers-1.safetensors"
     table.take()
-    table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
     ((_, _, fields),) = table.take(MessageType.ROUND)
     assert fields["buffers"] == f"{name_of(4)}/buffers-1.safetensors"
 
@@ -261,7 +261,7 @@ def test_a_worker_that_begins_anew_is_asked_again_for_its_buffers() -> None:
     table = training(buffers=True)
     at_checkpoint(table)
     table.take()
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
     assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [MessageType.ROUND, MessageType.SAVE]
 
 
@@ -269,7 +269,7 @@ def test_a_worker_that_begins_anew_is_asked_again_for_the_evaluation() -> None:
     table = training(evaluate=True)
     finish(table)
     table.take()
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 9)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 9)
     assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [
         MessageType.ROUND,
         MessageType.EVALUATE,

@@ -76,7 +76,7 @@ def test_a_server_that_has_begun_while_its_connection_was_down_is_not_waited_for
     table.training.lost(SERVERS[1], 1)
     for server in SERVERS:
         table.round_number[server] = 1
-    table.training.heard(SERVERS[0], {"type": MessageType.STATE, **table.state(SERVERS[0])}, 1)
+    table.training.on_message(SERVERS[0], {"type": MessageType.STATE, **table.state(SERVERS[0])}, 1)
     table.take()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 2)
     assert [member for member, _, _ in table.take(MessageType.ROUND)] == [WORKERS[0]]
@@ -87,7 +87,7 @@ def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_take
     table.serve()
     table.join(WORKERS[0])
     table.take()
-    table.training.heard(SERVERS[1], {"type": MessageType.STATE, "generation": 4, "applied": []}, 1)
+    table.training.on_message(SERVERS[1], {"type": MessageType.STATE, "generation": 4, "applied": []}, 1)
     assert {fields["generation"] for _, kind, fields in table.said if kind is MessageType.BEGIN} == {5}
 
 
@@ -96,11 +96,11 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
     table = training()
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
     assert table.work(WORKERS[0], 0) == [0, 2, 4, 6]
-    table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     said = table.take()
     assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
     assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.ROUND]
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
     assert table.work(WORKERS[0], 0)[0] == 0
     assert table.work(WORKERS[1], 0)[0] == 1
@@ -109,7 +109,7 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
 def test_a_worker_without_slices_calls_nobody_away_when_it_begins_anew() -> None:
     table = training()
     table.work(WORKERS[0], 0)
-    table.training.heard(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[0]) == []
 
 
@@ -119,7 +119,7 @@ def test_a_generation_without_a_checkpoint_is_said_to_begin_anew_and_one_from_a_
     table.work(WORKERS[1], 4)
     table.serve()
     table.take()
-    table.training.heard(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
     ((_, _, fields),) = table.take(MessageType.ROUND)
     assert fields["anew"] is False
     table = Table(volume=False)

@@ -24,7 +24,7 @@ def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
     """A server says that it wrote its file."""
     server = SERVERS[number]
     said = {"type": MessageType.SAVED, "id": save, "file": shard(server, save), "sha256": sha256}
-    table.training.heard(server, said | table.state(server), 0)
+    table.training.on_message(server, said | table.state(server), 0)
 
 
 def until_evaluated(table: Table, *workers: Member) -> Member:
@@ -90,11 +90,11 @@ def test_a_job_whose_last_checkpoint_cannot_be_written_is_not_done_until_there_i
     assert table.training.waiting_for(7) == (
         "the last checkpoint, which cannot be written: [Errno 28] No space left on device (7 s)"
     )
-    at(table, final.PAUSE / 2)
+    at(table, final.RETRY_SECONDS / 2)
     table.full = False
-    at(table, final.PAUSE * 0.9)
+    at(table, final.RETRY_SECONDS * 0.9)
     assert not table.training.ended, "it was tried again at once"
-    at(table, final.PAUSE)
+    at(table, final.RETRY_SECONDS)
     assert table.training.ended
     assert table.on_disk is not None
     assert table.on_disk.finished
@@ -103,9 +103,9 @@ def test_a_job_whose_last_checkpoint_cannot_be_written_is_not_done_until_there_i
 def test_a_master_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_to_be_started_again() -> None:
     table = training()
     finish_but(table, full=True)
-    at(table, final.PATIENCE)
+    at(table, final.GIVE_UP_SECONDS)
     with pytest.raises(final.Unsaved, match=rf"the last checkpoint, of step {STEPS}, .*No space left on device") as end:
-        at(table, final.PATIENCE + 1)
+        at(table, final.GIVE_UP_SECONDS + 1)
     assert end.value.exit_code == CRASHED
     assert not table.tracker.finished
 
@@ -126,7 +126,7 @@ def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a
     finish(table)
     assert table.on_disk is None
     table.take()
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     assert [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)] == [
         MessageType.SAVE,
         MessageType.SAVE,
@@ -146,7 +146,7 @@ def test_who_leaves_while_the_last_checkpoint_is_written_is_released_after_it() 
     table.evaluate(WORKERS[0], 0.5)
     writing = [one for one in table.said if one[1] is MessageType.SAVE]
     table.take()
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     assert table.take(MessageType.RELEASED) == []
     table.said = writing
     table.serve()
@@ -159,8 +159,8 @@ def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation
     for server in SERVERS:
         table.applied[server] = set(range(2 * STEPS))
     done = {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[0]], "count": 0, "done": list(range(2 * STEPS))}
-    table.training.heard(WORKERS[0], done, 0)
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    table.training.on_message(WORKERS[0], done, 0)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
     assert table.on_disk is not None
     said = table.take()
@@ -173,7 +173,7 @@ def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
     finish(table)
     table.evaluate(WORKERS[0], 0.5)
     assert len(table.take(MessageType.SAVE)) == 2
-    table.training.heard(SERVERS[1], {"type": MessageType.NAN, "step": STEPS}, 0)
+    table.training.on_message(SERVERS[1], {"type": MessageType.NAN, "step": STEPS}, 0)
     table.training.lost(SERVERS[1], 0)
     assert not table.training.ended
     assert table.tracker.nan_loss == f"parameter-server-1 at step {STEPS}"
@@ -227,7 +227,7 @@ def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> No
 def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_another() -> None:
     table = training(consistency="Async", evaluate=True, buffers=True, every=20)
     evaluator = until_evaluated(table, *WORKERS)
-    table.training.heard(SERVERS[1], {"type": MessageType.LEAVING}, 0)
+    table.training.on_message(SERVERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
     (buffer_writer,) = [member for member, kind, _ in table.take(MessageType.SAVE) if member in WORKERS]
     assert buffer_writer != evaluator
@@ -236,7 +236,7 @@ def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_ano
 def leave(table: Table, now: float = 0) -> list[MessageType]:
     """A worker leaves; what the servers and workers hear of it."""
     table.take()
-    table.training.heard(WORKERS[1], {"type": MessageType.LEAVING}, now)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, now)
     return [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)]
 
 
@@ -249,7 +249,7 @@ def test_who_leaves_an_async_training_is_released_after_a_checkpoint_of_whole_st
     done = {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[0]], "count": 0, "done": parts}
     for server in SERVERS:
         table.applied[server].add(2)
-    table.training.heard(WORKERS[0], done, 0)
+    table.training.on_message(WORKERS[0], done, 0)
     table.serve()
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.parts) == (2, 4)

@@ -12,7 +12,7 @@ import torch
 from disttrain.api import environment
 from disttrain_trainer import session
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.net.incoming import heed
+from disttrain_trainer.net.incoming import parse
 from unit.trainer.configs import command_config
 
 
@@ -34,7 +34,7 @@ def master(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 connection.settimeout(20)
                 lines.append(connection.makefile("rb"))
                 assert json.loads(lines[0].readline())["session"] is True
-            return heed(json.loads(lines[0].readline()))
+            return parse(json.loads(lines[0].readline()))
 
         yield following
 

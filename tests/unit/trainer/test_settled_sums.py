@@ -32,21 +32,21 @@ def replica(*works: Work) -> Replicated:
 
 def test_it_waits_for_every_sum() -> None:
     works = [Work(3), Work(5)]
-    replica(*works).settle(lambda: True)
+    replica(*works).await_sums(lambda: True)
     assert all(work.looks < 0 for work in works)
 
 
 def test_a_sum_that_was_aborted_with_its_world_is_none() -> None:
     with pytest.raises(BrokenGroup, match="within a step"):
-        replica(Work()).settle(lambda: False)
+        replica(Work()).await_sums(lambda: False)
 
 
 def test_the_end_of_a_world_ends_the_wait() -> None:
     alive = iter([True, True, False, False])
     with pytest.raises(BrokenGroup):
-        replica(Work(10**9)).settle(lambda: next(alive))
+        replica(Work(10**9)).await_sums(lambda: next(alive))
 
 
 def test_a_sum_that_failed_breaks_the_group() -> None:
     with pytest.raises(BrokenGroup, match="NCCL says no"):
-        replica(Work(error=RuntimeError("NCCL says no"))).settle(lambda: True)
+        replica(Work(error=RuntimeError("NCCL says no"))).await_sums(lambda: True)

@@ -47,17 +47,17 @@ def test_a_wait_without_a_deadline_ends_when_the_master_is_given_up() -> None:
         lonely.wait(lambda: None, what="the others", timeout=None)
 
 
-@pytest.mark.parametrize(("said", "lines"), [(False, ["waiting for the others"]), (True, [])])
+@pytest.mark.parametrize(("logged", "lines"), [(False, ["waiting for the others"]), (True, [])])
 def test_a_long_wait_says_once_what_it_is_for(
-    said: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    logged: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(control, "USUAL_WAIT", 0)
+    monkeypatch.setattr(control, "QUIET_WAIT_SECONDS", 0)
     monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])  # a role that ran here stops it
     answers = iter([None, None, "they came"])
     with caplog.at_level(logging.INFO, control.log.name):
         waiting = connection(command_config())
         waiting.changed.wait = lambda timeout: True  # type: ignore[method-assign]  # a message comes
-        assert waiting.wait(lambda: next(answers), what="the others", timeout=None, said=said) == "they came"
+        assert waiting.wait(lambda: next(answers), what="the others", timeout=None, logged=logged) == "they came"
         assert waiting.wait(lambda: "here", what="those who are here", timeout=None) == "here"
     assert [record.message for record in caplog.records] == lines
 
@@ -66,7 +66,7 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(agent, "SETTLE", 0)
+    monkeypatch.setattr(agent, "PEER_LOSS_NOTICE_SECONDS", 0)
     Path("train.py").write_text("raise SystemExit(3)")
     process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
     alone = Agent(process, Metrics(process))

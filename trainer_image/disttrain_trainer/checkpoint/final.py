@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from disttrain_trainer.errors import CRASHED, TrainerError
 
-PAUSE = 5.0
+RETRY_SECONDS = 5.0
 """Seconds between two tries."""
-PATIENCE = 120.0
+GIVE_UP_SECONDS = 120.0
 """Seconds from the first failure on in which room may be made on the volume."""
 
 
@@ -22,7 +22,7 @@ class Unsaved(TrainerError):
     exit_code: ClassVar = CRASHED  # type: ignore[assignment]
 
     def __init__(self, step: int, why: str, what: str = "last checkpoint") -> None:
-        super().__init__(f"the {what}, of step {step}, cannot be written: {why}; tried for {PATIENCE:g} s")
+        super().__init__(f"the {what}, of step {step}, cannot be written: {why}; tried for {GIVE_UP_SECONDS:g} s")
 
 
 def insist(what: str, step: int, attempt: Callable[[], str | None], *, over: Callable[[float], bool]) -> bool:
@@ -30,10 +30,10 @@ def insist(what: str, step: int, attempt: Callable[[], str | None], *, over: Cal
 
     over: waits so many seconds, and says whether the file is no longer wanted; then False.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + GIVE_UP_SECONDS
     while (error := attempt()) is not None:
         if time.monotonic() > deadline:
             raise Unsaved(step, error, what)
-        if over(PAUSE):
+        if over(RETRY_SECONDS):
             return False
     return True

@@ -115,9 +115,9 @@ def _equal(then: Any, now: Any) -> bool:
     return bool(then == now)
 
 
-def listed(told: Iterable[str]) -> str:
+def listed(items: Iterable[str]) -> str:
     """The first few, and how many more there are."""
-    every = list(told)
+    every = list(items)
     more = f", and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
 

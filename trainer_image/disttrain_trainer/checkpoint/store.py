@@ -59,7 +59,7 @@ class Found:
     skipped: tuple[str, ...] = ()
     """Newer ones that do not hold, each with the reason."""
 
-    def told(self, config: JobConfig) -> str | None:
+    def describe(self, config: JobConfig) -> str | None:
         """Where the job begins, and what is remarkable about it; None when nothing is."""
         if self.checkpoint is None:
             none = "Begins at step 0: no checkpoint in its folder can be used"

@@ -29,7 +29,7 @@ HEAD_START = 10
 """The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
 WHOLE_STEP_SECONDS = 5.0
 """How long a checkpoint under Async waits for whole steps when a process is leaving: its grace period is short."""
-USUAL = 10.0
+QUIET_SAVE_SECONDS = 10.0
 """Seconds of writing after which it is said who still writes."""
 
 
@@ -63,7 +63,7 @@ class CheckpointCoordinator:
         store: CheckpointStore,
         tracker: Tracker,
         incarnation: str,
-        patience: float,
+        timeout_seconds: float,
         world_size: int,
         every: int,
         aligned: bool,
@@ -76,7 +76,7 @@ class CheckpointCoordinator:
         self._store = store
         self._tracker = tracker
         self._incarnation = incarnation
-        self._patience = patience
+        self._timeout_seconds = timeout_seconds
         self._world_size = world_size
         self._every = every
         self._aligned = aligned
@@ -164,7 +164,7 @@ class CheckpointCoordinator:
         if isinstance(folder, OSError):
             self._end(f"the folder of step {self._save.step} cannot be made: {folder}", now)
         else:
-            self._servers.tell(MessageType.SAVE, id=save, folder=folder, step=self._save.step)
+            self._servers.send_to_all(MessageType.SAVE, id=save, folder=folder, step=self._save.step)
             self._ask_buffer_writer(self._save)
 
     def server_saved(self, index: int, message: Message, now: float) -> None:
@@ -214,9 +214,13 @@ class CheckpointCoordinator:
 
     def tick(self, now: float) -> None:
         """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
-        if self._save is not None and now - self._save.began > self._patience:
-            self._end(f"waited {self._patience:g} s for {self._missing(self._save)}", now)
-        if self._final_failed is not None and self._save is None and now - self._final_failed[0] > final.PATIENCE:
+        if self._save is not None and now - self._save.began > self._timeout_seconds:
+            self._end(f"waited {self._timeout_seconds:g} s for {self._missing(self._save)}", now)
+        if (
+            self._final_failed is not None
+            and self._save is None
+            and now - self._final_failed[0] > final.GIVE_UP_SECONDS
+        ):
             raise final.Unsaved(self._attempted, self._final_failed[1])
 
     def waiting_for(self, now: float) -> str | None:
@@ -224,7 +228,7 @@ class CheckpointCoordinator:
         save, failed = self._save, self._final_failed
         if failed is not None:
             return f"the last checkpoint, which cannot be written: {failed[1]} ({now - failed[0]:.0f} s)"
-        if save is None or now - save.began < USUAL:
+        if save is None or now - save.began < QUIET_SAVE_SECONDS:
             return None
         return f"checkpoint {save.step} to be written by {self._missing(save)} ({now - save.began:.0f} s)"
 
@@ -257,8 +261,8 @@ class CheckpointCoordinator:
         finished = save is not None and save.final and error is None
         if error is not None and save is not None and save.final:
             self._final_failed = (self._final_failed[0] if self._final_failed else now, error)
-            self._again_at = now + final.PAUSE
-            log.error("the last checkpoint was not written: %s; it is tried again in %g s", error, final.PAUSE)
+            self._again_at = now + final.RETRY_SECONDS
+            log.error("the last checkpoint was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
         elif error is not None:
             log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
         self._done(finished, now)

@@ -109,7 +109,7 @@ class CollectiveCoordinator:
         # Of a world that this master did not form, or that the member's absence has broken.
         self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
         self._compare(member, hello)
-        self._settle(now)
+        self._advance(now)
 
     def lost(self, member: Member, now: float) -> None:
         place = self._places.pop(member, None)
@@ -118,9 +118,9 @@ class CollectiveCoordinator:
             self._tracker.forget(member.rank)
             self._missing_members.begin(member, now)
             self._broken = True
-            self._settle(now)
+            self._advance(now)
 
-    def heard(self, member: Member, message: Message, now: float) -> None:
+    def on_message(self, member: Member, message: Message, now: float) -> None:
         place = self._places.get(member)
         if place is None:
             return
@@ -143,7 +143,7 @@ class CollectiveCoordinator:
             case MessageType.LEAVING:
                 self._draining.add(member)
                 self._save_or_release()
-        self._settle(now)
+        self._advance(now)
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """A rank made progress: our own loop says so, or a script by `session.report`."""
@@ -172,7 +172,7 @@ class CollectiveCoordinator:
     def open(self, now: float) -> None:
         """There is an empty store: a world may begin."""
         self._fresh, self._renewing = True, False
-        self._settle(now)
+        self._advance(now)
 
     def found(self, manifest: Manifest | None, now: float) -> None:
         """What the checkpoint folder held when the master started."""
@@ -213,7 +213,7 @@ class CollectiveCoordinator:
             else self._missing_members.describe([m for m in self._members if m not in self._places], now)
         )
 
-    def _settle(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         """Draws the conclusions of what is known."""
         if self.ended:
             return

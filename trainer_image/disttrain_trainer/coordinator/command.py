@@ -19,7 +19,7 @@ class CommandCoordinator:
     def joined(self, member: Member, hello: Message, now: float) -> None:
         pass
 
-    def heard(self, member: Member, message: Message, now: float) -> None:
+    def on_message(self, member: Member, message: Message, now: float) -> None:
         pass
 
     def lost(self, member: Member, now: float) -> None:

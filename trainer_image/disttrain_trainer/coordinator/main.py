@@ -90,12 +90,12 @@ class Master:
         host, port = split_address(self._config.addresses.control)
         self._serve_metrics(listening_host(host) or "")
         serving = asyncio.create_task(control.serve(host=listening_host(host), port=port))
-        ending = asyncio.create_task(
+        completion = asyncio.create_task(
             control.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
         )
         self._begin()
         try:
-            await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([serving, completion], return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 serving.result()
             if self._failure is not None:
@@ -107,14 +107,14 @@ class Master:
                 )
             if not coordinator.ended:
                 raise Terminated
-            self._say_how_far()
+            self._log_last_step()
         except OSError as error:
             raise PeerLost(f"port {port}", f"the control connection cannot listen: {error.strerror}") from None
         finally:
             serving.cancel()
-            ending.cancel()
+            completion.cancel()
 
-    def _say_how_far(self) -> None:
+    def _log_last_step(self) -> None:
         """The last line of the log. A program that reports no steps is done, but not at a step."""
         step, total = self._tracker.step, self._tracker.total_steps
         if self._config.trainer.model is not None or total == step:
@@ -226,10 +226,10 @@ class Master:
         return self._process.checkpoint_dir
 
     def _found(self, found: store.Found) -> None:
-        checkpoint, told = found.checkpoint, found.told(self._config)
-        if told is not None:
-            log.info("%s", told)
-            self._tracker.resumed = told
+        checkpoint, description = found.checkpoint, found.describe(self._config)
+        if description is not None:
+            log.info("%s", description)
+            self._tracker.resumed = description
         if isinstance(self._coordinator, CollectiveCoordinator | ParameterServerCoordinator):
             self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
 

@@ -27,7 +27,7 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-INQUIRY_INTERVAL = 1.0
+INQUIRY_INTERVAL_SECONDS = 1.0
 """Seconds between two questions to the servers about what they hold."""
 
 
@@ -53,7 +53,7 @@ class ParameterServerCoordinator:
                 store=store,
                 tracker=tracker,
                 incarnation=incarnation,
-                patience=config.startup_timeout_seconds,
+                timeout_seconds=config.startup_timeout_seconds,
                 world_size=config.world_size,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
@@ -120,7 +120,7 @@ class ParameterServerCoordinator:
             if hello.get("samples") is not None:
                 self._worker_ready(member.rank, hello, now)
 
-    def heard(self, member: Member, message: Message, now: float) -> None:
+    def on_message(self, member: Member, message: Message, now: float) -> None:
         match member.role, message["type"]:
             case _, MessageType.LEAVING:
                 self._draining.add(member)
@@ -193,7 +193,7 @@ class ParameterServerCoordinator:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
         self._tracker.gradient_norm = self._servers.gradient_norm
-        if not self.ended and self._rounds.server_told(int(message["generation"]), now):
+        if not self.ended and self._rounds.server_state(int(message["generation"]), now):
             self._servers.answer(message)
             self._advance(now)
 
@@ -215,7 +215,7 @@ class ParameterServerCoordinator:
         self._completion.reset()
         self._workers.end_leases()
         self._drop_questions()
-        self._workers.tell(MessageType.REFORM)
+        self._workers.send_to_all(MessageType.REFORM)
 
     def _make_queue(self) -> None:
         """As soon as every server's parts and the size of the dataset are known; then the workers that are ready may come."""
@@ -274,7 +274,7 @@ class ParameterServerCoordinator:
         assert self._queue is not None
         self._queue.recall()
         self._workers.end_leases()
-        self._workers.tell(MessageType.REFORM, but=rank)
+        self._workers.send_to_all(MessageType.REFORM, but=rank)
 
     def _invite(self, rank: int) -> None:
         assert self._queue is not None
@@ -366,8 +366,8 @@ class ParameterServerCoordinator:
     def _finish(self, now: float) -> None:
         self.ended = True
         self._tracker.finish(now)
-        self._workers.tell(MessageType.FINISH)
-        self._servers.tell(MessageType.FINISH)
+        self._workers.send_to_all(MessageType.FINISH)
+        self._servers.send_to_all(MessageType.FINISH)
 
     def _release(self) -> None:
         self._draining.release()
@@ -379,7 +379,7 @@ class ParameterServerCoordinator:
     def _inquire(self, now: float) -> None:
         if not self._rounds.open or self.ended or self._completion.confirmed or not self._servers.complete:
             return
-        if now - self._servers.asked_at > INQUIRY_INTERVAL:
+        if now - self._servers.asked_at > INQUIRY_INTERVAL_SECONDS:
             self._servers.ask(MessageType.STATE, self._learn, now)
 
     def _learn(self, applied: IndexSet) -> None:

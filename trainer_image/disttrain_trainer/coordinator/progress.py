@@ -12,9 +12,9 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-SPEED_WINDOW = 10.0
+SPEED_WINDOW_SECONDS = 10.0
 """Seconds over which samples per second are counted."""
-LOSS_WINDOW = 1.0
+LOSS_WINDOW_SECONDS = 1.0
 """Seconds of the newest reports over which the loss is averaged; at least the newest report of each rank."""
 LOSS_SHARE = 0.1
 """At most this share of the time since the first report: what a job of a second began with says nothing of how it ended."""
@@ -43,7 +43,7 @@ class Tracker:
         """What is trained on, once a worker of parameter servers has said it."""
         self.resumed: str | None = None
         """Where this attempt is to begin, and what is remarkable about it."""
-        self._told: str | None = None
+        self._shown_resumed: str | None = None
         """The same once it has begun: a job that is refused has not."""
         self.warning: str | None = None
         """See Progress.warning."""
@@ -96,7 +96,7 @@ class Tracker:
         self._entries.append(entry)
         if loss is not None:
             self._newest[rank] = entry
-        while self._entries and self._entries[0].time < now - SPEED_WINDOW:
+        while self._entries and self._entries[0].time < now - SPEED_WINDOW_SECONDS:
             self._entries.popleft()
 
     def reach(self, step: int, *, wall: datetime | None = None) -> None:
@@ -147,7 +147,7 @@ class Tracker:
         if not newest_each:
             return None
         newest, began = max(entry.time for entry in newest_each), self._began or 0.0
-        since = newest - min(LOSS_WINDOW, LOSS_SHARE * (newest - began))
+        since = newest - min(LOSS_WINDOW_SECONDS, LOSS_SHARE * (newest - began))
         recent = [e for e in entries if e.loss is not None and e.time > since]
         recent += [e for e in newest_each if e.time <= since]
         weight = sum(e.weight for e in recent)
@@ -157,7 +157,7 @@ class Tracker:
         """Of all ranks together, over the last seconds."""
         if self._began is None:
             return None
-        since = max(self._began, now - SPEED_WINDOW)
+        since = max(self._began, now - SPEED_WINDOW_SECONDS)
         # The first report covers a time before it that is not known; it counts only once there are others.
         samples = sum(e.samples for e in tuple(self._entries) if e.time > since)
         return samples / (now - since) if now > since else None
@@ -170,7 +170,7 @@ class Tracker:
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:
         """What /progress answers."""
         if self.world_size:
-            self._told = self.resumed
+            self._shown_resumed = self.resumed
         speed = self._final_speed if self.finished else self.samples_per_second(now)
         return Progress(
             attempt=self.attempt,
@@ -190,6 +190,6 @@ class Tracker:
             warning=self.warning,
             generation=self.round_number,
             redone_steps=self.redone_steps,
-            resumed=self._told,
+            resumed=self._shown_resumed,
             finished=self.finished,
         )

@@ -20,7 +20,7 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-Told = Callable[[float], None]
+AtTime = Callable[[float], None]
 """Called with the time."""
 
 
@@ -51,9 +51,9 @@ class Rounds:
         store: CheckpointStore | None,
         newest: Callable[[], Manifest | None],
         workers: int,
-        opened: Told,
-        returned: Told,
-        lost: Told,
+        opened: AtTime,
+        returned: AtTime,
+        lost: AtTime,
     ) -> None:
         self._sender = sender
         self._servers = servers
@@ -93,12 +93,12 @@ class Rounds:
             self._gather(now)
         else:
             # A server without the present round: its shard is lost, and with it the round.
-            self._begin_anew(now)
+            self._start_over(now)
 
-    def server_told(self, round_number: int, now: float) -> bool:
+    def server_state(self, round_number: int, now: float) -> bool:
         """A server says which round it is in. False when this was an end or a beginning, and not an answer in a round."""
         if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and round_number > self.number:
-            self._begin_anew(now)  # the last order of a master that is gone, carried out only now
+            self._start_over(now)  # the last order of a master that is gone, carried out only now
             return False
         if self._phase is _Phase.BEGINNING:
             if self._servers.complete and self._same():
@@ -115,7 +115,7 @@ class Rounds:
             return
         round_numbers = self._servers.round_numbers
         if len(round_numbers) > 1:
-            self._begin_anew(now)
+            self._start_over(now)
         elif 0 in round_numbers:
             self._begin()
         elif self._phase is _Phase.GATHERING:
@@ -136,11 +136,11 @@ class Rounds:
             if self._same():
                 self._open(now)
             else:
-                self._begin_anew(now)
+                self._start_over(now)
 
         self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._workers)))
 
-    def _begin_anew(self, now: float) -> None:
+    def _start_over(self, now: float) -> None:
         """The round is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self.number = max(self.number, *self._servers.round_numbers)

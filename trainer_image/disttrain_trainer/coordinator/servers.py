@@ -87,7 +87,7 @@ class Servers:
         for server in self._there.values():
             server.round_number = 0
 
-    def tell(self, kind: MessageType, **fields: object) -> None:
+    def send_to_all(self, kind: MessageType, **fields: object) -> None:
         """Sends to all servers."""
         for index in range(self.count):
             self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
@@ -96,7 +96,7 @@ class Servers:
         """Sends a question to all servers; each answers with STATE."""
         self._asked, self.asked_at = self._asked + 1, now
         self._open[self._asked] = _Question(then)
-        self.tell(kind, id=self._asked, **fields)
+        self.send_to_all(kind, id=self._asked, **fields)
 
     def answer(self, message: Message) -> None:
         """A server's answer; with the last one the question is settled."""

@@ -100,7 +100,7 @@ class Workers:
         self._leases.clear()
         self._wants.clear()
 
-    def tell(self, kind: MessageType, *, but: int | None = None) -> None:
+    def send_to_all(self, kind: MessageType, *, but: int | None = None) -> None:
         """Sends to all of them, but one."""
         for rank in self.live:
             if rank == but:

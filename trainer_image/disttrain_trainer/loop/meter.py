@@ -9,7 +9,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics, Rate
 
-REPORT_INTERVAL = 0.1
+REPORT_INTERVAL_SECONDS = 0.1
 """Seconds between two reports to the master, at least."""
 FINAL_STEPS = 10
 """The loss of a finished job is the mean of so many last steps. While it trains the mean is over a time, which differs from run to run."""
@@ -18,9 +18,9 @@ FINAL_STEPS = 10
 class NonFiniteLoss(UserError):
     """The loss is NaN or infinite."""
 
-    def __init__(self, *, who: str, step: int, loss: float) -> None:
+    def __init__(self, *, name: str, step: int, loss: float) -> None:
         super().__init__(
-            f"the loss is {loss} on {who} at step {step}: lower trainer.optimizer.learningRate, "
+            f"the loss is {loss} on {name} at step {step}: lower trainer.optimizer.learningRate, "
             "or look for bad values in the data and in the loss function"
         )
         self.step = step
@@ -30,9 +30,9 @@ class Meter:
     """The counts of one loop since its last report. `send` gets the fields of a report."""
 
     def __init__(
-        self, *, who: str, metrics: Metrics, total_steps: int, send: Callable[[dict[str, object]], object]
+        self, *, name: str, metrics: Metrics, total_steps: int, send: Callable[[dict[str, object]], object]
     ) -> None:
-        self._who = who
+        self._name = name
         self._metrics = metrics
         self._total_steps = total_steps
         self._send = send
@@ -53,7 +53,7 @@ class Meter:
     def check(self, loss: float, *, step: int) -> None:
         """Raises NonFiniteLoss when it is."""
         if not math.isfinite(loss):
-            raise NonFiniteLoss(who=self._who, step=step, loss=loss)
+            raise NonFiniteLoss(name=self._name, step=step, loss=loss)
 
     def add(self, part: BatchPart, *, loss: float, weight: float | None = None) -> None:
         """A part was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
@@ -93,4 +93,4 @@ class Meter:
         metrics.step, metrics.epoch = step, epoch
         logs.at_step(step)
         self._loss, self._weight, self._samples, self._earlier, self._final = 0.0, 0.0, 0, 0, []
-        self._began, self._next_report = now, now + REPORT_INTERVAL
+        self._began, self._next_report = now, now + REPORT_INTERVAL_SECONDS

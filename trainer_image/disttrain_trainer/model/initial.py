@@ -17,7 +17,7 @@ from disttrain_trainer.model.user_code import guarded
 
 BLOCK = 1 << 20
 """Elements that are summed at a time."""
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FactoryNotRepeatable(TrainerError):
@@ -53,7 +53,7 @@ def _sums(vectors: Vectors) -> list[int]:
     """Equal for equal bits, whatever the numbers mean; as fast as memory is read."""
     sums = []
     for vector in vectors:
-        words = vector.view(_WORDS[vector.dtype.itemsize])
-        blocks = (words[start : start + BLOCK] for start in range(0, words.numel(), BLOCK))
+        integers = vector.view(_INTEGERS[vector.dtype.itemsize])
+        blocks = (integers[start : start + BLOCK] for start in range(0, integers.numel(), BLOCK))
         sums.append(sum(int(block.sum(dtype=torch.int64)) for block in blocks))
     return sums

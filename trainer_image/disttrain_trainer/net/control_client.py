@@ -22,9 +22,9 @@ log = logs.get_logger(__name__)
 
 T = TypeVar("T")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 1.0
 """Seconds between two attempts to connect."""
-USUAL_WAIT = 3.0
+QUIET_WAIT_SECONDS = 3.0
 """Seconds for which a wait is not worth a line: the processes of a job start in any order."""
 
 
@@ -57,14 +57,14 @@ class ControlClient:
         self._on_released = on_released
         self._agent = agent
         self._address = process.config.addresses.control
-        self._patience = process.config.startup_timeout_seconds
+        self._reconnect_seconds = process.config.startup_timeout_seconds
         self._peer_timeout = process.config.peer_timeout_seconds
         self._socket: socket.socket | None = None
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._leaving = False
         self._code_admitted = False
-        self._news = "the master was not asked yet"
+        self._master_state = "the master was not asked yet"
         """What is known of the master, for the last words of a wait."""
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -99,7 +99,7 @@ class ControlClient:
         if not self.send(MessageType.LEAVING):
             self._on_released()
 
-    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, said: bool = False) -> T:
+    def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, logged: bool = False) -> T:
         """The first result of `ready` that is not None; it is asked again after every message.
 
         Raises PeerLost, which names `what` is waited for, after `timeout` seconds, and in any case when the master is given up. None is
@@ -108,13 +108,13 @@ class ControlClient:
         """
         begin = time.monotonic()
         deadline = begin + (math.inf if timeout is None else timeout)
-        result = self._wait_until(min(deadline, begin + USUAL_WAIT), ready)
+        result = self._wait_until(min(deadline, begin + QUIET_WAIT_SECONDS), ready)
         if result is None:
-            if not said:
+            if not logged:
                 log.info("waiting for %s", what)  # without `changed`: who reads the log may stand still
             result = self._wait_until(deadline, ready)
         if result is None:
-            raise PeerLost(what, f"waited {timeout:g} s; {self._news}")
+            raise PeerLost(what, f"waited {timeout:g} s; {self._master_state}")
         return result
 
     def _wait_until(self, deadline: float, ready: Callable[[], T | None]) -> T | None:
@@ -135,11 +135,11 @@ class ControlClient:
 
     def _run(self) -> None:
         lost_at = time.monotonic()
-        pause = FIRST_PAUSE
+        pause = FIRST_RETRY_SECONDS
         chance = random.Random()  # of our own: user code may have seeded the common one, and draws from it
-        said = ""
+        logged = ""
         while not self._closed.is_set():
-            heard_before = lost_at
+            lost_before = lost_at
             try:
                 lost_at = self._converse() or lost_at
                 why = "the connection was closed"
@@ -154,17 +154,17 @@ class ControlClient:
                 return
             if self._leaving:
                 self._on_released()
-            if lost_at != heard_before:  # it had been admitted: count the wait from now
-                lost_at, pause = time.monotonic(), FIRST_PAUSE
-            if time.monotonic() - lost_at > self._patience:
-                self._fail(PeerLost(f"master ({self._address})", f"waited {self._patience:g} s for it: {why}"))
+            if lost_at != lost_before:  # it had been admitted: count the wait from now
+                lost_at, pause = time.monotonic(), FIRST_RETRY_SECONDS
+            if time.monotonic() - lost_at > self._reconnect_seconds:
+                self._fail(PeerLost(f"master ({self._address})", f"waited {self._reconnect_seconds:g} s for it: {why}"))
                 return
-            if why != said and time.monotonic() - lost_at > USUAL_WAIT:
+            if why != logged and time.monotonic() - lost_at > QUIET_WAIT_SECONDS:
                 log.info("waiting for the master at %s: %s", self._address, why)
-                said = why
-            self._news = f"the master at {self._address}: {why}"
+                logged = why
+            self._master_state = f"the master at {self._address}: {why}"
             self._closed.wait(pause * chance.uniform(0.5, 1))
-            pause = min(LONGEST_PAUSE, pause * 2)
+            pause = min(LONGEST_RETRY_SECONDS, pause * 2)
 
     def _converse(self) -> float | None:
         """One connection from its hello to its end. The time when it was last heard, None when it never was admitted."""
@@ -176,7 +176,7 @@ class ControlClient:
                 connection.sendall(self._hello())
                 self._socket = connection
             connection.settimeout(beat)
-            heard = beaten = time.monotonic()
+            received_at = beaten = time.monotonic()
             admitted = False
             buffer = b""
             while not self._closed.is_set():
@@ -187,12 +187,12 @@ class ControlClient:
                 try:
                     data = connection.recv(65536)
                 except TimeoutError:
-                    if time.monotonic() - heard > self._peer_timeout:
+                    if time.monotonic() - received_at > self._peer_timeout:
                         raise TimeoutError(f"silent for {self._peer_timeout:g} s") from None
                     continue
                 if not data:
                     break
-                heard = time.monotonic()
+                received_at = time.monotonic()
                 *lines, buffer = (buffer + data).split(b"\n")
                 if len(buffer) > MAX_LINE:
                     raise ValueError("the master sent a line that is too long")
@@ -203,7 +203,7 @@ class ControlClient:
                         if self._leaving:
                             self.send(MessageType.LEAVING)
                     self._handle(message)
-        return heard if admitted else None
+        return received_at if admitted else None
 
     def _hello(self) -> bytes:
         process = self._process
@@ -224,7 +224,7 @@ class ControlClient:
         match message["type"]:
             case MessageType.BEAT:
                 waiting = message.get("waiting_for")
-                self._news = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
+                self._master_state = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
                 return
             case MessageType.REFUSED if message.get("final"):
                 raise Refused(f"master ({self._address})", str(message.get("reason")))

@@ -38,7 +38,7 @@ class _Peer:
     member: Member
     incarnation: str
     writer: asyncio.StreamWriter
-    heard: float
+    last_message_at: float
     code: str | None = None
 
 
@@ -125,7 +125,7 @@ class ControlServer:
 
     async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            hello = incoming.hello(first)
+            hello = incoming.parse_hello(first)
         except ValueError as error:
             reason = f"this is the control port of a DistTrain master, and no process of its job says {error}"
             writer.write(encode(MessageType.REFUSED, reason=reason, final=False))
@@ -150,11 +150,11 @@ class ControlServer:
             with self._deciding():
                 self.coordinator.joined(peer.member, first, self._clock())
             while line := await reader.readline():
-                peer.heard = self._clock()
-                message = self._heed(line, str(peer.member))
+                peer.last_message_at = self._clock()
+                message = self._parse(line, str(peer.member))
                 if message["type"] != MessageType.BEAT and self._peers.get(peer.member) is peer:
                     with self._deciding():
-                        self.coordinator.heard(peer.member, message, self._clock())
+                        self.coordinator.on_message(peer.member, message, self._clock())
         finally:
             if self._peers.get(peer.member) is peer:
                 del self._peers[peer.member]
@@ -165,17 +165,17 @@ class ControlServer:
     async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
         """Reports of a user's script. Who sends them is no member: nothing depends on it."""
         while line := await reader.readline():
-            message = self._heed(line, f"the script of rank {rank}")
+            message = self._parse(line, f"the script of rank {rank}")
             if message["type"] == MessageType.REPORT:
                 with self._deciding():
                     self.coordinator.reported(rank, message, self._clock())
 
-    def _heed(self, line: bytes, who: str) -> Message:
+    def _parse(self, line: bytes, name: str) -> Message:
         """The message of a line. Raises ValueError when it is none that the master understands."""
         try:
-            return incoming.heed(decode(line))
+            return incoming.parse(decode(line))
         except ValueError as error:
-            log.warning("what %s says makes no sense, its connection is closed: %s", who, error)
+            log.warning("what %s says makes no sense, its connection is closed: %s", name, error)
             raise
 
     @contextmanager
@@ -251,9 +251,9 @@ class ControlServer:
                 self.coordinator.tick(now)
             for peer in list(self._peers.values()):
                 if late > interval:
-                    peer.heard = now  # it was the master that stood still: what the others said lies unread
-                if now - peer.heard > self._config.peer_timeout_seconds:
-                    log.warning("%s was silent for %.1f s", peer.member, now - peer.heard)
+                    peer.last_message_at = now  # it was the master that stood still: what the others said lies unread
+                if now - peer.last_message_at > self._config.peer_timeout_seconds:
+                    log.warning("%s was silent for %.1f s", peer.member, now - peer.last_message_at)
                     peer.writer.transport.abort()
                 else:
                     self.send(peer.member, MessageType.BEAT, waiting_for=self.coordinator.waiting_for(now))

@@ -280,7 +280,7 @@ class Link:
             except BlockingIOError:
                 raise Silent from None
             except OSError as error:
-                raise Closed(_words(error)) from None
+                raise Closed(_describe(error)) from None
             self._require_progress(count, len(chunk), begin)
             sent += count
 
@@ -296,7 +296,7 @@ class Link:
                     continue
                 raise Silent from None
             except OSError as error:
-                raise Closed(_words(error)) from None
+                raise Closed(_describe(error)) from None
             if not count:
                 raise Closed("closed by the peer")
             self._require_progress(count, chunk, begin)
@@ -309,5 +309,5 @@ class Link:
             raise Silent
 
 
-def _words(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     return error.strerror or str(error)

@@ -46,16 +46,16 @@ FinalLosses = Annotated[
 """Number, weighted loss and weight of parts."""
 
 
-class _Said(BaseModel):
+class _Incoming(BaseModel):
     """Fields that nobody reads may be anything. Strict: what holds here holds for the message as it came."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
-Shape = TypeVar("Shape", bound=_Said)
+Shape = TypeVar("Shape", bound=_Incoming)
 
 
-class Hello(_Said):
+class Hello(_Incoming):
     """The first words of a process."""
 
     type: Literal["hello"]
@@ -81,7 +81,7 @@ class Hello(_Said):
     applied: Parts = []
 
 
-class _Ready(_Said):
+class _Ready(_Incoming):
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     samples: Samples | None = None
     fingerprint: Digest | None = None
@@ -90,15 +90,15 @@ class _Ready(_Said):
     keeps_model: bool = False
 
 
-class _Failed(_Said):
+class _Failed(_Incoming):
     message: str = ""
 
 
-class _Nan(_Said):
+class _Nan(_Incoming):
     step: Count
 
 
-class _Report(_Said):
+class _Report(_Incoming):
     step: Number | None = None
     samples: Number | None = None
     loss: float | None = None
@@ -110,13 +110,13 @@ class _Report(_Said):
     world: Count | None = None
 
 
-class _Evaluated(_Said):
+class _Evaluated(_Incoming):
     lease: str | None = Field(None, alias="stay")
     evaluation: Evaluation | None = None
     model: ProgressModel | None = None
 
 
-class _Saved(_Said):
+class _Saved(_Incoming):
     step: Count | None = None
     time: Annotated[str, AfterValidator(_is_time)] | None = None
     asked: bool = False
@@ -127,7 +127,7 @@ class _Saved(_Said):
     applied: Parts = []
 
 
-class _State(_Said):
+class _State(_Incoming):
     id: Count | None = None
     round_number: Count = Field(alias="generation")
     applied: Parts
@@ -135,17 +135,17 @@ class _State(_Said):
     gradient_norms: NormSamples = []
 
 
-class _Request(_Said):
+class _Request(_Incoming):
     lease: Name = Field(alias="stay")
     count: Count
     done: list[Count]
 
 
-class _Nothing(_Said):
+class _Nothing(_Incoming):
     pass
 
 
-_SHAPES: dict[str, type[_Said]] = {
+_SHAPES: dict[str, type[_Incoming]] = {
     MessageType.BEAT: _Nothing,
     MessageType.LEAVING: _Nothing,
     MessageType.FAILED: _Failed,
@@ -160,12 +160,12 @@ _SHAPES: dict[str, type[_Said]] = {
 }
 
 
-def hello(message: Message) -> Hello:
+def parse_hello(message: Message) -> Hello:
     """The first words of a connection. Raises ValueError that says what is wrong with them."""
     return _shaped(Hello, message)
 
 
-def heed(message: Message) -> Message:
+def parse(message: Message) -> Message:
     """The message, when it is one that a process says to the master. Raises ValueError that says what is wrong with it."""
     shape = _SHAPES.get(message["type"])
     if shape is None:

@@ -79,8 +79,8 @@ class CollectiveMember:
 
     def describe(self) -> Message:
         """What a new master needs to know."""
-        said: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
-        return said | self._result()
+        fields: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
+        return fields | self._result()
 
     def on_message(self, message: Message) -> None:
         match message["type"]:

@@ -45,7 +45,7 @@ class Coordinator(Protocol):
     def joined(self, member: Member, hello: Message, now: float) -> None:
         """A process was admitted."""
 
-    def heard(self, member: Member, message: Message, now: float) -> None:
+    def on_message(self, member: Member, message: Message, now: float) -> None:
         """It said something."""
 
     def reported(self, rank: int, message: Message, now: float) -> None:

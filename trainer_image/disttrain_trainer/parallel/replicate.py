@@ -22,7 +22,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
 
-GLANCE = 20e-6
+POLL_SECONDS = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
 """Bytes, as in DDP: a small one first, so that the wires are busy early."""
@@ -120,7 +120,7 @@ class Replicated:
             return [False] * len(counts)
         return None if all(counts) else [bool(count) for count in counts]
 
-    def settle(self, alive: Callable[[], bool]) -> None:
+    def await_sums(self, alive: Callable[[], bool]) -> None:
         """On a GPU: waits until the sums are there. Raises BrokenGroup when the world ended before.
 
         An aborted sum ends as if it were done, with whatever it had added up so far: an optimiser's step that was queued behind it
@@ -128,7 +128,7 @@ class Replicated:
         """
         works, self._works = self._works, []
         while alive() and not all(work.is_completed() for work in works):
-            time.sleep(GLANCE)
+            time.sleep(POLL_SECONDS)
         for work in works:
             if (error := work.exception()) is not None:
                 raise BrokenGroup(str(error))
@@ -144,7 +144,7 @@ class Replicated:
         if error := self._error or self._group.error:
             raise BrokenGroup(error) from None
         if self._works:
-            self.settle(alive)
+            self.await_sums(alive)
 
     def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
         bucket, buckets = self._bucket_of[number], self._buckets

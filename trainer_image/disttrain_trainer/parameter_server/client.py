@@ -263,8 +263,8 @@ class ShardedClient:
         try:
             return ask(shard)
         except Silent:
-            told = f" (it last waited for {shard.waiting_for})" if shard.waiting_for else ""
-            raise PeerLost(shard.name, f"silent for {self._timeout:g} s; waited for {what}{told}") from None
+            last = f" (it last waited for {shard.waiting_for})" if shard.waiting_for else ""
+            raise PeerLost(shard.name, f"silent for {self._timeout:g} s; waited for {what}{last}") from None
         except (Closed, ProtocolError) as error:
             raise PeerLost(shard.name, f"{error}; waited for {what}") from error
         finally:

@@ -14,7 +14,7 @@ from disttrain_trainer.model.flat import Span, Vectors, bytes_of
 from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Silent
 from disttrain_trainer.parameter_server.identity import Hello
 
-_PAUSE = 0.05
+_RETRY_SECONDS = 0.05
 """Seconds before a refused connection is tried again; twice as long each time, up to a second."""
 
 
@@ -38,9 +38,9 @@ class ServerConnection:
         """Bytes of this shard's parameters, and of a gradient."""
         return sum(span.nbytes for span in self.spans)
 
-    def open(self, hello: Hello, patience: float) -> Header:
+    def open(self, hello: Hello, timeout_seconds: float) -> Header:
         """Connects, introduces this worker, and returns the welcome."""
-        sock = self._dial(patience)
+        sock = self._dial(timeout_seconds)
         try:
             self.link = Link(sock, timeout=self._timeout)
         except OSError as error:
@@ -125,11 +125,11 @@ class ServerConnection:
             raise Closed("the connection was given up")
         return self.link
 
-    def _dial(self, patience: float) -> socket.socket:
+    def _dial(self, timeout_seconds: float) -> socket.socket:
         """Tries until the server listens and its name resolves, which in a cluster takes up to half a minute."""
         host, _, port = self._address.rpartition(":")
-        deadline = time.monotonic() + patience
-        pause = _PAUSE
+        deadline = time.monotonic() + timeout_seconds
+        pause = _RETRY_SECONDS
         while True:
             try:
                 sock = socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
@@ -142,7 +142,7 @@ class ServerConnection:
                 sock.close()
                 why = "nobody listens"
             if time.monotonic() + pause > deadline:
-                raise PeerLost(self.name, f"{why}; tried to connect for {patience:g} s")
+                raise PeerLost(self.name, f"{why}; tried to connect for {timeout_seconds:g} s")
             if self._closed.wait(pause):
                 raise Closed("the connection was given up")
             pause = min(2 * pause, 1.0)

@@ -97,13 +97,13 @@ class Consistency(ABC):
         return arrival
 
     @property
-    def settled(self) -> IndexSet:
+    def in_version(self) -> IndexSet:
         """The parts that are part of the current version: what a checkpoint of it may say."""
         return self.accepted
 
     @property
     @abstractmethod
-    def milestone(self) -> int:
+    def gate(self) -> int:
         """What those who may not start wait for: while it is the same, none of them may."""
 
     @abstractmethod
@@ -155,11 +155,11 @@ class Sync(Consistency):
         return Arrival(add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.world_size)
 
     @property
-    def settled(self) -> IndexSet:
+    def in_version(self) -> IndexSet:
         return IndexSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
 
     @property
-    def milestone(self) -> int:
+    def gate(self) -> int:
         return self.version
 
     def join(self, worker: int, at: int = 0) -> int:
@@ -192,7 +192,7 @@ class Async(Consistency):
         return Arrival(add=(index,), update=not empty)
 
     @property
-    def milestone(self) -> int:
+    def gate(self) -> int:
         return self._clocks.minimum
 
     def join(self, worker: int, at: int = 0) -> int:

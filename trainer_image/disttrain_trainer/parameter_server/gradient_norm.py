@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-SECONDS = 0.5
+INTERVAL_SECONDS = 0.5
 """Between two measurements, about: each reads the whole gradient once more."""
 _KEPT = 2
 """Measurements that a server tells: one of them is of a version that the slowest server has, too."""
@@ -32,9 +32,9 @@ class NormSamples:
     def add(self, version: int, squared: float) -> None:
         """The squared norm of this server's part."""
         now = self._clock()
-        if now - self._last < SECONDS:
+        if now - self._last < INTERVAL_SECONDS:
             self._every *= 2
-        elif now - self._last > 4 * SECONDS and self._every > 1:
+        elif now - self._last > 4 * INTERVAL_SECONDS and self._every > 1:
             self._every //= 2
         self._last = now
         if math.isfinite(squared):  # JSON has no infinity

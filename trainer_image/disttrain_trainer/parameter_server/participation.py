@@ -76,12 +76,12 @@ def _cut(missed: Missed, took: Sequence[Interval], length: int) -> list[tuple[in
     edges = sorted(
         {0, length, *(edge for start, stop, _ in missed for edge in (start, stop)), *(e for i in took for e in i)}
     )
-    pieces, misses, parts = [], list(missed), list(took)
+    segments, misses, parts = [], list(missed), list(took)
     for start, stop in pairwise(edges):
         while misses and misses[0][1] <= start:
             misses.pop(0)
         while parts and parts[0][1] <= start:
             parts.pop(0)
         count = misses[0][2] if misses and misses[0][0] <= start else 0
-        pieces.append((start, stop, count, bool(parts) and parts[0][0] <= start))
-    return pieces
+        segments.append((start, stop, count, bool(parts) and parts[0][0] <= start))
+    return segments

@@ -11,12 +11,14 @@ from disttrain_trainer.parameter_server.shard_host import Gradient, Session, Sha
 class Requests:
     """The requests of one connection, answered one after the other."""
 
-    def __init__(self, *, link: Link, host: ShardHost, session: Session, patience: float, heartbeat: float) -> None:
+    def __init__(
+        self, *, link: Link, host: ShardHost, session: Session, timeout_seconds: float, heartbeat_seconds: float
+    ) -> None:
         self._link = link
         self._host = host
         self._session = session
-        self._patience = patience
-        self._heartbeat = heartbeat
+        self._timeout_seconds = timeout_seconds
+        self._heartbeat_seconds = heartbeat_seconds
 
     def serve(self) -> bool:
         """Until the connection ends; True when the worker said goodbye."""
@@ -97,8 +99,8 @@ class Requests:
             self._session,
             clock=clock,
             step=None if step < 0 else step,
-            patience=self._patience,
-            heartbeat=self._heartbeat,
+            timeout_seconds=self._timeout_seconds,
+            heartbeat_seconds=self._heartbeat_seconds,
             still_waiting=self._still_waiting,
         )
         try:

@@ -31,10 +31,10 @@ log = logs.get_logger(__name__)
 
 STRANGERS = 64
 """Connections that have not said yet who they are, beside one for each worker."""
-_PAUSE = 0.1
+_RETRY_SECONDS = 0.1
 """Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
 
-HEARTBEAT = 0.5
+HEARTBEAT_SECONDS = 0.5
 """Seconds between two signs of life to a worker that waits, and until its own death in the wait is noticed."""
 
 
@@ -235,7 +235,7 @@ class ShardServer:
             except OSError as error:
                 if not self._stopped:
                     log.warning("shard %d cannot accept a connection: %s", self._index, error)
-                    time.sleep(_PAUSE)
+                    time.sleep(_RETRY_SECONDS)
                 continue
             try:
                 connection = _Connection(Link(sock, timeout=self._config.peer_timeout_seconds))
@@ -258,8 +258,8 @@ class ShardServer:
                 link=connection.link,
                 host=host,
                 session=session,
-                patience=self._config.startup_timeout_seconds,
-                heartbeat=min(hello.timeout_seconds / 4, HEARTBEAT),
+                timeout_seconds=self._config.startup_timeout_seconds,
+                heartbeat_seconds=min(hello.timeout_seconds / 4, HEARTBEAT_SECONDS),
             ).serve()
         except Refusal as refusal:
             _refuse(connection.link, refusal.reason, refusal.text)
@@ -310,8 +310,8 @@ class ShardServer:
 
     def _await_round(self, link: Link, hello: Hello) -> None:
         """Waits for `begin`: a worker may hear of a round before its servers do."""
-        begin, patience = time.monotonic(), self._config.startup_timeout_seconds
-        heartbeat = min(hello.timeout_seconds / 4, HEARTBEAT)
+        begin, timeout_seconds = time.monotonic(), self._config.startup_timeout_seconds
+        heartbeat_seconds = min(hello.timeout_seconds / 4, HEARTBEAT_SECONDS)
         reason = f"round {hello.round_number} to begin on server {self._index}"
 
         def begun() -> bool:
@@ -319,10 +319,10 @@ class ShardServer:
 
         while True:
             with self._changed:
-                if self._changed.wait_for(begun, heartbeat):
+                if self._changed.wait_for(begun, heartbeat_seconds):
                     return
-            if time.monotonic() - begin >= patience:
-                raise Refusal(Reason.TIMEOUT, f"waited {patience:g} s for {reason}")
+            if time.monotonic() - begin >= timeout_seconds:
+                raise Refusal(Reason.TIMEOUT, f"waited {timeout_seconds:g} s for {reason}")
             link.send_text(Header(op=Op.WAIT), reason)
 
     def _forget(self, connection: _Connection, said_goodbye: bool) -> None:

@@ -251,20 +251,20 @@ class Shard:
         """As `_step`, for the elements of a block that took part, each with its own count of steps; the others stay as they are."""
         length = self.spans[number].length
         intervals = ((0, length),) if took is None else took[number]
-        pieces = [
+        segments = [
             (max(first, block.start), min(last, block.stop), missed)
             for first, last, missed in to_update(self._missed[number], intervals, length)
             if first < block.stop and last > block.start
         ]
-        if len(pieces) == 1 and pieces[0][:2] == (block.start, min(block.stop, length)):
-            self._step(number, block, gradient, following, scale, pieces[0][2])
+        if len(segments) == 1 and segments[0][:2] == (block.start, min(block.stop, length)):
+            self._step(number, block, gradient, following, scale, segments[0][2])
             return
         current, master = self._current.parts[number][block], self._masters[number]
         values = current if master is None else master[block]
         gradient = gradient.clone()  # `following` may be the same memory
         if self._history:
             following.copy_(current)
-        for start, stop, missed in pieces:
+        for start, stop, missed in segments:
             # In whole paddings, as everywhere; what lies around the elements is put back.
             around = slice(start // PADDING * PADDING, -(-stop // PADDING) * PADDING)
             inner = slice(start - around.start, stop - around.start)

@@ -192,7 +192,7 @@ class ShardHost:
         """A whole gradient is here (None: of no samples). Applies it if its part is new; returns the version then."""
         with self._changed:
             self._require_going_on()
-            shard, before = self._known_shard(), self._policy.milestone
+            shard, before = self._known_shard(), self._policy.gate
             if not shard.initialized:
                 raise Refusal(
                     Reason.MISTAKE, f"part {gradient.index} has a gradient, but this shard has no parameters yet"
@@ -222,7 +222,7 @@ class ShardHost:
             if self._sessions.get(session.rank) is session:
                 # Also for a part that somebody else had done: the worker's iteration is complete all the same.
                 self._policy.complete(session.rank, gradient.clock)
-            if self._policy.milestone != before:
+            if self._policy.gate != before:
                 self._changed.notify_all()
             return self._policy.version
 
@@ -232,24 +232,26 @@ class ShardHost:
         *,
         clock: int,
         step: int | None,
-        patience: float,
-        heartbeat: float,
+        timeout_seconds: float,
+        heartbeat_seconds: float,
         still_waiting: Callable[[str], None],
     ) -> Buffers:
         """Waits until the worker may start, and returns the parameters to read; `release` them.
 
-        Calls `still_waiting` with the reason every `heartbeat` seconds, without the lock. Refuses after `patience` seconds.
+        Calls `still_waiting` with the reason every `heartbeat_seconds`, without the lock. Refuses after `timeout_seconds`.
         """
         begin = time.monotonic()
         try:
             while True:
                 with self._changed:
-                    if self._changed.wait_for(lambda: self.over or self._may_start(session, clock, step), heartbeat):
+                    if self._changed.wait_for(
+                        lambda: self.over or self._may_start(session, clock, step), heartbeat_seconds
+                    ):
                         self._require_going_on()
                         return self._known_shard().acquire(step)
                     reason = self._reason(step)
-                if time.monotonic() - begin >= patience:
-                    raise Refusal(Reason.TIMEOUT, f"waited {patience:g} s for {reason}")
+                if time.monotonic() - begin >= timeout_seconds:
+                    raise Refusal(Reason.TIMEOUT, f"waited {timeout_seconds:g} s for {reason}")
                 still_waiting(reason)
         finally:
             with self._changed:
@@ -273,7 +275,7 @@ class ShardHost:
             shard = self._known_shard()
             if not shard.initialized:
                 raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
-            return shard.snapshot(self._policy.settled)
+            return shard.snapshot(self._policy.in_version)
 
     def state(self) -> ShardState:
         """The shard at this moment."""

@@ -24,7 +24,7 @@ MOST_CLIENTS = 32
 """Requests that are served at one time."""
 REQUEST_SECONDS = 10.0
 """From a connection to the end of its answer. Prometheus gives up sooner."""
-_PAUSE = 0.1
+_RETRY_SECONDS = 0.1
 """Seconds before the next try when no connection can be accepted, as when there are too many open files."""
 
 
@@ -43,14 +43,14 @@ class _Server(ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(_PAUSE)
+            time.sleep(_RETRY_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         free = self._slots.acquire(blocking=False)
         while not free:
             self._clients.close_oldest()  # its thread notices, and gives the place back
-            free = self._slots.acquire(timeout=_PAUSE)
+            free = self._slots.acquire(timeout=_RETRY_SECONDS)
         self._clients.add(request, time.monotonic())
         super().process_request(request, client_address)
 

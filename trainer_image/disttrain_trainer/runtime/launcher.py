@@ -28,11 +28,13 @@ def run(process: Process, metrics: PodMetrics) -> None:
     count = process.config.processes_per_worker
     terminated = False
     with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
-        words = [Path(folder) / str(rank) for rank in range(count)]
+        messages = [Path(folder) / str(rank) for rank in range(count)]
         metrics.sockets = [Path(folder) / f"metrics-{rank}" for rank in range(count)]
         ranks = {}
         for local_rank in range(count):
-            child = _start(process, local_rank, words=words[local_rank], metrics=metrics.sockets[local_rank])
+            child = _start(
+                process, local_rank, termination_log=messages[local_rank], metrics=metrics.sockets[local_rank]
+            )
             ranks[child.pid] = (local_rank, child)
 
         def forward(_signal: int, _frame: FrameType | None) -> None:
@@ -49,8 +51,10 @@ def run(process: Process, metrics: PodMetrics) -> None:
             code = os.waitstatus_to_exitcode(status)
             child.returncode = code  # reaped here: Popen must not wait for it again
             code = 128 - code if code < 0 else code
-            said = Termination.decode(words[local_rank].read_text()) if words[local_rank].exists() else Termination()
-            if said.done:
+            message = (
+                Termination.decode(messages[local_rank].read_text()) if messages[local_rank].exists() else Termination()
+            )
+            if message.done:
                 continue
             _signal_all(ranks, signal.SIGKILL)
             for _, other in ranks.values():
@@ -62,12 +66,12 @@ def run(process: Process, metrics: PodMetrics) -> None:
                 raise ProgramFailed(
                     CRASHED, f"{name} ended with exit code 0 before the job was done: something in it called exit"
                 )
-            raise ProgramFailed(code, f"{name} ended with code {code}", last_line=said.message, where=said.where)
+            raise ProgramFailed(code, f"{name} ended with code {code}", last_line=message.message, where=message.where)
         if terminated:
             raise Terminated
 
 
-def _start(process: Process, local_rank: int, *, words: Path, metrics: Path) -> subprocess.Popen[bytes]:
+def _start(process: Process, local_rank: int, *, termination_log: Path, metrics: Path) -> subprocess.Popen[bytes]:
     rank = process.index * process.config.processes_per_worker + local_rank
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "disttrain_trainer", "--local-rank", str(local_rank), "--metrics", str(metrics)],
@@ -75,7 +79,7 @@ def _start(process: Process, local_rank: int, *, words: Path, metrics: Path) -> 
             **os.environ,
             environment.LOCAL_RANK: str(process.config.local_rank(rank)),
             environment.RANK: str(rank),
-            environment.TERMINATION_LOG: str(words),
+            environment.TERMINATION_LOG: str(termination_log),
             environment.PARENT_PID: str(os.getpid()),
         },
     )

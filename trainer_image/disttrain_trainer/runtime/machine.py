@@ -77,16 +77,16 @@ def on_sigterm(callback: Callable[[], None]) -> None:
     Python runs its own handlers only between two bytecodes of the main thread; the wake-up descriptor is written by the C handler.
     Call it from the main thread.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    os.register_at_fork(after_in_child=_hear_for_oneself)
+    reading_end, writing_end = socket.socketpair()
+    writing_end.setblocking(False)
+    os.register_at_fork(after_in_child=_detach_from_parent)
     signal.signal(signal.SIGTERM, _ignore)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    _wakeup.append(told.fileno())
+    signal.set_wakeup_fd(writing_end.fileno(), warn_on_full_buffer=False)
+    _wakeup.append(writing_end.fileno())
 
     def listen() -> None:
-        with told:
-            while data := heard.recv(64):
+        with writing_end:
+            while data := reading_end.recv(64):
                 if signal.SIGTERM in data:
                     callback()
 
@@ -97,7 +97,7 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
 
 
-def _hear_for_oneself() -> None:
+def _detach_from_parent() -> None:
     """A child that the user's code forks: SIGTERM ends it, as it would have otherwise, and is no news to its parent, whose pipe it has."""
     if signal.getsignal(signal.SIGTERM) is _ignore:
         signal.set_wakeup_fd(-1)

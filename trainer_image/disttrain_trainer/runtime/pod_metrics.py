@@ -19,7 +19,7 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-PATIENCE = 2.0
+SCRAPE_SECONDS = 2.0
 """Seconds for the answers of all processes together: Prometheus gives up the whole pod after the scrape_timeout, 4 as we ship it."""
 
 
@@ -32,7 +32,7 @@ class PodMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """The families, for prometheus_client."""
         families: dict[str, Metric] = {}
-        sockets, deadline = tuple(self.sockets), time.monotonic() + PATIENCE
+        sockets, deadline = tuple(self.sockets), time.monotonic() + SCRAPE_SECONDS
         with ThreadPoolExecutor(max(1, len(sockets))) as pool:
             answers = list(pool.map(lambda path: _ask(path, deadline), sockets))
         for text in answers:
@@ -60,7 +60,7 @@ def answer(metrics: Collector, path: Path) -> None:
             try:
                 asking, _ = listener.accept()
                 with asking:
-                    asking.settimeout(PATIENCE)
+                    asking.settimeout(SCRAPE_SECONDS)
                     asking.sendall(generate_latest(registry))
             except Exception:  # one scrape is lost, not those after it
                 log.debug("a scrape was not answered", exc_info=True)
@@ -72,7 +72,7 @@ def answer(metrics: Collector, path: Path) -> None:
 def _ask(path: Path, deadline: float) -> str:
     try:
         with socket.socket(socket.AF_UNIX) as asking:
-            asking.settimeout(PATIENCE)
+            asking.settimeout(SCRAPE_SECONDS)
             asking.connect(str(path))
             answer = b""
             while True:

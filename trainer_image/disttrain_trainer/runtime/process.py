@@ -55,6 +55,18 @@ class Process:
         suffix = f".{self.local_rank}" if self.role is Role.WORKER and self.config.processes_per_worker > 1 else ""
         return f"{self.role.value}-{self.index}{suffix}"
 
+    @property
+    def labels(self) -> dict[str, object]:
+        """The process's place in the job, for each line of a JSON log."""
+        config = self.config
+        return {
+            "job": f"{config.namespace}/{config.name}",
+            "uid": config.uid,
+            "attempt": config.attempt,
+            "role": self.role.value,
+            "rank": self.rank,
+        }
+
     @classmethod
     def read(cls, environ: Mapping[str, str], *, local_rank: int = 0) -> "Process":
         """The process that the environment describes. Raises WrongInput, which names the variable."""
@@ -66,6 +78,8 @@ class Process:
         if role not in list(Role):
             raise WrongInput(f"{environment.ROLE}: {role!r} is no role; expected one of {', '.join(Role)}")
         checkpoint_dir = _path(environ, environment.CHECKPOINT_DIR) if config.checkpoint else None
+        if (log_format := environ.get(environment.LOG_FORMAT, "text")) not in ("text", "json"):
+            raise WrongInput(f"{environment.LOG_FORMAT}: {log_format!r} is no log format; expected text or json")
         return cls(
             config=config,
             unknown=unknown,

@@ -26,7 +26,7 @@ from typing import NoReturn
 
 _UNWRITTEN = 120
 """What Python answers when its standard output could not be written."""
-_PATIENCE = 1.0
+_CLOSE_SECONDS = 1.0
 """Seconds that one open file may take to be written. A daemon thread may hold its lock for ever."""
 
 
@@ -68,13 +68,13 @@ def run(file: str, arguments: list[str]) -> int:
     return 0
 
 
-def leave(status: int, *, script: bool = False, patience: float | None = None) -> NoReturn:
+def leave(status: int, *, script: bool = False, timeout_seconds: float | None = None) -> NoReturn:
     """Ends the process in order, but for the interpreter. script: `__main__` is what `run` executed; what it holds is let go.
 
     patience: seconds after which the process ends, though a thread, a child process or an exit handler has not. Default: no bound.
     """
-    if patience is not None:
-        watch = threading.Timer(patience, _give_up, (status, patience))
+    if timeout_seconds is not None:
+        watch = threading.Timer(timeout_seconds, _give_up, (status, timeout_seconds))
         watch.daemon = True
         watch.start()
     steps = (
@@ -97,7 +97,7 @@ def leave(status: int, *, script: bool = False, patience: float | None = None) -
     os._exit(status & 0xFF)
 
 
-def _give_up(status: int, patience: float) -> None:
+def _give_up(status: int, timeout_seconds: float) -> None:
     """Ends the process now, and says what would not end."""
     threads = [
         thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
@@ -105,7 +105,7 @@ def _give_up(status: int, patience: float) -> None:
     children = [child.name for child in getattr(sys.modules.get("multiprocessing.process"), "_children", ())]
     left = ", ".join([*threads, *children]) or "an exit handler"
     with contextlib.suppress(OSError):
-        os.write(2, f"the process ends {patience:g} s after its work, though this still runs: {left}\n".encode())
+        os.write(2, f"the process ends {timeout_seconds:g} s after its work, though this still runs: {left}\n".encode())
     os._exit(status & 0xFF)
 
 
@@ -113,10 +113,10 @@ def _status(ended: SystemExit) -> int:
     if ended.code is None or isinstance(ended.code, int):
         return ended.code or 0
     try:
-        words = str(ended.code)
+        text = str(ended.code)
     except Exception:
-        words = ""
-    print(words, file=sys.stderr)
+        text = ""
+    print(text, file=sys.stderr)
     return 1
 
 
@@ -152,7 +152,7 @@ def _flush() -> None:
             if issubclass(type(file), kinds):  # isinstance would ask every object, and some answer with an import
                 flushing = threading.Thread(target=_flush_one, args=(file,), daemon=True)
                 flushing.start()
-                flushing.join(_PATIENCE)
+                flushing.join(_CLOSE_SECONDS)
     with contextlib.suppress(ValueError):  # the name that glibc and musl have for it
         libc = ctypes.CDLL(None)
         libc.fflush(ctypes.c_void_p.in_dll(libc, "stdout"))  # C's own exit is skipped too

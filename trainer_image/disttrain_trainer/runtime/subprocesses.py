@@ -17,7 +17,7 @@ from disttrain_trainer.runtime import machine
 LAST_LINES = 200
 LONGEST_LINE = 4096
 """Characters that are kept of the end of a line."""
-DRAIN = 2.0
+DRAIN_SECONDS = 2.0
 """Seconds for what a process wrote before it ended: one that has left its group may hold the pipe for ever."""
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)')
@@ -112,7 +112,7 @@ class Program:
             with contextlib.suppress(PermissionError):  # a child that changed its user
                 os.killpg(child.pid, signal.SIGKILL)
         code = child.wait()
-        reader.join(DRAIN)
+        reader.join(DRAIN_SECONDS)
         with self._changed:
             self._codes[local_rank] = 128 - code if code < 0 else code
             self._changed.notify_all()
@@ -147,14 +147,14 @@ def failure_of(code: int, lines: Sequence[str]) -> ProgramFailed:
         with contextlib.suppress(ValueError):  # a program may answer with any code
             how = f"the script was killed by {signal.Signals(code - 128).name} ({code})"
     else:
-        last_line, where = last_words(lines)
+        last_line, where = find_cause(lines)
         if where:
             return ProgramFailed(code, how, last_line=last_line, where=where)
-    said = f"{how}; last output: {lines[-1].strip()}" if lines else how
-    return ProgramFailed(code, how, last_line=said)
+    output = f"{how}; last output: {lines[-1].strip()}" if lines else how
+    return ProgramFailed(code, how, last_line=output)
 
 
-def last_words(lines: Sequence[str]) -> tuple[str, str]:
+def find_cause(lines: Sequence[str]) -> tuple[str, str]:
     """The exception that ended a program, and file:line of the user's code in its traceback; without one, the last line.
 
     What is printed after it, such as a library's warning at exit, is not the cause.
@@ -165,12 +165,12 @@ def last_words(lines: Sequence[str]) -> tuple[str, str]:
         if line.startswith(_TRACEBACK) and not (number and lines[number - 1].startswith(_NOBODYS))
     ]
     trace = lines[begins[-1] + 1 :] if begins else lines
-    said = (
+    output = (
         next((number for number, line in enumerate(trace) if not line[0].isspace()), len(trace))
         if begins
         else len(trace)
     )
-    frames = [match.groups() for line in trace[:said] if (match := _FRAME.match(line))]
+    frames = [match.groups() for line in trace[:output] if (match := _FRAME.match(line))]
     own = [frame for frame in frames if not any(part in frame[0] for part in _FRAMEWORK)] or frames
-    words = trace[said] if said < len(trace) else lines[-1] if lines else ""
-    return words.strip(), ":".join(own[-1]) if own else ""
+    cause = trace[output] if output < len(trace) else lines[-1] if lines else ""
+    return cause.strip(), ":".join(own[-1]) if own else ""

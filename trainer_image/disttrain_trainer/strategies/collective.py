@@ -38,7 +38,7 @@ from disttrain_trainer.runtime.sockets import split_address
 
 log = logs.get_logger(__name__)
 
-NEWS = 3.0
+PEER_LOSS_NOTICE_SECONDS = 3.0
 """Seconds in which the master tells of a peer whose loss broke a step."""
 MAX_BREAKS = 3
 """Worlds in a row that may break at one step in the same way while no peer is lost."""
@@ -77,7 +77,7 @@ class DataParallel:
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
         self._saves = process.rank == 0 and process.checkpoint_dir is not None
         self._meter = Meter(
-            who=process.name,
+            name=process.name,
             metrics=metrics,
             total_steps=task.schedule.total_steps,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
@@ -269,7 +269,7 @@ class DataParallel:
     def _round_ended(self, this_round: Round) -> bool:
         """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
         with self._control.changed:
-            return self._control.changed.wait_for(lambda: self._rank.round is not this_round, NEWS)
+            return self._control.changed.wait_for(lambda: self._rank.round is not this_round, PEER_LOSS_NOTICE_SECONDS)
 
     def _look_at(self, loss: torch.Tensor | None, part: BatchPart, weight: float | None = None) -> None:
         """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
@@ -326,7 +326,7 @@ class DataParallel:
         try:
             self._rank.model = model_file.write(self._task.model, folder)
         except OSError as error:
-            log.error("the model was not written: %s; it is tried again in %g s", error, final.PAUSE)
+            log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
             return str(error)
         return None
 
@@ -340,7 +340,7 @@ class DataParallel:
             log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
             return
         found = store.newest(root, self._config, self._task.data)
-        self._resumed, newest = found.told(self._config), found.checkpoint
+        self._resumed, newest = found.describe(self._config), found.checkpoint
         file = newest.manifest.file_of(store.STATE) if newest is not None else None
         if newest is not None and file is not None:
             self._state.load(newest.folder / file)

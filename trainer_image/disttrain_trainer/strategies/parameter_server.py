@@ -29,12 +29,12 @@ from disttrain_trainer.runtime.process import Process
 
 log = logs.get_logger(__name__)
 
-AHEAD = 0.25
+WORK_AHEAD_SECONDS = 0.25
 """Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""
 MAX_ASSIGNED_PARTS = 4096
-IDLE = 0.02
+IDLE_SECONDS = 0.02
 """Seconds without a ticket after which a worker takes no part any more, so that nobody waits for it."""
-RETRY = 0.2
+RETRY_SECONDS = 0.2
 """Seconds before a world is tried again that broke without news from the master."""
 
 
@@ -71,7 +71,7 @@ class Worker:
         self._parameters = self._host_copies() if self._on_gpu else self._flat.parameters
         self._gradients = self._host_copies() if self._on_gpu else ()
         self._meter = Meter(
-            who=process.name,
+            name=process.name,
             metrics=metrics,
             total_steps=self._task.schedule.total_steps,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
@@ -178,7 +178,7 @@ class Worker:
             log.warning("%s", error)
             if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
                 raise error
-            control.changed.wait_for(lambda: member.round is not this_round, RETRY)
+            control.changed.wait_for(lambda: member.round is not this_round, RETRY_SECONDS)
             if member.round is this_round:
                 member.round = None
 
@@ -284,7 +284,7 @@ class Worker:
     def _request(self, this_round: Round, *, force: bool = False) -> None:
         """Tells what is done, and asks for tickets when half of them are gone."""
         member = self._member
-        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(AHEAD / self._seconds))) if self._seconds else 2
+        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / self._seconds))) if self._seconds else 2
         missing = wanted - len(member.assignments)
         count = missing if 2 * missing >= wanted and not member.asked else 0
         if count or (force and self._done):
@@ -309,19 +309,19 @@ class Worker:
             pass
         self._request(this_round, force=True)
 
-        def news() -> bool:
+        def something_new() -> bool:
             called = member.evaluate or member.save is not None
             return called or bool(member.assignments) or member.round is not this_round
 
         with control.changed:
-            idle = not control.changed.wait_for(news, IDLE)
+            idle = not control.changed.wait_for(something_new, IDLE_SECONDS)
         if idle or member.evaluate:
             self._report()  # what comes next may last, and what is computed would not be counted meanwhile
         if idle:
             if participates:
                 client.leave()
             # Others may compute what is left, evaluate it, or save it, for as long as that takes.
-            control.wait(lambda: news() or None, what="more parts, or the end", timeout=None)
+            control.wait(lambda: something_new() or None, what="more parts, or the end", timeout=None)
         if member.save is not None and not idle:
             return self._next_assignment(client, this_round, participates)
         if member.evaluate:
@@ -364,7 +364,7 @@ class Worker:
             try:
                 found["model"] = model_file.write(self._task.model, folder).to_dict()
             except OSError as error:
-                log.error("the model was not written: %s; it is tried again in %g s", error, final.PAUSE)
+                log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
                 return str(error)
             return None
 

@@ -24,9 +24,9 @@ from disttrain_trainer.strategies import joining
 
 log = logs.get_logger(__name__)
 
-SETTLE = 1.0
+PEER_LOSS_NOTICE_SECONDS = 1.0
 """Seconds in which the master may say that another member was lost, before a failed program is reported as the cause."""
-STOP_GRACE = 10.0
+STOP_GRACE_SECONDS = 10.0
 """Seconds between SIGTERM and SIGKILL, for a program whose world is over."""
 MAX_RESTARTS = "999"
 """How often the agent would start the script again, for a script that asks: nobody counts here, the job's runPolicy does."""
@@ -45,7 +45,7 @@ class Agent:
         self._control = ControlClient(
             process=process,
             describe=self._rank.describe,
-            on_message=self._hear,
+            on_message=self._on_message,
             on_released=lambda: None,
             agent=True,
         )
@@ -86,13 +86,13 @@ class Agent:
 
         try:
             # A training takes any time, and its line is written.
-            code = control.wait(result, what="the script", timeout=None, said=True)
+            code = control.wait(result, what="the script", timeout=None, logged=True)
             if code == 0:
                 rank.get_done(control)
                 return self._await_end(this_round)
             if code > 0:
                 with control.changed:
-                    control.changed.wait_for(lambda: over() or self._terminated, SETTLE)
+                    control.changed.wait_for(lambda: over() or self._terminated, PEER_LOSS_NOTICE_SECONDS)
                 if not over() and not self._terminated:
                     failure = program.failure(code)
                     failure.last_line += termination.shadowing(failure.last_line, self._file.resolve().parent)
@@ -106,13 +106,15 @@ class Agent:
                     if rank.blamed and not self._terminated:
                         raise failure
                 if not self._terminated:
-                    said = program.failure(code)
-                    log.warning("another worker had failed or was lost when this one did: %s", said.last_line or said)
+                    failure = program.failure(code)
+                    log.warning(
+                        "another worker had failed or was lost when this one did: %s", failure.last_line or failure
+                    )
             if not self._terminated:
                 log.info("round %d is over: a worker was lost", this_round.number)
             return False
         finally:
-            program.stop(grace=STOP_GRACE, patient=lambda: self._terminated)
+            program.stop(grace=STOP_GRACE_SECONDS, patient=lambda: self._terminated)
 
     def _start(self, this_round: Round) -> Program:
         """The program of a world. Raises Terminated when none is to begin any more."""
@@ -140,7 +142,7 @@ class Agent:
         )
         return control.finished
 
-    def _hear(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         self._rank.on_message(message)
         if message["type"] == MessageType.NOT_JOINED and self._program is not None:
             spawned = joining.spawns(self._program.pids)
