@@ -84,7 +84,7 @@ def test_an_evaluation_that_is_not_finite_is_in_the_checkpoint_and_not_in_the_pr
         assert progress is not None
         assert progress.finished
         assert progress.evaluation == {"accuracy": 0.5}
-        assert "perplexity is inf, which the job's status cannot say" in job.logs()
+        assert "perplexity is inf, which JSON cannot hold" in job.logs()
     assert "skipped" not in job.logs()
 
 

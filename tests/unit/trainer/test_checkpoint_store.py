@@ -410,7 +410,7 @@ def test_a_damaged_checkpoint_that_is_replaced_is_told(tmp_path: Path, caplog: p
     assert "replaced" not in caplog.text
     (tmp_path / "step-00000001" / "manifest.json").write_text("{")
     write(tmp_path, 1)
-    assert "step-00000001 was damaged, and is replaced" in caplog.text
+    assert "step-00000001 is damaged and will be replaced" in caplog.text
 
 
 def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
@@ -435,4 +435,4 @@ def test_what_cannot_be_removed_does_not_undo_the_checkpoint(tmp_path: Path, cap
     (tmp_path / "step-00000001").write_text("no folder")
     write(tmp_path, 2, keep=1)
     assert newest_step(tmp_path) == 2
-    assert "what is left of step-00000001 stays" in caplog.text
+    assert "step-00000001 could not be removed" in caplog.text

@@ -191,7 +191,7 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
                 kept += 1
                 _tidy(folder)
         except OSError as error:
-            log.warning("what is left of %s stays: %s", folder.name, error)
+            log.warning("%s could not be removed: %s", folder.name, error)
 
 
 def sha256_of(path: Path) -> str:
@@ -218,7 +218,7 @@ def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -
         _fitting(folder, config, data)
     except ValueError as error:
         if (folder / NAME).exists():
-            log.warning("%s was damaged, and is replaced: %s", folder.name, error)
+            log.warning("%s is damaged and will be replaced: %s", folder.name, error)
 
 
 def _is_readable(folder: Path) -> bool:

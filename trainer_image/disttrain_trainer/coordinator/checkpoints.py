@@ -1,4 +1,4 @@
-"""The checkpoints of parameter servers, one at a time: when, and then the folder, a file of each server, a worker's buffers, the manifest.
+"""When a checkpoint of parameter servers is made, and its steps: the folder, a file of each server, a worker's buffers, the manifest.
 
 The checkpoint store does whatever blocks, and answers later. When a checkpoint fails, the log says so, the coordinator gives it up, and the
 one before stays; only the last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in
@@ -26,11 +26,11 @@ from disttrain_trainer.runtime import logs
 log = logs.get_logger(__name__)
 
 HEAD_START = 10
-"""The part of an interval, a tenth, by which a checkpoint begins before the steps would have to wait for it."""
+"""A checkpoint begins 1/HEAD_START of the interval before the steps would have to wait for it."""
 WHOLE_STEP_SECONDS = 5.0
 """How long a checkpoint under Async waits for whole steps when a process is leaving: its grace period is short."""
 QUIET_SAVE_SECONDS = 10.0
-"""Seconds of writing after which it is said who still writes."""
+"""Seconds of writing after which `waiting_for` names the processes that still write."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class CheckpointCoordinator:
 
     incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
     aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
-    keeper: the worker whose buffers are to be saved; None when the model has none, or nobody is there.
+    keeper: the worker whose buffers are to be saved; None when the model has none, or no worker is ready.
     done: called when one is complete or given up, with whether it was the final one.
     """
 
@@ -107,7 +107,7 @@ class CheckpointCoordinator:
         return self._servers.complete and queue.step != self._newest_step
 
     def know(self, manifest: Manifest) -> None:
-        """This is the newest complete checkpoint."""
+        """Records the newest complete checkpoint."""
         self.newest = manifest
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
 
@@ -192,7 +192,8 @@ class CheckpointCoordinator:
         self._complete(save)
 
     def worker_left(self, rank: int) -> None:
-        """A worker is lost, or begins anew: if its buffers were to be saved, somebody's are; nobody's, when nobody is there."""
+        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the checkpoint has
+        none."""
         save = self._save
         if save is not None and save.buffer_writer == rank:
             self._ask_buffer_writer(save)
@@ -213,7 +214,7 @@ class CheckpointCoordinator:
             self._attempted = self._newest_step
 
     def tick(self, now: float) -> None:
-        """Gives up a save that takes for ever. Raises Unsaved when the last one of the job failed for too long."""
+        """Gives up a save that exceeds its time-out. Raises Unsaved when the last checkpoint of the job failed for too long."""
         if self._save is not None and now - self._save.began > self._timeout_seconds:
             self._end(f"waited {self._timeout_seconds:g} s for {self._missing(self._save)}", now)
         if (
@@ -224,7 +225,7 @@ class CheckpointCoordinator:
             raise final.Unsaved(self._attempted, self._final_failed[1])
 
     def waiting_for(self, now: float) -> str | None:
-        """Whom a save waits for, once that takes longer than usual; or what keeps the job from being done."""
+        """The processes that a save waits for, once it takes longer than usual; or what keeps the job from being done."""
         save, failed = self._save, self._final_failed
         if failed is not None:
             return f"the last checkpoint, which cannot be written: {failed[1]} ({now - failed[0]:.0f} s)"
@@ -233,7 +234,7 @@ class CheckpointCoordinator:
         return f"checkpoint {save.step} to be written by {self._missing(save)} ({now - save.began:.0f} s)"
 
     def _missing(self, save: _Save) -> str:
-        """Who did not write its part yet."""
+        """The processes that have not written their files yet."""
         servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._servers.count)]
         missing = [str(server) for server in servers if server.rank not in save.applied]
         if (buffer_writer := save.buffer_writer) is not None:
@@ -241,7 +242,7 @@ class CheckpointCoordinator:
         return ", ".join(missing) or "the master"
 
     def _whole(self, queue: WorkQueue) -> int:
-        """The step at which what is handed out already is whole."""
+        """The step at which every part that is assigned already is done."""
         return -(-queue.handed_out // self._world_size)
 
     def _ask_buffer_writer(self, save: _Save) -> None:
@@ -264,5 +265,7 @@ class CheckpointCoordinator:
             self._again_at = now + final.RETRY_SECONDS
             log.error("the last checkpoint was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
         elif error is not None:
-            log.error("a checkpoint was not written: %s; the training goes on, the one before is intact", error)
+            log.error(
+                "a checkpoint was not written: %s; the training goes on, and the checkpoint before it is intact", error
+            )
         self._done(finished, now)

@@ -1,7 +1,7 @@
-"""Worlds of equals, for DataParallel and scripts: formed when every member is ready, dissolved when one is lost.
+"""The rounds of DataParallel and scripts: the master begins one when every member is ready, and ends it when a member is lost.
 
-A world is a round, and has a rendezvous store of its own, so that no member reads what an older world wrote.
-The members are ranks (our loop) or agents (a script, one in each pod). Pure: time is given, sending is the sender's.
+Each round has a rendezvous store of its own, so that no member reads what an earlier round wrote.
+The members are ranks (our loop) or agents (a script, one in each pod). Pure: the caller gives the time, the sender sends.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class _Place:
     step: int = -1
     """The step of the state that it holds, -1 for none."""
     reforming: bool = False
-    """It was told to leave its world."""
+    """The member received REFORM and has not left its round yet."""
     evaluation: dict[str, float] | None = None
     model: ProgressModel | None = None
     fit: bool = True
@@ -41,7 +41,7 @@ class _Place:
 
 
 class CollectiveCoordinator:
-    """The coordinator of a collective world."""
+    """The coordinator of a training with collectives."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class CollectiveCoordinator:
 
         renew_store: asks for an empty one, with the same answer; when it is called, no member has a program that uses the old one.
         processes: training processes of a member. saves: whether rank 0 can save the state when asked.
-        lasting: whether a world needs its store no more once it runs. A script may make another group at any time: its world ends
+        lasting: whether a round needs its store no more once it runs. A script may make another group at any time: its round ends
         with the store, which ends with its master, as it does under torchrun.
         used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
         """
@@ -80,10 +80,10 @@ class CollectiveCoordinator:
         self._missing_members = MissingMembers()
         self._renew_store = renew_store
         self._fresh = False
-        """The store is empty: no world has used it."""
+        """The store is empty: no round has used it."""
         self._renewing = True
         self._broken = False
-        """A member of the present world was lost."""
+        """A member of the present round was lost."""
         self._draining = DrainingMembers(sender)
         self._saving = False
         self.ended = False
@@ -106,7 +106,7 @@ class CollectiveCoordinator:
             evaluation=hello.get("evaluation"),
             model=_model_of(hello),
         )
-        # Of a world that this master did not form, or that the member's absence has broken.
+        # The member's round is one that this master did not begin, or that ended when the member was lost.
         self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
         self._compare(member, hello)
         self._advance(now)
@@ -162,7 +162,7 @@ class CollectiveCoordinator:
         step, round_number = message.get("step"), message.get("generation")
         if step is not None and round_number is not None:  # of a script
             if round_number < self._reported_round:
-                return  # said before its world ended
+                return  # the report is of a round that has ended
             if round_number > self._reported_round and step < tracker.step:
                 tracker.fall_back(int(step))
             self._reported_round = round_number
@@ -170,7 +170,7 @@ class CollectiveCoordinator:
             tracker.reach(int(step))
 
     def open(self, now: float) -> None:
-        """There is an empty store: a world may begin."""
+        """There is an empty store: a round may begin."""
         self._fresh, self._renewing = True, False
         self._advance(now)
 
@@ -214,7 +214,7 @@ class CollectiveCoordinator:
         )
 
     def _advance(self, now: float) -> None:
-        """Draws the conclusions of what is known."""
+        """Begins, ends or completes a round, as the members' states require."""
         if self.ended:
             return
         places = list(self._places.values())
@@ -226,7 +226,7 @@ class CollectiveCoordinator:
                 self._renewing = True
                 self._renew_store()
         elif complete and not self._broken and self._is_one_round(places):
-            # True after each message of a running world, and when all members come back to a master that is new.
+            # True after each message of a running round, and when all members have joined a new master.
             self._tracker.round_number = places[0].round_number
             self._tracker.world_size = len(places) * self._processes
             if all(p.state is MemberState.DONE for p in places):
@@ -286,7 +286,7 @@ class CollectiveCoordinator:
         self._release()
 
     def _failed(self, member: Member, message: Message) -> None:
-        """The first failure of a world is its root cause; what fails after it, or after a loss, fails because of it."""
+        """The first failure of a round is its root cause; a member that fails after it, or after a loss, fails because of it."""
         if not self._broken:
             self._broken = True
             log.error("%s failed: %s", member, message.get("message"))

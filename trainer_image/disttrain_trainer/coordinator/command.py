@@ -1,4 +1,4 @@
-"""The coordinator of a `command`: its programs run without our agent, so the master only keeps their progress until it is told to end."""
+"""The coordinator of a `command`: its programs run without our agent, so the master only keeps their progress until it receives SIGTERM."""
 
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.net.messages import Message

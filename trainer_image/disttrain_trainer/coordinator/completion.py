@@ -51,7 +51,7 @@ class Completion:
         self.confirmed = False
         """Every part is applied on every server."""
         self.evaluator: int | None = None
-        """The worker that was asked, and did not answer yet: it hears nothing else until then."""
+        """The worker that evaluates; it handles no other message before it has answered. None when there is none."""
 
     def reset(self) -> None:
         """The round is lost, and with it the final parameters."""
@@ -63,7 +63,7 @@ class Completion:
         self._confirming = False
 
     def worker_left(self, rank: int) -> None:
-        """A worker is lost, or begins anew: if it was to evaluate, another one is asked."""
+        """A worker is lost, or starts over: if it was the evaluator, the next `advance` asks another one."""
         if self.evaluator == rank:
             self.evaluator = None
 
@@ -80,14 +80,14 @@ class Completion:
         return True
 
     def advance(self, queue: WorkQueue, now: float) -> None:
-        """Goes on; for when every part is counted and every server is there."""
+        """Takes the next step of the completion. Call it when every part is counted and every server is connected."""
         if self.confirmed:
             self._conclude(queue, now)
         elif not self._confirming:
             self._confirm(queue, now)
 
     def _confirm(self, queue: WorkQueue, now: float) -> None:
-        """Every part was said to be applied: ask the servers, who know."""
+        """The workers reported every part as applied: asks the servers, which know."""
         self._confirming = True
 
         def then(applied: IndexSet) -> None:
@@ -113,7 +113,7 @@ class Completion:
             if checkpoints is not None and checkpoints.hurrying and checkpoints.misses(queue):
                 checkpoints.start(
                     queue.step, now
-                )  # somebody leaves, and the evaluation may take longer than they can wait
+                )  # a member drains, and the evaluation may take longer than its grace period
             elif self.evaluator is None and ready:
                 self.evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), MessageType.EVALUATE)

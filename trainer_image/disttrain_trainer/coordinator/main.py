@@ -36,7 +36,7 @@ log = logs.get_logger(__name__)
 T = TypeVar("T")
 
 GOODBYE_SECONDS = 5.0
-"""How long the master waits for the others to go, once they were told that the job is done."""
+"""How long the master waits for the other processes to disconnect after it sent them FINISH."""
 
 
 class Master:
@@ -100,7 +100,7 @@ class Master:
                 serving.result()
             if self._failure is not None:
                 raise self._failure
-            # Everybody hears how it ended before the connections do.
+            # Every process receives its last message before the master closes the connections.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(
                     control.until(lambda: not control.connected), GOODBYE_SECONDS if coordinator.ended else 0.2
@@ -241,7 +241,7 @@ class Master:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
             name, port = split_address(self._config.addresses.rendezvous)
-            # A socket of our own: torch would listen at every address of the machine, whatever it is told.
+            # A socket of our own: torch would listen at every address of the machine, whatever address it gets.
             try:
                 listener = listen(listening_host(name), port)
             except OSError as error:

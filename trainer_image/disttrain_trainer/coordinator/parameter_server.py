@@ -1,7 +1,7 @@
-"""Training with parameter servers, as the master decides it: who is told what when somebody comes, speaks or is lost.
+"""The master's decisions about a training with parameter servers: what it sends when a member joins, sends a message or is lost.
 
-The servers hold the truth (which parts are applied), the workers come and go. Pure: time is given, sending is the sender's, files
-are the checkpoint store's.
+Which parts are applied is the servers' state; the work queue only copies it. Workers may come and go. Pure: the caller gives the time, the
+sender sends, and the checkpoint store does the files.
 """
 
 from disttrain.api.names import Role
@@ -144,7 +144,7 @@ class ParameterServerCoordinator:
         self._inquire(now)
 
     def reported(self, rank: int, message: Message, now: float) -> None:
-        """What a worker computed. Which steps are done is the work queue's to say."""
+        """What a worker computed. The work queue decides which steps are done."""
         self._tracker.report(
             rank=rank,
             samples=int(message.get("samples") or 0),
@@ -167,7 +167,7 @@ class ParameterServerCoordinator:
             self._worker_lost(member.rank, now)
 
     def tick(self, now: float) -> None:
-        self._inquire(now)  # in the middle of a long step nobody says anything
+        self._inquire(now)  # no process sends a message in the middle of a long step
         if self._checkpoints is not None and not self.ended:
             self._checkpoints.tick(now)
             self._advance(now)  # the last checkpoint may be tried again
@@ -204,7 +204,7 @@ class ParameterServerCoordinator:
 
     def _server_returned(self, now: float) -> None:
         self._make_queue()
-        # Who was lost while a server could not be told would be waited for on it, by all the others.
+        # The server that was away missed the DROP of a worker that was lost meanwhile: all workers would wait for that one there.
         gone = [rank for rank in range(self._config.world_size) if rank not in self._workers.ready]
         if gone:
             self._servers.ask(MessageType.DROP, self._learn, now, ranks=gone)
@@ -218,11 +218,12 @@ class ParameterServerCoordinator:
         self._workers.send_to_all(MessageType.REFORM)
 
     def _make_queue(self) -> None:
-        """As soon as every server's parts and the size of the dataset are known; then the workers that are ready may come."""
+        """Makes the work queue once every server's applied parts and the size of the data set are known, and invites the workers that are
+        ready."""
         if not self._rounds.open or self._queue is not None:
             return
         if self._workers.data is None or not self._servers.complete:
-            return  # asked again when the last one comes
+            return  # the last server or worker that joins calls this again
         world_size = self._config.world_size
         if self._is_of_another_data_set(self._workers.data):
             return
@@ -241,7 +242,7 @@ class ParameterServerCoordinator:
             self._invite(rank)
 
     def _is_of_another_data_set(self, data: DataSet) -> bool:
-        """Whether the servers began from a checkpoint of another one; then it refuses the workers with the reason."""
+        """Whether the servers began from a checkpoint of another data set; then the workers get WRONG with the reason."""
         newest = self._checkpoints.newest if self._checkpoints else None
         problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
         if newest is None or problem is None:
@@ -267,9 +268,10 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _void_leases(self, rank: int) -> None:
-        """Sync: parts of a worker return. The others may wait for one of them: only who starts anew, from the lowest, computes it.
+        """Sync: the parts of a lost worker return to the queue, and every other worker starts over.
 
-        What they have returns, too, or each of them would say READY with parts, and send all others away once more.
+        Another worker may wait at a server for one of these parts, and so would never request it. Each worker's parts return as well:
+        otherwise the READY of each worker that still held parts would make all others start over once more.
         """
         assert self._queue is not None
         self._queue.recall()
@@ -301,7 +303,7 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _called_away(self, rank: int) -> None:
-        """A worker is lost, or begins anew: what it was asked for beside its parts is asked again."""
+        """A worker is lost, or starts over: another worker gets the evaluation or the buffers that it owed."""
         self._completion.worker_left(rank)
         if self._checkpoints is not None:
             self._checkpoints.worker_left(rank)
@@ -309,12 +311,14 @@ class ParameterServerCoordinator:
     # Checkpoints and the end.
 
     def _buffer_writer(self) -> int | None:
-        """Whose buffers are saved: another's than the evaluator's, who does not answer before it is done, if there is another."""
+        """The worker whose buffers are saved; None when no worker is ready. The evaluator only when there is no other: it answers nothing
+        else
+        before it is done."""
         ready = self._workers.ready if self._workers.buffers else []
         return next((rank for rank in ready if rank != self._completion.evaluator), next(iter(ready), None))
 
     def _advance(self, now: float) -> None:
-        """Draws the conclusions of what is known: progress, a checkpoint that is due, the end."""
+        """Takes every step that the present state allows: progress, a checkpoint that is due, the assignment of parts, the completion."""
         queue = self._queue
         if queue is None or self.ended:
             return
@@ -329,7 +333,7 @@ class ParameterServerCoordinator:
         self._workers.serve(queue)
 
     def _save_soon(self, now: float) -> None:
-        """Somebody leaves: save as soon as it can be done, then let them go."""
+        """A member drains: saves as soon as possible, and then releases the members that drain."""
         checkpoints, queue = self._checkpoints, self._queue
         if (
             self.ended

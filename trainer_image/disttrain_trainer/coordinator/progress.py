@@ -52,7 +52,7 @@ class Tracker:
         self.world_size = 0
         self.round_number = 0
         self.lost_workers = 0
-        """Workers of parameter servers whose parts went to others: a recovery without a new round."""
+        """Lost workers of parameter servers whose parts were assigned to others: a recovery without a new round."""
         self.redone_steps = 0
         self.samples = 0
         self.gradient_norm: float | None = None
@@ -118,15 +118,13 @@ class Tracker:
         """The job is done; the speed stays what it was."""
         for name, value in (self.evaluation or {}).items():
             if not math.isfinite(value):
-                log.warning(
-                    "evaluation: %s is %s, which the job's status cannot say: it is left out there", name, value
-                )
+                log.warning("evaluation: %s is %s, which JSON cannot hold: the job's status leaves it out", name, value)
         self._final_speed = self.samples_per_second(now)
         self.finished = True
 
     @property
     def reported(self) -> bool:
-        """Whether anybody ever said anything: a script need not."""
+        """Whether any process ever reported: a script need not."""
         return self._began is not None
 
     @property

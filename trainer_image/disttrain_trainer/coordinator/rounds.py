@@ -1,8 +1,9 @@
-"""The rounds of parameter servers: when one begins, from which checkpoint, and when it is lost.
+"""The rounds of a training with parameter servers: when one begins, from which checkpoint, and when it is lost.
 
-A round is one life of all shards together. It begins when every server is there and the checkpoint folder has been looked at,
-with all of them at the same checkpoint, and it is lost with any one of them: then all go back to the newest checkpoint.
-A server that only lost its connection comes back with its round, and a new master takes over the one that all servers have.
+All shards share a round. It begins when every server is connected and the newest checkpoint is known; all shards begin from that
+checkpoint.
+When one server is lost, the round is lost: every shard goes back to the newest checkpoint.
+A server that only lost its connection comes back in its round, and a new master takes over the round that all servers are in.
 Pure.
 """
 
@@ -32,7 +33,7 @@ class _Phase(Enum):
     BEGINNING = auto()
     """The servers load the checkpoint."""
     OPEN = auto()
-    """Every server has the round: the workers may come."""
+    """Every server is in the round: the workers are invited."""
 
 
 class Rounds:
@@ -72,23 +73,23 @@ class Rounds:
         return self._phase is _Phase.OPEN
 
     def look(self, now: float) -> None:
-        """Looks for the newest checkpoint, from which the next round begins. Whoever gets the store's answer calls `found`."""
+        """Looks for the newest checkpoint, from which the next round begins. The store's answer must lead to a call of `found`."""
         self._phase = _Phase.LOOKING
         if self._store is not None:
             self._store.find()
         else:
-            log.info("there is no checkpoint volume: if a server is lost, the training begins anew")
+            log.info("there is no checkpoint volume: if a server is lost, the training starts again at step 0")
             self.found(now)
 
     def found(self, now: float) -> None:
-        """`newest` says what there is."""
+        """The checkpoint store answered: `newest` is up to date."""
         self._phase = _Phase.GATHERING
         self._gather(now)
 
     def server_joined(self, now: float) -> None:
-        """A server said what it holds."""
+        """A server joined and reported its state."""
         if self._phase is _Phase.LOOKING:
-            return  # a round that began now would know of no checkpoint
+            return  # a round that began now would ignore the newest checkpoint
         if self._phase is _Phase.GATHERING or self._same():
             self._gather(now)
         else:
@@ -96,7 +97,7 @@ class Rounds:
             self._start_over(now)
 
     def server_state(self, round_number: int, now: float) -> bool:
-        """A server says which round it is in. False when this was an end or a beginning, and not an answer in a round."""
+        """A server reported its round. False when the round ends or begins with this report, so that it answers no question in a round."""
         if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and round_number > self.number:
             self._start_over(now)  # the last order of a master that is gone, carried out only now
             return False
@@ -110,7 +111,7 @@ class Rounds:
         return self._servers.round_numbers <= {self.number}
 
     def _gather(self, now: float) -> None:
-        """With every server here: go on with the round that they all have, or begin one."""
+        """With every server connected: goes on with the round that all are in, or begins one."""
         if not self._servers.complete:
             return
         round_numbers = self._servers.round_numbers
@@ -126,9 +127,9 @@ class Rounds:
             self._returned(now)
 
     def _take_over(self, round_number: int, now: float) -> None:
-        """The master is new, the servers are not. A worker that was lost with the old one is nobody's to drop: all are dropped.
+        """A new master takes over the servers' round. It does not know which workers were lost with the old master: it drops all.
 
-        Each gets a new stay in any case, but only once it is dropped everywhere: later it might be thrown out of the new one.
+        A worker gets its new lease only after every server has dropped it: a later DROP would end the new session.
         """
         self.number = round_number
 

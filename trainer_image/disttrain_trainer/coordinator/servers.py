@@ -1,6 +1,6 @@
 """The parameter servers, as the master knows them: what each one holds, and questions to all of them at once.
 
-A question is answered when every server has answered. Pure; sending is the sender's.
+A question is answered when every server has answered. Pure; the sender sends.
 """
 
 import math
@@ -63,7 +63,7 @@ class Servers:
 
     @property
     def round_numbers(self) -> set[int]:
-        """Those that the servers which are there are in."""
+        """The rounds that the connected servers are in; 0 for none."""
         return {server.round_number for server in self._there.values()}
 
     @property
@@ -72,18 +72,18 @@ class Servers:
         return reduce(IndexSet.intersection, (server.applied for server in self._there.values()))
 
     def know(self, index: int, message: Message) -> None:
-        """What a server says that it holds."""
+        """Records the state that a server reported."""
         round_number = int(message["generation"])
         self._there[index] = _Server(round_number, parts_of(message))
         if norms := message.get("gradient_norms"):
             self._norms[index] = {(round_number, int(version)): squared for version, squared in norms}
 
     def lose(self, index: int) -> None:
-        """A server is gone."""
+        """A server is lost."""
         self._there.pop(index, None)
 
     def forget_rounds(self) -> None:
-        """What they hold is of no use any more."""
+        """The shards of all servers are void: none is in a round any more."""
         for server in self._there.values():
             server.round_number = 0
 
@@ -99,7 +99,7 @@ class Servers:
         self.send_to_all(kind, id=self._asked, **fields)
 
     def answer(self, message: Message) -> None:
-        """A server's answer; with the last one the question is settled."""
+        """A server's answer; the last one completes the question."""
         number = int(message.get("id") or 0)
         question = self._open.get(number)
         if question is None:
@@ -110,7 +110,7 @@ class Servers:
             question.then(reduce(IndexSet.intersection, question.applied))
 
     def drop_questions(self) -> None:
-        """A server is lost: nothing that was asked will be answered by all."""
+        """A server is lost: no open question will be answered by all servers."""
         self._open.clear()
 
 

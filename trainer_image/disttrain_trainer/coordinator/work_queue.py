@@ -1,7 +1,7 @@
-"""Which part is whose: handed out in order, returned when their worker is lost, counted when every server applied them.
+"""The batch parts of a job: unassigned, assigned to a worker (leased), or applied on every server.
 
-Pure and small: no sockets, no clock, no randomness. It is soft state: a new master makes a new work queue from what the servers
-applied. That a part counts once is the servers' doing; the work queue only sees that each is computed, and seldom twice.
+Pure: no sockets, no clock, no randomness. The state is soft: a new master makes a new queue from the parts that the servers applied. The
+servers guarantee that a part counts once; the queue sees to it that each part is computed, and rarely twice.
 """
 
 import heapq
@@ -10,7 +10,7 @@ from disttrain_trainer.data.index_set import IndexSet
 
 
 class _Lane:
-    """Parts first, first + stride, first + 2 stride …: a cursor, and those behind it that came back."""
+    """The parts first, first + stride, first + 2 stride …: a cursor, and the parts before it that returned."""
 
     __slots__ = ("cursor", "returned", "stride")
 
@@ -20,7 +20,7 @@ class _Lane:
         self.returned: list[int] = []
 
     def next(self, done: IndexSet) -> int:
-        """The lowest part of the lane that nobody has and that is not done."""
+        """The lowest part of the lane that is neither assigned nor done."""
         while self.returned and self.returned[0] in done:
             heapq.heappop(self.returned)
         if self.returned:
@@ -30,7 +30,7 @@ class _Lane:
         return self.cursor
 
     def advance(self) -> None:
-        """Takes what `next` returned."""
+        """Moves past the part that `next` returned."""
         if self.returned:
             heapq.heappop(self.returned)
         else:
@@ -43,15 +43,15 @@ class WorkQueue:
     aligned: for synchronous steps. Part k is kept for rank k % world_size while that worker lives, so that the parts of a step
     are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any part.
 
-    A worker computes its parts in ascending order. Then the lowest part that is not done is always the next one of somebody, or
-    free: but whoever waits for it in vain, because it became free, must give its own back and take anew.
+    A worker computes its parts in ascending order. Invariant: the lowest unfinished part is either assigned to a worker as its next one, or
+    unassigned. When it becomes unassigned, the workers that wait for it must return their parts and request again (`recall`).
     """
 
     def __init__(self, *, total: int, world_size: int, aligned: bool, done: IndexSet | None = None) -> None:
         self.total = total
         self.world_size = world_size
         self.limit = total
-        """Parts from here on are not handed out yet."""
+        """Parts from this number on are not assigned yet."""
         self._done = done.copy() if done is not None else IndexSet()
         count = world_size if aligned else 1
         self._lanes = [_Lane(first=number, stride=count) for number in range(count)]
@@ -59,34 +59,34 @@ class WorkQueue:
 
     @property
     def done(self) -> int:
-        """Parts that every server applied."""
+        """Number of parts that every server applied."""
         return len(self._done)
 
     @property
     def step(self) -> int:
-        """Whole steps done."""
+        """Number of whole steps done."""
         return self.done // self.world_size
 
     @property
     def finished(self) -> bool:
-        """Also when more was done already: the job was made shorter after it was trained."""
+        """Whether all parts are done; also when more are, because the job was made shorter after it was trained."""
         return self.done >= self.total
 
     @property
     def handed_out(self) -> int:
-        """One more than the highest part that is done, or that anybody has."""
+        """One more than the highest part that is done or assigned."""
         done = self._done.intervals()
         highest = max((index for lease in self._leases.values() for index in lease), default=-1)
         return max(highest + 1, done[-1][1] if done else 0)
 
     def join(self, worker: int) -> None:
-        """The worker lives, and has nothing."""
+        """The worker takes part from now on, without a part."""
         if worker in self._leases:
             self._give_back(worker)
         self._leases[worker] = set()
 
     def leave(self, worker: int) -> bool:
-        """The worker is lost: what it has returns, its lane is everybody's. False when it was not there."""
+        """The worker is lost: its parts return, and any worker may take from its lane. False when it took no part."""
         if worker not in self._leases:
             return False
         self._give_back(worker)
@@ -98,7 +98,7 @@ class WorkQueue:
         return bool(self._leases.get(worker))
 
     def recall(self) -> None:
-        """What anybody has returns; everybody is to take anew."""
+        """All assigned parts return; every worker must request again."""
         for worker in self._leases:
             self._give_back(worker)
 
@@ -121,7 +121,7 @@ class WorkQueue:
         return taken
 
     def finish(self, worker: int, parts: list[int]) -> None:
-        """The worker says that every server applied these."""
+        """The worker reports that every server applied these parts."""
         lease = self._leases.get(worker, set())
         for index in parts:
             lease.discard(index)
@@ -129,7 +129,7 @@ class WorkQueue:
                 self._done.add(index)
 
     def learn(self, applied: IndexSet) -> None:
-        """The servers say that all of them applied these."""
+        """Every server applied these parts."""
         merged: list[tuple[int, int]] = []
         for start, stop in sorted(self._done.intervals() + applied.intervals()):
             if merged and start <= merged[-1][1]:
@@ -139,7 +139,8 @@ class WorkQueue:
         self._done = IndexSet.from_intervals(merged)
 
     def unlearn(self, applied: IndexSet) -> list[int]:
-        """Exactly these are applied everywhere: parts that were counted, but are not among them, return. They should be none."""
+        """Every server applied exactly these parts. Parts that were counted but are not among them return, and are returned; there should
+        be none."""
         before, self._done = self._done, self._done.intersection(applied)
         gone = [] if len(before) == len(self._done) else [index for index in before if index not in applied]
         for index in gone:

@@ -1,6 +1,6 @@
-"""The workers of parameter servers, as the master knows them: who is there, in which stay, and who waits for parts.
+"""The workers of parameter servers, as the master knows them: which are connected, with which lease, and which wait for parts.
 
-Pure; sending is the sender's.
+Pure; the sender sends.
 """
 
 from disttrain.api.names import Role
@@ -21,11 +21,12 @@ class Workers:
         self._incarnation = incarnation
         self._invited = 0
         self._leases: dict[int, str] = {}
-        """The present stay of each invited worker. Unique over masters: a round is not, when all servers and the master are new."""
+        """The present lease of each invited worker. Unique over masters, which the number of a round is not when all servers and the master
+        are new."""
         self._wants: dict[int, int] = {}
-        """Workers that asked for parts and got none yet."""
+        """Workers that wait for parts, and how many each requested."""
         self.live: dict[int, int | None] = {}
-        """How many samples each one's dataset has; None while it is starting."""
+        """Number of samples of each worker's data set; None while the worker starts."""
         self.data: DataSet | None = None
         """The data set of all of them, once one of them has sent it."""
         self.buffers = False
@@ -35,15 +36,15 @@ class Workers:
 
     @property
     def ready(self) -> list[int]:
-        """Those that can be asked for something, the one that is there longest first: its buffers have seen most."""
+        """The workers that can evaluate or save, the one that joined first at the front: its buffers have seen most samples."""
         return [rank for rank, samples in self.live.items() if samples is not None]
 
     def join(self, rank: int) -> None:
-        """A worker is there, and starting."""
+        """A worker joined; it is starting."""
         self.live[rank] = None
 
     def admit(self, rank: int, message: Message) -> bool:
-        """A worker is ready. False, and it is told so, when its dataset is not that of the others."""
+        """A worker is ready. False when its data set is not that of the others; then the worker gets WRONG."""
         data = DataSet(int(message["samples"]), message.get("fingerprint"))
         if self.data is not None and self.data != data:
             reason = f"worker-{rank} has {data.difference(self.data)}: trainer.dataset must be the same everywhere"
@@ -58,7 +59,8 @@ class Workers:
     def invite(
         self, rank: int, *, queue: WorkQueue, round_number: int, buffers: str | None, from_scratch: bool
     ) -> None:
-        """Begins a stay. buffers: the newest checkpoint's file of them. anew: there is no checkpoint."""
+        """Sends a worker into the round, with a new lease. buffers: the newest checkpoint's file of them. from_scratch: there is no
+        checkpoint."""
         queue.join(rank)
         self._invited += 1
         lease = self._leases[rank] = f"{self._incarnation}.{self._invited}"
@@ -67,7 +69,7 @@ class Workers:
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
-        """Notes what a worker did, and what it wants. False for what was said before the worker heard that its parts are void."""
+        """Records which parts a worker did and how many it requests. False for a message of an earlier lease: its parts have returned."""
         if not self.holds_lease(rank, message):
             return False
         queue.finish(rank, message["done"])
@@ -76,11 +78,11 @@ class Workers:
         return True
 
     def holds_lease(self, rank: int, message: Message) -> bool:
-        """Whether a worker said this of what it does now, and not of an earlier stay, of which nothing is left."""
+        """Whether the message carries the worker's present lease. A message of an earlier lease must change nothing."""
         return message.get("stay") is not None and message.get("stay") == self._leases.get(rank)
 
     def serve(self, queue: WorkQueue) -> None:
-        """Hands out what is free to those who wait."""
+        """Assigns unassigned parts to the workers that wait for some."""
         for rank in list(self._wants):
             parts = queue.take(rank, self._fair(self._wants[rank], queue))
             if parts:
@@ -88,7 +90,7 @@ class Workers:
                 self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._leases[rank], slices=parts)
 
     def lose(self, rank: int) -> None:
-        """A worker is gone."""
+        """A worker is lost."""
         self.live.pop(rank, None)
         self._wants.pop(rank, None)
         self._leases.pop(rank, None)
@@ -96,12 +98,12 @@ class Workers:
         self._count()
 
     def end_leases(self) -> None:
-        """What anybody says of the present stay does not count any more."""
+        """Ends every lease: messages that carry it are ignored from now on."""
         self._leases.clear()
         self._wants.clear()
 
     def send_to_all(self, kind: MessageType, *, but: int | None = None) -> None:
-        """Sends to all of them, but one."""
+        """Sends to every worker except `but`."""
         for rank in self.live:
             if rank == but:
                 continue
@@ -111,5 +113,7 @@ class Workers:
         self._tracker.world_size = len(self.ready)
 
     def _fair(self, count: int, queue: WorkQueue) -> int:
-        """Toward the end in smaller portions, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck 1987)."""
+        """How many parts to assign at once: fewer toward the end, so that all workers end together (guided self-scheduling,
+        Polychronopoulos and
+        Kuck 1987)."""
         return max(1, min(count, (queue.total - queue.done) // (2 * max(1, len(self.live)))))

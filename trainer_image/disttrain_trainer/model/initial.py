@@ -43,7 +43,7 @@ class InitialParameters:
         copy_into(parameters, model)
         if _sums(parameters) != self._sums:
             raise FactoryNotRepeatable(
-                f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training begins anew: "
+                f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training must start again: "
                 "a new process has to"
             )
         return model  # type: ignore[no-any-return]

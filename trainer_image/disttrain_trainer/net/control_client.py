@@ -224,7 +224,7 @@ class ControlClient:
         match message["type"]:
             case MessageType.BEAT:
                 waiting = message.get("waiting_for")
-                self._master_state = f"the master waits for {waiting}" if waiting else "the master waits for nobody"
+                self._master_state = f"the master waits for {waiting}" if waiting else "the master waits for no process"
                 return
             case MessageType.REFUSED if message.get("final"):
                 raise Refused(f"master ({self._address})", str(message.get("reason")))

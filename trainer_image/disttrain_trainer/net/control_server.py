@@ -73,7 +73,7 @@ class ControlServer:
             return
         peer.writer.write(encode(kind, **fields))
         if peer.writer.transport.get_write_buffer_size() > MAX_UNSENT:
-            log.warning("%s does not read; its connection is closed", member)
+            log.warning("%s does not read what the master sends; the master closes its connection", member)
             peer.writer.transport.abort()
 
     def poke(self) -> None:
@@ -127,7 +127,7 @@ class ControlServer:
         try:
             hello = incoming.parse_hello(first)
         except ValueError as error:
-            reason = f"this is the control port of a DistTrain master, and no process of its job says {error}"
+            reason = f"this is the control port of a DistTrain master, which cannot read this HELLO: {error}"
             writer.write(encode(MessageType.REFUSED, reason=reason, final=False))
             return
         unfit = self._unfit(hello)
@@ -158,7 +158,7 @@ class ControlServer:
         finally:
             if self._peers.get(peer.member) is peer:
                 del self._peers[peer.member]
-                log.info("%s is gone", peer.member)
+                log.info("the connection of %s ended", peer.member)
                 with self._deciding():
                     self.coordinator.lost(peer.member, self._clock())
 
@@ -175,7 +175,7 @@ class ControlServer:
         try:
             return incoming.parse(decode(line))
         except ValueError as error:
-            log.warning("what %s says makes no sense, its connection is closed: %s", name, error)
+            log.warning("the master does not understand a message of %s and closes its connection: %s", name, error)
             raise
 
     @contextmanager
@@ -253,7 +253,11 @@ class ControlServer:
                 if late > interval:
                     peer.last_message_at = now  # it was the master that stood still: what the others said lies unread
                 if now - peer.last_message_at > self._config.peer_timeout_seconds:
-                    log.warning("%s was silent for %.1f s", peer.member, now - peer.last_message_at)
+                    log.warning(
+                        "%s was silent for %.1f s; the master closes its connection",
+                        peer.member,
+                        now - peer.last_message_at,
+                    )
                     peer.writer.transport.abort()
                 else:
                     self.send(peer.member, MessageType.BEAT, waiting_for=self.coordinator.waiting_for(now))

@@ -169,7 +169,7 @@ def parse(message: Message) -> Message:
     """The message, when it is one that a process says to the master. Raises ValueError that says what is wrong with it."""
     shape = _SHAPES.get(message["type"])
     if shape is None:
-        raise ValueError(f"nobody says {message['type']!r:.40} to a master")
+        raise ValueError(f"a master takes no message of type {message['type']!r:.40}")
     _shaped(shape, message)
     return message
 

@@ -138,9 +138,10 @@ class ServerConnection:
             else:
                 if sock.getsockname() != sock.getpeername():
                     return sock
-                # Nobody listens on this port of this machine, and the kernel chose it for our own end: we talk to ourselves.
+                # No process listens on this port of this machine, and the kernel chose it for our own end: the socket is connected to
+                # itself.
                 sock.close()
-                why = "nobody listens"
+                why = "no process listens"
             if time.monotonic() + pause > deadline:
                 raise PeerLost(self.name, f"{why}; tried to connect for {timeout_seconds:g} s")
             if self._closed.wait(pause):

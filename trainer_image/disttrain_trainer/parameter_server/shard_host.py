@@ -341,7 +341,7 @@ class ShardHost:
     def _require_current(self, session: Session) -> None:
         self._require_going_on()
         if self._sessions.get(session.rank) is not session:
-            raise Refusal(Reason.STRANGER, f"worker {session.rank} was dropped, or connected anew")
+            raise Refusal(Reason.STRANGER, f"worker {session.rank} was dropped, or connected again")
 
     def _known_shard(self) -> Shard:
         if self._shard is None:

@@ -106,7 +106,7 @@ class DataParallel:
                 self._take_part_in(this_round)
                 return
             except _Reform:
-                log.info("the round %d is over: a worker was lost", this_round.number)
+                log.info("round %d is over: a worker was lost", this_round.number)
             except BrokenGroup as error:
                 log.warning("round %d ended: %s", this_round.number, error)
                 self._require_a_lost_peer(this_round, error)
@@ -337,7 +337,7 @@ class DataParallel:
         if self._process.rank != 0:
             return
         if root is None:
-            log.info("there is no checkpoint volume: if all workers are lost, the training begins anew")
+            log.info("there is no checkpoint volume: if all workers are lost, the training starts again at step 0")
             return
         found = store.newest(root, self._config, self._task.data)
         self._resumed, newest = found.describe(self._config), found.checkpoint

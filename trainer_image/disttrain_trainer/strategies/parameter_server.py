@@ -127,7 +127,7 @@ class Worker:
         try:
             client.connect(self._flat.layout)
             self._begin(client, this_round)
-            log.info("round %d: with %d servers", this_round.number, self._config.parameter_servers)
+            log.info("round %d begins with %d servers", this_round.number, self._config.parameter_servers)
             with user_code.refusing_groups("trainer.model"):
                 self._work(client, this_round)
         except NonFiniteLoss as error:

@@ -72,7 +72,7 @@ class Agent:
         """The program in one world. True when the job is done, False when the world is over."""
         control, rank = self._control, self._rank
         program = self._start(this_round)
-        log.info("round %d: the script runs", this_round.number)
+        log.info("round %d begins: the script runs", this_round.number)
 
         def over() -> bool:
             return rank.round is not this_round
@@ -108,7 +108,7 @@ class Agent:
                 if not self._terminated:
                     failure = program.failure(code)
                     log.warning(
-                        "another worker had failed or was lost when this one did: %s", failure.last_line or failure
+                        "another worker failed or was lost before this one failed: %s", failure.last_line or failure
                     )
             if not self._terminated:
                 log.info("round %d is over: a worker was lost", this_round.number)
