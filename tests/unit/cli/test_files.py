@@ -461,7 +461,8 @@ def test_mistakes_of_a_list_are_said() -> None:
         (CONFIG + "datas: {}\nimmutable: 'yes'\n", [
             '5: datas: unknown field; did you mean "data"?', "6: immutable: must be true or false"]),
         (CONFIG + "binaryData: {k: aGk=}\n", ["1: the key k is in data and in binaryData"]),
-        (CONFIG.replace("k: v", "k: " + "x" * 1_100_000), ["1: holds 1100000 bytes, and the API server takes 1048576"]),
+        (CONFIG.replace("k: v", "k: " + "x" * 1_100_000), [
+            "1: holds 1100000 bytes, and the API server takes 1048576; keep more than that on a claim"]),
         ("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ntype: kubernetes.io/tls\n", [
             "1: a Secret of type kubernetes.io/tls needs the key tls.crt and tls.key"]),
         ("apiVersion: v1\nkind: Secret\nmetadata: {name: a}\nstringData: {k: 5}\ntype: 5\n", [
