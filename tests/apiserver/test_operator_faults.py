@@ -215,7 +215,7 @@ def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
 ) -> None:
     # The minute of patience made shorter, as the interpreter starts.
     (tmp_path / "sitecustomize.py").write_text(
-        "from datetime import timedelta\nfrom disttrain.plan import lost_nodes\nlost_nodes.PATIENCE = timedelta(seconds=3)\n"
+        "from datetime import timedelta\nfrom disttrain.plan import lost_nodes\nlost_nodes.FORCED_DELETION_DELAY = timedelta(seconds=3)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = (f"--namespaces={NAMESPACE}", "--progress=Pod")
