@@ -1,7 +1,8 @@
 """Carries a plan's actions out: in their order, like ones together, and so that doing it twice does no harm.
 
-A create that finds its name taken (409) looks whose it is: ours by the owner's uid is as good as made, anybody else's is left alone and
-told to the plan as `foreign`. A delete names the uid, so that a successor of the same name is never hit. Every answer goes into the cache.
+When a name is taken (409), the executor reads that object: one that the job owns (by uid) counts as created; any other is left alone, and
+the plan sees it in `name_conflicts`. A delete names the uid, so that it never hits a successor of the same name. Every answer goes into
+the cache.
 What the API server refuses becomes a Refusal for the plan; what it cannot do now is raised, and the queue tries again.
 """
 
@@ -43,7 +44,7 @@ from disttrain.plan.model import (
 SLOW_START = 4
 """Size of the first batch of creations; each next one is twice as large. A quota that is full is met by few requests, not by thousands."""
 SERVER_ERROR_SECONDS = 5.0
-"""Seconds after which an error of the server at a creation is told as a refusal: an admission webhook may be down for hours."""
+"""After so long an error of the server at a creation becomes a Refusal: an admission webhook may be down for hours."""
 FINAL = frozenset({400, 422})
 """Codes for an object that is wrong in itself: a field that does not exist or is of another type, a value that is not allowed."""
 UNSEEN = "it exists without the labels that the operator gave it; the operator deletes it, and creates it again when it is gone"
@@ -72,7 +73,7 @@ class Executor:
     async def carry_out(self, job: DistTrainJob, record: JobRecord, actions: Iterable[Action]) -> bool:
         """Does it all, or raises ApiError with a part of it done.
 
-        True when the plan has to look again and no watch may tell it so: at an obstacle, or without a child that went at once.
+        Returns True when another pass is needed and no watch event may cause it: a child was not created, or was gone at once.
         """
         news = False
         for creating, group in groupby(actions, key=lambda action: isinstance(action, CREATIONS)):
@@ -187,7 +188,7 @@ class ChildNotCreated(Exception):
 
 
 def _judge(failures: list[BaseException]) -> bool:
-    """Raises what has to be tried again; True when there were only obstacles that the plan shall hear of."""
+    """Raises what has to be tried again. Returns True when there are only children that were not created, which the plan handles."""
     for failure in failures:
         if not isinstance(failure, ChildNotCreated):
             raise failure

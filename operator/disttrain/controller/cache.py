@@ -131,7 +131,7 @@ class StoredJob:
     """A job as the API server has it, parsed when first needed."""
 
     def __init__(self, body: Body) -> None:
-        body["metadata"].pop("managedFields", None)  # half of the body, and nobody here reads it
+        body["metadata"].pop("managedFields", None)  # half of the body, and the operator does not read it
         self._body = body
 
     def __eq__(self, other: object) -> bool:
@@ -181,7 +181,7 @@ class CachedPod:
     """A pod, reduced to what decisions need, and where it can be reached."""
 
     view: PodView | None
-    """None when its labels are not those that the operator gave it: nobody may change them."""
+    """None when its labels are not those that the operator gave it: no other client may change them."""
     ip: str
 
 
@@ -204,7 +204,7 @@ class Cache:
 
 
 def belongs_to(metadata: Body) -> tuple[Key | None, str]:
-    """The job that an object belongs to and the uid of its controller. A label alone makes a key, for whoever waits for the name.
+    """The job that an object belongs to and the uid of its controller. A label alone makes a key, for a job that waits for the name.
 
     A later release may name the job by another version of its group: it is the same job.
     """

@@ -1,4 +1,4 @@
-"""What we did and no watch has told us yet. While that is so the cache rests on our own answer, and nothing acts on the name again.
+"""Our own writes that no watch has reported yet. Until then the cache has the answer to our request, and no pass acts on the name again.
 
 Our writes go into the cache with the answer of the API server (a created pod, a pod with its deletionTimestamp), so decisions see them at
 once. What that cannot heal is an event that never comes: a name still awaited at its deadline is asked for with a live GET.
@@ -17,7 +17,7 @@ EVENT_DEADLINE = timedelta(seconds=15)
 
 @dataclass(slots=True)
 class Awaited:
-    """A child, and whether it shall be there or be gone."""
+    """A child, and whether the watch is expected to report it as existing or as gone."""
 
     resource: Resource
     child: Key
@@ -27,7 +27,7 @@ class Awaited:
 
 
 class Expectations:
-    """Awaited events by job, and what we know to be so without them: the cache hears of both here. Times are of the loop's clock."""
+    """Awaited events by job, and what answers of the API server say; both go into the cache here. Times are of the loop's clock."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -36,7 +36,7 @@ class Expectations:
     def created(self, job: Key, resource: Resource, body: Body, now: float) -> None:
         """We made this object."""
         if self._cache.stores[resource].put(body) is None:
-            return  # the watch told of it before the answer came, and will not tell again
+            return  # the watch reported it before the answer came, and will not report it again
         metadata = body["metadata"]
         child = Key(metadata["namespace"], metadata["name"])
         self._await(job, Awaited(resource, child, metadata["uid"], False, now + EVENT_DEADLINE.total_seconds()))
@@ -54,12 +54,12 @@ class Expectations:
         self.seen(job, body["metadata"]["uid"], gone=False)
 
     def gone(self, job: Key, resource: Resource, child: Key, uid: str) -> None:
-        """An answer said that it is there no more. No watch may ever tell so: one that began after that does not know of it."""
+        """An answer said that it is gone. Perhaps no watch reports it: one that started after that does not know the object."""
         self._cache.stores[resource].drop(child, uid)
         self.seen(job, uid, gone=True)
 
     def seen(self, job: Key, uid: str, *, gone: bool) -> None:
-        """A watch or a list told of the object: that it is there, or that it is gone."""
+        """A watch or a list reported the object: as existing, or as gone."""
         awaited = self._by_job.get(job)
         if awaited and uid in awaited and (gone or not awaited[uid].gone):
             del awaited[uid]
@@ -67,7 +67,7 @@ class Expectations:
                 del self._by_job[job]
 
     def overdue(self, job: Key, now: float) -> list[Awaited]:
-        """The children to ask for; each is awaited anew, for as long again."""
+        """The children to read from the API server; each is awaited for as long again."""
         late = [one for one in self._by_job.get(job, {}).values() if one.deadline <= now]
         for one in late:
             one.deadline = now + EVENT_DEADLINE.total_seconds()

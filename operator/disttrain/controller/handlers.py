@@ -1,7 +1,7 @@
 """What kopf calls: one handler a kind. A handler takes the news into the cache and queues the job; it never acts.
 
 Only `on.event`: kopf's other handlers are edge-triggered and write annotations and finalizers on the objects. No lost event matters, since
-`resync` finds whatever none told of.
+`resync` finds what no event reported.
 """
 
 from collections.abc import Awaitable, Callable
@@ -83,6 +83,6 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.inactivity_timeout = 70
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True
-    settings.queueing.idle_timeout = 1.0  # a task and a queue for each object that was heard of lately
+    settings.queueing.idle_timeout = 1.0  # a task and a queue for each object with a recent event
     settings.persistence.diffbase_storage = _NoLastState()
     settings.persistence.progress_storage = _NoProgress()

@@ -39,22 +39,22 @@ class Intake:
         self._watch_health = watch_health
 
     def take(self, resource: Resource, event: Mapping[str, Any]) -> None:
-        """A watch event; of type None, when it is of a list with which a watch begins, or begins anew."""
+        """A watch event; its type is None when it comes from the list with which a watch starts or restarts."""
         body, gone = event["object"], event["type"] == "DELETED"
         key, uid = Key(body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"]
         store = self._cache.stores[resource]
-        self._watch_health.told(resource)
+        self._watch_health.reported(resource)
         if event["type"] is None:
             self._watch_health.broken.set()
         news = store.drop(key, uid) if gone else store.put(body)
         job = key if resource is JOBS else belongs_to(body["metadata"])[0]
-        self._hear(job, Child(resource, key), uid, gone, news)
+        self._take_in(job, Child(resource, key), uid, gone, news)
 
     def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
         """The resync found an object as the cache did not have it, or gone."""
-        self._hear(entry.key if resource is JOBS else entry.job, Child(resource, entry.key), entry.uid, gone, entry)
+        self._take_in(entry.key if resource is JOBS else entry.job, Child(resource, entry.key), entry.uid, gone, entry)
 
-    def _hear(self, job: Key | None, child: Child, uid: str, gone: bool, news: Entry[Any] | None) -> None:
+    def _take_in(self, job: Key | None, child: Child, uid: str, gone: bool, news: Entry[Any] | None) -> None:
         if job is None:
             return
         self._expectations.seen(job, uid, gone=gone)

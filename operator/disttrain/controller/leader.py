@@ -1,6 +1,6 @@
-"""One operator at a time, by a Lease: whoever holds it acts, the others wait. Off unless --leader-elect is given.
+"""One operator at a time, by a Lease: its holder acts, the others wait. Off unless --leader-elect is given.
 
-client-go's rules: a Lease that was not renewed for its duration, by the clock of whoever watches it, is free; the holder gives up before
+client-go's rules: a Lease that was not renewed for its duration, by the clock of its watcher, is free; the holder gives it up before
 that. A holder that loses it ends its process rather than resume: what it knows may be old. One that ends in order lets it go at once.
 Our own, since kubernetes.aio 37's LeaseLock cannot create a Lease (it passes pretty=True where a string is wanted).
 """
@@ -57,7 +57,7 @@ class Lease:
                         renewed = asked  # others count from when it was written, which was not before
 
     async def release(self) -> None:
-        """Lets it go, so that nobody has to wait for its end. It runs out by itself, whatever hinders us."""
+        """Releases it, so that no other process has to wait for its end. If that fails, it expires by itself."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(RELEASE_SECONDS):
                 lease = await self._api.get(LEASES, self._namespace, self._name)
@@ -126,7 +126,7 @@ async def leadership(settings: Settings, api: KubeApi, *, lost: Callable[[], Non
     async def keep() -> None:
         try:
             await lease.keep()
-        except Exception:  # whatever it is, nobody renews the Lease any more, and somebody else takes it
+        except Exception:  # whatever it is, this process does not renew the Lease any more, and another one takes it
             log.exception("keeping the Lease failed")
         log.error("lost the Lease %s/%s, ending", settings.lease_namespace, settings.lease_name)
         LEADER.set(0)

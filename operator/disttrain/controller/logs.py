@@ -18,7 +18,7 @@ def log_to_stderr(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     if settings.log_level != "debug":
         logging.getLogger("kopf").setLevel(logging.WARNING)  # it says of every event that it was handled
-        logging.getLogger("kubernetes").setLevel(logging.ERROR)  # it warns of what we tell of as an error
+        logging.getLogger("kubernetes").setLevel(logging.ERROR)  # it warns of what the operator logs as an error
 
 
 class _JsonFormatter(logging.Formatter):

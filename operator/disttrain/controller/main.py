@@ -1,6 +1,6 @@
 """`disttrain-operator`: the console script. What ends the process before or because it cannot begin, in one line and with an exit code.
 
-Hardly an import at the top: loading the operator takes a second, in which a signal shall find somebody to hear it.
+Hardly an import at the top: loading the operator takes a second, and a signal must find its handler in that second.
 """
 
 import gc
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Runs the operator. Exit code 0: told to end; 1: a part of it failed; 2: it cannot begin so."""
+    """Runs the operator. Exit code 0: ended by a signal; 1: a part of it failed; 2: it cannot start."""
     # As process 1 of a container it would not even be delivered a signal for which it has no handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)

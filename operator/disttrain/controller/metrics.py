@@ -1,6 +1,6 @@
 """Every metric of the operator, and how a change of a job's status becomes one. No counter carries a job's name.
 
-Jobs by state is a gauge that is counted when somebody looks (`JobsCollector`), so that it cannot drift from the cache.
+Jobs by state is a gauge that is counted at each scrape (`JobsCollector`), so that it cannot drift from the cache.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ API_REQUESTS = Counter(
 )
 WATCH_AGE = Gauge(
     "disttrain_operator_watch_age_seconds",
-    "Since a watch last told something, or a resync found that it had nothing to tell.",
+    "Since a watch last reported something, or a resync found that it had nothing to report.",
     ["resource"],
     registry=REGISTRY,
 )
@@ -98,7 +98,7 @@ class JobsCollector(Collector):
 
 @contextlib.contextmanager
 def live(states: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """For a block, what is read when somebody looks: the jobs' states; memory, CPU and open files of this process; its Python."""
+    """For a block, what is read at each scrape: the jobs' states; memory, CPU and open files of this process; its Python."""
     collectors: list[Collector] = [
         JobsCollector(states),
         ProcessCollector(registry=None),
@@ -160,15 +160,15 @@ def _role_lost(restarting: Condition, last: LastRestart | None) -> str:
 
 
 def _measure_start(old: DistTrainJobStatus, new: DistTrainJobStatus, now: datetime) -> None:
-    """Only a first start tells how long a start takes."""
+    """Measures a first start only: a later one is a recovery."""
     start = new.start_time
     if start is None or (new.restarts and new.restarts.total) or (new.attempt or 1) > 1:
         return
-    # What has changed since the start was true once: a pod that somebody deletes makes it false, and true again, hours later.
+    # What has changed since the start was true once: a pod that is deleted makes it false, and true again, hours later.
     changed = {condition.type for condition in old.conditions if condition.last_transition_time > start}
     if ConditionType.RESTARTING in changed or new.is_true(ConditionType.RESTARTING):
         return
-    # Not so of the steps: a master that is not heard at first makes them Unknown before they are made.
+    # Not so for Progressing: it is Unknown, before any step, when the operator cannot reach the master at first.
     changed.discard(ConditionType.PROGRESSING)
     if old.training and old.training.last_update_time:
         changed.add(ConditionType.PROGRESSING)

@@ -82,7 +82,7 @@ async def serve(
 
 
 class _Clients:
-    """Bounds who connects: the port is open to whoever reaches it, and file numbers are needed for the API server."""
+    """Bounds who connects: any client can reach the port, and the operator needs file descriptors for the API server."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         assert runner.server is not None, "it was set up"

@@ -1,4 +1,4 @@
-"""One operator process: puts the parts together, runs them until it is told to end, and ends in order.
+"""One operator process: puts the parts together, runs them until a signal, and ends in order.
 
 The order of the start: the port (so that probes answer), the Lease, one full list, the workers, kopf's watches. A signal before the watches
 cancels whatever is waited for; after that the end begins with kopf: no new passes, those in flight come to their end, what Events wait,
@@ -47,7 +47,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(settings: Settings) -> int:
-    """Runs the operator until it is told to end. The exit code."""
+    """Runs the operator until a signal. Returns the exit code."""
     return uvloop.run(_operate(settings))
 
 
@@ -75,7 +75,7 @@ def _on_signal(action: Callable[[], object]) -> None:
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What no task handled. kopf leaves its watches to the end of the loop, and one in the middle of a read then complains
-    of being closed (1.45.2, infinite_watch): nothing that anybody could act on."""
+    of being closed (1.45.2, infinite_watch): there is nothing to do about it."""
     if "asyncgen" in context:
         log.debug("%s", context["message"])
     else:
@@ -109,7 +109,7 @@ class Operator:
             queue_all=self._intake.queue_all,
             restored=self._is_restored,
         )
-        self._progress = ProgressReader(fetch, self._heard)
+        self._progress = ProgressReader(fetch, self._on_report)
         self._volume_failures = VolumeFailures(api, self._volumes_failed)
         self._reconciler = Reconciler(
             api=api,
@@ -156,7 +156,7 @@ class Operator:
             asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
             for number in range(self._settings.workers)
         ]
-        self._watch_health.broken.set()  # what vanishes before the watches begin is told by none
+        self._watch_health.broken.set()  # no watch reports what vanishes before it starts
         resync = self._resync.run(self._settings.resync_seconds)
         async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
             try:
@@ -233,8 +233,8 @@ class Operator:
             log.info("/healthz, /readyz and /metrics on port %d", port)
             yield
 
-    def _heard(self, key: Key, master: Master, progress: Progress) -> None:
-        self._reconciler.heard(key, master, progress)
+    def _on_report(self, key: Key, master: Master, progress: Progress) -> None:
+        self._reconciler.reported(key, master, progress)
 
     def _volumes_failed(self, key: Key, messages: dict[str, str]) -> None:
         self._reconciler.volumes_failed(key, messages)
@@ -252,7 +252,7 @@ class Operator:
 
 @contextlib.asynccontextmanager
 async def _background(fail: Callable[[], None], **work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs endless tasks beside a block; `fail` hears of one that ends all the same."""
+    """Runs endless tasks beside a block; `fail` is called when one ends all the same."""
     tasks = [asyncio.create_task(one, name=name) for name, one in work.items()]
 
     def ended(task: asyncio.Task[None]) -> None:

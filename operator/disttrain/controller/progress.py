@@ -119,7 +119,7 @@ class ProgressReader:
         self._followed: dict[Key, tuple[Master, asyncio.Task[None]]] = {}
 
     def follow(self, job: Key, master: Master | None) -> None:
-        """Reads this master's reports from now on, and no other's of this job; None: nobody's."""
+        """Reads this master's reports from now on, and no other's of this job; None: reads none."""
         followed = self._followed.get(job)
         if followed and followed[0] == master:
             return

@@ -1,4 +1,4 @@
-"""What decisions need of a pod: its body reduced to a PodView. The words of Kubernetes are read here, and nowhere else.
+"""What decisions need of a pod: its body reduced to a PodView. Reasons and messages of Kubernetes are read here, and nowhere else.
 
 Not here: what they mean for the job (`disttrain.plan`).
 """
@@ -122,7 +122,7 @@ def _phase(status: Body, trainer: Body, *, disrupted: bool) -> Phase:
 
 def _silent_since(spec: Body, conditions: dict[str, Body]) -> datetime | None:
     """Since when the pod's node has not reported. A kubelet says of a pod whose containers are ready, and whose readiness gates are open,
-    that it is ready; only the node controller takes that away, when it has not heard of the kubelet."""
+    that it is ready; only the node controller takes that away, when the kubelet does not report."""
     if conditions.get("Ready", {}).get("status") == "True":
         return None
     needed = ("ContainersReady", *(gate["conditionType"] for gate in spec.get("readinessGates") or ()))
@@ -171,7 +171,7 @@ def _trouble_of(container: Body) -> Trouble | None:
 
 
 def _failed_init_container(spec: Body, status: Body) -> tuple[str, Body]:
-    """The init container that failed the pod, and how it ended. A sidecar cannot: what it says is only that it was told to end."""
+    """The init container that failed the pod, and how it ended. A sidecar cannot: its exit code only says that it was asked to end."""
     sidecars = {one["name"] for one in spec.get("initContainers", ()) if one.get("restartPolicy") == "Always"}
     for container in status.get("initContainerStatuses", ()):
         ended: Body = container.get("state", {}).get("terminated", {})
@@ -181,7 +181,7 @@ def _failed_init_container(spec: Body, status: Body) -> tuple[str, Body]:
 
 
 def _init_words(name: str, ended: Body) -> str:
-    """How it ended and its last words: the log that everybody looks at first is the trainer's, and it never ran."""
+    """How it ended and its last message: users look at the trainer's log first, and the trainer never ran."""
     if not name:
         return ""
     reason = f"{ended['reason']}, " if ended.get("reason") not in (None, "Error") else ""

@@ -1,9 +1,9 @@
 """The work queue: client-go's semantics in asyncio. Keys, not events; a burst of events for one job is one pass.
 
 - A key is handed out to one worker at a time. Added again meanwhile, it is handed out once more when that worker is done with it.
-- `add_after` keeps one timer a key, the earliest; a pass ends it, since the pass says anew when to look.
+- `add_after` keeps one timer a key, the earliest; a pass ends it, since the pass says again when to look.
 - `add_rate_limited` waits longer with every failure in a row, until `forget`.
-- `hold` keeps a key back for a while, whatever is told of it meanwhile.
+- `hold` keeps a key back for a while, whatever is added meanwhile.
 - Namespaces take turns, and one namespace does not occupy all workers.
 Not here: what a key means.
 """

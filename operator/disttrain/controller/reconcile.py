@@ -83,7 +83,7 @@ class Reconciler:
             try:
                 with RECONCILE_SECONDS.time():
                     await self.reconcile(key)
-            except Conflict as error:  # somebody was faster: what we decided on is old, and the cache is not any more
+            except Conflict as error:  # another write came first: the decision is old, and the cache is now up to date
                 log.debug("%s: %s", key, error)
                 self._queue.add_rate_limited(key)
             except Restored as error:
@@ -153,7 +153,7 @@ class Reconciler:
         if trouble:
             raise trouble
         if news:
-            self._queue.add(key)  # the plan has to hear of it
+            self._queue.add(key)  # the plan has to see it
         if plan.look_again is not None and (written or plan.look_again):  # at once only after what was written down
             self._queue.add_after(key, plan.look_again.total_seconds())
         if (deadline := self._expectations.next_deadline(key)) is not None:
@@ -203,7 +203,7 @@ class Reconciler:
         return True
 
     async def _recheck(self, key: Key, uid: str, record: JobRecord) -> None:
-        """Asks the API server itself about children of which the watch should have told, and about names that others hold."""
+        """Reads children from the API server: those whose watch event is overdue, and those whose name another object has."""
         now = asyncio.get_running_loop().time()
         for late in self._expectations.overdue(key, now):
             await self._look_at(key, Child(late.resource, late.child), late.uid)
@@ -260,11 +260,11 @@ class Reconciler:
         if record is not None and record.found_volume_failures(messages):
             self._queue.add(key)
 
-    def heard(self, key: Key, master: Master, progress: Progress) -> None:
-        """A master reported."""
+    def reported(self, key: Key, master: Master, progress: Progress) -> None:
+        """The master of a job reported."""
         record, pod = self._records.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
         if record is None or pod is None or (pod.uid, pod.owner) != (master.uid, record.uid):
-            return  # a last word of a master that is no more
+            return  # a late report of a master that is gone
         if record.report(progress, self._clock()):
             self._queue.add(key)
 

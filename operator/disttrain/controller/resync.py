@@ -1,6 +1,6 @@
 """Compares the cache with the API server, after each new list of a watch and every minute or so: the cure for whatever a watch missed.
 
-kopf's watch does not tell of objects that vanished while it was away (410 Gone, a new list), and a stalled watch tells nothing at all.
+kopf's watch reports no objects that vanished while it was away (410 Gone, a new list), and a stalled watch reports nothing at all.
 Lists are read page by page as raw JSON, projected and dropped. Every job is queued, so that a lost timer cannot stop one for ever.
 
 A list shows everything that was written before it was asked for. One that is older than what we know comes from an API server that was
@@ -23,31 +23,31 @@ from disttrain.kube.api import CHILDREN, JOBS, PODS, ApiError, KubeApi, NotFound
 log = logging.getLogger(__name__)
 
 SOON_SECONDS = 2.0
-"""From a watch's new list to a comparison: the watches of all kinds break and begin anew within moments of one another."""
+"""From a watch's new list to a comparison: the watches of all kinds break and restart within moments of one another."""
 
 SELECTORS = {PODS: LABEL_JOB_NAME, **dict.fromkeys(CHILDREN.values(), LABEL_JOB_NAME), JOBS: ""}
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children."""
 
 
 class WatchHealth:
-    """How old what a watch told last can be. A list that brings no news vouches for the watch: there was nothing to tell."""
+    """How long ago each watch last reported something. A list without news counts as a report: there was nothing to report."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._told = dict.fromkeys(SELECTORS, clock())
+        self._reported = dict.fromkeys(SELECTORS, clock())
         self.synced = False
         """Whether everything was listed once."""
         self.broken = asyncio.Event()
-        """Set when a watch has listed anew: what vanished before that, nobody told."""
+        """Set when a watch has listed again: it does not report what vanished before that."""
 
-    def told(self, resource: Resource) -> None:
-        self._told[resource] = self._clock()
+    def reported(self, resource: Resource) -> None:
+        self._reported[resource] = self._clock()
 
     def complete(self) -> None:
         self.synced = True
 
     def age(self, resource: Resource) -> float:
-        return self._clock() - self._told[resource]
+        return self._clock() - self._reported[resource]
 
 
 class Restored(Exception):
@@ -81,8 +81,8 @@ async def look_at_pods(api: KubeApi, cache: Cache, job: Key, uid: str) -> list[t
 
 
 class Resync:
-    """Lists everything and puts the cache right; `changed` hears of every object that this changed, `restored` why the cache is worth
-    nothing any more."""
+    """Lists everything and puts the cache right; `changed` gets every object that this changed, `restored` the reason why the cache
+    cannot be trusted any more."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Resync:
         self._restored = restored
 
     async def run(self, interval: float) -> None:
-        """Compares until cancelled. One that fails is made again after a pause that doubles: the probes tell how old the last one is."""
+        """Compares until cancelled. A failed one is repeated after a pause that doubles; the probes report how old the last one is."""
         broken, failures = self._watch_health.broken, 0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -141,7 +141,7 @@ class Resync:
                 self._restored(error)
                 return
             if not news:
-                self._watch_health.told(resource)
+                self._watch_health.reported(resource)
             elif self._watch_health.synced:
                 DRIFT.labels(resource.plural).inc(news)
         self._watch_health.complete()

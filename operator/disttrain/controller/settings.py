@@ -46,7 +46,7 @@ class Settings(BaseModel):
     requests: Annotated[int, Field(ge=1, le=1024)] = 32
     """Creations and deletions in flight at the same time, over all jobs."""
     request_timeout_seconds: Seconds = 15
-    """Seconds until a request to the API server is given up and its job queued again."""
+    """Seconds until a request to the API server times out and its job is queued again."""
     resync_seconds: Seconds = 60
     """Seconds between two full comparisons of the cache with the API server, which heal what a watch missed."""
     status_write_seconds: Annotated[float, Field(ge=0, le=60)] = 2
@@ -56,7 +56,7 @@ class Settings(BaseModel):
     host: str = "0.0.0.0"
     """Address of /healthz, /readyz and /metrics."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    """Port of /healthz, /readyz and /metrics; 0: any free one, which the log tells."""
+    """Port of /healthz, /readyz and /metrics; 0: any free one, which the log names."""
     leader_elect: bool = False
     """Take a Lease before acting, so that of several replicas only one does."""
     lease_name: DnsLabel = "disttrain-operator"

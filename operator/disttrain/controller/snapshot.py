@@ -30,7 +30,7 @@ def take_snapshot(
         step_seen=record.step_seen,
         listening_since=record.known_since,
         not_understood=not_understood,
-        # Answers come in any order; the first of these is the one that the status names, and shall stay it.
+        # Sorted, since answers come in any order, and the status names the first: its message must not change with the order.
         refusals=tuple(sorted(record.refusals.values(), key=lambda refusal: refusal.name)),
         name_conflicts=tuple(sorted({child.key.name for child in record.name_conflicts.keys() - record.former})),
         former=tuple(sorted({child.key.name for child in record.name_conflicts.keys() & record.former})),

@@ -87,7 +87,7 @@ class StatusWriter:
         try:
             answer = await self._send(stored, patch)
         except NotFound:
-            return Written.NO  # deleted meanwhile; the watch tells
+            return Written.NO  # deleted meanwhile; the watch reports it
         except Conflict:
             self._cache.jobs.put(await self._api.get(JOBS, namespace, name))
             raise

@@ -89,7 +89,7 @@ class Slots:
     def _admit(self) -> None:
         while self._free and (turn := self._waiting.pop(self._may_enter)):
             namespace, entered = turn
-            if not entered.done():  # done: whoever waited was cancelled
+            if not entered.done():  # done: the waiter was cancelled
                 self._free -= 1
                 self._inside[namespace] += 1
                 entered.set_result(None)

@@ -50,7 +50,7 @@ class RunFolder:
                 (path / part).mkdir(parents=True)
             (root / ".gitignore").write_text("*\n")
             lock = _lock(path)
-            assert lock is not None, "nobody else can know a folder that was just made"
+            assert lock is not None, "no other process can know a folder that was just made"
             folder = cls(root, path, uid, 1, lock)
             folder.remember(attempt=1)
         except OSError:

@@ -1,7 +1,7 @@
 """Sees to it that a local run leaves nothing behind, even when it is killed with SIGKILL.
 
 Every process of a run carries `DISTTRAIN_RUN_ID` in its environment, and so does all that it starts, in whatever session or group.
-What is started with an environment of its own has lost the mark, but not the session: each replica leads one, and the run tells the guard
+What is started with an environment of its own has lost the mark, but not the session: each replica leads one, and the run sends the guard
 of it, `+PID` when it begins and `-PID` when it is over. The guard is a small program that waits for the end of its standard input, which
 only the run itself holds open, and then kills what carries the mark or is in such a session. Our trainer also asks the kernel for a
 parent-death signal: the two are independent of each other. Not here: the orderly end of a run (runner.py), who starts this (guarded.py).
@@ -74,7 +74,7 @@ def _started(pid: int) -> str:
 
 
 def _still(session: int, leader_started: str) -> bool:
-    """Whether a session is the one that we were told of. Its number is taken while it has members: another one has a leader."""
+    """Whether a session is the one that the run sent. Its number is taken while it has members: another one has a leader."""
     now = _started(session)
     return now in ("", leader_started)
 

@@ -1,4 +1,4 @@
-"""The run's end of the guard (guard.py): starts it, tells it of sessions, and lets it clear up. Not here: what it does then."""
+"""The run's end of the guard (guard.py): starts it, sends it the sessions, and lets it clear up. Not here: what it does then."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from disttrain.local import guard
 
 @contextlib.contextmanager
 def guarded(run_id: str) -> Iterator[Callable[[str], None]]:
-    """Leaves nothing of the run behind: not when we end, and not when we are killed. Yields what tells the guard of a session."""
+    """Leaves nothing of the run behind: not when we end, and not when we are killed. Yields a function that sends the guard a session."""
     # We may be a part of another run. Its marks would have the guard killed with it, before it could do its work.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     program = subprocess.Popen(
@@ -26,11 +26,11 @@ def guarded(run_id: str) -> Iterator[Callable[[str], None]]:
     assert program.stdin is not None
     pipe = program.stdin.fileno()
 
-    def tell(line: str) -> None:
-        with contextlib.suppress(OSError):  # somebody killed the guard; the run goes on without
+    def send(line: str) -> None:
+        with contextlib.suppress(OSError):  # the guard was killed; the run goes on without it
             os.write(pipe, line.encode() + b"\n")
 
     try:
-        yield tell
+        yield send
     finally:
         program.communicate()

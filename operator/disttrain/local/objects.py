@@ -1,6 +1,6 @@
 """ConfigMaps, Secrets and PersistentVolumeClaims of a file, checked as the API server would: fields, keys, base64 where it has to be.
 
-`problems` is for whoever reads the file and knows its lines; `content` gives what a checked object holds. Not here: who names the objects
+`problems` is for the reader of a file, who knows its lines; `content` gives what a checked object holds. Not here: who names the objects
 (documents.py).
 """
 

@@ -1,6 +1,6 @@
 """One process of a local run, in the place of a pod: started in a session of its own, its lines kept, its end noticed at once.
 
-Not here: which process shall run (plan), what it is told (programs.py), and what happens if we are killed (guard.py).
+Not here: which process runs (plan), what it gets (programs.py), and what happens if we are killed (guard.py).
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class Process:
         on_line: Callable[["Process", str], None],
         tell_guard: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Starts the program and returns when it, and all that it started, has ended. The guard hears of its session (guard.py)."""
+        """Starts the program and returns when it, and all that it started, has ended. The guard gets its session (guard.py)."""
         try:
             child = self._child = subprocess.Popen(  # noqa: ASYNC220 - it blocks until exec alone, a millisecond
                 [_encoded(word) for word in arguments],
@@ -116,17 +116,17 @@ class Process:
         if self._patience is not None:
             self.stop(self._patience)
 
-        def told(line: str) -> None:
+        def keep(line: str) -> None:
             self._last_line = line.strip() or self._last_line
             on_line(self, line)
 
         async with asyncio.TaskGroup() as tasks:
-            lines = tasks.create_task(self._keep_lines(child, told))
+            lines = tasks.create_task(self._keep_lines(child, keep))
             await _end_of(child)
             self._over = True
             # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
             await asyncio.to_thread(kill_all, POD_MARK, self.uid, frozenset({child.pid}))
-            child.wait()  # only now: until then nobody else is given its number, which is that of its session
+            child.wait()  # only now: until then no other process gets its number, which is that of its session
             tell_guard(f"-{child.pid}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lines, _DRAIN_SECONDS)
@@ -144,7 +144,7 @@ class Process:
         self._kill_timer = asyncio.get_running_loop().call_later(grace_seconds, self._kill)
 
     def stop_once(self, grace_seconds: float) -> None:
-        """As `stop`, unless it was told already."""
+        """As `stop`, unless it was called already."""
         if self._patience is None:
             self.stop(grace_seconds)
 

@@ -128,7 +128,7 @@ class Programs:
             ),
         )
 
-    def _told(self) -> DistTrainJob:
+    def _job_of_processes(self) -> DistTrainJob:
         """The job as its processes know it: where the current folder stands for the code, it has none."""
         if self._code is not None or self._job.spec.trainer.code is None:
             return self._job
@@ -157,7 +157,7 @@ class Programs:
 
     def _container_environment(self, process: Process) -> dict[str, str]:
         """What a container of the process would be given."""
-        job, addresses = self._told(), self._addresses()
+        job, addresses = self._job_of_processes(), self._addresses()
         # The folder of a run is there for ever: the model is kept also without a checkpoint volume.
         kept = {names.MODEL_DIR: self._checkpoint_dir() or str(self._folder.path.absolute())}
         own = kept | training_environment(

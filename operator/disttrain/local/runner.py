@@ -1,6 +1,6 @@
 """The loop of a local run: what is there -> `plan.decide` -> do it -> status; woken by the end of a process, or by new progress.
 
-The same plan as on a cluster, so the same restarts, deadlines and messages. Not here: any decision (plan), what a process is told
+The same plan as on a cluster, so the same restarts, deadlines and messages. Not here: any decision (plan), what a process gets
 (programs.py), what the user sees (cli/screen.py).
 """
 
@@ -245,10 +245,10 @@ class Run:
 
 
 def _without_suspend(status: DistTrainJobStatus) -> DistTrainJobStatus:
-    """The status of an interrupted run is that of a suspended job, but nobody set spec.suspend."""
-    told = (Reason.SUSPENDED, Reason.SUSPENDING)
+    """The status of an interrupted run is that of a suspended job, but the user did not set spec.suspend."""
+    reasons = (Reason.SUSPENDED, Reason.SUSPENDING)
     conditions = tuple(
-        condition.model_copy(update={"message": _INTERRUPTED}) if condition.reason in told else condition
+        condition.model_copy(update={"message": _INTERRUPTED}) if condition.reason in reasons else condition
         for condition in status.conditions
     )
     return status.model_copy(update={"conditions": conditions})

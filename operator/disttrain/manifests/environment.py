@@ -13,7 +13,7 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
     """Where the processes listen on a cluster: names of the job's Service."""
     name = job.metadata.name
     servers = job.spec.parameter_server.replicas if job.spec.parameter_server else 0
-    # A command has no agent that would tell torch of a store elsewhere: there rank 0 hosts it itself.
+    # A command has no agent that gives torch the address of a store: there rank 0 hosts the store itself.
     host = pod_host(name, Role.MASTER if job.spec.trainer.command is None else Role.WORKER, 0)
     return Addresses(
         control=f"{pod_host(name, Role.MASTER, 0)}:{CONTROL_PORT}",
@@ -105,7 +105,7 @@ def training_environment(
 
 
 def steps_done(job: DistTrainJob, role: Role) -> dict[str, str]:
-    """What the master hears of the job's past: the step that was reached before it."""
+    """The variable with which the master learns the step that the job had reached before it."""
     training = job.status.training
     return (
         {env.STEPS_DONE: str(training.step)} if role is Role.MASTER and training is not None and training.step else {}

@@ -1,4 +1,4 @@
-"""The NetworkPolicy of network.policy JobOnly: the job's pods talk to one another, everybody may read the metrics.
+"""The NetworkPolicy of network.policy JobOnly: the job's pods talk to one another, any client may read the metrics.
 
 Not here: encryption (network.tls). Egress stays open: a training fetches its data from where it likes.
 """

@@ -11,7 +11,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain.manifests.environment import cluster_addresses, job_config
 
 MAX_BYTES: Final = 100 * 1024
-"""Of DISTTRAIN_JOB. The rest of the 128 KiB is for what the operator may have to say in later versions."""
+"""Of DISTTRAIN_JOB. The remaining part of the 128 KiB is for what later versions of the operator add."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from disttrain.plan.view import JobView
 REFUSAL_DELAY = timedelta(seconds=10)
 """Until a child that was refused, or whose name is taken, is tried again."""
 WRONG_OBJECT_DELAY = timedelta(seconds=60)
-"""The same for one that the API server calls wrong. An admission policy says so too (422), and somebody may lift it."""
+"""The same for one that the API server rejects as invalid. An admission policy answers so too (422), and it may change."""
 
 
 NEEDED: Mapping[ChildKind, Callable[[JobView], bool]] = MappingProxyType(
@@ -132,7 +132,7 @@ def _deletions(view: JobView) -> Iterator[DeletePod]:
             yield _delete(pod)
     for pod in view.declared_failed:
         yield _delete(pod)
-    # A worker that comes again needs somebody to talk to, also when master and servers had already taken their leave.
+    # A worker that is created again needs its master and servers, even when they have already ended well.
     if any(slot[0] is Role.WORKER and not view.needs_no_pod(slot) and slot not in view.present for slot in view.wanted):
         for (role, _), pod in view.present.items():
             if role is not Role.WORKER and pod.phase is Phase.SUCCEEDED and not pod.deleting:

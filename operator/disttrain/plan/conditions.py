@@ -33,7 +33,7 @@ _MISSING: Mapping[str, Reason] = MappingProxyType(
     }
 )
 _MULTI_ATTACH = "Multi-Attach error"
-"""How the attach-detach controller begins to tell of a ReadWriteOnce claim whose pods have different nodes."""
+"""Beginning of the attach-detach controller's message about a ReadWriteOnce claim whose pods have different nodes."""
 _IN_NAMESPACE = "create it in the job's namespace, or correct the name in the job"
 _REMEDIES: Mapping[Reason, str] = MappingProxyType(
     {
@@ -161,9 +161,9 @@ def ready(view: JobView) -> Claim:
             return _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {view.name(slot)}")
         waiting.append(pod)
     if waiting:
-        # A pod that cannot start says why; it is told before those that are merely on their way.
-        told = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
-        return told or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
+        # A pod that cannot start comes before pods that are merely starting.
+        failing = next((claim for pod in waiting if (claim := _cannot_start(pod)) is not None), None)
+        return failing or _claim(ConditionType.READY, "False", Reason.STARTING, f"Waiting for pod {waiting[0].name}")
     progress = view.progress
     if progress is not None and progress.waiting_for and not _met(view):
         message = f"Waiting for {words.without_clock(progress.waiting_for)}"
@@ -186,8 +186,8 @@ def _about_to_report(view: JobView) -> bool:
     """Whether the first report of the attempt may still come. Only the master knows whether the peers of our loop found one another;
     but an operator that cannot read it must not wait for ever."""
     progressing = view.status.condition(ConditionType.PROGRESSING)
-    heard = view.progress is not None or (progressing is not None and progressing.status != "False")
-    if view.spec.trainer.model is None or heard or view.status.is_true(ConditionType.READY):
+    reported = view.progress is not None or (progressing is not None and progressing.status != "False")
+    if view.spec.trainer.model is None or reported or view.status.is_true(ConditionType.READY):
         return False
     moments = [view.until(pod.ready_since or pod.created, REPORT_TIMEOUT) for pod in view.present.values() if pod.ready]
     if view.snapshot.listening_since is not None:

@@ -53,7 +53,7 @@ def _ready_until(view: JobView) -> datetime | None:
     if seen.status == "True" or view.steps_now:
         return None  # it is written down in this pass
     if seen.reason == Reason.WAITING_FOR_PEERS and view.progress is None:
-        return None  # every pod is there, and only we do not hear the master: that wait has an end of its own (conditions.py)
+        return None  # every pod is there; only the operator cannot reach the master, and that wait ends by itself (conditions.py)
     since = max(view.status.start_time, ready.last_transition_time, _last_step(view))
     moment = since + timedelta(seconds=seconds)
     listening = view.snapshot.listening_since
@@ -96,7 +96,7 @@ def _never_ready(view: JobView) -> Step:
 
 
 def _stalled(view: JobView) -> Step:
-    """First the stall is written down, for everybody to see; then the job is restarted, which counts once."""
+    """The first pass writes the stall down, so that a user sees it; the next one restarts the job, which counts once."""
     seconds = view.spec.run_policy.progress_deadline_seconds
     step = view.progress.step if view.progress else 0
     message = (

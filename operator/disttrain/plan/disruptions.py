@@ -1,7 +1,7 @@
 """Pods that are taken away without a fault of the job: how many in a row, and how long the job waits before it makes them again.
 
-A disruption counts towards no limit, so only a pause that grows keeps the operator from making the same pod thousands of times for
-whoever deletes it, or for a node that evicts it. Not here: failures that count (failures/account.py).
+A disruption counts towards no limit, so only a pause that grows keeps the operator from creating the same pod thousands of times while
+another client deletes it, or a node evicts it. Not here: failures that count (failures/account.py).
 """
 
 from datetime import datetime, timedelta

@@ -28,7 +28,7 @@ def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, war
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
         ),
         events=(Event(reason=reason, message=message, warning=warning),),
-        # Success is read off pods that ended well, and these stay so; a failure can rest on what is merely not known yet.
+        # Pods that ended well stay so; a failure may only seem one, because the cache is old.
         final=end is ConditionType.FAILED,
         again=True,
     )

@@ -1,4 +1,4 @@
-"""Pods that cannot be deleted because their node is gone: nobody there confirms the end. Not for a node that is merely slow."""
+"""Pods whose deletion cannot end because their node is gone: no kubelet confirms it. A node that is merely slow is another matter."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ def _waiting(view: JobView) -> Iterator[tuple[PodView, datetime]]:
         gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
         moments = []
         if pod.silent_since is not None:
-            # No kubelet counts the grace period there, whoever deleted the pod, the operator itself included.
+            # No kubelet counts the grace period there, whether the operator or another client deleted the pod.
             moments.append(pod.silent_since + FORCED_DELETION_DELAY)
         if (gone or pod.silent_since is not None) and pod.deletion_deadline is not None:
             moments.append(pod.deletion_deadline + FORCED_DELETION_DELAY)

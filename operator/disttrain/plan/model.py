@@ -68,7 +68,7 @@ class PodView:
     message: str = ""
     """The message beside the reason, as Kubernetes gives it."""
     termination: Termination = field(default_factory=Termination)
-    """Last words of the trainer container; empty when it left none."""
+    """The termination message of the trainer container; empty when it left none."""
     conditions: frozenset[str] = frozenset()
     """Types of the pod's conditions that are true, such as DisruptionTarget."""
     disruption: str = ""
@@ -99,7 +99,7 @@ class Refusal:
     name: str
     message: str
     retryable: bool
-    """False when a change of the job will have to help (an invalid pod; what an admission policy forbids, too, until somebody lifts it);
+    """False when the job must change (an invalid pod; also what an admission policy forbids, until the policy changes);
     True for quota, a missing account, and the like. Both are tried again, the first seldom."""
     time: datetime
 
@@ -117,11 +117,11 @@ class Snapshot:
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None
-    """When it was read, by the clock of `now`; None: this process has heard nothing yet."""
+    """When it was read, by the clock of `now`; None: this process has read none yet."""
     step_seen: datetime | None = None
     """When this process first read a report with its step, by the clock of `now`; None: not known."""
     listening_since: datetime | None = None
-    """Since when this process has known of the job, by the clock of `now`: before that nothing could be heard. None: not known."""
+    """Since when this process has known the job, by the clock of `now`: it could read no report before. None: not known."""
     not_understood: tuple[str, ...] = ()
     """What another version has stored about the job and this one does not understand; then it must not be touched."""
     refusals: tuple[Refusal, ...] = ()
@@ -188,7 +188,7 @@ class Write(Enum):
     """When a status that has changed is written. The one who carries the plan out knows how long requests take, and chooses the seconds."""
 
     NOW = auto()
-    """The next step rests on it, a user has to act on it, the job ends, or the next pass could not see it any more."""
+    """The next step depends on it, a user has to act on it, the job ends, or the next pass could not see it any more."""
     BEGINNING = auto()
     """A job began without trouble. Now, but of many jobs at once all get their pods first; the first status then says how these fare."""
     SOON = auto()
@@ -208,7 +208,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What shall be done now, in this order; then the status; then when to look again if nothing happens before."""
+    """What to do now, in this order; then the status to write; then when to look again if nothing happens before."""
 
     actions: tuple[Action, ...] = ()
     status: DistTrainJobStatus
@@ -222,7 +222,7 @@ class Plan:
 
     @property
     def irreversible(self) -> bool:
-        """Whether it must rest on what is true now, and not on what was last heard of."""
+        """Whether it must be decided on the state of now, read from the API server, and not on the cache alone."""
         return self.final or any(
             isinstance(action, DeleteJob) or (isinstance(action, DeletePod) and action.grace_seconds == 0)
             for action in self.actions

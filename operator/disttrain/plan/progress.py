@@ -11,7 +11,7 @@ from disttrain.plan.model import Phase
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
 LONGEST_READ_INTERVAL = timedelta(seconds=10)
-"""A part of REPORT_TIMEOUT, so that one reading that fails makes nobody silent."""
+"""A part of REPORT_TIMEOUT, so that a single failed reading does not make a master silent."""
 
 
 LONGEST_PAUSE = timedelta(days=1)
@@ -102,7 +102,7 @@ def interval(view: JobView) -> timedelta:
 
 
 def read_interval(spec: DistTrainJobSpec) -> timedelta:
-    """Between two readings of the master's report. However seldom the status is written, a master that is well is heard in time."""
+    """Between two readings of the master's report. It is short enough for REPORT_TIMEOUT, however seldom the status is written."""
     return min(LONGEST_READ_INTERVAL, timedelta(seconds=spec.observability.status_interval_seconds))
 
 

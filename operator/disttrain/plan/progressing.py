@@ -1,4 +1,4 @@
-"""The condition Progressing: whether steps are seen, and what is said when none is, or when nothing is heard.
+"""The condition Progressing: whether steps are seen, and what it says without a step, or without a report.
 
 Not here: what follows from a stall (deadlines.py).
 """
@@ -19,7 +19,7 @@ def progressing(view: JobView, ready: Claim) -> Claim:
     was_training = before is not None and before.status == "True"
     progress = view.progress
     if progress is None:
-        return _unheard(view, before, ready)
+        return _without_report(view, before, ready)
     training = view.status.training
     if (
         before is not None
@@ -52,7 +52,7 @@ def _no_step_since(view: JobView, before: Condition | None) -> datetime | None:
     if view.steps_now or (progress.total_steps is not None and progress.step >= progress.total_steps):
         return None
     if before is None or (before.status != "True" and before.reason != Reason.NO_STEP):
-        return None  # the first steps of the attempt that are heard of; the step itself may have been reached before
+        return None  # the first report of the attempt; an earlier attempt may have reached the step
     last = training.last_update_time if training is not None else None
     if before.reason == Reason.NO_STEP:
         return last or before.last_transition_time  # until a step is seen
@@ -61,7 +61,7 @@ def _no_step_since(view: JobView, before: Condition | None) -> datetime | None:
     return last if view.now - max(last, listening) > usual_pause(view) else None
 
 
-def _unheard(view: JobView, before: Condition | None, ready: Claim) -> Claim:
+def _without_report(view: JobView, before: Condition | None, ready: Claim) -> Claim:
     """Without a report: what was known holds for a while, then nothing is known."""
     if before is not None and before.reason == Reason.NO_STEP and ready.status != "True":
         return _claim("False", before.reason, before.message)
@@ -77,7 +77,7 @@ def _unheard(view: JobView, before: Condition | None, ready: Claim) -> Claim:
 
 
 def _silent(view: JobView, progressing: Condition) -> bool:
-    """Whether the master was not heard for so long that it is not known whether steps are made. The time counts from its last word, or
+    """Whether the master has not reported for so long that it is not known whether steps are made. The time counts from its last report, or
     from the moment at which it could have begun to speak; and only while this process listens, since the one before it
     may have been away for long."""
     read, listening = view.snapshot.progress_read, view.snapshot.listening_since

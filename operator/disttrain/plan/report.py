@@ -115,7 +115,7 @@ def _replica_statuses(
 
 
 def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:
-    """What is seen for the first time and that no policy tells of."""
+    """Events about what is seen for the first time, where no policy posts one."""
     events = []
     valid = seen[ConditionType.VALID]
     before = view.status.condition(ConditionType.VALID)
@@ -146,7 +146,7 @@ def _trouble(view: JobView, ready: Claim, step: Step) -> Event | None:
 
 
 def _resumed(view: JobView, status: DistTrainJobStatus) -> tuple[Event, ...]:
-    """Where a training began that did not begin at its plain start: whoever changed the job, or lost checkpoints, should hear it."""
+    """An Event that says where the training resumed, for a user who changed the job or lost checkpoints."""
     before = view.status.training.resumed if view.status.training else None
     after = status.training.resumed if status.training else None
     return (Event(reason=Reason.RESUMED, message=after),) if after and after != before else ()

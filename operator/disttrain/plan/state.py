@@ -34,7 +34,7 @@ def state(view: JobView, claims: Iterable[Claim], *, making: bool) -> JobState:
     if not true(ConditionType.SCHEDULED):
         return JobState.SCHEDULING if view.present or making else JobState.PENDING
     reports = view.spec.trainer.model is not None
-    # A master that only we do not hear says nothing against steps that were seen before.
+    # That the operator cannot reach the master does not mean that the steps have stopped.
     if true(ConditionType.READY) and progressing.status == "Unknown" and (view.stepped or not reports):
         return JobState.TRAINING
     return JobState.STARTING

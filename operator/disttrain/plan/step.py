@@ -1,4 +1,4 @@
-"""What one policy answers: what shall be done, and what is to be said about it. Data, no behaviour.
+"""The answer of one policy: what to do, and what to write about it. Data, no behaviour.
 
 `decide` takes the first policy that answers; report.py makes the Plan of it.
 """
@@ -16,7 +16,7 @@ Truth: TypeAlias = Literal["True", "False", "Unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a condition shall say; when its status last changed is worked out from the stored one."""
+    """The new content of a condition; `conditions.merge` finds its transition time from the stored one."""
 
     type: ConditionType
     status: Truth
@@ -38,6 +38,6 @@ class Step:
     look: datetime | None = None
     """When to look again if nothing happens before."""
     final: bool = False
-    """Nothing takes it back: the job fails or is restarted, or a pod that runs is given up."""
+    """Nothing takes it back: the job fails or restarts, or a running pod is declared failed."""
     again: bool = False
     """What follows from the new status is done in a pass of its own, once it is written down."""

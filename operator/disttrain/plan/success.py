@@ -42,7 +42,7 @@ def _more_is_to_come(view: JobView, *, after: datetime) -> bool:
         return False
     if not view.runs_command:
         return True
-    # That of a command hears nothing of its end, and has no last words: a later report has to do, where one can say that steps are missing.
+    # The master of a command does not see its end, and leaves no termination message: where steps are missing, a later report decides.
     read = view.snapshot.progress_read
     return bool(_missing_steps(view)) and (read is None or read <= after)
 

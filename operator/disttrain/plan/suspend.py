@@ -12,7 +12,7 @@ from disttrain.plan.view import JobView
 
 
 def asked(view: JobView) -> Step | None:
-    """What spec.suspend asks for; None for a job that runs and shall."""
+    """What spec.suspend asks for; None for a job that is not suspended and is not to be."""
     if view.spec.suspend:
         return _suspend(view)
     if not _is_written(view):
@@ -35,7 +35,7 @@ def _suspend(view: JobView) -> Step:
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=news)
-    # Written down first: of a suspension that nobody remembers, the pods would come back in the same attempt, under its old clocks.
+    # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)
     going = view.snapshot.pods if written else ()
     deletions = tuple(DeletePod(name=pod.name, uid=pod.uid) for pod in going if not pod.deleting)

@@ -7,8 +7,8 @@ from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import disruptions
 from disttrain.plan.model import Plan, Write
 
-_RESTED_ON = frozenset({"attempt", "restarts", "disruptions", "start_time", "completion_time"})
-"""Fields that the next step rests on: a failed pod is deleted only when its failure is written."""
+_NEEDED_NEXT = frozenset({"attempt", "restarts", "disruptions", "start_time", "completion_time"})
+"""Fields that the next step depends on: a failed pod is deleted only when its failure is written."""
 _BEGINNING = frozenset({"start_time", "attempt"})
 """Those of them that a job begins with. If the operator dies before it writes them, the next one sees the pods, and writes them."""
 _AT_FIRST = {
@@ -39,10 +39,10 @@ def urgency(before: DistTrainJobStatus, after: DistTrainJobStatus) -> Write:
     if trouble or seen_once or _completed(before) != _completed(after):
         return Write.NOW
     urgent = changed & _AT_FIRST.keys()
-    begins = before.start_time is None and after.start_time is not None and fields & _RESTED_ON <= _BEGINNING
+    begins = before.start_time is None and after.start_time is not None and fields & _NEEDED_NEXT <= _BEGINNING
     if begins and all(type_ not in old and new[type_][0] == _AT_FIRST[ConditionType(type_)] for type_ in urgent):
         return Write.BEGINNING
-    if urgent or fields & _RESTED_ON:
+    if urgent or fields & _NEEDED_NEXT:
         return Write.NOW
     return Write.WITH_NEXT if fields <= _SMALL and not changed else Write.SOON
 

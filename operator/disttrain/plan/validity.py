@@ -1,4 +1,4 @@
-"""Which parts of the contract this version does not carry out yet. Such a job is told so and gets no pods.
+"""Which parts of the contract this version does not carry out yet. The condition Valid of such a job says so, and it gets no pods.
 
 What can be judged by the spec alone and for ever is refused by the API server instead (api/spec.py).
 """
@@ -75,5 +75,5 @@ def unsupported(spec: DistTrainJobSpec) -> tuple[str, ...]:
 
 
 def unsupported_fields(spec: DistTrainJobSpec) -> tuple[tuple[Path, str], ...]:
-    """The same with the place of each field, for whoever can point at it."""
+    """The same with the place of each field, for a caller that can point at it."""
     return tuple((entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec))

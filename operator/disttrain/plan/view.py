@@ -1,4 +1,4 @@
-"""The snapshot put in order: which pods shall be, which are, and what was written down about them.
+"""The snapshot in order: which pods the job needs, which exist, and what the status says about them.
 
 Look-ups only, each computed once; every policy starts from here. Not here: any decision.
 """
@@ -19,7 +19,7 @@ from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
 
 REPORT_TIMEOUT = timedelta(seconds=60)
-"""After so long without a report nobody knows whether steps are made."""
+"""Without a report for so long, it is not known whether steps are made."""
 
 _EXITED_EARLY = (
     "the process ended before the job was done: its code or a library called exit, such as sys.exit(0) or os._exit(0)"
@@ -71,7 +71,7 @@ class JobView:
 
     @cached_property
     def replicas(self) -> dict[Role, int]:
-        """How many pods of each role shall be, in the order in which they are made."""
+        """How many pods of each role the job needs, in the order of their creation."""
         wanted = {Role.MASTER: 1}
         if self.spec.parameter_server is not None:
             wanted[Role.PARAMETER_SERVER] = self.spec.parameter_server.replicas
@@ -80,7 +80,7 @@ class JobView:
 
     @cached_property
     def wanted(self) -> tuple[Slot, ...]:
-        """Every pod that shall be: the master, the servers, the workers."""
+        """The place of every pod that the job needs: the master, the servers, the workers."""
         return tuple((role, index) for role, count in self.replicas.items() for index in range(count))
 
     @cached_property
@@ -152,7 +152,7 @@ class JobView:
 
     @cached_property
     def failed(self) -> tuple[PodView, ...]:
-        """Failed pods of this attempt. One that somebody is deleting did not fail: it was told to end."""
+        """Failed pods of this attempt. A pod that is being deleted did not fail: it was asked to end."""
         return tuple(pod for pod in self.present.values() if pod.phase is Phase.FAILED and not pod.deleting)
 
     @cached_property
@@ -204,13 +204,13 @@ class JobView:
 
     @cached_property
     def trained(self) -> bool:
-        """Whether the job ever made a step, in any attempt. Where no steps are reported or heard: whether it ever ran with all its pods."""
+        """Whether the job ever made a step, in any attempt. Without reports of steps: whether it ever ran with all its pods."""
         training, goodput = self.status.training, self.status.goodput
         if self.steps_now or (training is not None and training.last_update_time is not None):
             return True
         progressing = self.status.condition(ConditionType.PROGRESSING)
-        unheard = progressing is not None and progressing.status == "Unknown"
-        if unheard and (self.spec.trainer.model is not None or self.status.is_true(ConditionType.READY)):
+        no_report = progressing is not None and progressing.status == "Unknown"
+        if no_report and (self.spec.trainer.model is not None or self.status.is_true(ConditionType.READY)):
             return True  # the progress of our own loop is unknown only when all its pods have run
         return goodput is not None and goodput.productive_seconds + goodput.redone_seconds > 0
 
@@ -242,7 +242,7 @@ class JobView:
 
     @cached_property
     def checkpoint_step(self) -> int:
-        """Step of the newest checkpoint that anybody reported, 0 for none."""
+        """Step of the newest checkpoint that any process reported, 0 for none."""
         reports = [self.progress, *(pod.termination.progress for pod in self.present.values())]
         steps = [
             report.last_checkpoint.step

@@ -31,7 +31,7 @@ _EVICTED = frozenset({"EvictionByEvictionAPI", "TerminationByKubelet"})
 _KILLED = frozenset(
     128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 )
-"""Exit codes of processes that a signal ended which no program hears."""
+"""Exit codes of processes that ended by a signal that a program cannot handle, or does not expect."""
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
@@ -53,7 +53,7 @@ def termination_message(pod: PodView) -> str:
     """What the container said last, else what Kubernetes says of the pod."""
     words = pod.termination.message or pod.message
     if pod.termination.message and pod.exit_code in _KILLED and not words.startswith("the script was killed"):
-        words = f"last output: {words}"  # it had no time for last words: this is the end of its log, and no reason
+        words = f"last output: {words}"  # a killed process leaves no message: this is the end of its log, and no reason
     if pod.termination.message and pod.termination.where:
         words = f"{words} ({pod.termination.where})"
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"

@@ -105,7 +105,7 @@ async def test_report_of_another_namespaces_master_is_not_taken_for_our_masters(
     operator.cache.pods.put(child(PODS, "evil", uid="theirs", name="digits-master-0", role="master"))
     record = operator.records.of(Key("team", "digits"), UID)
     master = Master(namespace="evil", pod="digits-master-0", uid="theirs", ip="10.0.0.9", port=9400, interval=5)
-    operator.reconciler.heard(Key("evil", "digits"), master, Progress(attempt=1, step=7))
+    operator.reconciler.reported(Key("evil", "digits"), master, Progress(attempt=1, step=7))
     assert record.progress is None
 
 

@@ -15,7 +15,7 @@ from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.view import JobView, Slot
 
 NODE_LOSS_SHOWS_WITHIN = timedelta(seconds=60)
-"""Kubernetes hears nothing of a node for 40 to 50 s before it says so. Only after that an exit code may fail the job."""
+"""Kubernetes marks a node that does not report after 40 to 50 s. Only after that an exit code may fail the job."""
 
 
 class Verdict(Enum):

@@ -128,7 +128,7 @@ def _of_a_lost_peer(view: JobView, failure: Failure) -> Step:
 
 
 def _wait_for_a_lost_node(view: JobView, failure: Failure) -> Step:
-    """The rest of the job goes on while it is not known whether the exit code is the cause; the loss of a node shows within a minute."""
+    """The other pods go on while it is not known whether the exit code is the cause; the loss of a node shows within a minute."""
     until = cause.open_until(view, failure.root)
     text = f"{failure.message} (the job will fail at {until:%H:%M:%S} UTC, unless a node is found to be lost)"
     step = children.converge(view)
