@@ -286,7 +286,7 @@ def _sample(schema: Schema) -> Any:
         case "boolean":
             return True
         case _:
-            texts = ("2026-01-02T03:04:05Z",) if schema.get("format") == "date-time" else ("0.5", "0-2,5")
+            texts = ("2026-01-02T03:04:05Z",) if schema.get("format") == "date-time" else ("0.5", "0-2,5", 64 * "0")
             return next(text for text in texts if re.search(schema.get("pattern", ""), text))
 
 
