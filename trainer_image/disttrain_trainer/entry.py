@@ -1,4 +1,4 @@
-"""From the environment to a role, and from its end to an exit code and last words.
+"""From the environment to a role, and from its end to an exit code and a termination message.
 
 The connection to the master is made first, so that it knows who is there; torch, which takes seconds to import, comes after.
 """
@@ -74,7 +74,7 @@ class Entry:
             if self._process is None or self._process.role is Role.WORKER:
                 logs.show(shown)
                 return self._end(ExitCode.USER_ERROR, reported)
-            # No code of the user's runs here: all of the traceback is wanted.
+            # This role runs no user code: the whole traceback is shown.
             log.exception("this process cannot go on, and is to be replaced: %s", reported.message)
             return self._end(CRASHED, reported.model_copy(update={"where": ""}))
         return self._end(ExitCode.DONE, Termination(done=True))
@@ -95,9 +95,7 @@ class Entry:
 
     def _end(self, code: int, reported: Termination) -> int:
         if os.getpid() != self._pid:
-            os._exit(
-                code
-            )  # a child that user code forked, and that came up here: connections and last words are its parent's
+            os._exit(code)  # a child that user code forked: connections and termination message are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
             self._control.send(MessageType.FAILED, message=reported.message)
         path = self._process.termination_log if self._process else termination.path_in(os.environ)

@@ -2,17 +2,17 @@
 
 TrainerError
 ├── PeerLost            75: a peer was lost or a wait ran out; the process is restarted
-│   ├── RoundOver      the world that the call belonged to is over; ask the master for the new one
-│   └── Refused             the peer answered, and wants nothing to do with this process
-├── FactoryNotRepeatable        75: this process cannot make the first parameters again; a new one can (model/initial.py)
+│   ├── RoundOver           the round of the call is over; the process asks the master for the next one
+│   └── Refused             the peer refuses this process: another job or attempt, or an older incarnation
+├── FactoryNotRepeatable 75: this process cannot make the initial parameters again; a new one can (model/initial.py)
 ├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/store.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 ├── ProgramFailed        n: the user's script ended so
 └── UserError            1: the user's code raised, or made parameters that are not finite
 
-Anything else that a worker raises is the user's, too: 1. Master and servers run none of the user's code: what they raise is a mistake
-of ours or of the machine (no memory), CRASHED; another process may do better, so it is retried, and counts towards the limit.
+Any other exception of a worker counts as the user's, too: 1. Master and servers run no user code: their exceptions are mistakes of ours or
+of the machine (no memory), CRASHED. A new process may succeed, so the failure is retried, and counts towards the limit.
 """
 
 from typing import ClassVar, Final
@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 from disttrain.api.environment import ExitCode
 
 CRASHED: Final = 128 + 6
-"""What a program answers that ends by abort(): SIGABRT."""
+"""The exit code of a program that ends by abort(): SIGABRT."""
 
 
 class TrainerError(Exception):
@@ -67,7 +67,7 @@ class UserError(TrainerError):
 class ProgramFailed(TrainerError):
     """The user's script or command failed; this process answers with the same code.
 
-    last_line, where: what the program said last, and the file and line in it.
+    last_line, where: the last line that the program printed, and the file and line in it.
     """
 
     def __init__(self, code: int, message: str, *, last_line: str = "", where: str = "") -> None:

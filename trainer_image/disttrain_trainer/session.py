@@ -38,7 +38,7 @@ __all__ = ["checkpoint_dir", "data_dir", "report"]
 def report(
     *, step: int | None = None, loss: float | None = None, samples: int = 0, total_steps: int | None = None
 ) -> None:
-    """Tells how far this process is, as often as you like.
+    """Reports the progress of this process, as often as you like.
 
     step: steps done. loss: mean loss of the samples since the last report. samples: how many these were, in this process.
     total_steps: steps of the whole job.
@@ -105,7 +105,7 @@ class _Reporter:
             self._changed.notify_all()
 
     def _flush(self) -> None:
-        """At the end of the process: the last report is the one that everybody looks at."""
+        """At the end of the process: the last report is the one that users look at."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()

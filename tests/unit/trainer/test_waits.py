@@ -71,5 +71,5 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
     alone = Agent(process, Metrics(process))
     alone._rank.round = this_round = Round(1)
-    with pytest.raises(PeerLost, match="the master's judgement"):
+    with pytest.raises(PeerLost, match="the master to decide which member failed first"):
         alone._run_in(this_round)

@@ -24,7 +24,7 @@ class Buffers:
         self._root = root
 
     def restore(self, name: str) -> None:
-        """Takes over a file of the checkpoint folder. Raises PeerLost when it is gone: the next world names a newer one."""
+        """Takes over a file of the checkpoint folder. Raises PeerLost when it is gone: the next round names a newer one."""
         if self._root is None:
             return
         file = self._root / name
@@ -41,7 +41,7 @@ class Buffers:
         tensors.copy_buffers(self._model, first)
 
     def save(self, folder: str) -> dict[str, object]:
-        """Writes a file into a checkpoint; what the master is told of it.
+        """Writes a file into a checkpoint. Returns the fields of SAVED.
 
         Under a new name: the master may have asked another worker meanwhile, or this one twice, and a file that a manifest names
         must not change.

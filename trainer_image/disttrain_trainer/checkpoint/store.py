@@ -28,7 +28,7 @@ log = logs.get_logger(__name__)
 
 PREFIX = "step-"
 STATE = "state-"
-"""How the name of the file of a collective world begins: model and optimiser."""
+"""How the name of the file of a rank's state (model and optimiser) begins."""
 BUFFERS = "buffers-"
 """How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
 _LONGEST = 1000

@@ -1,7 +1,8 @@
 """The state of a module as named tensors: which buffers are state, what a checkpoint can hold, and how saved values are taken over.
 
 The buffers that are state are those that `state_dict()` has: not what was registered with persistent=False. Their shapes are those of now:
-a module may let a buffer grow, put another tensor in its place, or register one late. Whoever takes them over takes their shapes, too.
+a module may let a buffer grow, put another tensor in its place, or register one late. A process that takes buffers over takes their
+shapes, too.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""The work of a job, cut into numbered parts. Pure: no torch, no I/O, no clock.
+"""The batches of a job, cut into numbered parts. Pure: no torch, no I/O, no clock.
 
 A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
 It is cut into `world_size` near-equal consecutive parts. Parts are numbered 0, 1, 2 … across the whole job, so that part k
-belongs to step k // world_size; the number is the key by which work is handed out, counted and applied exactly once.
+belongs to step k // world_size; the number is the key by which a part is assigned, counted and applied exactly once.
 
 A model with BatchNorm cannot train on one sample. Where every full batch gives each part two samples or more, so does the remainder:
 a single sample joins the batch before it, and a smaller batch is cut into fewer parts, the others of its step being empty.
@@ -19,7 +19,7 @@ from disttrain.api.trainer import LastBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BatchPart:
-    """A piece of work: samples whose mean loss gives one gradient."""
+    """The unit of work: samples whose mean loss gives one gradient."""
 
     index: int
     """The part's number in the job."""
@@ -37,14 +37,14 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What is known of a data set: two of the same samples in the same order are equal."""
+    """The identity of a data set: two with the same samples in the same order are equal."""
 
     samples: int
     fingerprint: str | None = None
-    """What the data set itself says of its content; None when it says nothing."""
+    """The data set's own fingerprint of its content; None when it has none."""
 
     def difference(self, others: "DataSet") -> str:
-        """What this one has and the others have not."""
+        """How this data set differs from the others', as text."""
         if self.samples != others.samples:
             return f"{self.samples} training samples, others have {others.samples}"
         return f"a data set of fingerprint {self.fingerprint}, others have one of {others.fingerprint}"

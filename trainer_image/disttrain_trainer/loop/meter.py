@@ -1,4 +1,4 @@
-"""What a training loop says about itself: losses, samples, times; added up at each step, reported some times a second."""
+"""The losses, samples and times of a training loop: added up at each step, reported several times a second."""
 
 import math
 import time
@@ -72,7 +72,7 @@ class Meter:
         return now >= self._next_report
 
     def report(self, *, step: int, epoch: int, now: float) -> None:
-        """Tells the master, the metrics and the log where the loop is: `step` steps are done."""
+        """Reports to the master, the metrics and the log that `step` steps are done."""
         samples, metrics = self._samples, self._metrics
         if samples:
             loss = self._loss / self._weight if self._weight else None

@@ -1,7 +1,7 @@
-"""The first parameters of a model, once more: for servers that begin anew when the worker's own are trained already.
+"""The initial parameters of a model, made again: for servers that start over when the worker's own parameters are trained already.
 
-They are built by the user's factory from the job's seed, and not kept: a copy would cost a worker the size of the model for as long as it
-runs. Whether the factory gives the same again is checked by a sum over the bits.
+The user's factory builds them from the job's seed. No copy is kept: it would cost a worker the size of the model for as long as it runs. A
+sum over the bits tells whether the factory made the same parameters again.
 """
 
 import torch
@@ -21,13 +21,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FactoryNotRepeatable(TrainerError):
-    """The factory does not give the same model again, such as one that it keeps: this process must end, and a new one begin."""
+    """The factory does not make the same model again, as when it returns one that it keeps: this process must end, and a new one start."""
 
     exit_code = ExitCode.PEER_LOST
 
 
 class InitialParameters:
-    """What the parameters and buffers of a new model are."""
+    """The parameters and buffers of a new model."""
 
     def __init__(self, config: JobConfig, parameters: Vectors) -> None:
         """parameters: those of a new model, whose sums are remembered."""

@@ -1,7 +1,7 @@
 """Every connection of a job and every message on it.
 
-messages, incoming        what is said on the control connection, and its check at the door
-control_client            a process's end of it; members: what the process knows from it
-control_server            the master's end of it; peers: who is at the other end, and what a coordinator is
+messages, incoming        the messages of the control connection, and their check where they come in
+control_client            a process's end of it; members: the process's state, which its messages change
+control_server            the master's end of it; peers: members, and the interface of a coordinator
 frames                    binary frames between workers and parameter servers
 """

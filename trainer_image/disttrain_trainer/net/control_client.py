@@ -1,6 +1,6 @@
 """A process's end of the control connection: found by connecting, kept alive by beats, re-made when the master is replaced.
 
-One thread connects, reads and beats; the role's own thread sends, and waits for what the master says.
+One thread connects, reads and sends heartbeats; the role's own thread sends messages and waits for those of the master.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ T = TypeVar("T")
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 1.0
 """Seconds between two attempts to connect."""
 QUIET_WAIT_SECONDS = 3.0
-"""Seconds for which a wait is not worth a line: the processes of a job start in any order."""
+"""Seconds that a wait may take without a line in the log: the processes of a job start in any order."""
 
 
 class ControlClient:
     """The connection to the master.
 
-    describe: what the process holds, sent with every hello, so that a new master knows.
+    describe: the state of the process, sent with every HELLO, so that a new master knows it.
     on_message: called in the connection's thread, with `changed` held; must not block.
-    on_released: called after `leave`, when the process may end: what could be saved is saved, or the master is gone too.
+    on_released: called after `leave`, when the process may end: everything is saved that could be, or the master is lost, too.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class ControlClient:
         self.changed = threading.Condition()
         """Held while a message is handled, notified after it."""
         self.failure: TrainerError | None = None
-        """Set once the master is given up, or does not want this process."""
+        """Set when this process gives the master up, or the master refuses it."""
         self.finished = False
-        """The master said that the job is done."""
+        """The master sent FINISH: the job is done."""
         self._process = process
         self._describe = describe
         self._on_message = on_message
@@ -65,7 +65,7 @@ class ControlClient:
         self._leaving = False
         self._code_admitted = False
         self._master_state = "the master was not asked yet"
-        """What is known of the master, for the last words of a wait."""
+        """The last that is known of the master, for the error of a wait."""
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
@@ -94,31 +94,34 @@ class ControlClient:
         return True
 
     def leave(self) -> None:
-        """Says that this process received SIGTERM."""
+        """Tells the master that this process received SIGTERM."""
         self._leaving = True
         if not self.send(MessageType.LEAVING):
             self._on_released()
 
     def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, logged: bool = False) -> T:
-        """The first result of `ready` that is not None; it is asked again after every message.
+        """Blocks until `ready` returns a result that is not None, and returns it. `ready` is called again after every message.
 
-        Raises PeerLost, which names `what` is waited for, after `timeout` seconds, and in any case when the master is given up. None is
-        for what may rightly take any time: the plan's deadlines bound it, which know of steps (docs/design/0001). said: the log has it
-        that this is waited for; otherwise a line says so once it takes longer than usual.
+        Raises PeerLost, which names `what`, after `timeout` seconds, and in any case when the master is given up. timeout None: the wait
+        may
+        take any time; the plan's deadlines, which know the steps, bound it (docs/design/0001). logged: the log says already that this
+        process waits; otherwise a line says so after QUIET_WAIT_SECONDS.
         """
         begin = time.monotonic()
         deadline = begin + (math.inf if timeout is None else timeout)
         result = self._wait_until(min(deadline, begin + QUIET_WAIT_SECONDS), ready)
         if result is None:
             if not logged:
-                log.info("waiting for %s", what)  # without `changed`: who reads the log may stand still
+                log.info(
+                    "waiting for %s", what
+                )  # without holding `changed`: a blocked reader of the log must not block the control thread
             result = self._wait_until(deadline, ready)
         if result is None:
             raise PeerLost(what, f"waited {timeout:g} s; {self._master_state}")
         return result
 
     def _wait_until(self, deadline: float, ready: Callable[[], T | None]) -> T | None:
-        """What `ready` says, None at the deadline. Raises the failure, if the master is given up meanwhile."""
+        """The result of `ready`, None at the deadline. Raises `failure` when the master is given up meanwhile."""
         with self.changed:
             while (result := ready()) is None:
                 self.check()
@@ -129,14 +132,14 @@ class ControlClient:
             return result
 
     def check(self) -> None:
-        """Raises the failure, if the master was given up."""
+        """Raises `failure` when the master was given up."""
         if self.failure is not None:
             raise self.failure
 
     def _run(self) -> None:
         lost_at = time.monotonic()
         pause = FIRST_RETRY_SECONDS
-        chance = random.Random()  # of our own: user code may have seeded the common one, and draws from it
+        chance = random.Random()  # a generator of its own: user code may have seeded the global one, and draws from it
         logged = ""
         while not self._closed.is_set():
             lost_before = lost_at
@@ -154,7 +157,7 @@ class ControlClient:
                 return
             if self._leaving:
                 self._on_released()
-            if lost_at != lost_before:  # it had been admitted: count the wait from now
+            if lost_at != lost_before:  # the master had admitted this process: the wait begins now
                 lost_at, pause = time.monotonic(), FIRST_RETRY_SECONDS
             if time.monotonic() - lost_at > self._reconnect_seconds:
                 self._fail(PeerLost(f"master ({self._address})", f"waited {self._reconnect_seconds:g} s for it: {why}"))
@@ -167,12 +170,13 @@ class ControlClient:
             pause = min(LONGEST_RETRY_SECONDS, pause * 2)
 
     def _converse(self) -> float | None:
-        """One connection from its hello to its end. The time when it was last heard, None when it never was admitted."""
+        """One connection from its HELLO to its end. Returns the time of the last message, None when the master did not admit this
+        process."""
         beat = beat_interval(self._peer_timeout)
         with socket.create_connection(split_address(self._address), timeout=self._peer_timeout) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._sending:
-                # One step for `send`: what changed before is in the hello, what changes after is sent behind it.
+                # Under one lock with `send`: a change before this is in the HELLO, and a change after it is sent after the HELLO.
                 connection.sendall(self._hello())
                 self._socket = connection
             connection.settimeout(beat)

@@ -1,8 +1,8 @@
-"""The master's end of the control connections: admits processes, hears them, notices that one is gone.
+"""The master's end of the control connections: admits processes, receives their messages, notices when one is lost.
 
-One asyncio loop, so that a coordinator is never entered twice at once. A process is lost when its connection ends, or when it was silent
-for the peer timeout. What a peer says wrong costs that peer its connection; what goes wrong in a coordinator ends the master, whose
-state nobody knows any more.
+One asyncio loop calls the coordinator, so that no two calls overlap. A process is lost when its connection ends, or when it was silent
+for the peer timeout. A malformed message costs its sender the connection; an exception of the coordinator ends the master, because its
+state is then unknown.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, listen
 log = logs.get_logger(__name__)
 
 STRANGERS = 64
-"""Connections that have not said yet who they are, beside one for each process of the job."""
+"""Connections without a HELLO yet, in addition to one for each process of the job."""
 ACCEPTED_AT_ONCE = 64
 """Connections that are accepted before those that came earlier are looked at."""
 MAX_SESSIONS = 1024
@@ -77,11 +77,11 @@ class ControlServer:
             peer.writer.transport.abort()
 
     def poke(self) -> None:
-        """Something changed: whoever waits in `until` looks again."""
+        """The state changed: `until` tests its condition again."""
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Returns when the condition holds; asked after everything that a process said."""
+        """Returns when the condition holds; it is tested after every message."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -163,7 +163,7 @@ class ControlServer:
                     self.coordinator.lost(peer.member, self._clock())
 
     async def _listen_to_session(self, rank: int, reader: asyncio.StreamReader) -> None:
-        """Reports of a user's script. Who sends them is no member: nothing depends on it."""
+        """Reports of a user's script. The sender is no member: no decision depends on its connection."""
         while line := await reader.readline():
             message = self._parse(line, f"the script of rank {rank}")
             if message["type"] == MessageType.REPORT:
@@ -171,7 +171,7 @@ class ControlServer:
                     self.coordinator.reported(rank, message, self._clock())
 
     def _parse(self, line: bytes, name: str) -> Message:
-        """The message of a line. Raises ValueError when it is none that the master understands."""
+        """The message of a line. Raises ValueError for one that the master does not understand."""
         try:
             return incoming.parse(decode(line))
         except ValueError as error:
@@ -180,7 +180,7 @@ class ControlServer:
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
-        """The coordinator is asked: whatever it raises is the master's own failure, whoever's message it was about."""
+        """Around each call of the coordinator: what it raises is a failure of the master, not of the peer whose message it handled."""
         try:
             yield
         except Exception as error:
@@ -196,7 +196,7 @@ class ControlServer:
             self._crash.set_exception(error)
 
     def _unfit(self, hello: Hello) -> str | None:
-        """Why the master does not talk to this process."""
+        """Why the master refuses this process; None when it does not."""
         config = self._config
         if hello.role not in list(Role):
             return f"this is the control port of a DistTrain master, which knows no {hello.role}"
@@ -251,7 +251,7 @@ class ControlServer:
                 self.coordinator.tick(now)
             for peer in list(self._peers.values()):
                 if late > interval:
-                    peer.last_message_at = now  # it was the master that stood still: what the others said lies unread
+                    peer.last_message_at = now  # the master itself stood still: messages of the others lie unread
                 if now - peer.last_message_at > self._config.peer_timeout_seconds:
                     log.warning(
                         "%s was silent for %.1f s; the master closes its connection",

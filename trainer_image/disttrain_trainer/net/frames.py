@@ -1,11 +1,12 @@
 """The binary protocol between workers and parameter servers: frames on a blocking TCP socket.
 
 A frame is a header of 72 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
-in the order of the layout, JSON for HELLO, text for answers in words. A PUSH whose gradient is one of some parameters only begins with
+in the order of the layout, JSON for HELLO, text for the reason of REFUSED and WAIT. A PUSH whose gradient is one of some parameters only
+begins with
 `runs` runs, each of RUN: which elements of the shard had a gradient. Payload goes from and into tensor memory without a copy.
 
     worker                          server
-    HELLO who I am, my layout   ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
+    HELLO identity, layout      ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
     INIT values                 ->  DONE
     JOIN clock                  ->  DONE clock
     LEAVE                       ->  DONE
@@ -15,8 +16,8 @@ in the order of the layout, JSON for HELLO, text for answers in words. A PUSH wh
     BYE                         ->                                           the end, on purpose
 
 One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
-time-out: a silent server is a lost one. Nothing that arrives is trusted: sizes are known before a payload is read, nothing is
-unpickled, and whatever does not fit is a `ProtocolError`, which costs the sender its connection and nobody else anything.
+time-out: a silent server counts as lost. No input is trusted: sizes are known before a payload is read, nothing is unpickled, and a frame
+that does not fit is a `ProtocolError`, which costs its sender the connection and has no other effect.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from enum import IntEnum
 MAGIC = b"DTPS"
 PROTOCOL = 2
 MAX_TEXT = 64 * 1024
-"""Bytes of a HELLO or of words."""
+"""Bytes of a HELLO or of a text."""
 CHUNK = 4 << 20
 """Bytes of one system call, which must move within the time-out."""
 LOCAL_BUFFER = 256 << 10
@@ -251,7 +252,7 @@ class Link:
         return data
 
     def abort(self) -> None:
-        """Ends the connection under the hands of whoever uses it, who gets Closed. For any thread."""
+        """Ends the connection; a thread that uses it gets Closed. Any thread may call this."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -263,7 +264,7 @@ class Link:
         return bool(poll.poll(0))
 
     def stop_reading(self) -> None:
-        """Whoever reads gets Closed, but may still send a last word. For any thread."""
+        """A thread that reads gets Closed, but may still send a last frame. Any thread may call this."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 

@@ -1,6 +1,6 @@
-"""The shape of what a peer may say to the master: checked before a coordinator hears it, so that a coordinator need not.
+"""The messages that a process may send to the master, and their check before the coordinator gets them, so that it need not check.
 
-Whoever says something else loses its connection, and nobody else anything. The bounds are there because anybody may connect.
+A peer that sends anything else loses its connection, without an effect on others. The fields have bounds because any process may connect.
 """
 
 from datetime import datetime
@@ -18,7 +18,7 @@ Digest = Annotated[str, Field(max_length=64)]
 Evaluation = dict[Name, float]
 Samples = Annotated[int, Field(ge=1, lt=1 << 62)]
 Number = Annotated[float, Field(allow_inf_nan=False, gt=-(1 << 62), lt=1 << 62)]
-"""What a user's script may have for a count."""
+"""A count as a user's script may report it."""
 
 
 def _in_order(intervals: list[list[int]]) -> list[list[int]]:
@@ -47,7 +47,7 @@ FinalLosses = Annotated[
 
 
 class _Incoming(BaseModel):
-    """Fields that nobody reads may be anything. Strict: what holds here holds for the message as it came."""
+    """Unknown fields may hold anything. Strict, so that a check here holds for the message as it came: the coordinator gets the dict."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -56,7 +56,7 @@ Shape = TypeVar("Shape", bound=_Incoming)
 
 
 class Hello(_Incoming):
-    """The first words of a process."""
+    """The first message of a process."""
 
     type: Literal["hello"]
     job: Name
@@ -161,7 +161,7 @@ _SHAPES: dict[str, type[_Incoming]] = {
 
 
 def parse_hello(message: Message) -> Hello:
-    """The first words of a connection. Raises ValueError that says what is wrong with them."""
+    """The HELLO of a connection. Raises ValueError that says what is wrong with it."""
     return _shaped(Hello, message)
 
 

@@ -1,6 +1,6 @@
-"""What the master knows of a training process, and told it: the part of a role that the control thread may touch.
+"""The state of a training process that the master knows, or has set by its messages: the control thread changes it.
 
-Apart from the roles, so that a process can say hello before it imports torch.
+Apart from the roles, so that a process can send HELLO before it imports torch.
 """
 
 from collections import deque
@@ -20,26 +20,26 @@ class MemberState(StrEnum):
     STARTING = "starting"
     """It imports, builds its model, loads its data."""
     READY = "ready"
-    """It waits for a world."""
+    """It waits for a round."""
     RUNNING = "running"
-    """It is in a world."""
+    """It is in a round."""
     DONE = "done"
-    """It did all its work and waits for the others: one of them may still be lost and need it again."""
+    """It did all its work and waits for the others: when one of them is lost, it takes part in another round."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """One stay in a round: another object for each, also within the same round."""
+    """A member's participation in a round, compared by identity: a member that leaves a round and comes back gets another object."""
 
     number: int
     lease: str = ""
-    """Names a worker's stay with parameter servers: what is said of an earlier one must not count."""
+    """Fencing token of a worker of parameter servers: messages that carry an earlier one are ignored."""
     source: int = 0
-    """A collective world's rank with the newest state."""
+    """With collectives: the rank whose state is the newest."""
     buffers: str | None = None
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
     from_scratch: bool = False
-    """There is no checkpoint: the round began from the first parameters."""
+    """There is no checkpoint: the round began from the initial parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Save:
 
 
 class Group(Protocol):
-    """The connections of a rank to the others, as another thread than the rank's may use them."""
+    """The connections of a rank to the others, for threads other than the rank's."""
 
     def end(self) -> None: ...
 
 
 class CollectiveMember:
-    """A member of a collective world: a rank of our loop, or the agent of a script."""
+    """A member of a round with collectives: a rank of our loop, or the agent of a script."""
 
     def __init__(self) -> None:
         self.state = MemberState.STARTING
@@ -69,7 +69,7 @@ class CollectiveMember:
         self.round: Round | None = None
         self.save_asked = False
         self.blamed = False
-        """The master says that this member's failure is the root cause."""
+        """The master decided that this member's failure is the root cause."""
         self.evaluation: dict[str, float] | None = None
         self.model: ProgressModel | None = None
         """The file of the trained model, once this rank has written it."""
@@ -78,7 +78,7 @@ class CollectiveMember:
         self._round_number = 0
 
     def describe(self) -> Message:
-        """What a new master needs to know."""
+        """The fields of HELLO that tell a new master this member's state."""
         fields: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
         return fields | self._result()
 
@@ -98,7 +98,7 @@ class CollectiveMember:
                 self.blamed = True
 
     def get_ready(self, control: ControlClient) -> None:
-        """Leaves the world, and says so."""
+        """Leaves the round, and tells the master."""
         with control.changed:
             self.state, self.round = MemberState.READY, None
         control.send(MessageType.READY, step=self.step, **self._task())
@@ -111,13 +111,13 @@ class CollectiveMember:
         return evaluation | ({"model": self.model.to_dict()} if self.model else {})
 
     def get_done(self, control: ControlClient) -> None:
-        """All its work is done; says so."""
+        """All its work is done: tells the master."""
         with control.changed:
             self.state = MemberState.DONE
         control.send(MessageType.DONE, **self._result())
 
     def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
-        """The next world; None when the job is done."""
+        """Blocks until the next round; None when the job is done."""
         found = control.wait(
             lambda: "finished" if control.finished else self.round,
             what="the other workers and the master",
@@ -126,7 +126,7 @@ class CollectiveMember:
         return found if isinstance(found, Round) else None
 
     def await_end(self, control: ControlClient, this_round: Round) -> bool:
-        """Waits until everybody is done: True. False when somebody was lost before, and the world is over."""
+        """Blocks until every member is done: True. False when a member was lost before and the round is over."""
         control.wait(
             lambda: True if control.finished or self.round is not this_round else None,
             what="the others to finish",
@@ -136,7 +136,7 @@ class CollectiveMember:
 
 
 class Client(Protocol):
-    """A worker's connections to the servers, as another thread than the worker's may use them."""
+    """A worker's connections to the servers, for threads other than the worker's."""
 
     def close(self, *, goodbye: bool = True) -> None: ...
     @property
@@ -159,13 +159,13 @@ class ParameterServerMember:
         self.round: Round | None = None
         self.assignments: deque[int] = deque()
         self.asked = False
-        """A TAKE is not answered yet."""
+        """A REQUEST is not answered yet."""
         self.evaluate = False
         self.client: Client | None = None
         """The connections to the servers, in which the main thread may wait."""
 
     def describe(self) -> Message:
-        """What a new master needs to know."""
+        """The fields of HELLO that tell a new master this member's state."""
         data = asdict(self.data) if self.data else {}
         return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model}
 

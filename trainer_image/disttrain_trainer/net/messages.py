@@ -1,6 +1,8 @@
-"""What the master and the other processes say to one another on the control connection, and how it is framed.
+"""The messages between the master and the other processes on the control connection, and their framing.
 
-A message is one line of JSON, {"type": kind, ...}, of at most a mebibyte.
+A message is one line of JSON, {"type": kind, ...}, of at most a mebibyte. Types and fields keep their names between releases. Some are
+older
+than the names in the code: "generation" is the number of a round, "stay" a lease, "anew" from_scratch, "slices" are parts.
 """
 
 import json
@@ -17,22 +19,22 @@ class MessageType(StrEnum):
     """The kinds of messages. Fields in brackets."""
 
     HELLO = "hello"
-    """First words of a process [job, attempt, role, rank, incarnation, agent, code: the digest of trainer.code or null,
+    """The first message of a process [job, attempt, role, rank, incarnation, agent, code: the digest of trainer.code or null,
     code_admitted: whether a master of this attempt has admitted it, and what it holds: see each role]."""
     WELCOME = "welcome"
     """The master admits it."""
     REFUSED = "refused"
-    """The master does not [reason, final]: final when the process was replaced and shall end."""
+    """The master does not admit it [reason, final]: final when the process was replaced and must end."""
     BEAT = "beat"
-    """Nothing new, still here [waiting_for: of the master, whom the job waits for]."""
+    """Heartbeat [waiting_for: from the master, the processes that the job waits for]."""
     LEAVING = "leaving"
     """The process received SIGTERM; it stays until RELEASED."""
     RELEASED = "released"
-    """What could be saved is saved: the process may end."""
+    """Everything is saved that could be: the process may end."""
     FINISH = "finish"
     """The job is done: end with exit code 0."""
     WRONG = "wrong"
-    """To a process: what it brings does not fit the job; it ends [reason]."""
+    """To a process: its model or data does not fit the job; it ends [reason]."""
     FAILED = "failed"
     """The process ends because of its own fault [message]. The first one is the root cause."""
     NAN = "nan"
@@ -41,22 +43,22 @@ class MessageType(StrEnum):
     """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
     the weights, where these are not the samples), epoch, total_steps;
     final: [slice, loss x weight, weight] of each part of the last steps;
-    of a script or command world: the size of the world that it is in, where it knows]."""
+    world: from a script or command, the size of the process group that it is in, where it knows]."""
 
-    # A collective world: DataParallel and scripts.
+    # Rounds with collectives (DataParallel, scripts).
     READY = "ready"
-    """The member is in no world and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
+    """The member is in no round and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
     set; layout: a digest of the state's, or, with parameter servers, whether its model has
     buffers, and whether the worker has a place for the trained model (keeps_model)]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
-    checkpoint]: both ends ignore what was said of an earlier stay."""
+    checkpoint]: both ends ignore messages of an earlier stay."""
     REFORM = "reform"
-    """A member was lost: leave the world, give back what was not computed, and say READY."""
+    """A member was lost: leave the round, drop the parts that were not computed, and send READY."""
     NOT_JOINED = "not-joined"
-    """To the agents of a script: no process has used the store of this world yet [seconds: since it began]."""
+    """To the agents of a script: no process has used the store of this round yet [seconds: since it began]."""
     DONE = "done"
     """The member did all its work [evaluation, model: path and sha256 of its file]."""
     SAVE = "save"
@@ -71,7 +73,7 @@ class MessageType(StrEnum):
     """To a server: begin this round from this file [generation, file of the checkpoint folder, or null, slices_per_step
     of that checkpoint]; it answers with STATE."""
     STATE = "state"
-    """To a server: say what you hold [id]; its answer [id, generation, applied, ...]."""
+    """To a server: report your state [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"
     """To a server: these workers are lost [ranks, id]; it answers with STATE."""
     REQUEST = "take"

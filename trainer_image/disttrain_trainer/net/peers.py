@@ -1,4 +1,4 @@
-"""Who a peer of the master is, and what the deciding parts may do to it. No sockets here."""
+"""Members of a job, and the interfaces between a coordinator and the rest of the master. No sockets here."""
 
 from typing import NamedTuple, Protocol
 
@@ -17,16 +17,16 @@ class Member(NamedTuple):
 
 
 class Sender(Protocol):
-    """Who carries a coordinator's messages."""
+    """Sends a coordinator's messages."""
 
     def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         """Sends, if the member is connected; never blocks."""
 
 
 class CheckpointStore(Protocol):
-    """The checkpoint folder, as a coordinator of parameter servers sees it. Nothing blocks: answers come back as calls.
+    """The checkpoint folder, as a coordinator of parameter servers uses it. No call blocks: answers come back as calls.
 
-    What is asked is done one after the other, in the order of asking: what one finds, no other has half removed.
+    Requests are carried out one after the other, in the order of the calls, so that no removal overlaps with a search.
     """
 
     def find(self) -> None:
@@ -46,7 +46,7 @@ class Coordinator(Protocol):
         """A process was admitted."""
 
     def on_message(self, member: Member, message: Message, now: float) -> None:
-        """It said something."""
+        """A message of an admitted process, other than a heartbeat."""
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """A user's script made progress."""
@@ -61,12 +61,12 @@ class Coordinator(Protocol):
         """The master received SIGTERM."""
 
     def waiting_for(self, now: float) -> str | None:
-        """What the job waits for; None while it trains."""
+        """The members or the checkpoint that the job waits for, as text; None while it trains."""
 
     @property
     def ended(self) -> bool:
-        """Whether everyone was told to finish."""
+        """Whether FINISH was sent to every process."""
 
     @property
     def released(self) -> bool:
-        """After `terminate`: what could be saved is saved."""
+        """After `terminate`: everything is saved that could be."""

@@ -1,8 +1,8 @@
-"""A process group for one round of the world: made under its own store prefix, and left without waiting.
+"""The process group of one round: made under its own prefix in the store, and left without waiting.
 
-Its waits end when a peer is lost, not after a time: a closed connection ends them, and `end` ends them from another thread, so that
-who waits for a frozen peer goes on when the master says that the world is over. A peer that is only slow, because it writes a
-checkpoint or has more to compute, is waited for.
+A wait ends when a peer is lost, not after a time: a closed connection ends it, and `end` ends it from another thread, so that a rank that
+waits for a frozen peer goes on when the master ends the round. A peer that is only slow, because it writes a checkpoint or has more to
+compute, is waited for.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _FDS = "/proc/self/fd"
 
 
 class BrokenGroup(Exception):
-    """A peer, or the way to it, is lost: this world is over."""
+    """A peer, or the connection to it, is lost: this round is over."""
 
     def __init__(self, error: Exception | str) -> None:
         super().__init__(str(error).strip().split("\n")[0])
@@ -43,13 +43,14 @@ class _Wait:
 
 
 class AbortableProcessGroup:
-    """The connections of one group, and the waits in it. Nobody lends us gloo's: they are the sockets that this process opened while the
+    """The connections of one group, and the waits in it. gloo does not give its sockets out: they are those that this process opened
+    while the
     group was made."""
 
     def __init__(self, *, backend: str, others: frozenset[int]) -> None:
-        """others: ports of our own connections, which may be made anew meanwhile."""
+        """others: ports of our own connections, which may be made again meanwhile."""
         self.error: RuntimeError | None = None
-        """What ended an operation. What its tensor holds is nothing then."""
+        """The error that ended an operation; its tensor is then undefined."""
         self._backend = backend
         self._others = others
         self._before = _sockets()
@@ -61,12 +62,12 @@ class AbortableProcessGroup:
         self._abandoned: list[Work] = []
 
     def complete(self) -> None:
-        """The group is made: whatever is opened from now on is the user's, or another part's."""
+        """The group is made: sockets that this process opens from now on are not the group's."""
         with self._lock:
             self._ours = _sockets() - self._before
 
     def awaited(self, work: Work, tensor: torch.Tensor) -> Future[torch.Tensor]:
-        """A future of an operation of gloo's and its tensor, over when the operation is, or the world; see `error`.
+        """A future of an operation of gloo's and its tensor, complete when the operation or the round is over; see `error`.
 
         Without it the wait may last for the whole time-out of the group: gloo does not tell a send that is half written that its
         connection is broken (Pair::signalException passes over the unbound buffers in tx_).
@@ -88,7 +89,7 @@ class AbortableProcessGroup:
             return frozenset(self._ours or ())
 
     def cut(self) -> None:
-        """Closes them. torch's abort and destroy leave gloo's open, so that a neighbour in the ring would wait for one who has left."""
+        """Closes them. torch's abort and destroy leave gloo's open, so that a neighbour in the ring would wait for a rank that has left."""
         with self._lock:
             for inode in _sockets() - self._before if self._ours is None else self._ours:
                 _shut(inode, self._others)
@@ -104,7 +105,7 @@ class AbortableProcessGroup:
             threading.Thread(target=_abort, args=(group,), name="abort", daemon=True).start()
 
     def leave(self) -> None:
-        """Leaves the group that this process is in, without waiting for anybody."""
+        """Leaves the group without waiting for another rank."""
         if not dist.is_initialized():
             return
         group = dist.group.WORLD
@@ -161,7 +162,7 @@ def process_group(
     try:
         with control.changed:
             if rank.round is not this_round:
-                raise BrokenGroup("it was over before it began")
+                raise BrokenGroup("the round was over before the group was made")
             rank.group = group
         try:
             store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)

@@ -14,7 +14,8 @@ from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
 
 PROTOCOL = 2
-"""What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not form a world: their sums
+"""What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not join one round: their
+sums
 would be wrong without a word."""
 
 _MODEL = "model."

@@ -1,12 +1,12 @@
 """The parameter server: sharded parameters on servers, gradients from workers; synchronous, asynchronous, or with bounded staleness.
 
-role           a parameter server as a process of the job: it does what the master orders
+role           a parameter server as a process of the job: it carries out the master's orders
 server         accepts and introduces workers; requests: answers those of one connection
 shard_host     a shard, its consistency policy and its workers under one lock
-consistency    who may start when, and what becomes an update; pure
+consistency    when a worker may start, and which gradients become an update; pure
 shard          the parameters of one server, updated block by block; shard_file: on disk
 optimizer      SGD, Adam, AdamW on the parts of a shard; participation: which elements took part
-client         the worker's side; connection: to one server; identity: who a worker says it is
+client         the worker's side; connection: to one server; identity: the body of HELLO
 """
 
 from disttrain_trainer.model.flat import FlatModel, Layout

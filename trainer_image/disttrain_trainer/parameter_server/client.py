@@ -1,8 +1,9 @@
 """The worker's side: one connection to each server, asked in parallel.
 
-A call returns when every shard has answered. When one of them fails, the others are given up at once, the call raises, and the
-client is done with: a worker that goes on asks the master for the round and makes a new client. No call waits for a silent
-server for more than the time-out; a server that waits for other workers says so, and `waiting_for` repeats it.
+A call returns when every shard has answered. When one of them fails, the call aborts the others at once and raises, and the client cannot
+be
+used any more: the worker asks the master for a round and makes a new client. No call waits for a silent server longer than the time-out;
+a server that waits for other workers says so, and `waiting_for` repeats it.
 """
 
 import threading
@@ -25,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientInfo:
-    """What a gradient is of."""
+    """The weight of a gradient, and the elements that it covers."""
 
     weight: float | None = None
-    """What the loss says that its mean weighs; None: it says nothing, and the samples weigh."""
+    """The weight that the loss returned with its mean; None: the number of samples."""
     runs: Sequence[tuple[int, int, int]] | None = None
     """(vector, start, stop) of the elements that had a gradient; None: all."""
 
@@ -42,8 +43,8 @@ class ShardedClient:
     timeout: seconds after which a server that is silent is taken for lost.
     clock: iterations that this worker has completed in the round, with an earlier client.
 
-    Calls raise PeerLost (a server was lost, or a wait ran out), RoundOver (the servers have begun another one), Refused (this
-    process is not wanted any more), or WrongInput (this worker's model is not the servers').
+    Calls raise PeerLost (a server was lost, or a wait ran out), RoundOver (the servers have begun another one), Refused (a newer
+    process replaced this one), or WrongInput (this worker's model is not the servers').
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ShardedClient:
 
     @property
     def waiting_for(self) -> str:
-        """What the servers wait for, as they say; "" while they do not."""
+        """What the servers wait for, as their WAIT frames say; "" while they do not wait."""
         return "; ".join(dict.fromkeys(shard.waiting_for for shard in self._shards if shard.waiting_for))
 
     @property
@@ -128,9 +129,12 @@ class ShardedClient:
     def join(self) -> int:
         """Takes part from now on; returns the clock. Call it before the first pull, and after `leave`.
 
-        Who is new starts at the slowest worker's clock. Who was here before keeps its own lead: a fast worker that is idle for a moment
+        A new worker starts at the slowest worker's clock. A worker that comes back keeps its own lead: a fast worker that is idle for a
+        moment
         must not gain s + 1 iterations on the slow one each time (Ho et al., 2013).
-        The first round makes this worker a live one on every shard, so that no minimum can pass it; the second sets all to the latest.
+        Two passes over the shards: the first makes this worker a live one everywhere, so that no minimum can pass it; the second sets all
+        shards to
+        the latest clock.
         """
         at = self._clock
         for _ in range(2):
@@ -139,7 +143,7 @@ class ShardedClient:
         return at
 
     def leave(self) -> None:
-        """Takes no part any more (nothing to do, or the end), so that nobody waits for this worker."""
+        """Takes no part any more (no work, or the end), so that no other worker waits for this one."""
         self._all("to leave", lambda shard: shard.ask(Header(op=Op.LEAVE), Op.DONE))
 
     def pull(self, into: Vectors, *, step: int | None = None) -> tuple[int, ...]:
@@ -158,7 +162,7 @@ class ShardedClient:
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> None:
         """Hands in the gradient of the part's mean loss (None for an empty part); returns when every shard has it.
 
-        A part that was pushed before, by anybody, is ignored by the shards that have it.
+        Shards that have the part already, from any worker, ignore it.
         """
 
         def one(shard: ServerConnection) -> Header:

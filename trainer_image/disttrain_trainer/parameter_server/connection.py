@@ -1,4 +1,4 @@
-"""One server, as a worker sees it: its connection, the frames on it, and what its refusals mean."""
+"""A worker's connection to one server: dialling, frames, and the errors that refusals become."""
 
 import contextlib
 import socket
@@ -106,7 +106,7 @@ class ServerConnection:
         return views
 
     def abort(self) -> None:
-        """Ends the connection under the hands of the thread that uses it."""
+        """Ends the connection while another thread uses it; that thread gets Closed."""
         self._closed.set()
         if self.link is not None:
             self.link.abort()

@@ -1,6 +1,6 @@
-"""When a worker may start, and what becomes an update: the consistency models as pure state machines.
+"""When a worker may start an iteration, and which gradients become an update: the consistency models as pure state machines.
 
-No tensors, threads, clocks or I/O: a policy is told what happened and says what to do; `generation.py` does it under its lock.
+No tensors, threads, clocks or I/O: a policy gets the events and returns what to do; `shard_host.py` does it under its lock.
 
 - `Sync` (BSP): step v+1 begins when every slice of step v is in, added in slice order.
 - `Async` (Downpour, Dean et al., NIPS 2012; Hogwild, Recht et al., NIPS 2011): each slice is an update at once.
@@ -17,7 +17,7 @@ from disttrain_trainer.data.index_set import IndexSet
 
 
 class OutOfStep(Exception):
-    """A worker does what no correct worker does, such as a gradient for a step that has not begun."""
+    """A worker broke the protocol, as with a gradient for a step that has not begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Arrival:
 class Clocks:
     """The iterations that each live worker has completed.
 
-    The minimum never decreases: who joins starts at it or later, and who leaves does not count any more.
+    Invariant: the minimum never decreases. A worker that joins starts at the minimum or later; a worker that leaves no longer counts.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Clocks:
             self._update()
 
     def complete(self, worker: int, clock: int) -> None:
-        """The worker has completed iteration `clock`; told twice is the same as once."""
+        """The worker has completed iteration `clock`; idempotent."""
         before = self._completed.get(worker)
         if before is not None and clock >= before:
             self._completed[worker] = clock + 1
@@ -74,7 +74,7 @@ class Clocks:
 
 
 class Consistency(ABC):
-    """A policy: which parts were accepted, what becomes of them, who may start."""
+    """A policy: which parts are accepted, when they become an update, and which worker may start an iteration."""
 
     def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         self.version = version
@@ -98,13 +98,13 @@ class Consistency(ABC):
 
     @property
     def in_version(self) -> IndexSet:
-        """The parts that are part of the current version: what a checkpoint of it may say."""
+        """The parts whose gradients are in the current version: those that a checkpoint of it lists."""
         return self.accepted
 
     @property
     @abstractmethod
     def gate(self) -> int:
-        """What those who may not start wait for: while it is the same, none of them may."""
+        """The version that waiting workers wait for: while it is unchanged, none of them may start."""
 
     @abstractmethod
     def join(self, worker: int, at: int = 0) -> int:
@@ -112,7 +112,7 @@ class Consistency(ABC):
 
     @abstractmethod
     def leave(self, worker: int) -> None:
-        """A worker is idle, ended or lost: nobody waits for it. Told twice is the same as once."""
+        """A worker is idle, ended or lost: no other worker waits for it any more. Idempotent."""
 
     @abstractmethod
     def complete(self, worker: int, clock: int) -> None:
@@ -134,7 +134,7 @@ class Consistency(ABC):
 
 
 class Sync(Consistency):
-    """Each version is one update with all parts of one step, summed in part order: bitwise the same whoever came first."""
+    """Each version is one update with all parts of one step, summed in the order of the parts: bitwise equal for any order of arrival."""
 
     def __init__(self, *, world_size: int, version: int = 0) -> None:
         super().__init__(
@@ -182,7 +182,7 @@ class Sync(Consistency):
 
 
 class Async(Consistency):
-    """Each part is an update at once; nobody waits."""
+    """Each part is an update at once; no worker waits."""
 
     def __init__(self, *, version: int = 0, accepted: IndexSet | None = None) -> None:
         super().__init__(version=version, accepted=accepted)

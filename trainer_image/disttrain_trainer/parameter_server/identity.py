@@ -1,4 +1,4 @@
-"""Who a worker is, and what it must agree on with a server before they exchange parameters: the body of HELLO."""
+"""The body of HELLO: a worker's identity, and what it must agree on with a server before they exchange parameters."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a
 
 
 class Hello(Model, extra="ignore"):
-    """A worker introduces itself. The bounds are there because anybody may send one."""
+    """A worker introduces itself. The fields have bounds because any process may send one."""
 
     job_uid: Annotated[str, Field(max_length=256)]
     config_digest: Annotated[str, Field(max_length=64)]

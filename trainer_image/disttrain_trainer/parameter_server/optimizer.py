@@ -37,7 +37,7 @@ class Optimizer(ABC):
         self._state: list[dict[str, torch.Tensor]] = []
 
     def bind(self, parts: Sequence[torch.Tensor], *, block: int) -> None:
-        """Starts anew, with zero state shaped like these (padded) parts. block: the most elements of a `step`."""
+        """Resets the state to zeros, shaped like these (padded) parts. block: the most elements of a `step`."""
         self.updates = 0
         self._state = [{slot: zeros(len(part), part.dtype) for slot in self.slots} for part in parts]
 

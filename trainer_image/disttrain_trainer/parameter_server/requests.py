@@ -1,4 +1,4 @@
-"""What the server does with the requests of one connection: read them, ask the round, answer."""
+"""The requests of one connection to a server: read, passed to the shard's host, answered."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""The role of a parameter server: a shard that does what the master says, one order at a time.
+"""The role of a parameter server: a shard that carries out the master's orders one at a time.
 
-Only a checkpoint's file is written apart: who is lost must be dropped at once, or the others wait for it as long as the disk takes.
+Only checkpoint files are written in a thread of their own: a DROP must not wait for the disk, since all workers wait for the lost one.
 """
 
 import queue
@@ -30,7 +30,7 @@ class Server:
         self._process = process
         self._metrics = metrics
         self._orders: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
-        """What the master says, or what the shard died of."""
+        """Messages of the master, or the exception that ended the shard."""
         self._saves: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """Checkpoints to be written."""
         self._shard = ShardServer(
@@ -44,7 +44,7 @@ class Server:
         metrics.before_scrape = self._count
 
     def describe(self) -> Message:
-        """What a new master needs to know."""
+        """The fields of HELLO that tell a new master this server's state."""
         state = self._shard.state()
         return {
             "generation": state.round_number if state.initialized or state.round_number else 0,
@@ -91,7 +91,7 @@ class Server:
                 self._saves.put(order)
 
     def _begin(self, round_number: int, file: str | None, parts_per_step: int) -> None:
-        """Begins a round, unless it is an order of a master that is gone, which another one gave already."""
+        """Begins a round; an order for a round that has begun already, of a master that is lost, is ignored."""
         if round_number <= self._shard.state().round_number:
             log.info("round %d has begun already", round_number)
             return

@@ -1,7 +1,7 @@
 """A parameter server: one shard behind a port, one thread for each connection.
 
-`begin` starts a round, `save` writes a checkpoint's file, `drop` sends a worker away that the master has given up; all may be
-called from any thread.
+`begin` starts a round, `save` writes a checkpoint's file, `drop` ends the session of a worker that the master declared lost. Any thread may
+call them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from disttrain_trainer.runtime.sockets import Newcomers, listen
 log = logs.get_logger(__name__)
 
 STRANGERS = 64
-"""Connections that have not said yet who they are, beside one for each worker."""
+"""Connections without a HELLO yet, in addition to one for each worker."""
 _RETRY_SECONDS = 0.1
 """Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
 
@@ -69,7 +69,7 @@ class ShardServer:
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
     on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
         the shard stands still meanwhile.
-    on_failure: called with an exception that is nobody's but this server's: it must end, for its shard may be half changed.
+    on_failure: called with an exception of this server itself: the process must end, for its shard may be half changed.
         Default: the thread raises it.
     """
 
@@ -128,7 +128,7 @@ class ShardServer:
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
     def begin(self, round_number: int, checkpoint: Path | None = None, *, parts_per_step: int | None = None) -> None:
-        """Starts a round, from this file or with no parameters; the one before is over, and its workers are sent away.
+        """Starts a round, from this file or with no parameters; the round before it is over, and its workers are refused.
 
         parts_per_step: by which the parts in the file are numbered. Default: as many as now.
 
@@ -309,7 +309,7 @@ class ShardServer:
         return host, session
 
     def _await_round(self, link: Link, hello: Hello) -> None:
-        """Waits for `begin`: a worker may hear of a round before its servers do."""
+        """Waits for `begin`: a worker may learn of a round before its servers do."""
         begin, timeout_seconds = time.monotonic(), self._config.startup_timeout_seconds
         heartbeat_seconds = min(hello.timeout_seconds / 4, HEARTBEAT_SECONDS)
         reason = f"round {hello.round_number} to begin on server {self._index}"

@@ -1,7 +1,7 @@
 """One server's part of the model: parameters, optimiser state and version, updated block by block.
 
-A shard does as it is told, by one thread at a time: what becomes an update is `consistency.py`, locking is `generation.py`,
-files are `shard_file.py`. There are two ways to keep the parameters, by `history`:
+One thread at a time calls a shard. `consistency.py` decides what becomes an update, `shard_host.py` locks, `shard_file.py` writes files.
+There are two ways to keep the parameters, by `history`:
 
 - False: updated in place. A reader may see a part of an update that is being made (as in Hogwild).
 - True: each version is another buffer, and the previous version stays. A shard that is one version ahead can then still serve the
@@ -34,7 +34,7 @@ class Buffers:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = spans
-        # What the padding holds, nobody sees.
+        # The content of the padding is never read.
         self.parts = [zeros(-(-span.length // PADDING) * PADDING, span.dtype) for span in spans]
         self.views = [bytes_of(part[: span.length]) for part, span in zip(self.parts, spans, strict=True)]
         self.version = 0

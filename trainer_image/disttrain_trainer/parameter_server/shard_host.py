@@ -1,7 +1,7 @@
 """A shard, its consistency policy and its workers under one lock: what the connections of one round share.
 
-Every method may be called by any thread. Waiting is a condition variable, notified when somebody may start; nothing polls. A round
-that is over refuses everybody; its shard is garbage, and whoever still works on it harms nobody.
+Any thread may call any method. A waiting worker blocks on a condition variable, which is notified when a worker may start; nothing polls.
+A host whose round is over refuses every call; a thread that still works on its shard has no effect on the next one.
 """
 
 import math
@@ -33,7 +33,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
-    """What a worker says of the gradient that it pushes."""
+    """The header of a pushed gradient."""
 
     index: int
     """Number of the part."""
@@ -44,7 +44,7 @@ class Gradient:
     version: int
     """Version of the parameters that it is of."""
     weight: float | None = None
-    """What the loss says that its mean weighs; None: the samples do."""
+    """The weight that the loss returned with its mean; None: the number of samples."""
     took: Took = None
     """The elements of the shard that it is of."""
 
@@ -78,7 +78,7 @@ class ShardState:
 
 
 class ShardHost:
-    """One server's side of a round, from the first parameters or from a checkpoint."""
+    """One server's shard in a round, from the initial parameters or from a checkpoint."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ShardHost:
             self._shard.restore(checkpoint)
 
     def enter(self, session: Session, layout: Layout) -> tuple[int, bool]:
-        """A worker connects; returns the version and whether the parameters have values. Another session of its rank is out."""
+        """A worker connects; returns the version and whether the parameters have values. It replaces an earlier session of its rank."""
         with self._changed:
             self._require_going_on()
             if self._shard is None:
@@ -145,7 +145,7 @@ class ShardHost:
             return self._policy.version, self._shard.initialized
 
     def exit(self, session: Session) -> bool:
-        """A worker's connection ended; nobody waits for it any more. False when another session had taken its place."""
+        """A worker's connection ended; no worker waits for it any more. False when another session had replaced it."""
         with self._changed:
             if self._sessions.get(session.rank) is not session:
                 return False
@@ -217,10 +217,10 @@ class ShardHost:
                     if squared is not None:
                         self._norms.add(shard.version, squared)
                 except BaseException:
-                    self.over = True  # it counts already, and may be half applied: nobody reads or saves this any more
+                    self.over = True  # the part counts already, and may be half applied: this shard must not be read or saved any more
                     raise
             if self._sessions.get(session.rank) is session:
-                # Also for a part that somebody else had done: the worker's iteration is complete all the same.
+                # Also for a part that another worker had done: this worker's iteration is complete in either case.
                 self._policy.complete(session.rank, gradient.clock)
             if self._policy.gate != before:
                 self._changed.notify_all()
@@ -263,7 +263,7 @@ class ShardHost:
             self._known_shard().release(buffers)
 
     def end(self) -> None:
-        """Ends the round: whoever waits or asks is refused."""
+        """Ends the round: every waiting and every later call is refused."""
         with self._changed:
             self.over = True
             self._changed.notify_all()

@@ -1,6 +1,7 @@
 """The port that serves a process's metrics, and the master's progress.
 
-Requests are small and answered at once. How many are served together, and for how long, is bounded: a port is open to whoever reaches it.
+Requests are small and answered at once. How many are served together, and for how long, is bounded: any process that reaches the port may
+connect.
 """
 
 import contextlib

@@ -24,7 +24,7 @@ log = logs.get_logger(__name__)
 
 
 def run(process: Process, metrics: PodMetrics) -> None:
-    """Supervises the pod's ranks. Raises ProgramFailed with the code and the last words of the first that failed."""
+    """Supervises the pod's ranks. Raises ProgramFailed with the code and the termination message of the first that failed."""
     count = process.config.processes_per_worker
     terminated = False
     with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:

@@ -1,4 +1,4 @@
-"""How a process fits itself into its machine: dies with its parent, hears signals in time, uses the CPUs that it was given.
+"""A process on its machine: it dies with its parent, handles signals in time, and uses the CPUs that it was given.
 
 Linux only where Linux has the means (prctl, cgroups, /proc); elsewhere these functions do nothing.
 """
@@ -23,7 +23,7 @@ def die_with_parent(parent: int) -> None:
     """Has the kernel kill this process as soon as `parent` is gone, however that came about."""
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have gone before prctl took effect; then nobody would be told.
+    # The parent may have ended before prctl took effect; then the kernel sends no signal.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -55,7 +55,7 @@ def raise_file_limit() -> None:
 
 
 _wakeup: list[int] = []
-"""The descriptor that hears signals, once `on_sigterm` was called."""
+"""The descriptor that signals are written to, after `on_sigterm` was called."""
 
 
 def restore_sigterm() -> bool:
@@ -98,7 +98,7 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _detach_from_parent() -> None:
-    """A child that the user's code forks: SIGTERM ends it, as it would have otherwise, and is no news to its parent, whose pipe it has."""
+    """A child that the user's code forks: SIGTERM ends it, as it would have otherwise, and does not reach its parent, whose pipe it has."""
     if signal.getsignal(signal.SIGTERM) is _ignore:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -141,7 +141,7 @@ def set_interface(environ: MutableMapping[str, str], *, toward: str) -> None:
 
 
 def interface_toward(host: str) -> str | None:
-    """Name of the network interface whose address the route to `host` begins at; None when it cannot be told."""
+    """Name of the network interface whose address the route to `host` begins at; None when it is unknown."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,6 +1,6 @@
 """The metrics of a training process.
 
-A loop only adds to plain numbers; they become Prometheus families when somebody asks, so that a step of 0.3 ms pays nothing for them.
+A loop only adds to plain numbers; they become Prometheus families at a scrape, so that a step of 0.3 ms pays nothing for them.
 """
 
 import time

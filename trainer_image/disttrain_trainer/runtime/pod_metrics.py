@@ -44,7 +44,7 @@ class PodMetrics(Collector):
 
 
 def answer(metrics: Collector, path: Path) -> None:
-    """Answers whoever connects to the socket file with the exposition, in a thread. A failure is said once, and nothing else."""
+    """Answers every connection to the socket file with the exposition, in a thread. A failure is logged once and has no other effect."""
     registry = CollectorRegistry()
     registry.register(metrics)
     listener = socket.socket(socket.AF_UNIX)

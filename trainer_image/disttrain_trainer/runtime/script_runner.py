@@ -1,7 +1,7 @@
 """python run_script.py FILE ARGUMENT…: runs a file as `python FILE ARGUMENT…` does, up to an end that torch's threads survive.
 
 A thread of gloo that drops the last reference to a tensor needs Python's lock. While the interpreter finalizes, CPython before 3.14 ends
-whoever asks for it, here in the middle of a destructor, and the process aborts (pytorch#190489, cpython#87135): a training that
+a thread that asks for it, here in the middle of a destructor, and the process aborts (pytorch#190489, cpython#87135): a training that
 succeeded answers 134, every tenth one where cores are few, and an exception of the user's is taken for a crash. No order of
 destroy_process_group and `del` in the user's file prevents it. So what an end means is done in order, threads, exit handlers, the file's
 own objects, and then the process leaves without finalizing, as the processes of multiprocessing do.
@@ -71,7 +71,7 @@ def run(file: str, arguments: list[str]) -> int:
 def leave(status: int, *, script: bool = False, timeout_seconds: float | None = None) -> NoReturn:
     """Ends the process in order, but for the interpreter. script: `__main__` is what `run` executed; what it holds is let go.
 
-    patience: seconds after which the process ends, though a thread, a child process or an exit handler has not. Default: no bound.
+    timeout_seconds: seconds after which the process ends, though a thread, a child process or an exit handler has not. Default: no bound.
     """
     if timeout_seconds is not None:
         watch = threading.Timer(timeout_seconds, _give_up, (status, timeout_seconds))

@@ -1,4 +1,4 @@
-"""The processes of a user's script in one world: started, heard, ended, and asked for the cause when they fail."""
+"""The processes of a user's script in one round: started, their output read, ended, and their error found when they fail."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ class Program:
         self._codes: dict[int, int] = {}
         self._signalled: set[signal.Signals] = set()
         self._alive: set[int] = set()
-        """Those that are not reaped, so that nobody else can have the number of their group. Changed with `_signalling` held."""
+        """Those that are not reaped, so that no other process can have the number of their group. Changed with `_signalling` held."""
         self._signalling = threading.Lock()
         dies_with_agent = machine.dying_with_parent()
         for local_rank, environ in enumerate(environs):
@@ -77,7 +77,7 @@ class Program:
     def stop(self, *, grace: float, patient: Callable[[], bool]) -> None:
         """Ends what still runs, and its children: SIGTERM, and SIGKILL after the grace. Returns when all are gone.
 
-        patient: whether it may take its time, since somebody else ends a program that takes too long.
+        patient: whether it may take its time, since another process (the kubelet) ends a program that takes too long.
         """
         self.signal(signal.SIGTERM)
         with self._changed:

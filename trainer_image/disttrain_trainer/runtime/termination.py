@@ -1,4 +1,4 @@
-"""The last words of a process: what its termination message says, and the traceback that its user sees.
+"""The termination message of a process, and the traceback that its user sees.
 
 A user's mistake never shows our own frames.
 """

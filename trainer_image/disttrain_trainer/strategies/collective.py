@@ -1,6 +1,6 @@
 """DataParallel: rank r computes part r of every step, gradients are averaged weighted by samples, every rank has the model.
 
-A rank from its start to its end, through lost peers: the survivors keep their state, and the newest one gives it to all.
+A rank from its start to its end, through lost peers: the survivors keep their state, and the rank with the newest state gives it to all.
 """
 
 import re
@@ -39,13 +39,13 @@ from disttrain_trainer.runtime.sockets import split_address
 log = logs.get_logger(__name__)
 
 PEER_LOSS_NOTICE_SECONDS = 3.0
-"""Seconds in which the master tells of a peer whose loss broke a step."""
+"""Seconds within which the master reports the loss of a peer that broke a step."""
 MAX_BREAKS = 3
-"""Worlds in a row that may break at one step in the same way while no peer is lost."""
+"""Rounds in a row that may break at one step in the same way while no peer is lost."""
 
 
 class _Reform(Exception):
-    """The master said that the world is over."""
+    """The master ended the round."""
 
 
 class DataParallel:
@@ -71,7 +71,7 @@ class DataParallel:
         self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
         """The model itself needs all ranks in each forward and backward."""
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
-        """Where and how a world broke although no peer was lost, and how many did so in a row."""
+        """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
         with control.changed:
             rank.data, rank.layout = task.data, self._state.layout
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
@@ -151,7 +151,7 @@ class DataParallel:
         self._end(this_round)
 
     def _require_a_lost_peer(self, this_round: Round, error: BrokenGroup) -> None:
-        """Raises UserError when worlds break again and again at one step in the same way, and the master knows of no peer that was lost."""
+        """Raises UserError when MAX_BREAKS rounds in a row break at one step in the same way, and the master knows of no lost peer."""
         if self._round_ended(this_round):
             self._breaks = ((0, ""), 0)
             return
@@ -165,7 +165,8 @@ class DataParallel:
             )
 
     def _take_newest(self, this_round: Round, group: AbortableProcessGroup) -> None:
-        """Takes over the state of the world's source. Who loses it on the way holds no step's state, and must not be a source itself."""
+        """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a
+        source."""
         rank, held = self._rank, self._rank.step
         if this_round.source != self._process.rank:
             rank.step = -1
@@ -260,14 +261,15 @@ class DataParallel:
 
     @contextmanager
     def _counted_to_the_end(self) -> Iterator[None]:
-        """Looks at the bytes once more before the connections of a world are closed, and the kernel's counts with them."""
+        """Reads the byte counts once more before the connections of a round are closed: the kernel drops the counts with them."""
         try:
             yield
         finally:
             self._count()
 
     def _round_ended(self, this_round: Round) -> bool:
-        """Whether the master says that a peer was lost. A model with collectives of its own (SyncBatchNorm) raises that as its error."""
+        """Whether the master ended the round. A model with collectives of its own (SyncBatchNorm) raises the loss of a peer as its own
+        error."""
         with self._control.changed:
             return self._control.changed.wait_for(lambda: self._rank.round is not this_round, PEER_LOSS_NOTICE_SECONDS)
 
@@ -285,7 +287,7 @@ class DataParallel:
             self._meter.add(part, loss=value, weight=weight)
 
     def _end(self, this_round: Round) -> None:
-        """The last step is done: save, evaluate, and wait until everybody is as far. A lost peer leads back to a new world."""
+        """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
         rank = self._rank
         if self._process.rank == 0:
             evaluates = self._task.evaluate is not None and rank.evaluation is None
@@ -331,7 +333,7 @@ class DataParallel:
         return None
 
     def _resume(self) -> None:
-        """Rank 0 takes the newest checkpoint; the others get its state from rank 0, or from a rank that is further."""
+        """Rank 0 loads the newest checkpoint; the other ranks get its state from rank 0, or a newer one from another rank."""
         root = self._process.checkpoint_dir
         self._rank.step = 0
         if self._process.rank != 0:
@@ -348,7 +350,8 @@ class DataParallel:
             self._metrics.checkpoint_step = newest.manifest.step
 
     def _save(self, *, last: bool = False, finished: bool = False) -> str | None:
-        """Writes a checkpoint and says so to the master. A full or broken volume is said, too, and returned; the training goes on.
+        """Writes a checkpoint and reports it to the master. Returns the error of a full or broken volume, which is logged; the training
+        goes on.
 
         last: it is that of the last step, whose state does not change any more. finished: nothing is left to do after it.
         """
@@ -404,7 +407,8 @@ def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    """A rank that computed on others' samples, to take part in the sum, has learned nothing from them: nor have its BatchNorms."""
+    """Restores the buffers: a rank without samples computes on two arbitrary ones to join the all-reduce, and its BatchNorms must not learn
+    from them."""
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name in buffers and buffer.shape == buffers[name].shape:

@@ -1,7 +1,7 @@
-"""The role of a worker of parameter servers: take parts from the master, compute their gradients, exchange them with the servers.
+"""The role of a worker of parameter servers: it gets parts from the master, computes their gradients and exchanges them with the servers.
 
-The control thread keeps the tickets filled while the main thread computes, so that no step waits for the master. Whatever is lost
-on the way, the worker leaves the world and asks for the next one; the servers know which parts count.
+The control thread receives assignments while the main thread computes, so that no step waits for the master. When a peer is lost, the
+worker leaves the round and asks for the next one; the servers know which parts count.
 """
 
 import time
@@ -30,12 +30,12 @@ from disttrain_trainer.runtime.process import Process
 log = logs.get_logger(__name__)
 
 WORK_AHEAD_SECONDS = 0.25
-"""Seconds of work that a worker has in tickets: enough to hide the master, little enough to be lost."""
+"""Seconds of work that a worker has assigned: enough to hide the master's latency, and little to compute again when the worker is lost."""
 MAX_ASSIGNED_PARTS = 4096
 IDLE_SECONDS = 0.02
-"""Seconds without a ticket after which a worker takes no part any more, so that nobody waits for it."""
+"""Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
 RETRY_SECONDS = 0.2
-"""Seconds before a world is tried again that broke without news from the master."""
+"""Seconds before a worker asks for another round when one broke and the master did not end it."""
 
 
 class Worker:
@@ -78,7 +78,7 @@ class Worker:
         )
         self._every = process.config.checkpoint.every_steps if process.config.checkpoint else 0
         self._done: list[int] = []
-        """Parts that every server took, and that the master was not told of."""
+        """Parts that every server applied and that are not reported to the master yet."""
         self._newest: BatchPart | None = None
         """What was computed last."""
         self._seconds = 0.0
@@ -108,7 +108,7 @@ class Worker:
                 self._take_part_in(this_round)
 
     def _take_part_in(self, this_round: Round) -> None:
-        """Stays with the servers until the world is over."""
+        """Works with the servers until the round is over."""
         client = ShardedClient(
             addresses=self._config.addresses.parameter_servers,
             config=self._config,
@@ -122,7 +122,7 @@ class Worker:
             if self._member.round is not this_round:
                 return
             self._member.client = client
-        # The servers may have gone back to a checkpoint; if they have not, they tell the master themselves what was done.
+        # The servers may have gone back to a checkpoint; if they have not, they report the applied parts to the master themselves.
         self._done.clear()
         try:
             client.connect(self._flat.layout)
@@ -144,11 +144,11 @@ class Worker:
             client.close()
 
     def _begin(self, client: ShardedClient, this_round: Round) -> None:
-        """Brings parameters and buffers to where the round is: this worker may be new, or the servers went back."""
+        """Sets parameters and buffers to the state of the round: this worker may be new, or the servers went back to a checkpoint."""
         another = this_round.number != self._round_number
         reset_buffers = another and this_round.from_scratch and self._buffers.there_are_some
         if self._trained and (reset_buffers or not client.initialized):
-            # To offer the servers what they taught this worker would apply the lost steps twice.
+            # The worker's parameters contain the lost steps: to offer them to the servers would apply these steps twice.
             self._buffers.reset(self._first.restore(self._flat.parameters))
             if self._on_gpu:
                 for host, device in zip(self._parameters, self._flat.parameters, strict=True):
@@ -169,7 +169,7 @@ class Worker:
         self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
 
     def _round_broke(self, this_round: Round, error: PeerLost) -> None:
-        """A server is lost, or the master said so first: on to the next world, unless nothing has moved for too long."""
+        """A server is lost, or the master ended the round: waits for the next round. Raises when no part was done for too long."""
         control, member = self._control, self._member
         self._metrics.recoveries += 1
         with control.changed:
@@ -202,7 +202,7 @@ class Worker:
                 current = self._received(client.pull(self._parameters, step=part.step if self._sync else None), part)
             pulled = clock()
             if not current:
-                self._finished(index, pulled - began)  # its step is over: another worker computed it
+                self._finished(index, pulled - began)  # its step is over: another worker computed the part
                 continue
             gradients, info = self._compute(part, pulled) if part.samples else (None, WHOLE)
             computed = clock()
@@ -234,7 +234,7 @@ class Worker:
         self._report()
 
     def _report(self) -> None:
-        """Tells what was computed since the last report."""
+        """Reports what was computed since the last report."""
         if (part := self._newest) is not None:
             self._meter.report(step=part.step + 1, epoch=part.epoch, now=time.perf_counter())
 
@@ -282,7 +282,7 @@ class Worker:
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
 
     def _request(self, this_round: Round, *, force: bool = False) -> None:
-        """Tells what is done, and asks for tickets when half of them are gone."""
+        """Reports the parts that are done, and requests more when half of the wanted assignments are used up."""
         member = self._member
         wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / self._seconds))) if self._seconds else 2
         missing = wanted - len(member.assignments)
@@ -290,13 +290,13 @@ class Worker:
         if count or (force and self._done):
             with self._control.changed:
                 if member.round is not this_round:
-                    return  # nobody answers what is asked for an earlier stay, and in the next one it would count as asked
+                    return  # the master ignores a request of an earlier lease, and in the next round it would count as made
                 member.asked = member.asked or count > 0
             done, self._done = self._done, []
             self._control.send(MessageType.REQUEST, stay=this_round.lease, count=count, done=done)
 
     def _next_assignment(self, client: ShardedClient, this_round: Round, participates: bool) -> int | None:
-        """The next part; None when the world is over; -1 when the worker waited, and must join and pull anew."""
+        """The next part; None when the round is over; -1 when the worker waited, and must join and pull again."""
         control, member = self._control, self._member
         if member.round is not this_round:
             return None
@@ -316,7 +316,7 @@ class Worker:
         with control.changed:
             idle = not control.changed.wait_for(something_new, IDLE_SECONDS)
         if idle or member.evaluate:
-            self._report()  # what comes next may last, and what is computed would not be counted meanwhile
+            self._report()  # the next wait may be long, and the parts that are computed would not be counted meanwhile
         if idle:
             if participates:
                 client.leave()
@@ -335,7 +335,7 @@ class Worker:
             self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
     def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
-        """All parts are applied: what the user's `evaluate` says of the final parameters, and their file."""
+        """All parts are applied: sends the master the result of the user's `evaluate` on the final parameters, and their file."""
         self._member.evaluate = False
         self._trained = True
         client.join()

@@ -1,4 +1,4 @@
-"""The agent of a script: runs the user's file unchanged, as torchrun would, in one world after another.
+"""The agent of a script: runs the user's file unchanged, as torchrun would, in one round after another.
 
 When a member is lost, every agent stops its program and starts it again in the next round; the store at the master keeps the
 rounds apart.
@@ -25,11 +25,11 @@ from disttrain_trainer.strategies import joining
 log = logs.get_logger(__name__)
 
 PEER_LOSS_NOTICE_SECONDS = 1.0
-"""Seconds in which the master may say that another member was lost, before a failed program is reported as the cause."""
+"""Seconds that the master has to end the round because of another member, before this agent reports its failed program as the cause."""
 STOP_GRACE_SECONDS = 10.0
-"""Seconds between SIGTERM and SIGKILL, for a program whose world is over."""
+"""Seconds between SIGTERM and SIGKILL, for a program whose round is over."""
 MAX_RESTARTS = "999"
-"""How often the agent would start the script again, for a script that asks: nobody counts here, the job's runPolicy does."""
+"""How often the agent would start the script again, for a script that reads it. The agent has no limit; the job's runPolicy has."""
 
 
 class Agent:
@@ -51,7 +51,7 @@ class Agent:
         )
 
     def run(self) -> None:
-        """Until everybody's program is done. Raises ProgramFailed when this one's failed of itself, Terminated after SIGTERM."""
+        """Runs until every member's program is done. Raises ProgramFailed when this one's failed of itself, Terminated after SIGTERM."""
         control, rank = self._control, self._rank
         machine.on_sigterm(self._terminate)
         machine.set_interface(os.environ, toward=split_address(self._process.config.addresses.rendezvous)[0])
@@ -69,7 +69,7 @@ class Agent:
         raise Terminated
 
     def _run_in(self, this_round: Round) -> bool:
-        """The program in one world. True when the job is done, False when the world is over."""
+        """Runs the program in one round. True when the job is done, False when the round is over."""
         control, rank = self._control, self._rank
         program = self._start(this_round)
         log.info("round %d begins: the script runs", this_round.number)
@@ -85,7 +85,7 @@ class Agent:
             return -1 if over() else program.result()
 
         try:
-            # A training takes any time, and its line is written.
+            # A training may take any time, and the log has its line already.
             code = control.wait(result, what="the script", timeout=None, logged=True)
             if code == 0:
                 rank.get_done(control)
@@ -96,11 +96,11 @@ class Agent:
                 if not over() and not self._terminated:
                     failure = program.failure(code)
                     failure.last_line += termination.shadowing(failure.last_line, self._file.resolve().parent)
-                    # Should the master be lost now: its successor says REFORM, since it did not form this world.
+                    # When the master is lost now, its successor sends REFORM, since it did not begin this round.
                     control.send(MessageType.FAILED, message=failure.last_line or str(failure))
                     control.wait(
                         lambda: True if rank.blamed or over() or self._terminated else None,
-                        what="the master's judgement",
+                        what="the master to decide which member failed first",
                         timeout=self._process.config.startup_timeout_seconds,
                     )
                     if rank.blamed and not self._terminated:
@@ -117,7 +117,7 @@ class Agent:
             program.stop(grace=STOP_GRACE_SECONDS, patient=lambda: self._terminated)
 
     def _start(self, this_round: Round) -> Program:
-        """The program of a world. Raises Terminated when none is to begin any more."""
+        """Starts the program of a round. Raises Terminated after SIGTERM."""
         config = self._process.config
         user_files.check_unchanged(self._process)
         arguments = config.trainer.script.args if config.trainer.script else ()
@@ -133,7 +133,7 @@ class Agent:
             return self._program
 
     def _await_end(self, this_round: Round) -> bool:
-        """Waits until everybody's program is done: True. False when the world is over before, or this pod is to end."""
+        """Blocks until every member's program is done: True. False when the round is over before, or this pod must end."""
         control, rank = self._control, self._rank
         control.wait(
             lambda: True if self._terminated or control.finished or rank.round is not this_round else None,
@@ -151,7 +151,7 @@ class Agent:
                 log.warning("%s", joining.hint(self._process.config, seconds=seconds, spawned=spawned))
 
     def _terminate(self) -> None:
-        """SIGTERM: the program hears it too, and has the grace period; then this process ends, not as if it were done."""
+        """SIGTERM: the program gets it too, and has the grace period; then this process ends with 143, not with 0."""
         with self._control.changed:
             self._terminated = True
             program = self._program
