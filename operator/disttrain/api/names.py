@@ -32,7 +32,7 @@ MAX_JOB_NAME: Final = 40
 RENDEZVOUS_PORT: Final = 29500
 """MASTER_PORT: the torch.distributed store. On the master for our own loop and scripts, on worker 0 for a command."""
 CONTROL_PORT: Final = 29400
-"""The master's control connection: membership, ledger, progress."""
+"""The master's control connection: membership, work queue, progress."""
 SERVER_PORT: Final = 29600
 """A parameter server's data connection."""
 METRICS_PORT: Final = 9400
@@ -53,7 +53,7 @@ class Role(StrEnum):
     """What a pod does; the value is that of the label `disttrain.dev/role` and of the metric label `role`."""
 
     MASTER = "master"
-    """Hosts the rendezvous, the data ledger and the progress of the job. Never trains, needs no GPU."""
+    """Hosts the rendezvous, the work queue and the progress of the job. Never trains, needs no GPU."""
     PARAMETER_SERVER = "parameter-server"
     """Holds a shard of the parameters and of the optimiser's state."""
     WORKER = "worker"

@@ -1,4 +1,4 @@
-"""What a training process is told (JobConfig), what the master tells (Progress), and a process's last words (Termination).
+"""What a training process gets (JobConfig), what the master reports (Progress), and a process's termination message (Termination).
 
 They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the pod's termination message.
 """
@@ -198,7 +198,7 @@ class Termination(Model):
     """The termination message of a training process, at most 4096 bytes of JSON."""
 
     message: str = ""
-    """The last words: for a failure the exception's last line, or what the wait was for."""
+    """The message: for a failure the exception's last line, or what the wait was for."""
     where: str = ""
     """For a failure of the user's code: file and line."""
     progress: Progress | None = None

@@ -84,7 +84,7 @@ __all__ = [
 
 
 class Master(Model):
-    """The one pod that hosts rendezvous, data ledger and progress; needs no GPU, never trains."""
+    """The one pod that hosts rendezvous, work queue and progress; needs no GPU, never trains."""
 
     template: PodTemplate | None = None
     """Pod template of the master."""
@@ -329,7 +329,7 @@ class DistTrainJobSpec(Model):
     data: Data | None = None
     """Where the data lies and how it is handed out."""
     master: Master = Master()
-    """The one pod that hosts rendezvous, data ledger and progress."""
+    """The one pod that hosts rendezvous, work queue and progress."""
     parameter_server: ParameterServer | None = None
     """The parameter servers; exactly with strategy.type ParameterServer."""
     worker: Worker = Worker()

@@ -80,7 +80,7 @@ class LastRestart(Model):
     exit_code: int | None = None
     """Exit code of the trainer container, where it had one."""
     message: Text = ""
-    """The last words of the container."""
+    """The termination message of the container."""
     time: Time
     """When it failed."""
 

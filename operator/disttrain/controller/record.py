@@ -56,7 +56,8 @@ class JobRecord:
     """Before this moment a change that can wait is not written, so that it needs no pass."""
 
     def begin_pass(self, generation: int, *, has_status: bool, now: datetime, moment: float) -> None:
-        """A pass over the job begins, at `now` and at `moment` of the loop's clock. A new spec may remove every obstacle."""
+        """A pass over the job begins, at `now` and at `moment` of the loop's clock. A new spec may allow
+        what was refused."""
         if self.known_since is None:
             self.known_since = now
             if not has_status:

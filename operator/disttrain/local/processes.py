@@ -79,7 +79,7 @@ class Process:
         return "Error" if self.exit_code else ""
 
     def termination(self) -> Termination:
-        """Its last words; empty when it left none."""
+        """Its termination message; empty when it left none."""
         if self.not_started:
             return Termination(message=self.not_started)
         try:

@@ -133,7 +133,7 @@ def _trainer_container(
         "resources": _resources(job, role, template),
         "securityContext": container_security(template.get("securityContext", {})),
         "terminationMessagePath": TERMINATION_LOG,
-        # Our trainer writes its last words itself; of any other program the end of the log says most.
+        # Our trainer writes its termination message itself; for any other program the end of the log says most.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(job, role, template),
     }

@@ -13,7 +13,7 @@ from disttrain.plan.view import JobView
 from disttrain.plan.words import WARNING
 
 LAST_REPORT_GRACE = timedelta(seconds=10)
-"""For the master to end after the workers, and leave the final progress as its last words; for workers, to end after a master
+"""For the master to end after the workers, and leave the final progress in its termination message; for workers, to end after a master
 that says that all is done."""
 
 

@@ -1,4 +1,4 @@
-"""The sentences about a pod that failed: which one, how, its last words, and where its log is. No decisions."""
+"""The sentences about a pod that failed: which one, how, its termination message, and where its log is. No decisions."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from disttrain.plan.view import JobView
 WARNING = "Warning: "
 """In the message of a condition, before what a user has to know of a job in which nothing failed."""
 _LONGEST = 1024
-"""Last words in a message; the whole text is in the pod's log."""
+"""Characters of a termination message in a sentence; the whole text is in the pod's log."""
 _OUT_OF_MEMORY = "OOMKilled"
 HOW_LOST: Mapping[Reason, str] = MappingProxyType(
     {
