@@ -2,19 +2,20 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import MODEL_FILE, Role
 from disttrain_trainer.checkpoint import final
-from local_runs.command import run
-from training.job import Job, checkpoints, digits, served
+from local_runs.command import DISTTRAIN, run
+from training.job import Job, checkpoints, digits, manifests, served
 
 EXAMPLES = Path("examples").absolute()
 
@@ -34,14 +35,13 @@ with torch.no_grad():
 """Nothing of ours but the example's own module, which is the user's code."""
 
 
-def evaluation_of(path: Path, trainer: dict[str, object], seed: int = 0) -> dict[str, float]:
+def evaluation_of(path: Path, trainer: dict[str, object]) -> dict[str, float]:
     """What the user's own evaluation says of a model file, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(path), json.dumps(trainer)],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ},
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, float] = json.loads(done.stdout)
@@ -78,6 +78,77 @@ def test_each_example_leaves_a_model_that_reaches_the_printed_evaluation(
     assert f'model.load_state_dict(load_file("{path.relative_to(tmp_path.resolve())}"))' in done.err
     said = {name: float(value) for name, value in (training.evaluation or {}).items()}
     assert evaluation_of(path, trainer) == pytest.approx(said, rel=1e-4)
+    if kept_in == "claims":
+        exported = tmp_path / "exported.safetensors"
+        export(tmp_path, documents[0]["metadata"]["name"], "-o", str(exported))
+        assert_equal(load_file(exported), load_file(path))
+
+
+def export(folder: Path, *arguments: str) -> None:
+    """`disttrain export`, which must do."""
+    done = subprocess.run(
+        [str(DISTTRAIN), "export", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same names, types and bits."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+USERS = """
+import torch
+from torch import nn
+from disttrain_trainer.examples import digits
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm2d(8)
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+        self.first = nn.Linear(8, 8, bias=False)
+        self.second = nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = x.reshape(-1, 1, 8, 8).expand(-1, 3, -1, -1)
+        x = self.norm(self.conv(x)).mean((2, 3))
+        return self.head(self.second(self.first(self.frozen(x))))
+
+def model(config):
+    return Model()
+"""
+
+
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, id="DataParallel"), pytest.param(served("Sync", servers=3), id="Sync")]
+)
+def test_an_export_of_the_last_checkpoint_is_the_model_that_the_training_wrote(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    (tmp_path / "users_model.py").write_text(USERS)
+    optimizer = {"name": "Adam", "learningRate": 0.01}
+    trainer = {"model": "users_model:model", "epochs": None, "maxSteps": 3, "evaluate": None, "optimizer": optimizer}
+    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(50), trainer=trainer)) as job:
+        job.start()
+        assert job.supervise() == 0, job.logs()
+    export(tmp_path, "checkpoints", "-o", "exported.safetensors")
+    expected = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    assert {"norm.running_mean", "frozen.weight", "first.weight", "second.weight"} < expected.keys()
+    if changes:  # each worker has its own buffers, and the checkpoint those of another
+        found = load_file(tmp_path / "exported.safetensors")
+        assert found.keys() == expected.keys()
+        expected |= {name: found[name] for name in found if "running" in name}
+    assert_equal(load_file(tmp_path / "exported.safetensors"), expected)
+    named = manifests(tmp_path / "checkpoints")[-1]["tensors"]
+    assert {"mean", "square"} <= named["conv.weight"]["slots"].keys()
 
 
 DATA_PARALLEL = pytest.param({}, id="DataParallel")

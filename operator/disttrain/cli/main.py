@@ -44,6 +44,10 @@ def _call(options: argparse.Namespace) -> int:
             from disttrain.cli.lint import lint
 
             return lint(options.files)
+        case "export":
+            from disttrain.cli.export import export
+
+            return export(options.source, options.output)
         case _:
             print(f"disttrain {__version__}")
             return 0
@@ -97,6 +101,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     lint.add_argument(
         "files", metavar="FILE", nargs="+", help="YAML or JSON file, folder or URL; - reads standard input"
+    )
+
+    export = verbs.add_parser(
+        "export",
+        help="write the model of a checkpoint into one file",
+        description="Writes the model of a checkpoint as safetensors with the names of state_dict(), buffers and tied weights included: "
+        "model.load_state_dict(safetensors.torch.load_file(FILE)) takes it. The model of a training that is done is there already: see "
+        "status.training.model.",
+        epilog="exit codes: 0 done, 1 the file cannot be written, 2 no checkpoint that can be used",
+    )
+    export.add_argument(
+        "source",
+        metavar="FOLDER|RUN",
+        help="a checkpoint (step-…), a folder of checkpoints, a run in .disttrain/runs, or the job of its newest run",
+    )
+    export.add_argument(
+        "-o", "--output", metavar="FILE", default="model.safetensors", help="default: model.safetensors"
     )
 
     verbs.add_parser("version", help="print the version")

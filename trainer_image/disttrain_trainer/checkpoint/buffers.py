@@ -1,13 +1,16 @@
-"""A worker's buffers, such as BatchNorm's running statistics, in the checkpoints of parameter servers, which know parameters only.
+"""What a worker adds to the checkpoints of parameter servers, which know flat vectors of trained parameters only.
 
-Each worker has its own; a checkpoint has those of one of them.
+Its buffers, such as BatchNorm's running statistics (each worker has its own; a checkpoint has those of one of them), the parameters that
+are not trained, and how the model lies in the vectors: with that the checkpoint can name every tensor.
 """
 
 import secrets
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from disttrain.api.tensor_index import FROZEN, LAYOUT, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.store import BUFFERS
 from disttrain_trainer.errors import PeerLost, WrongInput
@@ -16,12 +19,14 @@ from disttrain_trainer.errors import PeerLost, WrongInput
 class Buffers:
     """The buffers of this model. root: the checkpoint folder, if there is one; then WrongInput for a buffer that cannot be saved."""
 
-    def __init__(self, model: nn.Module, root: Path | None) -> None:
+    def __init__(self, model: nn.Module, root: Path | None, layout: Layout | None = None) -> None:
+        """layout: how the trained parameters lie in the servers' vectors."""
         if root is not None:
             tensors.check_buffers(model)
         self.there_are_some = tensors.may_have_buffers(model)
         self._model = model
         self._root = root
+        self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
 
     def restore(self, name: str) -> None:
         """Takes over a file of the checkpoint folder. Raises PeerLost when it is gone: the next round names a newer one."""
@@ -34,7 +39,8 @@ class Buffers:
             if file.exists():
                 raise
             raise PeerLost(name, "a newer checkpoint took its place") from None
-        tensors.put_buffers(self._model, values, source=str(file))
+        buffers = {name: value for name, value in values.items() if not name.startswith(FROZEN)}
+        tensors.put_buffers(self._model, buffers, source=str(file))
 
     def reset(self, first: nn.Module) -> None:
         """Takes over the buffers of another model of the same kind."""
@@ -50,6 +56,14 @@ class Buffers:
             return {"error": "it has no checkpoint volume"}
         path = self._root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
         try:
-            return {"file": path.name, "sha256": tensor_file.write(path, tensors.buffers_of(self._model))}
+            return {"file": path.name, "sha256": tensor_file.write(path, self._present(), self._metadata)}
         except OSError as error:
             return {"error": str(error)}
+
+    def _present(self) -> dict[str, torch.Tensor]:
+        frozen = {
+            f"{FROZEN}{name}": parameter.detach()
+            for name, parameter in self._model.named_parameters()
+            if not (parameter.requires_grad and parameter.numel()) and tensors.can_be_saved(parameter)
+        }
+        return frozen | tensors.buffers_of(self._model)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from disttrain.api.runtime import JobConfig, ProgressModel
+from disttrain.api.tensor_index import Entry
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.resuming import Section
 
@@ -65,6 +66,8 @@ class Manifest(BaseModel):
     evaluation: dict[str, float] | None = None
     model: ProgressModel | None = None
     """The file of the trained model, once it is written."""
+    tensors: dict[str, Entry] = {}
+    """Where each tensor of the model lies in the files, by the names of state_dict(), with what the optimiser keeps beside it."""
 
     @classmethod
     def read(cls, text: str) -> "Manifest":

@@ -18,6 +18,7 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 from disttrain.api.runtime import JobConfig, ProgressModel
+from disttrain.api.tensor_index import index_of
 from disttrain_trainer.checkpoint import atomic, resuming
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
@@ -146,6 +147,10 @@ def publish(
 
     Raises OSError, and WrongInput when the folder is a checkpoint of another training.
     """
+    try:
+        tensors = index_of(folder, files)
+    except ValueError as error:
+        raise OSError(f"what was just written cannot be read: {error}") from None
     state, numbering = resuming.state_of(config), resuming.data_of(config, data)
     _refuse_to_replace_another(folder, config, data)
     manifest = Manifest(
@@ -165,8 +170,9 @@ def publish(
         finished=finished,
         evaluation=evaluation,
         model=model,
+        tensors=tensors,
     )
-    text = manifest.model_dump_json(indent=1, by_alias=True)
+    text = manifest.model_dump_json(by_alias=True)
     atomic.write(folder / NAME, lambda sink: sink.write(text.encode()))
     return manifest
 

@@ -144,6 +144,11 @@ def _has_extra(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
+def can_be_saved(tensor: torch.Tensor) -> bool:
+    """Whether a file can hold the tensor."""
+    return not _problem(tensor)
+
+
 def _problem(tensor: torch.Tensor) -> str:
     """Why a tensor can be neither saved nor sent; "" when it can."""
     if tensor.is_quantized:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disttrain.api import tensor_index
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.memory import zeros
 
@@ -156,6 +157,28 @@ class FlatModel:
         self._addresses = [parameter.data_ptr() for parameter, _ in self._views]
         self._frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
         self._known = {id(parameter): name for name, parameter in module.named_parameters()}
+
+    def described(self) -> tensor_index.Layout:
+        """Where each parameter lies, by name, for a checkpoint's manifest."""
+        names = {id(parameter): place.name for place, (parameter, _) in zip(self.places, self._views, strict=True)}
+        return tensor_index.Layout(
+            places=tuple(
+                tensor_index.Place(
+                    name=place.name,
+                    vector=place.vector,
+                    start=place.start,
+                    stop=place.stop,
+                    shape=tuple(parameter.shape),
+                    strides=None if parameter.is_contiguous() else _strides(parameter),
+                )
+                for place, (parameter, _) in zip(self.places, self._views, strict=True)
+            ),
+            aliases={
+                name: names[id(parameter)]
+                for name, parameter in self._module.named_parameters(remove_duplicate=False)
+                if names.get(id(parameter), name) != name
+            },
+        )
 
     @property
     def trained(self) -> list[nn.Parameter]:

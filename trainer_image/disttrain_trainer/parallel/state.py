@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from disttrain.api.tensor_index import LAYOUT, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
@@ -29,9 +30,11 @@ class RankState:
     takes them over takes their shapes, too.
     """
 
-    def __init__(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: FlatOptimizer, layout: Layout | None = None) -> None:
+        """layout: how the parameters lie in the optimiser's vectors, for the files."""
         self._model = model
         self._optimizer = optimizer
+        self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
         self._parameters = {f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
         shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in everything.items())
@@ -50,7 +53,7 @@ class RankState:
 
     def save(self, path: Path) -> str:
         """Writes a file; its sha256 in hex. Raises OSError."""
-        return tensor_file.write(path, self.present())
+        return tensor_file.write(path, self.present(), self._metadata)
 
     def load(self, path: Path) -> None:
         """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""

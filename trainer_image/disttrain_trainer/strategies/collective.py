@@ -64,7 +64,7 @@ class DataParallel:
         settings = self._config.trainer.optimizer
         assert settings is not None, "the schema demands it beside a model"
         self._optimizer = FlatOptimizer(settings, self._flat)
-        self._state = RankState(task.model, self._optimizer)
+        self._state = RankState(task.model, self._optimizer, self._flat.described())
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()
         self._keeps_model = process.rank == 0 and process.model_dir is not None and model_file.can_be_kept(task.model)

@@ -57,7 +57,7 @@ class Worker:
         )
         self._objective = tasks.Objective(self._task.model, self._task.loss)
         self._flat = FlatModel(self._task.model)
-        self._buffers = Buffers(self._task.model, process.checkpoint_dir)
+        self._buffers = Buffers(self._task.model, process.checkpoint_dir, self._flat.described())
         self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
         self._first = InitialParameters(self._config, self._flat.parameters)
         self._trained = False
@@ -94,7 +94,7 @@ class Worker:
         control, member = self._control, self._member
         with control.changed:
             member.data = self._task.data
-            member.buffers = self._buffers.there_are_some
+            member.buffers = self._process.checkpoint_dir is not None
             member.keeps_model = self._keeps_model
         while not control.finished:
             if member.round is None:

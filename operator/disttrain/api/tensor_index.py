@@ -1,0 +1,192 @@
+"""Where each tensor of a model lies in the files of a checkpoint: what a manifest says by name, and what the headers of the files say.
+
+Shared by the trainer, which writes it, and `disttrain export`, which reads it without torch. The files are safetensors
+(https://github.com/huggingface/safetensors#format): a length, a JSON header, the bytes of the tensors.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from disttrain.api.base import Model
+
+LAYOUT = "layout"
+"""The key of a header's metadata under which a file says how the model lies in flat vectors: the JSON of a `Layout`."""
+FROZEN = "frozen:"
+"""How the key of a parameter that is not trained begins in the file that a worker adds to the shards of servers."""
+_MODEL = "model."
+_MOST_HEADER = 100_000_000
+"""Bytes: what safetensors itself accepts."""
+
+
+class Place(Model):
+    """Where a trained parameter lies in a vector, in elements."""
+
+    name: str
+    vector: int
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    """In elements; None for those of a contiguous tensor."""
+
+
+class Layout(Model):
+    """How a model's trained parameters lie in flat vectors, and which parameters have several names."""
+
+    places: tuple[Place, ...]
+    aliases: dict[str, str] = Field(default_factory=dict)
+    """Another name of a parameter -> the name that it is stored under."""
+
+
+class Piece(Model):
+    """Elements [start, start + length) of a tensor, which lie from `offset` on in the tensor `key` of a file."""
+
+    file: str
+    key: str
+    offset: int = Field(0, ge=0)
+    start: int = Field(0, ge=0)
+    length: int = Field(ge=0)
+
+
+class Stored(Model):
+    """The elements of one tensor."""
+
+    dtype: str
+    """As safetensors names it, such as F32."""
+    strides: tuple[int, ...] | None = None
+    """In which order the elements lie; None: in the order of a contiguous tensor."""
+    pieces: tuple[Piece, ...]
+
+
+class Entry(Stored):
+    """A tensor of `state_dict()`, and what the optimiser keeps beside it."""
+
+    shape: tuple[int, ...]
+    slots: dict[str, Stored] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file."""
+
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Any]
+    """By key: dtype, shape, data_offsets."""
+    data: int
+    """Where the bytes of the tensors begin in the file."""
+
+    def length(self, key: str) -> int:
+        """The number of elements of a tensor."""
+        count = 1
+        for size in self.tensors[key]["shape"]:
+            count *= size
+        return count
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file. Raises OSError, and ValueError when the file is none of safetensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= _MOST_HEADER:
+            raise ValueError(f"{path.name} is no safetensors file")
+        tensors = json.loads(file.read(length))
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path.name} is no safetensors file")
+    return Header(metadata=tensors.pop("__metadata__", {}), tensors=tensors, data=8 + length)
+
+
+def index_of(folder: Path, files: Mapping[str, str]) -> dict[str, Entry]:
+    """Every tensor of the model by name, from the headers of a checkpoint's files; nothing when none of them says how the model lies.
+
+    Raises OSError, ValueError.
+    """
+    headers = {name: read_header(folder / name) for name in sorted(files) if name.endswith(".safetensors")}
+    layout = next(
+        (Layout.model_validate_json(h.metadata[LAYOUT]) for h in headers.values() if LAYOUT in h.metadata), None
+    )
+    if layout is None:
+        return {}
+    found: dict[str, Entry] = {}
+    shards: list[tuple[int, str]] = []
+    for name, header in headers.items():
+        if "server" in header.metadata:
+            shards.append((json.loads(header.metadata["server"])[0], name))
+        elif any(key.startswith(_MODEL) for key in header.tensors):  # of a collective: all of it
+            found |= _whole(name, header, prefix=_MODEL)
+            found |= {
+                place.name: _with_slots(found[place.name], place, layout, name, header) for place in layout.places
+            }
+        else:  # of a worker of servers
+            found |= _whole(name, header, prefix=FROZEN) | _whole(name, header, prefix="")
+    if shards:
+        found |= dict(_of_shards([name for _, name in sorted(shards)], headers, layout))
+    for alias, name in layout.aliases.items():
+        if name in found:
+            found[alias] = found[name].model_copy(update={"slots": {}})
+    return found
+
+
+def _whole(file: str, header: Header, *, prefix: str) -> dict[str, Entry]:
+    """The tensors that the file holds whole, and whose keys begin so."""
+    return {
+        key.removeprefix(prefix): Entry(
+            dtype=described["dtype"],
+            shape=described["shape"],
+            pieces=(Piece(file=file, key=key, length=header.length(key)),),
+        )
+        for key, described in header.tensors.items()
+        if key.startswith(prefix) and (prefix or not key.startswith(FROZEN))
+    }
+
+
+def _with_slots(entry: Entry, place: Place, layout: Layout, file: str, header: Header) -> Entry:
+    """The entry with the optimiser's state, which a collective keeps in flat vectors."""
+    slots = {}
+    own = f"optimizer.{place.vector}."
+    for key, described in header.tensors.items():
+        if not key.startswith(own):
+            continue
+        if key == f"{own}updates":  # one number for each parameter of the vector
+            number = [other.name for other in layout.places if other.vector == place.vector].index(place.name)
+            pieces = (Piece(file=file, key=key, offset=number, length=1),)
+            slots["updates"] = Stored(dtype=described["dtype"], pieces=pieces)
+            continue
+        pieces = (Piece(file=file, key=key, offset=place.start, length=place.stop - place.start),)
+        slots[key.removeprefix(own)] = Stored(dtype=described["dtype"], strides=place.strides, pieces=pieces)
+    return entry.model_copy(update={"slots": slots})
+
+
+def _of_shards(files: list[str], headers: Mapping[str, Header], layout: Layout) -> Iterator[tuple[str, Entry]]:
+    """The parameters of a model whose vectors are cut over servers, in this order."""
+    cuts: dict[int, list[tuple[int, str]]] = {}
+    """By vector: where each server's part begins, and its file."""
+    for place in layout.places:
+        if place.vector not in cuts:
+            begin, parts = 0, []
+            for file in files:
+                parts.append((begin, file))
+                begin += headers[file].length(f"{place.vector}.parameters")
+            cuts[place.vector] = parts
+        own = f"{place.vector}."
+        stored = {}
+        for key in headers[files[0]].tensors:
+            if not key.startswith(own):
+                continue
+            pieces = []
+            for begin, file in cuts[place.vector]:
+                start, stop = max(place.start, begin), min(place.stop, begin + headers[file].length(key))
+                if start < stop:
+                    at = start - place.start
+                    pieces.append(Piece(file=file, key=key, offset=start - begin, start=at, length=stop - start))
+            dtype = headers[files[0]].tensors[key]["dtype"]
+            stored[key.removeprefix(own)] = Stored(dtype=dtype, strides=place.strides, pieces=tuple(pieces))
+        whole = stored.pop("parameters")
+        yield (
+            place.name,
+            Entry(dtype=whole.dtype, strides=place.strides, pieces=whole.pieces, shape=place.shape, slots=stored),
+        )

@@ -1,0 +1,188 @@
+"""`disttrain export`: the model of a checkpoint as one safetensors file, with the names of state_dict().
+
+Without torch: the bytes of the tensors are copied.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from disttrain.api.tensor_index import Entry, Header, read_header
+from disttrain.local.folders import ROOT
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+"""The newest format of a manifest that is understood."""
+_BLOCK = 4 << 20
+_STEPS = "step-*"
+_INDEX = TypeAdapter(dict[str, Entry])
+_CODES: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""Types of a memoryview by bytes: elements are moved and never read as numbers."""
+
+
+class CannotExport(Exception):
+    """There is no model to be had; the text says why, and what to do."""
+
+
+def export(source: str, output: str) -> int:
+    """Writes the model of a checkpoint, a checkpoint folder, or a run's newest checkpoint; 0, or 2 for what cannot be used, or 1."""
+    path = Path(output)
+    try:
+        folder = _checkpoint(source)
+        index = _index(folder)
+        size = _write(path, folder, index)
+    except CannotExport as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"export: {error.filename or output}: {error.strerror or error}; no model was written", file=sys.stderr)
+        return 1
+    print(f"{path}: {len(index)} tensors, {size} bytes, from {folder}")
+    print(f'from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{path}"))')
+    return 0
+
+
+def _checkpoint(source: str) -> Path:
+    """The folder of the checkpoint that is meant. Raises CannotExport."""
+    path = Path(source)
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return path
+    folders = [path, *(ROOT / "claims").glob(f"*/{path.name}")]
+    if not path.is_dir():  # a job's name stands for its newest run
+        runs = sorted((ROOT / "runs").glob(f"{path.name}-*/run.json"), key=lambda run: run.stat().st_mtime)
+        ours = [run.parent.name for run in runs if run.parent.name.rsplit("-", 3)[0] == path.name]
+        folders += [folder for name in ours[-1:] for folder in (ROOT / "claims").glob(f"*/{name}")]
+    for folder in folders:
+        steps = [step for step in folder.glob(_STEPS) if step.name.removeprefix("step-").isdecimal()]
+        complete = [step for step in steps if (step / MANIFEST).exists()]
+        if complete:
+            return max(complete, key=lambda step: int(step.name.removeprefix("step-")))
+    raise CannotExport(
+        f"there is no complete checkpoint in {source}: name a checkpoint (step-…), a folder of checkpoints, "
+        f"a run in {ROOT / 'runs'}, or its job"
+    )
+
+
+def _index(folder: Path) -> dict[str, Entry]:
+    """What the manifest says of the model, with every file compared with its digest. Raises CannotExport, OSError."""
+    older = "; name an older checkpoint of the same folder, if there is one"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        number, files = manifest["format"], dict(manifest["files"])
+    except FileNotFoundError:
+        raise CannotExport(f"{folder} has no {MANIFEST}: the checkpoint was not completed{older}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CannotExport(f"{folder / MANIFEST} is damaged{older}") from None
+    if not isinstance(number, int) or number > FORMAT:
+        raise CannotExport(
+            f"{folder} has format {number}, and this version reads formats up to {FORMAT}: use a later one"
+        )
+    if not manifest.get("tensors"):
+        raise CannotExport(
+            f"{folder} does not name its tensors: an older version wrote it, or no worker was there; "
+            "go on with the job for a step and export its next checkpoint"
+        )
+    for name, expected in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise CannotExport(f"{folder} is torn: {name} is missing{older}") from None
+        if actual != expected:
+            raise CannotExport(f"{folder} is torn: {name} does not have the digest that the manifest says{older}")
+    try:
+        return _INDEX.validate_python(manifest["tensors"])
+    except ValidationError as error:
+        raise CannotExport(f"{folder / MANIFEST} is damaged: {error.errors()[0]['msg']}{older}") from None
+
+
+def _write(path: Path, folder: Path, index: dict[str, Entry]) -> int:
+    """Writes the file atomically; its size in bytes. Raises CannotExport, OSError."""
+    headers = {file: read_header(folder / file) for file in {p.file for e in index.values() for p in e.pieces}}
+    names = sorted(index, key=lambda name: (-_itemsize(index[name].dtype), name))
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        entry = index[name]
+        _check(name, entry, headers)
+        start, end = end, end + prod(entry.shape) * _itemsize(entry.dtype)
+        described[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with contextlib.ExitStack() as stack, temporary.open("xb") as output:
+            sources = {name: stack.enter_context((folder / name).open("rb")) for name in headers}
+            output.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                for block in _blocks(index[name], headers, sources):
+                    output.write(block)
+            output.flush()
+            os.fsync(output.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return 8 + len(text) + end
+
+
+def _check(name: str, entry: Entry, headers: dict[str, Header]) -> None:
+    """Raises CannotExport unless the pieces make up the tensor, and the files hold what the manifest says."""
+    at = 0
+    for piece in sorted(entry.pieces, key=lambda piece: piece.start):
+        stored = headers[piece.file].tensors.get(piece.key)
+        fits = stored is not None and stored["dtype"] == entry.dtype
+        if not fits or piece.start != at or piece.offset + piece.length > headers[piece.file].length(piece.key):
+            raise CannotExport(
+                f"{piece.file} is of another model than the manifest: it does not hold {name} as it says"
+            )
+        at += piece.length
+    if at != prod(entry.shape):
+        raise CannotExport(f"the manifest is damaged: it has {at} of the {prod(entry.shape)} elements of {name}")
+
+
+def _blocks(entry: Entry, headers: dict[str, Header], sources: Mapping[str, BinaryIO]) -> Iterator[bytes]:
+    """The bytes of a tensor in the order of a contiguous one."""
+    if entry.strides is not None:
+        memory = b"".join(_blocks(entry.model_copy(update={"strides": None}), headers, sources))
+        yield _contiguous(memory, entry)
+        return
+    size = _itemsize(entry.dtype)
+    for piece in sorted(entry.pieces, key=lambda piece: piece.start):
+        source, header = sources[piece.file], headers[piece.file]
+        source.seek(header.data + header.tensors[piece.key]["data_offsets"][0] + piece.offset * size)
+        left = piece.length * size
+        while left:
+            block = source.read(min(left, _BLOCK))
+            if not block:
+                raise CannotExport(f"{piece.file} is torn: it ends before {piece.key} does")
+            left -= len(block)
+            yield block
+
+
+def _contiguous(memory: bytes, entry: Entry) -> bytes:
+    """Elements that lie by strides, such as channels last, in the order of a contiguous tensor."""
+    assert entry.strides is not None
+    code = _CODES[_itemsize(entry.dtype)]
+    source, result = memoryview(memory).cast(code), memoryview(bytearray(len(memory))).cast(code)
+    inner, step = entry.shape[-1], entry.strides[-1]
+    for row, outer in enumerate(product(*map(range, entry.shape[:-1]))):
+        begin = sum(number * stride for number, stride in zip(outer, entry.strides, strict=False))
+        result[row * inner : (row + 1) * inner] = source[begin : begin + (inner - 1) * step + 1 : step]
+    return bytes(result.cast("B"))
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of an element of a type of safetensors, such as 4 for F32."""
+    digits = "".join(c for c in dtype.partition("_")[0] if c.isdecimal())
+    return int(digits) // 8 if digits else 1

@@ -1,0 +1,125 @@
+"""`disttrain export`: the model of a checkpoint without torch; what is wrong with one is said in one line."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from disttrain.api.spec import Optimizer
+from disttrain.api.tensor_index import index_of
+from disttrain.cli import export as exporting
+from disttrain.cli.main import main
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.parallel.state import RankState
+
+
+def checkpoint(root: Path, step: int = 1, **changes: Any) -> nn.Module:
+    """Writes a checkpoint of a collective training; its model."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    flat = FlatModel(model)
+    state = RankState(model, FlatOptimizer(Optimizer.model_validate(ADAM), flat), flat.described())
+    folder = root / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    files = {"state.safetensors": state.save(folder / "state.safetensors")}
+    tensors = {name: entry.to_dict() for name, entry in index_of(folder, files).items()}
+    manifest = {"format": 2, "files": files, "tensors": tensors} | changes
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return model
+
+
+ADAM = {"name": "Adam", "learningRate": 0.1}
+
+
+def test_the_newest_checkpoint_of_a_folder_is_exported_with_its_buffers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path, 9)
+    model = checkpoint(tmp_path, 10)
+    path = tmp_path / "out.safetensors"
+    assert main(["export", str(tmp_path), "-o", str(path)]) == 0
+    found = load_file(path)
+    other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    other.load_state_dict(found, strict=True)
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+    assert f'model.load_state_dict(load_file("{path}"))' in capsys.readouterr().out
+
+
+def cut(folder: Path) -> None:
+    data = (folder / "state.safetensors").read_bytes()
+    (folder / "state.safetensors").write_bytes(data[:-4])
+
+
+def of_another_model(folder: Path) -> None:
+    """The manifest says more of a tensor than the file holds."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tensors"]["0.bias"]["pieces"][0]["length"] = 3
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut, "is torn: state.safetensors does not have the digest"),
+        (lambda folder: (folder / "state.safetensors").unlink(), "is torn: state.safetensors is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "the checkpoint was not completed"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (of_another_model, "state.safetensors is of another model than the manifest: it does not hold 0.bias"),
+    ],
+)
+def test_a_checkpoint_that_does_not_hold_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, said: str
+) -> None:
+    checkpoint(tmp_path)
+    damage(tmp_path / "step-00000001")
+    path = tmp_path / "out.safetensors"
+    assert main(["export", str(tmp_path / "step-00000001"), "-o", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 3}, "has format 3, and this version reads formats up to 2"),
+        ({"tensors": {}}, "does not name its tensors: an older version wrote it"),
+    ],
+)
+def test_a_checkpoint_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    checkpoint(tmp_path, **changes)
+    assert main(["export", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_checkpoints_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "nothing"]) == 2
+    assert "there is no complete checkpoint in nothing: name a checkpoint" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_file_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path / "checkpoints")
+    path = tmp_path / "out.safetensors"
+    path.write_text("before")
+
+    def full(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_blocks", full)
+    assert main(["export", str(tmp_path / "checkpoints"), "-o", str(path)]) == 1
+    assert capsys.readouterr().err == f"export: {path}: No space left on device; no model was written\n"
+    assert path.read_text() == "before"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoints", "out.safetensors"]
