@@ -49,6 +49,7 @@ ONLY_LOCAL = {
     "OMP_NUM_THREADS": "a share of the machine's cores; in a pod the container's CPU limit counts, and our trainer sets it",
     "CUDA_VISIBLE_DEVICES": "the GPUs of the job; in a pod the device plugin shows the container its own alone",
     "DISTTRAIN_PARENT_PID": "the process ends with the run; in a pod the kubelet sees to that",
+    "DISTTRAIN_MODEL_DIR": "the folder of the run, which is there for ever; a pod has the checkpoint claim alone, DISTTRAIN_CHECKPOINT_DIR",
     "DISTTRAIN_RUN_ID": "finds what a killed run leaves behind",
 }
 """Variables of a local run that a pod's container is not given, and why."""
