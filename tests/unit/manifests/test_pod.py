@@ -1,6 +1,8 @@
 """What must hold for every pod, whatever its template says."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -460,3 +462,20 @@ UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "e
 )
 def test_a_template_says_itself_how_long_a_lost_node_is_tolerated(toleration, left):
     assert lost_node_seconds(toleration) == left
+
+
+def test_a_command_finds_code_and_archives_before_the_users_own_modules(tmp_path: Path) -> None:
+    trainer = {"command": ["printenv", "PYTHONPATH"], "code": {"persistentVolumeClaim": "c", "path": "src"}}
+    pod = build_pod(job(trainer=trainer), Role.WORKER, 0, 1, trainer_image="t:1")
+    command = pod["spec"]["containers"][0]["command"]
+
+    def run(folder: Path, **env: str) -> tuple[int, str]:
+        given = {"PATH": "/usr/bin:/bin", "DISTTRAIN_CODE_DIR": str(folder), **env}
+        done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run(tmp_path) == (0, f"{tmp_path}\n")
+    for name in ("b.zip", "a.zip", "mine.py"):
+        (tmp_path / name).touch()
+    assert run(tmp_path, PYTHONPATH="/own") == (0, f"{tmp_path}:{tmp_path}/a.zip:{tmp_path}/b.zip:/own\n")
+    assert run(tmp_path / "none") == (2, "trainer.code.path: there is no such folder on the claim\n")
