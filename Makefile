@@ -55,7 +55,7 @@ bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 	@$(PY) benchmarks/burst.py
 
 .PHONY: simulation
-simulation: env-dev ## the wide property tests of the plan: minutes
+simulation: env-dev ## the wide property tests of the plan and of the coordinator: minutes
 	@DISTTRAIN_WIDE=1 $(PYTEST) tests/simulation -q
 .PHONY: soak
 soak: env-dev ## kill every process of local runs, and any two of fifty jobs; run the examples whole: a quarter of an hour

@@ -264,3 +264,27 @@ def test_who_leaves_an_async_training_waits_for_whole_steps_only_for_some_second
     assert MessageType.SAVE not in [kind for _, kind, _ in table.said]
     table.training.tick(15.5)
     assert MessageType.SAVE in [kind for _, kind, _ in table.said]
+
+
+@pytest.mark.parametrize("consistency", ["Async", "BoundedStaleness"])
+def test_a_save_for_a_process_that_leaves_which_a_lost_connection_cancels_stops_no_worker(consistency: str) -> None:
+    table = training(consistency=consistency, every=1000)
+    in_work = table.work(WORKERS[0], 2, ask=3)[2:]
+    assert leave(table) == []
+    table.training.lost(SERVERS[1], 0)
+    table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
+    for server in SERVERS:
+        table.applied[server].update(in_work)
+    done = {"type": MessageType.REQUEST, "stay": table.lease[WORKERS[0]], "count": 0, "done": in_work}
+    table.training.on_message(WORKERS[0], done, 0)
+    finish(table)
+    assert table.tracker.step == STEPS
+
+
+def test_a_sync_checkpoint_of_which_some_servers_have_a_part_more_is_not_committed() -> None:
+    table, save = due()
+    table.applied[SERVERS[1]].add(8)
+    write(table, 0, save)
+    write(table, 1, save)
+    assert table.on_disk is None
+    assert table.work(WORKERS[0], 20), "the training goes on"

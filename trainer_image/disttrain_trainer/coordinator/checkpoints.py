@@ -177,6 +177,11 @@ class CheckpointCoordinator:
             return
         save.files[message["file"]] = message["sha256"]
         save.applied[index] = parts_of(message)
+        held = list(save.applied.values())
+        if self._aligned and any(parts != held[0] for parts in held):
+            # A part that some servers had when its worker or the master was lost: no step of these files could be completed.
+            self._end(f"step {save.step} is not whole: some servers have parts of a later one", now)
+            return
         self._complete(save)
 
     def worker_saved(self, rank: int, message: Message, now: float) -> None:

@@ -359,8 +359,6 @@ class ParameterServerCoordinator:
 
     def _saved(self, finished: bool, now: float) -> None:
         """A checkpoint is complete, or was given up. finished: it was the last one, and is complete."""
-        if self._checkpoints is not None and self._queue is not None:
-            self._checkpoints.raise_limit(self._queue)
         self._release()
         if finished:
             self._finish(now)
@@ -375,8 +373,11 @@ class ParameterServerCoordinator:
 
     def _release(self) -> None:
         self._draining.release()
-        if self._checkpoints is not None:
-            self._checkpoints.hurrying = False
+        if self._checkpoints is None:
+            return
+        self._checkpoints.hurrying = False
+        if self._queue is not None:
+            self._checkpoints.raise_limit(self._queue)  # no process waits any more for the steps in work to be whole
 
     # Questions to the servers.
 

@@ -1,0 +1,394 @@
+"""A parameter server whose shard is a set of parts: parameter_server/role.py, server.py, requests.py and shard_host.py.
+
+Each order of the master takes a random time, one after the other, and an order may outlive the master that gave it (role.py, `run`).
+A checkpoint's file is written apart (role.py, `_write`). A request of a worker takes a random time, too; a gradient that was received whole
+is applied even if the worker is dropped or its connection ends meanwhile (shard_host.py, `push`). Who may start, and what becomes of a
+part, is decided by the trainer's own policy (consistency.py).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from disttrain.api.names import Role
+from disttrain_trainer.checkpoint.store import shard_of
+from disttrain_trainer.net.messages import Message, MessageType
+from disttrain_trainer.net.peers import Member
+from disttrain_trainer.parameter_server import consistency
+from simulation.training.control import ControlClient
+from simulation.training.timeline import Connection
+from simulation.training.volume import ShardFile
+
+if TYPE_CHECKING:
+    from simulation.training.job import Job
+
+
+class Request(NamedTuple):
+    """What a worker asks of a server; `connection.py` has the same as operations of frames."""
+
+    op: str
+    """hello, init, join, leave, push, pull, push_pull, bye."""
+    clock: int = 0
+    step: int | None = None
+    index: int = 0
+    generation: int = 0
+    rank: int = 0
+    incarnation: str = ""
+    parts: int = 0
+
+
+class Answer(NamedTuple):
+    """What a server answers."""
+
+    op: str
+    """welcome, done, values, over (the generation is), refused."""
+    clock: int = 0
+    version: int = 0
+    parts: int = 0
+    """Of the parameters: a bit for each part in them."""
+    initialized: bool = False
+    text: str = ""
+
+
+class Session:
+    """A worker as one connection knows it."""
+
+    def __init__(self, server: "Server", connection: Connection) -> None:
+        self.connection = connection
+        self.rank = -1
+        self.generation: ShardHost | None = None
+        connection.receive[1] = partial(server.receive, self)
+        connection.ended[1] = partial(server.forget, self)
+
+    def answer(self, answer: Answer) -> None:
+        self.connection.send(1, answer)
+
+    def refuse(self, answer: Answer) -> None:
+        self.answer(answer)
+        self.connection.close(1)
+
+
+class ShardHost:
+    """One server's side of a generation: the parameters as the set of the parts in them."""
+
+    def __init__(self, job: "Job", index: int, number: int, file: ShardFile | None) -> None:
+        self._job = job
+        self._index = index
+        self.number = number
+        self.over = False
+        self.policy = consistency.build(
+            job.strategy,
+            world_size=job.config.world_size,
+            version=file.version if file else 0,
+            accepted=file.applied.copy() if file else None,
+        )
+        self.initialized = file is not None
+        self.parts = file.parts if file else 0
+        """In the parameters."""
+        self.accepted = self.parts
+        """Those that count here: they are in the parameters, or will be once their step is whole."""
+        self._sum = 0
+        """In the sum, of which the next update is made."""
+        self._previous: tuple[int, int] | None = None
+        """Sync: the version before and its parts, for who has not read it yet (shard.py, `acquire`)."""
+        self.sessions: dict[int, Session] = {}
+        self._waiting: list[tuple[Session, int, int | None]] = []
+
+    def enter(self, session: Session, rank: int) -> None:
+        if rank in self.sessions:
+            self.policy.leave(rank)
+        self.sessions[rank] = session
+        session.rank, session.generation = rank, self
+        self.notify()
+
+    def exit(self, session: Session) -> None:
+        if self.sessions.get(session.rank) is session:
+            del self.sessions[session.rank]
+            self.policy.leave(session.rank)
+            self.notify()
+
+    def initialize(self, parts: int) -> None:
+        if not self.initialized:
+            self._job.oracle.initialized(self._index, parts)
+            self.initialized, self.parts = True, parts
+            self.notify()
+
+    def push(self, session: Session, request: Request) -> None:
+        """A gradient is here; it counts once."""
+        assert self.initialized, "a gradient for a shard without parameters"
+        arrival = self.policy.arrive(request.index, empty=False)
+        if arrival is not None:
+            self.accepted |= 1 << request.index
+            for part in arrival.add:
+                self._job.oracle.applied(self._index, part, self.parts | self._sum)
+                self._sum |= 1 << part
+            if arrival.update:
+                self._previous = (self.policy.version - 1, self.parts) if self._job.sync else None
+                self.parts, self._sum = self.parts | self._sum, 0
+        if self.sessions.get(session.rank) is session:
+            self.policy.complete(session.rank, request.clock)
+        self.notify()
+
+    def pull(self, session: Session, clock: int, step: int | None) -> None:
+        self._waiting.append((session, clock, step))
+        self.notify()
+
+    def notify(self) -> None:
+        """Answers those who may start now (shard_host.py, `pull`)."""
+        for waiting in list(self._waiting):
+            if waiting in self._waiting and (answer := self._start(*waiting)) is not None:
+                self._waiting.remove(waiting)
+                waiting[0].answer(answer)
+
+    def end(self) -> None:
+        self.over = True
+        self.notify()
+
+    def require(self, session: Session) -> Answer | None:
+        """Why a session is not served any more."""
+        if self.over:
+            return Answer("over")
+        return None if self.sessions.get(session.rank) is session else Answer("refused", text="dropped")
+
+    def _start(self, session: Session, clock: int, step: int | None) -> Answer | None:
+        if (refusal := self.require(session)) is not None:
+            return refusal
+        if not self.initialized or not self.policy.start(session.rank, clock, step):
+            return None
+        if self._previous is not None and self._previous[0] == step:
+            return Answer("values", version=step or 0, parts=self._previous[1])
+        return Answer("values", version=self.policy.version, parts=self.parts)
+
+
+class Server:
+    """The process of one parameter server."""
+
+    def __init__(self, job: "Job", index: int, incarnation: str) -> None:
+        self.member = Member(Role.PARAMETER_SERVER, index)
+        self.incarnation = incarnation
+        self.alive = True
+        self.generation: ShardHost | None = None
+        self._job = job
+        self._index = index
+        self._orders: deque[Message] = deque()
+        self._saves: deque[Message] = deque()
+        self._sessions: list[Session] = []
+        self._await_generation: list[tuple[Session, Request]] = []
+        self._incarnations: dict[int, str] = {}
+        self._retired: set[str] = set()
+        self.control = ControlClient(
+            job=job,
+            member=self.member,
+            incarnation=incarnation,
+            describe=self._describe,
+            on_message=self._order,
+            end=self.end,
+        )
+
+    def start(self) -> None:
+        """It listens for workers, then connects to the master."""
+        self.control.connect()
+
+    def end(self) -> None:
+        """The end of the process, whatever it is at."""
+        self._job.ended(self)
+
+    def kill(self) -> None:
+        self.alive = False
+        self.control.close()
+        for session in self._sessions:
+            session.connection.close(1)
+
+    # What the master says.
+
+    def _describe(self) -> Message:
+        generation = self.generation
+        applied = generation.policy.accepted.intervals() if generation else []
+        return {"generation": generation.number if generation else 0, "applied": applied}
+
+    def _order(self, order: Message) -> None:
+        self._orders.append(order)
+        if len(self._orders) == 1:
+            self._job.timeline.soon(self._job.pace.orders, self._obey)
+
+    def _obey(self) -> None:
+        if not self.alive:
+            return
+        order = self._orders[0]
+        answer = self._describe
+        match order["type"]:
+            case MessageType.FINISH:
+                self._job.finished(self)
+                return
+            case MessageType.BEGIN:
+                self._begin(order)
+                self.control.send(MessageType.STATE, **answer())
+            case MessageType.STATE:
+                self.control.send(MessageType.STATE, id=order["id"], **answer())
+            case MessageType.DROP:
+                for rank in order["ranks"]:
+                    self._drop(rank)
+                self.control.send(MessageType.STATE, id=order["id"], **answer())
+            case MessageType.SAVE:
+                self._saves.append(order)
+                if len(self._saves) == 1:
+                    self._job.timeline.soon(self._job.pace.disk, self._snapshot)
+        self._orders.popleft()
+        if self._orders:
+            self._job.timeline.soon(self._job.pace.orders, self._obey)
+
+    def _begin(self, order: Message) -> None:
+        number, old = int(order["generation"]), self.generation
+        if old is not None and number <= old.number:
+            return
+        file = self._job.oracle.restored(self._index, order["file"])
+        self._job.trace("%s begins generation %d from %s", self.member, number, order["file"])
+        self._job.oracle.begun(number)
+        self.generation = ShardHost(self._job, self._index, number, file)
+        if old is not None:
+            old.end()
+            for session in list(old.sessions.values()):
+                session.connection.close(1)
+        for session, request in self._await_generation:
+            self._admit(session, request)
+        self._await_generation = [(s, r) for s, r in self._await_generation if r.generation > number]
+
+    def _drop(self, rank: int) -> None:
+        for session in [s for s in self._sessions if s.rank == rank and s.connection.open[1]]:
+            if session.generation is not None:
+                session.generation.exit(session)
+            session.connection.close(1)
+
+    def _snapshot(self) -> None:
+        """A copy of the shard now; the file is there once it is written."""
+        generation, order = self.generation, self._saves[0]
+        if not self.alive:
+            return
+        if generation is None or not generation.initialized:
+            self._saved(order, error="no parameters yet")
+            return
+        in_version = generation.policy.in_version.copy()
+        file = ShardFile(generation.policy.version, in_version, generation.parts)
+        self._job.timeline.soon(self._job.pace.disk, partial(self._written, order, file))
+
+    def _written(self, order: Message, file: ShardFile) -> None:
+        if not self.alive:
+            return
+        name = f"{shard_of(self._index)}{order['id']}.safetensors"
+        try:
+            self._job.fault_of_the_volume()
+            self._job.volume.write(order["folder"], name, file)
+        except OSError as error:
+            self._saved(order, error=str(error))
+            return
+        self._saved(order, file=name, sha256=file.sha256, applied=file.applied.intervals())
+
+    def _saved(self, order: Message, **fields: object) -> None:
+        self._saves.popleft()
+        self.control.send(MessageType.SAVED, id=order["id"], **fields)
+        if self._saves:
+            self._job.timeline.soon(self._job.pace.disk, self._snapshot)
+
+    # What workers say.
+
+    def accept(self, connection: Connection) -> None:
+        self._sessions.append(Session(self, connection))
+
+    def receive(self, session: Session, request: Request) -> None:
+        """The request is here in whole; a thread serves it some time later."""
+        self._job.timeline.soon(self._job.pace.requests, partial(self._serve, session, request))
+
+    def _serve(self, session: Session, request: Request) -> None:
+        if not self.alive:
+            return
+        if request.op == "hello":
+            if self.generation is None or self.generation.number < request.generation:
+                self._await_generation.append((session, request))
+            else:
+                self._admit(session, request)
+            return
+        generation = session.generation
+        assert generation is not None, "a request before the hello"
+        self._job.trace("%s serves worker %d: %s", self.member, session.rank, request)
+        serve: dict[str, Callable[[ShardHost, Session, Request], None]] = {
+            "init": self._initialize, "join": self._join, "leave": self._leave, "push": self._push, "pull": self._pull,
+            "push_pull": self._push_pull, "bye": self._bye,
+        }  # fmt: skip
+        try:
+            serve[request.op](generation, session, request)
+        except consistency.OutOfStep as error:
+            self._job.oracle.wrong(f"{self.member} refuses {request} of worker {session.rank}: {error}")
+
+    def _admit(self, session: Session, request: Request) -> None:
+        generation = self.generation
+        assert generation is not None
+        if not session.connection.open[1]:
+            return
+        if generation.number > request.generation:
+            session.refuse(Answer("over"))
+            return
+        if generation.number < request.generation:
+            return  # it waits on
+        if request.incarnation in self._retired:
+            session.refuse(Answer("refused", text="replaced"))
+            return
+        before = self._incarnations.get(request.rank)
+        if before is not None and before != request.incarnation:
+            self._retired.add(before)
+        self._incarnations[request.rank] = request.incarnation
+        replaced = [s for s in self._sessions if s.rank == request.rank and s is not session]
+        generation.enter(session, request.rank)
+        for old in replaced:
+            old.connection.close(1)
+        session.answer(Answer("welcome", version=generation.policy.version, initialized=generation.initialized))
+
+    def _initialize(self, generation: ShardHost, session: Session, request: Request) -> None:
+        if generation.over:
+            session.refuse(Answer("over"))
+        else:
+            generation.initialize(request.parts)
+            session.answer(Answer("done"))
+
+    def _join(self, generation: ShardHost, session: Session, request: Request) -> None:
+        if (refusal := generation.require(session)) is not None:
+            session.refuse(refusal)
+        else:
+            session.answer(Answer("done", clock=generation.policy.join(session.rank, request.clock)))
+
+    def _leave(self, generation: ShardHost, session: Session, request: Request) -> None:
+        if (refusal := generation.require(session)) is not None:
+            session.refuse(refusal)
+        else:
+            generation.policy.leave(session.rank)
+            generation.notify()
+            session.answer(Answer("done"))
+
+    def _push(self, generation: ShardHost, session: Session, request: Request) -> None:
+        if generation.over:
+            session.refuse(Answer("over"))
+        else:
+            generation.push(session, request)
+            session.answer(Answer("done"))
+
+    def _pull(self, generation: ShardHost, session: Session, request: Request) -> None:
+        generation.pull(session, request.clock, request.step)
+
+    def _push_pull(self, generation: ShardHost, session: Session, request: Request) -> None:
+        if generation.over:
+            session.refuse(Answer("over"))
+        else:
+            generation.push(session, request)
+            generation.pull(session, request.clock + 1, request.step)
+
+    def _bye(self, generation: ShardHost, session: Session, request: Request) -> None:
+        session.connection.close(1)
+        self.forget(session)
+
+    def forget(self, session: Session) -> None:
+        """Its connection ended."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+        self._await_generation = [one for one in self._await_generation if one[0] is not session]
+        if session.generation is not None:
+            session.generation.exit(session)
