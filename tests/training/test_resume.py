@@ -220,4 +220,8 @@ def test_a_job_that_was_finished_is_finished_at_once(tmp_path: Path) -> None:
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(50, keep=2), trainer={"epochs": 10})) as job:
         finish(job)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000200", "step-00000230"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "model.safetensors",
+        "step-00000200",
+        "step-00000230",
+    ]

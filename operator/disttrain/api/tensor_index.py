@@ -14,11 +14,12 @@ from pydantic import Field
 
 from disttrain.api.base import Model
 
-LAYOUT = "layout"
+LAYOUT = "model-layout"
 """The key of a header's metadata under which a file says how the model lies in flat vectors: the JSON of a `Layout`."""
 FROZEN = "frozen:"
 """How the key of a parameter that is not trained begins in the file that a worker adds to the shards of servers."""
-_MODEL = "model."
+MODEL = "model."
+"""How the key of a tensor of the model begins in the file of a collective, which has all of it."""
 _MOST_HEADER = 100_000_000
 """Bytes: what safetensors itself accepts."""
 
@@ -116,8 +117,8 @@ def index_of(folder: Path, files: Mapping[str, str]) -> dict[str, Entry]:
     for name, header in headers.items():
         if "server" in header.metadata:
             shards.append((json.loads(header.metadata["server"])[0], name))
-        elif any(key.startswith(_MODEL) for key in header.tensors):  # of a collective: all of it
-            found |= _whole(name, header, prefix=_MODEL)
+        elif any(key.startswith(MODEL) for key in header.tensors):  # of a collective: all of it
+            found |= _whole(name, header, prefix=MODEL)
             found |= {
                 place.name: _with_slots(found[place.name], place, layout, name, header) for place in layout.places
             }

@@ -14,6 +14,7 @@ from disttrain.api.spec import Optimizer
 from disttrain.api.tensor_index import index_of
 from disttrain.cli import export as exporting
 from disttrain.cli.main import main
+from disttrain_trainer.checkpoint import tensor_file
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.state import RankState
@@ -123,3 +124,9 @@ def test_a_full_disk_leaves_the_file_of_before(
     assert capsys.readouterr().err == f"export: {path}: No space left on device; no model was written\n"
     assert path.read_text() == "before"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoints", "out.safetensors"]
+
+
+def test_a_checkpoint_of_servers_without_a_worker_names_no_tensors(tmp_path: Path) -> None:
+    metadata = {"server": "[0, 1]", "layout": json.dumps({"digest": "f" * 64, "vectors": [["float32", 4]]})}
+    digest = tensor_file.write(tmp_path / "shard-0-a.safetensors", {"0.parameters": torch.ones(4)}, metadata)
+    assert index_of(tmp_path, {"shard-0-a.safetensors": digest}) == {}

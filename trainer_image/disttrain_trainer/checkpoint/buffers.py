@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from disttrain.api.tensor_index import FROZEN, LAYOUT, Layout
+from disttrain.api.tensor_index import FROZEN, LAYOUT, MODEL, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
-from disttrain_trainer.checkpoint.store import BUFFERS
+from disttrain_trainer.checkpoint.store import BUFFERS, STATE
 from disttrain_trainer.errors import PeerLost, WrongInput
 
 
@@ -39,7 +39,12 @@ class Buffers:
             if file.exists():
                 raise
             raise PeerLost(name, "a newer checkpoint took its place") from None
-        buffers = {name: value for name, value in values.items() if not name.startswith(FROZEN)}
+        if file.name.startswith(STATE):  # of a collective, with everything else
+            parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+            named = {key.removeprefix(MODEL): value for key, value in values.items() if key.startswith(MODEL)}
+            buffers = {name: value for name, value in named.items() if name not in parameters}
+        else:
+            buffers = {name: value for name, value in values.items() if not name.startswith(FROZEN)}
         tensors.put_buffers(self._model, buffers, source=str(file))
 
     def reset(self, first: nn.Module) -> None:

@@ -10,7 +10,7 @@ Names, shapes and dtypes of the tensors themselves are compared as they are load
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from disttrain.api.runtime import JobConfig
@@ -23,6 +23,8 @@ Section = dict[str, Any]
 SAMPLES = "samples of trainer.dataset"
 FINGERPRINT = "fingerprint of trainer.dataset"
 STEPS = "steps of an epoch of trainer.dataset"
+CUT = frozenset({"strategy.type", "parameterServer.replicas"})
+"""How the tensors are divided into files: no matter where the manifest names them."""
 _SHOWN = 5
 """Changes that are named one by one."""
 _WIDTH = 60
@@ -86,9 +88,12 @@ def flat(values: Section, *, prefix: str = "") -> Section:
     return found
 
 
-def misfit(then: Section, now: Section) -> str | None:
-    """The first value that must be the same and is not, such as "trainer.batchSize: 64 then, 32 now". What is not known is no misfit."""
-    for key in [key for key in then if key in now]:
+def misfit(then: Section, now: Section, *, free: Collection[str] = ()) -> str | None:
+    """The first value that must be the same and is not, such as "trainer.batchSize: 64 then, 32 now". What is not known is no misfit.
+
+    free: keys that are not compared.
+    """
+    for key in [key for key in then if key in now and key not in free]:
         old, new = then[key], now[key]
         if old is not None and new is not None and old != new:
             return f"{key}: {_short(old)} then, {_short(new)} now"

@@ -32,6 +32,8 @@ STATE = "state-"
 """How the name of the file of a rank's state (model and optimiser) begins."""
 BUFFERS = "buffers-"
 """How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
+SHARD = "shard-"
+"""How the names of the files of parameter servers begin."""
 _LONGEST = 1000
 """Characters of what is said of a start: it travels in a termination message."""
 _STEP = re.compile(rf"{PREFIX}(\d+)")
@@ -81,7 +83,7 @@ def name_of(step: int) -> str:
 
 def shard_of(server: int) -> str:
     """How the name of a parameter server's file begins."""
-    return f"shard-{server}-"
+    return f"{SHARD}{server}-"
 
 
 def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
@@ -260,7 +262,7 @@ def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
             f"checkpoint {folder.name} was written by a later version of the trainer: {error}; go on with that version. "
             f"Nothing in {folder.parent} was changed"
         ) from None
-    problem = resuming.misfit(manifest.state, resuming.state_of(config))
+    problem = resuming.misfit(manifest.state, resuming.state_of(config), free=resuming.CUT if manifest.tensors else ())
     problem = problem or resuming.misfit(manifest.data, resuming.data_of(config, data))
     if problem:
         raise WrongInput(another_training(folder.name, problem))

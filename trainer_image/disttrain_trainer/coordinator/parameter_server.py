@@ -9,7 +9,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.checkpoint.store import BUFFERS, another_training, name_of
+from disttrain_trainer.checkpoint.store import BUFFERS, STATE, another_training, name_of
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.completion import Completion
 from disttrain_trainer.coordinator.draining import DrainingMembers
@@ -281,7 +281,7 @@ class ParameterServerCoordinator:
     def _invite(self, rank: int) -> None:
         assert self._queue is not None
         newest = self._checkpoints.newest if self._checkpoints else None
-        file = newest.file_of(BUFFERS) if newest else None
+        file = newest.file_of(BUFFERS) or newest.file_of(STATE) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
             rank, queue=self._queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from disttrain.api.names import Role
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.checkpoint.store import name_of, shard_of
+from disttrain_trainer.checkpoint.store import SHARD, name_of, shard_of
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import MessageType
@@ -153,9 +153,11 @@ class Rounds:
         self._phase = _Phase.BEGINNING
         self.number += 1
         newest = self._newest()
+        # Of another number of servers, or of a collective: each server takes its part by the names of the tensors.
+        fits = newest is not None and len([f for f in newest.files if f.startswith(SHARD)]) == self._servers.count
         for index in range(self._servers.count):
             name = newest.file_of(shard_of(index)) if newest else None
-            file = f"{name_of(newest.step)}/{name}" if newest and name else None
+            file = (f"{name_of(newest.step)}/{name}" if fits else name_of(newest.step)) if newest else None
             parts = newest.parts_per_step if newest else 0
             self._sender.send(
                 Member(Role.PARAMETER_SERVER, index),

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.api.tensor_index import LAYOUT, Layout
+from disttrain.api.tensor_index import LAYOUT, MODEL, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
@@ -19,8 +20,7 @@ PROTOCOL = 2
 sums
 would be wrong without a word."""
 
-_MODEL = "model."
-_UPDATES = ".updates"
+_UPDATES = f".{UPDATES}"
 
 
 class RankState:
@@ -35,7 +35,7 @@ class RankState:
         self._model = model
         self._optimizer = optimizer
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
-        self._parameters = {f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        self._parameters = {f"{MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
         shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in everything.items())
         self.layout = hashlib.sha256(repr((PROTOCOL, shapes)).encode()).hexdigest()
@@ -48,7 +48,7 @@ class RankState:
 
     def present(self) -> dict[str, torch.Tensor]:
         """All tensors, by name. Those of the optimiser's counts are copies."""
-        buffers = {f"{_MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
+        buffers = {f"{MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
         return {**self._parameters, **self._slots(), **buffers}
 
     def save(self, path: Path) -> str:
@@ -63,6 +63,31 @@ class RankState:
             if name.endswith(_UPDATES) and name in values:  # older releases counted once for all parameters
                 values[name] = values[name].expand(slots[name].shape)
         self._take(values, slots, source=str(path))
+
+    def load_by_name(self, folder: Path) -> None:
+        """Takes over a checkpoint of parameter servers. Raises WrongInput when it is damaged, or of another model."""
+        with NamedCheckpoint(folder) as checkpoint:
+            checkpoint.require_whole_steps()
+            values = {f"{MODEL}{name}": checkpoint.whole(name) for name in checkpoint.untrained}
+            for place in checkpoint.layout.places:
+                flat = checkpoint.in_memory_order(place)
+                values[f"{MODEL}{place.name}"] = (
+                    flat.view(place.shape) if place.strides is None else flat.as_strided(place.shape, place.strides)
+                )
+            counts, slots = checkpoint.updates(), self._slots()
+            for name, tensor in slots.items():
+                _, number, slot = name.split(".")
+                if slot == UPDATES:
+                    values[name] = torch.tensor([float(counts[p.name]) for p in checkpoint.places(int(number))])
+                elif (saved := checkpoint.vector(int(number), slot, 0, len(tensor))) is not None:
+                    values[name] = saved.to(tensor.dtype)
+        self._take(
+            {name: tensor.detach() for name, tensor in self._frozen().items()} | values, slots, source=str(folder)
+        )
+
+    def _frozen(self) -> dict[str, torch.Tensor]:
+        """The parameters that are not trained: a checkpoint of servers lacks those that no file can hold."""
+        return {f"{MODEL}{name}": p for name, p in self._model.named_parameters() if not p.requires_grad}
 
     def broadcast(self, *, source: int, step: int, device: torch.device, group: AbortableProcessGroup) -> int:
         """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
@@ -111,9 +136,9 @@ class RankState:
         present = {**self._parameters, **slots}
         tensors.take_over(present, values, source=source)
         for name in sorted(values.keys() - present.keys()):
-            if not name.startswith(_MODEL):
+            if not name.startswith(MODEL):
                 raise tensors.another_model(source, name, values[name], None)
-        buffers = {name.removeprefix(_MODEL): value for name, value in values.items() if name not in present}
+        buffers = {name.removeprefix(MODEL): value for name, value in values.items() if name not in present}
         tensors.put_buffers(self._model, buffers, source=source)
         self._optimizer.restore([slots[name] for name in slots if name.endswith(_UPDATES)])
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 
 from disttrain.api.runtime import JobConfig
+from disttrain.api.spec import Consistency
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Refusal, Silent
 from disttrain_trainer.parameter_server import optimizer as optimizers
+from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.requests import Requests
@@ -135,7 +137,7 @@ class ShardServer:
         Raises WrongInput when the file is damaged or does not fit the job; then the old round goes on. ValueError when the
         round is not a later one.
         """
-        file = None if checkpoint is None else ShardFile.load(checkpoint)
+        file = None if checkpoint is None else self._load(checkpoint)
         try:
             if file is not None and parts_per_step is not None:
                 file = file.renumbered(then=parts_per_step, now=self._config.world_size)
@@ -163,6 +165,17 @@ class ShardServer:
             old.end()
         for connection in former:
             connection.link.stop_reading()
+
+    def _load(self, checkpoint: Path) -> ShardFile:
+        if not checkpoint.is_dir():
+            return ShardFile.load(checkpoint)
+        return recut.load(
+            checkpoint,
+            server=self._index,
+            servers=self._config.parameter_servers,
+            sync=self._strategy.consistency is Consistency.SYNC,
+            optimizer=self._optimizer().name,
+        )
 
     def save(self, path: Path) -> SavedShard:
         """Writes the current version, durable when this returns. Training stands still only while the shard is copied.

@@ -343,9 +343,12 @@ class DataParallel:
             return
         found = store.newest(root, self._config, self._task.data)
         self._resumed, newest = found.describe(self._config), found.checkpoint
-        file = newest.manifest.file_of(store.STATE) if newest is not None else None
-        if newest is not None and file is not None:
-            self._state.load(newest.folder / file)
+        if newest is not None:
+            file = newest.manifest.file_of(store.STATE)
+            if file is not None:
+                self._state.load(newest.folder / file)
+            else:
+                self._state.load_by_name(newest.folder)
             self._rank.step = newest.manifest.step
             self._metrics.checkpoint_step = newest.manifest.step
 

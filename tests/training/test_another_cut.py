@@ -1,0 +1,72 @@
+"""A checkpoint fits every strategy and every number of servers: the training goes on as if nothing had been changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import MODEL_FILE
+from training.job import Job, checkpoints, digits, served
+
+USERS = """
+from torch import nn
+from disttrain_trainer.examples import digits
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 30)
+        self.frozen = nn.Linear(30, 30)
+        self.frozen.requires_grad_(False)
+        self.head = nn.Linear(30, 10)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.frozen(self.first(x.double()).tanh()))
+
+def model(config):
+    return Model()
+"""
+DATA_PARALLEL: dict[str, Any] = {}
+
+
+def trained(folder: Path, *stages: tuple[dict[str, Any], int], dtype: str = "float64") -> dict[str, torch.Tensor]:
+    """The model after these stages, each a way to train and the step to which it goes, all from the checkpoint of the one before."""
+    folder.mkdir()
+    (folder / "users_model.py").write_text(USERS if dtype == "float64" else USERS.replace("double()", f"{dtype}()"))
+    optimizer = {"name": "Adam", "learningRate": 0.01}
+    names = {
+        "model": "users_model:model",
+        "evaluate": None,
+        "epochs": None,
+        "optimizer": optimizer,
+        "deterministic": True,
+    }
+    for attempt, (changes, steps) in enumerate(stages, start=1):
+        spec = digits(**changes, **checkpoints(100), trainer=names | {"maxSteps": steps})
+        with Job(folder=folder, spec=spec, attempt=attempt) as job:
+            job.start()
+            assert job.supervise() == 0, job.logs()
+            if attempt > 1:
+                assert f"begins at step {stages[attempt - 2][1]}" in job.logs()
+    return load_file(folder / "checkpoints" / MODEL_FILE)
+
+
+def test_another_number_of_servers_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    two, three = served("Sync", servers=2), served("Sync", servers=3)
+    calm = trained(tmp_path / "calm", (two, 9))
+    changed = trained(tmp_path / "changed", (two, 3), (three, 6), (served("Sync", servers=1), 9))
+    assert calm.keys() == changed.keys()
+    assert all(torch.equal(calm[name], changed[name]) for name in calm)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_training_goes_from_servers_to_collectives_and_back_within_rounding(tmp_path: Path, servers: int) -> None:
+    sync = served("Sync", servers=servers)
+    calm = trained(tmp_path / "calm", (sync, 9))
+    changed = trained(tmp_path / "changed", (sync, 3), (DATA_PARALLEL, 6), (sync, 9))
+    assert calm.keys() == changed.keys()
+    for name, tensor in calm.items():
+        assert torch.allclose(changed[name], tensor, rtol=1e-12, atol=1e-12), name

@@ -1,0 +1,167 @@
+"""A checkpoint read by the names of its tensors, whoever wrote it: the pieces that the manifest lists, put together.
+
+So a training goes on with another number of servers, or by another strategy. Elements are counted in the order in which they lie in
+the flat vectors of the trained parameters.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from disttrain.api.tensor_index import LAYOUT, Entry, Layout, Place, Stored, read_header
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest
+from disttrain_trainer.errors import WrongInput
+
+PARAMETERS = "parameters"
+"""How a tensor itself is called among its slots."""
+UPDATES = "updates"
+"""The slot with the number of updates that a parameter has seen."""
+
+
+class NamedCheckpoint:
+    """The tensors of one checkpoint. A context: it holds the files open. Raises WrongInput, which names the file, for what is damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest = Manifest.read((folder / NAME).read_text())
+            headers = {
+                file: read_header(folder / file) for file in self.manifest.files if file.endswith(".safetensors")
+            }
+        except (OSError, ValueError) as error:
+            raise WrongInput(f"checkpoint {folder} cannot be read: {error}") from None
+        layouts = [header.metadata[LAYOUT] for header in headers.values() if LAYOUT in header.metadata]
+        if not layouts:
+            raise WrongInput(f"checkpoint {folder} does not say how its model lies in its files")
+        self.layout = Layout.model_validate_json(layouts[0])
+        self._files: dict[str, Any] = {}
+        self._shards = sorted(
+            (json.loads(header.metadata["server"])[0], header)
+            for header in headers.values()
+            if "server" in header.metadata
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.__exit__(kind, error, trace)
+
+    def places(self, vector: int) -> list[Place]:
+        """The parameters of a vector, in their order in it."""
+        return [place for place in self.layout.places if place.vector == vector]
+
+    def require_whole_steps(self) -> None:
+        """Raises WrongInput when the checkpoint was written in the middle of a step: its parts belong to one cut of the model."""
+        manifest = self.manifest
+        whole = [[0, manifest.parts]] if manifest.parts else []
+        applied = [json.loads(header.metadata["applied"]) for _, header in self._shards]
+        if manifest.parts != manifest.step * manifest.parts_per_step or any(parts != whole for parts in applied):
+            raise WrongInput(
+                f"checkpoint {self.folder.name} was written in the middle of a step: only the same strategy with as many servers can go "
+                "on from it. Go on so, and suspend the job: that writes one between two steps"
+            )
+
+    def entry(self, name: str) -> Entry:
+        """What the manifest says of a tensor."""
+        if (found := self.manifest.tensors.get(name)) is None:
+            raise WrongInput(f"checkpoint {self.folder}: its manifest has no tensor {name}")
+        return found
+
+    def elements(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
+        """The elements [start, stop) of a tensor."""
+        parts = []
+        for piece in sorted(stored.pieces, key=lambda piece: piece.start):
+            low, high = max(start, piece.start), min(stop, piece.start + piece.length)
+            if low < high:
+                at = piece.offset - piece.start
+                parts.append(self._slice(piece.file, piece.key, at + low, at + high))
+        found = torch.cat(parts) if parts else torch.empty(0)
+        if len(found) != stop - start:
+            raise WrongInput(f"checkpoint {self.folder} is damaged: {len(found)} of {stop - start} elements are there")
+        return found
+
+    def in_memory_order(self, place: Place) -> torch.Tensor:
+        """The elements of a trained parameter as they lie in its vector."""
+        entry = self.entry(place.name)
+        flat = self.elements(entry, 0, place.stop - place.start)
+        if place.strides is None or entry.strides is not None:
+            return flat
+        memory = torch.empty_like(flat)
+        memory.as_strided(place.shape, place.strides).copy_(flat.view(place.shape))
+        return memory
+
+    def vector(self, number: int, slot: str, start: int, stop: int) -> torch.Tensor | None:
+        """The elements [start, stop) of a flat vector, or of a slot of it; None where the checkpoint has no such slot."""
+        parts = []
+        for place in self.places(number):
+            low, high = max(start, place.start), min(stop, place.stop)
+            if low >= high:
+                continue
+            if slot == PARAMETERS:
+                parts.append(self.in_memory_order(place)[low - place.start : high - place.start])
+            elif (stored := self.entry(place.name).slots.get(slot)) is None:
+                return None
+            else:
+                parts.append(self.elements(stored, low - place.start, high - place.start))
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def updates(self) -> dict[str, int]:
+        """How often each trained parameter was updated."""
+        if not self._shards:
+            return {
+                place.name: int(self.elements(stored, 0, 1).item())
+                for place in self.layout.places
+                if (stored := self.entry(place.name).slots.get(UPDATES)) is not None
+            }
+        found: dict[str, int] = {}
+        begins: dict[int, int] = {}
+        for _, header in self._shards:
+            count = json.loads(header.metadata["optimizer"])[1]
+            missed = json.loads(header.metadata.get("missed", "[]"))
+            for vector in {place.vector for place in self.layout.places}:
+                begin = begins.get(vector, 0)
+                begins[vector] = end = begin + header.length(f"{vector}.{PARAMETERS}")
+                for place in self.places(vector):
+                    if begin <= place.start < end or (
+                        place.name not in found and begin < place.stop and place.start < end
+                    ):
+                        at = max(place.start, begin) - begin
+                        gone = next(
+                            (n for start, stop, n in (missed[vector] if missed else ()) if start <= at < stop), 0
+                        )
+                        found[place.name] = count - gone
+        return found
+
+    def whole(self, name: str) -> torch.Tensor:
+        """A tensor that lies in one piece, such as a buffer or a parameter that is not trained."""
+        piece = self.entry(name).pieces[0]
+        return self._file(piece.file).get_tensor(piece.key)  # type: ignore[no-any-return]
+
+    @property
+    def untrained(self) -> list[str]:
+        """The names of all tensors that are not trained."""
+        trained = {place.name for place in self.layout.places} | self.layout.aliases.keys()
+        return [name for name in self.manifest.tensors if name not in trained]
+
+    def _slice(self, file: str, key: str, start: int, stop: int) -> torch.Tensor:
+        view = self._file(file).get_slice(key)
+        shape = view.get_shape()
+        if len(shape) == 1:
+            return view[start:stop]  # type: ignore[no-any-return]
+        return self._file(file).get_tensor(key).reshape(-1)[start:stop]  # type: ignore[no-any-return]
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            try:
+                self._files[name] = safe_open(self.folder / name, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            except (OSError, SafetensorError) as error:
+                raise WrongInput(f"{self.folder / name} cannot be read: {error}") from None
+        return self._files[name]
