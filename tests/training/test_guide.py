@@ -1,0 +1,30 @@
+"""The example of the guide for users, as a reader copies it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path("docs/guide/your-own-model.md").read_text()
+
+
+def test_the_example_of_the_guide_is_clean_and_trains(tmp_path: Path) -> None:
+    blocks = dict(re.findall(r"^```\w+\n# (spiral\.\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    assert set(blocks) == {"spiral.py", "spiral.yaml"}
+    for name, text in blocks.items():
+        (tmp_path / name).write_text(text)
+    disttrain = [str(Path(sys.executable).with_name("disttrain"))]
+    lint = subprocess.run([*disttrain, "lint", "spiral.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    run = subprocess.run(
+        [*disttrain, "run", "-q", "-o", "json", "spiral.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(json.loads(run.stdout)["status"]["training"]["evaluation"]["accuracy"]) > 0.95
