@@ -39,6 +39,7 @@ class Table:
     ) -> None:
         """slow: the volume is; what was found is told by `find_at_last`."""
         self.buffers = buffers
+        self.consistency = consistency
         self.slow = slow
         chosen = {"consistency": consistency} | ({"maxStaleness": 1} if consistency == "BoundedStaleness" else {})
         spec = DistTrainJobSpec.model_validate(
@@ -134,7 +135,12 @@ class Table:
                         "file": shard(server, fields["id"]),
                         "sha256": "x",
                     }
-                self.training.on_message(server, answer | self.state(server), 0)
+                state = self.state(server)
+                if kind is MessageType.SAVE and self.consistency == "Sync":
+                    # The version of its file, which no gradient of an unfinished step is in.
+                    whole = IndexSet(sorted(self.applied[server])).floor // 2 * 2
+                    state["applied"] = [[0, whole]] if whole else []
+                self.training.on_message(server, answer | state, 0)
 
     def work_on(self, worker: Member) -> list[int]:
         """The worker computes a part, if there is one for it; what else was said stays to be answered."""

@@ -288,3 +288,35 @@ def test_a_sync_checkpoint_of_which_some_servers_have_a_part_more_is_not_committ
     write(table, 1, save)
     assert table.on_disk is None
     assert table.work(WORKERS[0], 20), "the training goes on"
+
+
+def lose_all_workers(table: Table) -> None:
+    for worker in WORKERS:
+        table.training.lost(worker, 0)
+    table.serve()
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async", "BoundedStaleness"])
+def test_a_master_that_ends_after_the_last_worker_saves_the_whole_steps_at_once(consistency: str) -> None:
+    table = training(consistency=consistency, every=1000)
+    assert table.work(WORKERS[0], 1, ask=1) == [0]
+    assert table.work(WORKERS[1], 1, ask=1) == [1]
+    assert table.work(WORKERS[0], 1, ask=1) == [2]
+    lose_all_workers(table)
+    table.training.terminate(0)
+    table.serve()
+    assert table.on_disk is not None
+    assert table.on_disk.step == 1
+    assert table.training.released
+
+
+def test_a_master_that_ends_while_two_servers_hold_different_steps_saves_neither_and_does_not_wait() -> None:
+    table = training(every=1000)
+    table.work(WORKERS[0], 1, ask=1)
+    table.work(WORKERS[1], 1, ask=1)
+    table.applied[SERVERS[0]] |= {2, 3}
+    lose_all_workers(table)
+    table.training.terminate(0)
+    table.serve()
+    assert table.on_disk is None
+    assert table.training.released

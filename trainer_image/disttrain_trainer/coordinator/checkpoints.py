@@ -117,11 +117,13 @@ class CheckpointCoordinator:
         self._final_failed = None
         self.raise_limit(queue)
 
-    def is_due(self, queue: WorkQueue, now: float) -> bool:
-        """Whether to start one now."""
+    def is_due(self, queue: WorkQueue, now: float, *, deserted: bool) -> bool:
+        """Whether to start one now. deserted: no worker is left that could make a step whole, and the servers have reported all that they hold."""
         if self.busy or self._tracker.nan_loss:
             return False
         whole = queue.done >= queue.limit
+        if self.hurrying and deserted:
+            return True
         if self._aligned:
             return whole
         if self.hurrying:
@@ -177,8 +179,8 @@ class CheckpointCoordinator:
             return
         save.files[message["file"]] = message["sha256"]
         save.applied[index] = parts_of(message)
-        held = list(save.applied.values())
-        if self._aligned and any(parts != held[0] for parts in held):
+        whole = IndexSet.from_intervals([(0, save.step * self._world_size)] if save.step else [])
+        if self._aligned and any(parts != whole for parts in save.applied.values()):
             # A part that some servers had when its worker or the master was lost: no step of these files could be completed.
             self._end(f"step {save.step} is not whole: some servers have parts of a later one", now)
             return

@@ -4,6 +4,8 @@ Which parts are applied is the servers' state; the work queue only copies it. Wo
 sender sends, and the checkpoint store does the files.
 """
 
+from functools import partial
+
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
@@ -299,7 +301,7 @@ class ParameterServerCoordinator:
         self._tracker.lost_workers += 1
         if self._sync and not self._queue.finished:
             self._void_leases(rank)
-        self._servers.ask(MessageType.DROP, self._learn, now, ranks=[rank])
+        self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
         self._advance(now)
 
     def _called_away(self, rank: int) -> None:
@@ -328,7 +330,8 @@ class ParameterServerCoordinator:
         if queue.finished:
             self._completion.advance(queue, now)
             return
-        if self._checkpoints is not None and self._checkpoints.is_due(queue, now):
+        deserted = not self._workers.live and not self._servers.questioned
+        if self._checkpoints is not None and self._checkpoints.is_due(queue, now, deserted=deserted):
             self._checkpoints.start(queue.step, now)
         self._workers.serve(queue)
 
@@ -390,6 +393,11 @@ class ParameterServerCoordinator:
     def _learn(self, applied: IndexSet) -> None:
         if self._queue is not None:
             self._queue.learn(applied)
+
+    def _dropped(self, now: float, applied: IndexSet) -> None:
+        """Every server has dropped a lost worker, and says what it holds."""
+        self._learn(applied)
+        self._advance(now)
 
     def _drop_questions(self) -> None:
         self._completion.drop_questions()

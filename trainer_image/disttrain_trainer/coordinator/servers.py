@@ -109,6 +109,11 @@ class Servers:
             del self._open[number]
             question.then(reduce(IndexSet.intersection, question.applied))
 
+    @property
+    def questioned(self) -> bool:
+        """Whether an answer is missing."""
+        return bool(self._open)
+
     def drop_questions(self) -> None:
         """A server is lost: no open question will be answered by all servers."""
         self._open.clear()
