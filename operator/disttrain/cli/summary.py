@@ -16,7 +16,14 @@ def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted
     state = job.status.state
     outcome = f"{state} in {duration(seconds)}" if state is JobState.COMPLETE else f"{state} after {duration(seconds)}"
     if interrupted and state not in (JobState.COMPLETE, JobState.FAILED):
-        how = "; `disttrain run --resume` goes on from the last checkpoint" if job.spec.checkpoint else ""
+        how = ""
+        if job.spec.checkpoint:
+            saved = job.status.training is not None and job.status.training.last_checkpoint is not None
+            how = (
+                "; `disttrain run --resume` goes on from the last checkpoint"
+                if saved
+                else "; no checkpoint was written yet"
+            )
         outcome = f"interrupted after {duration(seconds)}{how}"
     lines = [f"{job.metadata.name}: {outcome}"]
     for type_ in (ConditionType.FAILED, ConditionType.VALID):

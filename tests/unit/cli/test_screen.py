@@ -217,7 +217,20 @@ def test_the_summary_of_a_run_that_failed(tmp_path: Path) -> None:
     }
     lines = summary(job(state="Failed", conditions=[condition]), folder, seconds=3, interrupted=False).splitlines()
     assert lines[:2] == ["digits: Failed after 3.0 s", "  UserCodeFailed: ValueError: x; log: y"]
-    assert "resume" in summary(job(state="Training"), folder, seconds=3, interrupted=True)
+    folder.close()
+
+
+def test_the_summary_of_an_interrupted_run_says_whether_there_is_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    folder = RunFolder.new("digits", tmp_path)
+    saved = {"step": 5, "lastCheckpoint": {"step": 4, "time": NOW}}
+    first = [
+        summary(job(state="Training", training=training), folder, seconds=3, interrupted=True).splitlines()[0]
+        for training in (saved, {"step": 5})
+    ]
+    assert first == [
+        "digits: interrupted after 3.0 s; `disttrain run --resume` goes on from the last checkpoint",
+        "digits: interrupted after 3.0 s; no checkpoint was written yet",
+    ]
     folder.close()
 
 

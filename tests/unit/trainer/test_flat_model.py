@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.flat import FlatModel, Layout, cuts
 
 
@@ -80,3 +80,14 @@ def test_a_model_that_a_parameter_server_cannot_take_is_refused_by_name() -> Non
         Layout.of(nn.ParameterList([torch.zeros(2, dtype=torch.complex64)]))
     with pytest.raises(WrongInput, match="no trainable parameter"):
         Layout.of(nn.ReLU())
+
+
+def test_a_parameter_that_user_code_changes_in_place_is_named_and_what_we_write_is_not() -> None:
+    module = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Linear(3, 1))
+    flat = FlatModel(module)
+    for vector in flat.parameters:
+        vector.fill_(1)
+    flat.refuse_changed()
+    module(torch.tensor([0]))
+    with pytest.raises(UserError, match=r"parameter 0\.weight was changed in place .* use strategy DataParallel"):
+        flat.refuse_changed()

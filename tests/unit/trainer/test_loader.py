@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from disttrain_trainer.data.loader import fetcher
-from disttrain_trainer.errors import UserError
+from disttrain_trainer.errors import UserError, WrongInput
 
 CPU = torch.device("cpu")
 FIELD = "trainer.dataset: 'mine:dataset'"
@@ -65,7 +65,6 @@ def padded_pairs(samples: list[Any]) -> list[Any]:
         pytest.param([(torch.zeros(2), 1), (torch.zeros(4), 2)], "tuple(float32[2], int)", id="tuples"),
         pytest.param([[1, 2], [1, 2, 3]], "list(int, int) and list(int, int, int)", id="lists"),
         pytest.param([{"x": torch.zeros(2)}, {"y": torch.zeros(2)}], "{x: float32[2]} and {y: float32[2]}", id="keys"),
-        pytest.param([None, None], "NoneType", id="nothing"),
         pytest.param([torch.zeros(2), None], "float32[2] and NoneType", id="a sample that is missing"),
     ],
 )
@@ -87,3 +86,36 @@ def test_what_the_users_own_code_raises_passes_through() -> None:
 
     with pytest.raises(ValueError, match="mine"):
         fetcher(Listed([1, 2]), device=CPU, field=FIELD, collate=broken)(numbers(0, 1))
+
+
+class Lengthless(Listed):
+    """A data set whose length is no length."""
+
+    def __init__(self, length: Any) -> None:
+        super().__init__([])
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            {"train": Listed([1]), "test": Listed([2])},
+            "returned a dict with the keys 'train', 'test'; expected one map-style",
+        ),
+        (Lengthless(40.0), "__len__ fails: 'float' object cannot be interpreted as an integer"),
+        (Lengthless(-1), "__len__ fails: __len__\\(\\) should return >= 0"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_by_the_name_of_the_field(dataset: Any, message: str) -> None:
+    with pytest.raises(WrongInput, match=f"^{FIELD} returned a .*{message}" if "__len__" in message else message):
+        fetcher(dataset, device=CPU, field=FIELD)
+
+
+def test_samples_of_a_kind_that_cannot_be_collated_are_not_blamed_on_their_shapes() -> None:
+    fetch = fetcher(Listed([None, None]), device=CPU, field=FIELD)
+    with pytest.raises(UserError, match="of a kind that torch's default_collate cannot put into a batch, NoneType"):
+        fetch(np.array([0, 1]))

@@ -162,3 +162,28 @@ def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_
 def test_a_model_without_values_is_refused_by_name(module: nn.Module, said: str) -> None:
     with pytest.raises(WrongInput, match=said):
         prepare(module)
+
+
+def target_network(value: float) -> nn.Module:
+    module = nn.Sequential(nn.Linear(2, 1), nn.Linear(2, 1))
+    module[1].requires_grad_(False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+    return module
+
+
+def test_a_frozen_parameter_that_user_code_changes_is_saved_and_restored_with_the_buffers(
+    tmp_path: Path,
+) -> None:
+    module, resumed = target_network(1), target_network(1)
+    buffers = Buffers(module, tmp_path)
+    assert buffers.there_are_some
+    with torch.no_grad():
+        module[1].weight.mul_(3)  # type: ignore[operator, union-attr]
+    (tmp_path / "1").mkdir()
+    file = str(buffers.save("1")["file"])
+    Buffers(resumed, tmp_path).restore(f"1/{file}")
+    assert torch.equal(resumed[1].weight, module[1].weight)  # type: ignore[arg-type]
+    buffers.reset(target_network(1))
+    assert torch.equal(module[1].weight, target_network(1)[1].weight)  # type: ignore[arg-type]

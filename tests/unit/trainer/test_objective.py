@@ -9,7 +9,7 @@ from torch import nn
 
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.flat import Layout
-from disttrain_trainer.model.task import IDLE_STEPS, Loss, Objective
+from disttrain_trainer.model.task import IDLE_STEPS, MOST_WEIGHTLESS, Loss, Objective
 from disttrain_trainer.strategies.collective import _copies_of_buffers, _put_back
 
 MODEL = nn.Linear(2, 1)
@@ -105,3 +105,29 @@ def test_a_loss_that_no_parameter_learns_from_is_refused_unless_another_one_did(
     for _ in range(2 * IDLE_STEPS):  # batches without a target
         objective(torch.ones(3, 2))
         objective.learned_nothing()
+
+
+def with_second(second: float) -> Loss:
+    return lambda model, batch: (mean(model, batch), second)
+
+
+@pytest.mark.parametrize(("second", "calls"), [(0.0, IDLE_STEPS), (0.4, 1)])
+def test_a_second_value_that_looks_like_an_accuracy_is_said_to_be_taken_as_the_weight(
+    second: float, calls: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    objective = Objective(MODEL, with_second(second))
+    for _ in range(calls):
+        objective(torch.ones(1, 2))
+    said = caplog.text
+    assert said.count("the second value is taken as the weight of the mean") == 1
+    assert "test_objective.py" in said
+    objective(torch.ones(1, 2))
+    assert caplog.text == said
+
+
+def test_a_loss_that_never_has_a_weight_trains_nothing_and_fails() -> None:
+    objective = Objective(MODEL, with_second(0))
+    for _ in range(MOST_WEIGHTLESS - 1):
+        objective(torch.ones(1, 2))
+    with pytest.raises(UserError, match="nothing was trained: the second value is the weight of the mean"):
+        objective(torch.ones(1, 2))

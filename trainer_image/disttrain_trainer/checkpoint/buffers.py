@@ -1,7 +1,8 @@
 """What a worker adds to the checkpoints of parameter servers, which know flat vectors of trained parameters only.
 
 Its buffers, such as BatchNorm's running statistics (each worker has its own; a checkpoint has those of one of them), the parameters that
-are not trained, and how the model lies in the vectors: with that the checkpoint can name every tensor.
+are not trained, which the user's code may change (the target network of BYOL or MoCo), and how the model lies in the vectors: with that the
+checkpoint can name every tensor.
 """
 
 import secrets
@@ -23,7 +24,8 @@ class Buffers:
         """layout: how the trained parameters lie in the servers' vectors."""
         if root is not None:
             tensors.check_buffers(model)
-        self.there_are_some = tensors.may_have_buffers(model)
+        self._frozen = tensors.frozen_of(model)
+        self.there_are_some = tensors.may_have_buffers(model) or bool(self._frozen)
         self._model = model
         self._root = root
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
@@ -42,13 +44,17 @@ class Buffers:
         if file.name.startswith(STATE):  # of a collective, with everything else
             parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
             named = {key.removeprefix(MODEL): value for key, value in values.items() if key.startswith(MODEL)}
+            frozen = {name: value for name, value in named.items() if name in self._frozen}
             buffers = {name: value for name, value in named.items() if name not in parameters}
         else:
+            frozen = {key.removeprefix(FROZEN): value for key, value in values.items() if key.startswith(FROZEN)}
             buffers = {name: value for name, value in values.items() if not name.startswith(FROZEN)}
+        tensors.put_frozen(self._frozen, frozen, source=str(file))
         tensors.put_buffers(self._model, buffers, source=str(file))
 
     def reset(self, first: nn.Module) -> None:
         """Takes over the buffers of another model of the same kind."""
+        tensors.put_frozen(self._frozen, tensors.frozen_of(first), source="trainer.model")
         tensors.copy_buffers(self._model, first)
 
     def save(self, folder: str) -> dict[str, object]:

@@ -110,6 +110,20 @@ def copy_buffers(module: nn.Module, other: nn.Module) -> None:
             owner.set_extra_state(extra)
 
 
+def frozen_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not trained, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+def put_frozen(frozen: dict[str, nn.Parameter], values: Named, *, source: str) -> None:
+    """Takes over the values of frozen parameters, in place. One that the values lack keeps its own. Raises WrongInput for another shape."""
+    with torch.no_grad():
+        for name in frozen.keys() & values.keys():
+            if not _fits(frozen[name], values[name]):
+                raise another_model(source, name, values[name], frozen[name])
+            frozen[name].copy_(values[name])
+
+
 def check_parameters(named: Named) -> None:
     """Raises WrongInput, which names it, for a parameter that neither a checkpoint nor another worker can be given: a frozen one."""
     for name, parameter in named.items():

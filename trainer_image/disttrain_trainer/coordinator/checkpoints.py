@@ -118,7 +118,10 @@ class CheckpointCoordinator:
         self.raise_limit(queue)
 
     def is_due(self, queue: WorkQueue, now: float, *, deserted: bool) -> bool:
-        """Whether to start one now. deserted: no worker is left that could make a step whole, and the servers have reported all that they hold."""
+        """Whether to start one now.
+
+        deserted: no worker is left that could make a step whole, and the servers have reported all that they hold.
+        """
         if self.busy or self._tracker.nan_loss:
             return False
         whole = queue.done >= queue.limit

@@ -111,6 +111,8 @@ class Master:
         except OSError as error:
             raise PeerLost(f"port {port}", f"the control connection cannot listen: {error.strerror}") from None
         finally:
+            # All is decided. A signal while the event loop closes would find the loop's own pipe closed (Python 3.11, unix_events).
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             serving.cancel()
             completion.cancel()
 

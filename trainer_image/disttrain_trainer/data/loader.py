@@ -25,7 +25,16 @@ def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate 
         raise WrongInput(
             f"{field} returned a {type(dataset).__name__}; expected a map-style dataset, with __len__ and __getitem__"
         )
-    if len(dataset) == 0:
+    if isinstance(dataset, Mapping):
+        keys = ", ".join(repr(key) for key in list(dataset)[:4])
+        raise WrongInput(
+            f"{field} returned a {type(dataset).__name__} with the keys {keys}; expected one map-style dataset, that of the split"
+        )
+    try:
+        length = len(dataset)
+    except (TypeError, ValueError) as error:
+        raise WrongInput(f"{field} returned a dataset whose __len__ fails: {_first_line(error)}") from None
+    if length == 0:
         raise WrongInput(f"{field} returned an empty dataset; expected at least one sample")
     if type(dataset) is TensorDataset and collate is None:
         tensors = tuple(tensor.to(device) for tensor in dataset.tensors)
@@ -72,6 +81,11 @@ def _default_collate(samples: list[Any], field: str) -> Any:
     try:
         return default_collate(samples)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if len({_shape(sample) for sample in samples}) == 1:
+            raise UserError(
+                f"{field} gives samples of a kind that torch's default_collate cannot put into a batch, {_shape(samples[0])}: "
+                f"{_first_line(error)}: give tensors, arrays, numbers, or tuples and dicts of these, or set trainer.collate"
+            ) from None
         raise UserError(
             f"{field} gives samples that do not make a batch, such as {_shapes(samples)}: {_first_line(error)}: let trainer.dataset "
             "give samples of one shape, or set trainer.collate to a package.module:function(samples) -> batch that pads them"

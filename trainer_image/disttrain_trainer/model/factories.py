@@ -71,6 +71,9 @@ def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
         # The module itself or a package on the way to it; any other missing module is the user's module's own import.
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise
+        if module_name.endswith(".py"):
+            right = module_name.removesuffix(".py")
+            raise WrongInput(f"{field}: {name!r} names a file; write the module, {right}:{attribute}") from None
         places = f"trainer.code, {Path.cwd()}" if environment.CODE_DIR in os.environ else str(Path.cwd())
         raise WrongInput(
             f"{field}: {name!r}: there is no module {error.name!r} in {places} or the installed packages; "

@@ -154,6 +154,7 @@ class FlatModel:
             parameter.grad = gradient
             self._views.append((parameter, gradient))
         self._versions = [gradient._version for _, gradient in self._views]
+        self._parameter_versions = [parameter._version for parameter, _ in self._views]
         self._addresses = [parameter.data_ptr() for parameter, _ in self._views]
         self._frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
         self._known = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -223,8 +224,24 @@ class FlatModel:
             if parameter.data_ptr() != address or parameter.dtype != self.parameters[place.vector].dtype:
                 raise UserError(
                     f"parameter {place.name} was given other memory or another type after the training began, as by `.data = ` or "
-                    f"`model.to(...)`: change its values in place, under torch.no_grad(); {_DECIDED}"
+                    f"`model.to(...)`; {_DECIDED}"
                 )
+
+    def refuse_changed(self) -> None:
+        """Raises UserError when code of the user's has changed a trained parameter in place, where a strategy would overwrite
+        the change.
+
+        What we write goes through the flat vectors, which a parameter's own counter of versions does not see. Cheap: call it in every
+        step.
+        """
+        versions = [parameter._version for parameter, _ in self._views]
+        if versions != self._parameter_versions:
+            changed = next(i for i, version in enumerate(versions) if version != self._parameter_versions[i])
+            raise UserError(
+                f"parameter {self.places[changed].name} was changed in place while the loss was computed (a clamp, or an embedding's "
+                "max_norm): under strategy ParameterServer the servers hold the parameters, and the change would be lost; leave it out, "
+                "or use strategy DataParallel"
+            )
 
     def refuse_unfrozen(self) -> None:
         """Raises UserError when a parameter that was frozen at the start requires a gradient now. Cheap: call it in every step."""

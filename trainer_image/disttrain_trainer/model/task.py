@@ -33,6 +33,8 @@ log = logs.get_logger(__name__)
 Loss = Callable[[nn.Module, Any], Any]
 """Returns the mean loss of a batch, or (mean, weight)."""
 Evaluation = dict[str, float]
+MOST_WEIGHTLESS = 50
+"""Losses from the first one on that may have the weight 0: batches without targets."""
 IDLE_STEPS = 3
 """Losses from the first one on that may teach nothing."""
 
@@ -186,7 +188,8 @@ class Objective:
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         self._model = model
         self._loss = loss
-        self._calls = self._idle = 0
+        self._calls = self._idle = self._weightless = 0
+        self._warned = False
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
         """The mean loss of a batch, a scalar with a graph; and the weight of that mean, None where the loss says none.
@@ -213,6 +216,8 @@ class Objective:
                 f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor, "
                 f"or (mean, weight){place_of(self._loss)}"
             )
+        if weight is not None:
+            self._look_at(weight)
         if weight == 0:
             return loss, weight
         if not loss.requires_grad:
@@ -223,6 +228,23 @@ class Objective:
         if loss.is_complex():
             raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
         return loss, weight
+
+    def _look_at(self, weight: float) -> None:
+        """Whether the second value is a weight at all, and not an accuracy or another figure. Raises UserError when none has counted."""
+        self._weightless += weight == 0
+        if self._weightless == self._calls == MOST_WEIGHTLESS:
+            raise UserError(
+                f"trainer.loss returned (mean, 0) in each of its first {MOST_WEIGHTLESS} calls, so that nothing was trained: the second "
+                f"value is the weight of the mean, such as a number of tokens; return the mean alone{place_of(self._loss)}"
+            )
+        if not self._warned and (0 < weight < 1 or self._weightless == self._calls == IDLE_STEPS):
+            self._warned = True
+            log.warning(
+                "trainer.loss returned (mean, %g): the second value is taken as the weight of the mean, such as a number of tokens; if it "
+                "is another figure, return the mean alone%s",
+                weight,
+                place_of(self._loss),
+            )
 
     def learned_nothing(self) -> None:
         """After a backward that reached no parameter. Raises UserError when none of the first ones did: one batch may have no targets."""

@@ -251,6 +251,7 @@ class Worker:
             self._meter.check(value, step=part.step)
         self._meter.add(part, loss=value, weight=weight)
         self._flat.refuse_unfrozen()
+        self._flat.refuse_changed()
         forwarded = clock()
         if weight != 0:
             loss.backward()  # type: ignore[no-untyped-call]
