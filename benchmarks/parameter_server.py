@@ -74,7 +74,7 @@ def our_server(index: int, control: Connection, elements: int) -> None:
 
 def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
     flat = FlatModel(torch.nn.ParameterList([torch.zeros(elements)]))
-    schedule = Schedule(samples=2, batch_size=2, world_size=WORKERS, seed=0, max_steps=1_000_000)
+    schedule = Schedule(samples=2, batch_size=2, parts_per_step=WORKERS, seed=0, max_steps=1_000_000)
     parameters, gradient = flat.parameters, flat.gradients()
     gradient[0].fill_(1)
     client = ShardedClient(

@@ -141,7 +141,7 @@ def train_sync(
 ) -> tuple[torch.Tensor, ...]:
     """The parameters after some synchronous steps."""
     config = make_config(workers=workers, servers=servers, optimizer=optimizer)
-    schedule = Schedule(samples=samples, batch_size=batch_size, world_size=workers, seed=3, max_steps=steps)
+    schedule = Schedule(samples=samples, batch_size=batch_size, parts_per_step=workers, seed=3, max_steps=steps)
     with serving(config) as shards:
 
         def work(rank: int) -> tuple[torch.Tensor, ...]:
@@ -175,7 +175,7 @@ def train_alone(
     batch_size: int,
 ) -> torch.Tensor:
     """The same training in plain torch: one process, the whole batch."""
-    schedule = Schedule(samples=samples, batch_size=batch_size, world_size=1, seed=3, max_steps=steps)
+    schedule = Schedule(samples=samples, batch_size=batch_size, parts_per_step=1, seed=3, max_steps=steps)
     module = mlp(dtype)
     x, y = regression(samples, dtype)
     stepper = optimizer(list(module.parameters()))

@@ -134,7 +134,7 @@ def by_hand(users: dict[str, Any], model: str, loss: str, *, workers: int, weigh
     if hasattr(module, "table"):
         module.table.sparse = False  # torch's own AdamW takes dense ones only
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.05, weight_decay=0.5)
-    schedule = Schedule(samples=SAMPLES, batch_size=BATCH, world_size=workers, seed=0, max_steps=STEPS)
+    schedule = Schedule(samples=SAMPLES, batch_size=BATCH, parts_per_step=workers, seed=0, max_steps=STEPS)
     for step in range(STEPS):
         optimizer.zero_grad()
         parts = [schedule.part(step * workers + worker) for worker in range(workers)]

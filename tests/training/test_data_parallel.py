@@ -60,7 +60,7 @@ def expected(
     if smooth:
         model[1] = torch.nn.Tanh()
     inputs, targets = mlp.dataset(config, "train").tensors
-    schedule = Schedule(samples=100, batch_size=32, world_size=1, seed=0, max_steps=STEPS)
+    schedule = Schedule(samples=100, batch_size=32, parts_per_step=1, seed=0, max_steps=STEPS)
     stepper = optimizer(list(model.parameters()))
     for step in range(STEPS):
         indices = torch.tensor(schedule.part(step).indices)

@@ -27,7 +27,7 @@ def whole_gradient(index: int, length: int = 100) -> tuple[torch.Tensor, ...]:
 def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> None:
     workers, parts = 4, 200
     config = make_config(workers=workers, servers=3, consistency=ASYNC, optimizer=ONE)
-    schedule = Schedule(samples=400, batch_size=8, world_size=workers, seed=0, max_steps=50)
+    schedule = Schedule(samples=400, batch_size=8, parts_per_step=workers, seed=0, max_steps=50)
     with serving(config) as servers:
 
         def work(rank: int) -> None:
@@ -56,7 +56,7 @@ def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> No
 
 def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
     config = make_config(workers=2, servers=2, consistency=ASYNC, optimizer=ONE)
-    schedule = Schedule(samples=400, batch_size=8, world_size=2, seed=0, max_steps=50)
+    schedule = Schedule(samples=400, batch_size=8, parts_per_step=2, seed=0, max_steps=50)
     with serving(config) as servers:
         flat = vector_model()
         first, second = (make_client(servers, config, rank=rank) for rank in range(2))
@@ -77,7 +77,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
 
 def test_an_empty_slice_counts_as_applied_and_is_no_update() -> None:
     config = make_config(workers=4, servers=2, consistency=ASYNC, optimizer={**SGD, "momentum": 0.9})
-    schedule = Schedule(samples=5, batch_size=3, world_size=4, seed=0, max_steps=50)
+    schedule = Schedule(samples=5, batch_size=3, parts_per_step=4, seed=0, max_steps=50)
     empty = next(schedule.part(k) for k in range(8) if schedule.part(k).samples == 0)
     with serving(config) as servers:
         flat = vector_model()
@@ -130,7 +130,7 @@ def test_a_pull_before_the_first_parameters_waits_for_them_and_says_so() -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_parameters_do_not_lose_updates_that_are_smaller_than_their_precision(dtype: torch.dtype) -> None:
     config = make_config(workers=1, servers=2, consistency=ASYNC, optimizer={"name": "SGD", "learningRate": 0.001})
-    schedule = Schedule(samples=4000, batch_size=1, world_size=1, seed=0, max_steps=1000)
+    schedule = Schedule(samples=4000, batch_size=1, parts_per_step=1, seed=0, max_steps=1000)
     with serving(config) as servers:
         flat = FlatModel(nn.ParameterList([nn.Parameter(torch.ones(70, dtype=dtype))]))
         client = make_client(servers, config)
@@ -146,7 +146,7 @@ def test_16_bit_parameters_do_not_lose_updates_that_are_smaller_than_their_preci
 
 def test_a_model_with_several_dtypes_is_one_vector_each() -> None:
     config = make_config(workers=1, servers=3, consistency=ASYNC, optimizer=ONE)
-    schedule = Schedule(samples=40, batch_size=1, world_size=1, seed=0, max_steps=10)
+    schedule = Schedule(samples=40, batch_size=1, parts_per_step=1, seed=0, max_steps=10)
     with serving(config) as servers:
         module = nn.ParameterList([nn.Parameter(torch.zeros(33)), nn.Parameter(torch.zeros(7, 5, dtype=torch.float64))])
         flat = FlatModel(module)

@@ -63,7 +63,7 @@ def python(program: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_slice_is_done_by_another() -> None:
     config = make_config(workers=2, servers=2, consistency=SYNC, optimizer=ONE)
-    schedule = Schedule(samples=8, batch_size=4, world_size=2, seed=0, max_steps=10)
+    schedule = Schedule(samples=8, batch_size=4, parts_per_step=2, seed=0, max_steps=10)
     length = 1_000_000
     lost: list[int] = []
     with serving(config, on_worker_lost=lost.append) as servers:
@@ -85,7 +85,7 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_s
             from disttrain_trainer.net.frames import Header, Op
 
             config = JobConfig.model_validate_json({config.model_dump_json(by_alias=True)!r})
-            schedule = Schedule(samples=8, batch_size=4, world_size=2, seed=0, max_steps=10)
+            schedule = Schedule(samples=8, batch_size=4, parts_per_step=2, seed=0, max_steps=10)
             flat = vector_model({length})
             client = ShardedClient(
                 addresses={[server.address for server in servers]!r},
@@ -133,7 +133,7 @@ SERVER = """
 
 def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_one_is_noticed_at_once() -> None:
     config = make_config(workers=1, servers=2, consistency=SYNC, optimizer=ONE)
-    schedule = Schedule(samples=8, batch_size=4, world_size=1, seed=0, max_steps=10)
+    schedule = Schedule(samples=8, batch_size=4, parts_per_step=1, seed=0, max_steps=10)
     length = 8_000_000  # more than the sockets' buffers hold
     with serving(config) as servers, python(SERVER.format(config=config.model_dump_json(by_alias=True))) as process:
         assert process.stdout is not None
@@ -222,7 +222,7 @@ def test_a_worker_with_another_model_is_refused() -> None:
 
 def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     config = make_config(workers=2, servers=2, consistency=ASYNC, optimizer=MOMENTUM)
-    schedule = Schedule(samples=80, batch_size=4, world_size=2, seed=0, max_steps=20)
+    schedule = Schedule(samples=80, batch_size=4, parts_per_step=2, seed=0, max_steps=20)
     with serving(config) as servers:
         flat = vector_model()
         client = make_client(servers, config, incarnation="one")
@@ -258,7 +258,7 @@ def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_th
 
 def test_a_checkpoint_in_the_middle_of_a_synchronous_step_is_of_the_step_before(tmp_path: Path) -> None:
     config = make_config(workers=2, servers=2, optimizer=MOMENTUM)
-    schedule = Schedule(samples=80, batch_size=4, world_size=2, seed=0, max_steps=20)
+    schedule = Schedule(samples=80, batch_size=4, parts_per_step=2, seed=0, max_steps=20)
     with serving(config) as servers:
         flat = vector_model()
         client = make_client(servers, config)
@@ -352,7 +352,7 @@ def test_a_worker_may_come_before_its_servers_and_before_the_generation() -> Non
 
 def test_a_wait_that_runs_out_names_what_is_missing() -> None:
     config = make_config(workers=3, servers=1, startup_timeout=0.3)
-    schedule = Schedule(samples=30, batch_size=3, world_size=3, seed=0, max_steps=10)
+    schedule = Schedule(samples=30, batch_size=3, parts_per_step=3, seed=0, max_steps=10)
     with serving(config) as servers:
         flat = vector_model()
         client = make_client(servers, config, timeout=1)
@@ -364,7 +364,7 @@ def test_a_wait_that_runs_out_names_what_is_missing() -> None:
 
 def test_garbage_on_the_port_disturbs_nobody() -> None:
     config = make_config(workers=1, servers=1, peer_timeout=0.5)
-    schedule = Schedule(samples=400, batch_size=3, world_size=1, seed=0, max_steps=100)
+    schedule = Schedule(samples=400, batch_size=3, parts_per_step=1, seed=0, max_steps=100)
     with serving(config) as servers:
         host, _, port = servers[0].address.rpartition(":")
         flat = vector_model()
@@ -418,7 +418,7 @@ def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_nobody_else(
 
 def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
     config = make_config(workers=1, servers=1)
-    schedule = Schedule(samples=30, batch_size=3, world_size=1, seed=0, max_steps=10)
+    schedule = Schedule(samples=30, batch_size=3, parts_per_step=1, seed=0, max_steps=10)
     with serving(config) as servers:
         flat = vector_model()
         client = make_client(servers, config)
@@ -432,7 +432,7 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
     """Parts of workers that die are done by whoever comes: a synchronous training does not depend on who computes."""
     steps = 30
     config = make_config(workers=3, servers=2, optimizer=MOMENTUM)
-    schedule = Schedule(samples=40, batch_size=12, world_size=3, seed=3, max_steps=steps)
+    schedule = Schedule(samples=40, batch_size=12, parts_per_step=3, seed=3, max_steps=steps)
 
     def run(deaths: frozenset[int]) -> torch.Tensor:
         todo = list(range(schedule.total_parts))

@@ -58,7 +58,7 @@ def joined(servers: list[ShardServer], config, rank: int, length: int) -> tuple[
 def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(staleness: int, leads: Leads) -> None:
     workers, iterations, length = 4, 400, 64
     config = make_config(workers=workers, servers=2, consistency=bounded(staleness), optimizer=ONE)
-    schedule = Schedule(samples=4000, batch_size=workers, world_size=workers, seed=0, max_steps=iterations)
+    schedule = Schedule(samples=4000, batch_size=workers, parts_per_step=workers, seed=0, max_steps=iterations)
     taus: list[int] = []
     with serving(config, on_staleness=taus.append) as servers:
 
@@ -98,7 +98,7 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
 def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_break_the_bound(leads: Leads) -> None:
     staleness, workers, lives = 2, 4, 12
     config = make_config(workers=workers, servers=2, consistency=bounded(staleness), optimizer=ONE)
-    schedule = Schedule(samples=400, batch_size=workers, world_size=workers, seed=0, max_steps=100_000)
+    schedule = Schedule(samples=400, batch_size=workers, parts_per_step=workers, seed=0, max_steps=100_000)
     numbers = iter(range(100_000))
     together = threading.Barrier(workers)
     with serving(config) as servers:
@@ -138,7 +138,7 @@ def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_brea
 
 def test_who_joins_starts_at_the_slowest_worker() -> None:
     config = make_config(workers=3, servers=2, consistency=bounded(3), optimizer=ONE)
-    schedule = Schedule(samples=400, batch_size=3, world_size=3, seed=0, max_steps=100)
+    schedule = Schedule(samples=400, batch_size=3, parts_per_step=3, seed=0, max_steps=100)
     with serving(config) as servers:
         first, parameters = joined(servers, config, 0, 64)
         for index in range(7):
@@ -154,7 +154,7 @@ def test_who_joins_starts_at_the_slowest_worker() -> None:
 
 def test_a_fast_worker_gains_nothing_by_being_idle_for_a_moment_nor_by_a_new_connection() -> None:
     config = make_config(workers=2, servers=2, consistency=bounded(1), optimizer=ONE, startup_timeout=0.5)
-    schedule = Schedule(samples=400, batch_size=2, world_size=2, seed=0, max_steps=100)
+    schedule = Schedule(samples=400, batch_size=2, parts_per_step=2, seed=0, max_steps=100)
     with serving(config) as servers:
         slow, _ = joined(servers, config, 0, 64)
         fast, parameters = joined(servers, config, 1, 64)
@@ -174,7 +174,7 @@ def test_a_fast_worker_gains_nothing_by_being_idle_for_a_moment_nor_by_a_new_con
 
 def test_a_worker_at_the_gate_goes_on_when_the_slow_one_is_dropped_and_says_until_then_whom_it_waits_for() -> None:
     config = make_config(workers=2, servers=2, consistency=bounded(0), optimizer=ONE)
-    schedule = Schedule(samples=400, batch_size=2, world_size=2, seed=0, max_steps=100)
+    schedule = Schedule(samples=400, batch_size=2, parts_per_step=2, seed=0, max_steps=100)
     with serving(config) as servers:
         fast, parameters = joined(servers, config, 0, 64)
         slow, _ = joined(servers, config, 1, 64)

@@ -70,7 +70,7 @@ def test_the_order_in_which_gradients_come_changes_not_a_bit() -> None:
 def test_the_protocol_adds_less_than_one_percent_to_the_gradients_and_parameters_themselves() -> None:
     steps, length = 20, 1 << 16
     config = make_config(workers=1, servers=2)
-    schedule = Schedule(samples=100, batch_size=2, world_size=1, seed=0, max_steps=100)
+    schedule = Schedule(samples=100, batch_size=2, parts_per_step=1, seed=0, max_steps=100)
     with serving(config) as servers:
         flat = FlatModel(torch.nn.ParameterList([torch.zeros(length)]))
         client = make_client(servers, config)

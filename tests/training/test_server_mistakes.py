@@ -64,7 +64,7 @@ def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(consistency=ASYNC)
-    schedule = Schedule(samples=8, batch_size=4, world_size=1, seed=0, max_steps=2)
+    schedule = Schedule(samples=8, batch_size=4, parts_per_step=1, seed=0, max_steps=2)
     failures: list[Exception] = []
     with serving(config, on_failure=failures.append) as (server,):
         flat = vector_model()

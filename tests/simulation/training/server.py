@@ -79,7 +79,7 @@ class ShardHost:
         self.over = False
         self.policy = consistency.build(
             job.strategy,
-            world_size=job.config.world_size,
+            parts_per_step=job.config.world_size,
             version=file.version if file else 0,
             accepted=file.applied.copy() if file else None,
         )

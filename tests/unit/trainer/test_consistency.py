@@ -14,7 +14,7 @@ class SyncMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.policy = Sync(world_size=4)
+        self.policy = Sync(parts_per_step=4)
         self.added: list[int] = []
         self.known: set[int] = set()
 
@@ -172,6 +172,6 @@ def test_an_empty_slice_counts_in_async_without_an_update() -> None:
 
 
 def test_a_waiting_worker_learns_which_slices_are_missing() -> None:
-    policy = Sync(world_size=20, version=2)
+    policy = Sync(parts_per_step=20, version=2)
     policy.arrive(41, empty=False)
     assert policy.waits_for(3) == "step 2 to be complete: part 40, 42, 43, 44, 45, 46, 47, 48 and 11 more is missing"

@@ -16,7 +16,7 @@ schedules = st.builds(
     Schedule,
     samples=st.integers(1, 60),
     batch_size=st.integers(1, 70),
-    world_size=st.integers(1, 9),
+    parts_per_step=st.integers(1, 9),
     seed=st.integers(0, 3),
     epochs=st.integers(1, 3),
     last_batch=st.sampled_from([LastBatch.KEEP, LastBatch.SPREAD]),
@@ -25,14 +25,14 @@ schedules = st.builds(
 
 def batches(**numbers: Any) -> list[int]:
     """The sizes of the batches of an epoch."""
-    schedule = Schedule(seed=0, epochs=1, **{"world_size": 1, **numbers})
-    return [schedule.part(step * schedule.world_size).batch_samples for step in range(schedule.total_steps)]
+    schedule = Schedule(seed=0, epochs=1, **{"parts_per_step": 1, **numbers})
+    return [schedule.part(step * schedule.parts_per_step).batch_samples for step in range(schedule.total_steps)]
 
 
 def parts(step: int, **numbers: Any) -> list[int]:
     """The sizes of the parts of a step."""
     schedule = Schedule(seed=0, epochs=1, **numbers)
-    return [schedule.part(step * schedule.world_size + part).samples for part in range(schedule.world_size)]
+    return [schedule.part(step * schedule.parts_per_step + part).samples for part in range(schedule.parts_per_step)]
 
 
 @given(schedules)
@@ -46,7 +46,7 @@ def test_every_sample_comes_exactly_once_an_epoch(schedule: Schedule) -> None:
 @given(schedules)
 def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedule: Schedule) -> None:
     for step in range(schedule.total_steps):
-        parts = [schedule.part(step * schedule.world_size + part) for part in range(schedule.world_size)]
+        parts = [schedule.part(step * schedule.parts_per_step + part) for part in range(schedule.parts_per_step)]
         assert {s.step for s in parts} == {step}
         assert {s.batch_samples for s in parts} == {sum(s.samples for s in parts)}
         filled = [s.samples for s in parts if s.samples]
@@ -57,7 +57,7 @@ def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedul
 
 @given(schedules)
 def test_no_slice_has_a_single_sample_where_full_batches_give_each_slice_two(schedule: Schedule) -> None:
-    if schedule.batch_size < 2 * schedule.world_size or schedule.samples == 1:
+    if schedule.batch_size < 2 * schedule.parts_per_step or schedule.samples == 1:
         return
     assert 1 not in {schedule.part(k).samples for k in range(schedule.total_parts)}
 
@@ -84,7 +84,7 @@ def test_the_remainder_of_an_epoch_is_kept_dropped_or_spread(
     last_batch: LastBatch, samples: int, sizes: list[int]
 ) -> None:
     assert batches(samples=samples, batch_size=32, last_batch=last_batch) == sizes
-    assert batches(samples=samples, batch_size=32, last_batch=last_batch, world_size=3) == sizes
+    assert batches(samples=samples, batch_size=32, last_batch=last_batch, parts_per_step=3) == sizes
 
 
 def test_batches_of_one_sample_stay_batches_of_one_sample() -> None:
@@ -106,25 +106,25 @@ def test_batches_of_one_sample_stay_batches_of_one_sample() -> None:
 def test_a_small_last_batch_goes_to_as_many_workers_as_get_what_a_full_one_gives(
     samples: int, batch_size: int, workers: int, last: list[int]
 ) -> None:
-    assert parts(1, samples=samples, batch_size=batch_size, world_size=workers) == last
+    assert parts(1, samples=samples, batch_size=batch_size, parts_per_step=workers) == last
 
 
 @pytest.mark.parametrize(("samples", "given_to"), [(1, [1, 0]), (2, [2, 0]), (3, [3, 0]), (4, [2, 2])])
 def test_a_data_set_smaller_than_the_batch_is_one_batch(samples: int, given_to: list[int]) -> None:
-    assert parts(0, samples=samples, batch_size=64, world_size=2) == given_to
+    assert parts(0, samples=samples, batch_size=64, parts_per_step=2) == given_to
 
 
 def test_what_is_dropped_is_another_remainder_in_each_epoch() -> None:
-    schedule = Schedule(samples=10, batch_size=4, world_size=1, seed=0, epochs=2, last_batch=LastBatch.DROP)
+    schedule = Schedule(samples=10, batch_size=4, parts_per_step=1, seed=0, epochs=2, last_batch=LastBatch.DROP)
     seen = [set(np.concatenate([schedule.part(2 * epoch + k).indices for k in range(2)])) for epoch in range(2)]
     assert len(seen[0]) == len(seen[1]) == 8
     assert seen[0] != seen[1]
 
 
 def test_the_batches_do_not_depend_on_the_number_of_workers() -> None:
-    def batch(world_size: int, step: int) -> list[int]:
-        schedule = Schedule(samples=50, batch_size=8, world_size=world_size, seed=1, epochs=2)
-        parts = [schedule.part(step * world_size + part).indices for part in range(world_size)]
+    def batch(parts_per_step: int, step: int) -> list[int]:
+        schedule = Schedule(samples=50, batch_size=8, parts_per_step=parts_per_step, seed=1, epochs=2)
+        parts = [schedule.part(step * parts_per_step + part).indices for part in range(parts_per_step)]
         return list(np.concatenate(parts))
 
     assert all(batch(1, step) == batch(3, step) == batch(8, step) for step in range(14))
@@ -132,7 +132,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers() -> None:
 
 def test_epochs_have_orders_of_their_own_that_depend_on_the_seed_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return list(Schedule(samples=50, batch_size=50, world_size=1, seed=seed, epochs=3).part(epoch).indices)
+        return list(Schedule(samples=50, batch_size=50, parts_per_step=1, seed=seed, epochs=3).part(epoch).indices)
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -140,7 +140,7 @@ def test_epochs_have_orders_of_their_own_that_depend_on_the_seed_alone() -> None
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
-    schedule = Schedule(samples=10, batch_size=4, world_size=2, seed=0, max_steps=4)
+    schedule = Schedule(samples=10, batch_size=4, parts_per_step=2, seed=0, max_steps=4)
     assert (schedule.steps_per_epoch, schedule.total_steps, schedule.total_parts) == (3, 4, 8)
     assert [schedule.part(k).epoch for k in range(8)] == [1] * 6 + [2] * 2
     with pytest.raises(IndexError, match="part 8 of 8"):
@@ -152,7 +152,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
     [
         {"samples": 0},
         {"batch_size": 0},
-        {"world_size": 0},
+        {"parts_per_step": 0},
         {"seed": -1},
         {"epochs": None},
         {"max_steps": 3},
@@ -162,11 +162,11 @@ def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
 )
 def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Schedule(**{"samples": 10, "batch_size": 2, "world_size": 2, "seed": 0, "epochs": 1, **wrong})
+        Schedule(**{"samples": 10, "batch_size": 2, "parts_per_step": 2, "seed": 0, "epochs": 1, **wrong})
 
 
 def test_nobody_can_change_the_order_of_the_epoch_by_accident() -> None:
-    schedule = Schedule(samples=10, batch_size=4, world_size=2, seed=0, epochs=1)
+    schedule = Schedule(samples=10, batch_size=4, parts_per_step=2, seed=0, epochs=1)
     with pytest.raises(ValueError, match="read-only"):
         schedule.part(0).indices[0] = 5
 

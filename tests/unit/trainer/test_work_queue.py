@@ -8,9 +8,9 @@ from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.index_set import IndexSet
 
 
-def make(*, total: int = 12, world_size: int = 3, aligned: bool = True, done: list[int] | None = None) -> WorkQueue:
-    queue = WorkQueue(total=total, world_size=world_size, aligned=aligned, done=IndexSet(done or []))
-    for worker in range(world_size):
+def make(*, total: int = 12, parts_per_step: int = 3, aligned: bool = True, done: list[int] | None = None) -> WorkQueue:
+    queue = WorkQueue(total=total, parts_per_step=parts_per_step, aligned=aligned, done=IndexSet(done or []))
+    for worker in range(parts_per_step):
         queue.join(worker)
     return queue
 

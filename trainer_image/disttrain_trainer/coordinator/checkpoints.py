@@ -64,7 +64,7 @@ class CheckpointCoordinator:
         tracker: Tracker,
         incarnation: str,
         timeout_seconds: float,
-        world_size: int,
+        parts_per_step: int,
         every: int,
         aligned: bool,
         buffer_writer: Callable[[], int | None],
@@ -77,7 +77,7 @@ class CheckpointCoordinator:
         self._tracker = tracker
         self._incarnation = incarnation
         self._timeout_seconds = timeout_seconds
-        self._world_size = world_size
+        self._parts_per_step = parts_per_step
         self._every = every
         self._aligned = aligned
         self._done = done
@@ -141,7 +141,7 @@ class CheckpointCoordinator:
         limit = self._attempted + self._every
         if self._aligned:
             limit -= limit % self._every
-        queue.limit = min(queue.total, max(limit, self._whole(queue)) * self._world_size)
+        queue.limit = min(queue.total, max(limit, self._whole(queue)) * self._parts_per_step)
 
     def hurry(self, queue: WorkQueue, now: float) -> None:
         """A process is leaving: the next one is due when the steps in work are whole.
@@ -151,7 +151,7 @@ class CheckpointCoordinator:
         if not self.hurrying:
             self._hurried_at = now
         self.hurrying = True
-        queue.limit = min(queue.limit, self._whole(queue) * self._world_size)
+        queue.limit = min(queue.limit, self._whole(queue) * self._parts_per_step)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""
@@ -182,7 +182,7 @@ class CheckpointCoordinator:
             return
         save.files[message["file"]] = message["sha256"]
         save.applied[index] = parts_of(message)
-        whole = IndexSet.from_intervals([(0, save.step * self._world_size)] if save.step else [])
+        whole = IndexSet.from_intervals([(0, save.step * self._parts_per_step)] if save.step else [])
         if self._aligned and any(parts != whole for parts in save.applied.values()):
             # A part that some servers had when its worker or the master was lost: no step of these files could be completed.
             self._end(f"step {save.step} is not whole: some servers have parts of a later one", now)
@@ -253,7 +253,7 @@ class CheckpointCoordinator:
 
     def _whole(self, queue: WorkQueue) -> int:
         """The step at which every part that is assigned already is done."""
-        return -(-queue.handed_out // self._world_size)
+        return -(-queue.handed_out // self._parts_per_step)
 
     def _ask_buffer_writer(self, save: _Save) -> None:
         save.buffer_writer = self._buffer_writer()

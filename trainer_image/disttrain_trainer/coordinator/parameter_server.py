@@ -56,7 +56,7 @@ class ParameterServerCoordinator:
                 tracker=tracker,
                 incarnation=incarnation,
                 timeout_seconds=config.startup_timeout_seconds,
-                world_size=config.world_size,
+                parts_per_step=config.world_size,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
                 buffer_writer=self._buffer_writer,
@@ -226,13 +226,15 @@ class ParameterServerCoordinator:
             return
         if self._workers.data is None or not self._servers.complete:
             return  # the last server or worker that joins calls this again
-        world_size = self._config.world_size
         if self._is_of_another_data_set(self._workers.data):
             return
         schedule = Schedule.of(self._config, self._workers.data.samples)
         self._tracker.data = self._workers.data
         self._queue = WorkQueue(
-            total=schedule.total_parts, world_size=world_size, aligned=self._sync, done=self._servers.applied
+            total=schedule.total_parts,
+            parts_per_step=self._config.world_size,
+            aligned=self._sync,
+            done=self._servers.applied,
         )
         self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
         self._tracker.fall_back(self._queue.step)

@@ -40,20 +40,20 @@ class _Lane:
 class WorkQueue:
     """The parts [0, total) of a job.
 
-    aligned: for synchronous steps. Part k is kept for rank k % world_size while that worker lives, so that the parts of a step
+    aligned: for synchronous steps. Part k is kept for rank k % parts_per_step while that worker lives, so that the parts of a step
     are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any part.
 
     A worker computes its parts in ascending order. Invariant: the lowest unfinished part is either assigned to a worker as its next one, or
     unassigned. When it becomes unassigned, the workers that wait for it must return their parts and request again (`recall`).
     """
 
-    def __init__(self, *, total: int, world_size: int, aligned: bool, done: IndexSet | None = None) -> None:
+    def __init__(self, *, total: int, parts_per_step: int, aligned: bool, done: IndexSet | None = None) -> None:
         self.total = total
-        self.world_size = world_size
+        self.parts_per_step = parts_per_step
         self.limit = total
         """Parts from this number on are not assigned yet."""
         self._done = done.copy() if done is not None else IndexSet()
-        count = world_size if aligned else 1
+        count = parts_per_step if aligned else 1
         self._lanes = [_Lane(first=number, stride=count) for number in range(count)]
         self._leases: dict[int, set[int]] = {}
 
@@ -65,7 +65,7 @@ class WorkQueue:
     @property
     def step(self) -> int:
         """Number of whole steps done."""
-        return self.done // self.world_size
+        return self.done // self.parts_per_step
 
     @property
     def finished(self) -> bool:

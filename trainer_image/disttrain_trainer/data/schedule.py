@@ -1,8 +1,8 @@
 """The batches of a job, cut into numbered parts. Pure: no torch, no I/O, no clock.
 
 A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
-It is cut into `world_size` near-equal consecutive parts. Parts are numbered 0, 1, 2 … across the whole job, so that part k
-belongs to step k // world_size; the number is the key by which a part is assigned, counted and applied exactly once.
+It is cut into `parts_per_step` near-equal consecutive parts. Parts are numbered 0, 1, 2 … across the whole job, so that part k
+belongs to step k // parts_per_step; the number is the key by which a part is assigned, counted and applied exactly once.
 
 A model with BatchNorm cannot train on one sample. Where every full batch gives each part two samples or more, so does the remainder:
 a single sample joins the batch before it, and a smaller batch is cut into fewer parts, the others of its step being empty.
@@ -54,7 +54,7 @@ class Schedule:
     """Every part of a job, as a function of its number. Safe to share between threads.
 
     Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
-    in the middle. The batches do not depend on `world_size`. Raises ValueError for numbers that make no schedule.
+    in the middle. The batches do not depend on `parts_per_step`. Raises ValueError for numbers that make no schedule.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Schedule:
         *,
         samples: int,
         batch_size: int,
-        world_size: int,
+        parts_per_step: int,
         seed: int,
         epochs: int | None = None,
         max_steps: int | None = None,
         last_batch: LastBatch = LastBatch.KEEP,
     ) -> None:
-        if min(samples, batch_size, world_size) < 1 or seed < 0:
+        if min(samples, batch_size, parts_per_step) < 1 or seed < 0:
             raise ValueError(
-                f"samples ({samples}), batch_size ({batch_size}) and world_size ({world_size}) must be at least 1, "
+                f"samples ({samples}), batch_size ({batch_size}) and parts_per_step ({parts_per_step}) must be at least 1, "
                 f"seed ({seed}) at least 0"
             )
         limit = epochs if max_steps is None else max_steps
@@ -78,13 +78,13 @@ class Schedule:
             raise ValueError(f"set exactly one of epochs ({epochs}) and max_steps ({max_steps}), at least 1")
         self.samples = samples
         self.batch_size = batch_size
-        self.world_size = world_size
+        self.parts_per_step = parts_per_step
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(samples, batch_size, last_batch)
         if not self.steps_per_epoch:
             raise ValueError(f"samples ({samples}) fill no batch of batch_size ({batch_size}), and last_batch is Drop")
         self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
-        self.total_parts = self.total_steps * world_size
+        self.total_parts = self.total_steps * parts_per_step
         self._last_batch = last_batch
         self._plain = {LastBatch.KEEP: self.steps_per_epoch - 1, LastBatch.DROP: self.steps_per_epoch}.get(
             last_batch, 0
@@ -100,7 +100,7 @@ class Schedule:
         return cls(
             samples=samples,
             batch_size=trainer.batch_size,
-            world_size=config.world_size,
+            parts_per_step=config.world_size,
             seed=trainer.seed,
             epochs=trainer.epochs,
             max_steps=trainer.max_steps,
@@ -111,7 +111,7 @@ class Schedule:
         """Part `index` of the job. Raises IndexError outside [0, total_slices)."""
         if not 0 <= index < self.total_parts:
             raise IndexError(f"part {index} of {self.total_parts}")
-        step, number = divmod(index, self.world_size)
+        step, number = divmod(index, self.parts_per_step)
         epoch, batch = divmod(step, self.steps_per_epoch)
         if batch < self._plain:  # nearly always, and each microsecond is a per cent of a small model's step
             start, batch_samples = batch * self.batch_size, self.batch_size
@@ -139,13 +139,13 @@ class Schedule:
         return start, self.samples - start if is_remainder else self.batch_size
 
     def _cut(self, batch_samples: int) -> list[int]:
-        """Where the parts of a batch of this size begin and end, world_size + 1 numbers from 0 on. The first parts are filled first.
+        """Where the parts of a batch of this size begin and end, parts_per_step + 1 numbers from 0 on. The first parts are filled first.
 
         See the module's docstring for why not always all of them get samples.
         """
-        each = 2 if self.batch_size >= 2 * self.world_size else 1
-        filled = max(1, min(self.world_size, batch_samples // each))
-        cuts = [batch_samples * min(part, filled) // filled for part in range(self.world_size + 1)]
+        each = 2 if self.batch_size >= 2 * self.parts_per_step else 1
+        filled = max(1, min(self.parts_per_step, batch_samples // each))
+        cuts = [batch_samples * min(part, filled) // filled for part in range(self.parts_per_step + 1)]
         self._cuts[batch_samples] = cuts  # of few sizes: a full batch, and the last one
         return cuts
 

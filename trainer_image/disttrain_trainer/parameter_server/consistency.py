@@ -136,27 +136,31 @@ class Consistency(ABC):
 class Sync(Consistency):
     """Each version is one update with all parts of one step, summed in the order of the parts: bitwise equal for any order of arrival."""
 
-    def __init__(self, *, world_size: int, version: int = 0) -> None:
+    def __init__(self, *, parts_per_step: int, version: int = 0) -> None:
         super().__init__(
-            version=version, accepted=IndexSet.from_intervals([(0, version * world_size)] if version else [])
+            version=version, accepted=IndexSet.from_intervals([(0, version * parts_per_step)] if version else [])
         )
-        self.world_size = world_size
-        self._next = version * world_size  # the first part that is not in the sum
+        self.parts_per_step = parts_per_step
+        self._next = version * parts_per_step  # the first part that is not in the sum
         self._early: set[int] = set()
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
-        if index // self.world_size > self.version:
-            raise OutOfStep(f"part {index} is of step {index // self.world_size}, but this shard is at {self.version}")
+        if index // self.parts_per_step > self.version:
+            raise OutOfStep(
+                f"part {index} is of step {index // self.parts_per_step}, but this shard is at {self.version}"
+            )
         self._early.add(index)
         first = self._next
         while self._next in self._early:
             self._early.remove(self._next)
             self._next += 1
-        return Arrival(add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.world_size)
+        return Arrival(
+            add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.parts_per_step
+        )
 
     @property
     def in_version(self) -> IndexSet:
-        return IndexSet.from_intervals([(0, self.version * self.world_size)] if self.version else [])
+        return IndexSet.from_intervals([(0, self.version * self.parts_per_step)] if self.version else [])
 
     @property
     def gate(self) -> int:
@@ -175,7 +179,7 @@ class Sync(Consistency):
         return step is None or self.version >= step
 
     def waits_for(self, step: int | None) -> str:
-        missing = IndexSet(range(self.version * self.world_size, (self.version + 1) * self.world_size))
+        missing = IndexSet(range(self.version * self.parts_per_step, (self.version + 1) * self.parts_per_step))
         names = [str(index) for index in missing if index not in self.accepted]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         return f"step {self.version} to be complete: part {', '.join(names[:8])}{more} is missing"
@@ -238,12 +242,12 @@ class BoundedStaleness(Async):
 
 
 def build(
-    strategy: spec.ParameterServerStrategy, *, world_size: int, version: int = 0, accepted: IndexSet | None = None
+    strategy: spec.ParameterServerStrategy, *, parts_per_step: int, version: int = 0, accepted: IndexSet | None = None
 ) -> Consistency:
     """The policy that the job names, going on from a checkpoint's version and accepted parts."""
     match strategy.consistency:
         case spec.Consistency.SYNC:
-            return Sync(world_size=world_size, version=version)
+            return Sync(parts_per_step=parts_per_step, version=version)
         case spec.Consistency.ASYNC:
             return Async(version=version, accepted=accepted)
         case spec.Consistency.BOUNDED_STALENESS:

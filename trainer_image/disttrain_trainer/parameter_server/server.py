@@ -145,7 +145,7 @@ class ShardServer:
                 number=round_number,
                 server=self._index,
                 servers=self._config.parameter_servers,
-                world_size=self._config.world_size,
+                parts_per_step=self._config.world_size,
                 strategy=self._strategy,
                 optimizer=self._optimizer(),
                 checkpoint=file,

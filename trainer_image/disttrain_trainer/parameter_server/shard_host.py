@@ -86,7 +86,7 @@ class ShardHost:
         number: int,
         server: int,
         servers: int,
-        world_size: int,
+        parts_per_step: int,
         strategy: spec.ParameterServerStrategy,
         optimizer: Optimizer,
         checkpoint: ShardFile | None = None,
@@ -113,7 +113,7 @@ class ShardHost:
         self._norms = NormSamples()
         self._policy = consistency.build(
             strategy,
-            world_size=world_size,
+            parts_per_step=parts_per_step,
             version=checkpoint.version if checkpoint else 0,
             accepted=checkpoint.applied.copy() if checkpoint else None,
         )
@@ -121,7 +121,7 @@ class ShardHost:
             if self._policy.accepted != checkpoint.applied:
                 raise WrongInput(
                     f"the saved shard of version {checkpoint.version} has {len(checkpoint.applied)} parts applied, which no "
-                    f"synchronous training with {world_size} parts a step has"
+                    f"synchronous training with {parts_per_step} parts a step has"
                 )
             self._shard = self._build(checkpoint.layout)
             self._shard.restore(checkpoint)
