@@ -121,7 +121,7 @@ async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any
     kubelet, clock, key = Kubelet(rest), Clock(), Key(name, name)
     process, deaths = Process(api, clock, name), 0
 
-    async def settle() -> None:
+    async def until_idle() -> None:
         """Looks again and again, in a new life after a death, until there is nothing left to do."""
         nonlocal process, deaths
         quiet = 0
@@ -138,19 +138,19 @@ async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any
             quiet = quiet + 1 if api.writes == before else 0
 
     rest.create(JOBS_PATH, job(name))
-    await settle()
+    await until_idle()
     for pod in pod_names(name):
         kubelet.run(pod)
-    await settle()
+    await until_idle()
     kubelet.fail(f"{name}-worker-0", code=137)
-    await settle()
+    await until_idle()
     clock.now += timedelta(seconds=30)  # the pause before a restart
-    await settle()
+    await until_idle()
     kubelet.run(f"{name}-worker-0")
-    await settle()
+    await until_idle()
     for pod in sorted(pod_names(name), reverse=True):
         kubelet.succeed(pod)
-    await settle()
+    await until_idle()
     await process.progress.close()
     await process.volume_failures.close()
     process.queue.shut_down()

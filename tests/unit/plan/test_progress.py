@@ -93,17 +93,17 @@ def test_every_second_is_in_one_bucket():
     scene.failed(0).seen().after(3).seen().all_run().seen()
     scene.spec(suspend=True).seen().after(1000).spec(suspend=False).seen().after(7).all_run().seen()
     scene.succeeded(0, 1, ago=20).seen()
-    ledger = scene.status.goodput
-    told = [ledger.queued_seconds, ledger.starting_seconds, ledger.productive_seconds, ledger.stalled_seconds]
+    goodput = scene.status.goodput
+    told = [goodput.queued_seconds, goodput.starting_seconds, goodput.productive_seconds, goodput.stalled_seconds]
     assert told == [10 + 7, 5 + 3, 100, 0]
-    assert ledger.accounted_until == scene.status.completion_time
+    assert goodput.accounted_until == scene.status.completion_time
 
 
 def test_steps_that_are_done_again_were_not_productive():
     scene = make_job().servers(1).training(step=0).after(100).reports(100).seen().after(5).reports(75).seen()
-    ledger = scene.status.goodput
-    assert (ledger.productive_seconds, ledger.redone_seconds) == (79, 26)
-    assert ledger.productive_seconds + ledger.redone_seconds == 105
+    goodput = scene.status.goodput
+    assert (goodput.productive_seconds, goodput.redone_seconds) == (79, 26)
+    assert goodput.productive_seconds + goodput.redone_seconds == 105
 
 
 def spent(began=NOON, **seconds):
@@ -111,10 +111,10 @@ def spent(began=NOON, **seconds):
 
 
 def buckets(scene):
-    """The ledger; each second since the start must be in one bucket."""
-    ledger = scene.status.goodput
-    seconds = ledger.model_dump(exclude={"accounted_until", "master"})
-    assert timedelta(seconds=sum(seconds.values())) == ledger.accounted_until - scene.status.start_time
+    """status.goodput; each second since the start must be in one bucket."""
+    goodput = scene.status.goodput
+    seconds = goodput.model_dump(exclude={"accounted_until", "master"})
+    assert timedelta(seconds=sum(seconds.values())) == goodput.accounted_until - scene.status.start_time
     return {name.removesuffix("_seconds"): value for name, value in seconds.items() if value}
 
 
