@@ -27,4 +27,8 @@ def test_the_example_of_the_guide_is_clean_and_trains(tmp_path: Path) -> None:
         timeout=240,
     )
     assert run.returncode == 0, run.stderr
-    assert float(json.loads(run.stdout)["status"]["training"]["evaluation"]["accuracy"]) > 0.95
+    training = json.loads(run.stdout)["status"]["training"]
+    assert float(training["evaluation"]["accuracy"]) > 0.95
+    (loads,) = re.findall(r"^```python\n(from safetensors.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    program = loads.replace("model.safetensors", training["model"]["path"])
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
