@@ -50,7 +50,7 @@ Step = Callable[[], object]
 
 
 def our_config() -> JobConfig:
-    trainer = {"model": "a:b", "dataset": "a:c", "maxSteps": 1, "optimizer": {"name": "SGD", "learningRate": str(RATE)}}
+    trainer = {"model": "a:b", "dataset": "a:c", "maxSteps": 1, "optimizer": {"name": "SGD", "learningRate": RATE}}
     return JobConfig(
         namespace="default",
         name="benchmark",
