@@ -16,9 +16,7 @@ from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.strategies.parameter_server import (
     IDLE_SECONDS,
-    MAX_ASSIGNED_PARTS,
     RETRY_SECONDS,
-    WORK_AHEAD_SECONDS,
 )
 from simulation.training.control import ControlClient
 from simulation.training.server import Answer, Request
@@ -319,9 +317,7 @@ class Worker:
 
     def _request(self, this_round: Round, *, force: bool = False) -> None:
         member = self._member
-        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / self._seconds))) if self._seconds else 2
-        missing = wanted - len(member.assignments)
-        count = missing if 2 * missing >= wanted and not member.asked else 0
+        count = member.parts_to_request(self._seconds)
         if count or (force and self._done):
             if member.round is not this_round:
                 return

@@ -74,7 +74,7 @@ class Buffers:
     def _present(self) -> dict[str, torch.Tensor]:
         frozen = {
             f"{FROZEN}{name}": parameter.detach()
-            for name, parameter in self._model.named_parameters()
-            if not (parameter.requires_grad and parameter.numel()) and tensors.can_be_saved(parameter)
+            for name, parameter in self._frozen.items()
+            if tensors.can_be_saved(parameter)
         }
         return frozen | tensors.buffers_of(self._model)

@@ -111,8 +111,8 @@ def copy_buffers(module: nn.Module, other: nn.Module) -> None:
 
 
 def frozen_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are not trained, by name."""
-    return {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    """The parameters that are not trained, by name: those without a gradient or without elements."""
+    return {name: p for name, p in module.named_parameters() if not (p.requires_grad and p.numel())}
 
 
 def put_frozen(frozen: dict[str, nn.Parameter], values: Named, *, source: str) -> None:

@@ -13,6 +13,10 @@ from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
 
+WORK_AHEAD_SECONDS = 0.25
+"""Seconds of work that a worker has assigned: enough to hide the master's latency, and little to compute again when the worker is lost."""
+MAX_ASSIGNED_PARTS = 4096
+
 
 class MemberState(StrEnum):
     """What a member does."""
@@ -168,6 +172,12 @@ class ParameterServerMember:
         """The fields of HELLO that tell a new master this member's state."""
         data = asdict(self.data) if self.data else {}
         return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model}
+
+    def parts_to_request(self, seconds: float) -> int:
+        """How many parts to request now: what half-used assignments lack, 0 while a request is open. seconds: of a part; 0: not known."""
+        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / seconds))) if seconds else 2
+        missing = wanted - len(self.assignments)
+        return missing if 2 * missing >= wanted and not self.asked else 0
 
     def on_message(self, message: Message) -> None:
         match message["type"]:

@@ -29,9 +29,6 @@ from disttrain_trainer.runtime.process import Process
 
 log = logs.get_logger(__name__)
 
-WORK_AHEAD_SECONDS = 0.25
-"""Seconds of work that a worker has assigned: enough to hide the master's latency, and little to compute again when the worker is lost."""
-MAX_ASSIGNED_PARTS = 4096
 IDLE_SECONDS = 0.02
 """Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
 RETRY_SECONDS = 0.2
@@ -285,9 +282,7 @@ class Worker:
     def _request(self, this_round: Round, *, force: bool = False) -> None:
         """Reports the parts that are done, and requests more when half of the wanted assignments are used up."""
         member = self._member
-        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / self._seconds))) if self._seconds else 2
-        missing = wanted - len(member.assignments)
-        count = missing if 2 * missing >= wanted and not member.asked else 0
+        count = member.parts_to_request(self._seconds)
         if count or (force and self._done):
             with self._control.changed:
                 if member.round is not this_round:
