@@ -154,8 +154,8 @@ def _check_size(content: ConfigMap | Secret) -> None:
     size = sum(map(len, content.files().values()))
     if size > MOST_BYTES:
         parts = {"size": size, "most": MOST_BYTES}
-        told = "holds {size} bytes, and the API server takes {most}; keep more than that on a claim"
-        raise PydanticCustomError("size", told, parts)
+        message = "holds {size} bytes, and the API server takes {most}; keep more than that on a claim"
+        raise PydanticCustomError("size", message, parts)
 
 
 def _positive(value: object) -> object:

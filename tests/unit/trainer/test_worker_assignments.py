@@ -1,4 +1,4 @@
-"""What a worker of parameter servers asks the master for, and in the name of which stay."""
+"""What a worker of parameter servers requests from the master, and under which lease."""
 
 import threading
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_a_worker_asks_once_until_it_is_answered() -> None:
 
 
 def test_a_worker_that_is_called_into_another_stay_while_it_asks_asks_again_in_that_one() -> None:
-    # Else the question of the earlier stay, which nobody answers, would count as asked, and the worker wait for ever.
+    # Otherwise the request of the earlier lease, which the master ignores, would count as open, and the worker would wait for ever.
     member = ParameterServerMember()
     worker, said = worker_in(member)
     earlier = enter(member, "m.1")
