@@ -37,7 +37,15 @@ if role == "master":
                 threading.Thread(target=server.shutdown).start()
         def log_message(self, *_):
             pass
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    def terminated(*_):
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now}
+        if "saved" in config:
+            told |= {"step": config["saved"], "lastCheckpoint": {"step": config["saved"], "time": now}}
+        with open(os.environ["DISTTRAIN_TERMINATION_LOG"], "w") as said:
+            json.dump({"message": "ended by SIGTERM", "progress": told}, said)
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, terminated)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler)
     control = http.server.ThreadingHTTPServer(("127.0.0.1", int(job["addresses"]["control"].split(":")[1])), Handler)
     threading.Thread(target=control.serve_forever, daemon=True).start()

@@ -111,11 +111,16 @@ class Run:
     async def _loop(self) -> None:
         while True:
             self._wake.clear()
+            gone = [process.uid for process in self._processes.values() if process.deleting and not process.alive]
             plan = decide(self._snapshot())
+            # A process that was deleted and has ended is gone as a pod would be: after its last word was read.
+            for uid in gone:
+                del self._processes[uid]
+                self._wake.set()
             self._apply(plan)
             left = [process for process in self._processes.values() if process.alive]
             if self._over():
-                if not left:
+                if not left and not gone:
                     return
                 # cleanPodPolicy may leave pods for a look at them; a local run leaves their logs instead.
                 for process in left:
@@ -129,8 +134,6 @@ class Run:
         return self.interrupted or self.job.status.state in FINAL or (invalid is not None and invalid.status == "False")
 
     def _snapshot(self) -> Snapshot:
-        # What was deleted and has ended is gone, as a pod would be.
-        self._processes = {uid: p for uid, p in self._processes.items() if p.alive or not p.deleting}
         job = self.job
         if self.interrupted:
             job = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": True})})

@@ -139,11 +139,12 @@ def _between_advances(view: JobView, progress: Progress) -> int | None:
 
 
 def newest(view: JobView) -> Progress | None:
-    """The newest report of this attempt. The last word of a pod that succeeded is newer than any report that was read before."""
+    """The newest report of this attempt. The last word of a pod that succeeded is newer than any report that was read before; in a job
+    that is being suspended that of any pod is, and no other pod of this attempt follows."""
     words = [
         pod.termination.progress
         for pod in view.present.values()
-        if pod.phase is Phase.SUCCEEDED and pod.termination.progress is not None
+        if (pod.phase is Phase.SUCCEEDED or (view.spec.suspend and pod.done)) and pod.termination.progress is not None
     ]
     final = [progress for progress in words if progress.attempt == view.attempt]
     return max(final, key=lambda progress: progress.step) if final else view.progress

@@ -131,6 +131,20 @@ def test_an_interrupted_job_is_suspended_and_nobody_says_that_its_spec_is(folder
     assert all(role.ready == 0 for role in status.replica_statuses)
 
 
+def test_a_checkpoint_that_only_the_last_word_of_the_master_names_is_in_the_summary(folder: Path) -> None:
+    """It is written while the job ends, or a moment before: no report was read after it."""
+    config = {"worker": SAVES, "progress": {"step": 3}, "saved": 4}
+    started = Started(
+        folder, stub.write_job(folder, config=config, checkpoint={"volume": {"persistentVolumeClaim": "ckpt"}})
+    )
+    until_both_say(started, "up")
+    started.process.send_signal(signal.SIGINT)
+    done = started.finish(20)
+    assert "; `disttrain run --resume` goes on from the last checkpoint" in done.out
+    assert "steps       4\n" in done.out
+    assert "checkpoint  step 4 in " in done.out
+
+
 def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:
     started = Started(folder, stub.write_job(folder, config={"worker": LISTENS_ONLY}))
     until_both_say(started, "up")

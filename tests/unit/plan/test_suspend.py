@@ -3,6 +3,7 @@
 import pytest
 
 from disttrain.api.reasons import JobState
+from disttrain.api.runtime import Progress, ProgressCheckpoint, Termination
 from unit.plan.builders import MASTER, WORKER, created, deleted, make_job
 
 
@@ -40,6 +41,17 @@ def test_a_suspension_that_is_taken_back_before_all_is_gone_begins_another_attem
     scene.after(3600).new_operator().spec(suspend=False).seen()
     assert scene.status.attempt == 2
     assert not scene.finished
+
+
+def test_the_last_word_of_the_master_names_the_newest_checkpoint():
+    """The master saves once more when it is told to end, and nobody reads its report any more."""
+    scene = suspended().reports(10)
+    scene.step()
+    saved = ProgressCheckpoint(step=12, time=scene.now)
+    last_word = Progress(attempt=1, step=12, total_steps=100, world_size=2, last_checkpoint=saved)
+    scene.failed(0, MASTER, code=143, deleting=True, termination=Termination(progress=last_word))
+    scene.step()
+    assert (scene.status.training.step, scene.status.training.last_checkpoint.step) == (12, 12)
 
 
 def test_pods_that_fail_on_their_way_out_are_not_counted():
