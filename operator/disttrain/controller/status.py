@@ -74,7 +74,10 @@ class StatusWriter:
         Raises Conflict when the job has changed since; the cache has its newest state then.
         """
         job = stored.value
-        old, new = job.read.job.status.to_dict(), plan.status.to_dict()
+        before = job.read.job.status
+        if plan.status is before:
+            return Written.NO  # most passes: nothing is serialised
+        old, new = before.to_dict(), plan.status.to_dict()
         patch = self._without_refused(status_patch(job.status, old, new))
         if not patch:
             return Written.NO

@@ -154,8 +154,9 @@ def _resumed(view: JobView, status: DistTrainJobStatus) -> tuple[Event, ...]:
 
 def _look_again(view: JobView, step: Step, status: DistTrainJobStatus) -> timedelta | None:
     """The earliest moment at which time alone may change something."""
-    job = view.job.model_copy(update={"status": status})
-    after = JobView(replace(view.snapshot, job=job))
+    after = view
+    if status is not view.status:
+        after = JobView(replace(view.snapshot, job=view.job.model_copy(update={"status": status})))
     moments = [step.look]
     if not view.spec.suspend:
         moments.append(deadlines.upcoming(after))

@@ -28,6 +28,8 @@ _SMALL = frozenset({"conditions", "replica_statuses", "worker", "goodput"})
 
 def urgency(before: DistTrainJobStatus, after: DistTrainJobStatus) -> Write:
     """When the change from the stored status to the planned one is written."""
+    if after is before:
+        return Write.WITH_NEXT  # most passes: nothing has changed, and nothing is compared
     fields = {name for name in DistTrainJobStatus.model_fields if getattr(before, name) != getattr(after, name)}
     old, new = _conditions(before), _conditions(after)
     changed = {type_ for type_ in old.keys() | new.keys() if old.get(type_) != new.get(type_)}
