@@ -28,3 +28,10 @@ def test_our_loop_is_compared_with_two_bare_ones_on_both_examples() -> None:
     rows = [re.split(r"  +", line) for line in lines[1:]]
     assert [row[0].split()[0] for row in rows] == ["digits", "digits", "charlm", "charlm"]
     assert all(float(ratio) > 0 for row in rows for ratio in row[-2:])
+
+
+def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
+    lines = printed("checkpoint.py", "--mib=4", "--intervals=1", "--every=4", "--strategies", "DataParallel")
+    (row,) = (line.split() for line in lines[1:])
+    assert row[:2] == ["DataParallel", "4"]
+    assert all(float(number) > -4 for number in row[2:])
