@@ -180,7 +180,8 @@ class Progress(Model):
     resumed: str | None = None
     """Where this attempt began when that was no plain start: the step, what has changed since that checkpoint, which ones did not hold."""
     warning: str | None = None
-    """What the user of a script or command has to know although nothing failed: its processes did not train together."""
+    """What the user has to know although nothing failed: a script's processes did not train together, a number of the evaluation is not
+    finite."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""
 
@@ -192,6 +193,10 @@ class Progress(Model):
         if _STEP in found.unreadable:
             raise ValueError(f"{_STEP}: {found.unreadable[_STEP]}")
         return found.value
+
+
+_MOST_BYTES = 4096
+"""Of a termination message, which the kubelet keeps."""
 
 
 class Termination(Model):
@@ -207,15 +212,22 @@ class Termination(Model):
     """The process ended because the job is done. Exit code 0 alone does not say so: any library may call exit(0)."""
 
     def encode(self) -> str:
-        """JSON within the 4096 bytes that the kubelet keeps; a long message is cut in the middle."""
-        text = self.model_dump_json(by_alias=True, exclude_none=True)
-        if len(text.encode()) <= 4096:
+        """JSON within the 4096 bytes that the kubelet keeps: a long message is cut in the middle, and what the progress says beside numbers
+        is left out where it must be. The rest would be cut off, and what is no JSON says nothing at all."""
+        text = self._json()
+        if (size := len(text.encode())) <= _MOST_BYTES:
             return text
-        half = max(0, len(self.message) - (len(text.encode()) - 4000)) // 2
+        half = max(0, len(self.message) - (size - _MOST_BYTES + 96)) // 2
         short = f"{self.message[:half]} … {self.message[len(self.message) - half :]}" if half else ""
-        return self.model_copy(update={"message": short, "where": self.where[:256]}).model_dump_json(
-            by_alias=True, exclude_none=True
-        )
+        said = self.model_copy(update={"message": short, "where": self.where[:256]})
+        for field in ("resumed", "waiting_for", "evaluation", "warning", "nan_loss", "model"):
+            if said.progress is None or len(said._json().encode()) <= _MOST_BYTES:
+                break
+            said = said.model_copy(update={"progress": said.progress.model_copy(update={field: None})})
+        return said._json()
+
+    def _json(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_none=True)
 
     @classmethod
     def decode(cls, text: str) -> "Termination":

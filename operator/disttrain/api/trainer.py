@@ -9,6 +9,8 @@ from disttrain.api.base import Model, Rule
 from disttrain.api.code import ESCAPES, Code, escapes
 from disttrain.api.types import INT32_MAX, Argument, DnsSubdomain, Factory, FreeForm, Number, NumberBelow1
 
+FACTORIES = ("model", "dataset", "loss", "evaluate", "collate")
+"""The fields that name a callable of the user's, package.module:callable."""
 _MAX_ARGUMENTS = 65_536
 """Characters of all arguments together: they travel in one variable of the environment, which holds 128 KiB."""
 

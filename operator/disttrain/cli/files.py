@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from disttrain.api.job import NAME_RULE, DistTrainJob, Metadata
 from disttrain.api.names import API_VERSION, KIND
+from disttrain.api.trainer import FACTORIES
 from disttrain.cli import kinds, metadata, sources, yaml_lines
 from disttrain.cli.explain import dotted, explain, shown
 from disttrain.cli.sources import Unreadable
@@ -63,6 +64,18 @@ class FoundJob:
         """The fields that ask for what this version cannot do."""
         fields = unsupported_fields(self.job.spec)
         return [self.problem(("spec", *path), f"{words} is not supported by this version") for path, words in fields]
+
+    def factories_by_file(self) -> list[Problem]:
+        """The factories that name a file in place of a module. The schema takes them: a package may hold a module named py."""
+        trainer = self.job.spec.trainer
+        named = [(field, getattr(trainer, field)) for field in FACTORIES if getattr(trainer, field) is not None]
+        return [
+            self.problem(
+                ("spec", "trainer", field), f'"{name}" names a file; write the module: {name.replace(".py:", ":")}'
+            )
+            for field, name in named
+            if ".py:" in name
+        ]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def lint(names: list[str]) -> int:
 def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     """What can be said without a cluster and is not in the schema."""
     spec = found.job.spec
-    problems = found.not_yet_supported()
+    problems = [*found.not_yet_supported(), *found.factories_by_file()]
     if spec.checkpoint is None and spec.trainer.model is not None:
         problems.append(
             found.problem(

@@ -129,7 +129,7 @@ def _only_job(file: JobFile, *, resume: bool) -> FoundJob:
         )
     (found,) = file.jobs
     spec = found.job.spec
-    problems = found.not_yet_supported()
+    problems = [*found.not_yet_supported(), *found.factories_by_file()]
     if spec.suspend:
         problems.append(found.problem(("spec", "suspend"), "a suspended job has nothing to run; set it to false"))
     if spec.managed_by != MANAGED_BY:

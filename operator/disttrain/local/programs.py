@@ -16,6 +16,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.runtime import Addresses
 from disttrain.api.template import PodTemplate
+from disttrain.api.trainer import FACTORIES
 from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
@@ -233,7 +234,7 @@ class Programs:
             raise Unusable(
                 ("spec", "trainer", "script", "file"), f'no file "{trainer.script.file}" in {where}; {remedy}'
             )
-        for field in ("model", "dataset", "loss", "evaluate", "collate"):
+        for field in FACTORIES:
             factory: str | None = getattr(trainer, field)
             package = (factory or "").partition(":")[0].partition(".")[0]
             if factory is not None and not machine.importable(package, places):

@@ -64,6 +64,8 @@ def _training(view: JobView) -> TrainingStatus | None:
             "model": _model(progress),
             "world_size": progress.world_size or None,
             "resumed": progress.resumed if progress.world_size else None,
+            # The mean of the last steps is known at the end: before it was that of the newest reports.
+            "loss": rounded(progress.loss, 4) if progress.finished else None,
         }
         return before.model_copy(update={name: value for name, value in news.items() if value is not None})
     return TrainingStatus(

@@ -30,7 +30,7 @@ def reached(view: JobView) -> Step | None:
     until = max((view.until(end, LAST_REPORT_GRACE) for end in ends), default=view.now)
     if view.now < until and _more_is_to_come(view, after=max(ends, default=view.now)):
         return Step(look=until)
-    warning = _missing_steps(view) + _apart(view)
+    warning = _missing_steps(view) + _warned(view)
     message = f"{len(done)} of {workers} workers succeeded{warning}"
     return complete(view, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning))
 
@@ -59,8 +59,8 @@ def _missing_steps(view: JobView) -> str:
     )
 
 
-def _apart(view: JobView) -> str:
-    """What the master says of a success that may be none: the programs did not train together; "" for nothing."""
+def _warned(view: JobView) -> str:
+    """What the master warns of: the programs did not train together, or a number of the evaluation is not finite; "" for nothing."""
     progress = newest(view)
     return f". {WARNING}{progress.warning}" if progress is not None and progress.warning else ""
 
@@ -87,4 +87,5 @@ def _all_work_is_done(view: JobView, *, done: int) -> Step | None:
     ):
         return Step(look=until)
     message = f"All steps are done; {done} of {view.spec.worker.replicas} workers ended well"
-    return complete(view, Reason.TRAINING_DONE, message)
+    warning = f". {WARNING}{progress.warning}" if progress.warning else ""
+    return complete(view, Reason.TRAINING_DONE, message + warning, warning=bool(warning))

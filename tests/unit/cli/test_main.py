@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_lint_tells_what_this_version_cannot_do(capsys: pytest.CaptureFixture[st
     file.write_text(Path(GOOD).read_text() + "  network: {tls: Mutual}\n")
     assert main(["lint", str(file)]) == 2
     assert "network.tls Mutual is not supported by this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["lint", "run"])
+def test_a_factory_is_named_by_its_module_and_not_by_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    job = Path("examples/own-model.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(re.sub(r"(?m)^(    model: \w+):", r"\1.py:", job))
+    assert main([verb, "job.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert 'spec.trainer.model: "spiral.py:model" names a file; write the module: spiral:model' in said
+    assert not Path(".disttrain").exists()
 
 
 def test_lint_finds_a_script_that_its_config_map_lacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -188,6 +188,23 @@ def test_the_final_progress_comes_from_the_last_words_of_the_master():
     assert training.evaluation == {"accuracy": 0.97123}
 
 
+def test_the_loss_of_a_job_that_is_done_is_that_of_its_end_however_early_its_last_step_was_read():
+    scene = make_job().training(step=97).after(6).reports(100, loss=0.5).seen()
+    assert scene.status.training.loss == 0.5  # of the newest reports
+    last = scene.reports(100, loss=0.25, finished=True).report
+    scene.succeeded(0, 1).succeeded(0, role=MASTER, termination=Termination(progress=last)).step()
+    assert scene.status.training.loss == 0.25
+
+
+def test_what_the_master_warns_of_is_said_also_of_a_job_whose_worker_was_lost_at_its_end():
+    scene = make_job().training(step=100).reports(100, finished=True, warning="evaluation: loss is nan")
+    scene.succeeded(0).failed(1, code=137).succeeded(0, role=MASTER, termination=Termination(progress=scene.report))
+    events = [event for _ in range(3) for event in scene.after(11).step().events if event.warning]
+    assert scene.says("Complete") == ("True", "TrainingDone")
+    assert scene.condition("Complete").message.endswith("Warning: evaluation: loss is nan")
+    assert [event.message.endswith("evaluation: loss is nan") for event in events] == [True]
+
+
 def test_any_worker_completes_the_job_when_the_policy_says_so():
     scene = make_job().spec(successPolicy="AnyWorker").training().succeeded(1, ago=11)
     scene.step()

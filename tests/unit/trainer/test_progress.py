@@ -1,5 +1,8 @@
 """Step, loss and speed of a job, from reports at given times."""
 
+import pytest
+
+from disttrain.api import Progress, Termination
 from disttrain_trainer.coordinator.progress import Tracker
 
 
@@ -74,3 +77,41 @@ def test_steps_that_were_lost_are_counted_once() -> None:
     tracker.fall_back(95)
     progress = tracker.progress(now=0, waiting_for=None)
     assert (progress.step, progress.redone_steps) == (95, 20)
+
+
+def finished(evaluation: dict[str, float]) -> Progress:
+    """The last word of a job that found this, as a kubelet hands it on."""
+    tracker = Tracker(attempt=1)
+    tracker.reach(10)
+    tracker.evaluation = evaluation
+    tracker.finish(now=1)
+    text = Termination(done=True, progress=tracker.progress(now=1, waiting_for=None)).encode()
+    last = Termination.decode(text.encode()[:4096].decode(errors="replace"))
+    assert last.done
+    assert last.progress is not None
+    assert (last.progress.finished, last.progress.step) == (True, 10)
+    return last.progress
+
+
+def test_a_number_of_the_evaluation_that_is_not_finite_is_said_by_its_name_and_value() -> None:
+    said = finished({"loss": float("nan"), "accuracy": 0.5, "perplexity": float("inf")})
+    assert said.evaluation == {"accuracy": 0.5}
+    assert said.warning == (
+        "evaluation: loss is nan, perplexity is inf; JSON has no such number, and the job's status leaves it out"
+    )
+    assert finished({"accuracy": 0.5}).warning is None
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "kept"),
+    [
+        ({f"class {number:04}": number / 7 for number in range(5000)}, 32),
+        ({f"{number}" + "é\0" * 4000: 1.0 for number in range(40)}, 0),
+        ({f"{number:02}" + "é" * 60: 1 / 3 for number in range(20)}, 13),
+    ],
+)
+def test_an_evaluation_of_any_size_leaves_the_last_word_whole(evaluation: dict[str, float], kept: int) -> None:
+    said = finished(evaluation)
+    assert len(said.evaluation or {}) == kept
+    more = len(evaluation) - kept
+    assert said.warning == f"evaluation: the job's status has {kept} of its numbers and no room for {more} more"

@@ -1,5 +1,6 @@
 """How far the job is and how fast: step, loss, samples per second. Pure: time is given, nothing is sent."""
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -18,6 +19,14 @@ LOSS_WINDOW_SECONDS = 1.0
 """Seconds of the newest reports over which the loss is averaged; at least the newest report of each rank."""
 LOSS_SHARE = 0.1
 """At most this share of the time since the first report: what a job of a second began with says nothing of how it ended."""
+MOST_NUMBERS = 32
+"""Of an evaluation: as many as a status may hold."""
+MOST_BYTES = 2048
+"""For the evaluation in a report: the last one, with all else, has the 4096 bytes of a termination message."""
+_BYTES_OF_A_NUMBER = 26
+"""At most, with what JSON writes between two of them."""
+_NAMED, _LONGEST_NAME = 5, 60
+"""Numbers of an evaluation that a warning names, and characters of their names."""
 
 
 @dataclass(slots=True)
@@ -116,9 +125,9 @@ class Tracker:
 
     def finish(self, now: float) -> None:
         """The job is done; the speed stays what it was."""
-        for name, value in (self.evaluation or {}).items():
-            if not math.isfinite(value):
-                log.warning("evaluation: %s is %s, which JSON cannot hold: the job's status leaves it out", name, value)
+        if warning := self._not_shown():
+            log.warning("%s", warning)
+            self.warning = f"{self.warning}; {warning}" if self.warning else warning
         self._final_speed = self.samples_per_second(now)
         self.finished = True
 
@@ -160,10 +169,31 @@ class Tracker:
         samples = sum(e.samples for e in tuple(self._entries) if e.time > since)
         return samples / (now - since) if now > since else None
 
-    def _finite_evaluation(self) -> dict[str, float] | None:
-        """JSON has no infinity: one would make all of the progress unreadable."""
-        evaluation = self.evaluation
-        return None if evaluation is None else {name: v for name, v in evaluation.items() if math.isfinite(v)}
+    def _shown_evaluation(self) -> dict[str, float] | None:
+        """What a status can hold. JSON has no infinity: one would make all of the progress unreadable, as a message that is too long."""
+        if self.evaluation is None:
+            return None
+        shown: dict[str, float] = {}
+        room = MOST_BYTES
+        for name, value in sorted(self.evaluation.items()):
+            room -= len(json.dumps(name, ensure_ascii=False).encode()) + _BYTES_OF_A_NUMBER
+            if math.isfinite(value) and len(shown) < MOST_NUMBERS and room >= 0:
+                shown[name] = value
+        return shown
+
+    def _not_shown(self) -> str:
+        """What is said of the numbers of the evaluation that the status leaves out; "" when it has all."""
+        every, shown = self.evaluation or {}, self._shown_evaluation() or {}
+        infinite = [f"{name:.{_LONGEST_NAME}} is {value}" for name, value in every.items() if not math.isfinite(value)]
+        said = []
+        if infinite:
+            more = f" and {len(infinite) - _NAMED} more are not finite" if len(infinite) > _NAMED else ""
+            said.append(
+                f"{', '.join(infinite[:_NAMED])}{more}; JSON has no such number, and the job's status leaves it out"
+            )
+        if too_many := len(every) - len(infinite) - len(shown):
+            said.append(f"the job's status has {len(shown)} of its numbers and no room for {too_many} more")
+        return f"evaluation: {'; '.join(said)}" if said else ""
 
     def progress(self, *, now: float, waiting_for: str | None) -> Progress:
         """What /progress answers."""
@@ -180,7 +210,7 @@ class Tracker:
             samples_per_second=speed,
             world_size=self.world_size,
             max_staleness_seen=self.max_staleness_seen,
-            evaluation=self._finite_evaluation(),
+            evaluation=self._shown_evaluation(),
             last_update_time=self._last_update,
             last_checkpoint=self.last_checkpoint,
             model=self.model,
