@@ -11,20 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from apiserver.corpus import files, unmatched
+from apiserver.corpus import Body, Case, bad, good, named, transitions
 from cluster.controlplane import ControlPlane
 from cluster.kubectl import KubectlError
 from disttrain.api.job import DistTrainJob
 from disttrain.cli.files import WrongInput, read
-
-
-def named(kind: str) -> list[Any]:
-    return [pytest.param(file, id=file.stem) for file in files(kind)]
-
-
-def mistakes(file: Path) -> int:
-    return 2 if file.stem.endswith("spec-empty") else 1
-
 
 _OF_THE_API_SERVER = re.compile(
     "|".join(
@@ -47,11 +38,11 @@ def causes(stderr: str) -> list[str]:
     return [cause for cause in listed if cause and not _OF_THE_API_SERVER.search(cause)]
 
 
-def untold_value(file: Path, cause: str) -> str:
+def untold_value(body: Body, cause: str) -> str:
     """The scalar that a cause is about, if the cause does not say it; "" if it does, or is about no scalar."""
     if re.search(r"must be of type|Too long|unknown field|\([a-zA-Z.]+: .*\)$", cause):
         return ""  # the type, the bound or the name is all there is to say, or the value of another field is
-    value: Any = yaml.safe_load(file.read_text())
+    value: Any = body
     for part in re.findall(r"[^.\[\]]+", cause.partition(": ")[0]):
         match value:
             case dict():
@@ -66,28 +57,30 @@ def untold_value(file: Path, cause: str) -> str:
     return "" if told in cause or ascii(told)[1:-1] in cause else told
 
 
-@pytest.mark.parametrize("file", named("bad"))
-def test_the_api_server_refuses(control_plane: ControlPlane, file: Path) -> None:
+@pytest.mark.parametrize("case", named(bad()))
+def test_the_api_server_refuses(control_plane: ControlPlane, tmp_path: Path, case: Case) -> None:
     with pytest.raises(KubectlError) as refused:
-        control_plane.kubectl("create", "--dry-run=server", "-f", str(file))
-    assert not unmatched(file, refused.value.stderr), refused.value.stderr
+        control_plane.kubectl("create", "--dry-run=server", "-f", case.write(tmp_path))
+    assert not case.unmatched(refused.value.stderr), refused.value.stderr
     found = causes(refused.value.stderr)
-    assert len(found) == mistakes(file), "one mistake, one cause"
-    assert [value for cause in found if (value := untold_value(file, cause))] == [], "the value is told"
+    assert len(found) == case.mistakes, "one mistake, one cause"
+    assert [value for cause in found if (value := untold_value(case.body, cause))] == [], "the value is told"
 
 
-@pytest.mark.parametrize("file", named("bad"))
-def test_lint_refuses_what_the_api_server_refuses(file: Path) -> None:
+@pytest.mark.parametrize("case", named(bad()))
+def test_lint_refuses_what_the_api_server_refuses(tmp_path: Path, case: Case) -> None:
     with pytest.raises(WrongInput) as refused:
-        read(str(file))
-    assert not unmatched(file, str(refused.value)), str(refused.value)
+        read(case.write(tmp_path))
+    assert not case.unmatched(str(refused.value)), str(refused.value)
     found = refused.value.problems
-    assert len(found) == mistakes(file), "one mistake, one line"
+    assert len(found) == case.mistakes, "one mistake, one line"
     if not any("…" in problem.text for problem in found):  # a long value is told by its begin
-        assert [value for problem in found if (value := untold_value(file, problem.text))] == [], "the value is told"
+        assert [value for problem in found if (value := untold_value(case.body, problem.text))] == [], (
+            "the value is told"
+        )
 
 
-@pytest.mark.parametrize("file", named("good"))
+@pytest.mark.parametrize("file", good(), ids=lambda file: file.stem)
 def test_good_input_is_accepted_and_read_alike(control_plane: ControlPlane, file: Path) -> None:
     stored = json.loads(control_plane.kubectl("create", "--dry-run=server", "-o", "json", "-f", str(file)))
     (found,) = read(str(file)).jobs
@@ -96,16 +89,17 @@ def test_good_input_is_accepted_and_read_alike(control_plane: ControlPlane, file
     assert DistTrainJob.parse(stored).spec == found.job.spec
 
 
-@pytest.mark.parametrize("file", named("transition"))
-def test_what_may_change_in_a_job_that_exists(control_plane: ControlPlane, file: Path) -> None:
-    before, after = yaml.safe_load_all(file.read_text())
+@pytest.mark.parametrize("case", named(transitions()))
+def test_what_may_change_in_a_job_that_exists(control_plane: ControlPlane, case: Case) -> None:
+    before = case.before
+    assert before is not None
     control_plane.kubectl("create", "-f", "-", input=before)
     if "status" in before:  # as the operator had written it
         patch = json.dumps({"status": before["status"]})
         control_plane.kubectl(
             "patch", "dtj", before["metadata"]["name"], "--subresource=status", "--type=merge", "-p", patch
         )
-    assert unmatched(file, _refusal(control_plane, after)) == []
+    assert case.unmatched(_refusal(control_plane, case.body)) == []
 
 
 @pytest.mark.parametrize("file", sorted(Path("examples").glob("*.yaml")), ids=lambda file: file.stem)
@@ -123,7 +117,7 @@ def _refusal(control_plane: ControlPlane, body: dict[str, Any]) -> str:
 
 
 def test_a_file_larger_than_etcd_takes_is_refused_by_both(control_plane: ControlPlane, tmp_path: Path) -> None:
-    body = yaml.safe_load(files("good")[0].read_text())
+    body = yaml.safe_load(good()[0].read_text())
     body["spec"]["trainer"]["config"] = {"text": "x" * 4_000_000}
     file = tmp_path / "huge.yaml"
     file.write_text(yaml.safe_dump(body))
@@ -138,7 +132,7 @@ def test_a_bomb_of_aliases_is_refused_by_both(control_plane: ControlPlane, tmp_p
         f"    l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" if n else "    l0: &l0 [x]" for n in range(10)
     )
     text = (
-        files("good")[0]
+        good()[0]
         .read_text()
         .replace("  trainer: {command: [python, -m, mine]}", f"  trainer:\n   command: [x]\n   config:\n{bomb}")
     )
@@ -151,7 +145,7 @@ def test_a_bomb_of_aliases_is_refused_by_both(control_plane: ControlPlane, tmp_p
 
 
 def test_a_status_in_the_file_is_ignored_by_the_api_server(control_plane: ControlPlane) -> None:
-    body = yaml.safe_load(files("good")[0].read_text())
+    body = yaml.safe_load(good()[0].read_text())
     body["metadata"]["name"] = "claims-to-be-complete"
     body["status"] = {"state": "Complete"}
     control_plane.kubectl("create", "-f", "-", input=body)
@@ -159,7 +153,7 @@ def test_a_status_in_the_file_is_ignored_by_the_api_server(control_plane: Contro
 
 
 def test_an_old_object_reads_back_as_it_was_written(control_plane: ControlPlane) -> None:
-    body = yaml.safe_load(files("good")[0].read_text())
+    body = yaml.safe_load(good()[0].read_text())
     body["metadata"]["name"] = "read-back"
     control_plane.kubectl("create", "-f", "-", input=body)
     stored = control_plane.get("disttrainjob", "read-back", namespace="default")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from apiserver.corpus import files, wanted
+from apiserver.corpus import bad, good, transitions
 from cluster.controlplane import ControlPlane
 from disttrain.api import crd
 from disttrain.api.names import API_VERSION, KIND
@@ -129,10 +129,10 @@ def test_every_default_is_told_in_the_description(control_plane: ControlPlane, w
 
 def test_every_default_arrives(control_plane: ControlPlane) -> None:
     """For each there is a good input that has the object around it and leaves it out; the API server fills it in."""
-    inputs = [yaml.safe_load(file.read_text())["spec"] for file in files("good")]
+    inputs = [yaml.safe_load(file.read_text())["spec"] for file in good()]
     stored = [
         json.loads(control_plane.kubectl("create", "--dry-run=server", "-o", "json", "-f", str(file)))["spec"]
-        for file in files("good")
+        for file in good()
     ]
     defaults = {path: node["default"] for path, node in nodes(root()["properties"]["spec"]) if "default" in node}
     assert len(defaults) > 40
@@ -185,7 +185,7 @@ def rules(schema: Schema) -> list[tuple[str, Schema, Schema]]:
 def test_every_rule_has_an_input_that_breaks_it() -> None:
     """The inputs are tried in test_crd_inputs.py, and in the other roles in test_crd_templates.py; here: no rule is left out there.
     The one about strings in the place of numbers is for stored jobs only: test_stored_strings.py."""
-    wants = [want.pattern for kind in ("bad", "transition") for file in files(kind) for want in wanted(file)]
+    wants = [pattern for case in [*bad(), *transitions()] for pattern in case.expected]
     roles = re.compile(r"^spec\.(master|parameterServer)\.template\.")
     untried = [
         (path, rule["message"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from apiserver.corpus import files, wanted
+from apiserver.corpus import Case, bad, good, named
 from cluster.controlplane import ControlPlane
 from cluster.kubectl import KubectlError
 from disttrain.api.names import Role
@@ -19,39 +18,29 @@ from disttrain.manifests import build_pod
 WORKER = r"spec\.worker\.template\."
 
 
-def moved(file: Path, role: str) -> dict[str, Any] | None:
-    """The object of a file with the workers' template given to another role; None when the file has none."""
-    body: dict[str, Any] = yaml.safe_load(file.read_text())
-    spec = body.get("spec")
-    if not isinstance(spec, dict) or not isinstance(spec.get("worker"), dict) or "template" not in spec["worker"]:
+def moved(case: Case, role: str) -> Case | None:
+    """A case about the workers' template with that template given to another role; None when it is about something else."""
+    if not any(pattern.startswith(WORKER) for pattern in case.expected):
         return None
-    spec.setdefault(role, {})["template"] = spec["worker"].pop("template")
-    return body
+    body = copy.deepcopy(case.body)
+    body["spec"].setdefault(role, {})["template"] = body["spec"]["worker"].pop("template")
+    expected = tuple(pattern.replace(WORKER, rf"spec\.{role}\.template\.") for pattern in case.expected)
+    return Case(f"{role}: {case.name}", body, expected)
 
 
-def cases() -> list[Any]:
-    return [
-        pytest.param(file, role, id=f"{role}: {file.stem}")
-        for file in files("bad")
-        for role in ("master", "parameterServer")
-        if moved(file, role) and any(want.pattern.startswith(WORKER) for want in wanted(file))
-    ]
+def cases() -> list[Case]:
+    return [found for case in bad() for role in ("master", "parameterServer") if (found := moved(case, role))]
 
 
-@pytest.mark.parametrize(("file", "role"), cases())
-def test_a_template_is_judged_alike_in_every_role(
-    control_plane: ControlPlane, tmp_path: Path, file: Path, role: str
-) -> None:
-    target = tmp_path / file.name
-    wants = [want.pattern.replace(WORKER, rf"spec\.{role}\.template\.") for want in wanted(file)]
-    target.write_text("".join(f"# want: {want}\n" for want in wants) + yaml.safe_dump(moved(file, role)))
+@pytest.mark.parametrize("case", named(cases()))
+def test_a_template_is_judged_alike_in_every_role(control_plane: ControlPlane, tmp_path: Path, case: Case) -> None:
+    file = case.write(tmp_path)
     with pytest.raises(KubectlError) as refused:
-        control_plane.kubectl("create", "--dry-run=server", "-f", str(target))
+        control_plane.kubectl("create", "--dry-run=server", "-f", file)
+    assert not case.unmatched(refused.value.stderr), refused.value.stderr
     with pytest.raises(WrongInput) as told:
-        read(str(target))
-    for message in (refused.value.stderr, str(told.value)):
-        flat = " ".join(message.split())
-        assert [want.pattern for want in wanted(target) if not want.search(flat)] == [], message
+        read(file)
+    assert not case.unmatched(str(told.value)), str(told.value)
 
 
 def test_every_input_about_a_template_takes_part() -> None:
@@ -69,7 +58,7 @@ def restricted(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.kubectl("delete", "priorityclass", "high")
 
 
-@pytest.mark.parametrize("file", files("good"), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", good(), ids=lambda file: file.stem)
 def test_what_is_accepted_makes_pods_that_are_accepted(
     control_plane: ControlPlane, restricted: str, file: Path
 ) -> None:
