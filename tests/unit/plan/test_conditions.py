@@ -1,14 +1,13 @@
 """What a user reads: conditions, reasons, messages, the one word."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from disttrain.api import Termination
 from disttrain.api.reasons import JobState
-from disttrain.plan.model import Phase, Refusal, Trouble
-from unit.plan.builders import MASTER, NOON, created, make_job
+from disttrain.plan.model import Phase, Trouble
+from unit.plan.builders import NOON, make_job
 
 TO_CREATE = "; create it in the job's namespace, or correct the name in the job"
 ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) digits-master-0'
@@ -108,68 +107,6 @@ def test_every_status_has_all_conditions():
     assert types == ["Valid", "Suspended", "Scheduled", "Ready", "Progressing", "Restarting", "Complete", "Failed"]
 
 
-def test_a_refusal_that_may_pass_is_tried_again_later():
-    scene = make_job()
-    scene.step()
-    scene.gone(1)
-    scene.refusals = (Refusal(name="digits-worker-1", message="exceeded quota: gpus", retryable=True, time=scene.now),)
-    assert created(scene.step()) == []
-    assert scene.says("Scheduled") == ("False", "PodRefused")
-    assert scene.condition("Scheduled").message == "digits-worker-1: exceeded quota: gpus"
-    scene.after(10)
-    assert len(created(scene.step())) == 1
-
-
-def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
-    """A policy of admission says 422 as the schema does, and somebody may lift it."""
-    scene = make_job()
-    refusal = Refusal(name="digits-master-0", message="spec.nodeSelector: Invalid", retryable=False, time=scene.now)
-    scene.refusals = (refusal,)
-    plan = scene.step()
-    assert (created(plan), plan.look_again) == ([], timedelta(seconds=60))
-    assert scene.says("Valid") == ("False", "PodRefused")
-    assert "digits-master-0 could not be created: spec.nodeSelector" in scene.condition("Valid").message
-    assert scene.status.state is JobState.PENDING
-    assert created(scene.after(59).plan()) == []
-    before = scene.status
-    plan = scene.after(1).plan()
-    assert (MASTER, 0) in created(plan)
-    assert plan.status.state is JobState.PENDING, "nothing is said to be made before it is"
-    assert plan.status.conditions == before.conditions
-    scene.refusals = (replace(refusal, time=scene.now),)
-    assert created(scene.plan()) == []
-    scene.refusals = ()
-    assert len(created(scene.step())) == 3
-    assert scene.says("Valid") == ("True", "Accepted")
-
-
-def test_a_name_that_somebody_else_holds_is_told_and_nothing_is_made():
-    scene = make_job()
-    scene.name_conflicts = ("digits",)
-    plan = scene.step()
-    assert created(plan) == []
-    assert scene.says("Valid") == ("False", "NameTaken")
-    assert plan.look_again is not None
-    scene.name_conflicts = ()
-    assert len(created(scene.step())) == 3
-
-
-def test_what_a_deleted_job_of_the_same_name_left_is_waited_for_and_no_mistake():
-    scene = make_job()
-    scene.former = ("digits-master-0", "digits-worker-1")
-    plan = scene.step()
-    assert created(plan) == []
-    assert scene.says("Valid") == ("True", "Accepted")
-    assert scene.says("Scheduled") == ("False", "FormerJobEnds")
-    message = "Waiting until the objects of a deleted job of this name are gone: digits-master-0, digits-worker-1"
-    assert scene.condition("Scheduled").message == message
-    assert scene.status.state is JobState.PENDING
-    assert plan.look_again is not None
-    scene.former = ()
-    assert len(created(scene.step())) == 3
-    assert scene.status.disruptions is None
-
-
 def test_a_master_that_falls_silent_makes_the_progress_unknown_not_the_job_stalled():
     scene = make_job().training()
     for _ in range(12):
@@ -203,15 +140,6 @@ def test_an_operator_that_hears_nothing_for_a_minute_does_not_know_and_the_job_t
     assert scene.says("Progressing") == ("Unknown", "NoReport")
     assert scene.says("Ready") == ("True", "AllPodsReady")
     assert scene.status.state is JobState.TRAINING
-
-
-def test_steps_of_an_older_attempt_do_not_make_a_silent_job_a_training_one():
-    scene = make_job().rules(default="RestartJob").training().after(5).failed(0).seen().after(1).seen()
-    scene.all_run().seen()
-    for _ in range(30):
-        scene.after(10).step()
-    assert scene.says("Progressing") == ("Unknown", "NoReport")
-    assert scene.status.state is JobState.STARTING
 
 
 class TestReady:
@@ -318,3 +246,9 @@ def test_a_pod_whose_trainer_has_ended_has_ended_a_minute_later_though_another_c
     assert scene.pods == {}, "what still runs at the end is deleted"
     scene = make_job().training().change(1, exit_code=137, **(ends | {"termination": Termination()}))
     assert scene.after(60).reports(10).seen().status.restarts.counted_towards_limit == 1
+
+
+def test_what_pods_are_waited_for_is_said_as_it_is():
+    scene = make_job()
+    scene.step()
+    assert scene.condition("Scheduled").message == "Creating the pods"

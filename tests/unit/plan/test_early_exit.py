@@ -2,9 +2,9 @@
 
 import pytest
 
-from disttrain.api import Progress, Termination
+from disttrain.api import Termination
 from disttrain.plan.model import CreatePod
-from unit.plan.builders import MASTER, SERVER, WORKER, Scene, make_job
+from unit.plan.builders import MASTER, SERVER, WORKER, make_job
 
 LIMIT = {"backoffLimit": 1}
 
@@ -43,58 +43,10 @@ def test_a_master_or_server_that_exits_with_0_early_is_replaced(role: object) ->
     assert [(action.role, action.index) for action in made] == [(role, 0)]
 
 
-def test_without_a_word_of_the_worker_the_masters_account_decides() -> None:
-    """Such as where its termination message could not be written."""
-    scene = make_job().training(99).exited_early(0, 1).reports(100, finished=True).seen().after(11).seen()
-    assert scene.says("Complete") == ("True", "WorkersSucceeded")
-
-
-def test_without_a_word_of_the_operators_connection_the_worker_says_that_it_is_done() -> None:
-    """The operator cannot reach the master."""
-    scene = make_job().started().after(100).succeeded(0, 1).seen().after(11).seen()
-    assert scene.says("Complete") == ("True", "WorkersSucceeded")
-
-
-def test_a_worker_that_is_done_stays_done_whatever_its_exit_handlers_answer() -> None:
-    scene = make_job().training(99).failed(0, code=3, termination=Termination(done=True)).succeeded(1)
-    assert scene.seen().after(11).seen().says("Complete") == ("True", "WorkersSucceeded")
-
-
 def test_a_process_of_an_older_trainer_says_that_it_is_done_by_a_message_without_words() -> None:
     assert Termination.decode('{"message":"","where":""}').done
     assert not Termination.decode('{"message":"ended by SIGTERM","where":""}').done
     assert not Termination.decode("").done
-
-
-def test_a_command_that_exits_with_0_is_done() -> None:
-    scene = make_job().command().started().exited_early(0, 1).seen()
-    assert scene.says("Complete") == ("True", "WorkersSucceeded")
-
-
-def script_that_ends_at(step: int) -> Scene:
-    scene = make_job().script().training(5).succeeded(0, 1)
-    last = Termination(progress=Progress(attempt=1, step=step, total_steps=100, finished=True))
-    return scene.succeeded(0, role=MASTER, termination=last)
-
-
-def test_a_script_that_ends_before_the_last_step_that_it_reports_is_complete_with_a_warning() -> None:
-    scene = script_that_ends_at(9)
-    events = [event for _ in range(3) for event in scene.step().events if event.warning]
-    assert scene.says("Complete")[0] == "True"
-    assert "step 9 of 100" in scene.condition("Complete").message
-    assert [event.reason for event in events] == ["WorkersSucceeded"]
-
-
-def test_a_script_that_reports_its_last_step_is_complete_without_a_warning() -> None:
-    scene = script_that_ends_at(100)
-    assert not [event for _ in range(3) for event in scene.step().events if event.warning]
-    assert scene.condition("Complete").message == "2 of 2 workers succeeded"
-
-
-def test_a_commands_last_report_is_waited_for_before_steps_are_called_missing() -> None:
-    scene = make_job().command().started().reports(95).seen().after(3).exited_early(0, 1).seen()
-    assert not scene.finished
-    assert scene.after(1).reports(100).seen().condition("Complete").message == "2 of 2 workers succeeded"
 
 
 def test_the_end_of_the_log_of_a_killed_program_is_not_told_as_its_reason() -> None:

@@ -1,13 +1,11 @@
 """Failed pods: what follows, which one is to blame, and that each is counted once."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from disttrain.api import Termination
 from disttrain.api.reasons import JobState, Reason
-from disttrain.plan.disruptions import delay
 from disttrain.plan.model import Phase
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job, words
 
@@ -61,66 +59,6 @@ def test_out_of_memory_names_the_limit():
     scene = make_job().spec(worker={"template": limited}).training().failed(0, code=137, reason="OOMKilled")
     scene.step()
     assert "(OOMKilled, exit code 137, memory limit 4Gi)" in scene.condition("Restarting").message
-
-
-def test_a_failure_that_is_not_counted_waits_the_shortest_time():
-    scene = make_job().training()
-    for _ in range(5):
-        scene.failed(0).seen().after(300).seen().all_run().seen()
-    scene.failed(0, code=143, conditions=frozenset({"DisruptionTarget"})).seen().after(1)
-    assert deleted(scene.step()) == ["digits-worker-0"]
-
-
-@pytest.mark.parametrize(
-    ("counted", "seconds"),
-    [(0, 1), (1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (1000, 300)],
-)
-def test_the_back_off_doubles_up_to_five_minutes(counted, seconds):
-    assert delay(counted) == timedelta(seconds=seconds)
-
-
-def test_the_back_off_is_measured_from_the_end_of_the_pod_which_stays_that_long():
-    scene = make_job().training()
-    for failure, wait in enumerate((1, 2, 4, 8), start=1):
-        scene.failed(0).seen()
-        assert scene.status.restarts.counted_towards_limit == failure
-        scene.after(wait - 0.5)
-        assert deleted(scene.step()) == []
-        scene.after(0.5)
-        assert deleted(scene.step()) == ["digits-worker-0"]
-        scene.seen().all_run().seen()
-
-
-def test_a_checkpoint_sets_the_count_back():
-    scene = make_job().training()
-    scene.failed(0).seen().after(1).seen().all_run().seen()
-    assert scene.status.restarts.counted_towards_limit == 1
-    scene.after(5).reports(20, last_checkpoint={"step": 20, "time": scene.now}).seen()
-    assert scene.status.restarts.counted_towards_limit == 0
-    scene.failed(0).seen()
-    assert scene.status.restarts.counted_towards_limit == 1
-    assert scene.status.restarts.checkpoint_step == 20
-    assert scene.status.restarts.total == 2
-
-
-def test_no_checkpoint_sets_it_back_when_the_policy_says_never():
-    scene = make_job().run_policy(backoffLimitReset="Never").training()
-    scene.failed(0).seen().after(1).seen().all_run().seen()
-    scene.after(5).reports(20, last_checkpoint={"step": 20, "time": scene.now}).seen()
-    assert scene.status.restarts.counted_towards_limit == 1
-
-
-@pytest.mark.parametrize("limit", [0, 1, 3])
-def test_the_job_fails_with_one_failure_more_than_the_limit(limit):
-    scene = make_job().run_policy(backoffLimit=limit).training()
-    for _ in range(limit):
-        scene.failed(0).seen()
-        assert scene.status.state is JobState.RESTARTING
-        scene.after(300).seen().all_run().seen()
-    scene.failed(0).seen()
-    assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
-    assert "digits-worker-0 failed (OOMKilled, exit code 137)" in scene.condition("Failed").message
-    assert scene.status.restarts is None or scene.status.restarts.total == limit
 
 
 @pytest.mark.parametrize("code", [1, 2, 126, 127])
@@ -279,118 +217,6 @@ class TestLostPeersAgainAndAgain:
         assert scene.status.restarts.counted_towards_limit == 0
 
 
-class TestClockAhead:
-    """A node's clock that is ahead. Nothing waits for it."""
-
-    @pytest.mark.parametrize("ahead", [2, 300, 3600])
-    def test_a_failed_pod_is_replaced_after_its_back_off(self, ahead):
-        scene = make_job().training().failed(0, ago=-ahead)
-        scene.seen()
-        assert scene.status.restarts.last.time == scene.now
-        assert "digits-worker-0" in scene.pods
-        scene.after(1)
-        assert deleted(scene.step()) == ["digits-worker-0"]
-
-    def test_the_back_off_is_the_whole_one(self):
-        scene = make_job().run_policy(backoffLimitReset="Never").training()
-        for _ in range(3):
-            scene.failed(0).seen().after(300).seen().all_run().seen()
-        scene.failed(0, ago=-3600).seen()
-        assert deleted(scene.after(7).step()) == []
-        assert deleted(scene.after(1).step()) == ["digits-worker-0"]
-
-    @pytest.mark.parametrize("ahead", [2, 3600])
-    def test_a_restarted_job_is_made_again_after_its_back_off(self, ahead):
-        scene = make_job().rules(default="RestartJob").training().failed(0, ago=-ahead).seen()
-        assert created(scene.after(0.5).step()) == []
-        assert len(created(scene.after(0.5).step())) == 3
-
-    def test_the_judgement_over_a_command_does_not_wait_for_it(self):
-        scene = make_job().command().started().failed(0, code=134, ago=-3600)
-        for _ in range(5):
-            scene.after(1).step()
-        assert scene.status.attempt == 2
-
-    @pytest.mark.parametrize("ahead", [2, 3600])
-    def test_consequences_of_it_are_not_counted(self, ahead):
-        scene = make_job().training()
-        for _ in range(3):
-            scene.failed(0).seen().after(300).seen().all_run().seen()
-        scene.failed(0, ago=-ahead).seen().after(4).failed(1, code=134, ago=1).seen()
-        assert scene.status.restarts.counted_towards_limit == 4
-
-
-class TestSilentMaster:
-    """A master that is frozen: it does not fail, and nobody hears it."""
-
-    def frozen(self):
-        return make_job().training().after(5).reports(11).seen().after(61).failed(0, code=75).failed(1, code=75)
-
-    def test_lost_peers_and_silence_together_replace_it_and_count_once(self):
-        scene = self.frozen()
-        master = scene.pod(0, MASTER)
-        assert scene.step().actions == (), "it is written down first"
-        assert master.uid in scene.status.restarts.accounted
-        assert deleted(scene.step()) == ["digits-master-0"]
-        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
-        assert scene.status.restarts.last.role == "Master"
-        assert scene.says("Restarting") == ("True", "MasterSilent")
-        scene.after(1).seen().all_run().seen()
-        assert scene.says("Restarting") == ("False", "Recovered")
-        assert scene.status.restarts.total == 3
-
-    def test_not_while_the_operator_hears_it(self):
-        scene = self.frozen().reports(10)
-        assert deleted(scene.step()) == []
-        assert scene.status.restarts.counted_towards_limit == 0
-
-    def test_not_when_its_whole_node_is_not_heard(self):
-        scene = self.frozen().run_policy(backoffLimit=0).node_falls_silent(0, MASTER)
-        assert [name for _ in range(3) for name in deleted(scene.step()) if name == "digits-master-0"] == []
-        assert scene.says("Restarting") == ("True", "NodeLost")
-        assert scene.status.restarts.counted_towards_limit == 0
-
-    def test_not_when_it_was_never_heard(self):
-        scene = make_job().started().after(61).failed(0, code=75)
-        assert deleted(scene.step()) == []
-
-    def test_not_when_it_is_new_and_the_report_is_of_its_predecessor(self):
-        scene = self.frozen()
-        scene.change(0, MASTER, created=scene.now)
-        assert deleted(scene.step()) == []
-
-    def test_not_without_peers_that_gave_it_up(self):
-        scene = make_job().training().after(61)
-        assert deleted(scene.step()) == []
-
-    def test_a_write_that_is_refused_loses_neither_the_count_nor_the_news(self):
-        scene = self.frozen()
-        assert scene.plan().actions == scene.plan().actions == ()  # 409: decided, and not stored
-        plan = scene.step()
-        assert [event.reason for event in plan.events] == [Reason.MASTER_SILENT]
-        assert scene.status.restarts.counted_towards_limit == 1
-
-    def test_what_its_peers_do_before_it_is_gone_is_its_consequence(self):
-        scene = self.frozen()
-        scene.change(1, phase=Phase.RUNNING, exit_code=None, finished=None).step()
-        scene.failed(1, code=75).step()
-        assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (3, 1)
-        assert scene.status.restarts.last.reason == "MasterSilent"
-        assert deleted(scene.step()) == ["digits-master-0"]
-
-    def test_it_is_not_counted_again_when_it_ends_before_it_is_deleted(self):
-        scene = self.frozen()
-        scene.step()
-        scene.failed(0, MASTER, code=134).after(1).step()
-        assert "digits-master-0" not in scene.pods
-        assert scene.status.restarts.counted_towards_limit == 1
-
-    def test_it_uses_the_limit_up(self):
-        scene = self.frozen().run_policy(backoffLimit=0)
-        scene.step()
-        assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
-
-
 def test_what_fails_after_the_root_cause_is_its_consequence_also_when_it_is_seen_later():
     scene = make_job().workers(3).training().failed(0)
     scene.step()
@@ -438,51 +264,11 @@ def test_a_restart_that_does_not_count_waits_too():
     assert len(created(scene.after(0.5).step())) == 3
 
 
-def test_pods_of_an_older_attempt_are_deleted_and_never_counted():
-    scene = make_job().rules(default="RestartJob").training().failed(0)
-    scene.step()
-    scene.failed(1, code=1)
-    assert len(deleted(scene.step())) == 3
-    assert scene.status.restarts.total == 1
-    assert not scene.status.is_true("Failed")
-
-
-def test_a_deleting_pod_blocks_its_successor():
-    scene = make_job().training().change(1, deleting=True)
-    assert created(scene.step()) == []
-    scene.gone(1)
-    assert created(scene.step()) == [(WORKER, 1)]
-
-
-def test_a_pod_that_somebody_deleted_is_made_again_without_counting():
-    scene = make_job().training().gone(1)
-    plan = scene.step()
-    assert created(plan) == [(WORKER, 1)]
-    assert scene.status.restarts is None
-    assert scene.says("Restarting") == ("True", "Replaced")
-    assert [(event.reason, event.warning) for event in plan.events] == [("Replaced", False)]
-
-
 def test_a_pod_that_is_told_to_end_does_not_fail():
     scene = make_job().training().change(1, deleting=True).failed(1, code=143)
     plan = scene.step()
     assert plan.actions == ()
     assert scene.status.restarts is None
-
-
-def test_a_succeeded_worker_is_remembered_when_its_pod_is_gone():
-    scene = make_job().training().succeeded(0).seen().gone(0)
-    assert scene.step().actions == ()
-    scene.succeeded(1, ago=20).step()
-    assert scene.says("Complete") == ("True", "WorkersSucceeded")
-
-
-def test_a_worker_that_comes_again_finds_a_master():
-    scene = make_job().training().succeeded(0).succeeded(0, role=MASTER).failed(1).seen().after(1)
-    assert "digits-worker-1" in deleted(scene.step())
-    scene.seen()
-    assert scene.pod(0, MASTER).uid != "uid-1"
-    assert not scene.pod(0, MASTER).done
 
 
 class TestCommand:
@@ -533,35 +319,3 @@ def test_last_words_are_cut():
     scene = make_job().training().failed(0, termination=Termination(message="x" * 5000))
     scene.step()
     assert len(scene.status.restarts.last.message) == 1024
-
-
-def test_a_silent_master_is_not_blamed_for_what_a_cause_that_waits_explains() -> None:
-    scene = make_job().training().after(5).reports(11).seen().after(61)
-    scene.failed(0).seen().after(0.5).failed(1, code=134).seen(1)
-    assert scene.status.restarts.counted_towards_limit == 1
-
-
-def test_programs_of_two_attempts_of_a_command_never_live_at_once() -> None:
-    scene = make_job().command().started().after(10).failed(0).after(3)
-    scene.step()
-    assert scene.status.attempt == 2
-    old = scene.pod(1)
-    scene.step()
-    # It has its grace period, in which nothing in its program refuses a peer of another attempt.
-    scene.pods[old.name] = replace(old, deleting=True)
-    scene.after(2)
-    assert created(scene.plan()) == []
-    scene.gone(1)
-    assert len(created(scene.plan())) == 3
-
-
-def test_a_checkpoint_of_a_training_that_begins_anew_sets_the_budget_back() -> None:
-    scene = make_job().run_policy(backoffLimit=2).training()
-    scene.after(5).reports(1000, total=5000, last_checkpoint={"step": 1000, "time": scene.now}).seen()
-    scene.failed(0).seen().after(1).seen().all_run().seen()
-    scene.spec(suspend=True).seen().spec(suspend=False).seen().all_run().seen()
-    for number in range(1, 5):
-        step = 100 * number
-        scene.after(300).reports(step, total=5000, last_checkpoint={"step": step, "time": scene.now}).seen()
-        scene.failed(0).seen().after(300).seen().all_run().seen()
-    assert not scene.finished
