@@ -226,9 +226,10 @@ class Job:
         return int(held.getsockname()[1])
 
     def hold(self, step: int) -> None:
-        """The workers of a `held` training stop at this step. Call it before `start`."""
-        size = self.config.world_size
-        (self.folder / "hold").write_text(f"{step * size} {size}")
+        """The workers of a `held` training stop at this step. Call it before `start`, or while they stop at an earlier one."""
+        size, new = self.config.world_size, self.folder / "hold.new"
+        new.write_text(f"{step * size} {size}")
+        new.replace(self.folder / "hold")
 
     def until_held(self, step: int, *, checkpoint: int | None = None) -> Progress:
         """The progress when the training has stopped there, and has a checkpoint of that step or a later one."""

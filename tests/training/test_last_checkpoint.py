@@ -137,9 +137,9 @@ SECOND_SAVE = """
 import os
 from pathlib import Path
 from disttrain_trainer.checkpoint import atomic
-from disttrain_trainer.strategies.collective import DataParallel
+from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
-save, write = DataParallel._save, atomic.write
+save, write = RankCheckpoints._save_now, atomic.write
 
 def twice(self, *, finished=False, **options):
     if finished:
@@ -153,7 +153,7 @@ def die(path, content):
     Path("fault.py").unlink()
     os.kill(os.getpid(), 9)
 
-DataParallel._save = twice
+RankCheckpoints._save_now = twice
 """
 
 

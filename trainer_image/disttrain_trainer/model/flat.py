@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from disttrain.api import tensor_index
+from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.memory import zeros
 
@@ -226,6 +227,10 @@ class FlatModel:
                     f"parameter {place.name} was given other memory or another type after the training began, as by `.data = ` or "
                     f"`model.to(...)`; {_DECIDED}"
                 )
+
+    def is_finite(self) -> bool:
+        """Whether every trained parameter is a number."""
+        return all(tensors.is_finite(vector) for vector in self.parameters)
 
     def refuse_changed(self) -> None:
         """Raises UserError when code of the user's has changed a trained parameter in place, where a strategy would overwrite

@@ -51,6 +51,8 @@ class ControlClient:
         """Set when this process gives the master up, or the master refuses it."""
         self.finished = False
         """The master sent FINISH: the job is done."""
+        self.settle: Callable[[], None] = lambda: None
+        """Called before `on_released`, in any thread: returns when nothing is being written that the end of the process would tear."""
         self._process = process
         self._describe = describe
         self._on_message = on_message
@@ -97,7 +99,7 @@ class ControlClient:
         """Tells the master that this process received SIGTERM."""
         self._leaving = True
         if not self.send(MessageType.LEAVING):
-            self._on_released()
+            self._release()
 
     def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, logged: bool = False) -> T:
         """Blocks until `ready` returns a result that is not None, and returns it. `ready` is called again after every message.
@@ -156,7 +158,7 @@ class ControlClient:
             if self._closed.is_set():
                 return
             if self._leaving:
-                self._on_released()
+                self._release()
             if lost_at != lost_before:  # the master had admitted this process: the wait begins now
                 lost_at, pause = time.monotonic(), FIRST_RETRY_SECONDS
             if time.monotonic() - lost_at > self._reconnect_seconds:
@@ -240,12 +242,16 @@ class ControlClient:
                     self.finished = True
                     self._on_message(message)
                 case MessageType.RELEASED:
-                    self._on_released()
+                    self._release()
                 case MessageType.WRONG:
                     self.failure = WrongInput(str(message["reason"]))
                 case _:
                     self._on_message(message)
             self.changed.notify_all()
+
+    def _release(self) -> None:
+        self.settle()
+        self._on_released()
 
     def _drop(self) -> None:
         connection, self._socket = self._socket, None

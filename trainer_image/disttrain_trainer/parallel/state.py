@@ -51,9 +51,9 @@ class RankState:
         buffers = {f"{MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
         return {**self._parameters, **self._slots(), **buffers}
 
-    def save(self, path: Path) -> str:
-        """Writes a file; its sha256 in hex. Raises OSError."""
-        return tensor_file.write(path, self.present(), self._metadata)
+    def write(self, path: Path, tensors: tensor_file.Named) -> str:
+        """Writes what `present` returned, or a copy of it, to a file; its sha256 in hex. Raises OSError."""
+        return tensor_file.write(path, tensors, self._metadata)
 
     def load(self, path: Path) -> None:
         """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""

@@ -13,14 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from disttrain_trainer.checkpoint import tensor_file
+from disttrain_trainer.checkpoint.tensors import is_finite
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, Vector, bytes_of
 from disttrain_trainer.parameter_server.participation import Missed
 
 FORMAT = "disttrain-shard-1"
-_BLOCK = 1 << 20
-"""Elements that are looked at at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +52,7 @@ class ShardFile:
 
     def is_finite(self) -> bool:
         """Whether every parameter is a number. The optimiser's state may hold what it likes, as long as that holds."""
-        return all(
-            bool(tensor[start : start + _BLOCK].isfinite().all())
-            for name, tensor in self.tensors.items()
-            if name.endswith(".parameters")
-            for start in range(0, tensor.numel(), _BLOCK)
-        )
+        return all(is_finite(tensor) for name, tensor in self.tensors.items() if name.endswith(".parameters"))
 
     def save(self, path: Path) -> str:
         """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine. Raises OSError."""

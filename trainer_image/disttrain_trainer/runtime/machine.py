@@ -93,6 +93,14 @@ def on_sigterm(callback: Callable[[], None]) -> None:
     threading.Thread(target=listen, name="sigterm", daemon=True).start()
 
 
+def lower_priority() -> None:
+    """The calling thread gets the processor mostly when no other thread of the machine wants it."""
+    if sys.platform != "linux":  # elsewhere a thread has no priority of its own
+        return
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 def _ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
 

@@ -4,12 +4,10 @@ A rank from its start to its end, through lost peers: the survivors keep their s
 """
 
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +33,7 @@ from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
+from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
 log = logs.get_logger(__name__)
 
@@ -75,19 +74,25 @@ class DataParallel:
         with control.changed:
             rank.data, rank.layout = task.data, self._state.layout
         self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
-        self._saves = process.rank == 0 and process.checkpoint_dir is not None
+        self._checkpoints = (
+            RankCheckpoints(
+                process=process,
+                metrics=metrics,
+                control=control,
+                rank=rank,
+                model=self._flat,
+                state=self._state,
+                data=task.data,
+            )
+            if process.rank == 0 and process.checkpoint_dir is not None
+            else None
+        )
         self._meter = Meter(
             name=process.name,
             metrics=metrics,
             total_steps=task.schedule.total_steps,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
-        self._resumed: str | None = None
-        """Where this attempt began, for the manifests."""
-        self._complete = False
-        """The last checkpoint is written."""
-        self._written: tuple[str, str] | None = None
-        """The file of the state as it is now, and its digest, once it is saved after the last step."""
         self._pending: tuple[torch.Tensor, BatchPart, float | None] | None = None
         """GPU: a loss that was not looked at yet."""
         self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
@@ -96,6 +101,13 @@ class DataParallel:
 
     def run(self) -> None:
         """Trains until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
+        try:
+            self._run()
+        finally:
+            if self._checkpoints is not None:
+                self._checkpoints.settle()
+
+    def _run(self) -> None:
         self._resume()
         while True:
             self._rank.get_ready(self._control)
@@ -116,7 +128,8 @@ class DataParallel:
         """One round: take over the newest state, train to the end, wait for the others."""
         rank, process = self._rank, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
-        self._written = None
+        if self._checkpoints is not None:
+            self._checkpoints.forget_last()
         if backend == "nccl":
             self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         with (
@@ -181,7 +194,7 @@ class DataParallel:
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
         objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
-        last, joint = schedule.total_steps, self._joint and replica is not None
+        last, joint, checkpoints = schedule.total_steps, self._joint and replica is not None, self._checkpoints
         meter.begin(clock())
         vectors = gradients()
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
@@ -247,9 +260,13 @@ class DataParallel:
                 metrics.gradient_norm = norm(vectors)
                 meter.report(step=rank.step, epoch=part.epoch, now=ended)
                 self._control.check()
-            if self._saves and (rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)):
+                if checkpoints is not None:
+                    checkpoints.check()
+            if checkpoints is not None and (
+                rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)
+            ):
                 self._look_at(None, part)
-                self._save()
+                checkpoints.save()
 
     def _count(self) -> None:
         """The bytes up to now, for a scrape."""
@@ -288,20 +305,20 @@ class DataParallel:
 
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
-        rank = self._rank
+        rank, checkpoints = self._rank, self._checkpoints
         if self._process.rank == 0:
+            unsaved = checkpoints is not None and not checkpoints.complete
             evaluates = self._task.evaluate is not None and rank.evaluation is None
             writes_model = self._keeps_model and rank.model is None
-            if self._saves and not self._complete and (evaluates or writes_model):
-                self._save(last=True)  # an evaluation that fails, or a full volume, must not cost the training
+            if checkpoints is not None and unsaved and (evaluates or writes_model):
+                checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
             if self._task.evaluate is not None and evaluates:
                 rank.evaluation = self._task.evaluate()
                 log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
             if writes_model:
                 self._insist("model", self._write_model, this_round)
-            if self._saves and not self._complete:
-                self._insist("last checkpoint", lambda: self._save(finished=True), this_round)
-                self._complete = True
+            if checkpoints is not None and unsaved:
+                self._insist("last checkpoint", checkpoints.finish, this_round)
         rank.get_done(self._control)
         if not rank.await_end(self._control, this_round):
             raise _Reform
@@ -314,8 +331,8 @@ class DataParallel:
             with control.changed:
                 control.changed.wait_for(lambda: rank.save_asked or rank.round is not this_round, seconds)
             control.check()
-            if rank.save_asked:
-                self._save(last=True)
+            if rank.save_asked and self._checkpoints is not None:
+                self._checkpoints.save_last()
             return rank.round is not this_round
 
         if not final.insist(what, rank.step, attempt, over=over):
@@ -342,7 +359,9 @@ class DataParallel:
             log.info("there is no checkpoint volume: if all workers are lost, the training starts again at step 0")
             return
         found = store.newest(root, self._config, self._task.data)
-        self._resumed, newest = found.describe(self._config), found.checkpoint
+        newest = found.checkpoint
+        if self._checkpoints is not None:
+            self._checkpoints.resumed = found.describe(self._config)
         if newest is not None:
             file = newest.manifest.file_of(store.STATE)
             if file is not None:
@@ -351,58 +370,6 @@ class DataParallel:
                 self._state.load_by_name(newest.folder)
             self._rank.step = newest.manifest.step
             self._metrics.checkpoint_step = newest.manifest.step
-
-    def _save(self, *, last: bool = False, finished: bool = False) -> str | None:
-        """Writes a checkpoint and reports it to the master. Returns the error of a full or broken volume, which is logged; the training
-        goes on.
-
-        last: it is that of the last step, whose state does not change any more. finished: nothing is left to do after it.
-        """
-        root, rank, settings = self._process.checkpoint_dir, self._rank, self._config.checkpoint
-        assert root is not None
-        assert settings is not None
-        asked, rank.save_asked = rank.save_asked, False
-        began = time.perf_counter()
-        self._flat.verify()
-        if not all(bool(vector.isfinite().all()) for vector in self._flat.parameters):
-            raise UserError(
-                f"a parameter is not finite at step {rank.step}: lower trainer.optimizer.learningRate; "
-                "no checkpoint of it is written"
-            )
-        try:
-            folder = store.prepare(root, rank.step)
-            file, digest = self._written or self._write(folder)
-            if last:
-                self._written = file, digest
-            manifest = store.publish(
-                folder,
-                config=self._config,
-                step=rank.step,
-                parts=rank.step * self._config.world_size,
-                data=self._task.data,
-                files={file: digest},
-                finished=finished,
-                evaluation=rank.evaluation,
-                model=rank.model,
-                resumed=self._resumed,
-            )
-            store.prune(folder, manifest, keep=settings.keep)
-        except OSError as error:
-            log.error("checkpoint %d was not written: %s; the one before is intact", rank.step, error)
-            self._control.send(MessageType.SAVED, error=str(error), asked=asked)
-            return str(error)
-        self._metrics.checkpoint_step = rank.step
-        duration = time.perf_counter() - began
-        self._metrics.checkpoint_seconds.observe(duration)
-        self._metrics.phase_seconds["checkpoint"] += duration
-        self._control.send(MessageType.SAVED, step=rank.step, time=manifest.time.isoformat(), asked=asked)
-        return None
-
-    def _write(self, folder: Path) -> tuple[str, str]:
-        """Writes the state into a checkpoint; the file's name and digest. Raises OSError."""
-        # A name of its own: SIGTERM may end this process in the middle, and what is there of this step already must stay whole.
-        file = f"{store.STATE}{secrets.token_hex(4)}.safetensors"
-        return file, self._state.save(folder / file)
 
 
 def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,163 @@
+"""The checkpoints of a training with collectives: rank 0 writes the state of all.
+
+One that is due in the middle of the training is written in the background. One that somebody waits for (a process that drains, the end of
+the job) is written at once, without a copy: the training stands still until it is committed.
+"""
+
+import secrets
+import time
+
+from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
+from disttrain_trainer.checkpoint.tensor_file import Named
+from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember
+from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.parallel.state import RankState
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+
+log = logs.get_logger(__name__)
+
+
+class RankCheckpoints:
+    """Writes the checkpoints of rank 0 and reports them to the master. Its methods are the training thread's, but for `settle`."""
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        metrics: Metrics,
+        control: ControlClient,
+        rank: CollectiveMember,
+        model: FlatModel,
+        state: RankState,
+        data: DataSet,
+    ) -> None:
+        """process: one that has a checkpoint folder."""
+        assert process.checkpoint_dir is not None
+        assert process.config.checkpoint is not None
+        self._root = process.checkpoint_dir
+        self._keep = process.config.checkpoint.keep
+        self._config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._rank = rank
+        self._model = model
+        self._state = state
+        self._data = data
+        self._copy = HostCopy()
+        self._writer = BackgroundWriter()
+        self._last: tuple[str, str] | None = None
+        """The file of the state after the last step and its digest, once it is written: that state does not change any more."""
+        self.resumed: str | None = None
+        """Where this attempt began, for the manifests."""
+        self.complete = False
+        """The checkpoint of the finished job is committed."""
+        control.settle = self.settle
+
+    def save(self) -> None:
+        """Saves the state after this step: in the background, or, when the master asked for it, before this returns.
+
+        Raises UserError when a parameter is not finite, and what the save before failed with. A volume that is full or broken is logged
+        and reported: the training goes on, and the next save has all that was in this one.
+        """
+        if self._rank.save_asked:
+            self._save_now()
+            return
+        began = time.perf_counter()
+        self._writer.wait()
+        self._require_finite()
+        step, tensors = self._rank.step, self._copy.take(self._state.present())
+        self._writer.start(lambda: self._commit(step, tensors, began=began))
+        self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
+
+    def save_last(self) -> str | None:
+        """Saves the state after the last step, which stays as it is; what is wrong when that fails."""
+        return self._save_now(last=True)
+
+    def finish(self) -> str | None:
+        """Saves the state of the finished job, with its evaluation and model; what is wrong when that fails."""
+        error = self._save_now(last=True, finished=True)
+        self.complete = error is None
+        return error
+
+    def forget_last(self) -> None:
+        """A round begins: the state may change again."""
+        self._last = None
+
+    def check(self) -> None:
+        """Raises what a save in the background failed with, other than a volume that is full or broken."""
+        self._writer.check()
+
+    def settle(self) -> None:
+        """Blocks until nothing is being written: a process that ends in the middle would lose what it has copied. Any thread's."""
+        self._writer.wait()
+
+    def _save_now(self, *, last: bool = False, finished: bool = False) -> str | None:
+        """Writes the state itself; no step may be taken meanwhile."""
+        began = time.perf_counter()
+        self._writer.wait()
+        self._writer.check()
+        asked, self._rank.save_asked = self._rank.save_asked, False
+        self._require_finite()
+        step, tensors = self._rank.step, self._state.present()
+        error = self._commit(step, tensors, began=began, asked=asked, last=last, finished=finished)
+        self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
+        return error
+
+    def _require_finite(self) -> None:
+        self._model.verify()
+        if not self._model.is_finite():
+            raise UserError(
+                f"a parameter is not finite at step {self._rank.step}: lower trainer.optimizer.learningRate; "
+                "no checkpoint of it is written"
+            )
+
+    def _commit(
+        self,
+        step: int,
+        tensors: Named,
+        *,
+        began: float,
+        asked: bool = False,
+        last: bool = False,
+        finished: bool = False,
+    ) -> str | None:
+        """Writes a checkpoint; the error of a volume that is full or broken. asked: the master waits for the answer."""
+        rank = self._rank
+        try:
+            folder = store.prepare(self._root, step)
+            if last and self._last is not None:
+                file, digest = self._last
+            else:
+                # A name of its own: SIGTERM may end this process in the middle, and what is there of this step already must stay whole.
+                file = f"{store.STATE}{secrets.token_hex(4)}.safetensors"
+                digest = self._state.write(folder / file, tensors)
+            if last:
+                self._last = file, digest
+            manifest = store.publish(
+                folder,
+                config=self._config,
+                step=step,
+                parts=step * self._config.world_size,
+                data=self._data,
+                files={file: digest},
+                finished=finished,
+                evaluation=rank.evaluation,
+                model=rank.model,
+                resumed=self.resumed,
+            )
+            store.prune(folder, manifest, keep=self._keep)
+        except OSError as error:
+            log.error("checkpoint %d was not written: %s; the one before is intact", step, error)
+            self._control.send(MessageType.SAVED, error=str(error), asked=asked)
+            return str(error)
+        self._metrics.checkpoint_step = step
+        self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
+        self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked)
+        return None
