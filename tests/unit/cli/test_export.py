@@ -27,7 +27,7 @@ def checkpoint(root: Path, step: int = 1, **changes: Any) -> nn.Module:
     state = RankState(model, FlatOptimizer(Optimizer.model_validate(ADAM), flat), flat.described())
     folder = root / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    files = {"state.safetensors": state.save(folder / "state.safetensors")}
+    files = {"state.safetensors": state.write(folder / "state.safetensors", state.present())}
     tensors = {name: entry.to_dict() for name, entry in index_of(folder, files).items()}
     manifest = {"format": 2, "files": files, "tensors": tensors} | changes
     (folder / "manifest.json").write_text(json.dumps(manifest))
