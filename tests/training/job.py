@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file
 
 from disttrain.api import environment
-from disttrain.api.names import Role
+from disttrain.api.names import Role, checkpoint_dir
 from disttrain.api.runtime import Addresses, JobConfig, Progress, Termination
 from disttrain.api.spec import DistTrainJobSpec
 
@@ -168,17 +168,21 @@ class Job:
         uid: str = "11111111-2222-3333-4444-555555555555",
         program: bool = False,
         env: dict[str, str] | None = None,
+        claim: Path | None = None,
+        name: str = "job",
     ) -> None:
+        """claim: a folder that several jobs share, in which this one has a folder of its own, as on a cluster."""
         parsed = DistTrainJobSpec.model_validate(spec)
         servers = parsed.parameter_server.replicas if parsed.parameter_server else 0
         self._held: list[socket.socket] = []
         ports = [self.free_port() for _ in range(3 + servers)]
         self.folder = folder
         self.metrics_port = ports[2]
-        self.checkpoints = folder / "checkpoints" if parsed.checkpoint else None
+        own = claim / Path(checkpoint_dir(name, uid)).name if claim else folder / "checkpoints"
+        self.checkpoints = own if parsed.checkpoint else None
         self.config = JobConfig(
             namespace="default",
-            name="job",
+            name=name,
             uid=uid,
             attempt=attempt,
             strategy=parsed.strategy,

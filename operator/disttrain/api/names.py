@@ -1,5 +1,6 @@
 """Every name that more than one part must agree on: the API group, labels, children, ports. Not their content."""
 
+import re
 from enum import StrEnum
 from typing import Final
 
@@ -83,6 +84,15 @@ class ChildKind(StrEnum):
 def checkpoint_dir(job: str, uid: str) -> str:
     """A job's own folder on the claim of its checkpoints: jobs that share a claim, or a name one after the other, never meet there."""
     return f"{CHECKPOINT_PATH}/{job}-{uid[:8]}"
+
+
+def uid_in_folder(name: str, job: str) -> str | None:
+    """The first characters of a job's uid, from the name of its folder on a claim: <job>-<uid>, and of a local run <job>-<start>-<uid>.
+
+    None for a folder of another job.
+    """
+    found = re.fullmatch(rf"{re.escape(job)}(-[0-9]{{8}}-[0-9]{{6}})?-([0-9a-f]{{8}})", name)
+    return found[2] if found else None
 
 
 def pod_name(job: str, role: Role, index: int) -> str:

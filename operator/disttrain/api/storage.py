@@ -1,4 +1,4 @@
-"""spec.data and spec.checkpoint: what lies on volumes."""
+"""spec.data and spec.checkpoint: what lies on volumes. Not here: checkpoint.from (origin.py)."""
 
 import re
 from typing import Annotated
@@ -7,6 +7,7 @@ from pydantic import Field, StrictInt
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH
+from disttrain.api.origin import Origin
 from disttrain.api.types import INT32_MAX, AbsolutePath, DnsSubdomain
 
 
@@ -72,3 +73,8 @@ class Checkpoint(Model):
     """Steps between two checkpoints, and the most that a lost server costs. Default: 100."""
     keep: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
     """Checkpoints that are kept; older ones are removed. Default: 3."""
+    from_: Annotated[Origin | None, Field(alias="from")] = None
+    """Another job of the namespace, perhaps deleted, with its checkpoints on the same claim: this one starts from its newest good one.
+    NAME: tensors by name, step 0, new optimiser state. Or an object: job (its name), step (default: the newest), include (Model, or
+    All: also optimiser state, step and order of the data; default: Model), uid (of several jobs of the name; default: the newest). It
+    is read once, before this job has a checkpoint of its own. Default: a new model."""

@@ -19,6 +19,8 @@ from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from disttrain.api.names import MAX_JOB_NAME
+
 INT32_MAX = 2_147_483_647
 
 _DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
@@ -66,6 +68,8 @@ Factory = Annotated[
 """`package.module:callable`."""
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+JobName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_JOB_NAME)]
+"""The name of a DistTrainJob."""
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 """The name of a container or volume, an RFC 1123 label."""
 DnsSubdomain = Annotated[

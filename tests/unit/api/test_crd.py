@@ -26,7 +26,9 @@ def unbounded(schema: Schema, path: str) -> Iterator[str]:
         "boolean": set(),
         "object": {"maxProperties"} if "additionalProperties" in schema else set(),
     }
-    limits = wanted["quantity" if schema.get("x-kubernetes-int-or-string") else schema["type"]]
+    limits = wanted[
+        "quantity" if schema.get("x-kubernetes-int-or-string") else schema.get("type", "object")
+    ]  # none: origin.py
     # An object that is handed on as it is has the limit of the whole: what etcd takes. Its typed fields have limits of their own.
     if not schema.get("x-kubernetes-preserve-unknown-fields"):
         yield from (f"{path}: {limit}" for limit in sorted(limits - schema.keys()))

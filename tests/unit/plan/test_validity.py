@@ -15,6 +15,7 @@ def cut(kind):
     return make_job().spec(strategy={"type": kind, "modelParallel": {"pipeline": 2}})
 
 
+FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
     (cut("ModelParallel"), "strategy.type", "ModelParallel"),
     (cut("Hybrid"), "strategy.type", "Hybrid"),
@@ -25,6 +26,8 @@ ROWS = [
     (make_job().spec(data={"partitions": 4}), "data.partitions", ""),
     (make_job().spec(data={"replication": 2}), "data.replication", "above 1"),
     (make_job().spec(data={"encryption": {"secretName": "key"}}), "data.encryption", ""),
+    (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
+    (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().spec(worker={"elastic": {"minReplicas": 1, "maxReplicas": 2}}), "worker.elastic", ""),
     (make_job().spec(scheduling={"gang": "Coscheduling"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
     (make_job().spec(scheduling={"gang": "Volcano"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),

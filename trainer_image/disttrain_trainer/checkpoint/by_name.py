@@ -5,14 +5,17 @@ the flat vectors of the trained parameters.
 """
 
 import json
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from disttrain.api.tensor_index import LAYOUT, Entry, Layout, Place, Stored, read_header
+from disttrain_trainer.checkpoint import resuming, tensor_file, tensors
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest
 from disttrain_trainer.errors import WrongInput
 
@@ -145,6 +148,14 @@ class NamedCheckpoint:
         piece = self.entry(name).pieces[0]
         return self._file(piece.file).get_tensor(piece.key)  # type: ignore[no-any-return]
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """Any tensor of state_dict(), in its shape."""
+        entry = self.entry(name)
+        if not prod(entry.shape):
+            return self.whole(name)
+        flat = self.elements(entry, 0, prod(entry.shape))
+        return flat.view(entry.shape) if entry.strides is None else flat.as_strided(entry.shape, entry.strides)
+
     @property
     def untrained(self) -> list[str]:
         """The names of all tensors that are not trained."""
@@ -165,3 +176,52 @@ class NamedCheckpoint:
             except (OSError, SafetensorError) as error:
                 raise WrongInput(f"{self.folder / name} cannot be read: {error}") from None
         return self._files[name]
+
+
+def load_model(folder: Path, model: nn.Module, *, source: str) -> None:
+    """Gives a model the parameters and buffers of a checkpoint, of whichever strategy, trained or not.
+
+    source: whose checkpoint it is, for messages. Raises WrongInput, which names the tensors, when the model fits only in part.
+    """
+    with NamedCheckpoint(folder) as checkpoint:
+        _require_fit(checkpoint, model, source)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if tensors.can_be_saved(parameter):
+                    parameter.copy_(checkpoint.tensor(name))
+        buffers = {name: checkpoint.tensor(name) for name in tensors.buffers_of(model)}
+    tensors.put_buffers(model, buffers, source=source)
+
+
+def _require_fit(checkpoint: NamedCheckpoint, model: nn.Module, source: str) -> None:
+    theirs = checkpoint.manifest.tensors
+    parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if tensors.can_be_saved(p)}
+    once = {name for name, _ in model.named_parameters()}  # a tied one may have been stored under one of its names
+    ours = parameters | tensors.buffers_of(model)
+    lacks = [name for name in ours if name not in theirs and (name in once or name not in parameters)]
+    unknown = [name for name in theirs if name not in ours and name not in checkpoint.layout.aliases]
+    differ = [
+        f"{name} ({there} there, {here} here)"
+        for name, tensor in ours.items()
+        if name in theirs and not name.endswith(tensors.EXTRA)
+        for there, here in [(_form(theirs[name].dtype, theirs[name].shape), _form_of(tensor))]
+        if there != here
+    ]
+    said = [
+        f"{what}: {resuming.listed(names)}"
+        for what, names in (("not there", lacks), ("not in trainer.model", unknown), ("of another form", differ))
+        if names
+    ]
+    if said:
+        raise WrongInput(
+            f"trainer.model: the model of {source} fits only in part: {'; '.join(said)}. Make names, shapes and types the same, or leave "
+            "checkpoint.from out"
+        )
+
+
+def _form_of(tensor: torch.Tensor) -> str:
+    return _form(tensor_file.name_of(tensor.dtype), tuple(tensor.shape))
+
+
+def _form(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"

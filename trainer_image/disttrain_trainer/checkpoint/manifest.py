@@ -39,6 +39,8 @@ class Manifest(BaseModel):
 
     format: Literal[2] = 2
     job: str
+    namespace: str | None = None
+    """Of the job; None in manifests of older releases."""
     attempt: int
     step: int = Field(ge=0)
     """Steps in the state."""
@@ -66,6 +68,8 @@ class Manifest(BaseModel):
     evaluation: dict[str, float] | None = None
     model: ProgressModel | None = None
     """The file of the trained model, once it is written."""
+    taken: str | None = None
+    """Of a checkpoint that was taken over from another job: the name of the folder it was kept in first (origin.py)."""
     tensors: dict[str, Entry] = {}
     """Where each tensor of the model lies in the files, by the names of state_dict(), with what the optimiser keeps beside it."""
 

@@ -52,6 +52,11 @@ class Checkpoint:
     folder: Path
     manifest: Manifest
 
+    @property
+    def of(self) -> str:
+        """Whose it is, for messages."""
+        return f"job {self.manifest.job}, step {self.manifest.step},"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
@@ -61,12 +66,16 @@ class Found:
     """The newest one that holds."""
     skipped: tuple[str, ...] = ()
     """Newer ones that do not hold, each with the reason."""
+    start: Checkpoint | None = None
+    """Another job's, whose model is what this job starts with at step 0 (origin.py)."""
 
     def describe(self, config: JobConfig) -> str | None:
         """Where the job begins, and what is remarkable about it; None when nothing is."""
         if self.checkpoint is None:
+            start = self.start.manifest.resumed if self.start else None
             none = "Begins at step 0: no checkpoint in its folder can be used"
-            return f"{none}: {resuming.listed(self.skipped)}"[:_LONGEST] if self.skipped else None
+            skipped = f"{none}: {resuming.listed(self.skipped)}" if self.skipped else None
+            return "; ".join(filter(None, (skipped, start)))[:_LONGEST] or None
         manifest = self.checkpoint.manifest
         if manifest.attempt == config.attempt and not self.skipped:
             return manifest.resumed
@@ -95,7 +104,7 @@ def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
     candidates: list[tuple[Path, Manifest]] = []
     skipped: list[tuple[Path, str]] = []
     try:
-        for folder in _folders(root):
+        for folder in folders(root):
             try:
                 candidates.append((folder, _fitting(folder, config, data)))
             except ValueError as error:
@@ -103,7 +112,7 @@ def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
         checkpoint = None
         for folder, manifest in candidates:
             try:
-                _verify(folder, manifest)
+                verify(folder, manifest)
             except ValueError as error:
                 skipped.append((folder, str(error)))
                 continue
@@ -157,6 +166,7 @@ def publish(
     _refuse_to_replace_another(folder, config, data)
     manifest = Manifest(
         job=config.name,
+        namespace=config.namespace,
         attempt=config.attempt,
         step=step,
         parts=parts,
@@ -174,9 +184,14 @@ def publish(
         model=model,
         tensors=tensors,
     )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a folder whose files are there. Raises OSError."""
     text = manifest.model_dump_json(by_alias=True)
     atomic.write(folder / NAME, lambda sink: sink.write(text.encode()))
-    return manifest
 
 
 def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
@@ -187,7 +202,7 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
     complete all the same.
     """
     kept = 0
-    for folder in _folders(published.parent):
+    for folder in folders(published.parent):
         if _step_of(folder) > manifest.step:
             continue
         try:
@@ -208,7 +223,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
     """The folders of all steps, newest first."""
     try:
         names = os.listdir(root)
@@ -245,10 +260,10 @@ def _tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
-    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput when it is of another training."""
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput for one of a later format."""
     try:
-        manifest = Manifest.read((folder / NAME).read_text())
+        return Manifest.read((folder / NAME).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"it has no {NAME}: it was not completed") from None
     except IsADirectoryError:
@@ -262,6 +277,11 @@ def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
             f"checkpoint {folder.name} was written by a later version of the trainer: {error}; go on with that version. "
             f"Nothing in {folder.parent} was changed"
         ) from None
+
+
+def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
+    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput when it is of another training."""
+    manifest = manifest_of(folder)
     problem = resuming.misfit(manifest.state, resuming.state_of(config), free=resuming.CUT if manifest.tensors else ())
     problem = problem or resuming.misfit(manifest.data, resuming.data_of(config, data))
     if problem:
@@ -277,7 +297,7 @@ def another_training(checkpoint: str, problem: str) -> str:
     )
 
 
-def _verify(folder: Path, manifest: Manifest) -> None:
+def verify(folder: Path, manifest: Manifest) -> None:
     """Raises ValueError when a file is not what the manifest says."""
     for name, expected in manifest.files.items():
         try:

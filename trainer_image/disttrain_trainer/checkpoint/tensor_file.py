@@ -47,6 +47,11 @@ def can_hold(dtype: torch.dtype) -> bool:
     return dtype in _DTYPES
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """How the format calls a type that it has."""
+    return _DTYPES[dtype]
+
+
 def write(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None) -> str:
     """Writes a file atomically; its sha256 in hex. Raises OSError. tensors: dense, of types that the format has, on any device."""
     # Wide types first: then every tensor is aligned without gaps, which the format does not allow.

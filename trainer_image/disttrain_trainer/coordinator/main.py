@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from disttrain.api.goodput import MasterGoodput
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import origin, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
@@ -181,7 +181,7 @@ class Master:
 
     def find(self) -> None:
         """See net.peers.CheckpointStore."""
-        self._run_apart(lambda: store.newest(self._root, self._config), self._found, self._store_thread)
+        self._run_apart(lambda: origin.look(self._root, self._config), self._found, self._store_thread)
 
     def prepare(self, save: str, step: int) -> None:
         """See net.peers.CheckpointStore."""

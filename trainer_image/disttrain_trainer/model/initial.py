@@ -4,6 +4,8 @@ The user's factory builds them from the job's seed. No copy is kept: it would co
 sum over the bits tells whether the factory made the same parameters again.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -29,9 +31,12 @@ class FactoryNotRepeatable(TrainerError):
 class InitialParameters:
     """The parameters and buffers of a new model."""
 
-    def __init__(self, config: JobConfig, parameters: Vectors) -> None:
-        """parameters: those of a new model, whose sums are remembered."""
+    def __init__(
+        self, config: JobConfig, parameters: Vectors, *, prepare: Callable[[nn.Module], None] = lambda model: None
+    ) -> None:
+        """parameters: those of a new model, whose sums are remembered. prepare: what was done to the factory's model before."""
         self._trainer = config.trainer
+        self._prepare = prepare
         self._sums = _sums(parameters)
 
     def restore(self, parameters: Vectors) -> nn.Module:
@@ -40,6 +45,7 @@ class InitialParameters:
         assert trainer.model, "scripts and commands are run by others"
         with guarded("trainer.model"), factory_seeds(trainer.seed):
             model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
+        self._prepare(model)
         copy_into(parameters, model)
         if _sums(parameters) != self._sums:
             raise FactoryNotRepeatable(

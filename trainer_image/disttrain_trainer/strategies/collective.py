@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import final, model_file, store
+from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
@@ -350,7 +350,8 @@ class DataParallel:
         return None
 
     def _resume(self) -> None:
-        """Rank 0 loads the newest checkpoint; the other ranks get its state from rank 0, or a newer one from another rank."""
+        """Rank 0 loads the newest checkpoint, or the model that the job starts with; the other ranks get its state from rank 0, or a newer
+        one from another rank."""
         root = self._process.checkpoint_dir
         self._rank.step = 0
         if self._process.rank != 0:
@@ -358,10 +359,12 @@ class DataParallel:
         if root is None:
             log.info("there is no checkpoint volume: if all workers are lost, the training starts again at step 0")
             return
-        found = store.newest(root, self._config, self._task.data)
+        found = origin.look(root, self._config, self._task.data)
         newest = found.checkpoint
         if self._checkpoints is not None:
             self._checkpoints.resumed = found.describe(self._config)
+        if newest is None and found.start is not None:
+            by_name.load_model(found.start.folder, self._task.model, source=found.start.of)
         if newest is not None:
             file = newest.manifest.file_of(store.STATE)
             if file is not None:

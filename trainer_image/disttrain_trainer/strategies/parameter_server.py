@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 import torch
+from torch import nn
 
 from disttrain.api.spec import Consistency
-from disttrain_trainer.checkpoint import final, model_file
+from disttrain_trainer.checkpoint import by_name, final, model_file, origin
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost
@@ -53,10 +54,13 @@ class Worker:
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
         self._objective = tasks.Objective(self._task.model, self._task.loss)
+        self._start = origin.taken(process.checkpoint_dir, self._config) if process.checkpoint_dir else None
+        """The checkpoint of another job that the training starts with."""
+        self._load_start(self._task.model)
         self._flat = FlatModel(self._task.model)
         self._buffers = Buffers(self._task.model, process.checkpoint_dir, self._flat.described())
         self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
-        self._first = InitialParameters(self._config, self._flat.parameters)
+        self._first = InitialParameters(self._config, self._flat.parameters, prepare=self._load_start)
         self._trained = False
         """Whether parameters and buffers are no longer those of a new model."""
         self._round_number = 0
@@ -85,6 +89,10 @@ class Worker:
         self._moved_bytes = (0, 0)
         """Sent and received by connections that are closed."""
         metrics.before_scrape = self._count
+
+    def _load_start(self, model: nn.Module) -> None:
+        if self._start is not None:
+            by_name.load_model(self._start.folder, model, source=self._start.of)
 
     def run(self) -> None:
         """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
