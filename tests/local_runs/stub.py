@@ -1,7 +1,7 @@
 """A trainer without a training: what `python -m disttrain_trainer` starts when PYTHONPATH begins with the folder that holds it.
 
-The master serves the progress that it is told, and each time adds an x to the file `asked`; servers wait, workers do what the job's config
-says: so that local runs can be tested in milliseconds and in ways in which no training would fail.
+The master serves the progress that it is told, later that in the file `later`, and each time adds an x to the file `asked`; servers wait,
+workers do what the job's config says: so that local runs can be tested in milliseconds and in ways in which no training would fail.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if role == "master":
                     asked.write("x")
             now = datetime.datetime.now(datetime.timezone.utc).isoformat()
             told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now} | config.get("progress", {})
+            if os.path.exists("later"):
+                told |= json.load(open("later"))
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(told).encode())

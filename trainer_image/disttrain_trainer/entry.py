@@ -6,6 +6,7 @@ The connection to the master is made first, so that it knows who is there; torch
 import argparse
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,9 @@ from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import listening_host, split_address
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
+
+_LONGEST_MESSAGE = 4096
+"""Characters of an error that the master gets: an exception may hold a whole document."""
 
 log = logs.get_logger(__name__)
 
@@ -57,9 +61,6 @@ class Entry:
             self._take_role(process, is_rank=local_rank is not None)
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))
-        except KeyboardInterrupt as interrupt:
-            where = termination.of_user_error(interrupt)[1].where
-            return self._end(130, Termination(message="KeyboardInterrupt", where=where))
         except ProgramFailed as failed:
             log.error("%s", failed)
             return self._end(failed.code, Termination(message=failed.last_line or str(failed), where=failed.where))
@@ -67,6 +68,9 @@ class Entry:
             log.error("%s", error)
             return self._end(error.exit_code, Termination(message=str(error)))
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and machine.interrupted():
+                where = termination.of_user_error(error)[1].where
+                return self._end(128 + signal.SIGINT, Termination(message="KeyboardInterrupt", where=where))
             if (missing := self._missing_data(error)) is not None:
                 log.error("%s", missing)
                 return self._end(ExitCode.WRONG_INPUT, Termination(message=missing))
@@ -97,7 +101,7 @@ class Entry:
         if os.getpid() != self._pid:
             os._exit(code)  # a child that user code forked: connections and termination message are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
-            self._control.send(MessageType.FAILED, message=reported.message)
+            self._control.send(MessageType.FAILED, message=reported.message[:_LONGEST_MESSAGE])
         path = self._process.termination_log if self._process else termination.path_in(os.environ)
         termination.write(path, reported.model_copy(update={"progress": self._progress}))
         return code
@@ -206,4 +210,5 @@ def main(arguments: list[str] | None = None) -> int:
         machine.die_with_parent(int(parent))
     logs.configure("-")
     machine.raise_file_limit()
+    machine.note_interrupts()
     return Entry().run(local_rank=options.local_rank, metrics_socket=options.metrics)

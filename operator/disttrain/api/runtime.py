@@ -195,6 +195,11 @@ class Progress(Model):
         return found.value
 
 
+def utf8(text: str) -> str:
+    """A text of user code's without what UTF-8 cannot hold: lone surrogates, as in the names of files, would make a report unwritable."""
+    return text.encode(errors="replace").decode()
+
+
 _MOST_BYTES = 4096
 """Of a termination message, which the kubelet keeps."""
 
@@ -227,7 +232,8 @@ class Termination(Model):
         return said._json()
 
     def _json(self) -> str:
-        return self.model_dump_json(by_alias=True, exclude_none=True)
+        said = self.model_copy(update={"message": utf8(self.message), "where": utf8(self.where)})
+        return said.model_dump_json(by_alias=True, exclude_none=True)
 
     @classmethod
     def decode(cls, text: str) -> "Termination":

@@ -117,6 +117,8 @@ class ProgressReader:
         self._quick = Slots(QUICK_SLOTS)
         self._slow = Slots(SLOW_SLOTS)
         self._followed: dict[Key, tuple[Master, asyncio.Task[None]]] = {}
+        self._silent: set[Key] = set()
+        """Jobs whose master gave no report last time."""
 
     def follow(self, job: Key, master: Master | None) -> None:
         """Reads this master's reports from now on, and no other's of this job; None: reads none."""
@@ -126,8 +128,17 @@ class ProgressReader:
         if followed:
             followed[1].cancel()
             del self._followed[job]
+            self._silent.discard(job)
         if master:
             self._followed[job] = (master, asyncio.create_task(self._loop(job, master), name=f"progress of {job}"))
+
+    async def look(self, job: Key) -> None:
+        """Reads the report of the job's master now, with little patience, unless it was silent last time: the job is about to end, and
+        nothing is read after that."""
+        if job in self._followed and job not in self._silent:
+            master, _ = self._followed[job]
+            async with self._quick.of(master.namespace):
+                await self._read(job, master, QUICK_SECONDS)
 
     async def close(self) -> None:
         tasks = [task for _, task in self._followed.values()]
@@ -143,6 +154,7 @@ class ProgressReader:
             async with lane.of(master.namespace):
                 outcome = await self._read(job, master, patience)
             silences = silences + 1 if outcome is Outcome.SILENT else 0
+            (self._silent.add if silences else self._silent.discard)(job)
             await asyncio.sleep(pause(master.interval, silences))
 
     async def _read(self, job: Key, master: Master, patience: float = TIMEOUT_SECONDS) -> Outcome:

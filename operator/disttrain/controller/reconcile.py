@@ -134,6 +134,10 @@ class Reconciler:
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
             await self._look_live(stored, record, plan)
+            if plan.status.completion_time is not None and job.status.completion_time is None:
+                await self._progress.look(
+                    key
+                )  # a status that is final has the last checkpoint, and not that of some seconds ago
             plan = self._decide(record, read)
         trouble: ApiError | None = None
         news = False

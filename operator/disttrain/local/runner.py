@@ -230,21 +230,27 @@ class Run:
             self._observer.line,
             self._tell_guard,
         )
+        if process.role is Role.WORKER and process.exit_code:
+            # A job that fails is over, and its status final: what its last steps left behind is asked for before that.
+            await self._read_progress()
         self._wake.set()
 
     async def _watch_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)
-            progress = await asyncio.to_thread(probes.progress, master.metrics_port) if master else None
-            if progress is not None:
-                news, before = progress != self._progress, self._progress
-                self._progress, self._progress_read = progress, datetime.now(UTC)
-                if is_another_step(progress, before):
-                    self._step_seen = self._progress_read
-                if news:
-                    self._observer.changed(self.job, progress)
-                    self._wake.set()
+            await self._read_progress()
+
+    async def _read_progress(self) -> None:
+        master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)
+        progress = await asyncio.to_thread(probes.progress, master.metrics_port) if master else None
+        if progress is not None:
+            news, before = progress != self._progress, self._progress
+            self._progress, self._progress_read = progress, datetime.now(UTC)
+            if is_another_step(progress, before):
+                self._step_seen = self._progress_read
+            if news:
+                self._observer.changed(self.job, progress)
+                self._wake.set()
 
 
 def _without_suspend(status: DistTrainJobStatus) -> DistTrainJobStatus:

@@ -49,6 +49,22 @@ async def test_job_whose_pods_are_not_ready_is_failed_after_one_look() -> None:
 
 
 @hand_turned
+async def test_status_of_a_job_that_fails_has_the_checkpoint_that_its_master_knows_at_that_moment() -> None:
+    async with operated(job()) as (server, operator):
+        looked: list[str] = []
+
+        async def look(key: Any) -> None:
+            looked.append(server.condition("Failed")[0])
+
+        operator.progress.look = look  # type: ignore[method-assign]
+        server.run(*PODS_OF_JOB)
+        await eventually(lambda: server.condition("Scheduled")[0] == "True")
+        server.fail("digits-worker-0", code=1)
+        await eventually(lambda: server.condition("Failed")[0] == "True")
+        assert looked == ["False"]
+
+
+@hand_turned
 async def test_job_is_not_failed_while_no_live_look_is_to_be_had() -> None:
     async with operated(job(**DEADLINE)) as (server, _):
         server.fault = lambda verb, *_: Unavailable(503, "ServiceUnavailable", "later") if verb == "list" else None

@@ -195,3 +195,23 @@ async def test_what_is_no_report_harms_nothing(text: str) -> None:
     master = Master(namespace="mine", pod="m", uid="u", ip="", port=1, interval=5)
     assert await reader._read(Key("mine", "digits"), master) is Outcome.SILENT
     assert heard == []
+
+
+async def test_a_master_is_looked_at_once_more_before_the_end_unless_it_is_silent() -> None:
+    asked: list[str] = []
+
+    async def fetch(master: Master) -> bytes:
+        asked.append(master.pod)
+        return b'{"attempt": 1, "step": 9}' if master.pod == "heard" else b"no report"
+
+    heard: list[int] = []
+    reader = ProgressReader(fetch, lambda _, __, progress: heard.append(progress.step))
+    for pod in ("heard", "silent"):
+        reader.follow(Key("mine", pod), Master(namespace="mine", pod=pod, uid=pod, ip="", port=1, interval=100))
+    await asyncio.sleep(0.01)
+    assert sorted(asked) == ["heard", "silent"]
+    for job in ("heard", "silent", "another"):
+        await reader.look(Key("mine", job))
+    assert asked[2:] == ["heard"]
+    assert heard == [9, 9]
+    await reader.close()

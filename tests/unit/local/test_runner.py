@@ -145,6 +145,18 @@ def test_a_checkpoint_that_only_the_last_word_of_the_master_names_is_in_the_summ
     assert "checkpoint  step 4 in " in done.out
 
 
+def test_a_checkpoint_just_before_a_failure_is_in_the_summary(folder: Path) -> None:
+    """As of a training whose evaluation fails: the job is over before the next look at its progress."""
+    later = {"step": 9, "lastCheckpoint": {"step": 9, "time": "2026-01-01T00:00:00Z"}}
+    fails = f"import time; time.sleep(1); open('new', 'w').write({json.dumps(later)!r}); os.rename('new', 'later'); sys.exit(1)"
+    progress = {"step": 8, "lastCheckpoint": {"step": 5, "time": "2026-01-01T00:00:00Z"}}
+    checkpoint = {"volume": {"persistentVolumeClaim": "c"}, "everySteps": 5}
+    config = {"progress": progress, "worker-0": fails, "worker": "time.sleep(20)"}
+    done = run(folder, stub.write_job(folder, config=config, checkpoint=checkpoint))
+    assert done.code == 1, done
+    assert re.search(r"^  checkpoint +step 9 in ", done.out, re.M), done.out
+
+
 def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:
     started = Started(folder, stub.write_job(folder, config={"worker": LISTENS_ONLY}))
     until_both_say(started, "up")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
+from disttrain.api.runtime import utf8
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 
 Fetch = Callable[[NDArray[np.int64]], Any]
@@ -52,7 +53,7 @@ def fingerprint_of(dataset: Any) -> str | None:
         found = found()
     if found is None:
         return None
-    text = str(found)
+    text = utf8(str(found))
     return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
+from disttrain_trainer.model.evaluation import Evaluation, numbers_of
 from disttrain_trainer.model.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.model.module import evaluating, prepare
 from disttrain_trainer.model.user_code import guarded
@@ -32,7 +33,6 @@ log = logs.get_logger(__name__)
 
 Loss = Callable[[nn.Module, Any], Any]
 """Returns the mean loss of a batch, or (mean, weight)."""
-Evaluation = dict[str, float]
 MOST_WEIGHTLESS = 50
 """Losses from the first one on that may have the weight 0: batches without targets."""
 IDLE_STEPS = 3
@@ -147,12 +147,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
             test = resolved["trainer.dataset"](dict(options), "test")
             with evaluating(model), torch.no_grad():
                 found = evaluate(model, test)
-        try:
-            return {str(name): float(value) for name, value in found.items()}
-        except (AttributeError, TypeError, ValueError):
-            raise WrongInput(
-                f"trainer.evaluate: {trainer.evaluate!r} returned {found!r:.200}; expected a dict of names and numbers"
-            ) from None
+        return numbers_of(found, trainer.evaluate)
 
     seed_process(trainer.seed, rank=rank, incarnation=incarnation)
     return Task(

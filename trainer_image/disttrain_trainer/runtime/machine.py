@@ -101,6 +101,27 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
+_interrupts: list[int] = []
+"""SIGINTs that came."""
+
+
+def note_interrupts() -> None:
+    """From now on `interrupted` tells a KeyboardInterrupt that a SIGINT raised from one that user code raises. Call it from the main
+    thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def interrupted() -> bool:
+    """Whether this process got a SIGINT."""
+    return bool(_interrupts)
+
+
 def _ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
 

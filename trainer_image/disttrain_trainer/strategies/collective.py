@@ -312,11 +312,10 @@ class DataParallel:
             writes_model = self._keeps_model and rank.model is None
             if checkpoints is not None and unsaved and (evaluates or writes_model):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
+            if writes_model:  # before the evaluation, which may change the model
+                self._insist("model", self._write_model, this_round)
             if self._task.evaluate is not None and evaluates:
                 rank.evaluation = self._task.evaluate()
-                log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in rank.evaluation.items()))
-            if writes_model:
-                self._insist("model", self._write_model, this_round)
             if checkpoints is not None and unsaved:
                 self._insist("last checkpoint", checkpoints.finish, this_round)
         rank.get_done(self._control)

@@ -328,7 +328,11 @@ class Worker:
             control.wait(lambda: something_new() or None, what="more parts, or the end", timeout=None)
         if member.save is not None and not idle:
             return self._next_assignment(client, this_round, participates)
-        if member.evaluate:
+        with control.changed:  # an order of the next round must wait for it: this one's connections are closed
+            if member.round is not this_round:
+                return None
+            evaluates, member.evaluate = member.evaluate, False
+        if evaluates:
             self._evaluate(client, this_round)
         return -1 if idle or not member.assignments else member.assignments.popleft()
 
@@ -339,8 +343,10 @@ class Worker:
             self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
 
     def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
-        """All parts are applied: sends the master the result of the user's `evaluate` on the final parameters, and their file."""
-        self._member.evaluate = False
+        """All parts are applied: sends the master the result of the user's `evaluate` on the final parameters, and their file.
+
+        The file is written first: an evaluation that fails, or that changes the model, must not cost the training.
+        """
         self._trained = True
         client.join()
         client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
@@ -349,11 +355,10 @@ class Worker:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
                 device.copy_(host)
         found: dict[str, object] = {}
-        if self._task.evaluate is not None:
-            found["evaluation"] = evaluation = self._task.evaluate()
-            log.info("evaluation: %s", ", ".join(f"{name} {value:.4f}" for name, value in evaluation.items()))
         if self._keeps_model and not self._write_model(this_round, found):
             return
+        if self._task.evaluate is not None:
+            found["evaluation"] = self._task.evaluate()
         self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
 
     def _write_model(self, this_round: Round, found: dict[str, object]) -> bool:
