@@ -17,6 +17,7 @@ from apiserver.operating import (
     eventually,
     job,
     pod_names,
+    stamp,
 )
 from apiserver.playing import Kubelet, Master
 from cluster.controlplane import ControlPlane
@@ -58,10 +59,10 @@ def started(rest: Rest, name: str, **spec: object) -> dict[str, str]:
     return complete(rest, name)
 
 
-def complete(rest: Rest, name: str) -> dict[str, str]:
+def complete(rest: Rest, name: str, **replicas: int) -> dict[str, str]:
     def check() -> dict[str, str]:
         pods = pods_of(rest, name)
-        return pods if sorted(pods) == pod_names(name) else {}
+        return pods if sorted(pods) == pod_names(name, **replicas) else {}
 
     return eventually(check)
 
@@ -175,6 +176,41 @@ def test_suspend_frees_every_pod_and_resume_begins_a_new_attempt(
     after = complete(rest, "paused")
     assert set(after.values()).isdisjoint(before.values())
     eventually(lambda: status_of(rest, "paused")["attempt"] == 2)
+
+
+def test_a_suspended_job_with_a_checkpoint_goes_on_with_another_strategy_and_leaves_no_old_pod(
+    rest: Rest, operator: Operator, kubelet: Kubelet, master: Master
+) -> None:
+    path = f"{JOBS}/switched"
+    rest.create(JOBS, job("switched", parameterServer={"replicas": 3}, observability=master.observability))
+
+    def runs(**replicas: int) -> None:
+        for name in complete(rest, "switched", **replicas):
+            kubelet.run(name, "127.0.0.1" if "master" in name else "")
+
+    def rests() -> None:
+        rest.merge(path, {"spec": {"suspend": True}})
+        eventually(lambda: pods_of(rest, "switched") == {})
+        for pod in rest.list(PODS, "disttrain.dev/job-name=switched"):
+            kubelet.gone(pod["metadata"]["name"])
+        eventually(lambda: condition(rest, "switched", "Suspended")[0] == "True")
+
+    runs(servers=3)
+    master.report |= {"step": 10, "lastCheckpoint": {"step": 10, "time": stamp()}}
+    eventually(lambda: status_of(rest, "switched").get("training", {}).get("lastCheckpoint"))  # type: ignore[attr-defined]
+    rests()
+    data_parallel = {"type": "DataParallel", "parameterServer": None}
+    rest.merge(path, {"spec": {"suspend": False, "strategy": data_parallel, "parameterServer": None}})
+    runs(servers=0)
+    servers = next(r for r in status_of(rest, "switched")["replicaStatuses"] if r["role"] == "ParameterServer")  # type: ignore[attr-defined]
+    assert (servers["desired"], servers["ready"], servers["existing"]) == (0, 0, 0)
+    rests()
+    sync = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
+    rest.merge(path, {"spec": {"suspend": False, "strategy": sync, "parameterServer": {"replicas": 2}}})
+    runs(servers=2)
+    assert [service["metadata"]["name"] for service in rest.list(SERVICES, "disttrain.dev/job-name=switched")] == [
+        "switched"
+    ]
 
 
 def test_finished_job_is_deleted_when_its_time_is_over(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:

@@ -32,7 +32,9 @@ def model(config):
 DATA_PARALLEL: dict[str, Any] = {}
 
 
-def trained(folder: Path, *stages: tuple[dict[str, Any], int], dtype: str = "float64") -> dict[str, torch.Tensor]:
+def trained(
+    folder: Path, *stages: tuple[dict[str, Any], int], dtype: str = "float64", deterministic: bool = True
+) -> dict[str, torch.Tensor]:
     """The model after these stages, each a way to train and the step to which it goes, all from the checkpoint of the one before."""
     folder.mkdir()
     (folder / "users_model.py").write_text(USERS if dtype == "float64" else USERS.replace("double()", f"{dtype}()"))
@@ -42,7 +44,7 @@ def trained(folder: Path, *stages: tuple[dict[str, Any], int], dtype: str = "flo
         "evaluate": None,
         "epochs": None,
         "optimizer": optimizer,
-        "deterministic": True,
+        "deterministic": deterministic,
     }
     for attempt, (changes, steps) in enumerate(stages, start=1):
         spec = digits(**changes, **checkpoints(100), trainer=names | {"maxSteps": steps})
@@ -70,3 +72,19 @@ def test_a_training_goes_from_servers_to_collectives_and_back_within_rounding(tm
     assert calm.keys() == changed.keys()
     for name, tensor in calm.items():
         assert torch.allclose(changed[name], tensor, rtol=1e-12, atol=1e-12), name
+
+
+def test_a_training_goes_from_one_consistency_to_another(tmp_path: Path) -> None:
+    """Within whole steps: what a version counts differs, and so do the files of the servers."""
+    stages = [
+        (served("Sync"), 3),
+        (served("Async"), 6),
+        (served("BoundedStaleness", staleness=1), 9),
+        (served("Sync", servers=1), 12),
+    ]
+    once = trained(tmp_path / "once", stages[0], deterministic=False)
+    twice = trained(tmp_path / "twice", *stages, deterministic=False)
+    assert once.keys() == twice.keys()
+    assert all(bool(tensor.isfinite().all()) for tensor in twice.values())
+    assert not torch.equal(once["head.weight"], twice["head.weight"])
+    assert torch.equal(once["frozen.weight"], twice["frozen.weight"])

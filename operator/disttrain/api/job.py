@@ -108,6 +108,29 @@ CHECKPOINT_RULES = tuple(
 )
 
 
+STRATEGY_RULES = tuple(
+    Rule(
+        cel=f"{same} || (({_RESTS}) && !({_HAS_NO_CHECKPOINT}))",
+        check=None,
+        message=f"{what}is immutable; create a new job, or suspend this one once it has a checkpoint: it goes on from that with {other}",
+        field=f"spec.{field}",
+        shows=f"spec.{field}" if what else "",
+    )
+    for field, same, what, other in (
+        ("strategy", "self.spec.strategy == oldSelf.spec.strategy", "", "another strategy"),
+        (
+            "parameterServer.replicas",
+            # Whether there are servers at all is the strategy's.
+            "(!has(self.spec.parameterServer) || !has(oldSelf.spec.parameterServer) || "
+            "self.spec.parameterServer.replicas == oldSelf.spec.parameterServer.replicas)",
+            "the number of servers ",
+            "any number of them",
+        ),
+    )
+)
+"""A checkpoint names its tensors, so that servers and workers of any strategy find theirs. Without one there is nothing to go on from."""
+
+
 class Metadata(Model):
     """The part of ObjectMeta that DistTrain reads; the rest is kept."""
 
@@ -127,7 +150,7 @@ class Metadata(Model):
 class DistTrainJob(Model):
     """A distributed training job: a master, parameter servers and workers, run to completion."""
 
-    RULES = (NAME_RULE, *EDIT_RULES, *CHECKPOINT_RULES)
+    RULES = (NAME_RULE, *STRATEGY_RULES, *EDIT_RULES, *CHECKPOINT_RULES)
 
     api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
     kind: Literal["DistTrainJob"] = "DistTrainJob"

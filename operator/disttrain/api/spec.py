@@ -203,25 +203,11 @@ class DistTrainJobSpec(Model):
     # The API server tries them also where a bound is broken, such as 0 workers. A rule holds then, so that one mistake is told once.
     RULES = (
         Rule(
-            cel="self.strategy == oldSelf.strategy",
-            check=None,
-            message=IMMUTABLE,
-            field="strategy",
-        ),
-        Rule(
             cel="self.managedBy == oldSelf.managedBy",
             check=None,
             message=IMMUTABLE,
             field="managedBy",
             shows="managedBy",
-        ),
-        Rule(
-            cel="has(self.parameterServer) == has(oldSelf.parameterServer) && "
-            "(!has(self.parameterServer) || self.parameterServer.replicas == oldSelf.parameterServer.replicas)",
-            check=None,
-            message="the number of servers is immutable; create a new job",
-            field="parameterServer.replicas",
-            shows="parameterServer.replicas",
         ),
         Rule(
             cel="has(self.parameterServer) == (self.strategy.type == 'ParameterServer')",
@@ -323,7 +309,7 @@ class DistTrainJobSpec(Model):
     """Image of the training containers. Default: the operator's trainer image. Needs our trainer and an `env` with --block-signal (GNU
     coreutils 8.31), except for a trainer.command."""
     strategy: Strategy
-    """How the training is distributed. Immutable."""
+    """How the training is distributed. Changes only while the job is suspended and has a checkpoint."""
     trainer: Trainer
     """What is trained."""
     data: Data | None = None

@@ -94,7 +94,7 @@ class ModelParallel(Model):
 
 
 class Strategy(Model):
-    """How the training is distributed. Immutable."""
+    """How the training is distributed. Changes only while the job is suspended and has a checkpoint (job.py)."""
 
     RULES = (
         Rule(

@@ -9,9 +9,8 @@ from disttrain.manifests.owner import child_metadata
 
 def build_service(job: DistTrainJob) -> dict[str, Any]:
     """The Service of a job."""
-    ports = {"rendezvous": RENDEZVOUS_PORT, "control": CONTROL_PORT}
-    if job.spec.parameter_server is not None:
-        ports["server"] = SERVER_PORT
+    # Those of every strategy: a suspended job may change its own.
+    ports = {"rendezvous": RENDEZVOUS_PORT, "control": CONTROL_PORT, "server": SERVER_PORT}
     ports["metrics"] = job.spec.observability.metrics_port
     return {
         "apiVersion": "v1",

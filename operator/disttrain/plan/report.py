@@ -111,7 +111,13 @@ def _replica_statuses(
             )
         )
     known = {status.role for status in statuses}
-    return (*statuses, *(status for status in view.status.replica_statuses if status.role not in known))
+    return (*statuses, *(_left(status) for status in view.status.replica_statuses if status.role not in known))
+
+
+def _left(status: ReplicaStatus) -> ReplicaStatus:
+    """The counts of a role that the job has no more, since its strategy was changed; those of another version's role stay."""
+    ours = status.role in {role.status_name for role in Role}
+    return ReplicaStatus(role=status.role, restarts=status.restarts) if ours else status
 
 
 def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tuple[Event, ...]:

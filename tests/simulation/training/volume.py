@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.data.index_set import IndexSet
@@ -74,7 +75,7 @@ class Volume:
             raise FileNotFoundError(name_of(step))
         folder.manifest = Manifest.model_construct(
             job=config.name, attempt=1, step=step, parts=parts, parts_per_step=config.world_size, steps_per_epoch=10,
-            files=dict(files), state={}, data={}, digest="", time=_TIME, finished=finished, **result,
+            files=dict(files), state=resuming.state_of(config), data={}, digest="", time=_TIME, finished=finished, **result,
         )  # fmt: skip
         self._prune(step, folder.manifest, keep=config.checkpoint.keep if config.checkpoint else 1)
         return folder.manifest

@@ -4,7 +4,8 @@ import pytest
 
 from disttrain.api.reasons import JobState
 from disttrain.api.runtime import Progress, ProgressCheckpoint, Termination
-from unit.plan.builders import MASTER, WORKER, created, deleted, make_job
+from disttrain.api.status import ReplicaStatus
+from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job
 
 
 def suspended():
@@ -134,3 +135,38 @@ def test_a_job_that_goes_on_does_not_say_that_it_is_suspended():
             said = [condition.message for condition in scene.status.conditions]
             assert not [message for message in said if "spec.suspend is set" in message]
             assert [c.type for c in scene.status.conditions if c.reason == "Suspended"] == []
+
+
+def resumed_as(before, **spec):
+    """A job that was suspended, changed, and set to go on."""
+    before.training().reports(10).seen().spec(suspend=True).seen()
+    assert before.status.state is JobState.SUSPENDED
+    for field in ("strategy", "parameterServer"):
+        before.body["spec"].pop(field, None)
+    return before.spec(suspend=False, **spec).seen()
+
+
+def test_a_job_that_goes_on_with_fewer_servers_has_exactly_those():
+    scene = make_job().servers(3)
+    resumed_as(scene, strategy=scene.body["spec"]["strategy"], parameterServer={"replicas": 2})
+    assert sorted(name for name in scene.pods if "-ps-" in name) == ["digits-ps-0", "digits-ps-1"]
+    assert {pod.attempt for pod in scene.pods.values()} == {2}
+
+
+def test_a_job_that_goes_on_without_servers_counts_none_but_keeps_their_restarts():
+    scene = make_job().servers(2).training().failed(0, SERVER).seen()
+    scene.after(1).seen().all_run().seen()
+    resumed_as(scene, strategy={"type": "DataParallel"})
+    assert sorted(scene.pods) == ["digits-master-0", "digits-worker-0", "digits-worker-1"]
+    (servers,) = [status for status in scene.status.replica_statuses if status.role == "ParameterServer"]
+    assert servers == ReplicaStatus(role="ParameterServer", restarts=1)
+    assert scene.status.restarts.total == sum(status.restarts for status in scene.status.replica_statuses)
+
+
+def test_a_job_that_goes_on_with_servers_gets_them():
+    scene = resumed_as(
+        make_job(),
+        strategy={"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}},
+        parameterServer={"replicas": 2},
+    )
+    assert sorted(name for name in scene.pods if "-ps-" in name) == ["digits-ps-0", "digits-ps-1"]

@@ -6,6 +6,7 @@ from typing import Any
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
+from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
@@ -58,7 +59,7 @@ class Table:
                 "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
             }
         )
-        config = JobConfig(
+        self.config = config = JobConfig(
             namespace="default",
             name="job",
             uid="u",
@@ -107,8 +108,8 @@ class Table:
             self.training.published(save, OSError(28, "No space left on device"), self.now)
             return
         self.on_disk = Manifest(
-            job="job", attempt=1, step=step, parts=parts, parts_per_step=2, steps_per_epoch=10, files=files, state={}, data={},
-            digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
+            job="job", attempt=1, step=step, parts=parts, parts_per_step=2, steps_per_epoch=10, files=files,
+            state=resuming.state_of(self.config), data={}, digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
         )  # fmt: skip
         self.training.published(save, self.on_disk, self.now)
 

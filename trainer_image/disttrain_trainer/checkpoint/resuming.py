@@ -23,8 +23,8 @@ Section = dict[str, Any]
 SAMPLES = "samples of trainer.dataset"
 FINGERPRINT = "fingerprint of trainer.dataset"
 STEPS = "steps of an epoch of trainer.dataset"
-CUT = frozenset({"strategy.type", "parameterServer.replicas"})
-"""How the tensors are divided into files: no matter where the manifest names them."""
+CUT = frozenset({"strategy.type", "strategy.parameterServer.consistency", "parameterServer.replicas"})
+"""How the tensors are divided into files, and what a version of them counts: no matter where the manifest names them."""
 _SHOWN = 5
 """Changes that are named one by one."""
 _WIDTH = 60
@@ -86,6 +86,12 @@ def flat(values: Section, *, prefix: str = "") -> Section:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def same_cut(then: Section, config: JobConfig) -> bool:
+    """Whether the files of a checkpoint are those that this job itself would write; else it is read by the names of its tensors."""
+    now = state_of(config)
+    return all(then.get(key) == now.get(key) for key in CUT)
 
 
 def misfit(then: Section, now: Section, *, free: Collection[str] = ()) -> str | None:

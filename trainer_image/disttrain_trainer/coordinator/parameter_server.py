@@ -70,7 +70,7 @@ class ParameterServerCoordinator:
             servers=self._servers,
             store=store,
             newest=lambda: self._checkpoints.newest if self._checkpoints else None,
-            workers=config.world_size,
+            config=config,
             opened=self._round_opened,
             returned=self._server_returned,
             lost=self._round_lost,

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.checkpoint.store import SHARD, name_of, shard_of
+from disttrain_trainer.checkpoint.store import name_of, shard_of
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import MessageType
@@ -39,7 +41,7 @@ class _Phase(Enum):
 class Rounds:
     """One round after the other.
 
-    newest: the newest complete checkpoint that is known. workers: how many the job has.
+    newest: the newest complete checkpoint that is known.
     opened: the round is open. returned: a server of the open round is back, and all are there. lost: a server came
     without its round.
     """
@@ -51,7 +53,7 @@ class Rounds:
         servers: Servers,
         store: CheckpointStore | None,
         newest: Callable[[], Manifest | None],
-        workers: int,
+        config: JobConfig,
         opened: AtTime,
         returned: AtTime,
         lost: AtTime,
@@ -60,7 +62,7 @@ class Rounds:
         self._servers = servers
         self._store = store
         self._newest = newest
-        self._workers = workers
+        self._config = config
         self._opened = opened
         self._returned = returned
         self._lost = lost
@@ -139,7 +141,7 @@ class Rounds:
             else:
                 self._start_over(now)
 
-        self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._workers)))
+        self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._config.world_size)))
 
     def _start_over(self, now: float) -> None:
         """The round is lost: back to the newest checkpoint."""
@@ -153,8 +155,8 @@ class Rounds:
         self._phase = _Phase.BEGINNING
         self.number += 1
         newest = self._newest()
-        # Of another number of servers, or of a collective: each server takes its part by the names of the tensors.
-        fits = newest is not None and len([f for f in newest.files if f.startswith(SHARD)]) == self._servers.count
+        # Of another number of servers, consistency or strategy: each server takes its part by the names of the tensors.
+        fits = newest is not None and resuming.same_cut(newest.state, self._config)
         for index in range(self._servers.count):
             name = newest.file_of(shard_of(index)) if newest else None
             file = (f"{name_of(newest.step)}/{name}" if fits else name_of(newest.step)) if newest else None
