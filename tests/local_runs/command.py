@@ -85,6 +85,14 @@ class Started:
             raise AssertionError(f"did not end in {seconds:g} s:\n{out}\n{err}") from None
         return Finished(self.process.returncode, out or "", err)
 
+    def finish_unread(self, seconds: float) -> int:
+        """The exit code of a run whose output nothing reads."""
+        code = self.process.wait(seconds)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return code
+
     def run_folder(self) -> Path:
         """The folder of this run."""
         return wait_for(

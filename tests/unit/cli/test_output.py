@@ -39,16 +39,16 @@ def test_of_a_backlog_that_is_too_long_what_may_be_left_out_is_and_that_is_said(
 def test_a_pipe_that_is_full_is_waited_for_and_all_arrives() -> None:
     out, into = os.pipe()
     os.set_blocking(into, False)  # as a program before us may have left it
-    sink = Sink(os.fdopen(into, "w"))
-    text = "x" * 1_000_000
-    sink.write(text)
-    writing = threading.Thread(target=sink.flush)
-    writing.start()
-    wait_for("the pipe to be full", lambda: sink.written > 0, 10)
-    with os.fdopen(out) as reader:
+    with os.fdopen(into, "w") as stream, os.fdopen(out) as reader:
+        sink = Sink(stream)
+        text = "x" * 1_000_000
+        sink.write(text)
+        writing = threading.Thread(target=sink.flush)
+        writing.start()
+        wait_for("the pipe to be full", lambda: sink.written > 0, 10)
         assert len(reader.read(len(text))) == len(text)
-    writing.join(10)
-    assert sink.lost is None
+        writing.join(10)
+        assert sink.lost is None
 
 
 def test_the_first_failure_is_told_once_and_then_there_is_silence() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -108,20 +109,22 @@ def test_sigterm_while_the_api_server(
     assert operator.stderr
     awaited = "waiting for the Lease" if flags else "on port"
     next(line for line in operator.stderr if awaited in line)
-    if answers:
-        listener.accept()  # its request is on the way
-    assert "received a signal before the start was complete; ending" in told_to_end(operator)
+    with contextlib.ExitStack() as connections:
+        if answers:
+            connections.enter_context(listener.accept()[0])  # its request is on the way
+        assert "received a signal before the start was complete; ending" in told_to_end(operator)
 
 
 def test_it_lives_and_is_not_ready_while_the_first_list_hangs(tmp_path: Path, listener: socket.socket) -> None:
     operator = start(kubeconfig(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}"), "--port=0")
     assert operator.stderr
     port = next(line for line in operator.stderr if "on port" in line).split()[-1]
-    listener.accept()  # the list is asked for, and that is all
+    connection, _ = listener.accept()  # the list is asked for, and that is all
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
         assert answer.status == 200
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
     with refused.value as error:
         assert (error.code, error.read()) == (500, b"first list: not yet read\n")
-    told_to_end(operator)
+    with connection:
+        told_to_end(operator)

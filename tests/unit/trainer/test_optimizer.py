@@ -6,7 +6,7 @@ import torch
 from disttrain.api.spec import Optimizer as Settings
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.parameter_server.optimizer import PADDING, build
+from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 
 CASES = [
     pytest.param({"name": "SGD", "learningRate": 0.1}, lambda p: torch.optim.SGD(p, lr=0.1), id="SGD"),
@@ -49,7 +49,7 @@ def test_blocks_take_the_steps_of_torch(
     parameters = torch.randn(4 * PADDING, generator=generator, dtype=dtype)
     theirs = torch.nn.Parameter(parameters.clone())
     stepper = reference([theirs])
-    ours = build(Settings.model_validate(settings))
+    ours = Optimizer(Settings.model_validate(settings))
     ours.bind([parameters], block=PADDING)
     for _ in range(20):
         gradient = torch.randn(len(parameters), generator=generator, dtype=dtype)
@@ -67,7 +67,7 @@ def test_blocks_take_the_steps_of_torch(
 
 def test_a_step_that_writes_elsewhere_leaves_the_parameters_as_they_were() -> None:
     for case in CASES:
-        ours = build(Settings.model_validate(case.values[0]))
+        ours = Optimizer(Settings.model_validate(case.values[0]))
         parameters, gradient = torch.ones(PADDING), torch.ones(PADDING)
         ours.bind([parameters], block=PADDING)
         ours.step(0, slice(0, PADDING), parameters, gradient, scale=0.5, out=gradient)

@@ -16,7 +16,7 @@ from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, bytes_of
 from disttrain_trainer.parameter_server import shard as shard_module
-from disttrain_trainer.parameter_server.optimizer import PADDING, build
+from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
@@ -38,7 +38,7 @@ def make_shard(
         layout=layout,
         server=server,
         servers=servers,
-        optimizer=build(Settings.model_validate(optimizer)),
+        optimizer=Optimizer(Settings.model_validate(optimizer)),
         history=history,
     )
     shard.initialize(filled(shard, 0))

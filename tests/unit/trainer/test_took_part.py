@@ -14,7 +14,7 @@ from disttrain_trainer.model.flat import FlatModel, Layout, runs_of
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parameter_server import participation, shard
-from disttrain_trainer.parameter_server.optimizer import build
+from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.shard import Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
@@ -107,7 +107,7 @@ def test_a_server_leaves_alone_what_took_no_part_also_through_a_checkpoint(
             layout=flat.layout,
             server=server,
             servers=servers,
-            optimizer=build(Settings.model_validate(settings)),
+            optimizer=Optimizer(Settings.model_validate(settings)),
             history=history,
         )
 

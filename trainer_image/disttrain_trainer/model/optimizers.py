@@ -2,19 +2,16 @@
 
 A parameter that took no part in a step is left as it is, with its state and its count of steps, as torch.optim leaves one whose gradient
 is None. Then the vectors are updated in runs: neighbours that took part, and that took part as often as each other before.
-By torch's functional interface: the constructor of a torch.optim.Optimizer imports torch._dynamo, which takes longer than torch itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from disttrain.api.spec import Optimizer as Settings
-from disttrain.api.spec import OptimizerName
 from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.update_rule import UpdateRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,22 +31,10 @@ class FlatOptimizer:
     """The job's optimiser over a model's vectors, with the numbers and defaults of torch.optim.SGD, Adam and AdamW."""
 
     def __init__(self, settings: Settings, model: FlatModel) -> None:
-        self._settings = settings
+        self._rule = UpdateRule(settings)
         self._vectors = list(model.parameters)
         self._places = model.places
-        self._rate = settings.learning_rate
-        self._decay = settings.weight_decay
-        self._momentum = settings.momentum or 0.0
-        self._betas = (
-            settings.beta1 if settings.beta1 is not None else 0.9,
-            settings.beta2 if settings.beta2 is not None else 0.999,
-        )
-        self._epsilon = settings.epsilon if settings.epsilon is not None else 1e-8
-        slots: tuple[str, ...] = ("mean", "square")
-        if settings.name is OptimizerName.SGD:
-            # A momentum that starts at 0 is torch's, which starts with the first gradient: dampening is 0.
-            slots = ("momentum",) if self._momentum else ()
-        self._slots = {slot: [torch.zeros_like(vector) for vector in self._vectors] for slot in slots}
+        self._slots = {slot: [torch.zeros_like(vector) for vector in self._vectors] for slot in self._rule.slots}
         self._counts = [0] * len(self._places)
         """Steps that each parameter had taken when `_runs` was made."""
         self._took: list[bool] | None = None
@@ -58,7 +43,7 @@ class FlatOptimizer:
     def state(self) -> dict[str, list[torch.Tensor]]:
         """One tensor for each vector, by slot; the tensors themselves. But `updates` is a copy, with an element for each parameter of the
         vector: give it back to `restore`."""
-        if self._settings.name is OptimizerName.SGD:
+        if not self._rule.is_adaptive:
             return dict(self._slots)
         counts = self._counted()
         updates = [
@@ -74,7 +59,7 @@ class FlatOptimizer:
 
     def restore(self, updates: Sequence[torch.Tensor]) -> None:
         """After the tensors of `state` were changed. updates: of a vector, or of no dimension where they are all the same."""
-        if self._settings.name is not OptimizerName.SGD:
+        if self._rule.is_adaptive:
             values = [iter(tensor.expand(self._numbers_in(number)).tolist()) for number, tensor in enumerate(updates)]
             self._counts = [int(next(values[place.vector])) for place in self._places]
         self._took, self._runs = None, self._cut(None)
@@ -86,39 +71,13 @@ class FlatOptimizer:
             self._took, self._runs = took_part, self._cut(took_part)
         if not self._runs:
             return
-        settings, slots = self._settings, self._slots
         with torch.no_grad():
-            if settings.name is OptimizerName.SGD:
-                sgd(
-                    self._parts(self._vectors),
-                    self._parts(gradients),
-                    [*self._parts(slots["momentum"])] if self._momentum else [None] * len(self._runs),
-                    fused=True,
-                    lr=self._rate,
-                    weight_decay=self._decay,
-                    momentum=self._momentum,
-                    dampening=0.0,
-                    nesterov=settings.nesterov,
-                    maximize=False,
-                )
-            else:
-                adam(
-                    self._parts(self._vectors),
-                    self._parts(gradients),
-                    self._parts(slots["mean"]),
-                    self._parts(slots["square"]),
-                    [],
-                    [run.updates for run in self._runs],
-                    fused=True,
-                    decoupled_weight_decay=settings.name is OptimizerName.ADAMW,
-                    amsgrad=False,
-                    beta1=self._betas[0],
-                    beta2=self._betas[1],
-                    lr=self._rate,
-                    weight_decay=self._decay,
-                    eps=self._epsilon,
-                    maximize=False,
-                )
+            self._rule.step(
+                self._parts(self._vectors),
+                self._parts(gradients),
+                {slot: self._parts(tensors) for slot, tensors in self._slots.items()},
+                [run.updates for run in self._runs],
+            )
 
     def _parts(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [
@@ -132,7 +91,7 @@ class FlatOptimizer:
 
     def _counted(self) -> list[int]:
         """Steps that each parameter has taken."""
-        if self._settings.name is OptimizerName.SGD:
+        if not self._rule.is_adaptive:
             return self._counts
         counts = list(self._counts)
         for run in self._runs:

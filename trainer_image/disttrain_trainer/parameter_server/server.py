@@ -19,7 +19,6 @@ from disttrain.api.spec import Consistency
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Refusal, Silent
-from disttrain_trainer.parameter_server import optimizer as optimizers
 from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
@@ -95,7 +94,7 @@ class ShardServer:
         self._strategy = strategy
         self._index = index
         self._bind = (host, port)
-        self._optimizer = optimizer or (lambda: optimizers.build(settings))
+        self._optimizer = optimizer or (lambda: Optimizer(settings))
         self._on_worker_lost = on_worker_lost
         self._on_staleness = on_staleness
         self._on_failure = on_failure
