@@ -106,6 +106,13 @@ def module_path(folder: Path) -> list[str]:
     return [str(folder), *(str(folder / name) for name in sorted(files_of(folder)) if is_archive(name))]
 
 
+def with_code(folder: Path, before: str | None) -> str:
+    """PYTHONPATH with the code of a folder in front of the entries that it had; an empty one stands for the current folder."""
+    own = module_path(folder)
+    entries = before.split(os.pathsep) if before else []
+    return os.pathsep.join([*own, *(entry for entry in entries if entry not in own)])
+
+
 def is_archive(name: str) -> bool:
     """Whether a file of the code is an archive on PYTHONPATH."""
     return name.endswith(ARCHIVE) and "/" not in name

@@ -4,12 +4,11 @@ Not here: what a file of the code may be called (api/code.py).
 """
 
 import io
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from disttrain.api.code import files_of, module_path, problems
+from disttrain.api.code import files_of, problems
 from disttrain.api.trainer import Trainer
 from disttrain.local.documents import Documents
 from disttrain.local.folders import RunFolder
@@ -57,8 +56,3 @@ def folder_of(trainer: Trainer, documents: Documents, folder: RunFolder) -> Path
     for problem in problems(files_of(place), only_code=False):
         raise Unusable((*_CODE, "persistentVolumeClaim"), f"{code.origin}: {problem}")
     return place
-
-
-def with_code(folder: Path, before: str | None) -> str:
-    """PYTHONPATH with the code in front."""
-    return os.pathsep.join([*module_path(folder.absolute()), *([before] if before else [])])

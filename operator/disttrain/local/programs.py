@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from disttrain.api import environment as names
-from disttrain.api.code import module_path
+from disttrain.api.code import module_path, with_code
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.runtime import Addresses
@@ -79,7 +79,7 @@ class Programs:
         variables = inherited | ours | self._container_environment(process) | local
         if role is Role.WORKER and job.spec.trainer.command is not None and job.spec.trainer.code is not None:
             # The trainer puts the code on its module path itself.
-            variables["PYTHONPATH"] = code.with_code(self._code or Path.cwd(), variables.get("PYTHONPATH"))
+            variables["PYTHONPATH"] = with_code((self._code or Path.cwd()).absolute(), variables.get("PYTHONPATH"))
         return variables
 
     def grace_seconds(self, role: Role) -> float:

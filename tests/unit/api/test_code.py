@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from disttrain.api import JobConfig
-from disttrain.api.code import escapes, files_of, module_path, of_older_release, problems
+from disttrain.api.code import escapes, files_of, module_path, of_older_release, problems, with_code
 from disttrain.api.job import DistTrainJob
 from disttrain.api.stored import read_stored
 from disttrain.manifests.pod import build_pod
@@ -77,6 +77,14 @@ def test_files_of_a_folder_are_those_that_can_be_imported_and_what_lies_at_its_t
         (tmp_path / name).touch()
     assert sorted(files_of(tmp_path)) == ["a.py", "b.zip", "c.zip", "notes.txt", "pkg/m.py"]
     assert module_path(tmp_path) == [str(tmp_path), str(tmp_path / "b.zip"), str(tmp_path / "c.zip")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, ""), ("", ""), ("/a::/b", ":/a::/b"), ("/a:{folder}:/b", ":/a:/b"), (":/a", "::/a")]
+)
+def test_code_stands_in_front_of_python_path_and_once(tmp_path: Path, before: str | None, after: str) -> None:
+    found = with_code(tmp_path, before and before.format(folder=tmp_path))
+    assert found == f"{tmp_path}{after}"
 
 
 def test_a_config_map_is_mounted_as_kubernetes_does_it(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ The master compares the digests of an attempt's workers (net/attempt_code.py). N
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
-from disttrain.api.code import files_of, is_code, module_path, problems
+from disttrain.api.code import files_of, is_code, module_path, problems, with_code
 from disttrain.api.environment import CODE_DIR
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
@@ -45,9 +44,7 @@ def check_unchanged(process: Process) -> None:
 def export(process: Process, environ: MutableMapping[str, str]) -> None:
     """Puts the code before PYTHONPATH, for the Python processes that this one starts."""
     if process.code_dir is not None:
-        before = environ.get("PYTHONPATH", "").split(os.pathsep)
-        own = module_path(process.code_dir)
-        environ["PYTHONPATH"] = os.pathsep.join([*own, *(entry for entry in before if entry and entry not in own)])
+        environ["PYTHONPATH"] = with_code(process.code_dir, environ.get("PYTHONPATH"))
 
 
 def make_importable(environ: MutableMapping[str, str]) -> None:
