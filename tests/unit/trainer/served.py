@@ -77,6 +77,8 @@ class Table:
         self.on_disk: Manifest | None = None
         self.full = False
         """The volume is: nothing can be published."""
+        self.lost = False
+        """The volume is: not even a folder can be made."""
         self.tracker = Tracker(attempt=1)
         self.applied: dict[Member, set[int]] = {server: set() for server in SERVERS}
         self.round_number = dict.fromkeys(SERVERS, 0)
@@ -101,7 +103,8 @@ class Table:
         self.serve()
 
     def prepare(self, save: str, step: int) -> None:
-        self.training.prepared(save, name_of(step), self.now)
+        folder = OSError(5, "Input/output error") if self.lost else name_of(step)
+        self.training.prepared(save, folder, self.now)
 
     def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
         if self.full:

@@ -123,9 +123,11 @@ def finish_but(table: Table, *, full: bool) -> None:
 
 def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a_checkpoint_of_them() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
+    table.full = True
     finish(table)
     assert table.on_disk is None
     table.take()
+    table.full = False
     table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
     assert [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)] == [
         MessageType.SAVE,
@@ -140,9 +142,36 @@ def test_who_leaves_while_the_final_parameters_are_evaluated_is_released_after_a
     assert table.on_disk.finished
 
 
+@pytest.mark.parametrize("consistency", ["Sync", "Async"])
+def test_the_final_parameters_are_saved_before_the_evaluation_which_may_fail_and_once(consistency: str) -> None:
+    table = training(consistency=consistency, evaluate=True, every=1000)
+    evaluator = until_evaluated(table, *WORKERS)
+    assert table.on_disk is not None
+    assert (table.on_disk.step, table.on_disk.finished) == (STEPS, False)
+    saved = table.on_disk.files
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    assert table.take(MessageType.SAVE, MessageType.RELEASED) == [(WORKERS[1], MessageType.RELEASED, {})]
+    table.evaluate(evaluator, 0.5)
+    assert table.take(MessageType.SAVE) == []
+    assert table.on_disk.finished
+    assert table.on_disk.files == saved
+    assert table.training.ended
+
+
+def test_a_volume_that_is_full_delays_the_evaluation_by_one_try() -> None:
+    table = training(consistency="Async", evaluate=True, every=1000)
+    table.full = True
+    assert until_evaluated(table, *WORKERS) in WORKERS
+    assert table.on_disk is None
+    table.training.tick(1)
+    assert table.take(MessageType.SAVE) == []
+
+
 def test_who_leaves_while_the_last_checkpoint_is_written_is_released_after_it() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
+    table.full = True
     finish(table)
+    table.full = False
     table.evaluate(WORKERS[0], 0.5)
     writing = [one for one in table.said if one[1] is MessageType.SAVE]
     table.take()
@@ -170,7 +199,10 @@ def test_who_leaves_before_the_end_is_confirmed_does_not_wait_for_the_evaluation
 
 def test_a_parameter_that_is_not_finite_is_no_end_of_a_job() -> None:
     table = training(consistency="Async", evaluate=True, every=1000)
+    table.full = True
     finish(table)
+    table.take()
+    table.full = False
     table.evaluate(WORKERS[0], 0.5)
     assert len(table.take(MessageType.SAVE)) == 2
     table.training.on_message(SERVERS[1], {"type": MessageType.NAN, "step": STEPS}, 0)
@@ -226,7 +258,9 @@ def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> No
 
 def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_another() -> None:
     table = training(consistency="Async", evaluate=True, buffers=True, every=20)
+    table.lost = True
     evaluator = until_evaluated(table, *WORKERS)
+    table.lost = False
     table.training.on_message(SERVERS[1], {"type": MessageType.LEAVING}, 0)
     table.serve()
     (buffer_writer,) = [member for member, kind, _ in table.take(MessageType.SAVE) if member in WORKERS]

@@ -88,6 +88,8 @@ class CheckpointCoordinator:
         self._again_at = 0.0
         self.newest: Manifest | None = None
         """The newest complete checkpoint."""
+        self._written: Manifest | None = None
+        """The newest one that this master wrote."""
         self.hurrying = False
         """A process is leaving: save as soon as the steps in work are whole."""
         self._hurried_at = 0.0
@@ -105,6 +107,10 @@ class CheckpointCoordinator:
     def misses(self, queue: WorkQueue) -> bool:
         """Whether there are steps that a checkpoint could keep now."""
         return self._servers.complete and queue.step != self._newest_step
+
+    def owes(self, queue: WorkQueue) -> bool:
+        """Whether to save before what may fail or take long: an evaluation, and a member that drains waits for it."""
+        return self.misses(queue) and (self.hurrying or self._attempted != queue.step)
 
     def know(self, manifest: Manifest) -> None:
         """Records the newest complete checkpoint."""
@@ -160,7 +166,12 @@ class CheckpointCoordinator:
         self._count += 1
         self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
         self._attempted = step
-        self._store.prepare(self._save.id, step)
+        whole = self._written
+        if final and whole is not None and (whole.step, whole.parts) == (step, step * self._parts_per_step):
+            # Its files are there, and nothing has changed since: only the manifest is written again.
+            self._store.publish(self._save.id, step=step, parts=whole.parts, files=whole.files, finished=True)
+        else:
+            self._store.prepare(self._save.id, step)
 
     def prepared(self, save: str, folder: str | OSError, now: float) -> None:
         """The store's answer to `prepare`: the folder's name."""
@@ -212,6 +223,7 @@ class CheckpointCoordinator:
     def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
         """The store's answer to `publish`."""
         if isinstance(manifest, Manifest):
+            self._written = manifest
             self.know(manifest)  # also when the save was given up meanwhile: it is whole
         if self._save is not None and self._save.id == save:
             self._end(str(manifest) if isinstance(manifest, OSError) else None, now)

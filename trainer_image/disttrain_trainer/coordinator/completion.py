@@ -110,10 +110,9 @@ class Completion:
         missing = self._evaluates and self._tracker.evaluation is None
         if missing or (self._workers.keep_model and self._tracker.model is None):
             ready = self._workers.ready
-            if checkpoints is not None and checkpoints.hurrying and checkpoints.misses(queue):
-                checkpoints.start(
-                    queue.step, now
-                )  # a member drains, and the evaluation may take longer than its grace period
+            if checkpoints is not None and checkpoints.owes(queue):
+                # The evaluation may fail, which must not cost the training, or take longer than a member that drains has.
+                checkpoints.start(queue.step, now)
             elif self.evaluator is None and ready:
                 self.evaluator = ready[0]
                 self._sender.send(Member(Role.WORKER, ready[0]), MessageType.EVALUATE)
