@@ -1,6 +1,7 @@
 """What is state: the buffers that state_dict() has, with the shapes of now; and what the user's model is when it is handed over."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,9 @@ def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_
         (nn.LazyLinear(2), "weight has no shape yet"),
         (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
         (nn.Sequential(nn.LazyBatchNorm1d(affine=False)), r"buffer 0\.running_mean has no shape yet"),
+        (nn.ParameterList([nn.Parameter(torch.eye(2).to_sparse())]), "parameter 0 has the layout torch.sparse_coo"),
     ],
-    ids=["lazy", "meta", "lazy buffer"],
+    ids=["lazy", "meta", "lazy buffer", "sparse"],
 )
 def test_a_model_without_values_is_refused_by_name(module: nn.Module, said: str) -> None:
     with pytest.raises(WrongInput, match=said):
@@ -171,6 +173,50 @@ def target_network(value: float) -> nn.Module:
         for parameter in module.parameters():
             parameter.fill_(value)
     return module
+
+
+class Sharing(nn.Module):
+    """Two layers, and what is put into the place of the second's weight."""
+
+    def __init__(self, second: Callable[[torch.Tensor], object], *, frozen: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.a.requires_grad_(not frozen)
+        with torch.no_grad():
+            found = second(self.a.weight)
+        if isinstance(found, nn.Parameter):
+            self.b.weight = found
+        else:
+            assert isinstance(found, torch.Tensor)
+            self.register_buffer("seen", found)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda weight: nn.Parameter(weight.t()),
+        lambda weight: nn.Parameter(weight.data),
+        lambda weight: nn.Parameter(weight[1:3]),
+        lambda weight: nn.Parameter(weight.detach(), requires_grad=False),
+        lambda weight: weight[:, 2],
+    ],
+)
+def test_parameters_that_share_memory_without_being_one_are_refused_by_name(
+    second: Callable[[torch.Tensor], object],
+) -> None:
+    with pytest.raises(
+        WrongInput, match=r"^trainer\.model: (a\.weight and (b\.weight|seen)|b\.weight and a\.weight) share memory"
+    ):
+        prepare(Sharing(second))
+
+
+def test_parameters_of_one_storage_without_a_common_element_are_taken_and_so_are_frozen_and_tied_ones() -> None:
+    both = torch.zeros(4, 8)
+    module = Sharing(lambda _: nn.Parameter(both[:, 4:]))
+    module.a.weight = nn.Parameter(both[:, :4])
+    prepare(module)
+    prepare(Sharing(lambda weight: weight[:, 2], frozen=True))
+    prepare(Sharing(lambda weight: weight))
 
 
 def test_a_frozen_parameter_that_user_code_changes_is_saved_and_restored_with_the_buffers(

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.data.distributed import DistributedSampler
 
 from disttrain_trainer.data.loader import fetcher
-from disttrain_trainer.errors import OwnGroup
+from disttrain_trainer.errors import OwnGroup, WrongInput
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.task import Objective, cross_entropy
 from disttrain_trainer.model.user_code import guarded, keep_sigterm, refusing_groups
@@ -108,3 +109,21 @@ def test_a_handler_of_sigterm_that_a_loss_sets_is_taken_back(caplog: pytest.LogC
         keep_sigterm("trainer.loss")
         assert signal.getsignal(signal.SIGTERM) is ours
     assert caplog.text.count("trainer.loss replaces the handler of SIGTERM") == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.parallel.DistributedDataParallel(nn.Linear(1, 1)),
+        lambda: DistributedSampler([1, 2]),  # type: ignore[arg-type]
+        lambda: dist.get_rank(),
+    ],
+)
+def test_a_factory_that_needs_a_group_is_told_to_do_without(make: Callable[[], object]) -> None:
+    with (
+        pytest.raises(
+            WrongInput, match=r"^trainer\.model uses torch's default process group \(.*test_user_code.py:\d+\)"
+        ),
+        guarded("trainer.model"),
+    ):
+        make()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from disttrain_trainer.errors import OwnGroup
+from disttrain_trainer.errors import OwnGroup, WrongInput
 from disttrain_trainer.runtime import logs, machine
+from disttrain_trainer.runtime.termination import of_user_error
 
 log = logs.get_logger(__name__)
 
@@ -32,6 +33,14 @@ def guarded(field: str) -> Iterator[None]:
     try:
         with refusing_groups(field):
             yield
+    except ValueError as error:
+        if "Default process group has not been initialized" not in str(error):
+            raise
+        where = of_user_error(error)[1].where
+        raise WrongInput(
+            f"{field} uses torch's default process group ({where}), which DistTrain makes later and for its own loop: return the model and "
+            "the data as for one process, without DistributedDataParallel or DistributedSampler, or run the program as trainer.script"
+        ) from None
     finally:
         torch.set_grad_enabled(autograd)
         keep_sigterm(field)
