@@ -103,6 +103,11 @@ class Started:
         """The process of a role, such as worker-1, once its program is there."""
         return wait_for(f"the process of {name}", lambda: self._pids().get(name), seconds)
 
+    def inner_pid(self, name: str, seconds: float = 30) -> int:
+        """The training process that the launcher of a worker or server has started."""
+        launcher = self.pid(name, seconds)
+        return wait_for(f"the training process of {name}", lambda: next(iter(children(launcher)), None), seconds)
+
     def log(self, pod: str) -> str:
         """What a process printed so far."""
         file = self.run_folder() / "logs" / f"{pod}.log"

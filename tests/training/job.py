@@ -8,7 +8,8 @@
 
 Processes are forked from a server that has imported torch once, so that one starts in 30 ms and not in 3 s; `program=True` starts
 `python -m disttrain_trainer` instead. What must happen in the middle of a training happens while it is held (`held`, `Job.let_go`), not
-while it runs. Not here: plan.decide; what counts as a retry is the table of the design, in `RETRYABLE`.
+while it runs. `in_place`: as in a pod, workers and servers have a launcher, which restarts its process in place.
+Not here: plan.decide; what counts as a retry is the table of the design, in `RETRYABLE`.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from cluster.processes import wait_for
 from disttrain.api import environment
 from disttrain.api.names import Role, checkpoint_dir
 from disttrain.api.runtime import Addresses, JobConfig, Progress, Termination
@@ -167,6 +169,7 @@ class Job:
         attempt: int = 1,
         uid: str = "11111111-2222-3333-4444-555555555555",
         program: bool = False,
+        in_place: bool = False,
         env: dict[str, str] | None = None,
         claim: Path | None = None,
         name: str = "job",
@@ -203,6 +206,7 @@ class Job:
         self.processes: dict[Key, _Started] = {}
         self.restarts: dict[Key, int] = {}
         self._program = program
+        self._in_place = in_place
         self._env = env or {}
         self._count = 0
 
@@ -293,6 +297,8 @@ class Job:
             environment.ATTEMPT: str(self.config.attempt),
             **self._env,
         }
+        if self._in_place:
+            env[environment.POD_UID] = f"{role.value}-{index}.{self._count}"
         if role is Role.MASTER:
             env[environment.METRICS_PORT] = str(self.metrics_port)
         if self.checkpoints is not None:
@@ -302,6 +308,17 @@ class Job:
     def kill(self, role: Role, index: int = 0, number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal: SIGKILL, SIGTERM, SIGSTOP, SIGCONT."""
         os.kill(self.processes[role, index].pid, number)
+
+    def inner(self, role: Role, index: int = 0) -> list[int]:
+        """The training processes that the launcher of an `in_place` job has started."""
+        pid = self.processes[role, index].pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill_inner(self, role: Role, index: int = 0, number: signal.Signals = signal.SIGKILL) -> int:
+        """Sends a signal to the training process of an `in_place` job, once it is there; its number."""
+        (pid,) = wait_for("the training process", lambda: self.inner(role, index), 30)
+        os.kill(pid, number)
+        return pid
 
     def wait(self, role: Role, index: int = 0, *, timeout: float = 60) -> int:
         """The exit code of a process, 128 + n after signal n. TimeoutError, with its log, when it runs on."""

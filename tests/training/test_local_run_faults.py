@@ -79,6 +79,32 @@ def test_any_process_can_be_lost(tmp_path: Path, example: str, victim: str) -> N
     assert left_behind(tmp_path) == []
 
 
+INNER = [("digits-ps", "worker-1"), ("digits-ps", "parameter-server-0"), ("digits-ddp", "worker-1")]
+
+
+@pytest.mark.parametrize(("example", "victim"), INNER if WIDE else INNER[1:])
+def test_a_lost_process_is_restarted_in_place_and_counted_once(tmp_path: Path, example: str, victim: str) -> None:
+    started = Started(tmp_path, long_digits(tmp_path, example), "-o", "json")
+    wait_for("a checkpoint", lambda: checkpoint_of(tmp_path), 120)
+    launcher = started.pid(victim)
+    os.kill(started.inner_pid(victim), signal.SIGKILL)
+    pod = victim.replace("parameter-server", "ps")
+    wait_for("its successor", lambda: "it is started again in this pod at once" in started.log(f"{example}-{pod}"), 20)
+    assert started.pid(victim) == launcher
+    done = started.finish(120)
+    status = lost_once(done)
+    assert status.training is not None
+    assert status.training.step == status.training.total_steps == 460
+    assert _redone_steps(started) <= (EVERY_STEPS if victim.startswith("parameter-server") else 0)
+    role = "ParameterServer" if victim.startswith("parameter-server") else "Worker"
+    assert {one.role: one.restarts for one in status.replica_statuses if one.restarts} == {role: 1}
+    assert status.restarts is not None
+    assert status.restarts.last is not None
+    assert status.restarts.last.message.startswith("killed by SIGKILL at step ")
+    assert done.err.count("it was started again in the pod") == 1
+    assert left_behind(tmp_path) == []
+
+
 def test_a_worker_of_a_script_can_be_lost(tmp_path: Path) -> None:
     """Its programs know no checkpoints: all of them begin anew, in a new world."""
     job, config = yaml.safe_load_all(Path("examples/torchrun-script.yaml").read_text())

@@ -10,9 +10,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 from disttrain_trainer.entry import main  # noqa: E402
+from disttrain_trainer.runtime.launcher import EXIT_SECONDS  # noqa: E402
 from disttrain_trainer.runtime.script_runner import leave  # noqa: E402
-
-EXIT_SECONDS = 30.0
-"""Seconds for threads, child processes and exit handlers of user code. A failed worker that never ends would never be replaced."""
 
 leave(main(), timeout_seconds=EXIT_SECONDS)

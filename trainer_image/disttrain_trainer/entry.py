@@ -1,6 +1,7 @@
 """From the environment to a role, and from its end to an exit code and a termination message.
 
-The connection to the master is made first, so that it knows who is there; torch, which takes seconds to import, comes after.
+In a pod of our own loop the first process is the launcher: it imports torch, which takes seconds, and forks those that train (launcher.py).
+A process connects to the master first, so that it knows who is there.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from disttrain.api.runtime import Progress, Termination
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
-from disttrain_trainer.runtime import logs, machine, pod_metrics, termination, user_files
+from disttrain_trainer.runtime import launcher, logs, machine, pod_metrics, termination, user_files
 from disttrain_trainer.runtime.exposition import serve
+from disttrain_trainer.runtime.launcher import Place
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.pod_metrics import PodMetrics
 from disttrain_trainer.runtime.process import Process
@@ -38,27 +40,32 @@ log = logs.get_logger(__name__)
 class Entry:
     """One run of this program."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place | None = None) -> None:
+        """place: of a process that the pod's launcher has started; None: this is the first process."""
+        self._place = place
         self._process: Process | None = None
         self._progress: Progress | None = None
         self._control: ControlClient | None = None
-        self._metrics_socket: Path | None = None
         self._pid = os.getpid()
 
-    def run(self, *, local_rank: int | None, metrics_socket: Path | None) -> int:
-        """Runs the role to its end; the exit code. metrics_socket: where the pod's parent asks for metrics, in place of the port."""
-        self._metrics_socket = metrics_socket
+    def run(self) -> int:
+        """Runs the role to its end; the exit code."""
+        place = self._place
         try:
-            self._process = process = Process.read(os.environ, local_rank=local_rank or 0)
+            self._process = process = Process.read(
+                os.environ, local_rank=place.local_rank if place else 0, restarts=place.restarts if place else None
+            )
             logs.configure(process.name, process.labels)
-            if process.unknown:
+            if process.unknown and place is None:
                 fields = ", ".join(process.unknown)
                 log.warning(
                     "this trainer does not know %s and ignores it; use an image of the operator's release", fields
                 )
+            if place is None and _has_launcher(process):
+                return self._launch(process)
             self._process = process = user_files.with_digest(process)
             user_files.export(process, os.environ)
-            self._take_role(process, is_rank=local_rank is not None)
+            self._take_role(process)
         except Terminated as ended:
             return self._end(ended.exit_code, Termination(message="ended by SIGTERM"))
         except ProgramFailed as failed:
@@ -106,8 +113,27 @@ class Entry:
         termination.write(path, reported.model_copy(update={"progress": self._progress}))
         return code
 
-    def _take_role(self, process: Process, *, is_rank: bool) -> None:
-        config, trainer = process.config, process.config.trainer
+    def _launch(self, process: Process) -> int:
+        """The first process of a pod whose processes import torch: it does so for all of them, and for those that come after them."""
+        machine.set_threads(os.environ, processes=_processes(process))
+        if process.role is Role.PARAMETER_SERVER:
+            import disttrain_trainer.parameter_server.role
+        elif process.config.strategy.parameter_server is not None:
+            import disttrain_trainer.strategies.parameter_server
+        else:
+            import disttrain_trainer.strategies.collective  # noqa: F401
+        launcher.trim_memory()
+        code, message = launcher.Launcher(
+            process,
+            run_rank=lambda place: Entry(place).run(),
+            serve_metrics=lambda sockets: _serve(process, PodMetrics(sockets)),
+        ).run()
+        if message is not None:
+            termination.write(process.termination_log, message)
+        return code
+
+    def _take_role(self, process: Process) -> None:
+        trainer = process.config.trainer
         if process.checkpoint_dir is not None:
             with contextlib.suppress(OSError):  # who writes there says what is wrong
                 process.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -123,17 +149,13 @@ class Entry:
             metrics = Metrics(process)
             metrics.left_out = OF_STEPS
             agent.run(process, self._serve(process, metrics))
-        elif process.role is Role.WORKER and config.processes_per_worker > 1 and not is_rank:
-            from disttrain_trainer.runtime import launcher
-
-            launcher.run(process, self._serve(process, PodMetrics()))
         else:
             self._compute(process, self._serve(process, Metrics(process)))
 
     def _compute(self, process: Process, metrics: Metrics) -> None:
         """The roles that import torch."""
         config = process.config
-        machine.set_threads(os.environ, processes=config.processes_per_worker if process.role is Role.WORKER else 1)
+        machine.set_threads(os.environ, processes=_processes(process))
         if process.role is Role.PARAMETER_SERVER:
             from disttrain_trainer.parameter_server.role import Server
 
@@ -179,12 +201,30 @@ class Entry:
         self._progress = progress
 
     def _serve(self, process: Process, metrics: CollectorT) -> CollectorT:
-        if self._metrics_socket is not None:
-            pod_metrics.answer(metrics, self._metrics_socket)
-        elif process.metrics_port is not None:
-            host = listening_host(split_address(process.config.addresses.control)[0]) or ""
-            serve(metrics, host=host, port=process.metrics_port)
+        if self._place is not None and self._place.metrics is not None:
+            pod_metrics.answer(metrics, self._place.metrics)
+        else:
+            _serve(process, metrics)
         return metrics
+
+
+def _has_launcher(process: Process) -> bool:
+    """Whether the role is that of processes which import torch and may be started again, or are several."""
+    if process.role is Role.MASTER or process.config.trainer.model is None:
+        return False
+    return process.pod is not None or _processes(process) > 1
+
+
+def _processes(process: Process) -> int:
+    """Training processes of the pod."""
+    return process.config.processes_per_worker if process.role is Role.WORKER else 1
+
+
+def _serve(process: Process, metrics: Collector) -> None:
+    """Serves them at the port of the pod."""
+    if process.metrics_port is not None:
+        host = listening_host(split_address(process.config.addresses.control)[0]) or ""
+        serve(metrics, host=host, port=process.metrics_port)
 
 
 def _become(command: tuple[str, ...]) -> None:
@@ -200,15 +240,11 @@ def _become(command: tuple[str, ...]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs this process's role to its end; the exit code."""
     parser = argparse.ArgumentParser(prog="disttrain_trainer", description="A training process of a DistTrainJob.")
-    parser.add_argument(
-        "--local-rank", type=int, help="number of a training process within its pod; the pod starts these"
-    )
-    parser.add_argument("--metrics", type=Path, help="socket file at which such a process answers with its metrics")
-    options = parser.parse_args(arguments)
+    parser.parse_args(arguments)
     parent = os.environ.get(environment.PARENT_PID, "")
     if parent.isdecimal():
         machine.die_with_parent(int(parent))
     logs.configure("-")
     machine.raise_file_limit()
     machine.note_interrupts()
-    return Entry().run(local_rank=options.local_rank, metrics_socket=options.metrics)
+    return Entry().run()

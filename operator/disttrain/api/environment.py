@@ -23,6 +23,9 @@ METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
 TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
 LOG_FORMAT: Final = "DISTTRAIN_LOG_FORMAT"
 """How the trainer logs: text, the default, or json. The only variable of PREFIX that a pod template may set."""
+POD_UID: Final = "DISTTRAIN_POD_UID"
+"""The uid of the pod, or of the replica of a local run: the plan counts the restarts in place of each. In a local run it also finds all
+that the replica started."""
 PARENT_PID: Final = "DISTTRAIN_PARENT_PID"
 """Local runs only: the process ends when this parent does, a SIGKILL of the parent included."""
 
@@ -71,6 +74,7 @@ RESERVED: Final = frozenset(
         CODE_DIR,
         METRICS_PORT,
         TERMINATION_LOG,
+        POD_UID,
         PARENT_PID,
     }
     | {MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK}
@@ -103,3 +107,7 @@ class ExitCode(IntEnum):
     """Something that the job names is missing or wrong: a module, a factory, a file."""
     PEER_LOST = 75
     """A peer was lost or a wait ran out (EX_TEMPFAIL). Never the root cause: it counts only when it comes again without a step between."""
+
+
+CRASHES: Final = frozenset(range(129, 256))
+"""Exit codes of a process that ended by a signal, or by abort(): 128 + its number."""

@@ -87,6 +87,8 @@ class Reason(StrEnum):
     """The master has not been heard; the training may well go on."""
 
     REPLICA_FAILED = "ReplicaFailed"
+    RESTARTED_IN_PLACE = "RestartedInPlace"
+    """A process ended, and was started again in its pod."""
     EXITED_EARLY = "ExitedEarly"
     """A process of ours ended with exit code 0, and the job was not done."""
     MASTER_SILENT = "MasterSilent"

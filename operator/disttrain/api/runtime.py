@@ -56,6 +56,8 @@ class JobConfig(Model):
     """How long a process waits for its peers before it gives up with exit code 75."""
     peer_timeout_seconds: Annotated[float, Field(gt=0)] = 30
     """How long a silent peer is waited for in the middle of the training."""
+    exit_codes_of_rules: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
+    """Exit codes that spec.failurePolicy decides about: a process that ends with one of them is not restarted in place."""
 
     def encode(self) -> str:
         """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image,
@@ -117,6 +119,28 @@ class ProgressCheckpoint(Model):
 
     step: NonNegative
     time: AwareDatetime
+
+
+class RestartsInPlace(Model):
+    """The processes of one pod that ended and were started again in the pod, since the pod began. The numbers only grow, so that a
+    reader that knows what it has counted counts each restart once, whoever reports it and however often."""
+
+    pod: Annotated[str, Field(min_length=1, max_length=64)]
+    """uid of the pod."""
+    restarts: NonNegative
+    """All of them."""
+    failures: NonNegative = 0
+    """Those that count towards runPolicy.backoffLimit: all but those of processes that had lost a peer."""
+    exit_code: Annotated[int, Field(ge=0, le=255)]
+    """Of the last failure; of the last process, where none failed."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """How it ended."""
+    time: AwareDatetime
+    """When, by the clock of its node."""
+
+
+MOST_PODS_REPORTED = 256
+"""Pods with restarts in place that a report names: those that restarted last."""
 
 
 class ProgressModel(Model):
@@ -184,6 +208,8 @@ class Progress(Model):
     finite."""
     finished: bool = False
     """Every step is done and the last checkpoint is complete."""
+    restarts_in_place: Annotated[tuple[RestartsInPlace, ...], Field(max_length=MOST_PODS_REPORTED)] = ()
+    """Of each pod that had any, the newest first."""
 
     @classmethod
     def decode(cls, text: str | bytes) -> "Progress":
@@ -215,13 +241,20 @@ class Termination(Model):
     """The master's last word on the progress."""
     done: bool = False
     """The process ended because the job is done. Exit code 0 alone does not say so: any library may call exit(0)."""
+    restarts_in_place: RestartsInPlace | None = None
+    """Those of this pod."""
 
     def encode(self) -> str:
-        """JSON within the 4096 bytes that the kubelet keeps: a long message is cut in the middle, and what the progress says beside numbers
-        is left out where it must be. The rest would be cut off, and what is no JSON says nothing at all."""
+        """JSON within the 4096 bytes that the kubelet keeps: of a report the oldest restarts in place are left out (each pod's own message
+        has its own), a long message is cut in the middle, and what the progress says beside numbers is left out where it must be. The
+        rest would be cut off, and what is no JSON says nothing at all."""
         text = self._json()
         if (size := len(text.encode())) <= _MOST_BYTES:
             return text
+        if self.progress is not None and self.progress.restarts_in_place:
+            fewer = self.progress.restarts_in_place[: len(self.progress.restarts_in_place) // 2]
+            progress = self.progress.model_copy(update={"restarts_in_place": fewer})
+            return self.model_copy(update={"progress": progress}).encode()
         half = max(0, len(self.message) - (size - _MOST_BYTES + 96)) // 2
         short = f"{self.message[:half]} … {self.message[len(self.message) - half :]}" if half else ""
         said = self.model_copy(update={"message": short, "where": self.where[:256]})

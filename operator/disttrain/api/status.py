@@ -59,7 +59,7 @@ class ReplicaStatus(Model):
     failed: Count = 0
     """Pods that failed and are not yet replaced."""
     restarts: Count = 0
-    """Replacements of pods of this role since the job began."""
+    """Replacements of pods of this role, and restarts in its pods, since the job began."""
     existing: Count = 0
     """Pods of this attempt that exist, ended ones included, and are not being deleted."""
 
@@ -85,11 +85,22 @@ class LastRestart(Model):
     """When it failed."""
 
 
+class CountedInPlace(Model):
+    """What is counted of the processes of one pod that were restarted in place."""
+
+    pod: Short
+    """uid of the pod."""
+    restarts: Count
+    """All of them, in restarts.total."""
+    failures: Count = 0
+    """Those that count towards the limit."""
+
+
 class Restarts(Model):
     """Failures so far."""
 
     total: Count = 0
-    """Pods that failed and were replaced."""
+    """Pods that failed and were replaced, and processes that were restarted in their pods."""
     counted_towards_limit: Count = 0
     """Those that count towards runPolicy.backoffLimit; set back by a checkpoint with OnCheckpoint."""
     last: LastRestart | None = None
@@ -99,6 +110,8 @@ class Restarts(Model):
     accounted: Annotated[tuple[Short, ...], Field(max_length=20_000)] = ()
     """Uids of failed pods that are counted above and not gone yet. Each failure is written down before its pod
     is deleted, so that none is counted twice or lost when the operator dies in between (as Job's uncountedTerminatedPods)."""
+    in_place: Annotated[tuple[CountedInPlace, ...], *list_map("pod", max_items=20_000)] = ()
+    """The same of restarts in place: how many of each pod that is not gone yet are counted above."""
 
 
 class Disruptions(Model):

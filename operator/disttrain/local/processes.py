@@ -14,12 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from disttrain.api.environment import POD_UID
 from disttrain.api.names import Role
 from disttrain.api.runtime import Termination
 from disttrain.local.guard import kill_all
-
-POD_MARK = "DISTTRAIN_POD_UID"
-"""In the environment of a process and of all that it starts: what kills a replica whole."""
 
 _LINE_LIMIT = 64 * 1024
 _DRAIN_SECONDS = 1.0
@@ -102,7 +100,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={name: _encoded(value) for name, value in {**environment, POD_MARK: self.uid}.items()},
+                env={name: _encoded(value) for name, value in {**environment, POD_UID: self.uid}.items()},
                 start_new_session=True,  # Ctrl-C is for us; we then end our processes in order
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL among the arguments
@@ -125,7 +123,7 @@ class Process:
             await _end_of(child)
             self._over = True
             # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
-            await asyncio.to_thread(kill_all, POD_MARK, self.uid, frozenset({child.pid}))
+            await asyncio.to_thread(kill_all, POD_UID, self.uid, frozenset({child.pid}))
             child.wait()  # only now: until then no other process gets its number, which is that of its session
             tell_guard(f"-{child.pid}")
             with contextlib.suppress(TimeoutError):

@@ -4,9 +4,11 @@ Not here: what the agent in a worker sets for each of its processes (their LOCAL
 """
 
 from disttrain.api import environment as env
+from disttrain.api.environment import CRASHES, ExitCode
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import CONTROL_PORT, RENDEZVOUS_PORT, SERVER_PORT, Role, pod_host
 from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import Action, FailurePolicy
 
 
 def cluster_addresses(job: DistTrainJob) -> Addresses:
@@ -51,7 +53,16 @@ def job_config(
         gpus_per_worker=job.spec.worker.gpus_per_worker,
         parameter_servers=job.spec.parameter_server.replicas if job.spec.parameter_server else 0,
         addresses=addresses,
+        exit_codes_of_rules=_exit_codes_of_rules(job.spec.failure_policy),
     )
+
+
+def _exit_codes_of_rules(policy: FailurePolicy) -> tuple[int, ...]:
+    """Of the exit codes after which a process can be restarted in place, those that the failure policy decides about."""
+    named = {code for rule in policy.rules for code in rule.on_exit_codes or ()}
+    if policy.default_action is not Action.RESTART_REPLICA:
+        named |= CRASHES  # the default action is never taken for a process that lost its peers
+    return tuple(sorted(named & (CRASHES | {ExitCode.PEER_LOST})))
 
 
 def training_environment(

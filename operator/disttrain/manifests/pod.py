@@ -6,7 +6,7 @@ Not here: the environment (environment.py), the security settings (security.py),
 from typing import Any, Final
 
 from disttrain.api.code import Code
-from disttrain.api.environment import CODE_DIR
+from disttrain.api.environment import CODE_DIR, POD_UID
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import (
     ANNOTATION_TRAINER_IMAGE,
@@ -162,9 +162,17 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
     # The template's variables come last and in their order: each may refer to those above it, and to ours.
     return [
         *_as_env(exact),
+        *_pod_uid(job, role),
         *_as_env({name: value for name, value in defaults.items() if name not in replaced}),
         *merge_by("name", given),
     ]
+
+
+def _pod_uid(job: DistTrainJob, role: Role) -> list[_Object]:
+    """For the launcher of a worker or server of our own loop, which restarts its process in place: of which pod it is."""
+    if job.spec.trainer.model is None or role is Role.MASTER:
+        return []
+    return [{"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}]
 
 
 def _as_env(variables: dict[str, str]) -> list[_Object]:

@@ -22,7 +22,7 @@ def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, war
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
         # The pods are cleaned up in later passes, when the end is written down: a crash in between must not undo it.
-        status={"completion_time": view.second, "restarts": _closed(view.status.restarts), "disruptions": None},
+        status={"completion_time": view.second, "restarts": _closed(view), "disruptions": None},
         claims=(
             Claim(type=end, status="True", reason=reason, message=message),
             *(Claim(type=type_, status="False", reason=reason, message=f"The job is {end.value}") for type_ in ceased),
@@ -34,6 +34,8 @@ def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, war
     )
 
 
-def _closed(account: Restarts | None) -> Restarts | None:
+def _closed(view: JobView) -> Restarts | None:
     """The account without what was only kept in order not to count twice."""
-    return account.model_copy(update={"accounted": ()}) if account is not None else None
+    if view.status.restarts is None and not view.restarted_in_place:
+        return None
+    return view.restarts.model_copy(update={"accounted": (), "in_place": ()})

@@ -8,7 +8,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import conditions, deadlines, disruptions, goodput, progress
+from disttrain.plan import conditions, deadlines, disruptions, goodput, in_place, progress
 from disttrain.plan.failures import account
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
@@ -90,7 +90,8 @@ def _replica_statuses(
     view: JobView, fields: dict[str, Any], actions: tuple[Action, ...] | None
 ) -> tuple[ReplicaStatus, ...]:
     """The counts of each role. `actions`: what is done before they are written; None: of the attempt that begins no pod exists."""
-    before = {status.role: status for status in fields.get("replica_statuses", view.status.replica_statuses)}
+    seen = [status for role in view.replicas if (status := view.replica_status(role)) is not None]
+    before = {status.role: status for status in fields.get("replica_statuses", seen)}
     ended = "completion_time" in fields and view.spec.run_policy.clean_pod_policy is not CleanPodPolicy.NONE
     made = [action.role for action in actions or () if isinstance(action, CreatePod)]
     deleted = {action.uid for action in actions or () if isinstance(action, DeletePod)}
@@ -129,6 +130,9 @@ def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tupl
         events.append(Event(reason=valid.reason, message=valid.message, warning=True))
     if news := _trouble(view, seen[ConditionType.READY], step):
         events.append(news)
+    if (restarted := in_place.sentence(view.restarted_in_place)) is not None:
+        failed = any(one.failures for one in view.restarted_in_place)
+        events.append(Event(reason=Reason.RESTARTED_IN_PLACE, message=restarted, warning=failed))
     restarting = seen[ConditionType.RESTARTING]
     overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
     if (

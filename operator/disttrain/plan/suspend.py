@@ -50,7 +50,7 @@ def _suspend(view: JobView) -> Step:
 
 def _resume(view: JobView) -> Step:
     """A new attempt with new clocks, written down before its pods are made."""
-    restarts = view.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": ()})
+    restarts = view.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": (), "in_place": ()})
     message = f"Resumed as attempt {view.attempt + 1}"
     return Step(
         status={"attempt": view.attempt + 1, "start_time": view.second, "restarts": restarts, "disruptions": None},

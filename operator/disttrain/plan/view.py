@@ -13,8 +13,9 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
-from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.spec import BackoffLimitReset, DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
+from disttrain.plan import in_place
 from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
 
@@ -165,8 +166,34 @@ class JobView:
         )
 
     @cached_property
+    def restarted_in_place(self) -> tuple[in_place.News, ...]:
+        """Restarts in place that are reported and that the stored status does not count yet."""
+        return in_place.news(self.present.values(), self.progress, self.status.restarts or Restarts())
+
+    @cached_property
     def restarts(self) -> Restarts:
-        return self.status.restarts or Restarts()
+        """The account, with the restarts in place that are reported by now: whatever is decided, they are written down with it."""
+        stored = self.status.restarts or Restarts()
+        return in_place.counted(
+            stored,
+            self.restarted_in_place,
+            towards_limit=0 if self._set_back(stored) else stored.counted_towards_limit,
+            checkpoint_step=self.checkpoint_step,
+            now=self.now,
+        )
+
+    @property
+    def checkpoint_resets(self) -> bool:
+        """Whether only the failures since the last checkpoint count."""
+        return self.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
+
+    def _set_back(self, account: Restarts) -> bool:
+        return self.checkpoint_resets and self.checkpoint_step != account.checkpoint_step
+
+    @property
+    def counted_so_far(self) -> int:
+        """Failures that count towards the limit; a checkpoint since the last one has set them back."""
+        return 0 if self._set_back(self.restarts) else self.restarts.counted_towards_limit
 
     @cached_property
     def progress(self) -> Progress | None:
@@ -271,7 +298,13 @@ class JobView:
         return moment + wait if moment - self.now <= wait else self.now
 
     def replica_status(self, role: Role) -> ReplicaStatus | None:
-        return next((r for r in self.status.replica_statuses if r.role == role.status_name), None)
+        """What is stored of a role, with its restarts in place that are reported by now."""
+        stored = next((r for r in self.status.replica_statuses if r.role == role.status_name), None)
+        more = in_place.by_role(self.restarted_in_place, role)
+        if not more:
+            return stored
+        before = stored or ReplicaStatus(role=role.status_name)
+        return before.model_copy(update={"restarts": before.restarts + more})
 
     def lost_its_peers(self, pod: PodView) -> bool:
         """Whether the pod says itself that it is not the root cause. A program of the user knows no such exit code, and a disruption

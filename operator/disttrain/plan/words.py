@@ -32,6 +32,8 @@ _KILLED = frozenset(
     128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 )
 """Exit codes of processes that ended by a signal that a program cannot handle, or does not expect."""
+_SAID_BY_OURS = ("the script was killed", "the process was killed")
+"""How the agent of a script and the launcher of a pod begin, when they say that their process was killed."""
 _CLOCK = re.compile(r"\s*\(\d+ s\)")
 
 
@@ -52,7 +54,7 @@ def failure(view: JobView, pod: PodView) -> str:
 def termination_message(pod: PodView) -> str:
     """What the container said last, else what Kubernetes says of the pod."""
     words = pod.termination.message or pod.message
-    if pod.termination.message and pod.exit_code in _KILLED and not words.startswith("the script was killed"):
+    if pod.termination.message and pod.exit_code in _KILLED and not words.startswith(_SAID_BY_OURS):
         words = f"last output: {words}"  # a killed process leaves no message: this is the end of its log, and no reason
     if pod.termination.message and pod.termination.where:
         words = f"{words} ({pod.termination.where})"

@@ -43,6 +43,7 @@ OTHER_VALUE = {
 }
 """Variables of both, with values that differ, and why."""
 ONLY_LOCAL = {
+    "DISTTRAIN_POD_UID": "of each process, to end it with all that it started; in a pod only of one that is restarted in place",
     "PATH": "of this machine, with the folder of our Python first; in a pod it comes from the image",
     "LANG": "the shell's, as everything that the user set for programs of this machine",
     "NCCL_DEBUG": "as LANG",
@@ -100,7 +101,11 @@ def environment_of_pod(job: DistTrainJob, role: Role, index: int) -> dict[str, s
     variables: dict[str, str] = {}
     for entry in pod["spec"]["containers"][0]["env"]:
         value = expanded(entry.get("value", ""), variables)
-        variables[entry["name"]] = pod["metadata"]["name"] if "valueFrom" in entry else value
+        if "valueFrom" in entry:
+            value = {"metadata.name": pod["metadata"]["name"], "metadata.uid": "u"}[
+                entry["valueFrom"]["fieldRef"]["fieldPath"]
+            ]
+        variables[entry["name"]] = value
     return variables
 
 
@@ -131,7 +136,8 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
                 log=Path("log"),
                 termination_log=Path("words"),
             )
-            return environment_of_pod(job, role, index), programs.environment(process)
+            local = programs.environment(process) | {"DISTTRAIN_POD_UID": process.uid}  # as Process.run does
+            return environment_of_pod(job, role, index), local
 
     yield answer
     ports.close()

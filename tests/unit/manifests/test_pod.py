@@ -9,10 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from disttrain.api import DistTrainJob, JobConfig
-from disttrain.api.environment import RESERVED
+from disttrain.api.environment import POD_UID, RESERVED
 from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses
 from disttrain.api.template import PodTemplate
 from disttrain.manifests import build_network_policy, build_pod, build_service, cluster_addresses, training_environment
+from disttrain.manifests.environment import job_config
 from unit.manifests.jobs import JOBS, PARAMETER_SERVER, VOLUMES, job
 
 HOSTILE_CONTAINER = {
@@ -53,6 +55,14 @@ HOSTILE = {
         {"name": "sidecar", "image": "b:1", "restartPolicy": "Never", "securityContext": HOSTILE_CONTAINER},
     ],
 }
+
+
+def _rule(codes: list[int], conditions: list[str] | None = None) -> dict[str, Any]:
+    also = {"onPodConditions": conditions} if conditions else {}
+    return {"name": "mine", "onExitCodes": codes, "action": "RestartJob", **also}
+
+
+ADDRESSES = Addresses(control="a:1", rendezvous="a:2")
 
 
 class Unchecked(PodTemplate):
@@ -479,3 +489,30 @@ def test_a_command_finds_code_and_archives_before_the_users_own_modules(tmp_path
         (tmp_path / name).touch()
     assert run(tmp_path, PYTHONPATH="/own") == (0, f"{tmp_path}:{tmp_path}/a.zip:{tmp_path}/b.zip:/own\n")
     assert run(tmp_path / "none") == (2, "trainer.code.path: there is no such folder on the claim\n")
+
+
+@pytest.mark.parametrize(
+    ("policy", "codes"),
+    [
+        pytest.param({}, (), id="the default rules name none of them"),
+        pytest.param({"rules": [_rule([75, 137, 3])]}, (75, 137), id="a rule"),
+        pytest.param({"rules": [_rule([134], conditions=["DisruptionTarget"])]}, (134,), id="a rule with a condition"),
+        pytest.param({"rules": [], "defaultAction": "RestartJob"}, tuple(range(129, 256)), id="another default action"),
+    ],
+)
+def test_a_process_knows_the_exit_codes_that_the_failure_policy_decides_about(
+    policy: dict[str, Any], codes: tuple[int, ...]
+) -> None:
+    config, unknown = JobConfig.decode(job_config(job(failurePolicy=policy), 1, ADDRESSES).encode())
+    assert (config.exit_codes_of_rules, unknown) == (codes, ())
+
+
+def test_the_pods_whose_process_is_restarted_in_place_know_their_uid() -> None:
+    def knows(spec: DistTrainJob, role: Role) -> bool:
+        env = build_pod(spec, role, 0, 1, trainer_image="t:1")["spec"]["containers"][0]["env"]
+        return {"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}} in env
+
+    served = JOBS["parameter-server"][0]
+    assert [knows(served, role) for role in Role] == [role is not Role.MASTER for role in Role]
+    assert not knows(JOBS["script"][0], Role.WORKER)
+    assert not knows(JOBS["command"][0], Role.WORKER)

@@ -16,14 +16,14 @@ SCRAPE_TIMEOUT = 4.0
 
 
 def test_eight_processes_that_hang_do_not_cost_the_scrape_of_the_ninth(tmp_path: Path) -> None:
-    pod = PodMetrics()
-    pod.sockets = [tmp_path / str(number) for number in range(9)]
+    sockets = [tmp_path / str(number) for number in range(9)]
+    pod = PodMetrics(sockets)
     with contextlib.ExitStack() as stack:
-        for path in pod.sockets[:8]:
+        for path in sockets[:8]:
             hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
             hanging.bind(str(path))
             hanging.listen()
-        answer(Metrics(Process(config=CONFIG, role=Role.WORKER, index=0)), pod.sockets[8])
+        answer(Metrics(Process(config=CONFIG, role=Role.WORKER, index=0)), sockets[8])
         began = time.monotonic()
         families = {family.name for family in pod.collect()}
         assert time.monotonic() - began < SCRAPE_TIMEOUT

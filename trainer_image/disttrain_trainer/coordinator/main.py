@@ -65,7 +65,12 @@ class Master:
             now = time.monotonic()
             progress = self._tracker.progress(now=now, waiting_for=self._coordinator.waiting_for(now))
             self._goodput.look(progress, now)
-            return progress.model_copy(update={"goodput": self._goodput.spent if self._tracker.reported else None})
+            return progress.model_copy(
+                update={
+                    "goodput": self._goodput.spent if self._tracker.reported else None,
+                    "restarts_in_place": self._control.restarts_in_place,
+                }
+            )
 
     def count(self) -> None:
         """Brings the master's metrics up to date."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime import in_place, logs
 from disttrain_trainer.runtime.metrics import Metrics, Rate
 
 REPORT_INTERVAL_SECONDS = 0.1
@@ -58,6 +58,7 @@ class Meter:
     def add(self, part: BatchPart, *, loss: float, weight: float | None = None) -> None:
         """A part was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
         samples = part.samples
+        in_place.own.step = part.step
         if weight is None:
             weight = samples
         if weight:

@@ -223,6 +223,7 @@ class ControlClient:
             agent=self._agent,
             code=process.code_digest,
             code_admitted=self._code_admitted,
+            **({"restarts": process.restarts.model_dump(mode="json")} if process.restarts else {}),
             **self._describe(),
         )
 

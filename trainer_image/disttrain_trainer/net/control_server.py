@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from disttrain.api.names import Role
-from disttrain.api.runtime import JobConfig
+from disttrain.api.runtime import MOST_PODS_REPORTED, JobConfig, RestartsInPlace
 from disttrain_trainer.net import incoming
 from disttrain_trainer.net.attempt_code import AttemptCode
 from disttrain_trainer.net.incoming import Hello
@@ -54,12 +54,19 @@ class ControlServer:
         self._newest: dict[Member, str] = {}
         self._retired: set[str] = set()
         self._code = AttemptCode(config.code_origin)
+        self._restarts: dict[str, RestartsInPlace] = {}
         self._crash: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()
         self._conversations: set[asyncio.Task[None]] = set()
         processes = config.world_size + config.parameter_servers
         self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(STRANGERS + processes, _abort)
         self._sessions: Newcomers[asyncio.StreamWriter] = Newcomers(MAX_SESSIONS + processes, _abort)
+
+    @property
+    def restarts_in_place(self) -> tuple[RestartsInPlace, ...]:
+        """What the processes said of each pod, the newest first. Called by any thread."""
+        restarts = sorted(tuple(self._restarts.values()), key=lambda one: one.time, reverse=True)
+        return tuple(restarts[:MOST_PODS_REPORTED])
 
     @property
     def connected(self) -> int:
@@ -231,6 +238,10 @@ class ControlServer:
         if before is not None and before != incarnation:
             self._retired.add(before)
         self._newest[member] = incarnation
+        if (restarts := hello.restarts) is not None:
+            known = self._restarts.get(restarts.pod)
+            if known is None or known.restarts < restarts.restarts:
+                self._restarts[restarts.pod] = restarts.value
         old = self._peers.pop(member, None)
         if old is not None:
             old.writer.transport.abort()

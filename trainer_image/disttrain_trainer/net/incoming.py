@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from disttrain.api.runtime import ProgressModel
+from disttrain.api.runtime import ProgressModel, RestartsInPlace
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 
@@ -55,6 +55,21 @@ class _Incoming(BaseModel):
 Shape = TypeVar("Shape", bound=_Incoming)
 
 
+class _Restarts(_Incoming):
+    """A disttrain.api.runtime.RestartsInPlace, also of a later version."""
+
+    pod: Annotated[str, Field(min_length=1, max_length=64)]
+    restarts: Count
+    failures: Count
+    exit_code: Annotated[int, Field(ge=0, le=255)]
+    message: Name
+    time: Annotated[str, AfterValidator(_is_time)]
+
+    @property
+    def value(self) -> RestartsInPlace:
+        return RestartsInPlace.model_validate(self.model_dump())
+
+
 class Hello(_Incoming):
     """The first message of a process."""
 
@@ -79,6 +94,7 @@ class Hello(_Incoming):
     buffers: bool = False
     keeps_model: bool = False
     applied: Parts = []
+    restarts: _Restarts | None = None
 
 
 class _Ready(_Incoming):

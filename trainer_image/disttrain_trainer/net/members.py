@@ -1,6 +1,6 @@
 """The state of a training process that the master knows, or has set by its messages: the control thread changes it.
 
-Apart from the roles, so that a process can send HELLO before it imports torch.
+Apart from the roles, which import torch: a process can send HELLO before.
 """
 
 from collections import deque

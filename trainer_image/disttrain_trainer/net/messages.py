@@ -20,7 +20,8 @@ class MessageType(StrEnum):
 
     HELLO = "hello"
     """The first message of a process [job, attempt, role, rank, incarnation, agent, code: the digest of trainer.code or null,
-    code_admitted: whether a master of this attempt has admitted it, and what it holds: see each role]."""
+    code_admitted: whether a master of this attempt has admitted it, restarts: those in place of its pod, if any, and what it holds: see
+    each role]."""
     WELCOME = "welcome"
     """The master admits it."""
     REFUSED = "refused"

@@ -13,7 +13,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
-from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime import in_place, logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import listening_host, split_address
@@ -64,6 +64,7 @@ class Server:
         control.start()
         log.info("shard %d listens on %s", self._process.index, self._shard.address)
         while True:
+            in_place.own.step = self._shard.state().version
             try:
                 order = self._orders.get(timeout=1)
             except queue.Empty:

@@ -149,6 +149,32 @@ def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(available, -(-int(quota) // int(period))))
 
 
+def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Processes that the memory limit of this process's cgroup has killed so far; 0 where that is not known.
+
+    root: where the cgroups are mounted. own: the file that names those of this process.
+    """
+    try:
+        entries = [line.split(":", 2)[1:] for line in own.read_text().splitlines()]
+    except (OSError, IndexError):
+        entries = []
+    files = []
+    for controllers, path in entries:  # a container may see its own cgroup as the root of all, or its path on the node
+        folder = path.lstrip("/")
+        if not controllers:
+            files += [root / folder / "memory.events"]
+        elif "memory" in controllers.split(","):
+            files += [root / "memory" / folder / "memory.oom_control", root / "memory" / "memory.oom_control"]
+    for file in (*files, root / "memory.events"):
+        try:
+            counts = dict(line.split() for line in file.read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if counts.get("oom_kill", "").isdecimal():
+            return int(counts["oom_kill"])
+    return 0
+
+
 def set_threads(environ: MutableMapping[str, str], *, processes: int) -> None:
     """Shares the CPU limit between the `processes` of the pod, unless the user chose; must run before torch is imported.
 

@@ -1,6 +1,6 @@
 """The metrics of a pod with several training processes, for the one port of the pod.
 
-Each process answers on a socket file; their parent, which counts nothing itself, asks all of them at each scrape.
+Each process answers on a socket file; one more, which counts nothing itself, asks all of them at each scrape.
 """
 
 import socket
@@ -26,13 +26,13 @@ SCRAPE_SECONDS = 2.0
 class PodMetrics(Collector):
     """What all processes of the pod say, as one process would: each family once. Their ranks keep the samples apart."""
 
-    def __init__(self) -> None:
-        self.sockets: Sequence[Path] = ()
+    def __init__(self, sockets: Sequence[Path]) -> None:
+        self._sockets = tuple(sockets)
 
     def collect(self) -> Iterable[Metric]:
         """The families, for prometheus_client."""
         families: dict[str, Metric] = {}
-        sockets, deadline = tuple(self.sockets), time.monotonic() + SCRAPE_SECONDS
+        sockets, deadline = self._sockets, time.monotonic() + SCRAPE_SECONDS
         with ThreadPoolExecutor(max(1, len(sockets))) as pool:
             answers = list(pool.map(lambda path: _ask(path, deadline), sockets))
         for text in answers:

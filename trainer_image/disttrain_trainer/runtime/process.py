@@ -7,7 +7,7 @@ from pathlib import Path
 
 from disttrain.api import environment
 from disttrain.api.names import Role
-from disttrain.api.runtime import JobConfig
+from disttrain.api.runtime import JobConfig, RestartsInPlace
 from disttrain_trainer.errors import WrongInput
 
 
@@ -32,6 +32,10 @@ class Process:
     code_digest: str | None = None
     metrics_port: int | None = None
     termination_log: Path | None = None
+    pod: str | None = None
+    """uid of the pod; None where no plan counts what is restarted in it."""
+    restarts: RestartsInPlace | None = None
+    """Processes of the pod that ended before this one and were started again in place."""
     unknown: tuple[str, ...] = ()
     """Fields of the configuration that this version does not know: the operator is of a later release."""
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -68,7 +72,9 @@ class Process:
         }
 
     @classmethod
-    def read(cls, environ: Mapping[str, str], *, local_rank: int = 0) -> "Process":
+    def read(
+        cls, environ: Mapping[str, str], *, local_rank: int = 0, restarts: RestartsInPlace | None = None
+    ) -> "Process":
         """The process that the environment describes. Raises WrongInput, which names the variable."""
         try:
             config, unknown = JobConfig.decode(_required(environ, environment.JOB))
@@ -86,6 +92,8 @@ class Process:
             role=Role(role),
             index=_number(environ, environment.INDEX, default=0),
             local_rank=local_rank,
+            restarts=restarts,
+            pod=environ.get(environment.POD_UID) or None,
             steps_done=_number(environ, environment.STEPS_DONE, default=0),
             checkpoint_dir=checkpoint_dir,
             model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,

@@ -2,19 +2,12 @@
 
 from datetime import datetime
 
-from disttrain.api.spec import Action, BackoffLimitReset, FailureRule
+from disttrain.api.spec import Action, FailureRule
 from disttrain.api.status import LastRestart, Restarts
 from disttrain.plan import disruptions
 from disttrain.plan.disruptions import delay
 from disttrain.plan.model import DISRUPTED, PodView
 from disttrain.plan.view import JobView
-
-
-def counted_so_far(view: JobView) -> int:
-    """Failures that count towards the limit; a checkpoint since the last one has set them back."""
-    if checkpoint_resets(view) and view.checkpoint_step != view.restarts.checkpoint_step:
-        return 0
-    return view.restarts.counted_towards_limit
 
 
 def record(view: JobView, *, failed: int, counted: bool, last: LastRestart | None) -> Restarts:
@@ -23,7 +16,7 @@ def record(view: JobView, *, failed: int, counted: bool, last: LastRestart | Non
     return before.model_copy(
         update={
             "total": before.total + failed,
-            "counted_towards_limit": counted_so_far(view) + counted,
+            "counted_towards_limit": view.counted_so_far + counted,
             "checkpoint_step": view.checkpoint_step if counted else before.checkpoint_step,
             "last": last or before.last,
         }
@@ -32,7 +25,7 @@ def record(view: JobView, *, failed: int, counted: bool, last: LastRestart | Non
 
 def release(view: JobView, pod: PodView) -> datetime:
     """When a failed pod may be replaced. Until then it stays, and its log with it."""
-    counted = counted_so_far(view) if counts(view, pod) else 0
+    counted = view.counted_so_far if counts(view, pod) else 0
     return view.until(finished(view, pod), delay(max(counted, disruptions.in_a_row(view))))
 
 
@@ -46,7 +39,7 @@ def next_attempt(view: JobView) -> datetime | None:
     """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
     if view.present or view.restarts.last is None:
         return None
-    moment = view.until(view.restarts.last.time, delay(counted_so_far(view)))
+    moment = view.until(view.restarts.last.time, delay(view.counted_so_far))
     return moment if moment > view.now else None
 
 
@@ -67,16 +60,17 @@ def finished(view: JobView, pod: PodView) -> datetime:
 
 def carried_over(view: JobView) -> Restarts | None:
     """The account without the uids of pods that are gone, and set back by a new checkpoint; None while nothing ever failed."""
-    if view.status.restarts is None:
+    if view.status.restarts is None and not view.restarted_in_place:
         return None
+    return of_pods_that_exist(view, view.restarts).model_copy(update={"counted_towards_limit": view.counted_so_far})
+
+
+def of_pods_that_exist(view: JobView, restarts: Restarts) -> Restarts:
+    """The account without what was only kept in order not to count twice, of pods that are gone."""
     uids = {pod.uid for pod in view.snapshot.pods}
-    accounted = tuple(uid for uid in view.restarts.accounted if uid in uids)
-    return view.restarts.model_copy(update={"accounted": accounted, "counted_towards_limit": counted_so_far(view)})
-
-
-def checkpoint_resets(view: JobView) -> bool:
-    """Whether only the failures since the last checkpoint count."""
-    return view.spec.run_policy.backoff_limit_reset is BackoffLimitReset.ON_CHECKPOINT
+    accounted = tuple(uid for uid in restarts.accounted if uid in uids)
+    in_place = tuple(entry for entry in restarts.in_place if entry.pod in uids)
+    return restarts.model_copy(update={"accounted": accounted, "in_place": in_place})
 
 
 def rule_for(view: JobView, pod: PodView) -> FailureRule | None:

@@ -9,7 +9,7 @@ from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import Action, FailureRule
-from disttrain.plan import children, words
+from disttrain.plan import children, in_place, words
 from disttrain.plan.ending import fail
 from disttrain.plan.failures import cause
 from disttrain.plan.failures.account import counts, finished, record, rule_for
@@ -18,6 +18,7 @@ from disttrain.plan.failures.silence import replace_silent, silent_master
 from disttrain.plan.failures.steps import (
     consequences,
     limit_exceeded,
+    out_of_tries,
     reason_of,
     replace_pods,
     restart_job,
@@ -50,6 +51,8 @@ def failures(view: JobView) -> Step | None:
         name, reason = lost
         message = f"Pod {name} {words.HOW_LOST[reason]}; the other processes cannot continue without it"
         return restart_uncounted(view, reason, message)
+    if (over := _too_often_in_place(view)) is not None:
+        return over
     accounted = set(view.restarts.accounted)
     fresh = [pod for pod in view.failed if pod.uid not in accounted]
     if not fresh:
@@ -106,6 +109,15 @@ ACTIONS: Mapping[Action, Callable[[JobView, Failure], Step]] = MappingProxyType(
     {Action.FAIL_JOB: _fail_job, Action.RESTART_JOB: _restart_job, Action.RESTART_REPLICA: _restart_replica}
 )
 """What spec.failurePolicy can ask for."""
+
+
+def _too_often_in_place(view: JobView) -> Step | None:
+    """The end of a job whose processes failed too often, though each was restarted in its pod; None when they did not."""
+    last = in_place.newest(view.restarted_in_place)
+    if last is None or not last.failures or view.counted_so_far <= view.spec.run_policy.backoff_limit:
+        return None
+    log = view.snapshot.log_hint.format(namespace=view.job.metadata.namespace, pod=last.pod.name)
+    return out_of_tries(view, f"{in_place.sentence(view.restarted_in_place)}; log: {log}")
 
 
 def _lost_worker(view: JobView) -> tuple[str, Reason] | None:

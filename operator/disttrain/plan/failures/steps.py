@@ -10,7 +10,7 @@ from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import ReplicaStatus, Restarts
 from disttrain.plan import disruptions, words
 from disttrain.plan.ending import fail
-from disttrain.plan.failures.account import checkpoint_resets, counted_so_far, finished, record
+from disttrain.plan.failures.account import finished, of_pods_that_exist, record
 from disttrain.plan.model import DISRUPTED, Event, PodView
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import JobView
@@ -19,10 +19,16 @@ from disttrain.plan.view import JobView
 def limit_exceeded(view: JobView, message: str) -> Step | None:
     """The step that fails the job when one more failure is too many; None when it is not."""
     limit = view.spec.run_policy.backoff_limit
-    if counted_so_far(view) < limit:
+    if view.counted_so_far < limit:
         return None
+    return out_of_tries(view, message)
+
+
+def out_of_tries(view: JobView, message: str) -> Step:
+    """The step that fails the job because of its limit."""
+    limit = view.spec.run_policy.backoff_limit
     tries = f"{limit} failure{'' if limit == 1 else 's'}"
-    since = " since the last checkpoint" if checkpoint_resets(view) and view.checkpoint_step else ""
+    since = " since the last checkpoint" if view.checkpoint_resets and view.checkpoint_step else ""
     return fail(
         view, Reason.BACKOFF_LIMIT_EXCEEDED, f"More than {tries}{since} (runPolicy.backoffLimit). The last: {message}"
     )
@@ -34,7 +40,7 @@ def restart_job(view: JobView, *, blame: Role | None, restarts: Restarts, reason
         status={
             "attempt": view.attempt + 1,
             # Pods of an older attempt are never counted, so their uids need not be kept.
-            "restarts": restarts.model_copy(update={"accounted": ()}),
+            "restarts": restarts.model_copy(update={"accounted": (), "in_place": ()}),
             **_replica_restarts(view, [blame] if blame else []),
         },
         claims=(
@@ -89,12 +95,11 @@ def consequences(view: JobView, fresh: list[PodView], *, last: PodView | None) -
 
 def written_down(view: JobView, pods: list[PodView], restarts: Restarts) -> Step:
     """The account with these pods in it."""
-    uids = {pod.uid for pod in view.snapshot.pods}
-    kept = [uid for uid in view.restarts.accounted if uid in uids]
-    accounted = (*kept, *sorted(pod.uid for pod in pods))
+    kept = of_pods_that_exist(view, restarts)
+    accounted = (*kept.accounted, *sorted(pod.uid for pod in pods))
     return Step(
         status={
-            "restarts": restarts.model_copy(update={"accounted": accounted}),
+            "restarts": kept.model_copy(update={"accounted": accounted}),
             **_replica_restarts(view, [pod.role for pod in pods]),
         },
         again=True,
