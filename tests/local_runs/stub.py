@@ -80,10 +80,11 @@ def write_job(
     *documents: dict[str, Any],
     name: str = "stub",
     config: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
     **spec: Any,
 ) -> str:
-    """A job file for the stub, with documents beside the job; its name."""
-    trainer = {
+    """A job file for the stub, with documents beside the job; its name. trainer: further fields of it."""
+    ours = {
         "model": "disttrain_trainer:model",
         "dataset": "disttrain_trainer:dataset",
         "optimizer": {"name": "SGD", "learningRate": 0.1},
@@ -97,7 +98,7 @@ def write_job(
         "metadata": {"name": name},
         "spec": {
             "strategy": strategy,
-            "trainer": trainer,
+            "trainer": ours | (trainer or {}),
             "parameterServer": {"replicas": 1},
             "worker": {"replicas": 2},
         }

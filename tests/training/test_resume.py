@@ -162,7 +162,7 @@ def test_a_training_goes_on_with_a_lower_rate_and_another_worker_and_says_so(
     with Job(folder=tmp_path, spec=spec(changes)) as job:
         saved = interrupt(job)
     lower = {"name": "SGD", "learningRate": 0.01, "momentum": 0.9}
-    changed = spec({**changes, "worker": {"replicas": 3}}, optimizer=lower)
+    changed = spec({**changes, "worker": {"replicas": 3}}, optimizer=lower, partsPerStep=2)
     with Job(folder=tmp_path, spec=changed, attempt=2) as job:
         finish(job)
         assert f"begins at step {saved}" in job.logs()

@@ -78,6 +78,15 @@ EDIT_RULES = tuple(
     for field in _FIXED_WHILE_RUNNING
 )
 
+WORKERS_RULE = Rule(
+    cel=f"{_same('worker.replicas')} || has(self.spec.worker.elastic) || ({_RESTS})",
+    check=None,
+    message="changes only within elastic, or while the job is suspended: suspend it first, and wait for its condition Suspended",
+    field="spec.worker.replicas",
+    shows="spec.worker.replicas",
+)
+"""A suspended job goes on with any number of workers: trainer.partsPerStep says how a step is cut, whoever computes it."""
+
 
 _FIXED_BY_A_CHECKPOINT = ("trainer.batchSize", "trainer.seed", "trainer.lastBatch", "trainer.optimizer.name")
 """What the tensors of a checkpoint, or the samples of its next step, depend on. The trainer refuses the same, and more
@@ -150,7 +159,7 @@ class Metadata(Model):
 class DistTrainJob(Model):
     """A distributed training job: a master, parameter servers and workers, run to completion."""
 
-    RULES = (NAME_RULE, *STRATEGY_RULES, *EDIT_RULES, *CHECKPOINT_RULES)
+    RULES = (NAME_RULE, *STRATEGY_RULES, *EDIT_RULES, WORKERS_RULE, *CHECKPOINT_RULES)
 
     api_version: Literal["disttrain.dev/v1alpha1"] = "disttrain.dev/v1alpha1"
     kind: Literal["DistTrainJob"] = "DistTrainJob"

@@ -79,6 +79,11 @@ class JobConfig(Model):
         return self.workers * self.processes_per_worker
 
     @property
+    def parts_per_step(self) -> int:
+        """Parts of a global batch: the same in every attempt, however many processes compute them."""
+        return self.trainer.parts_per_step or self.world_size
+
+    @property
     def local_world_size(self) -> int:
         """LOCAL_WORLD_SIZE: training processes of one machine."""
         return self.workers_per_machine * self.processes_per_worker

@@ -130,13 +130,6 @@ class Worker(Model):
             shows="replicas",
         ),
         Rule(
-            cel="self.replicas == oldSelf.replicas || has(self.elastic)",
-            check=None,
-            message="the number of workers changes only within elastic; set worker.elastic when the job is created",
-            field="replicas",
-            shows="replicas",
-        ),
-        Rule(
             cel="has(self.elastic) == has(oldSelf.elastic)",
             check=None,
             message="whether a job is elastic is immutable, only its range may change; create a new job",
@@ -210,6 +203,14 @@ class DistTrainJobSpec(Model):
             shows="managedBy",
         ),
         Rule(
+            cel="has(self.trainer.partsPerStep) == has(oldSelf.trainer.partsPerStep) && "
+            "(!has(self.trainer.partsPerStep) || self.trainer.partsPerStep == oldSelf.trainer.partsPerStep)",
+            check=None,
+            message="is fixed for the life of the job: it numbers what is computed; create a new job",
+            field="trainer.partsPerStep",
+            shows="trainer.partsPerStep",
+        ),
+        Rule(
             cel="has(self.parameterServer) == (self.strategy.type == 'ParameterServer')",
             check=lambda s: (s.parameter_server is not None) == (s.strategy.type is StrategyType.PARAMETER_SERVER),
             message="set it with strategy.type ParameterServer, such as {replicas: 2}, and only then",
@@ -265,9 +266,11 @@ class DistTrainJobSpec(Model):
             shows="trainer.backend",
         ),
         Rule(
-            cel="!has(self.trainer.model) || self.trainer.batchSize < 1 || "
+            cel="!has(self.trainer.model) || has(self.trainer.partsPerStep) || self.trainer.batchSize < 1 || "
             f"self.trainer.batchSize >= self.worker.replicas * {_PROCESSES}",
-            check=lambda s: s.trainer.model is None or s.trainer.batch_size >= s.world_size,
+            check=lambda s: (
+                s.trainer.model is None or s.trainer.parts_per_step is not None or s.trainer.batch_size >= s.world_size
+            ),
             message="trainer.batchSize is global and must give every worker process at least one sample",
             field="trainer.batchSize",
             shows="trainer.batchSize",

@@ -248,6 +248,9 @@ class DistTrainJobStatus(Model):
     """Pods that were taken away lately; left out when there are none."""
     attempt: Count | None = None
     """Executions of the job: 1, and one more for each restart of the whole job and each resume."""
+    parts_per_step: Count | None = None
+    """Parts of a global batch of our own loop: trainer.partsPerStep, or the worker processes that the job had when it first started.
+    Written once."""
     training: TrainingStatus | None = None
     """Progress."""
     goodput: Goodput | None = None

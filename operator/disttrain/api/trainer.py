@@ -171,16 +171,27 @@ class Trainer(Model):
             field="optimizer",
         ),
         Rule(
+            cel="!has(self.partsPerStep) || self.batchSize < 1 || self.batchSize >= self.partsPerStep",
+            check=lambda t: t.parts_per_step is None or t.batch_size >= t.parts_per_step,
+            message="must be at most batchSize: each part has at least one sample",
+            field="partsPerStep",
+            shows="partsPerStep",
+        ),
+        Rule(
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
-            "&& !has(self.epochs) && !has(self.maxSteps) && !has(self.collate) && self.lastBatch == 'Keep')",
+            "&& !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) && !has(self.collate) "
+            "&& self.lastBatch == 'Keep')",
             check=lambda t: (
                 t.model is not None
                 or (
-                    not (t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps or t.collate)
+                    not (
+                        t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps or t.parts_per_step or t.collate
+                    )
                     and t.last_batch is LastBatch.KEEP
                 )
             ),
-            message="loss, evaluate, optimizer, epochs, maxSteps, collate and lastBatch are for our loop (model and dataset); "
+            message="loss, evaluate, optimizer, epochs, maxSteps, partsPerStep, collate and lastBatch are for our loop (model and "
+            "dataset); "
             "a script or command brings its own",
         ),
     )
@@ -206,13 +217,17 @@ class Trainer(Model):
     last_batch: LastBatch = LastBatch.KEEP
     """What becomes of the samples of an epoch that fill no whole batch: Keep (a smaller last batch; a single sample joins the batch
     before it), Drop (left out of this epoch), or Spread (into the last full batches). Default: Keep."""
+    parts_per_step: Annotated[StrictInt, Field(ge=1, le=65_536)] | None = None
+    """Parts of a global batch, each computed by one worker process: more or fewer processes compute the same parts. Fixed for the job's
+    life. Default: the worker processes of the job when it is created."""
     collate: Factory | None = None
     """package.module:function(samples) -> batch, for samples that do not stack, such as sequences of different length; samples is a
     list. Default: torch's default_collate."""
     seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False
-    """Bit for bit the same result on every run, also through a resume with as many workers; costs some speed. Default: false."""
+    """Bit for bit the same result on every run, also through a resume: with as many workers, or with parameter servers with any number of
+    them; costs some speed. Default: false."""
     find_unused_parameters: StrictBool = False
     """DataParallel: look in each step for parameters that take no part in the loss, so that the gradients of the others are sent while
     backward still runs. Parameters may take no part either way. Default: false."""

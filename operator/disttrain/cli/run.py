@@ -40,6 +40,8 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
     ports = Ports()
     job_run: Run | None = None
     try:
+        if mistake := _other_parts(found, folder):
+            raise Unusable(("spec", "trainer", "partsPerStep"), mistake)
         job = admitted(found.job, folder)
         programs = Programs(job, Documents(file.beside(found)), folder, ports)
         for problem in [
@@ -108,6 +110,20 @@ async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> Dis
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, interrupt)
     return await job_run.to_its_end()
+
+
+def _other_parts(found: FoundJob, folder: RunFolder) -> str:
+    """What is wrong with trainer.partsPerStep of a job that goes on; "" when nothing is."""
+    named, former = found.job.spec.trainer.parts_per_step, folder.former
+    if named is None or former is None or former.status.training is None or not former.status.training.step:
+        return ""
+    before = former.status.parts_per_step or former.spec.world_size
+    if named == before:
+        return ""
+    return (
+        f"{named}, but the steps of this run were made of {before} parts each: write {before}, or leave it out; without --resume a new run "
+        "starts at step 0"
+    )
 
 
 def _unwritable(error: OSError) -> str:

@@ -39,6 +39,8 @@ class RunFolder:
     uid: str
     attempt: int
     _lock: int
+    former: DistTrainJob | None = None
+    """The job as the attempt before left it; None for a new run."""
 
     @classmethod
     def new(cls, job_name: str, root: Path = ROOT) -> Self:
@@ -66,7 +68,7 @@ class RunFolder:
             lock = _lock(path)
             if lock is None:
                 raise NothingToResume(f"the newest run of {job_name} is still going on ({path})")
-            return cls(root, path, state["uid"], state["attempt"] + 1, lock)
+            return cls(root, path, state["uid"], state["attempt"] + 1, lock, _former(path))
         raise NothingToResume(f"there is no run of {job_name} in {root / 'runs'}; leave --resume out to start one")
 
     def remember(self, attempt: int) -> None:
@@ -109,6 +111,14 @@ class RunFolder:
     def close(self) -> None:
         """Lets go of the lock."""
         os.close(self._lock)
+
+
+def _former(path: Path) -> DistTrainJob | None:
+    """The job of a run's folder; None where it cannot be read, as when another version wrote it."""
+    try:
+        return DistTrainJob.parse(json.loads((path / "job.json").read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def _runs(job_name: str, root: Path) -> Iterator[Path]:

@@ -52,8 +52,19 @@ def admitted(job: DistTrainJob, folder: RunFolder) -> DistTrainJob:
     """The job of a file as an API server would have stored it: with a uid, a generation, a time, and what was before on resume."""
     now = datetime.now(UTC).replace(microsecond=0)
     metadata = job.metadata.model_copy(update={"uid": folder.uid, "generation": 1, "creation_timestamp": now})
-    status = DistTrainJobStatus(attempt=folder.attempt) if folder.attempt > 1 else DistTrainJobStatus()
+    status = DistTrainJobStatus()
+    if folder.attempt > 1:
+        status = DistTrainJobStatus(attempt=folder.attempt, parts_per_step=_parts_per_step(job, folder.former))
     return job.model_copy(update={"metadata": metadata, "status": status})
+
+
+def _parts_per_step(job: DistTrainJob, former: DistTrainJob | None) -> int | None:
+    """The parts of a step that a resumed run keeps; a run of an earlier version had as many as workers."""
+    if job.spec.trainer.model is None or former is None:
+        return None
+    if job.spec.trainer.parts_per_step is not None:  # another one than before only where no step was taken
+        return job.spec.trainer.parts_per_step
+    return former.status.parts_per_step or former.spec.world_size
 
 
 class Run:

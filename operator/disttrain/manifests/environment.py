@@ -31,6 +31,9 @@ def job_config(
 ) -> JobConfig:
     """The configuration of every process of an attempt. code_dir: where the workers have trainer.code."""
     trainer = job.spec.trainer
+    parts = trainer.parts_per_step or job.status.parts_per_step
+    # Named only where it is not the default, which a trainer of an earlier release has without the field.
+    trainer = trainer.model_copy(update={"parts_per_step": parts if parts != job.spec.world_size else None})
     if trainer.code is not None:
         # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
         # running attempt keep, knows no trainer.code.

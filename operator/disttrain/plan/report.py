@@ -45,6 +45,7 @@ def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJo
         "restarts": account.carried_over(view),
         "disruptions": disruptions.carried_over(view),
         **_beginning(view, making),
+        **_parts_per_step(view, making),
         **step.status,
     }
     same_attempt = fields.get("attempt", view.attempt) == view.attempt
@@ -84,6 +85,14 @@ def _beginning(view: JobView, making: bool) -> dict[str, Any]:
     """Start and first attempt. Pods without either were made by a pass that did not live to write it down."""
     begins = not view.started and (making or view.snapshot.pods)
     return {"start_time": view.second, "attempt": view.attempt} if begins else {}
+
+
+def _parts_per_step(view: JobView, making: bool) -> dict[str, Any]:
+    """Written once: by it the work of a step is numbered, also when the job goes on with another number of workers."""
+    begun = view.started or making or view.snapshot.pods
+    if view.spec.trainer.model is None or view.status.parts_per_step is not None or not begun:
+        return {}
+    return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.world_size}
 
 
 def _replica_statuses(

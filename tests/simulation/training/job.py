@@ -69,7 +69,16 @@ def _pace(chance: Random) -> Pace:
 
 @lru_cache
 def _config(
-    *, consistency: str, staleness: int, servers: int, workers: int, steps: int, every: int, keep: int, evaluates: bool
+    *,
+    consistency: str,
+    staleness: int,
+    servers: int,
+    workers: int,
+    parts: int,
+    steps: int,
+    every: int,
+    keep: int,
+    evaluates: bool,
 ) -> JobConfig:
     chosen = {"consistency": consistency} | ({"maxStaleness": staleness} if consistency == "BoundedStaleness" else {})
     spec = DistTrainJobSpec.model_validate(
@@ -81,7 +90,8 @@ def _config(
                 "model": "m:m",
                 "dataset": "m:d",
                 "optimizer": {"name": "SGD", "learningRate": 0.1},
-                "batchSize": 2 * workers,
+                "batchSize": 2 * parts,
+                "partsPerStep": parts,
                 "maxSteps": steps,
                 **({"evaluate": "m:e"} if evaluates else {}),
             },
@@ -114,11 +124,13 @@ class Job:
         self.buffers = chance.random() < 0.5
         self.keeps_model = chance.random() < 0.3
         self.evaluates = chance.random() < 0.4
+        workers = chance.choice((1, 2, 2, 3, 4))
         self.config = _config(
             consistency=chance.choice(("Sync", "Async", "BoundedStaleness")),
             staleness=chance.randrange(3),
             servers=chance.choice((1, 2, 2, 3)),
-            workers=chance.choice((1, 2, 2, 3, 4)),
+            workers=workers,
+            parts=chance.choice((workers, workers, 1, 2, 3, 5)),
             steps=chance.randint(2, 8),
             every=chance.randint(1, 4),
             keep=chance.randint(1, 3),
@@ -132,7 +144,7 @@ class Job:
         self.sync = strategy.consistency is Consistency.SYNC
         self.every = checkpoint.every_steps
         self.steps = self.config.trainer.max_steps
-        self.every_part = (1 << self.steps * self.config.world_size) - 1
+        self.every_part = (1 << self.steps * self.config.parts_per_step) - 1
         self.volume = Volume()
         self.oracle = Oracle(self)
         self.master: Master | None = None

@@ -65,7 +65,7 @@ class Oracle:
 
     def computes(self, worker: Member, part: int, parameters: tuple[int, ...]) -> None:
         """Sync: a gradient is of exactly the parameters of its step, on every shard."""
-        expected = _all(part - part % self._job.config.world_size)
+        expected = _all(part - part % self._job.config.parts_per_step)
         if self._job.sync and any(parts != expected for parts in parameters):
             found = [_names(parts) for parts in parameters]
             self.wrong(f"{worker} computes part {part} from parameters with the parts {found}")
@@ -138,9 +138,9 @@ class Oracle:
                 self.wrong(f"the file of server {server} says {file.applied}, but holds {_names(file.parts)}")
             written.append(file)
         common = reduce(and_, (file.parts for file in written))
-        if parts != common.bit_count() or parts < step * job.config.world_size:
+        if parts != common.bit_count() or parts < step * job.config.parts_per_step:
             self.wrong(f"checkpoint {step} says {parts} parts; every shard has {_names(common)}")
-        expected = _all(step * job.config.world_size) if job.sync else job.every_part if finished else None
+        expected = _all(step * job.config.parts_per_step) if job.sync else job.every_part if finished else None
         if expected is not None and any(file.parts != expected for file in written):
             held = [_names(file.parts) for file in written]
             self.wrong(f"checkpoint {step} (finished: {finished}) has shards of the parts {held}")

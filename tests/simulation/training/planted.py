@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator, _Save
-from disttrain_trainer.coordinator.work_queue import WorkQueue, _Lane
+from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message
@@ -18,15 +18,18 @@ def an_acknowledged_part_is_assigned_again(patch: pytest.MonkeyPatch) -> None:
         for part in parts:
             self._done.add(part)
 
-    def next_part(self: _Lane, done: IndexSet) -> int:
-        if self.returned:
-            return self.returned[0]
-        while self.cursor in done:
-            self.cursor += self.stride
-        return self.cursor
+    take = WorkQueue.take
+
+    def next_parts(self: WorkQueue, worker: int, count: int) -> list[int]:
+        done, returned = self._done, {index for parts in self._open.values() for index in parts}
+        self._done = IndexSet(index for index in done if index not in returned)
+        try:
+            return take(self, worker, count)
+        finally:
+            self._done = done
 
     patch.setattr(WorkQueue, "finish", finish)
-    patch.setattr(_Lane, "next", next_part)
+    patch.setattr(WorkQueue, "take", next_parts)
 
 
 def a_part_of_an_older_lease_counts(patch: pytest.MonkeyPatch) -> None:

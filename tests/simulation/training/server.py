@@ -79,7 +79,7 @@ class ShardHost:
         self.over = False
         self.policy = consistency.build(
             job.strategy,
-            parts_per_step=job.config.world_size,
+            parts_per_step=job.config.parts_per_step,
             version=file.version if file else 0,
             accepted=file.applied.copy() if file else None,
         )
@@ -120,10 +120,9 @@ class ShardHost:
         arrival = self.policy.arrive(request.index, empty=False)
         if arrival is not None:
             self.accepted |= 1 << request.index
-            for part in arrival.add:
-                self._job.oracle.applied(self._index, part, self.parts | self._sum)
-                self._sum |= 1 << part
-            if arrival.update:
+            self._job.oracle.applied(self._index, request.index, self.parts | self._sum)
+            self._sum |= 1 << request.index
+            if arrival.update is not None:
                 self._previous = (self.policy.version - 1, self.parts) if self._job.sync else None
                 self.parts, self._sum = self.parts | self._sum, 0
         if self.sessions.get(session.rank) is session:

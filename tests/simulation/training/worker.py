@@ -278,7 +278,7 @@ class Worker:
             if index < 0:
                 participates = current = False
                 continue
-            began, step = job.timeline.now, index // job.config.world_size
+            began, step = job.timeline.now, index // job.config.parts_per_step
             if not participates:
                 self._trained = True
                 yield from client.join()
@@ -295,7 +295,7 @@ class Worker:
                 yield from client.push(index)
                 current = False
             else:
-                after = following // job.config.world_size
+                after = following // job.config.parts_per_step
                 current = self._received((yield from client.push_pull(index, after if job.sync else None)), after)
             self._finished(index, began)
             if job.timeline.chance.random() < 0.2:  # a report is due

@@ -228,6 +228,32 @@ def test_resume_is_the_same_job_in_the_next_attempt(folder: Path) -> None:
     assert len(list((folder / ".disttrain" / "claims" / "ckpt").iterdir())) == 2, "a folder of checkpoints for each job"
 
 
+def test_a_resumed_run_keeps_the_parts_of_its_steps_whatever_its_workers(folder: Path) -> None:
+    ckpt = {"volume": {"persistentVolumeClaim": "ckpt"}}
+    config = {"worker": "print('parts', job['trainer'].get('partsPerStep'))", "progress": {"step": 5}}
+    first = run(folder, stub.write_job(folder, config=config, checkpoint=ckpt), "-o", "json").job
+    assert first["status"]["partsPerStep"] == 2
+    done = run(folder, stub.write_job(folder, config=config, checkpoint=ckpt, worker={"replicas": 3}), "--resume")
+    assert "[worker-2] parts 2" in done.out
+
+
+def test_a_resumed_run_refuses_other_parts_once_steps_were_taken(folder: Path) -> None:
+    ckpt = {"volume": {"persistentVolumeClaim": "ckpt"}}
+
+    def job(parts: int, steps: int) -> str:
+        config = {"worker": "time.sleep(1)", "progress": {"step": steps}}
+        return stub.write_job(folder, config=config, checkpoint=ckpt, trainer={"partsPerStep": parts})
+
+    run(folder, job(4, 0))
+    assert run(folder, job(6, 5), "--resume").code == 0, "no step was taken yet"
+    done = run(folder, job(4, 5), "--resume")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith(
+        "spec.trainer.partsPerStep: 4, but the steps of this run were made of 6 parts each: write 6, or leave it out; without --resume a "
+        "new run starts at step 0\n"
+    )
+
+
 def test_resume_without_a_run_is_wrong_input(folder: Path) -> None:
     done = run(folder, stub.write_job(folder, checkpoint={"volume": {"persistentVolumeClaim": "ckpt"}}), "--resume")
     assert (done.code, done.out) == (2, "")

@@ -5,6 +5,7 @@ import pytest
 from disttrain.api.reasons import JobState
 from disttrain.api.runtime import Progress, ProgressCheckpoint, Termination
 from disttrain.api.status import ReplicaStatus
+from disttrain.manifests.environment import cluster_addresses, job_config
 from unit.plan.builders import MASTER, SERVER, WORKER, created, deleted, make_job
 
 
@@ -170,3 +171,38 @@ def test_a_job_that_goes_on_with_servers_gets_them():
         parameterServer={"replicas": 2},
     )
     assert sorted(name for name in scene.pods if "-ps-" in name) == ["digits-ps-0", "digits-ps-1"]
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, 2), (6, 6)])
+def test_a_job_goes_on_with_other_workers_and_the_parts_that_it_began_with(named: int | None, expected: int) -> None:
+    scene = make_job()
+    if named is not None:
+        scene.spec(trainer={"partsPerStep": named})
+    scene.spec(suspend=True).seen()
+    assert scene.status.parts_per_step is None, "before it starts, its workers may change"
+    scene.spec(suspend=False).training().seen()
+    assert scene.status.parts_per_step == expected
+    scene.spec(suspend=True).seen().workers(3).spec(suspend=False).seen()
+    assert sorted(name for name in scene.pods if "worker" in name) == [f"digits-worker-{index}" for index in range(3)]
+    assert scene.status.parts_per_step == expected
+    assert job_config(scene.job, 2, cluster_addresses(scene.job)).parts_per_step == expected
+
+
+def test_processes_learn_of_parts_only_where_there_are_others_than_workers() -> None:
+    """A trainer of an earlier release does not know the field."""
+    scene = make_job().training().seen()
+    addresses = cluster_addresses(scene.job)
+    assert "partsPerStep" not in job_config(scene.job, 1, addresses).encode()
+    scene.workers(3)
+    assert '"partsPerStep":2' in job_config(scene.job, 1, addresses).encode()
+
+
+def test_a_job_that_began_under_an_earlier_release_keeps_the_parts_of_its_workers() -> None:
+    scene = make_job().training().seen()
+    scene.status = scene.status.model_copy(update={"parts_per_step": None})
+    scene.spec(suspend=True).seen()
+    assert scene.status.parts_per_step == 2
+
+
+def test_a_command_has_no_parts() -> None:
+    assert make_job().command().started().status.parts_per_step is None

@@ -196,5 +196,6 @@ def finish(table: Table) -> None:
     """Works until every part is applied."""
     while table.tracker.step != STEPS:
         for worker in WORKERS:
-            table.work(worker, 20)
-            table.serve()
+            if table.tracker.step != STEPS:
+                table.work(worker, 20)
+                table.serve()

@@ -150,7 +150,7 @@ def test_a_damaged_one_is_skipped_and_the_reason_said(
         pytest.param({"collate": "m:c"}, id="collate"),
         pytest.param({"deterministic": True, "backend": "gloo"}, id="how it is computed"),
         pytest.param({"maxSteps": 90}, id="more steps"),
-        pytest.param({"workers": 3}, id="workers"),
+        pytest.param({"workers": 3, "partsPerStep": 1}, id="workers"),
     ],
 )
 def test_what_shapes_neither_state_nor_data_may_change(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -166,6 +166,8 @@ SGD = {"name": "SGD", "learningRate": 0.1}
     [
         ({"batchSize": 16}, "trainer.batchSize: 32 then, 16 now"),
         ({"seed": 1}, "trainer.seed: 0 then, 1 now"),
+        ({"partsPerStep": 3}, "trainer.partsPerStep: 1 then, 3 now"),
+        ({"workers": 3}, "trainer.partsPerStep: 1 then, 3 now"),
         ({"lastBatch": "Drop"}, 'trainer.lastBatch: "Keep" then, "Drop" now'),
         ({"optimizer": {**SGD, "name": "Adam"}}, 'trainer.optimizer.name: "SGD" then, "Adam" now'),
         ({"optimizer": {**SGD, "momentum": 0.9}}, 'trainer.optimizer.momentum: "not set" then, "set" now'),

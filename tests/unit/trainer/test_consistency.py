@@ -7,41 +7,50 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.parameter_server.consistency import Async, BoundedStaleness, Clocks, OutOfStep, Sync
+from disttrain_trainer.parameter_server.sum_tree import SumTree
 
 
 class SyncMachine(RuleBasedStateMachine):
     """Parts of the current step and of steps before it arrive in any order, some more than once."""
 
+    PARTS = 6
+
     def __init__(self) -> None:
         super().__init__()
-        self.policy = Sync(parts_per_step=4)
-        self.added: list[int] = []
+        self.policy = Sync(parts_per_step=self.PARTS)
+        self.sums: dict[int, str] = {}
+        self.steps: list[str] = []
         self.known: set[int] = set()
 
-    @rule(back=st.integers(0, 6), part=st.integers(0, 3))
-    def a_slice_arrives(self, back: int, part: int) -> None:
-        index = max(0, (self.policy.version - back // 3)) * 4 + part
+    @rule(back=st.integers(0, 6), part=st.integers(0, PARTS - 1))
+    def a_part_arrives(self, back: int, part: int) -> None:
+        index = max(0, (self.policy.version - back // 3)) * self.PARTS + part
         arrival = self.policy.arrive(index, empty=False)
         assert (arrival is None) == (index in self.known)
         self.known.add(index)
-        if arrival is not None:
-            self.added.extend(arrival.add)
-            assert arrival.update == (len(self.added) % 4 == 0 and bool(arrival.add))
+        if arrival is None:
+            return
+        self.sums[index] = str(part)
+        for a, b in arrival.additions:
+            self.sums[a] = f"({self.sums[a]}+{self.sums.pop(b)})"
+        if arrival.update is not None:
+            self.steps.append(self.sums.pop(arrival.update))
+            assert not self.sums, "every part is in the sum"
 
-    @rule(ahead=st.integers(1, 3), part=st.integers(0, 3))
-    def a_slice_of_a_later_step_is_refused(self, ahead: int, part: int) -> None:
+    @rule(ahead=st.integers(1, 3), part=st.integers(0, PARTS - 1))
+    def a_part_of_a_later_step_is_refused(self, ahead: int, part: int) -> None:
         with pytest.raises(OutOfStep):
-            self.policy.arrive((self.policy.version + ahead) * 4 + part, empty=False)
+            self.policy.arrive((self.policy.version + ahead) * self.PARTS + part, empty=False)
 
     @invariant()
-    def slices_are_added_in_order_each_once(self) -> None:
-        assert self.added == list(range(len(self.added)))
+    def each_sum_is_the_same_tree(self) -> None:
+        assert set(self.steps) <= {"(((0+1)+(2+3))+(4+5))"}
 
     @invariant()
     def a_version_is_a_step_with_all_its_parts(self) -> None:
-        assert self.policy.version == len(self.added) // 4
+        assert self.policy.version == len(self.steps) == len(self.known) // self.PARTS
         assert set(self.policy.accepted) == self.known
-        assert self.policy.in_version == IndexSet(range(4 * self.policy.version))
+        assert self.policy.in_version == IndexSet(range(self.PARTS * self.policy.version))
         assert self.policy.start(0, 0, self.policy.version)
         assert not self.policy.start(0, 0, self.policy.version + 1)
 
@@ -165,7 +174,7 @@ def test_an_empty_slice_counts_in_async_without_an_update() -> None:
     policy = Async()
     arrival = policy.arrive(3, empty=True)
     assert arrival is not None
-    assert not arrival.update
+    assert arrival.update is None
     assert policy.version == 0
     assert 3 in policy.accepted
     assert policy.arrive(3, empty=True) is None
@@ -175,3 +184,15 @@ def test_a_waiting_worker_learns_which_slices_are_missing() -> None:
     policy = Sync(parts_per_step=20, version=2)
     policy.arrive(41, empty=False)
     assert policy.waits_for(3) == "step 2 to be complete: part 40, 42, 43, 44, 45, 46, 47, 48 and 11 more is missing"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8, 13, 64])
+def test_a_sum_waits_for_few_gradients_and_ends_after_few_additions(parts: int) -> None:
+    tree, held, most = SumTree(parts), 0, 0
+    for part in range(parts):
+        additions = tree.arrive(part)
+        held += 1 - len(additions)
+        most = max(most, held)
+    assert held == 1, "all are one sum"
+    assert len(additions) <= parts.bit_length()
+    assert most <= parts.bit_length()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import stat
 from pathlib import Path
@@ -19,6 +20,7 @@ from disttrain_trainer.parameter_server import shard as shard_module
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.sum_tree import SumTree
 
 SGD = {"name": "SGD", "learningRate": 0.1}
 ADAM = {"name": "Adam", "learningRate": 0.01}
@@ -53,6 +55,18 @@ def filled(shard: Shard, seed: int) -> Buffers:
     return buffers
 
 
+def push(
+    shard: Shard, part: int, gradient: Buffers, weight: float = 1.0, *, tree: SumTree | None = None, last: bool = True
+) -> None:
+    """The gradient of a part of a step arrives; without a tree it is the only one."""
+    shard.hold(part, gradient, weight)
+    shard.absorb(tree.arrive(part) if tree else [], update=(0 if tree else part) if last else None)
+
+
+def step_with(shard: Shard, seed: int) -> None:
+    push(shard, 0, filled(shard, seed))
+
+
 def values(shard: Shard) -> torch.Tensor:
     buffers = shard.acquire(None)
     try:
@@ -80,8 +94,9 @@ def test_cutting_a_shard_anywhere_changes_not_a_bit(
                 length, optimizer=optimizer, history=history, dtype=dtype, server=server, servers=servers
             )
             for step in range(3):
-                shard.absorb([(filled(shard, 2 * step + 1), 0.25)], update=False)
-                shard.absorb([(filled(shard, 2 * step + 2), 0.75)], update=True)
+                tree = SumTree(2)
+                push(shard, 0, filled(shard, 2 * step + 1), 0.25, tree=tree, last=False)
+                push(shard, 1, filled(shard, 2 * step + 2), 0.75, tree=tree)
             parts.append(values(shard))
         results.append(torch.cat(parts))
     assert all(torch.equal(result, results[0]) for result in results[1:])
@@ -92,7 +107,7 @@ def test_the_version_before_stays_readable_and_a_slow_reader_keeps_older_ones_wh
     seen = [values(shard)]
     slow = shard.acquire(0)
     for step in range(4):
-        shard.absorb([(filled(shard, step), 1.0)], update=True)
+        step_with(shard, step)
         seen.append(values(shard))
     previous = shard.acquire(3)
     assert torch.equal(previous.parts[0][:1000], seen[3])
@@ -103,8 +118,9 @@ def test_the_version_before_stays_readable_and_a_slow_reader_keeps_older_ones_wh
 def test_memory_does_not_grow_with_steps() -> None:
     shard = make_shard()
     for step in range(50):
-        buffers = [filled(shard, step), filled(shard, step + 1)]
-        shard.absorb([(buffers[0], 0.5), (buffers[1], 0.5)], update=True)
+        tree = SumTree(2)
+        push(shard, step % 2, filled(shard, step), 0.5, tree=tree, last=False)
+        push(shard, 1 - step % 2, filled(shard, step + 1), 0.5, tree=tree)
         shard.release(shard.acquire(None))
     # The current and the previous version are held; free are two gradients, and one version to write the next into.
     assert len(shard._free) <= 3
@@ -116,37 +132,65 @@ def test_gradients_of_16_bits_are_summed_in_32() -> None:
     for buffers in ones:
         buffers.parts[0].fill_(1)
     before = shard._masters[0].clone()
-    for buffers in ones:
-        shard.absorb([(buffers, 1.0)], update=buffers is ones[-1])
+    tree = SumTree(len(ones))
+    for part, buffers in enumerate(ones):
+        push(shard, part, buffers, tree=tree, last=buffers is ones[-1])
     # In bfloat16, 256 + 1 is 256.
     assert torch.equal(before - shard._masters[0], torch.full_like(before, 512))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", [SGD, {**SGD, "weightDecay": 0.1}, {**SGD, "momentum": 0.9}, ADAM])
-@pytest.mark.parametrize("weights", [(1 / 3, 1 / 3, 1 / 3), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4), (1.0, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (1 / 3, 1 / 3, 1 / 3),
+        (0.4, 0.4, 0.2),
+        (0.2, 0.4, 0.4),
+        (1.0, 0.5, 0.5),
+        (1 / 6,) * 6,
+        (0.1, 0.1, 0.2, 0.3, 0.1, 0.1, 0.1),
+    ],
+)
 def test_a_sum_is_the_weighted_one_and_bitwise_the_same_however_its_gradients_arrive(
     dtype: torch.dtype, optimizer: dict[str, str], weights: tuple[float, ...]
 ) -> None:
-    one_by_one, at_once, summed_before = (make_shard(dtype=dtype, optimizer=optimizer) for _ in range(3))
+    in_order, reversed_, shuffled, summed_before = (make_shard(dtype=dtype, optimizer=optimizer) for _ in range(4))
     for step in range(3):
-        seeds = range(10 * step, 10 * step + len(weights))
-        for last, (seed, weight) in enumerate(zip(seeds, weights, strict=True), start=1 - len(weights)):
-            one_by_one.absorb([(filled(one_by_one, seed), weight)], update=not last)
-        at_once.absorb([(filled(at_once, s), w) for s, w in zip(seeds, weights, strict=True)], update=True)
+        parts = list(range(len(weights)))
+        for shard, order in (
+            (in_order, parts),
+            (reversed_, parts[::-1]),
+            (shuffled, random.Random(step).sample(parts, len(parts))),
+        ):
+            tree = SumTree(len(weights))
+            for part in order:
+                gradient = filled(shard, 10 * step + part)
+                push(shard, part, gradient, weights[part], tree=tree, last=part == order[-1])
         total = summed_before.take()
-        gradients = [(filled(summed_before, s).parts[0].double(), w) for s, w in zip(seeds, weights, strict=True)]
-        total.parts[0].copy_(sum(weight * gradient for gradient, weight in gradients))
-        summed_before.absorb([(total, 1.0)], update=True)
-    assert torch.equal(values(one_by_one), values(at_once))
+        gradients = [filled(summed_before, 10 * step + part).parts[0].double() for part in parts]
+        total.parts[0].copy_(sum(weight * gradient for gradient, weight in zip(gradients, weights, strict=True)))
+        push(summed_before, 0, total)
+    assert torch.equal(values(in_order), values(reversed_))
+    assert torch.equal(values(in_order), values(shuffled))
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(values(at_once), values(summed_before), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(values(in_order), values(summed_before), atol=tolerance, rtol=tolerance)
+
+
+def test_a_part_without_samples_changes_nothing_in_the_sum() -> None:
+    with_gap, without = make_shard(), make_shard()
+    for shard, parts, count in ((with_gap, (0, 2), 3), (without, (0, 1), 2)):
+        tree = SumTree(count)
+        for number, part in enumerate(parts):
+            push(shard, part, filled(shard, number), 0.5, tree=tree, last=False)
+        shard.absorb(tree.arrive(1) if count == 3 else [], update=0)
+    assert torch.equal(values(with_gap), values(without))
 
 
 def test_a_sum_of_nothing_is_no_step() -> None:
     shard = make_shard()
     before = values(shard)
-    shard.absorb([], update=True)
+    shard.absorb([], update=0)
     assert shard.version == 0
     assert torch.equal(values(shard), before)
 
@@ -156,7 +200,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
     path = tmp_path / "deep" / "shard-0.safetensors"
     shard = make_shard(dtype=dtype)
     for step in range(5):
-        shard.absorb([(filled(shard, step), 1.0)], update=True)
+        step_with(shard, step)
     digest = shard.snapshot(IndexSet(range(10))).save(path)
     other = make_shard(dtype=dtype)
     file = ShardFile.load(path)
@@ -165,7 +209,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
     assert len(digest) == 64
     for step in range(5, 9):
         for each in (shard, other):
-            each.absorb([(filled(each, step), 1.0)], update=True)
+            step_with(each, step)
         assert torch.equal(values(shard), values(other))
     assert [p.name for p in path.parent.iterdir()] == ["shard-0.safetensors"], "no temporary file stays"
 
@@ -174,7 +218,7 @@ def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     shard = make_shard(history=False)
     snapshot = shard.snapshot(IndexSet())
     before = snapshot.tensors["0.parameters"].clone()
-    shard.absorb([(filled(shard, 1), 1.0)], update=True)
+    step_with(shard, 1)
     assert torch.equal(snapshot.tensors["0.parameters"], before)
 
 
@@ -249,7 +293,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_buffers_of_a_shard_with_nothing_are_empty() -> None:
     shard = make_shard(3, server=1, servers=5)
     assert shard.nbytes == 0
-    shard.absorb([(shard.take(), 1.0)], update=True)
+    push(shard, 0, shard.take())
     assert shard.version == 1
     assert len(bytes_of(shard.acquire(None).parts[0])) == 0
 

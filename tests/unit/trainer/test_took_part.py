@@ -126,7 +126,8 @@ def test_a_server_leaves_alone_what_took_no_part_also_through_a_checkpoint(
             buffers.parts[0][: span.length] = flat.gradients()[0][span.start : span.stop]
             ours = None if runs is None else participation.within(runs, [(span.start, span.stop)])
             part = None if ours is None else participation.took_of(ours, [span.length])
-            each.absorb([(buffers, 1.0)], update=True, took=part)
+            each.hold(0, buffers, 1.0)
+            each.absorb([], update=0, took=part)
             flat.parameters[0][span.start : span.stop] = each.acquire(None).parts[0][: span.length]
             if step == 6:
                 from disttrain_trainer.data.index_set import IndexSet

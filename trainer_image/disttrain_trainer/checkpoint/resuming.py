@@ -59,6 +59,7 @@ def data_of(config: JobConfig, data: DataSet | None) -> Section:
     trainer = config.trainer
     section: Section = {
         "trainer.batchSize": trainer.batch_size,
+        "trainer.partsPerStep": config.parts_per_step,
         "trainer.seed": trainer.seed,
         "trainer.lastBatch": trainer.last_batch.value,
     }
@@ -73,7 +74,10 @@ def data_of(config: JobConfig, data: DataSet | None) -> Section:
 
 def record_of(config: JobConfig) -> Section:
     """Everything that the job says of the training, flat."""
-    described = {"trainer": config.trainer.to_dict(), "strategy": config.strategy.to_dict()}
+    trainer = config.trainer.model_copy(
+        update={"parts_per_step": None}
+    )  # it must match (`data_of`), and is not always named
+    described = {"trainer": trainer.to_dict(), "strategy": config.strategy.to_dict()}
     return flat(described) | {"worker.replicas": config.workers}
 
 

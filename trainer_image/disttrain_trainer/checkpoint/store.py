@@ -170,7 +170,7 @@ def publish(
         attempt=config.attempt,
         step=step,
         parts=parts,
-        parts_per_step=config.world_size,
+        parts_per_step=config.parts_per_step,
         steps_per_epoch=steps_per_epoch(data.samples, config.trainer.batch_size, config.trainer.last_batch),
         files=files,
         state=state,

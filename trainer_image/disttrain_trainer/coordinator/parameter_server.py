@@ -56,7 +56,7 @@ class ParameterServerCoordinator:
                 tracker=tracker,
                 incarnation=incarnation,
                 timeout_seconds=config.startup_timeout_seconds,
-                parts_per_step=config.world_size,
+                parts_per_step=config.parts_per_step,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
                 buffer_writer=self._buffer_writer,
@@ -232,7 +232,7 @@ class ParameterServerCoordinator:
         self._tracker.data = self._workers.data
         self._queue = WorkQueue(
             total=schedule.total_parts,
-            parts_per_step=self._config.world_size,
+            parts_per_step=self._config.parts_per_step,
             aligned=self._sync,
             done=self._servers.applied,
         )

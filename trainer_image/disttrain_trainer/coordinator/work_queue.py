@@ -4,47 +4,23 @@ Pure: no sockets, no clock, no randomness. The state is soft: a new master makes
 servers guarantee that a part counts once; the queue sees to it that each part is computed, and rarely twice.
 """
 
-import heapq
+from collections import Counter
+from collections.abc import Iterator
 
 from disttrain_trainer.data.index_set import IndexSet
-
-
-class _Lane:
-    """The parts first, first + stride, first + 2 stride …: a cursor, and the parts before it that returned."""
-
-    __slots__ = ("cursor", "returned", "stride")
-
-    def __init__(self, *, first: int, stride: int) -> None:
-        self.cursor = first
-        self.stride = stride
-        self.returned: list[int] = []
-
-    def next(self, done: IndexSet) -> int:
-        """The lowest part of the lane that is neither assigned nor done."""
-        while self.returned and self.returned[0] in done:
-            heapq.heappop(self.returned)
-        if self.returned:
-            return self.returned[0]
-        while self.cursor in done:
-            self.cursor += self.stride
-        return self.cursor
-
-    def advance(self) -> None:
-        """Moves past the part that `next` returned."""
-        if self.returned:
-            heapq.heappop(self.returned)
-        else:
-            self.cursor += self.stride
 
 
 class WorkQueue:
     """The parts [0, total) of a job.
 
-    aligned: for synchronous steps. Part k is kept for rank k % parts_per_step while that worker lives, so that the parts of a step
-    are computed side by side; a worker that took two of one step would make all others wait. Otherwise any worker takes any part.
+    aligned: for synchronous steps. A worker holds at most its share of a step, ceil(parts_per_step / workers), so that the parts of a step
+    are computed side by side: a worker that held more would make all others wait. Otherwise any worker takes any part.
 
-    A worker computes its parts in ascending order. Invariant: the lowest unfinished part is either assigned to a worker as its next one, or
-    unassigned. When it becomes unassigned, the workers that wait for it must return their parts and request again (`recall`).
+    A worker computes its parts in ascending order of steps. Invariant of synchronous steps: a part of the lowest unfinished step is either
+    assigned to a worker that holds nothing of an earlier step, or unassigned, and some worker that holds nothing of a later step may take
+    it. It holds because a worker takes of a later step only when it holds its share of the earlier one, and the shares of all workers
+    together are the whole step. When parts return, or a worker leaves and the shares grow, the workers that are ahead must return theirs
+    and request again (`recall`).
     """
 
     def __init__(self, *, total: int, parts_per_step: int, aligned: bool, done: IndexSet | None = None) -> None:
@@ -52,9 +28,12 @@ class WorkQueue:
         self.parts_per_step = parts_per_step
         self.limit = total
         """Parts from this number on are not assigned yet."""
+        self._aligned = aligned
         self._done = done.copy() if done is not None else IndexSet()
-        count = parts_per_step if aligned else 1
-        self._lanes = [_Lane(first=number, stride=count) for number in range(count)]
+        self._open: dict[int, list[int]] = {}
+        """Of the steps before `_opened` those with unassigned parts, and these parts; some of them may be done by now."""
+        self._opened = 0
+        """Steps from this one on have no part that was ever assigned."""
         self._leases: dict[int, set[int]] = {}
 
     @property
@@ -86,7 +65,7 @@ class WorkQueue:
         self._leases[worker] = set()
 
     def leave(self, worker: int) -> bool:
-        """The worker is lost: its parts return, and any worker may take from its lane. False when it took no part."""
+        """The worker is lost: its parts return, and the share of the others grows. False when it took no part."""
         if worker not in self._leases:
             return False
         self._give_back(worker)
@@ -104,20 +83,25 @@ class WorkQueue:
 
     def take(self, worker: int, count: int) -> list[int]:
         """At most `count` parts for the worker, ascending; none while there are none below the limit."""
-        lease = self._leases[worker]
-        single = len(self._lanes) == 1
-        lanes = [
-            lane for number, lane in enumerate(self._lanes) if single or number == worker or number not in self._leases
-        ]
+        lease, workers = self._leases[worker], len(self._leases)
+        share = -(-self.parts_per_step // workers) if self._aligned else self.parts_per_step
+        held = Counter(index // self.parts_per_step for index in lease) if self._aligned else Counter()
+        first = max(held, default=0)  # of an earlier step than one that it waits for it takes no more
         taken: list[int] = []
-        while len(taken) < count:
-            lane = min(lanes, key=lambda lane: lane.next(self._done))
-            index = lane.next(self._done)
-            if index >= self.limit:
+        for step in self._steps(first):
+            of_step = [index for index in self._open[step] if index < self.limit and index not in self._done]
+            if (
+                self._aligned
+            ):  # its own numbers first: while no worker is lost, each computes the same parts of every step
+                of_step.sort(key=lambda index: (index % self.parts_per_step % workers != worker, index))
+            else:
+                of_step.sort()
+            chosen = sorted(of_step[: max(0, min(share - held[step], count - len(taken)))])
+            self._close(step, chosen)
+            taken += chosen
+            if len(taken) == count:
                 break
-            lane.advance()
-            lease.add(index)
-            taken.append(index)
+        lease.update(taken)
         return taken
 
     def finish(self, worker: int, parts: list[int]) -> None:
@@ -147,10 +131,30 @@ class WorkQueue:
             self._return(index)
         return gone
 
+    def _steps(self, first: int) -> Iterator[int]:
+        """The steps from `first` on that have unassigned parts below the limit, ascending; opens further ones."""
+        yield from [step for step in sorted(self._open) if step >= first]
+        while (begin := self._opened * self.parts_per_step) < min(self.limit, self.total):
+            step, self._opened = self._opened, self._opened + 1
+            parts = [index for index in range(begin, begin + self.parts_per_step) if index not in self._done]
+            if parts:
+                self._open[step] = parts
+                yield step
+
+    def _close(self, step: int, chosen: list[int]) -> None:
+        """These parts are assigned, and the others of the step that are done are no longer open."""
+        left = [index for index in self._open[step] if index not in chosen and index not in self._done]
+        if left:
+            self._open[step] = left
+        else:
+            del self._open[step]
+
     def _give_back(self, worker: int) -> None:
         for index in self._leases[worker]:
             self._return(index)
         self._leases[worker] = set()
 
     def _return(self, index: int) -> None:
-        heapq.heappush(self._lanes[index % len(self._lanes)].returned, index)
+        step = index // self.parts_per_step
+        if step < self._opened:
+            self._open.setdefault(step, []).append(index)

@@ -100,7 +100,7 @@ class Schedule:
         return cls(
             samples=samples,
             batch_size=trainer.batch_size,
-            parts_per_step=config.world_size,
+            parts_per_step=config.parts_per_step,
             seed=trainer.seed,
             epochs=trainer.epochs,
             max_steps=trainer.max_steps,
@@ -158,6 +158,14 @@ class Schedule:
             # Two epochs: around their border, parts of both are asked for.
             self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
         return order
+
+
+def parts_of(rank: int, *, ranks: int, parts_per_step: int) -> range:
+    """The parts of a step, counted from 0, that a rank of a collective computes: neighbours, as many as any other rank has or one less.
+
+    Rank 0 has part 0. A rank has none when there are more ranks than parts.
+    """
+    return range(-(-rank * parts_per_step // ranks), -(-(rank + 1) * parts_per_step // ranks))
 
 
 def steps_per_epoch(samples: int, batch_size: int, last_batch: LastBatch) -> int:

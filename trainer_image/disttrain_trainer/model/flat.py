@@ -213,6 +213,15 @@ class FlatModel:
         if parameter.grad is not view:
             self._put_back(parameter, view)
 
+    def refuse_cleared(self) -> None:
+        """Raises UserError when code of the user's has cleared or replaced the gradients that the parts before have added up."""
+        for place, (parameter, view) in zip(self.places, self._views, strict=True):
+            if parameter.grad is not view:
+                raise UserError(
+                    f"the gradient of parameter {place.name} was cleared or replaced while the loss of a part was computed, and with it "
+                    "what the parts before have added: leave zero_grad() and changes of .grad out of trainer.loss and trainer.model"
+                )
+
     def verify(self) -> None:
         """Raises UserError when the module has other parameters than at the start, or they lie elsewhere; a walk over the module."""
         named = dict(self._module.named_parameters())

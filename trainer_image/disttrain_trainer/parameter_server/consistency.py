@@ -2,11 +2,11 @@
 
 No tensors, threads, clocks or I/O: a policy gets the events and returns what to do; `shard_host.py` does it under its lock.
 
-- `Sync` (BSP): step v+1 begins when every slice of step v is in, added in slice order.
-- `Async` (Downpour, Dean et al., NIPS 2012; Hogwild, Recht et al., NIPS 2011): each slice is an update at once.
+- `Sync` (BSP): step v+1 begins when every part of step v is in, added up by a fixed tree (sum_tree.py).
+- `Async` (Downpour, Dean et al., NIPS 2012; Hogwild, Recht et al., NIPS 2011): each part is an update at once.
 - `BoundedStaleness` (SSP, Ho et al., NIPS 2013): as Async, with a gate at the start of each iteration.
 
-Slices may come in any order, from anybody, more than once, or never. A policy keeps what it has accepted, and each slice counts once.
+Parts may come in any order, from any worker, more than once, or never. A policy keeps what it has accepted, and each part counts once.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from disttrain.api import spec
 from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.parameter_server.sum_tree import SumTree
 
 
 class OutOfStep(Exception):
@@ -24,10 +25,10 @@ class OutOfStep(Exception):
 class Arrival:
     """What to do when a part is complete."""
 
-    add: tuple[int, ...]
-    """Parts whose gradients are to be added to the sum now, in this order."""
-    update: bool
-    """Then take an optimiser step with the sum, to the next version."""
+    additions: tuple[tuple[int, int], ...] = ()
+    """(a, b): the sum that part b begins is to be added to the one that part a begins. In this order."""
+    update: int | None = None
+    """Then take an optimiser step with the sum that this part begins, to the next version."""
 
 
 class Clocks:
@@ -93,7 +94,7 @@ class Consistency(ABC):
             return None
         arrival = self._arrive(index, empty)
         self.accepted.add(index)
-        self.version += arrival.update
+        self.version += arrival.update is not None
         return arrival
 
     @property
@@ -134,29 +135,26 @@ class Consistency(ABC):
 
 
 class Sync(Consistency):
-    """Each version is one update with all parts of one step, summed in the order of the parts: bitwise equal for any order of arrival."""
+    """Each version is one update with all parts of one step: bitwise equal for any order of arrival and any number of workers."""
 
     def __init__(self, *, parts_per_step: int, version: int = 0) -> None:
         super().__init__(
             version=version, accepted=IndexSet.from_intervals([(0, version * parts_per_step)] if version else [])
         )
         self.parts_per_step = parts_per_step
-        self._next = version * parts_per_step  # the first part that is not in the sum
-        self._early: set[int] = set()
+        self._missing, self._tree = parts_per_step, SumTree(parts_per_step)
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
-        if index // self.parts_per_step > self.version:
-            raise OutOfStep(
-                f"part {index} is of step {index // self.parts_per_step}, but this shard is at {self.version}"
-            )
-        self._early.add(index)
-        first = self._next
-        while self._next in self._early:
-            self._early.remove(self._next)
-            self._next += 1
-        return Arrival(
-            add=tuple(range(first, self._next)), update=self._next == (self.version + 1) * self.parts_per_step
-        )
+        step, part = divmod(index, self.parts_per_step)
+        if step > self.version:
+            raise OutOfStep(f"part {index} is of step {step}, but this shard is at {self.version}")
+        first = index - part
+        additions = tuple((first + a, first + b) for a, b in self._tree.arrive(part))
+        self._missing -= 1
+        if self._missing:
+            return Arrival(additions=additions)
+        self._missing, self._tree = self.parts_per_step, SumTree(self.parts_per_step)
+        return Arrival(additions=additions, update=first)
 
     @property
     def in_version(self) -> IndexSet:
@@ -193,7 +191,7 @@ class Async(Consistency):
         self._clocks = Clocks()
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
-        return Arrival(add=(index,), update=not empty)
+        return Arrival(update=None if empty else index)
 
     @property
     def gate(self) -> int:

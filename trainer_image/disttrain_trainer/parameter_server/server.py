@@ -139,12 +139,12 @@ class ShardServer:
         file = None if checkpoint is None else self._load(checkpoint)
         try:
             if file is not None and parts_per_step is not None:
-                file = file.renumbered(then=parts_per_step, now=self._config.world_size)
+                file = file.renumbered(then=parts_per_step, now=self._config.parts_per_step)
             new = ShardHost(
                 number=round_number,
                 server=self._index,
                 servers=self._config.parameter_servers,
-                parts_per_step=self._config.world_size,
+                parts_per_step=self._config.parts_per_step,
                 strategy=self._strategy,
                 optimizer=self._optimizer(),
                 checkpoint=file,

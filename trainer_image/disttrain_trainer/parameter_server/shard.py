@@ -42,6 +42,27 @@ class Buffers:
         self.retired = False
 
 
+class _Sum:
+    """The sum of some gradients: scale x the values, which are in `wide` where they have 16 bits and were added to or stepped with."""
+
+    __slots__ = ("buffers", "scale", "wide")
+
+    def __init__(self, buffers: Buffers, scale: float) -> None:
+        self.buffers = buffers
+        self.scale = scale
+        self.wide: list[torch.Tensor | None] | None = None
+
+    def block(self, number: int, block: slice, *, widen: bool = False) -> torch.Tensor:
+        """The values of a block. widen: its 32 bits have no values yet."""
+        part = self.buffers.parts[number][block]
+        wide = None if self.wide is None else self.wide[number]
+        if wide is None:
+            return part
+        if widen:
+            wide[block].copy_(part)
+        return wide[block]
+
+
 class Shard:
     """The part number `server` of `servers` of a model of this layout. Not thread-safe."""
 
@@ -58,14 +79,14 @@ class Shard:
         self._free: list[Buffers] = []
         self._current = Buffers(self.spans)
         self._previous: Buffers | None = None
-        self._sum: Buffers | None = None
-        self._scale = 1.0  # what the sum is still to be multiplied with
-        self._widened = False  # whether the sum is in `_wide_sums`, where 16 bits are summed
+        self._sums: dict[int, _Sum] = {}
+        """Gradients, and sums of them, each under its first part."""
         self._missed: list[Missed] = [() for _ in self.spans]
         """The updates in which elements took no part."""
         parts = self._current.parts
         self._masters = [_wide(part) for part in parts]
-        self._wide_sums = [_wide(part) for part in parts]
+        self._free_wide: list[list[torch.Tensor | None]] = []
+        """Vectors of 32 bits, in which gradients of 16 are summed."""
         optimizer.bind(
             [part if master is None else master for part, master in zip(parts, self._masters, strict=True)], block=BLOCK
         )
@@ -93,69 +114,94 @@ class Shard:
         self._current = values
         self.initialized = True
 
+    def hold(self, part: int, gradient: Buffers, weight: float) -> None:
+        """Takes the gradient of a part, which counts gradient x weight, until it is added to others or stepped with."""
+        self._sums[part] = _Sum(gradient, weight)
+
     def absorb(
         self,
-        gradients: Sequence[tuple[Buffers, float]],
+        additions: Sequence[tuple[int, int]],
         *,
-        update: bool,
+        update: int | None,
         divisor: float = 1.0,
         took: Took = None,
         measure: bool = False,
     ) -> float | None:
-        """Adds gradient x weight, in this order, to the sum; then, if `update`, takes an optimiser step with the sum, to a new version.
+        """For each (a, b) of `additions`, in this order, adds the sum held under part b to that under part a. Then, unless `update` is
+        None, takes an optimiser step with the sum held under that part, to a new version. A part may hold nothing.
 
         divisor: what the sum is divided by before. took: the elements that the step changes.
         The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
         """
-        queue = list(gradients)
-        if self._sum is None:
-            if not queue:
-                return None
-            # The first gradient's own memory becomes the sum.
-            self._sum, self._scale = queue.pop(0)
-            self._widened = False
-        if not queue and not update:
+        work = self._prepare(additions)
+        total = None if update is None else self._sums.pop(update, None)
+        if not work and total is None:
             return None
+        first_alone = total is not None and self._widen(total)
         squared = 0.0
         plain = took is None and not any(self._missed)
-        additions = []
-        for buffers, weight in queue:
-            # Equal weights are left to the optimizer, which has to multiply anyway: a pass over the sum less. What is multiplied when
-            # follows from the gradients and their order alone, so that the sum is bitwise the same however they arrive.
-            if weight == self._scale:
-                additions.append((buffers.parts, 1.0, 1.0))
-            else:
-                additions.append((buffers.parts, self._scale, weight))
-                self._scale = 1.0
-        for number, (part, wide) in enumerate(zip(self._sum.parts, self._wide_sums, strict=True)):
+        scale = 1.0 if total is None else total.scale / divisor
+        for number, part in enumerate(self._current.parts):
             for start in range(0, part.numel(), BLOCK):
                 block = slice(start, min(start + BLOCK, part.numel()))
-                total = part[block] if wide is None else wide[block]
-                if wide is not None and not self._widened:
-                    total.copy_(part[block])
-                for parts, before, weight in additions:
+                for left, right, before, weight, first in work:
+                    into = left.block(number, block, widen=first)
                     if before != 1.0:
-                        total.mul_(before)
-                    total.add_(parts[number][block], alpha=weight)
-                if update and measure:
-                    own = total[: max(0, self.spans[number].length - start)]  # without the padding
+                        into.mul_(before)
+                    into.add_(right.block(number, block), alpha=weight)
+                if total is None:
+                    continue
+                gradient = total.block(number, block, widen=first_alone)
+                following = total.buffers.parts[number][block]
+                if measure:
+                    own = gradient[: max(0, self.spans[number].length - start)]  # without the padding
                     squared += float(torch.linalg.vector_norm(own)) ** 2
-                if update and plain:
-                    self._step(number, block, total, part[block], self._scale / divisor)
-                elif update:
-                    self._step_some(number, block, total, part[block], self._scale / divisor, took)
-        self._widened = True
-        self._free.extend(buffers for buffers, _ in queue)
-        if not update:
+                if plain:
+                    self._step(number, block, gradient, following, scale)
+                else:
+                    self._step_some(number, block, gradient, following, scale, took)
+        for _, right, *_ in work:
+            self._free.append(right.buffers)
+            self._narrow(right)
+        if total is None:
             return None
-        squared *= (self._scale / divisor) ** 2
+        self._narrow(total)
         self._optimizer.advance()
         if not plain:
             self._count_misses(took)
         self.version += 1
-        self._publish(self._sum)
-        self._sum = None
-        return squared if measure else None
+        self._publish(total.buffers)
+        return squared * scale**2 if measure else None
+
+    def _prepare(self, additions: Sequence[tuple[int, int]]) -> list[tuple["_Sum", "_Sum", float, float, bool]]:
+        """The additions that there is something to do for: left, right, what left is multiplied with before, right's weight, and whether
+        left gets its 32 bits now."""
+        work = []
+        for a, b in additions:
+            right = self._sums.pop(b, None)
+            if right is None:
+                continue
+            left = self._sums.setdefault(a, right)
+            if left is right:
+                continue
+            # Equal weights are left to the optimizer, which has to multiply anyway: a pass over the sum less. What is multiplied when
+            # follows from the gradients and the order of `additions` alone, so that the sum is bitwise the same however they arrive.
+            before = weight = 1.0
+            if left.scale != right.scale:
+                before, weight, left.scale = left.scale, right.scale, 1.0
+            work.append((left, right, before, weight, self._widen(left)))
+        return work
+
+    def _widen(self, summed: "_Sum") -> bool:
+        """Gives a sum memory of 32 bits beside its 16; False when it has some already."""
+        if summed.wide is not None:
+            return False
+        summed.wide = self._free_wide.pop() if self._free_wide else [_wide(part) for part in summed.buffers.parts]
+        return True
+
+    def _narrow(self, summed: "_Sum") -> None:
+        if summed.wide is not None:
+            self._free_wide.append(summed.wide)
 
     def acquire(self, version: int | None) -> Buffers:
         """The parameters of that version if they are here, else the current ones; to be read until `release`."""

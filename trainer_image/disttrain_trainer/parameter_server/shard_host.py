@@ -102,7 +102,6 @@ class ShardHost:
         self.over = False
         """Whether `end` was called."""
         self._shard: Shard | None = None
-        self._held: dict[int, tuple[Buffers, float]] = {}  # gradients that wait for the parts before them
         self._weights: dict[int, float] = {}
         """Of the gradients of the update that is being made, by part; how they come must not matter to their sum."""
         self._owned = False
@@ -207,13 +206,15 @@ class ShardHost:
             else:
                 try:
                     if buffers is not None:
-                        self._held[gradient.index] = (buffers, self._weigh(gradient))
-                    ready = [self._held.pop(index) for index in arrival.add if index in self._held]
+                        shard.hold(gradient.index, buffers, self._weigh(gradient))
                     if self._observe_staleness is not None and buffers is not None:
                         self._observe_staleness(max(0, shard.version - gradient.version))
                     measure = self._sync and self._norms.due(shard.version + 1)
-                    divisor, took = (self._divisor(), self._all_took(shard)) if arrival.update else (1.0, None)
-                    squared = shard.absorb(ready, update=arrival.update, divisor=divisor, took=took, measure=measure)
+                    updates = arrival.update is not None
+                    divisor, took = (self._divisor(), self._all_took(shard)) if updates else (1.0, None)
+                    squared = shard.absorb(
+                        arrival.additions, update=arrival.update, divisor=divisor, took=took, measure=measure
+                    )
                     if squared is not None:
                         self._norms.add(shard.version, squared)
                 except BaseException:

@@ -1,4 +1,4 @@
-"""DataParallel: rank r computes part r of every step, gradients are averaged weighted by samples, every rank has the model.
+"""DataParallel: each rank computes its parts of every step, gradients are averaged weighted by samples, every rank has the model.
 
 A rank from its start to its end, through lost peers: the survivors keep their state, and the rank with the newest state gives it to all.
 """
@@ -15,13 +15,14 @@ from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store
-from disttrain_trainer.data.schedule import BatchPart
-from disttrain_trainer.errors import PeerLost, UserError
+from disttrain_trainer.data.schedule import BatchPart, parts_of
+from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel, norm
 from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -69,6 +70,12 @@ class DataParallel:
         self._keeps_model = process.rank == 0 and process.model_dir is not None and model_file.can_be_kept(task.model)
         self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
         """The model itself needs all ranks in each forward and backward."""
+        if self._joint and self._config.parts_per_step != self._config.world_size:
+            raise WrongInput(
+                "trainer.model: SyncBatchNorm takes its mean over all ranks at once, so that each must compute one part of a step; here "
+                f"trainer.partsPerStep is {self._config.parts_per_step}, and the job has {self._config.world_size} worker processes: make "
+                "them equal, or use BatchNorm"
+            )
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
         """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
         with control.changed:
@@ -190,7 +197,10 @@ class DataParallel:
     def _train(self, this_round: Round, replica: Replicated | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
-        schedule, world_size = task.schedule, self._config.world_size
+        schedule, parts_per_step = task.schedule, self._config.parts_per_step
+        parts = parts_of(self._process.rank, ranks=self._config.world_size, parts_per_step=parts_per_step)
+        several, first, final = len(parts) > 1, min(parts.start, parts_per_step - 1), parts.stop - 1
+        buffers = PartBuffers(task.model)
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
         objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
@@ -202,11 +212,19 @@ class DataParallel:
             if rank.round is not this_round:
                 raise _Reform
             began = clock()
-            part = schedule.part(step * world_size + self._process.rank)
             zero_grad()
             # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
-            weight, own = part.samples / part.batch_samples, False
-            if part.samples or joint:
+            total, own, data, forward = 0.0, False, 0.0, 0.0
+            part, mark = schedule.part(step * parts_per_step + first), began
+            if several:
+                buffers.begin()
+            for number in parts:
+                if number != first:
+                    part = schedule.part(step * parts_per_step + number)
+                    buffers.between(step=step)
+                if not (part.samples or joint):
+                    continue
+                weight = part.samples / part.batch_samples
                 task.seed(part)
                 kept = None if part.samples else _copies_of_buffers(task.model)
                 batch = task.fetch(part.indices if part.samples else others)
@@ -218,38 +236,49 @@ class DataParallel:
                     self._look_at(loss, part, given)
                 refuse_unfrozen()
                 computed = clock()
-                if replica is None:
-                    if weight:
-                        loss.backward()  # type: ignore[no-untyped-call]
-                elif weight:
-                    loss = loss * weight
-                    replica.begin(loss)
+                if weight:
+                    if several:
+                        self._flat.refuse_cleared()
+                    if several or replica is not None:
+                        loss = loss * weight
+                    if replica is not None:
+                        replica.begin(loss, early=number == final)
                     loss.backward()  # type: ignore[no-untyped-call]
+                    if number != final:
+                        gradients()
                 elif joint and loss.requires_grad:
+                    assert replica is not None
                     replica.begin(loss, early=False)
                     loss.backward()  # type: ignore[no-untyped-call]
                     zero_grad()
                 if kept is not None:
                     _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
-            else:
-                fetched = computed = clock()
+                total += weight
+                data += fetched - mark
+                forward += computed - fetched
+                mark = clock()
+            if several:
+                buffers.end(step=step)
             if replica is None:
                 gradients()
                 took_part = self._flat.took_part
+                if several and own and total:
+                    for vector in vectors:
+                        vector.mul_(1 / total)
                 reduced = sent = clock()
             else:
-                took_part = replica.finish(weight=weight, own=own, alive=lambda: rank.round is this_round)
+                took_part = replica.finish(weight=total, own=own, alive=lambda: rank.round is this_round)
                 sent, reduced = replica.sent, clock()
-            if took_part is not None and weight and not any(took_part):
+            if took_part is not None and total and not any(took_part):
                 objective.learned_nothing()
             update(vectors, took_part)
             rank.step = step + 1
             ended = clock()
             metrics.steps += 1
             durations.observe(ended - began)
-            phases["data"] += fetched - began
-            phases["forward"] += computed - fetched
-            phases["backward"] += sent - computed
+            phases["data"] += data
+            phases["forward"] += forward
+            phases["backward"] += sent - began - data - forward
             phases["communicate"] += reduced - sent
             phases["optimize"] += ended - reduced
             if meter.due(ended) or rank.step == last:

@@ -144,7 +144,7 @@ class RankCheckpoints:
                 folder,
                 config=self._config,
                 step=step,
-                parts=step * self._config.world_size,
+                parts=step * self._config.parts_per_step,
                 data=self._data,
                 files={file: digest},
                 finished=finished,
