@@ -1,4 +1,5 @@
-"""BatchNorm's running statistics, which parameter servers know nothing of, are in the checkpoints and survive as the rest does."""
+"""BatchNorm's running statistics and extra state, which parameter servers know nothing of, are in the checkpoints and survive as the rest
+does."""
 
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,57 @@ def test_every_checkpoint_has_them_also_when_somebody_was_lost(tmp_path: Path, l
         assert finish(job)["accuracy"] > 0.9
     assert saved_steps(tmp_path) == [m["step"] for m in manifests(tmp_path / "checkpoints")]
     assert buffers(tmp_path, STEPS)["1.num_batches_tracked"] > 0
+
+
+COUNTS = """
+from torch import nn
+
+class Counts(nn.Module):
+    calls = {"training": 0}
+
+    def forward(self, x):
+        if self.training:
+            self.calls = {"training": self.calls["training"] + 1}
+        return x
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+class Keeps(Counts):
+    def get_extra_state(self):
+        return {"calls": (1, 2)}
+
+def model(config):
+    return nn.Sequential(nn.Linear(64, 10), Counts() if config.get("json") else Keeps())
+
+def evaluate(model, dataset):
+    return {"calls": model[1].calls["training"]}
+"""
+
+
+@pytest.mark.parametrize("how", [{}, served("Sync")], ids=["DataParallel", "servers"])
+def test_extra_state_that_is_json_goes_on_with_a_resume_and_any_other_is_refused(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    (tmp_path / "users_code.py").write_text(COUNTS)
+    trainer = {"model": "users_code:model", "evaluate": "users_code:evaluate", "epochs": None}
+
+    def run(steps: int, attempt: int, **config: Any) -> Job:
+        spec = digits(
+            **how, **checkpoints(2), worker={"replicas": 1}, trainer=trainer | {"maxSteps": steps, "config": config}
+        )
+        with Job(folder=tmp_path, spec=spec, attempt=attempt) as job:
+            job.start()
+            job.supervise()
+        return job
+
+    refused = run(4, 1)
+    assert "the extra state of module 1 holds a tuple, which is no JSON" in refused.termination(Role.WORKER).message
+    assert manifests(tmp_path / "checkpoints") == []
+    run(4, 1, json=True)
+    progress = run(7, 2, json=True).termination(Role.MASTER).progress
+    assert progress is not None
+    assert progress.evaluation == {"calls": 7}

@@ -20,6 +20,8 @@ FROZEN = "frozen:"
 """How the key of a parameter that is not trained begins in the file that a worker adds to the shards of servers."""
 MODEL = "model."
 """How the key of a tensor of the model begins in the file of a collective, which has all of it."""
+EXTRA_JSON = "_extra_state.json"
+"""How the name of a module's extra state ends that is JSON: its text as bytes. It is no tensor of state_dict()."""
 _MOST_HEADER = 100_000_000
 """Bytes: what safetensors itself accepts."""
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from disttrain.api.tensor_index import Entry, Header, read_header
+from disttrain.api.tensor_index import EXTRA_JSON, Entry, Header, read_header
 from disttrain.local.folders import ROOT
 
 MANIFEST = "manifest.json"
@@ -101,7 +101,8 @@ def _index(folder: Path) -> dict[str, Entry]:
         if actual != expected:
             raise CannotExport(f"{folder} is torn: {name} does not have the digest that the manifest says{older}")
     try:
-        return _INDEX.validate_python(manifest["tensors"])
+        found = _INDEX.validate_python(manifest["tensors"])
+        return {name: entry for name, entry in found.items() if not name.endswith(EXTRA_JSON)}
     except ValidationError as error:
         raise CannotExport(f"{folder / MANIFEST} is damaged: {error.errors()[0]['msg']}{older}") from None
 

@@ -127,12 +127,37 @@ def test_extra_state_is_saved_when_it_is_a_tensor(tmp_path: Path) -> None:
     assert target[0].scale == 5
 
 
-def test_other_extra_state_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    module = nn.Sequential(Scaled())
-    module[0].scale = {"a": 1}  # type: ignore[assignment]
-    tensors.check_buffers(module)
-    assert "the extra state of module 0 is no tensor" in caplog.text
-    assert not tensors.buffers_of(module)
+JSON = {"counts": [1, 2.5, None], "names": {"a": "é", "": True}, "nothing": []}
+
+
+def test_extra_state_is_saved_when_it_is_json(tmp_path: Path) -> None:
+    source, target = nn.Sequential(Scaled()), nn.Sequential(Scaled())
+    source[0].scale = JSON  # type: ignore[assignment]
+    tensors.check_extra_state(source)
+    taken_over(tmp_path, source, target)
+    assert target[0].scale == JSON
+    other = nn.Sequential(Scaled())
+    tensors.copy_buffers(other, source)
+    assert other[0].scale == JSON
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        ((1, 2), "a tuple"),
+        ({"a": [{"b": torch.zeros(1)}]}, "a Tensor"),
+        ({"a": {1: 2}}, "the key 1"),
+        (object(), "an object"),
+        (b"pickled", "a bytes"),
+    ],
+)
+def test_other_extra_state_is_refused_by_the_name_of_its_module(state: object, what: str) -> None:
+    module = nn.Sequential(nn.Identity(), Scaled())
+    module[1].scale = state  # type: ignore[assignment]
+    with pytest.raises(
+        WrongInput, match=rf"the extra state of module 1 holds {what}, which is no JSON: .*get_extra_state"
+    ):
+        tensors.check_extra_state(module)
 
 
 def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_it(

@@ -24,6 +24,7 @@ class Buffers:
         """layout: how the trained parameters lie in the servers' vectors."""
         if root is not None:
             tensors.check_buffers(model)
+            tensors.check_extra_state(model)
         self._frozen = tensors.frozen_of(model)
         self.there_are_some = tensors.may_have_buffers(model) or bool(self._frozen)
         self._model = model

@@ -13,6 +13,7 @@ from torch import nn
 
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.runtime import ProgressModel
+from disttrain.api.tensor_index import EXTRA_JSON
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
@@ -28,6 +29,13 @@ def can_be_kept(model: nn.Module) -> bool:
     except WrongInput as error:
         log.warning("no %s is written at the end: %s", MODEL_FILE, error)
         return False
+    for name in tensors.buffers_of(model):
+        if name.endswith(EXTRA_JSON):
+            log.warning(
+                "%s will not have the extra state of module %s, which is no tensor: load it with strict=False; checkpoints have it",
+                MODEL_FILE,
+                name.removesuffix(EXTRA_JSON).rstrip(".") or "the model itself",
+            )
     return True
 
 

@@ -8,7 +8,7 @@ shapes, too.
 import torch
 from torch import nn
 
-from disttrain_trainer.checkpoint import tensor_file
+from disttrain_trainer.checkpoint import extra_state, tensor_file
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
@@ -17,8 +17,6 @@ log = logs.get_logger(__name__)
 
 _BLOCK = 1 << 20
 """Elements that are looked at at a time."""
-EXTRA = "_extra_state"
-"""How state_dict() names what a module's `get_extra_state` returns."""
 
 
 def take_over(present: Named, values: Named, *, source: str) -> None:
@@ -45,15 +43,14 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
         for leaf, buffer in owner._buffers.items():
             if buffer is not None and leaf not in owner._non_persistent_buffers_set:
                 found[prefix + leaf] = buffer.detach()
-        if _has_extra(owner) and isinstance(extra := owner.get_extra_state(), torch.Tensor):
-            found[prefix + EXTRA] = extra.detach()
+        found |= extra_state.of(owner, prefix)
     return found
 
 
 def may_have_buffers(module: nn.Module) -> bool:
     """Whether the module has buffers that are state, or will: one that is None may become a tensor."""
     return any(
-        _has_extra(owner) or any(leaf not in owner._non_persistent_buffers_set for leaf in owner._buffers)
+        extra_state.there_is(owner) or any(leaf not in owner._non_persistent_buffers_set for leaf in owner._buffers)
         for _, owner in _modules(module)
     )
 
@@ -70,13 +67,14 @@ def put_buffers(module: nn.Module, values: Named, *, source: str) -> None:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     replaced: dict[int, torch.Tensor] = {}  # by what was there: a buffer of two names stays one
     for name, value in values.items():
+        module_name = extra_state.module_of(name)
+        if module_name is not None and module_name in owners and extra_state.there_is(owners[module_name]):
+            extra_state.put(owners[module_name], name, value)
+            continue
         prefix, dot, leaf = name.rpartition(".")
         owner = owners.get(prefix + dot)
         if owner is None or leaf in owner._parameters:
             raise another_model(source, name, value, None)
-        if leaf == EXTRA and _has_extra(owner):
-            owner.set_extra_state(value)
-            continue
         if leaf in owner._non_persistent_buffers_set:
             continue
         ours = owner._buffers.get(leaf)
@@ -108,8 +106,8 @@ def copy_buffers(module: nn.Module, other: nn.Module) -> None:
         for leaf, buffer in source._buffers.items():
             if leaf in owner._buffers:
                 owner._buffers[leaf] = None if buffer is None else moved.setdefault(id(buffer), buffer.to(device))
-        if _has_extra(owner) and isinstance(extra := source.get_extra_state(), torch.Tensor):
-            owner.set_extra_state(extra)
+        for name, value in extra_state.of(source, prefix).items():
+            extra_state.put(owner, name, value)
 
 
 def frozen_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -143,21 +141,17 @@ def check_buffers(module: nn.Module) -> None:
                 f"trainer.model: buffer {name} is {problem}: keep it dense, or make it again in the factory and register it with "
                 "persistent=False"
             )
+
+
+def check_extra_state(module: nn.Module) -> None:
+    """Raises WrongInput, which names the module, for extra state that is neither a tensor nor JSON."""
     for prefix, owner in _modules(module):
-        if _has_extra(owner) and not isinstance(owner.get_extra_state(), torch.Tensor):
-            log.warning(
-                "the extra state of module %s is no tensor: checkpoints do not have it, and a resume starts with a new one",
-                prefix.rstrip(".") or type(owner).__name__,
-            )
+        extra_state.check(owner, prefix)
 
 
 def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module, with the prefix of its buffers' names; one of two names under both."""
     return [(f"{name}." if name else "", m) for name, m in module.named_modules(remove_duplicate=False)]
-
-
-def _has_extra(module: nn.Module) -> bool:
-    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def can_be_saved(tensor: torch.Tensor) -> bool:

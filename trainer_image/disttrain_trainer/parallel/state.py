@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.api.tensor_index import LAYOUT, MODEL, Layout
+from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
@@ -37,13 +37,17 @@ class RankState:
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
         self._parameters = {f"{MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
-        shapes = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in everything.items())
+        shapes = sorted(
+            (name, str(tensor.dtype), () if name.endswith(EXTRA_JSON) else tuple(tensor.shape))
+            for name, tensor in everything.items()
+        )
         self.layout = hashlib.sha256(repr((PROTOCOL, shapes)).encode()).hexdigest()
         """The same for every rank that this rank can train with: protocol, names, types and shapes, before any training."""
 
     def check(self) -> None:
         """Raises WrongInput, which names it, for a tensor that can be neither saved nor sent."""
         tensors.check_buffers(self._model)
+        tensors.check_extra_state(self._model)
         tensors.check_parameters(dict(self._model.named_parameters()))
 
     def present(self) -> dict[str, torch.Tensor]:
@@ -96,8 +100,8 @@ class RankState:
         """
         gives = dist.get_rank() == source
         ours = self.present()
-        # Bytes: not every backend sends every type.
-        views = {name: _bytes_of(tensor) for name, tensor in ours.items()} if gives else {}
+        # Bytes, and all on one device: not every backend sends every type, nor from every memory.
+        views = {name: _bytes_of(tensor).to(device) for name, tensor in ours.items()} if gives else {}
         text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
         head = torch.tensor([step, len(text)], device=device)
         _send(head, source, group)
@@ -114,7 +118,11 @@ class RankState:
             # Into the tensor's own memory where it has the same form.
             tensor, kind = ours.get(name), getattr(torch, dtype)
             direct = name in self._parameters or name.startswith("optimizer.")
-            if not (direct and tensor is not None and tensor.is_contiguous() and tensor.shape == tuple(shape)):
+            if (
+                tensor is None
+                or not (direct and tensor.is_contiguous() and tensor.device.type == device.type)
+                or tensor.shape != tuple(shape)
+            ):
                 tensor = torch.empty(tuple(shape), dtype=kind, device=device)
             if tensor.dtype != kind:
                 raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
