@@ -76,7 +76,7 @@ def main() -> None:
         measure(Path(folder), given.jobs, given.rounds, given.settle)
 
 
-def measure(folder: Path, jobs: int, number_of_rounds: int, patience: int) -> None:
+def measure(folder: Path, jobs: int, number_of_rounds: int, settle_seconds: int) -> None:
     audit = folder / "audit.log"
     (folder / "policy.json").write_text(json.dumps(POLICY))
     flags = [f"--audit-policy-file={folder / 'policy.json'}", f"--audit-log-path={audit}", "--audit-log-mode=batch"]
@@ -86,12 +86,14 @@ def measure(folder: Path, jobs: int, number_of_rounds: int, patience: int) -> No
         rounds = []
         for number in range(number_of_rounds):
             for who in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
-                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs, patience))
+                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs, settle_seconds))
                 print(f"  round {number + 1} {who}: {rounds[-1].pods_per_second:.0f} pods/s", flush=True)
     report(rounds, jobs)
 
 
-def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int, patience: int) -> Round:
+def one_round(
+    control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int, settle_seconds: int
+) -> Round:
     control_plane.kubectl("create", "namespace", namespace)
     rest = Rest(control_plane, namespace)
     eventually(lambda: rest.find("api/v1/{}/serviceaccounts", "default"), seconds=30)
@@ -100,7 +102,7 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
         operator.start()
         os.kill(operator.program.pid, signal.SIGSTOP)
     stored = [rest.create(JOBS, job(f"job-{i}")) for i in range(jobs)]
-    settle(patience)
+    wait_until_idle(settle_seconds)
     if who == "ours":
         used = 0.0
         before = cpu(operator.program.pid)
@@ -120,7 +122,7 @@ def one_round(control_plane: ControlPlane, audit: Path, who: str, namespace: str
         operator.kill()
     rest("DELETE", JOBS, {"propagationPolicy": "Background"})
     eventually(lambda: not rest.list(PODS), seconds=300, every=2.0)
-    settle(patience)
+    wait_until_idle(settle_seconds)
     return result
 
 
@@ -192,9 +194,9 @@ def read_audit(audit: Path, namespace: str, begin: float) -> tuple[list[float], 
     return created, writes
 
 
-def settle(patience: int) -> None:
-    """Waits until the machine has little else to do, so that a round does not pay for the one before; `patience` seconds at most."""
-    for _ in range(patience):
+def wait_until_idle(settle_seconds: int) -> None:
+    """Waits until the machine has little else to do, so that a round does not pay for the one before; at most `settle_seconds`."""
+    for _ in range(settle_seconds):
         busy, total = processor()
         time.sleep(1)
         busy_after, total_after = processor()

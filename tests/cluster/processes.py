@@ -114,13 +114,13 @@ class Program:
         """Ends it: with the signal, and with SIGKILL if it still runs after some seconds."""
         if self._popen is None:
             return
-        for one, patience in ((sig, seconds), (signal.SIGKILL, 10.0)):
+        for one, timeout_seconds in ((sig, seconds), (signal.SIGKILL, 10.0)):
             # Without a child, what forked is about to end by itself: its machine was switched off.
             if self._popen.poll() is None and (pids := self._children() if self.forks else [self._popen.pid]):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pids[0], one)
             try:
-                self._popen.wait(patience)
+                self._popen.wait(timeout_seconds)
                 break
             except subprocess.TimeoutExpired:
                 continue

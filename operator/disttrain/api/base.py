@@ -45,7 +45,7 @@ class Rule:
             validation["messageExpression"] = f"'{literal} ({self._label} %s)'.format([self.{self.shows}])"
         return validation
 
-    def told(self, broken: BaseModel) -> str:
+    def message_for(self, broken: BaseModel) -> str:
         """The message about an object that breaks the rule; as the API server makes it of messageExpression."""
         if not self.shows or (value := _value(broken, self.shows)) is None:
             return self.message
@@ -93,9 +93,9 @@ class Model(BaseModel):
     def _rules_hold(self) -> Self:
         broken = [rule for rule in self.RULES if rule.check is not None and not rule.check(self)]
         if broken:
-            told = [(rule.field, rule.told(self)) for rule in broken]
-            text = "; ".join(f"{field}: {message}" if field else message for field, message in told)
-            raise PydanticCustomError("rule", "{text}", {"text": text, "broken": told})
+            messages = [(rule.field, rule.message_for(self)) for rule in broken]
+            text = "; ".join(f"{field}: {message}" if field else message for field, message in messages)
+            raise PydanticCustomError("rule", "{text}", {"text": text, "broken": messages})
         return self
 
     @classmethod

@@ -94,16 +94,16 @@ def booked(spent: TimeSpent, known: MasterTime | None, *, most: int) -> dict[str
     """The whole seconds of a report that the status does not have yet, by the fields of status.goodput; `most` in all. `known`: the last
     report of this master that was booked."""
     now = whole(spent)
-    news = {f"{name}_seconds": 0 for name in BUCKETS}
-    for name in news:
-        news[name] = max(0, getattr(now, name) - (getattr(known, name) if known is not None else 0))
-    excess = sum(news.values()) - most
-    for name in news:
+    added = {f"{name}_seconds": 0 for name in BUCKETS}
+    for name in added:
+        added[name] = max(0, getattr(now, name) - (getattr(known, name) if known is not None else 0))
+    excess = sum(added.values()) - most
+    for name in added:
         if excess > 0:
-            cut = min(excess, news[name])
-            news[name] -= cut
+            cut = min(excess, added[name])
+            added[name] -= cut
             excess -= cut
-    return news
+    return added
 
 
 def redone(productive_seconds: int, *, reached: int, back_to: int) -> int:

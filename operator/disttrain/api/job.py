@@ -37,7 +37,7 @@ _FIXED_WHILE_RUNNING = (
 
 # spec.suspend alone does not say that the pods are gone. Suspended, changed and resumed before the operator looks, a job would keep
 # pods of the old spec beside replacements of the new one. As KEP-5440 has it for a batch Job.
-_RESTS = (
+_IS_SUSPENDED = (
     "oldSelf.spec.suspend && has(oldSelf.status) && has(oldSelf.status.conditions) && "
     "oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True')"
 )
@@ -69,7 +69,7 @@ def _same_trainer() -> str:
 
 EDIT_RULES = tuple(
     Rule(
-        cel=f"{_same_trainer() if field == 'trainer' else _same(field)} || ({_RESTS})",
+        cel=f"{_same_trainer() if field == 'trainer' else _same(field)} || ({_IS_SUSPENDED})",
         check=None,
         message="is immutable while the job runs; suspend it first, and wait for its condition Suspended",
         field=f"spec.{field}",
@@ -104,7 +104,7 @@ def _same_use_of_momentum() -> str:
 CHECKPOINT_RULES = tuple(
     Rule(
         # While the job runs all of the trainer is fixed, and only that rule answers.
-        cel=f"{same} || !({_RESTS}) || {_HAS_NO_CHECKPOINT}",
+        cel=f"{same} || !({_IS_SUSPENDED}) || {_HAS_NO_CHECKPOINT}",
         check=None,
         message="is immutable once the job has a checkpoint, which fits nothing else; create a new job",
         field=f"spec.{field}",
@@ -119,7 +119,7 @@ CHECKPOINT_RULES = tuple(
 
 STRATEGY_RULES = tuple(
     Rule(
-        cel=f"{same} || (({_RESTS}) && !({_HAS_NO_CHECKPOINT}))",
+        cel=f"{same} || (({_IS_SUSPENDED}) && !({_HAS_NO_CHECKPOINT}))",
         check=None,
         message=f"{what}is immutable; create a new job, or suspend this one once it has a checkpoint: it goes on from that with {other}",
         field=f"spec.{field}",

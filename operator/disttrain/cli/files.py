@@ -283,4 +283,4 @@ class _Reading:
 def _job_name_problem(name: str) -> str | None:
     # The rule belongs to the whole job, and pydantic asks it only when all the rest is right.
     job = cast("Any", DistTrainJob).model_construct(metadata=Metadata(name=name))
-    return None if NAME_RULE.check is None or NAME_RULE.check(job) else NAME_RULE.told(job)
+    return None if NAME_RULE.check is None or NAME_RULE.check(job) else NAME_RULE.message_for(job)

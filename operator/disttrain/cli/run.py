@@ -54,7 +54,7 @@ def run(name: str, *, resume: bool, json_output: bool, quiet: bool) -> int:
         job_run = Run(job, programs, folder, ports, screen)
         with screen:
             job = asyncio.run(_with_signals(job_run, screen, log_folder=str(folder.path / "logs")))
-        screen.say(summary(job, folder, seconds=time.monotonic() - began, interrupted=job_run.interrupted))
+        screen.print_line(summary(job, folder, seconds=time.monotonic() - began, interrupted=job_run.interrupted))
     except Unusable as error:
         print(found.problem(error.path, error.message), file=sys.stderr)
         return WRONG
@@ -94,7 +94,7 @@ async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> Dis
         screen.hurry()
         if seconds := job_run.interrupt():
             what = " for a checkpoint" if job_run.job.spec.checkpoint else ""
-            screen.say(f"stopping: up to {seconds:g} s{what}; Ctrl-C again ends it at once")
+            screen.print_line(f"stopping: up to {seconds:g} s{what}; Ctrl-C again ends it at once")
 
     def lost(error: OSError) -> None:
         if isinstance(error, BrokenPipeError):

@@ -36,7 +36,7 @@ class Screen(Observer, ABC):
         self._width = prefix_width(job)
         self._quiet = quiet
         self._backlog = Backlog()
-        self._patience: float | None = None
+        self._join_seconds: float | None = None
         self._thread = threading.Thread(target=self._show_all, name="screen", daemon=True)
 
     @property
@@ -59,14 +59,14 @@ class Screen(Observer, ABC):
         while self._thread.is_alive():
             before = self._sink.written
             # With a timeout always: a join without one would not let Ctrl-C in.
-            self._thread.join(self._patience or 1.0)
-            if self._patience is not None and self._thread.is_alive() and self._sink.written == before:
+            self._thread.join(self._join_seconds or 1.0)
+            if self._join_seconds is not None and self._thread.is_alive() and self._sink.written == before:
                 self._sink.lost = TimeoutError("nobody reads")
                 return
 
     def hurry(self) -> None:
         """The run was interrupted: at its end a reader that takes nothing is not waited for."""
-        self._patience = _STUCK_READER_SECONDS
+        self._join_seconds = _STUCK_READER_SECONDS
 
     def line(self, process: Process, text: str) -> None:
         """A process printed a line."""
@@ -81,7 +81,7 @@ class Screen(Observer, ABC):
         """Something happened to the job."""
         self._backlog.add(Line(event.message, warning=event.warning))
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Shows a text of our own. After the end of the context it is written at once."""
         if self._thread.ident is None or self._thread.is_alive():
             self._backlog.add(Line(text))
@@ -138,7 +138,7 @@ class PlainScreen(Screen):
             return
         if state != self._state or now - self._said_at >= PLAIN_SECONDS:
             self._state, self._said_at = state, now
-            self.say(f"{job.metadata.name}: {state}  {words.numbers(job, progress)}".rstrip())
+            self.print_line(f"{job.metadata.name}: {state}  {words.numbers(job, progress)}".rstrip())
 
     def _show(self, lines: list[Line]) -> None:
         self._sink.write("".join(map(self._shown, lines)))

@@ -45,11 +45,11 @@ class TerminalScreen(Screen):
         super().__init__(stream, job, quiet=quiet)
         self._console = Console(file=cast("TextIO", self._sink), highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._news: RenderableType | None = None
+        self._newest: RenderableType | None = None
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
         """Draws the bar anew."""
-        self._news = Bar(job, progress)
+        self._newest = Bar(job, progress)
         self._backlog.wake()
 
     def _begin(self) -> None:
@@ -59,9 +59,9 @@ class TerminalScreen(Screen):
         self._live.stop()
 
     def _show(self, lines: list[Line]) -> None:
-        news, self._news = self._news, None
-        if news is not None:
-            self._live.update(news, refresh=True)
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            self._live.update(newest, refresh=True)
         if lines:
             # All in one: the bar is taken away and drawn again once for all of them, not once for each.
             self._console.print(_Lines([segment for line in lines for segment in self._segments(line)]), end="")

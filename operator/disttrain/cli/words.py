@@ -19,19 +19,19 @@ def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
         return [f"step {step}/{total}"] if total else []
     if job.status.state is not JobState.TRAINING or progress is None:
         return [waiting] if (waiting := _waiting(job)) else []
-    told = []
+    parts = []
     if step or total:
-        told.append(f"step {step}/{total}" if total else f"step {step}")
+        parts.append(f"step {step}/{total}" if total else f"step {step}")
     if progress.loss is not None:
-        told.append(f"loss {progress.loss:.4g}")
+        parts.append(f"loss {progress.loss:.4g}")
     if progress.samples_per_second:
-        told.append(f"{progress.samples_per_second:.0f} samples/s")
+        parts.append(f"{progress.samples_per_second:.0f} samples/s")
         if total:
             # The status has one too, but is written every few seconds only.
-            told.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
+            parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
     if job.spec.trainer.command is None:  # of whose programs nobody reports to the master
-        told.append(f"workers {progress.world_size}/{job.spec.world_size}")
-    return told
+        parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
+    return parts
 
 
 def _waiting(job: DistTrainJob) -> str:

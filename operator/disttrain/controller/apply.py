@@ -75,7 +75,7 @@ class Executor:
 
         Returns True when another pass is needed and no watch event may cause it: a child was not created, or was gone at once.
         """
-        news = False
+        changed = False
         for creating, group in groupby(actions, key=lambda action: isinstance(action, CREATIONS)):
             left = list(group)
             size = SLOW_START if creating else len(left)
@@ -87,8 +87,8 @@ class Executor:
                 size *= 2
                 if failures := [result for result in results if isinstance(result, BaseException)]:
                     return _judge(failures)
-                news |= any(results)
-        return news
+                changed |= any(results)
+        return changed
 
     async def _bounded(self, job: DistTrainJob, record: JobRecord, action: Action) -> bool:
         async with self._slots.of(job.metadata.namespace):

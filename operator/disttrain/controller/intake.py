@@ -46,23 +46,23 @@ class Intake:
         self._watch_health.reported(resource)
         if event["type"] is None:
             self._watch_health.broken.set()
-        news = store.drop(key, uid) if gone else store.put(body)
+        changed = store.drop(key, uid) if gone else store.put(body)
         job = key if resource is JOBS else belongs_to(body["metadata"])[0]
-        self._take_in(job, Child(resource, key), uid, gone, news)
+        self._take_in(job, Child(resource, key), uid, gone, changed)
 
     def changed(self, resource: Resource, entry: Entry[Any], gone: bool) -> None:
         """The resync found an object as the cache did not have it, or gone."""
         self._take_in(entry.key if resource is JOBS else entry.job, Child(resource, entry.key), entry.uid, gone, entry)
 
-    def _take_in(self, job: Key | None, child: Child, uid: str, gone: bool, news: Entry[Any] | None) -> None:
+    def _take_in(self, job: Key | None, child: Child, uid: str, gone: bool, changed: Entry[Any] | None) -> None:
         if job is None:
             return
         self._expectations.seen(job, uid, gone=gone)
         record = self._records.find(job)
         if gone and record:
             record.resolved(child)
-        if news:
-            urgent = gone or _urgent(news.value)
+        if changed:
+            urgent = gone or _urgent(changed.value)
             self._queue.add_after(job, 0.0 if urgent else max(POD_CHANGES_TOGETHER_SECONDS, _rest(record)))
 
     def queue_all(self) -> None:

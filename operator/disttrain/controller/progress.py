@@ -74,9 +74,9 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
 
         yield through_api_server
         return
-    patience = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
+    limits = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
-    async with aiohttp.ClientSession(timeout=patience, connector=connector, trust_env=False) as session:
+    async with aiohttp.ClientSession(timeout=limits, connector=connector, trust_env=False) as session:
 
         async def from_pod(master: Master) -> bytes:
             host = f"[{master.ip}]" if ":" in master.ip else master.ip
@@ -96,7 +96,7 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
 class Outcome(Enum):
     """What came of a reading."""
 
-    HEARD = auto()
+    REPORTED = auto()
     REFUSED = auto()
     """No report, but it cost no time: a master that starts does not listen yet."""
     SILENT = auto()
@@ -150,16 +150,16 @@ class ProgressReader:
     async def _loop(self, job: Key, master: Master) -> None:
         silences = 0
         while True:
-            lane, patience = (self._slow, TIMEOUT_SECONDS) if silences else (self._quick, QUICK_SECONDS)
+            lane, seconds = (self._slow, TIMEOUT_SECONDS) if silences else (self._quick, QUICK_SECONDS)
             async with lane.of(master.namespace):
-                outcome = await self._read(job, master, patience)
+                outcome = await self._read(job, master, seconds)
             silences = silences + 1 if outcome is Outcome.SILENT else 0
             (self._silent.add if silences else self._silent.discard)(job)
             await asyncio.sleep(pause(master.interval, silences))
 
-    async def _read(self, job: Key, master: Master, patience: float = TIMEOUT_SECONDS) -> Outcome:
+    async def _read(self, job: Key, master: Master, timeout_seconds: float = TIMEOUT_SECONDS) -> Outcome:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_seconds):
                 data = await self._fetch(master)
             progress = Progress.decode(data)
         except Unreadable as error:
@@ -172,4 +172,4 @@ class ProgressReader:
             log.debug("what %s of %s answers is no report: %s", master.pod, job, error)
             return Outcome.SILENT
         self._report(job, master, progress)
-        return Outcome.HEARD
+        return Outcome.REPORTED

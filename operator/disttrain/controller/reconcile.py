@@ -140,9 +140,9 @@ class Reconciler:
                 )  # a status that is final has the last checkpoint, and not that of some seconds ago
             plan = self._decide(record, read)
         trouble: ApiError | None = None
-        news = False
+        changed = False
         try:
-            news = await self._executor.carry_out(job, record, plan.actions)
+            changed = await self._executor.carry_out(job, record, plan.actions)
         except ApiError as error:
             if error.retry_after is not None and job.status.start_time is not None:
                 raise  # the server wants to be left alone; but every deadline counts from the start, which is written first
@@ -156,7 +156,7 @@ class Reconciler:
         self._follow(key, stored.uid, job, ended=ended)
         if trouble:
             raise trouble
-        if news:
+        if changed:
             self._queue.add(key)  # the plan has to see it
         if plan.look_again is not None and (written or plan.look_again):  # at once only after what was written down
             self._queue.add_after(key, plan.look_again.total_seconds())

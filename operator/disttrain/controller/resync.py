@@ -136,21 +136,23 @@ class Resync:
     async def once(self) -> None:
         for resource, selector in SELECTORS.items():
             try:
-                news = sum([await self._compare(resource, namespace, selector) for namespace in self._namespaces])
+                differences = sum(
+                    [await self._compare(resource, namespace, selector) for namespace in self._namespaces]
+                )
             except Restored as error:
                 self._restored(error)
                 return
-            if not news:
+            if not differences:
                 self._watch_health.reported(resource)
             elif self._watch_health.synced:
-                DRIFT.labels(resource.plural).inc(news)
+                DRIFT.labels(resource.plural).inc(differences)
         self._watch_health.complete()
         self._queue_all()
 
     async def _compare(self, resource: Resource, namespace: str | None, selector: str) -> int:
         store = self._cache.stores[resource]
         uids: set[str] = set()
-        version = news = 0
+        version = differences = 0
         newest = store.newest
         async for page in self._api.list(resource, namespace, selector=selector):
             check(store, resource, page, newest)
@@ -158,11 +160,11 @@ class Resync:
             for body in page.items:
                 uids.add(body["metadata"]["uid"])
                 if entry := store.put(body):
-                    news += 1
+                    differences += 1
                     self._changed(resource, entry, False)
         for entry in store.vanished(uids, version):
             if namespace in (None, entry.key.namespace):
                 store.drop(entry.key, entry.uid)
-                news += 1
+                differences += 1
                 self._changed(resource, entry, True)
-        return news
+        return differences

@@ -255,11 +255,11 @@ class Run:
         master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)
         progress = await asyncio.to_thread(probes.progress, master.metrics_port) if master else None
         if progress is not None:
-            news, before = progress != self._progress, self._progress
+            changed, before = progress != self._progress, self._progress
             self._progress, self._progress_read = progress, datetime.now(UTC)
             if is_another_step(progress, before):
                 self._step_seen = self._progress_read
-            if news:
+            if changed:
                 self._observer.changed(self.job, progress)
                 self._wake.set()
 

@@ -58,12 +58,12 @@ def converge(view: JobView) -> Step:
     return Step(
         actions=(*deletions, *creations),
         status={"disruptions": lost},
-        events=_news(view, creations),
+        events=_created_event(view, creations),
         look=min(waits, default=None),
     )
 
 
-def _news(view: JobView, creations: tuple[Action, ...]) -> tuple[Event, ...]:
+def _created_event(view: JobView, creations: tuple[Action, ...]) -> tuple[Event, ...]:
     # The pass that made the pods may not have been the one to write of it.
     if view.started or not (creations or view.snapshot.pods):
         return ()

@@ -17,7 +17,7 @@ def after_the_end(view: JobView) -> Plan:
         if expiry <= view.now:
             return Plan(actions=(DeleteJob(),), status=view.status)
     deletions = tuple(
-        DeletePod(name=pod.name, uid=pod.uid) for pod in view.snapshot.pods if not pod.deleting and _shall_go(view, pod)
+        DeletePod(name=pod.name, uid=pod.uid) for pod in view.snapshot.pods if not pod.deleting and _is_due(view, pod)
     )
     moments = [moment for moment in (expiry, lost_nodes.upcoming(view)) if moment is not None]
     return Plan(
@@ -27,7 +27,7 @@ def after_the_end(view: JobView) -> Plan:
     )
 
 
-def _shall_go(view: JobView, pod: PodView) -> bool:
+def _is_due(view: JobView, pod: PodView) -> bool:
     if pod.attempt < view.attempt:
         return True
     match view.spec.run_policy.clean_pod_policy:

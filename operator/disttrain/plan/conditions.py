@@ -139,7 +139,7 @@ def _scheduled(view: JobView) -> Claim:
     for pod in without_node:
         if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
             reason = _missing(pod.message) or Reason.UNSCHEDULABLE
-            return _claim(ConditionType.SCHEDULED, "False", reason, _obstacle(pod, reason))
+            return _claim(ConditionType.SCHEDULED, "False", reason, _what_is_wrong(pod, reason))
     made = any(pod is not None for pod in without_node)
     return _claim(
         ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes" if made else "Creating the pods"
@@ -205,10 +205,10 @@ def _cannot_start(pod: PodView) -> Claim | None:
         reason = attached or _missing(pod.message) or Reason.CONTAINER_CONFIG
     else:
         return None
-    return _claim(ConditionType.READY, "False", reason, _obstacle(pod, reason))
+    return _claim(ConditionType.READY, "False", reason, _what_is_wrong(pod, reason))
 
 
-def _obstacle(pod: PodView, reason: Reason) -> str:
+def _what_is_wrong(pod: PodView, reason: Reason) -> str:
     """Why the pod does not start, and what to do."""
     text = f"{pod.name}: {pod.message or pod.reason}"
     return f"{text}; {_REMEDIES[reason]}" if reason in _REMEDIES else text

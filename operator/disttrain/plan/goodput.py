@@ -45,22 +45,22 @@ def time_spent(view: JobView, training: TrainingStatus | None, *, state: JobStat
     known = before.master
     if spent is not None and known is not None and known.began != spent.began:
         known = None  # another master
-    news = rule.booked(spent, known, most=open_seconds) if spent is not None else {}
-    rest = open_seconds - sum(news.values())
+    added = rule.booked(spent, known, most=open_seconds) if spent is not None else {}
+    rest = open_seconds - sum(added.values())
     follows = spent is not None and known is not None
     without_report = spent is None and before.master is not None and state in _RUNS
     ends = state in (JobState.COMPLETE, JobState.FAILED, JobState.SUSPENDED)
     if ends or not (follows or without_report):
         if spent is not None and not ends:
             rest = max(0, rest - math.ceil(spent.undecided_seconds))
-        news[bucket] = news.get(bucket, 0) + rest
-    for name, seconds in news.items():
+        added[bucket] = added.get(bucket, 0) + rest
+    for name, seconds in added.items():
         entries[name] += seconds
     if spent is None and before.master is None:
         _mark_redone(entries, view, training)
     return Goodput(
         **entries,
-        accounted_until=since + timedelta(seconds=sum(news.values())),
+        accounted_until=since + timedelta(seconds=sum(added.values())),
         master=before.master if spent is None else rule.whole(spent),
     )
 

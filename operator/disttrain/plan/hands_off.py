@@ -16,11 +16,11 @@ def hands_off(view: JobView) -> Plan:
     message = f"This version of the operator does not understand the job and leaves it as it is: {reasons}"
     claim = Claim(type=ConditionType.VALID, status="False", reason=Reason.INVALID_SPEC, message=message)
     known = view.status.condition(ConditionType.VALID)
-    news = known is None or (known.status, known.reason) != (claim.status, claim.reason)
+    is_new = known is None or (known.status, known.reason) != (claim.status, claim.reason)
     fields: dict[str, object] = {"conditions": merge(view, (claim,))}
     if not view.status.conditions:
         fields |= {"state": JobState.PENDING, "observed_generation": view.job.metadata.generation}
     return Plan(
         status=view.status.model_copy(update=fields),
-        events=(Event(reason=claim.reason, message=message, warning=True),) if news else (),
+        events=(Event(reason=claim.reason, message=message, warning=True),) if is_new else (),
     )

@@ -58,7 +58,7 @@ def _training(view: JobView) -> TrainingStatus | None:
         return before
     if before is not None and progress.step == before.step:
         # No step: speed and time left would only decay. What can still come is the end of the job.
-        news = {
+        reported = {
             "last_checkpoint": _checkpoint(progress),
             "evaluation": _evaluation(progress),
             "model": _model(progress),
@@ -67,7 +67,7 @@ def _training(view: JobView) -> TrainingStatus | None:
             # The mean of the last steps is known at the end: before it was that of the newest reports.
             "loss": rounded(progress.loss, 4) if progress.finished else None,
         }
-        return before.model_copy(update={name: value for name, value in news.items() if value is not None})
+        return before.model_copy(update={name: value for name, value in reported.items() if value is not None})
     return TrainingStatus(
         step=progress.step,
         total_steps=progress.total_steps,

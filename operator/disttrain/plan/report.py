@@ -16,7 +16,7 @@ from disttrain.plan.state import state
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import JobView
 
-_TOLD = frozenset({Reason.REPLACED, Reason.PREEMPTED, Reason.EVICTED, Reason.NODE_LOST, Reason.NOT_READY})
+_ANNOUNCED = frozenset({Reason.REPLACED, Reason.PREEMPTED, Reason.EVICTED, Reason.NODE_LOST, Reason.NOT_READY})
 """Reasons of Restarting that no policy has posted an Event about."""
 _SOONEST = timedelta(seconds=1)
 
@@ -137,8 +137,8 @@ def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tupl
     before = view.status.condition(ConditionType.VALID)
     if valid.status == "False" and (before is None or (before.status, before.reason) != (valid.status, valid.reason)):
         events.append(Event(reason=valid.reason, message=valid.message, warning=True))
-    if news := _trouble(view, seen[ConditionType.READY], step):
-        events.append(news)
+    if trouble := _trouble(view, seen[ConditionType.READY], step):
+        events.append(trouble)
     if (restarted := in_place.sentence(view.restarted_in_place)) is not None:
         failed = any(one.failures for one in view.restarted_in_place)
         events.append(Event(reason=Reason.RESTARTED_IN_PLACE, message=restarted, warning=failed))
@@ -146,7 +146,7 @@ def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tupl
     overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
     if (
         restarting.status == "True"
-        and restarting.reason in _TOLD
+        and restarting.reason in _ANNOUNCED
         and not overruled
         and not view.status.is_true(ConditionType.RESTARTING)
     ):

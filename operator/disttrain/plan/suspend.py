@@ -31,10 +31,10 @@ def _suspend(view: JobView) -> Step:
     still = len(view.snapshot.pods)
     if still == 0:
         message = "No pod is left; set spec.suspend to false to resume the job"
-        news = (
+        events = (
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
-        return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=news)
+        return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=events)
     # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)
     going = view.snapshot.pods if written else ()
