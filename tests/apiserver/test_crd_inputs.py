@@ -38,7 +38,7 @@ def causes(stderr: str) -> list[str]:
     return [cause for cause in listed if cause and not _OF_THE_API_SERVER.search(cause)]
 
 
-def untold_value(body: Body, cause: str) -> str:
+def missing_value(body: Body, cause: str) -> str:
     """The scalar that a cause is about, if the cause does not say it; "" if it does, or is about no scalar."""
     if re.search(r"must be of type|Too long|unknown field|\([a-zA-Z.]+: .*\)$", cause):
         return ""  # the type, the bound or the name is all there is to say, or the value of another field is
@@ -64,7 +64,7 @@ def test_the_api_server_refuses(control_plane: ControlPlane, tmp_path: Path, cas
     assert not case.unmatched(refused.value.stderr), refused.value.stderr
     found = causes(refused.value.stderr)
     assert len(found) == case.mistakes, "one mistake, one cause"
-    assert [value for cause in found if (value := untold_value(case.body, cause))] == [], "the value is told"
+    assert [value for cause in found if (value := missing_value(case.body, cause))] == [], "the value is told"
 
 
 @pytest.mark.parametrize("case", named(bad()))
@@ -75,7 +75,7 @@ def test_lint_refuses_what_the_api_server_refuses(tmp_path: Path, case: Case) ->
     found = refused.value.problems
     assert len(found) == case.mistakes, "one mistake, one line"
     if not any("…" in problem.text for problem in found):  # a long value is told by its begin
-        assert [value for problem in found if (value := untold_value(case.body, problem.text))] == [], (
+        assert [value for problem in found if (value := missing_value(case.body, problem.text))] == [], (
             "the value is told"
         )
 

@@ -52,7 +52,7 @@ def test_the_file_is_up_to_date() -> None:
     assert FILE.read_text() == crd.render(), "run `python -m disttrain.api.crd > crds/disttrainjobs.yaml`"
 
 
-def test_a_stale_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stale_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stale = tmp_path / "crd.yaml"
     stale.write_text(crd.render().replace("maximum: 10000", "maximum: 9999"))
     assert crd.main(["--check", str(stale)]) == 1
@@ -118,7 +118,7 @@ def test_every_field_is_served_with_a_description(control_plane: ControlPlane, w
 
 
 @pytest.mark.parametrize("whose", ["stored", "published"])
-def test_every_default_is_told_in_the_description(control_plane: ControlPlane, whose: str) -> None:
+def test_every_default_is_in_the_description(control_plane: ControlPlane, whose: str) -> None:
     silent = [
         path
         for path, node in nodes(served(control_plane)[whose])

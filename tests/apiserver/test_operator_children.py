@@ -133,7 +133,9 @@ def test_failed_pod_is_replaced_and_counted_once(rest: Rest, operator: Operator,
     assert {name for name in before if before[name] != after[name]} == {"failing-worker-0"}
 
 
-def test_users_own_fault_fails_the_job_with_its_last_words(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+def test_users_own_fault_fails_the_job_with_its_termination_message(
+    rest: Rest, operator: Operator, kubelet: Kubelet
+) -> None:
     for name in started(rest, "faulty"):
         kubelet.run(name)
     kubelet.fail(
@@ -281,7 +283,7 @@ def test_sidecar_that_crashes_is_named_and_its_pod_is_ready(rest: Rest, operator
     assert status_of(rest, "ships")["worker"]["readyReplicas"] == 2
 
 
-def test_refused_pod_is_told_and_tried_again(rest: Rest, operator: Operator) -> None:
+def test_refused_pod_is_reported_and_tried_again(rest: Rest, operator: Operator) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     quotas = "api/v1/{}/resourcequotas"
     created = rest.create(quotas, quota)
@@ -295,14 +297,14 @@ def test_refused_pod_is_told_and_tried_again(rest: Rest, operator: Operator) -> 
     eventually(lambda: sorted(pods_of(rest, "refused")) == pod_names("refused"), seconds=30)
 
 
-def test_misspelt_field_of_a_template_is_told_and_not_dropped(rest: Rest, operator: Operator) -> None:
+def test_misspelt_field_of_a_template_is_reported_and_not_dropped(rest: Rest, operator: Operator) -> None:
     template = {"spec": {"containers": [{"name": "trainer", "livenessProbe": {"tcpSocket": {"prot": 80}}}]}}
     rest.create(JOBS, job("misspelt", master={"template": template}))
     eventually(lambda: condition(rest, "misspelt", "Valid") == ("False", "PodRefused"))
     assert "prot" in message(rest, "misspelt", "Valid")
 
 
-def test_value_of_another_type_in_a_template_is_told(rest: Rest, operator: Operator) -> None:
+def test_value_of_another_type_in_a_template_is_reported(rest: Rest, operator: Operator) -> None:
     template = {"spec": {"containers": [{"name": "trainer", "livenessProbe": "often"}]}}
     rest.create(JOBS, job("mistyped", master={"template": template}))
     eventually(lambda: condition(rest, "mistyped", "Valid") == ("False", "PodRefused"))
@@ -339,7 +341,7 @@ def test_network_policy_follows_the_job(rest: Rest, operator: Operator) -> None:
     eventually(lambda: rest.find(POLICIES, "open"))
 
 
-def test_unchanged_world_costs_no_write(rest: Rest, operator: Operator, kubelet: Kubelet, master: Master) -> None:
+def test_unchanged_job_costs_no_write(rest: Rest, operator: Operator, kubelet: Kubelet, master: Master) -> None:
     for name in started(rest, "still", observability=master.observability):
         kubelet.run(name, ip="127.0.0.1")
     eventually(lambda: condition(rest, "still", "Ready")[0] == "True")

@@ -128,7 +128,7 @@ def test_sigterm_while_the_api_server_is_away_ends_it(
     assert "Traceback" not in operator.log
 
 
-def test_job_that_cannot_be_read_is_told_and_not_touched(
+def test_job_that_cannot_be_read_is_reported_and_not_touched(
     control_plane: ControlPlane, rest: Rest, operator: Operator
 ) -> None:
     operator.start()
@@ -173,7 +173,7 @@ def test_api_server_that_goes_away_for_a_while(control_plane: ControlPlane, rest
     assert operator.answer("/healthz")[0] == 200
 
 
-def test_pod_that_vanishes_before_a_broken_watch_has_listed_anew_is_replaced(
+def test_pod_that_vanishes_before_a_broken_watch_has_listed_again_is_replaced(
     control_plane: ControlPlane, rest: Rest, operator: Operator
 ) -> None:
     operator.start()

@@ -33,7 +33,7 @@ def test_standby_takes_over_when_the_leader_is_killed(control_plane: ControlPlan
         eventually(lambda: rest.find(PODS, "led-worker-0"))
 
 
-def test_standby_that_is_told_to_end_ends_at_once(control_plane: ControlPlane) -> None:
+def test_standby_that_is_asked_to_end_ends_at_once(control_plane: ControlPlane) -> None:
     control_plane.kubectl("create", "namespace", "standby")
     flags = ("--namespaces=standby", "--leader-elect", "--lease-namespace=standby", "--progress=Pod")
     first, second = (Operator(control_plane, *flags, name=f"operator-standby-{number}") for number in (1, 2))

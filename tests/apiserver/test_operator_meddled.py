@@ -75,7 +75,7 @@ def restarts(rest: Rest, name: str) -> Any:
     return rest.get(JOBS, name)["status"].get("restarts")
 
 
-def test_writes_that_are_refused_wait_as_told_and_count_no_failure_twice(
+def test_writes_that_are_refused_wait_as_asked_and_count_no_failure_twice(
     rest: Rest, operator: Operator, kubelet: Kubelet, meddler: Meddler, master: Master
 ) -> None:
     running(rest, kubelet, master, "busy")

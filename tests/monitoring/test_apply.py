@@ -174,7 +174,7 @@ def prepared() -> Iterator[ControlPlane]:
         yield control_plane
 
 
-def test_the_prerequisites_start_nothing_and_give_nobody_a_right_by_themselves(prepared: ControlPlane) -> None:
+def test_the_prerequisites_start_nothing_and_give_no_right_by_themselves(prepared: ControlPlane) -> None:
     text = prepared.kubectl("get", "-k", str(DEPLOY / "cluster-prerequisites"), "-o", "name")
     kinds = {line.partition(".")[0] for line in text.split()}
     assert kinds == {"customresourcedefinition", "clusterrole"}

@@ -249,7 +249,7 @@ def test_the_first_event_of_its_kind_is_counted(replayed: Prometheus, title: str
     assert float(series["value"][1]) == pytest.approx(count, rel=0.05)
 
 
-def test_what_an_operator_counted_before_the_first_scrape_is_not_told_as_new(tmp_path: Path) -> None:
+def test_what_an_operator_counted_before_the_first_scrape_is_not_shown_as_new(tmp_path: Path) -> None:
     """As after a restart of Prometheus, whose store ends with its pod. A process that is new itself has nothing old to tell."""
     recording = Recording()
     for pod, age in (("old", 86_400), ("new", -10)):

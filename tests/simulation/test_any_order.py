@@ -84,12 +84,12 @@ class AnyOrder(RuleBasedStateMachine):
                 self.cluster.end(name, 0, all_done=True)
 
     @rule(data=st.data())
-    def somebody_deletes_a_pod(self, data: st.DataObject) -> None:
+    def a_user_deletes_a_pod(self, data: st.DataObject) -> None:
         if name := self._a_pod(data):
             self.cluster.delete(name)
 
     @rule(data=st.data(), code=st.sampled_from(EXIT_CODES))
-    def a_pod_is_told_to_end_and_fails(self, data: st.DataObject, code: int) -> None:
+    def a_pod_is_asked_to_end_and_fails(self, data: st.DataObject, code: int) -> None:
         if name := self._a_pod(data):
             self.cluster.delete(name)
             if name in self.cluster.pods:
@@ -124,7 +124,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.cluster.suspend(value)
 
     @rule()
-    def somebody_deletes_the_service(self) -> None:
+    def a_user_deletes_the_service(self) -> None:
         self.cluster.children -= {ChildKind.SERVICE}
 
     # The operator

@@ -59,7 +59,7 @@ def train(folder: Path, *, kill: bool, model: str = "model") -> tuple[Job, Progr
 
 
 @pytest.mark.parametrize("model", ["model", "kept_model"])
-def test_a_training_that_begins_anew_without_a_volume_ends_as_if_no_server_had_been_lost(
+def test_a_training_that_starts_from_scratch_without_a_volume_ends_as_if_no_server_had_been_lost(
     tmp_path: Path, model: str
 ) -> None:
     _, whole = train(tmp_path / "whole", kill=False)

@@ -77,7 +77,7 @@ def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(
 
 
 @pytest.mark.parametrize("lost", [Role.WORKER, Role.PARAMETER_SERVER, Role.MASTER])
-def test_every_checkpoint_has_them_also_when_somebody_was_lost(tmp_path: Path, lost: Role) -> None:
+def test_every_checkpoint_has_them_also_when_a_worker_was_lost(tmp_path: Path, lost: Role) -> None:
     with job_in(tmp_path, "Async") as job:
         job.hold(MIDDLE)
         job.start()

@@ -89,7 +89,7 @@ def test_an_evaluation_that_is_not_finite_is_in_the_checkpoint_and_not_in_the_pr
 
 
 @pytest.mark.parametrize("changes", [DATA_PARALLEL, SYNC])
-def test_a_finished_job_that_shall_be_trained_for_longer_goes_on(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_finished_job_that_is_to_train_for_longer_goes_on(tmp_path: Path, changes: dict[str, Any]) -> None:
     for attempt, epochs in enumerate((1, 2), start=1):
         spec = digits(**changes, **checkpoints(50), trainer={"epochs": epochs})
         with Job(folder=tmp_path, spec=spec, attempt=attempt) as job:

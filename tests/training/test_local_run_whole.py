@@ -94,7 +94,7 @@ if WIDE:  # a quarter of a minute; only its model and data are not tried above
     ],
     ids=["a factory that raises", "a factory that is not there"],
 )
-def test_a_mistake_of_the_user_is_told_in_one_line(tmp_path: Path, code: str, reason: str, says: str) -> None:
+def test_a_mistake_of_the_user_is_reported_in_one_line(tmp_path: Path, code: str, reason: str, says: str) -> None:
     (tmp_path / "mine.py").write_text(code)
     text = (EXAMPLES / "digits-ps.yaml").read_text().replace("disttrain_trainer.examples.digits:model", "mine:model")
     (tmp_path / "job.yaml").write_text(text)

@@ -77,7 +77,7 @@ def test_the_last_worker_of_all_is_replaced(tmp_path: Path) -> None:
     run_and_kill(tmp_path, {**served("Sync", servers=1), "worker": {"replicas": 1}}, Role.WORKER)
 
 
-def test_a_server_without_a_checkpoint_volume_begins_anew(tmp_path: Path) -> None:
+def test_a_server_without_a_checkpoint_volume_starts_from_scratch(tmp_path: Path) -> None:
     with Job(folder=tmp_path, spec=digits(**served("Async"), trainer=HELD)) as job:
         job.hold(MIDDLE)
         job.start()

@@ -54,7 +54,7 @@ def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> No
         client.close()
 
 
-def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
+def test_a_part_that_comes_again_is_ignored_and_counted_as_late() -> None:
     config = make_config(workers=2, servers=2, consistency=ASYNC, optimizer=ONE)
     schedule = Schedule(samples=400, batch_size=8, parts_per_step=2, seed=0, max_steps=50)
     with serving(config) as servers:
@@ -75,7 +75,7 @@ def test_a_slice_that_comes_again_is_ignored_and_counted_as_late() -> None:
             assert server.state().late_gradients == 2, "a counter does not go back when a new round begins"
 
 
-def test_an_empty_slice_counts_as_applied_and_is_no_update() -> None:
+def test_an_empty_part_counts_as_applied_and_is_no_update() -> None:
     config = make_config(workers=4, servers=2, consistency=ASYNC, optimizer={**SGD, "momentum": 0.9})
     schedule = Schedule(samples=5, batch_size=3, parts_per_step=4, seed=0, max_steps=50)
     empty = next(schedule.part(k) for k in range(8) if schedule.part(k).samples == 0)

@@ -61,7 +61,7 @@ def python(program: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_slice_is_done_by_another() -> None:
+def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_part_is_done_by_another() -> None:
     config = make_config(workers=2, servers=2, consistency=SYNC, optimizer=ONE)
     schedule = Schedule(samples=8, batch_size=4, parts_per_step=2, seed=0, max_steps=10)
     length = 1_000_000
@@ -220,7 +220,7 @@ def test_a_worker_with_another_model_is_refused() -> None:
             make_client(servers, config, rank=1).connect(vector_model(101).layout)
 
 
-def test_a_new_generation_refuses_the_workers_of_the_old_one_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+def test_a_new_round_refuses_the_workers_of_the_old_one_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     config = make_config(workers=2, servers=2, consistency=ASYNC, optimizer=MOMENTUM)
     schedule = Schedule(samples=80, batch_size=4, parts_per_step=2, seed=0, max_steps=20)
     with serving(config) as servers:
@@ -283,7 +283,7 @@ def test_a_checkpoint_in_the_middle_of_a_synchronous_step_is_of_the_step_before(
         assert torch.equal(flat.parameters[0], before)
 
 
-def test_who_waits_when_the_generation_ends_is_told() -> None:
+def test_a_worker_that_waits_when_the_round_ends_gets_an_error() -> None:
     config = make_config(workers=2, servers=1)
     with serving(config) as servers:
         flat = vector_model()
@@ -341,7 +341,7 @@ def test_a_worker_that_dies_while_it_waits_is_noticed() -> None:
         assert soon(lambda: all(server.state().workers == () for server in servers))
 
 
-def test_a_worker_may_come_before_its_servers_and_before_the_generation() -> None:
+def test_a_worker_may_come_before_its_servers_and_before_the_round() -> None:
     config = make_config(workers=1, servers=1)
     with serving(config, begin=False) as servers:
         threading.Timer(0.6, servers[0].begin, (1,)).start()
@@ -362,7 +362,7 @@ def test_a_wait_that_runs_out_names_what_is_missing() -> None:
             client.push_pull(schedule.part(1), whole_gradient(1), flat.parameters, 1)
 
 
-def test_garbage_on_the_port_disturbs_nobody() -> None:
+def test_garbage_on_the_port_disturbs_no_worker() -> None:
     config = make_config(workers=1, servers=1, peer_timeout=0.5)
     schedule = Schedule(samples=400, batch_size=3, parts_per_step=1, seed=0, max_steps=100)
     with serving(config) as servers:
@@ -392,7 +392,7 @@ def test_garbage_on_the_port_disturbs_nobody() -> None:
 
 
 @pytest.mark.parametrize("name", ["WELCOME is not for a server", "0 of 0 samples", "bytes of payload"])
-def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_nobody_else(name: str) -> None:
+def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_no_other_worker_does(name: str) -> None:
     config = make_config(workers=2, servers=1, consistency=ASYNC)
     with serving(config) as servers:
         flat = vector_model()

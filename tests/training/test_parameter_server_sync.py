@@ -90,7 +90,7 @@ def test_the_protocol_adds_less_than_one_percent_to_the_gradients_and_parameters
         assert sum(server.state().shard_bytes for server in servers) == length * 4
 
 
-def test_a_batch_with_fewer_samples_than_workers_leaves_some_slices_empty_and_the_result_right() -> None:
+def test_a_batch_with_fewer_samples_than_workers_leaves_some_parts_empty_and_the_result_right() -> None:
     (result,) = train_sync(workers=3, servers=2, optimizer=MOMENTUM, steps=30, samples=13, batch_size=6)
     alone = train_alone(optimizer=OPTIMIZERS["momentum"][1], steps=30, dtype=torch.float32, samples=13, batch_size=6)
     torch.testing.assert_close(result, alone, atol=1e-6, rtol=0)

@@ -43,7 +43,7 @@ def test_sigterm_between_two_worlds_ends_an_agent_and_no_program_begins(tmp_path
         assert job.log(Role.WORKER, 0).count("the script runs") == 1
 
 
-def test_a_program_that_saves_its_state_at_sigterm_hears_it_once_and_is_not_ended_because_another_pod_is_gone(
+def test_a_program_that_saves_its_state_at_sigterm_gets_it_once_and_is_not_ended_because_another_pod_is_gone(
     tmp_path: Path,
 ) -> None:
     handler = """
@@ -85,7 +85,7 @@ def test_what_has_no_end_of_line_is_shown_at_once(tmp_path: Path) -> None:
         wait_for("a progress bar", lambda: "37 %" in job.log(Role.WORKER, 0), 20)
 
 
-def test_the_last_words_are_the_exception_of_the_process_that_failed_first_and_no_noise_after_it(
+def test_the_termination_message_is_the_exception_of_the_process_that_failed_first_and_no_noise_after_it(
     tmp_path: Path,
 ) -> None:
     text = """
@@ -124,7 +124,7 @@ raise ValueError("mine")
         assert job.termination(Role.WORKER, 0).message == "ValueError: mine"
 
 
-def test_a_lost_master_takes_its_store_with_it_and_the_script_begins_anew(tmp_path: Path) -> None:
+def test_a_lost_master_takes_its_store_with_it_and_the_script_starts_again(tmp_path: Path) -> None:
     text = """
 import os, signal
 import torch.distributed as dist

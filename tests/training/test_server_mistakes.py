@@ -60,7 +60,7 @@ def test_a_server_without_memory_ends_and_its_replacement_goes_on(tmp_path: Path
     assert manifests(tmp_path / "checkpoints")[-1]["step"] == 230
 
 
-def test_a_failure_of_the_shard_is_told_and_nobody_reads_or_saves_what_it_left(
+def test_a_failure_of_the_shard_is_reported_and_what_it_left_is_neither_read_nor_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(consistency=ASYNC)
@@ -198,7 +198,7 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
     assert (tmp_path / "step-00000001" / "shard-0-m.1.safetensors").exists()
 
 
-def test_parameters_that_are_not_finite_are_told_and_not_written(tmp_path: Path) -> None:
+def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: Path) -> None:
     with role(tmp_path) as (server, told, ended):
         server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
         told.heard(MessageType.STATE)

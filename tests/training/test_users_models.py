@@ -87,7 +87,9 @@ def test_a_buffer_that_the_model_assigns_is_saved_and_restored(tmp_path: Path) -
         ({"model": "users:another_model"}, "has another model than the others"),
     ],
 )
-def test_ranks_that_train_different_things_are_told_at_once(tmp_path: Path, trainer: dict[str, str], said: str) -> None:
+def test_ranks_that_train_different_things_are_refused_at_once(
+    tmp_path: Path, trainer: dict[str, str], said: str
+) -> None:
     with job(tmp_path, **trainer) as running:
         running.start()
         running.until(lambda _: any(said in running.log(Role.WORKER, index) for index in range(2)), tolerate=True)

@@ -79,7 +79,7 @@ EDIT_RULES = tuple(
 )
 
 WORKERS_RULE = Rule(
-    cel=f"{_same('worker.replicas')} || has(self.spec.worker.elastic) || ({_RESTS})",
+    cel=f"{_same('worker.replicas')} || has(self.spec.worker.elastic) || ({_IS_SUSPENDED})",
     check=None,
     message="changes only within elastic, or while the job is suspended: suspend it first, and wait for its condition Suspended",
     field="spec.worker.replicas",

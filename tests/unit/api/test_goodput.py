@@ -47,14 +47,14 @@ def test_a_second_scraper_changes_nothing() -> None:
     assert max(difference.values()) < 0.2, difference
 
 
-def test_a_job_that_stands_still_with_nobody_to_wait_for_is_stalled_after_a_while() -> None:
+def test_a_job_that_stands_still_with_no_member_to_wait_for_is_stalled_after_a_while() -> None:
     seconds = looked((110.0, 10, None), *((110.0 + i, 10, None) for i in range(1, 101)), (215.0, 11, None))
     assert seconds["stalled"] == 100.0
     assert seconds["productive"] == 15.0
     assert STALL_SECONDS < 100
 
 
-def test_a_job_of_long_steps_gets_more_patience() -> None:
+def test_a_job_of_long_steps_gets_more_time() -> None:
     seconds = looked((200.0, 1, None), *((200.0 + 10 * i, 1, None) for i in range(1, 21)), (401.0, 2, None))
     assert seconds == {"starting": 0.0, "productive": 301.0, "redone": 0.0, "stalled": 0.0}
 

@@ -207,7 +207,7 @@ def test_names_of_python_are_unknown_as_on_the_api_server() -> None:
     assert problem == 'job.yaml:15: spec.trainer.batch_size: unknown field; did you mean "batchSize"?'
 
 
-def test_what_no_process_can_be_handed_is_told_with_its_line() -> None:
+def test_what_no_process_can_be_handed_is_reported_with_its_line() -> None:
     (problem,) = problems(
         MODEL.replace("    epochs: 1\n", f"    epochs: 1\n    config:\n      text: {'x' * 200_000}\n")
     )
@@ -215,12 +215,12 @@ def test_what_no_process_can_be_handed_is_told_with_its_line() -> None:
     assert problem.endswith("at most 102400: read large settings from a file or volume")
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_lines() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_the_lines() -> None:
     text = JOB.replace("DataParallel", "X") + "  worker: {replicas: 0}\n---\n" + JOB.replace("digits", "DIGITS")
     assert [problem.split(": ")[0] for problem in problems(text)] == ["job.yaml:7", "job.yaml:10", "job.yaml:15"]
 
 
-def test_two_documents_of_one_name_are_told() -> None:
+def test_two_documents_of_one_name_are_reported() -> None:
     assert problems(JOB + "---\n" + JOB) == ["job.yaml:14: DistTrainJob digits is already in line 1"]
 
 

@@ -51,7 +51,7 @@ def test_a_pipe_that_is_full_is_waited_for_and_all_arrives() -> None:
         assert sink.lost is None
 
 
-def test_the_first_failure_is_told_once_and_then_there_is_silence() -> None:
+def test_the_first_failure_is_reported_once_and_then_there_is_silence() -> None:
     told: list[OSError] = []
     with Path("/dev/full").open("w") as full:
         sink = Sink(full)

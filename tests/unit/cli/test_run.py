@@ -39,7 +39,7 @@ def size_of_log(started: Started) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def test_ctrl_c_works_while_nobody_reads(folder: Path) -> None:
+def test_ctrl_c_works_while_its_output_is_not_read(folder: Path) -> None:
     """The pipe is full, and stays so."""
     started = Started(folder, stub.write_job(folder, config={"worker": FLOOD}))
     wait_for("more than a pipe holds", lambda: size_of_log(started) > 1_000_000, 30)
@@ -48,7 +48,7 @@ def test_ctrl_c_works_while_nobody_reads(folder: Path) -> None:
     assert left_behind(folder) == []
 
 
-def test_it_ends_when_nobody_will_read_it_any_more_and_its_processes_have_their_time(folder: Path) -> None:
+def test_it_ends_when_its_output_is_closed_and_its_processes_have_their_time(folder: Path) -> None:
     file = stub.write_job(folder, config={"worker": SAVES + "while True: print('more', flush=True); time.sleep(0.05)"})
     started = Started(folder, file)
     until_up(started)
@@ -119,7 +119,7 @@ def test_ctrl_c_works_while_a_terminal_is_stopped(folder: Path) -> None:
     os.close(terminal)
 
 
-def test_a_signal_that_shall_be_ignored_is(folder: Path) -> None:
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(folder: Path) -> None:
     """nohup."""
     wait = "print('up', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.02)"
     started = Started(
@@ -133,7 +133,7 @@ def test_a_signal_that_shall_be_ignored_is(folder: Path) -> None:
     assert started.finish().code == 0
 
 
-def test_a_folder_that_cannot_be_used_is_told_in_one_line(folder: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_reported_in_one_line(folder: Path) -> None:
     (folder / ".disttrain").write_text("a file")
     done = run(folder, stub.write_job(folder))
     assert (done.code, done.out) == (2, "")

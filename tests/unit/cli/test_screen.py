@@ -80,7 +80,7 @@ def test_quiet_leaves_the_processes_out() -> None:
     assert stream.getvalue() == "[worker-1]  starts; metrics at http://127.0.0.1:1/metrics\n"
 
 
-def test_what_the_job_waits_for_is_told() -> None:
+def test_what_the_job_waits_for_is_reported() -> None:
     condition = {
         "type": "Ready",
         "status": "False",
@@ -161,7 +161,7 @@ def test_what_a_program_prints_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) 
     with screen_for(stream, job(), quiet=False) as screen:
         screen.line(process(1), "\x1b[31mred\x1b[0m \x1b[2J\x1b[Hhome\x07")
         screen.line(process(1), "bell\x07 and back\x08")
-        screen.say("one\n  two")
+        screen.print_line("one\n  two")
     text = stream.getvalue()
     assert "\x1b[31mred\x1b[0m home" in text
     assert "bell and back\n" in text

@@ -21,7 +21,7 @@ def test_older_version_that_comes_later_is_ignored() -> None:
     assert phase(cache) is Phase.RUNNING
 
 
-def test_version_that_changes_nothing_we_keep_is_no_news() -> None:
+def test_version_that_changes_nothing_we_keep_is_no_change() -> None:
     cache = Cache()
     assert cache.pods.put(pod(5))
     assert cache.pods.put(pod(6)) is None

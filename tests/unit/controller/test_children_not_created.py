@@ -55,7 +55,7 @@ async def test_job_whose_pods_cannot_be_made_has_a_status_and_its_deadline_runs(
 
 
 @hand_turned
-async def test_server_error_that_lasts_is_told_and_tried_again_and_forgotten_when_it_is_over() -> None:
+async def test_server_error_that_lasts_is_reported_and_tried_again_and_forgotten_when_it_is_over() -> None:
     async with operated(started=False) as (server, _):
         server.fault = down
         server.put(JOBS, job())
@@ -171,7 +171,7 @@ async def test_refusal_of_one_kind_outlives_the_success_of_another_that_has_its_
 
 
 @hand_turned
-async def test_refused_child_that_was_made_all_the_same_is_no_obstacle_any_more() -> None:
+async def test_refused_child_that_was_made_all_the_same_stops_nothing_any_more() -> None:
     async with operated(started=False) as (server, operator):
 
         def times_out(verb: str, resource: Resource, name: str) -> ApiError | None:

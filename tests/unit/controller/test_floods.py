@@ -156,7 +156,7 @@ async def test_what_is_known_of_a_namespace_is_forgotten_when_no_pod_waits_there
     assert len(asyncio.all_tasks()) == before
 
 
-def test_job_whose_labels_and_annotations_change_all_the_time_is_no_news() -> None:
+def test_job_whose_labels_and_annotations_change_all_the_time_is_unchanged() -> None:
     cache = Cache()
     first, again, suspended = named("team"), named("team"), named("team", suspend=True)
     again["metadata"] |= {"resourceVersion": "6", "labels": {"a": "b"}, "annotations": {"a": "b"}}

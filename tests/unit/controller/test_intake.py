@@ -95,7 +95,7 @@ async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor
     assert len(parts.queue) == 0
 
 
-async def test_name_that_comes_free_is_no_obstacle_any_more() -> None:
+async def test_name_that_comes_free_stops_nothing_any_more() -> None:
     parts = Parts()
     record, child = parts.records.of(JOB, "job"), Child(PODS, Key("default", "digits-worker-0"))
     record.name_conflicts[child] = 0.0

@@ -72,7 +72,7 @@ def test_file_that_is_no_kubeconfig_is_one_line(tmp_path: Path, content: str) ->
     assert operator.returncode == 2
 
 
-def told_to_end(operator: subprocess.Popen[str]) -> str:
+def asked_to_end(operator: subprocess.Popen[str]) -> str:
     """The rest of the log of an operator that gets SIGTERM now, and that has to take it well."""
     began = time.monotonic()
     operator.send_signal(signal.SIGTERM)
@@ -83,7 +83,7 @@ def told_to_end(operator: subprocess.Popen[str]) -> str:
     return rest
 
 
-def hears_sigterm(process: subprocess.Popen[str]) -> bool:
+def handles_sigterm(process: subprocess.Popen[str]) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> signal.SIGTERM - 1 & 1)
@@ -92,9 +92,9 @@ def hears_sigterm(process: subprocess.Popen[str]) -> bool:
 @pytest.mark.parametrize("moment", [0.0, 0.2, 0.5])
 def test_sigterm_while_it_is_loaded(tmp_path: Path, moment: float) -> None:
     operator = start(kubeconfig(tmp_path, "http://127.0.0.1:9"), "--port=0")
-    wait_for("its first line", lambda: hears_sigterm(operator), 20)
+    wait_for("its first line", lambda: handles_sigterm(operator), 20)
     time.sleep(moment)  # no waiting for something: the moment is the input of this test
-    told_to_end(operator)
+    asked_to_end(operator)
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refuses", "never answers"])
@@ -112,7 +112,7 @@ def test_sigterm_while_the_api_server(
     with contextlib.ExitStack() as connections:
         if answers:
             connections.enter_context(listener.accept()[0])  # its request is on the way
-        assert "received a signal before the start was complete; ending" in told_to_end(operator)
+        assert "received a signal before the start was complete; ending" in asked_to_end(operator)
 
 
 def test_it_lives_and_is_not_ready_while_the_first_list_hangs(tmp_path: Path, listener: socket.socket) -> None:
@@ -127,4 +127,4 @@ def test_it_lives_and_is_not_ready_while_the_first_list_hangs(tmp_path: Path, li
     with refused.value as error:
         assert (error.code, error.read()) == (500, b"first list: not yet read\n")
     with connection:
-        told_to_end(operator)
+        asked_to_end(operator)

@@ -90,7 +90,7 @@ def test_first_start_is_measured_stage_by_stage() -> None:
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_first_step_is_measured_also_when_the_master_was_not_heard_at_first(*, silent: bool) -> None:
+def test_first_step_is_measured_also_when_the_master_did_not_answer_at_first(*, silent: bool) -> None:
     ready = condition("Ready", "True", "AllPodsReady", 25)
     before = condition("Progressing", "Unknown" if silent else "False", "NoReport", 60 if silent else 0)
     after = status(
@@ -99,7 +99,7 @@ def test_first_step_is_measured_also_when_the_master_was_not_heard_at_first(*, s
     assert Observed(status(ready, before), after, at=90).starts() == {"train": 65}
 
 
-def test_pod_that_somebody_deletes_hours_later_is_no_start() -> None:
+def test_pod_that_is_deleted_hours_later_is_no_start() -> None:
     restarting = condition("Restarting", "True", "Replaced", HOURS)
     old = status(condition("Scheduled", "False", "Scheduling", HOURS), restarting)
     new = status(condition("Scheduled", "True", "AllPodsScheduled", HOURS + 18), restarting)
@@ -110,7 +110,7 @@ def test_pod_that_somebody_deletes_hours_later_is_no_start() -> None:
     assert Observed(old, new, at=HOURS + 18).starts() == {}
 
 
-def test_training_that_is_heard_again_after_hours_is_no_start() -> None:
+def test_training_that_reports_again_after_hours_is_no_start() -> None:
     ready = condition("Ready", "True", "AllPodsReady", 25)
     training = {"step": 70, "lastUpdateTime": at(HOURS)}
     old = status(ready, condition("Progressing", "Unknown", "NoReport", HOURS + 60), training=training)

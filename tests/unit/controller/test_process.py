@@ -56,7 +56,7 @@ async def test_passes_in_flight_end_at_once_when_the_lease_is_lost() -> None:
 
 
 @hand_turned
-async def test_passes_in_flight_come_to_their_end_when_it_is_told_to_end() -> None:
+async def test_passes_in_flight_come_to_their_end_when_it_is_asked_to_end() -> None:
     server, one = await in_the_middle_of_a_pass(3)
     await one._end()
     assert len(server.names()) == 3

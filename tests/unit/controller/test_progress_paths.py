@@ -129,7 +129,7 @@ async def test_flood_is_not_read_to_its_end(way: ProgressPath, tmp_path: Path, m
 
 
 @BOTH
-async def test_report_that_comes_in_pieces_is_whole(
+async def test_report_that_comes_in_several_reads_is_whole(
     way: ProgressPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def drop_by_drop(request: web.Request) -> web.StreamResponse:

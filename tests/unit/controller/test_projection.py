@@ -136,7 +136,7 @@ def test_init_container_that_failed_the_pod_is_named_and_its_exit_code_is_not_ta
     assert view.termination.message == ""
 
 
-def test_sidecar_that_was_told_to_end_is_not_taken_for_the_failure() -> None:
+def test_sidecar_that_was_asked_to_end_is_not_taken_for_the_failure() -> None:
     statuses = [init_container("proxy", 143), init_container("fetch", 3)]
     body = pod(5, phase="Failed", initContainerStatuses=statuses, containerStatuses=[NEVER_RAN])
     body["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]

@@ -146,7 +146,7 @@ async def test_key_that_is_held_comes_then_and_not_before() -> None:
 
 
 @hand_turned
-async def test_nobody_is_held_for_longer_than_a_back_off() -> None:
+async def test_no_job_is_held_for_longer_than_a_back_off() -> None:
     queue: WorkQueue[str] = WorkQueue()
     began = now()
     queue.hold("a", 86_400)

@@ -107,7 +107,7 @@ def named(name: str) -> Body:
 
 
 @hand_turned
-async def test_of_many_jobs_all_get_their_pods_before_their_statuses_and_each_is_told_to_have_begun() -> None:
+async def test_of_many_jobs_all_get_their_pods_before_their_statuses_and_each_gets_its_first_event() -> None:
     names = [f"job-{number}" for number in range(40)]
     async with operated(started=False) as (server, operator):
         slow_writes(server, 0.1)

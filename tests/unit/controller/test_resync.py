@@ -78,7 +78,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync, "SOON_SECONDS", 0.0)
 
 
-async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_lists_anew() -> None:
+async def test_what_vanished_while_a_watch_was_broken_is_found_when_the_watch_lists_again() -> None:
     parts = Parts()
     parts.cache.stores[SERVICES].put(service("digits"))
     async with parts.running():

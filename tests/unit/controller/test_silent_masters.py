@@ -66,7 +66,7 @@ def many(number: int) -> list[str]:
 
 @pytest.mark.parametrize("silent", [640, 900])
 @hand_turned
-async def test_masters_that_answer_are_heard_every_few_seconds_beside_many_that_never_do(silent: int) -> None:
+async def test_masters_that_answer_are_read_every_few_seconds_beside_many_that_never_do(silent: int) -> None:
     masters = Masters()
     names = many(1000)
     masters.silent = set(names[:silent])
@@ -93,7 +93,7 @@ async def test_masters_that_fall_silent_at_once_delay_the_others_once_and_by_sec
 
 
 @hand_turned
-async def test_master_that_answers_again_is_heard_within_half_of_a_minute() -> None:
+async def test_master_that_answers_again_is_read_within_half_of_a_minute() -> None:
     masters = Masters()
     masters.silent = {"digits"}
     masters.follow("digits")
@@ -106,7 +106,7 @@ async def test_master_that_answers_again_is_heard_within_half_of_a_minute() -> N
 
 
 @hand_turned
-async def test_busy_master_is_heard_although_its_answer_takes_two_seconds() -> None:
+async def test_busy_master_is_read_although_its_answer_takes_two_seconds() -> None:
     masters = Masters()
     masters.seconds["digits"] = 2.0
     masters.follow("digits")

@@ -80,7 +80,7 @@ def test_end_of_another_namespaces_object_takes_no_child_away(resource: Resource
 
 
 @KINDS
-async def test_news_of_another_namespaces_object_is_not_awaited_news_of_ours(resource: Resource) -> None:
+async def test_change_of_another_namespaces_object_is_not_the_awaited_change_of_ours(resource: Resource) -> None:
     cache = Cache()
     expectations = Expectations(cache)
     ours = Key("team", "digits")

@@ -67,7 +67,7 @@ async def test_claim_of_one_node_whose_pods_have_two_is_named_in_the_condition_w
 
 
 @hand_turned
-async def test_pod_is_told_of_nothing_but_its_volumes() -> None:
+async def test_failures_of_a_pod_are_those_of_its_volumes_alone() -> None:
     async with operated() as (server, _):
         server.wait("digits-worker-0")
         told(server, "digits-worker-0", "network is not ready", reason="NetworkNotReady")

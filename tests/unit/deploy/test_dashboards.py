@@ -171,7 +171,7 @@ def test_panels_have_known_type_title_description_unit_and_the_templated_data_so
 
 
 @each_dashboard
-def test_every_variable_that_is_used_exists_and_is_told_anew_with_the_time_range(name: str) -> None:
+def test_every_variable_that_is_used_exists_and_is_read_again_with_the_time_range(name: str) -> None:
     dashboard = load(name)
     known = variables(dashboard)
     queries = [target["expr"] for _, target in targets(dashboard)]

@@ -130,7 +130,7 @@ def test_a_port_that_the_cluster_does_not_map_is_refused_before_anything_is_buil
 
 
 @pytest.mark.parametrize("state", ["Complete", "Failed"])
-def test_up_again_trains_a_finished_example_anew(machine: Machine, state: str) -> None:
+def test_up_again_trains_a_finished_example_again(machine: Machine, state: str) -> None:
     rows = f"PersistentVolumeClaim   default   ckpt     <none>\\nDistTrainJob            default   digits   {state}\\n"
     machine.run("up.sh", CLUSTERS="disttrain", EXISTING=rows)
     after = machine.calls[-2:]
@@ -159,7 +159,7 @@ def test_torch_can_come_from_another_index(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_missing_program_is_told_in_one_line_before_anything_is_done(machine: Machine, name: str) -> None:
+def test_a_missing_program_is_reported_in_one_line_before_anything_is_done(machine: Machine, name: str) -> None:
     (machine.bin / name).unlink()
     done = machine.run("up.sh")
     assert done.returncode == 2
@@ -177,7 +177,7 @@ def test_a_missing_program_is_told_in_one_line_before_anything_is_done(machine: 
         pytest.param({"GRAFANA_PORT": "80/tcp"}, "GRAFANA_PORT=80/tcp is not a port", id="no port"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(machine: Machine, environment: dict[str, str], words: str) -> None:
+def test_wrong_input_is_reported_in_one_line(machine: Machine, environment: dict[str, str], words: str) -> None:
     done = machine.run("up.sh", **environment)
     assert done.returncode == 2
     assert words in done.stderr

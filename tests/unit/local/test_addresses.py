@@ -27,7 +27,7 @@ def test_a_server_can_listen_on_a_port_that_is_held_again_and_again() -> None:
     ports.close()
 
 
-def test_nobody_else_draws_a_port_that_is_held() -> None:
+def test_a_port_that_is_held_is_not_drawn_again() -> None:
     ports, others = Ports(), Ports()
     port = ports.port(Role.MASTER, 0, "control")
     with socket.socket() as other, pytest.raises(OSError, match="in use"):

@@ -108,7 +108,7 @@ def test_a_config_map_is_written_out_as_a_volume_would_show_it(tmp_path: Path) -
         ([{"secretRef": {"name": "nul"}}], "NUL"),
     ],
 )
-def test_an_env_from_that_cannot_be_understood_is_told(sources: Any, told: str) -> None:
+def test_an_env_from_that_cannot_be_understood_is_reported(sources: Any, told: str) -> None:
     described = job(envFrom=sources)
     nul = {"kind": "Secret", "metadata": {"name": "nul"}, "data": {"K": "AAE="}}
     with pytest.raises(Unusable) as wrong:

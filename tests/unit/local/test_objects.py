@@ -35,7 +35,7 @@ QUOTES = "must be a string; put it into quotes"
         ({"kind": "Namespace", "metadata": {}}, []),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(document: dict[str, Any], told: list[str]) -> None:
+def test_what_is_wrong_is_reported_with_its_place(document: dict[str, Any], told: list[str]) -> None:
     assert [f"{'.'.join(map(str, path))}: {text}" for path, text in objects.problems(document)] == told
 
 

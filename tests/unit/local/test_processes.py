@@ -85,7 +85,7 @@ def test_bytes_that_are_no_text_do_no_harm(process: Process) -> None:
     assert run(process, *python("import os; os.write(1, b'\\xff\\xfe\\n')")) == ["\ufffd\ufffd"]
 
 
-def test_the_last_words_are_the_message_that_it_left(process: Process) -> None:
+def test_the_termination_message_is_the_one_that_it_left(process: Process) -> None:
     run(
         process,
         *python(f"open({str(process.termination_log)!r}, 'w').write('{{\"message\": \"boom\"}}'); raise SystemExit(3)"),
@@ -98,7 +98,7 @@ def test_without_a_message_the_last_line_is_the_last_word(process: Process) -> N
     assert process.termination().message == "ValueError: of the user"
 
 
-def test_a_signal_is_told_as_a_shell_tells_it(process: Process) -> None:
+def test_a_signal_is_named_as_a_shell_names_it(process: Process) -> None:
     run(process, *python("import os; os.kill(os.getpid(), 9)"))
     assert process.exit_code == 137
 

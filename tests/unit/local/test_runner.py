@@ -105,7 +105,7 @@ def test_ctrl_c_gives_time_and_ends_with_130(folder: Path) -> None:
     assert left_behind(folder) == []
 
 
-def test_an_interrupted_job_is_suspended_and_nobody_says_that_its_spec_is(folder: Path) -> None:
+def test_an_interrupted_job_is_suspended_and_its_spec_is_not(folder: Path) -> None:
     template = {"spec": {"terminationGracePeriodSeconds": 7}}
     checkpoint = {"volume": {"persistentVolumeClaim": "ckpt"}}
     file = stub.write_job(
@@ -309,7 +309,7 @@ def test_each_worker_of_a_command_has_its_own_gpus(folder: Path) -> None:
     assert "[worker-1] sees 6,7 2" in done.out
 
 
-def test_too_few_gpus_is_told_with_the_line(folder: Path) -> None:
+def test_too_few_gpus_is_reported_with_the_line(folder: Path) -> None:
     file = stub.write_job(folder, worker={"replicas": 2, "gpusPerWorker": 2})
     line = next(n for n, text in enumerate((folder / file).read_text().splitlines(), 1) if "gpusPerWorker" in text)
     done = run(folder, file, environment={"CUDA_VISIBLE_DEVICES": "0"})
@@ -317,7 +317,7 @@ def test_too_few_gpus_is_told_with_the_line(folder: Path) -> None:
     assert done.err.startswith(f"{file}:{line}: spec.worker.gpusPerWorker: the job needs 4 GPUs, this machine has 1")
 
 
-def test_a_module_that_is_not_there_is_told_before_anything_starts(folder: Path) -> None:
+def test_a_module_that_is_not_there_is_reported_before_anything_starts(folder: Path) -> None:
     file = stub.write_job(folder)
     (folder / file).write_text(
         (folder / file).read_text().replace("disttrain_trainer:dataset", "no_such.module:dataset")
@@ -343,7 +343,7 @@ def test_a_job_of_a_later_version_is_wrong_input(folder: Path) -> None:
     assert not (folder / ".disttrain").exists(), "or --resume would go on with it"
 
 
-def test_a_document_that_is_wrong_is_told_and_leaves_no_run(folder: Path) -> None:
+def test_a_document_that_is_wrong_is_reported_and_leaves_no_run(folder: Path) -> None:
     done = run(folder, stub.write_job(folder, {"kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "hello"}}))
     assert (done.code, done.out) == (2, "")
     assert "data.k: must be base64; plain text belongs into stringData" in done.err
@@ -368,7 +368,7 @@ def test_data_belongs_into_the_folder_of_its_claim(folder: Path) -> None:
     assert f"spec.data.volume.path: is not there: the data lies in {folder}/.disttrain/claims/digits-data" in done.err
 
 
-def test_what_has_no_effect_here_is_told(folder: Path) -> None:
+def test_what_has_no_effect_here_is_reported(folder: Path) -> None:
     container = {
         "name": "trainer",
         "workingDir": "/src",

@@ -293,7 +293,7 @@ def test_the_configuration_arrives_as_it_is_written():
     assert JobConfig.model_validate_json(raw.replace("$$", "$")).trainer.config == config
 
 
-def test_jobs_that_share_a_claim_have_folders_of_their_own_also_when_one_is_made_anew():
+def test_jobs_that_share_a_claim_have_folders_of_their_own_also_when_one_is_created_again():
     first = job(**VOLUMES)
     anew = first.model_copy(update={"metadata": first.metadata.model_copy(update={"uid": "another"})})
     folders = {

@@ -37,14 +37,14 @@ def test_network_policy_none_makes_none():
     assert Create(kind=ChildKind.NETWORK_POLICY) not in plan.actions
 
 
-def test_network_policy_goes_when_nobody_wants_it_any_more():
+def test_network_policy_goes_when_the_spec_wants_none():
     scene = make_job().training().spec(network={"policy": "None"})
     assert scene.step().actions == (Delete(kind=ChildKind.NETWORK_POLICY),)
     assert scene.step().actions == ()
     assert Create(kind=ChildKind.NETWORK_POLICY) in scene.spec(network={"policy": "JobOnly"}).step().actions
 
 
-def test_a_service_or_policy_that_somebody_deleted_is_made_again():
+def test_a_service_or_policy_that_a_user_deleted_is_created_again():
     scene = make_job().training()
     scene.children = frozenset()
     assert scene.step().actions == (Create(kind=ChildKind.SERVICE), Create(kind=ChildKind.NETWORK_POLICY))
@@ -86,7 +86,7 @@ def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
     assert scene.says("Valid") == ("True", "Accepted")
 
 
-def test_a_name_that_somebody_else_holds_is_told_and_nothing_is_made():
+def test_a_name_that_another_object_has_is_reported_and_nothing_is_created():
     scene = make_job()
     scene.name_conflicts = ("digits",)
     plan = scene.step()
@@ -129,7 +129,7 @@ def test_a_deleting_pod_blocks_its_successor():
     assert created(scene.step()) == [(WORKER, 1)]
 
 
-def test_a_pod_that_somebody_deleted_is_made_again_without_counting():
+def test_a_pod_that_a_user_deleted_is_created_again_without_counting():
     scene = make_job().training().gone(1)
     plan = scene.step()
     assert created(plan) == [(WORKER, 1)]

@@ -134,7 +134,7 @@ def test_an_operator_that_cannot_say_since_when_it_listens_keeps_what_is_known()
     assert scene.after(600).step().status == before
 
 
-def test_an_operator_that_hears_nothing_for_a_minute_does_not_know_and_the_job_trains_on():
+def test_an_operator_that_gets_no_report_for_a_minute_does_not_know_and_the_job_trains_on():
     scene = make_job().training().after(600).new_operator().after(61)
     scene.step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")

@@ -172,13 +172,13 @@ def test_what_is_ready_in_the_last_second_before_the_startup_deadline_is_in_time
     assert not scene.after(119).all_run().reports(1).after(1).seen().finished
 
 
-def test_a_new_operator_hears_the_master_before_it_judges_a_missing_worker() -> None:
+def test_a_new_operator_reads_the_master_before_it_judges_a_missing_worker() -> None:
     scene = make_job().servers(1).training().gone(1).seen()
     scene.change(1, reason="Unschedulable", message="0/3 nodes").after(1900).new_operator().seen()
     assert not scene.finished
 
 
-def test_first_steps_that_others_make_while_nobody_looks_count_against_the_startup_deadline() -> None:
+def test_first_steps_that_others_make_between_two_passes_count_against_the_startup_deadline() -> None:
     scene = make_job().servers(1).seen().all_run().gone(1)
     scene.after(1900).new_operator().reports(10).seen()
     assert not scene.finished

@@ -6,7 +6,7 @@ from disttrain.plan import decide
 from unit.plan.builders import SERVER, make_job
 
 
-def test_a_pass_over_an_unchanged_world_changes_nothing():
+def test_a_pass_over_an_unchanged_job_changes_nothing():
     scene = make_job().servers(1).training().after(3)
     plan = scene.plan()
     assert plan.status == scene.status

@@ -49,7 +49,7 @@ def test_a_process_of_an_older_trainer_says_that_it_is_done_by_a_message_without
     assert not Termination.decode("").done
 
 
-def test_the_end_of_the_log_of_a_killed_program_is_not_told_as_its_reason() -> None:
+def test_the_end_of_the_log_of_a_killed_program_is_not_given_as_its_reason() -> None:
     said = Termination.decode("step 40 loss 0.1")
     scene = make_job().command().training().failed(1, code=137, reason="OOMKilled", termination=said).after(4).seen()
     assert "last output: step 40 loss 0.1" in scene.condition("Restarting").message

@@ -84,7 +84,7 @@ def test_the_masters_count_of_the_time_is_taken_as_it_is_and_the_time_before_it_
     assert buckets(scene) == {"queued": 10, "starting": 7, "productive": 14, "redone": 2, "stalled": 60}
 
 
-def test_time_in_which_the_master_was_not_heard_is_counted_once_it_is_heard_again():
+def test_time_in_which_the_master_did_not_report_is_counted_once_it_reports_again():
     scene = make_job().training(step=1)
     scene.after(2).reports(2, goodput=spent(scene.now, productive=2.0)).seen()
     began = scene.now

@@ -73,7 +73,7 @@ class TestSilentNode:
             "Node node-1 of pod digits-worker-1 does not report since 12:00:05 UTC" in scene.condition("Ready").message
         )
 
-    def test_it_is_news_once(self):
+    def test_one_event_says_it(self):
         scene = make_job().training().node_falls_silent(1)
         events = [event for _ in range(20) for event in scene.after(5).step().events]
         assert [event.reason for event in events] == ["NodeLost"]
@@ -86,7 +86,7 @@ class TestSilentNode:
         assert forced(scene.after(1).step()) == [("digits-worker-1", 0)]
         assert created(scene.step()) == [(WORKER, 1)]
 
-    def test_a_pod_that_nobody_deleted_is_left_to_kubernetes(self):
+    def test_a_pod_that_was_not_deleted_is_left_to_kubernetes(self):
         scene = make_job().training().node_falls_silent(1)
         assert [plan for _ in range(100) if deleted(plan := scene.after(60).step())] == []
 

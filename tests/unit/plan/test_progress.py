@@ -63,7 +63,7 @@ def test_what_else_changes_takes_the_progress_along():
     assert scene.status.training.step == 2
 
 
-def test_speed_without_steps_is_no_news():
+def test_speed_without_steps_is_no_change():
     scene = make_job().training()
     before = scene.status
     for rate in (9.0, 5.0, 1.0):
@@ -83,7 +83,7 @@ def test_a_rollback_is_shown():
 
 
 @pytest.mark.parametrize(("status", "read"), [(1, 1), (5, 5), (10, 10), (11, 10), (3600, 10)])
-def test_the_master_is_read_often_enough_to_be_heard_however_seldom_the_status_is_written(status, read):
+def test_the_master_is_read_often_enough_not_to_count_as_silent_however_seldom_the_status_is_written(status, read):
     scene = make_job().spec(observability={"statusIntervalSeconds": status}).training()
     assert read_interval(scene.job.spec) == timedelta(seconds=read)
     assert scene.plan().look_again == timedelta(seconds=read)
@@ -125,11 +125,11 @@ class TestNothingMoves:
     def fast(self):
         return make_job().training().after(5).reports(11, samples_per_second=64.0).seen()
 
-    def told(self, scene):
+    def speed_and_eta(self, scene):
         return scene.status.training.samples_per_second, scene.status.training.eta_seconds
 
     def test_while_steps_are_made_both_are_there(self):
-        assert self.told(self.fast()) == (64, 89)
+        assert self.speed_and_eta(self.fast()) == (64, 89)
 
     @pytest.mark.parametrize(
         "happens",
@@ -149,25 +149,25 @@ class TestNothingMoves:
         scene = self.fast()
         happens(scene)
         scene.seen()
-        assert self.told(scene) == (None, None)
+        assert self.speed_and_eta(scene) == (None, None)
         assert scene.status.training.step == 11
 
     def test_they_come_back_with_the_next_step(self):
         scene = self.fast().failed(0).seen().after(1).seen().all_run().seen()
-        assert self.told(scene) == (None, None)
-        assert self.told(scene.after(5).reports(12, samples_per_second=64.0).seen()) == (64, 88)
+        assert self.speed_and_eta(scene) == (None, None)
+        assert self.speed_and_eta(scene.after(5).reports(12, samples_per_second=64.0).seen()) == (64, 88)
 
     def test_of_a_training_that_goes_on_without_the_lost_worker_they_stay(self):
         scene = make_job().servers(1).training().gone(1).seen()
         for step in range(11, 30):
             scene.change(1, phase=Phase.PENDING, ready=False).after(3).reports(step, samples_per_second=64.0).seen()
         assert scene.status.state is JobState.RESTARTING
-        assert self.told(scene)[0] == 64
+        assert self.speed_and_eta(scene)[0] == 64
 
     def test_a_complete_job_keeps_the_speed_that_it_had(self):
         scene = self.fast().after(5).reports(100, samples_per_second=64.0, finished=True).succeeded(0, 1, ago=20).seen()
         assert scene.status.state is JobState.COMPLETE
-        assert self.told(scene) == (64, 0)
+        assert self.speed_and_eta(scene) == (64, 0)
 
     def test_a_training_that_makes_no_step_for_a_minute_is_not_progressing(self):
         scene = self.fast().after(60).reports(11).seen()
@@ -198,7 +198,7 @@ class TestNothingMoves:
         assert scene.after(600).reports(100).seen().status.state is JobState.TRAINING
 
 
-def test_where_a_training_began_is_kept_in_the_status_and_told_once():
+def test_where_a_training_began_is_kept_in_the_status_and_reported_once():
     told = "Resumed at step 40; changed: trainer.optimizer.learningRate: 0.05 -> 0.01"
     scene = make_job().started().reports(40, resumed=told)
     assert [event.message for event in scene.plan().events if event.reason == "Resumed"] == [told]

@@ -92,7 +92,7 @@ def test_a_master_that_ended_without_a_last_word_completes_nothing():
     assert scene.says("Complete")[0] == "False"
 
 
-def test_a_command_is_complete_with_its_workers_whose_master_hears_nothing_of_it():
+def test_a_command_is_complete_with_its_workers_though_its_master_does_not_see_its_end():
     scene = make_job().command().training(100).succeeded(0, 1)
     scene.step()
     assert scene.says("Complete") == ("True", "WorkersSucceeded")
@@ -116,7 +116,7 @@ def test_the_master_has_ten_seconds_to_end_after_the_workers():
     assert scene.says("Complete") == ("True", "WorkersSucceeded")
 
 
-def test_the_final_progress_comes_from_the_last_words_of_the_master():
+def test_the_final_progress_comes_from_the_termination_message_of_the_master():
     scene = make_job().training(step=97)
     last = scene.reports(100, loss=0.25, finished=True, evaluation={"accuracy": 0.9712345}).report
     scene.reports(97)
@@ -149,7 +149,7 @@ def test_a_worker_that_crashes_after_the_master_said_that_all_is_done_fails_noth
     assert not scene.succeeded(0).failed(1, code=139).seen().status.is_true("Failed")
 
 
-def test_a_master_that_is_evicted_after_its_last_words_said_that_all_is_done_is_done() -> None:
+def test_a_master_that_is_evicted_after_its_termination_message_said_that_all_is_done_is_done() -> None:
     done = Termination(progress=Progress(attempt=1, step=100, finished=True))
     scene = make_job().training().after(5).gone(1).seen().succeeded(0)
     assert scene.failed(0, MASTER, code=0, reason="Evicted", termination=done).seen().status.is_true("Complete")

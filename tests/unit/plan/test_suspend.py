@@ -108,7 +108,7 @@ def test_a_job_that_is_created_suspended_gets_nothing():
 
 
 @pytest.mark.parametrize("field", ["startupDeadlineSeconds", "activeDeadlineSeconds", "progressDeadlineSeconds"])
-def test_no_deadline_runs_while_suspended_and_each_begins_anew(field):
+def test_no_deadline_runs_while_suspended_and_each_starts_again(field):
     scene = suspended().run_policy(**{field: 600})
     scene.seen().after(100_000).seen()
     assert scene.status.state is JobState.SUSPENDED

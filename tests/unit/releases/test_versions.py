@@ -224,7 +224,7 @@ def test_passes_over_what_another_version_stored_come_to_rest(name: str) -> None
             assert one.patch == {}, place
 
 
-def test_unknown_state_reason_and_condition_of_a_running_job_are_no_obstacle() -> None:
+def test_unknown_state_reason_and_condition_of_a_running_job_stop_nothing() -> None:
     body = copy.deepcopy(NEWEST["running"])
     body["status"]["state"] = "Resharding"
     elastic = {

@@ -105,7 +105,7 @@ def test_the_index_of_torch_is_remembered(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["moved", "without its Python"])
-def test_an_environment_that_cannot_be_used_is_made_anew(checkout: Path, what: str) -> None:
+def test_an_environment_that_cannot_be_used_is_created_again(checkout: Path, what: str) -> None:
     """A copy has the programs and the code of the old place."""
     if what == "moved":
         checkout = checkout.rename(checkout.with_name("elsewhere"))

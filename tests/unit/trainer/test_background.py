@@ -30,7 +30,7 @@ def test_a_tensor_that_has_grown_or_is_new_gets_memory_of_its_own_and_one_that_i
     assert first["grows"].tolist() == [1, 1]
 
 
-def test_a_second_piece_of_work_waits_for_the_first() -> None:
+def test_a_second_task_waits_for_the_first() -> None:
     writer, go, done = BackgroundWriter(), threading.Event(), list[str]()
 
     def first() -> None:

@@ -266,7 +266,7 @@ def test_of_release_0_1_0_what_does_not_fit_is_refused_too(tmp_path: Path) -> No
         store.newest(tmp_path, make_config(), DataSet(128))
 
 
-def test_where_a_job_begins_is_told_with_what_has_changed(tmp_path: Path) -> None:
+def test_where_a_job_begins_is_reported_with_what_has_changed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": 0.01}, maxSteps=20)
     told = store.newest(tmp_path, now).describe(now)
@@ -286,13 +286,13 @@ def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -
     assert store.newest(tmp_path, later).describe(later) == "Resumed at step 2"
 
 
-def test_nothing_is_told_of_a_plain_start_nor_of_a_server_that_comes_back(tmp_path: Path) -> None:
+def test_nothing_is_reported_of_a_plain_start_nor_of_a_server_that_comes_back(tmp_path: Path) -> None:
     assert store.newest(tmp_path, make_config()).describe(make_config()) is None
     write(tmp_path, 1)
     assert store.newest(tmp_path, make_config()).describe(make_config()) is None
 
 
-def test_a_start_at_step_0_beside_damaged_checkpoints_is_told_with_the_damage(tmp_path: Path) -> None:
+def test_a_start_at_step_0_beside_damaged_checkpoints_is_reported_with_the_damage(tmp_path: Path) -> None:
     for step in (1, 2):
         (write(tmp_path, step) / "state").write_text("damaged")
     config = make_config(attempt=2)
@@ -302,7 +302,7 @@ def test_a_start_at_step_0_beside_damaged_checkpoints_is_told_with_the_damage(tm
     assert "step-00000001 (state is damaged" in told
 
 
-def test_a_checkpoint_that_was_left_out_is_told(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_left_out_is_reported(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (write(tmp_path, 2) / "state").write_text("damaged")
     config = make_config(attempt=2)
@@ -338,7 +338,7 @@ def test_a_job_may_be_trained_for_longer(tmp_path: Path) -> None:
         pytest.param({"maxSteps": None, "epochs": 4}, False, id="longer in epochs"),
     ],
 )
-def test_a_finished_checkpoint_ends_no_job_that_shall_be_trained_for_longer_by_now(
+def test_a_finished_checkpoint_ends_no_job_that_is_to_train_for_longer_now(
     tmp_path: Path, length: dict[str, Any], finished: bool
 ) -> None:
     folder = store.prepare(tmp_path, 9)
@@ -406,7 +406,7 @@ def test_a_manifest_that_cannot_be_read_neither_counts_nor_goes(tmp_path: Path) 
     assert steps_in(tmp_path) == [2, 3, 4]
 
 
-def test_a_damaged_checkpoint_that_is_replaced_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_that_is_replaced_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, 1)
     write(tmp_path, 1)
     assert "replaced" not in caplog.text

@@ -69,7 +69,7 @@ class Table:
         return self
 
 
-def test_a_world_begins_when_all_are_ready() -> None:
+def test_a_round_begins_when_all_are_ready() -> None:
     table = Table()
     table.join(A)
     assert table.sent.take() == []
@@ -80,7 +80,7 @@ def test_a_world_begins_when_all_are_ready() -> None:
     assert table.collective.waiting_for(8) is None
 
 
-def test_no_world_begins_before_there_is_a_store() -> None:
+def test_no_round_begins_before_there_is_a_store() -> None:
     table = Table(opened=False)
     table.join(A)
     table.join(B)
@@ -98,7 +98,7 @@ def test_a_member_that_still_imports_is_waited_for() -> None:
     assert len(table.sent.take()) == 2
 
 
-def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
+def test_a_loss_ends_the_round_and_the_next_one_has_the_newest_state_and_an_empty_store() -> None:
     table = Table().begin_round()
     table.collective.lost(B, 1)
     assert table.sent.take() == [(A, MessageType.REFORM, {})]
@@ -108,7 +108,7 @@ def test_a_loss_dissolves_the_world_and_the_next_one_has_the_newest_state_and_an
     assert table.renewals == 1
 
 
-def test_survivors_that_notice_first_are_not_told_twice() -> None:
+def test_survivors_that_notice_first_get_no_second_message() -> None:
     table = Table().begin_round()
     table.say(A, MessageType.READY, step=41)
     assert table.sent.take() == [(B, MessageType.REFORM, {})]
@@ -126,7 +126,7 @@ def test_steps_that_only_the_lost_rank_had_are_counted_as_done_again() -> None:
     assert table.tracker.redone_steps == 3
 
 
-def test_a_new_master_leaves_a_running_world_alone() -> None:
+def test_a_new_master_leaves_a_running_round_alone() -> None:
     table = Table()
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B, state=MemberState.RUNNING, round_number=3)
@@ -134,7 +134,7 @@ def test_a_new_master_leaves_a_running_world_alone() -> None:
     assert table.tracker.round_number == 3
 
 
-def test_a_new_master_dissolves_a_world_of_which_one_is_a_replacement() -> None:
+def test_a_new_master_ends_a_round_of_which_one_is_a_replacement() -> None:
     table = Table()
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B)
@@ -200,7 +200,7 @@ def test_a_rank_that_lost_the_source_in_the_middle_of_its_state_is_no_source_tho
     assert table.tracker.redone_steps == 50
 
 
-def test_a_new_master_begins_the_programs_of_a_script_anew_since_their_store_is_gone() -> None:
+def test_a_new_master_starts_the_programs_of_a_script_again_since_their_store_is_gone() -> None:
     table = Table(lasting=False)
     table.join(A, state=MemberState.RUNNING, round_number=3)
     table.join(B, state=MemberState.RUNNING, round_number=3)
@@ -218,7 +218,7 @@ def test_a_new_master_finishes_a_script_whose_programs_are_all_done() -> None:
     assert table.collective.ended
 
 
-def test_a_new_master_keeps_the_evaluation_that_was_told_to_the_one_before() -> None:
+def test_a_new_master_keeps_the_evaluation_that_the_one_before_got() -> None:
     table = Table()
     hello = {"state": MemberState.DONE, "generation": 1, "step": 9, "evaluation": {"accuracy": 0.5}}
     table.collective.joined(A, hello, 0)
@@ -234,7 +234,7 @@ def test_a_new_master_keeps_the_evaluation_that_was_told_to_the_one_before() -> 
         (100, "y", "worker-1 has another model"),
     ],
 )
-def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
+def test_a_rank_that_trains_something_else_is_refused_and_no_round_begins_with_it(
     samples: int, layout: str, said: str
 ) -> None:
     table = Table()
@@ -251,7 +251,7 @@ def test_a_rank_that_trains_something_else_is_told_and_no_world_begins_with_it(
     assert [kind for _, kind, _ in table.sent.take()] == [MessageType.ROUND, MessageType.ROUND]
 
 
-def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_old_ones_do_not_count() -> None:
+def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_round_and_old_ones_do_not_count() -> None:
     table = Table().begin_round()
     for round_number, step, now in [(1, 50, 50), (2, 11, 11), (1, 51, 11), (2, 12, 12)]:
         table.collective.reported(0, {"generation": round_number, "step": step, "samples": 1}, 0)
@@ -259,7 +259,7 @@ def test_the_step_falls_back_with_the_first_report_of_a_scripts_new_world_and_ol
     assert table.tracker.redone_steps == 39
 
 
-def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
+def test_the_agents_get_one_message_that_no_process_of_the_script_joined() -> None:
     table = Table(script=True).begin_round()
     table.collective.tick(JOIN_SECONDS - 1)
     assert table.sent.take() == []
@@ -274,7 +274,7 @@ def test_the_agents_hear_once_that_no_process_of_the_script_joined() -> None:
 
 
 @pytest.mark.parametrize("how", ["joined", "reports steps", "our own loop", "has ended"])
-def test_a_script_that_trains_hears_nothing(how: str) -> None:
+def test_a_script_that_trains_gets_no_warning(how: str) -> None:
     table = Table(script=how != "our own loop").begin_round()
     table.used = how in ("joined", "has ended")
     if how == "reports steps":
@@ -287,7 +287,7 @@ def test_a_script_that_trains_hears_nothing(how: str) -> None:
     assert (table.sent.take(), table.tracker.warning) == ([], None)
 
 
-def test_the_time_to_join_begins_with_each_world() -> None:
+def test_the_time_to_join_begins_with_each_round() -> None:
     table = Table(script=True).begin_round()
     table.collective.lost(B, 1)
     table.collective.tick(JOIN_SECONDS)

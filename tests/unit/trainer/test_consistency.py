@@ -114,13 +114,13 @@ class StalenessMachine(RuleBasedStateMachine):
                 self.policy.start(worker, 0, None)
 
     @invariant()
-    def somebody_may_always_start_or_is_running(self) -> None:
+    def a_worker_may_always_start_or_is_running(self) -> None:
         if self.completed and not self.running:
             slowest = min(self.completed, key=lambda worker: self.completed[worker])
             assert self.completed[slowest] - min(self.completed.values()) == 0
 
     @invariant()
-    def every_slice_is_one_update(self) -> None:
+    def every_part_is_one_update(self) -> None:
         assert self.policy.version == self.parts
         assert self.policy.max_staleness_seen <= self.BOUND
 
@@ -170,7 +170,7 @@ def test_async_never_waits_and_tells_how_far_apart_workers_were() -> None:
     assert policy.max_staleness_seen == 8
 
 
-def test_an_empty_slice_counts_in_async_without_an_update() -> None:
+def test_an_empty_part_counts_in_async_without_an_update() -> None:
     policy = Async()
     arrival = policy.arrive(3, empty=True)
     assert arrival is not None
@@ -180,7 +180,7 @@ def test_an_empty_slice_counts_in_async_without_an_update() -> None:
     assert policy.arrive(3, empty=True) is None
 
 
-def test_a_waiting_worker_learns_which_slices_are_missing() -> None:
+def test_a_waiting_worker_learns_which_parts_are_missing() -> None:
     policy = Sync(parts_per_step=20, version=2)
     policy.arrive(41, empty=False)
     assert policy.waits_for(3) == "step 2 to be complete: part 40, 42, 43, 44, 45, 46, 47, 48 and 11 more is missing"

@@ -149,7 +149,7 @@ async def test_a_failure_of_the_coordinator_ends_the_master_whatever_it_is(error
             await asyncio.wait_for(asyncio.shield(end), 20)
 
 
-async def test_a_worker_with_other_code_than_the_first_is_told_so_and_joins_nothing() -> None:
+async def test_a_worker_with_other_code_than_the_first_is_refused_and_joins_nothing() -> None:
     async with serving() as (heard, port, _end):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(line(HELLO | {"code": "a" * 64}))

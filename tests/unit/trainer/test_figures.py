@@ -45,7 +45,7 @@ def test_the_norm_of_a_step_is_combined_of_what_all_servers_measured_at_the_same
     assert servers.gradient_norm is None
 
 
-def test_the_gradient_norm_of_a_generation_is_not_mixed_with_that_of_the_one_before() -> None:
+def test_the_gradient_norm_of_a_round_is_not_mixed_with_that_of_the_one_before() -> None:
     servers = Servers(sender=_Nowhere(), count=2)
     for index in range(2):
         servers.know(index, {"generation": 1, "applied": [], "gradient_norms": [[8, 1.0]]})

@@ -28,6 +28,6 @@ sys.exit(0 if (code, child_was_heard, heard.wait(20)) == (-signal.SIGTERM, False
 """
 
 
-def test_a_forked_child_ends_at_sigterm_and_its_parent_does_not_hear_it() -> None:
+def test_a_forked_child_ends_at_sigterm_and_its_parent_does_not_get_it() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -68,7 +68,7 @@ def padded_pairs(samples: list[Any]) -> list[Any]:
         pytest.param([torch.zeros(2), None], "float32[2] and NoneType", id="a sample that is missing"),
     ],
 )
-def test_samples_that_do_not_stack_are_told_with_their_shapes_and_the_fields_that_help(
+def test_samples_that_do_not_stack_are_reported_with_their_shapes_and_the_fields_that_help(
     samples: list[Any], shown: str
 ) -> None:
     fetch = fetcher(Listed(samples), device=CPU, field=FIELD)

@@ -70,7 +70,7 @@ def test_another_mistake_of_the_users_passes_through() -> None:
         Objective(MODEL, broken)(torch.ones(3, 2))
 
 
-def test_a_complex_parameter_is_told_by_its_name() -> None:
+def test_a_complex_parameter_is_reported_by_its_name() -> None:
     model = nn.Linear(2, 1)
     model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
     with pytest.raises(WrongInput, match=r"^trainer\.model: parameter phase is torch\.complex64; .*view_as_real$"):

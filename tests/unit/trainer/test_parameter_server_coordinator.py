@@ -18,7 +18,7 @@ def test_workers_are_invited_when_every_server_has_begun() -> None:
     assert table.take(MessageType.ROUND) == [(WORKERS[0], MessageType.ROUND, fields)]
 
 
-def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
+def test_synchronous_parts_stop_at_the_checkpoint_and_go_on_after_it() -> None:
     table = training()
     assert table.work(WORKERS[0], 4) == [0, 2, 4, 6]
     assert table.work(WORKERS[1], 4, ask=20)[:1] == [1]
@@ -28,7 +28,7 @@ def test_synchronous_slices_stop_at_the_checkpoint_and_go_on_after_it() -> None:
     assert table.work(WORKERS[0], 0)[0] == 8
 
 
-def test_without_sync_a_checkpoint_has_a_head_start_and_nobody_waits_while_it_is_written_in_time() -> None:
+def test_without_sync_a_checkpoint_has_a_head_start_and_no_worker_waits_while_it_is_written_in_time() -> None:
     table = training(consistency="Async", steps=100, every=10)
     table.work(WORKERS[0], 17, ask=17)
     assert table.take(MessageType.SAVE) == []
@@ -53,7 +53,7 @@ def test_without_sync_the_steps_wait_one_interval_after_the_newest_checkpoint_fo
     assert assignments == list(range(20, 38))
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_nobody() -> None:
+def test_a_checkpoint_that_cannot_be_written_stops_no_worker() -> None:
     table = training(consistency="Async", steps=100, every=10)
     table.work(WORKERS[0], 18, ask=18)
     full = {"type": MessageType.SAVED, "id": "m.1", "error": "No space left on device"}
@@ -115,7 +115,7 @@ def test_a_new_master_learns_from_the_servers_what_was_done() -> None:
     assert table.work(WORKERS[0], 0)[0] == 4
 
 
-def test_slices_of_a_lost_worker_go_to_the_other_when_it_starts_anew() -> None:
+def test_parts_of_a_lost_worker_go_to_the_other_when_it_starts_again() -> None:
     table = training()
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
     table.training.lost(WORKERS[1], 1)
@@ -194,7 +194,7 @@ def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
     assert table.work(WORKERS[0], 0)[0] == 0
 
 
-def test_a_lost_worker_is_a_recovery_when_its_slices_went_to_others() -> None:
+def test_a_lost_worker_is_a_recovery_when_its_parts_went_to_others() -> None:
     table = training(consistency="Async")
     table.training.lost(WORKERS[1], 1)
     assert table.tracker.lost_workers == 1
@@ -257,7 +257,7 @@ def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any
     assert table.on_disk.file_of("buffers-") is None
 
 
-def test_a_worker_that_begins_anew_is_asked_again_for_its_buffers() -> None:
+def test_a_worker_that_starts_again_is_asked_again_for_its_buffers() -> None:
     table = training(buffers=True)
     at_checkpoint(table)
     table.take()
@@ -265,7 +265,7 @@ def test_a_worker_that_begins_anew_is_asked_again_for_its_buffers() -> None:
     assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [MessageType.ROUND, MessageType.SAVE]
 
 
-def test_a_worker_that_begins_anew_is_asked_again_for_the_evaluation() -> None:
+def test_a_worker_that_starts_again_is_asked_again_for_the_evaluation() -> None:
     table = training(evaluate=True)
     finish(table)
     table.take()

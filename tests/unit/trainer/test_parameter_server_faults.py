@@ -20,13 +20,13 @@ def heard_by(table: Table, member: Member) -> list[MessageType]:
     return [kind for to, kind, _ in table.take() if to == member]
 
 
-def test_a_new_master_drops_every_worker_so_that_nobody_waits_for_one_that_was_lost_with_the_old_one() -> None:
+def test_a_new_master_drops_every_worker_so_that_none_waits_for_one_that_was_lost_with_the_old_one() -> None:
     table = taken_over(consistency="BoundedStaleness")
     drops = [(member, fields["ranks"]) for member, kind, fields in table.said if kind is MessageType.DROP]
     assert drops == [(server, [0, 1]) for server in SERVERS]
 
 
-def test_a_new_master_invites_nobody_before_every_server_has_dropped_all() -> None:
+def test_a_new_master_invites_no_worker_before_every_server_has_dropped_all() -> None:
     # Else a server that is late would throw a worker out of its new stay.
     table = taken_over()
     table.training.joined(WORKERS[0], {"samples": 80, "buffers": False}, 0)
@@ -43,7 +43,7 @@ def test_a_new_master_asks_again_when_a_server_is_lost_before_it_has_dropped_the
     assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == [MessageType.ROUND]
 
 
-def test_a_server_that_could_not_be_told_of_a_lost_worker_is_told_when_it_is_back() -> None:
+def test_a_server_that_did_not_get_the_order_to_drop_a_worker_gets_it_when_it_is_back() -> None:
     table = training(consistency="BoundedStaleness")
     table.training.lost(SERVERS[1], 1)
     table.training.lost(WORKERS[1], 1)
@@ -91,7 +91,7 @@ def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_take
     assert {fields["generation"] for _, kind, fields in table.said if kind is MessageType.BEGIN} == {5}
 
 
-def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_the_other_away() -> None:
+def test_parts_of_a_worker_that_starts_again_while_another_waits_for_them_recall_the_other() -> None:
     # The connection of a worker to a server broke, and that to the master did not: nobody was lost.
     table = training()
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
@@ -106,14 +106,14 @@ def test_slices_of_a_worker_that_begins_anew_while_another_waits_for_them_call_t
     assert table.work(WORKERS[1], 0)[0] == 1
 
 
-def test_a_worker_without_slices_calls_nobody_away_when_it_begins_anew() -> None:
+def test_a_worker_without_parts_recalls_no_other_when_it_starts_again() -> None:
     table = training()
     table.work(WORKERS[0], 0)
     table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
     assert heard_by(table, WORKERS[0]) == []
 
 
-def test_a_generation_without_a_checkpoint_is_said_to_begin_anew_and_one_from_a_checkpoint_is_not() -> None:
+def test_a_round_without_a_checkpoint_is_from_scratch_and_one_from_a_checkpoint_is_not() -> None:
     table = training()
     table.work(WORKERS[0], 4)
     table.work(WORKERS[1], 4)

@@ -238,7 +238,7 @@ def test_a_save_whose_server_loses_its_connection_is_made_once_it_is_back(consis
     assert table.training.ended
 
 
-def test_an_evaluation_of_a_generation_that_is_lost_is_not_the_final_one() -> None:
+def test_an_evaluation_of_a_round_that_is_lost_is_not_the_final_one() -> None:
     table = training(consistency="Async", evaluate=True)
     slow = until_evaluated(table, *WORKERS)
     before = table.lease[slow]

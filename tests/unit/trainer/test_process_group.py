@@ -41,7 +41,7 @@ os._exit(0)  # the threads of the first group wait on
 """
 
 
-def test_a_wait_that_gloo_does_not_end_ends_with_the_world(tmp_path: Path) -> None:
+def test_a_wait_that_gloo_does_not_end_ends_with_the_round(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     ranks = [
         subprocess.Popen([sys.executable, "rank.py", str(rank)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

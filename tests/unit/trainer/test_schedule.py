@@ -44,7 +44,7 @@ def test_every_sample_comes_exactly_once_an_epoch(schedule: Schedule) -> None:
 
 
 @given(schedules)
-def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedule: Schedule) -> None:
+def test_parts_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedule: Schedule) -> None:
     for step in range(schedule.total_steps):
         parts = [schedule.part(step * schedule.parts_per_step + part) for part in range(schedule.parts_per_step)]
         assert {s.step for s in parts} == {step}
@@ -56,7 +56,7 @@ def test_slices_of_a_step_are_near_equal_and_say_the_size_of_their_batch(schedul
 
 
 @given(schedules)
-def test_no_slice_has_a_single_sample_where_full_batches_give_each_slice_two(schedule: Schedule) -> None:
+def test_no_part_has_a_single_sample_where_full_batches_give_each_part_two(schedule: Schedule) -> None:
     if schedule.batch_size < 2 * schedule.parts_per_step or schedule.samples == 1:
         return
     assert 1 not in {schedule.part(k).samples for k in range(schedule.total_parts)}
@@ -165,14 +165,14 @@ def test_numbers_that_make_no_schedule_are_refused(wrong: dict[str, Any]) -> Non
         Schedule(**{"samples": 10, "batch_size": 2, "parts_per_step": 2, "seed": 0, "epochs": 1, **wrong})
 
 
-def test_nobody_can_change_the_order_of_the_epoch_by_accident() -> None:
+def test_the_order_of_the_epoch_cannot_be_changed_by_accident() -> None:
     schedule = Schedule(samples=10, batch_size=4, parts_per_step=2, seed=0, epochs=1)
     with pytest.raises(ValueError, match="read-only"):
         schedule.part(0).indices[0] = 5
 
 
 @given(numbers)
-def test_a_slice_set_is_a_set(added: list[int]) -> None:
+def test_a_index_set_is_a_set(added: list[int]) -> None:
     ours, theirs = IndexSet(), set()
     for number in added:
         assert ours.add(number) is (number not in theirs)
@@ -186,7 +186,7 @@ def test_a_slice_set_is_a_set(added: list[int]) -> None:
 
 
 @given(numbers, numbers, st.integers(0, 70))
-def test_intersections_and_gaps_of_slice_sets_are_those_of_sets(a: list[int], b: list[int], upto: int) -> None:
+def test_intersections_and_gaps_of_index_sets_are_those_of_sets(a: list[int], b: list[int], upto: int) -> None:
     both = IndexSet(a).intersection(IndexSet(b))
     assert list(both) == sorted(set(a) & set(b))
     assert len(both) == len(set(a) & set(b))
@@ -194,7 +194,7 @@ def test_intersections_and_gaps_of_slice_sets_are_those_of_sets(a: list[int], b:
 
 
 @given(numbers)
-def test_a_slice_set_survives_its_intervals(added: list[int]) -> None:
+def test_a_index_set_survives_its_intervals(added: list[int]) -> None:
     ours = IndexSet(added)
     copy = IndexSet.from_intervals(ours.intervals())
     assert copy == ours

@@ -10,7 +10,7 @@ from disttrain_trainer.model.task import factory_seeds, mix, seed_all, seed_proc
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16_777_215, 16_777_216, 20_240_615, 2**31 - 1])
-def test_each_slice_of_a_job_has_a_seed_of_its_own_that_torch_takes(seed: int) -> None:
+def test_each_part_of_a_job_has_a_seed_of_its_own_that_torch_takes(seed: int) -> None:
     seeds = [mix(seed, number) for number in [*range(1000), 2**62]]
     assert len(set(seeds)) == len(seeds)
     for number in seeds:

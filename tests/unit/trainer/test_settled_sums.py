@@ -36,12 +36,12 @@ def test_it_waits_for_every_sum() -> None:
     assert all(work.looks < 0 for work in works)
 
 
-def test_a_sum_that_was_aborted_with_its_world_is_none() -> None:
+def test_a_sum_that_was_aborted_with_its_round_is_none() -> None:
     with pytest.raises(BrokenGroup, match="within a step"):
         replica(Work()).await_sums(lambda: False)
 
 
-def test_the_end_of_a_world_ends_the_wait() -> None:
+def test_the_end_of_a_round_ends_the_wait() -> None:
     alive = iter([True, True, False, False])
     with pytest.raises(BrokenGroup):
         replica(Work(10**9)).await_sums(lambda: next(alive))

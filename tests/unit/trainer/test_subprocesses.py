@@ -10,7 +10,7 @@ from cluster.processes import wait_for
 from disttrain.manifests.pod import ENTRYPOINT
 
 
-def test_sigterm_that_came_before_python_had_started_is_heard(tmp_path: Path) -> None:
+def test_sigterm_that_came_before_python_had_started_is_handled(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("open('starting', 'w').close()\nimport time\ntime.sleep(1)\n")
     argv = [*ENTRYPOINT[:2], sys.executable, "-m", "disttrain_trainer"]
     program = subprocess.Popen(argv, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
@@ -23,7 +23,7 @@ def test_sigterm_that_came_before_python_had_started_is_heard(tmp_path: Path) ->
         program.wait()
 
 
-def test_sigterm_is_heard_while_it_still_imports(tmp_path: Path) -> None:
+def test_sigterm_is_handled_while_it_still_imports(tmp_path: Path) -> None:
     """As a container's first process it would otherwise be ignored, and the pod stay for its whole grace period."""
     (tmp_path / "argparse.py").write_text("open('importing', 'w').close()\nimport time\ntime.sleep(60)\n")
     program = subprocess.Popen(

@@ -113,7 +113,9 @@ def test_the_interface_toward_loopback_is_loopback() -> None:
     assert interface_toward("127.0.0.1") == "lo"
 
 
-def test_a_factory_that_names_a_file_is_told_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factory_that_names_a_file_gets_the_name_of_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WrongInput, match=r"names a file; write the module, spiral:model"):
         resolve("trainer.model", "spiral.py:model")

@@ -105,7 +105,7 @@ def test_report_that_does_not_say_its_step_and_attempt_is_none(wrong: dict[str, 
         Progress.decode(json.dumps({**REPORT, **wrong}))
 
 
-def test_last_words_of_a_later_trainer_are_read() -> None:
+def test_termination_message_of_a_later_trainer_is_read() -> None:
     words = {"message": "out of memory", "where": "net.py:7", "device": "cuda:3", "progress": {**REPORT, "round": 7}}
     termination = Termination.decode(json.dumps(words))
     assert (termination.message, termination.where) == ("out of memory", "net.py:7")
@@ -113,11 +113,11 @@ def test_last_words_of_a_later_trainer_are_read() -> None:
     assert termination.progress.step == 41
 
 
-def test_last_words_whose_progress_says_no_step_have_none() -> None:
+def test_termination_message_whose_progress_says_no_step_has_none() -> None:
     termination = Termination.decode(json.dumps({"message": "boom", "progress": {**REPORT, "step": "many"}}))
     assert (termination.message, termination.progress) == ("boom", None)
 
 
 @pytest.mark.parametrize("text", ['{"error": "disk full"}', "{}", "[1]", "7", '"text"', "Killed\n", '{"message": '])
-def test_last_words_of_another_program_are_kept_as_they_are(text: str) -> None:
+def test_termination_message_of_another_program_is_kept_as_it_is(text: str) -> None:
     assert Termination.decode(text).message == text.strip()

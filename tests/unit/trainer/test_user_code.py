@@ -91,7 +91,7 @@ def test_a_module_that_took_the_name_while_it_was_imported_is_refused_later_and_
 
 
 @pytest.fixture
-def hears_sigterm() -> Iterator[None]:
+def handles_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     machine.on_sigterm(lambda: None)
     yield
@@ -101,7 +101,7 @@ def hears_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.usefixtures("hears_sigterm")
+@pytest.mark.usefixtures("handles_sigterm")
 def test_a_handler_of_sigterm_that_a_loss_sets_is_taken_back(caplog: pytest.LogCaptureFixture) -> None:
     ours = signal.getsignal(signal.SIGTERM)
     for _ in range(3):
@@ -119,7 +119,7 @@ def test_a_handler_of_sigterm_that_a_loss_sets_is_taken_back(caplog: pytest.LogC
         lambda: dist.get_rank(),
     ],
 )
-def test_a_factory_that_needs_a_group_is_told_to_do_without(make: Callable[[], object]) -> None:
+def test_a_factory_that_needs_a_group_is_reported_to_do_without(make: Callable[[], object]) -> None:
     with (
         pytest.raises(
             WrongInput, match=r"^trainer\.model uses torch's default process group \(.*test_user_code.py:\d+\)"

@@ -106,7 +106,7 @@ def test_nothing_is_handed_out_beyond_the_limit() -> None:
     assert queue.take(2, 9) == [8, 11]
 
 
-def test_done_slices_are_not_handed_out_again() -> None:
+def test_done_parts_are_not_handed_out_again() -> None:
     queue = make(done=[0, 1, 2, 4])
     assert queue.step == 1
     assert queue.take(1, 9) == [3, 7, 10]
@@ -161,7 +161,7 @@ def test_whatever_happens_every_part_is_computed_in_the_end(
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_many_slices_are_handed_out_quickly(aligned: bool) -> None:
+def test_many_parts_are_handed_out_quickly(aligned: bool) -> None:
     queue = make(total=300_000, aligned=aligned)
     for _ in range(10):
         for worker in range(3):

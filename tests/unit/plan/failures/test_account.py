@@ -56,7 +56,7 @@ def test_no_checkpoint_sets_it_back_when_the_policy_says_never():
     assert scene.status.restarts.counted_towards_limit == 1
 
 
-def test_a_checkpoint_of_a_training_that_begins_anew_sets_the_budget_back() -> None:
+def test_a_checkpoint_of_a_training_that_starts_from_scratch_resets_the_budget() -> None:
     scene = make_job().run_policy(backoffLimit=2).training()
     scene.after(5).reports(1000, total=5000, last_checkpoint={"step": 1000, "time": scene.now}).seen()
     scene.failed(0).seen().after(1).seen().all_run().seen()

@@ -40,7 +40,7 @@ def test_a_crash_after_the_write_neither_loses_nor_doubles_the_count():
     assert scene.status.restarts.total == 1
 
 
-def test_the_message_names_the_pod_its_end_its_last_words_and_its_log():
+def test_the_message_names_the_pod_its_end_its_termination_message_and_its_log():
     scene = make_job().training()
     scene.failed(1, code=134, termination=words("CUDA error: unspecified launch failure", "train.py:12"))
     plan = scene.step()
@@ -175,7 +175,7 @@ class TestLostPeersAgainAndAgain:
             scene.reports(10 if step == 19 else step)
         assert scene.status.restarts.counted_towards_limit == 0
 
-    def test_a_step_that_is_only_heard_of_with_the_failure_is_a_step(self):
+    def test_a_step_that_is_reported_only_with_the_failure_is_a_step(self):
         scene = make_job().training()
         self.lost(scene.after(5), 0)
         self.lost(scene.reports(11), 0)
@@ -264,7 +264,7 @@ def test_a_restart_that_does_not_count_waits_too():
     assert len(created(scene.after(0.5).step())) == 3
 
 
-def test_a_pod_that_is_told_to_end_does_not_fail():
+def test_a_pod_that_is_asked_to_end_does_not_fail():
     scene = make_job().training().change(1, deleting=True).failed(1, code=143)
     plan = scene.step()
     assert plan.actions == ()
@@ -315,7 +315,7 @@ def test_a_failed_server_is_replaced_alone():
     }
 
 
-def test_last_words_are_cut():
+def test_a_termination_message_is_cut():
     scene = make_job().training().failed(0, termination=Termination(message="x" * 5000))
     scene.step()
     assert len(scene.status.restarts.last.message) == 1024

@@ -24,18 +24,18 @@ class TestSilentMaster:
         assert scene.says("Restarting") == ("False", "Recovered")
         assert scene.status.restarts.total == 3
 
-    def test_not_while_the_operator_hears_it(self):
+    def test_not_while_the_operator_can_read_it(self):
         scene = self.frozen().reports(10)
         assert deleted(scene.step()) == []
         assert scene.status.restarts.counted_towards_limit == 0
 
-    def test_not_when_its_whole_node_is_not_heard(self):
+    def test_not_when_its_whole_node_is_silent(self):
         scene = self.frozen().run_policy(backoffLimit=0).node_falls_silent(0, MASTER)
         assert [name for _ in range(3) for name in deleted(scene.step()) if name == "digits-master-0"] == []
         assert scene.says("Restarting") == ("True", "NodeLost")
         assert scene.status.restarts.counted_towards_limit == 0
 
-    def test_not_when_it_was_never_heard(self):
+    def test_not_when_it_never_reported(self):
         scene = make_job().started().after(61).failed(0, code=75)
         assert deleted(scene.step()) == []
 
@@ -48,7 +48,7 @@ class TestSilentMaster:
         scene = make_job().training().after(61)
         assert deleted(scene.step()) == []
 
-    def test_a_write_that_is_refused_loses_neither_the_count_nor_the_news(self):
+    def test_a_write_that_is_refused_loses_neither_the_count_nor_the_event(self):
         scene = self.frozen()
         assert scene.plan().actions == scene.plan().actions == ()  # 409: decided, and not stored
         plan = scene.step()
