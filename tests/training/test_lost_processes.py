@@ -166,16 +166,19 @@ def test_a_server_that_is_lost_while_it_writes_a_checkpoint_costs_the_steps_sinc
     spec = digits(**served("Sync"), **checkpoints(EVERY, keep=9), trainer=HELD)
     (tmp_path / "fault.py").write_text(SLOW_DISK.format(step=2 * EVERY))
     with Job(folder=tmp_path, spec=spec) as job:
+        job.hold(2 * EVERY + 3)
         job.start()
-        stopped = job.until(lambda p: p.last_checkpoint is not None and (tmp_path / "writing").exists())
+        stopped = job.until_held(2 * EVERY + 3)
+        assert (tmp_path / "writing").exists(), "steps go on while the file is written"
         assert stopped.last_checkpoint is not None
         assert stopped.last_checkpoint.step == EVERY
         job.kill(Role.PARAMETER_SERVER, 1)
+        job.let_go()
         assert job.supervise() == 0, job.logs()
         progress = job.termination(Role.MASTER).progress
         assert progress is not None
         assert progress.step == STEPS
-        assert progress.redone_steps == EVERY
+        assert progress.redone_steps == EVERY + 3
     assert [m["step"] for m in manifests(tmp_path / "checkpoints")] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY, STEPS]
     left = {path.name.split(".")[0] for path in (tmp_path / "checkpoints" / f"step-{2 * EVERY:08d}").iterdir()}
     assert len(left) == 4, (

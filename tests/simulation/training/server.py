@@ -269,6 +269,7 @@ class Server:
             return
         in_version = generation.policy.in_version.copy()
         file = ShardFile(generation.policy.version, in_version, generation.parts)
+        self.control.send(MessageType.COPIED, id=order["id"])
         self._job.timeline.soon(self._job.pace.disk, partial(self._written, order, file))
 
     def _written(self, order: Message, file: ShardFile) -> None:

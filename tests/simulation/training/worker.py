@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from disttrain.api.names import Role
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver
-from disttrain_trainer.net.members import ParameterServerMember, Round
+from disttrain_trainer.net.members import ParameterServerMember, Round, Save
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.strategies.parameter_server import (
@@ -353,7 +353,12 @@ class Worker:
 
     def _save_buffers(self) -> None:
         save, self._member.save = self._member.save, None
-        if save is None:
+        if save is not None:
+            self.control.send(MessageType.COPIED, id=save.id)
+            self.job.timeline.soon(self.job.pace.disk, partial(self._buffers_written, save))
+
+    def _buffers_written(self, save: Save) -> None:
+        if not self.alive:
             return
         name = f"buffers-{save.id}"
         try:

@@ -253,7 +253,7 @@ def test_a_frozen_parameter_that_user_code_changes_is_saved_and_restored_with_th
     with torch.no_grad():
         module[1].weight.mul_(3)  # type: ignore[operator, union-attr]
     (tmp_path / "1").mkdir()
-    file = str(buffers.save("1")["file"])
+    file = str(buffers.save("1")()["file"])
     Buffers(resumed, tmp_path).restore(f"1/{file}")
     assert torch.equal(resumed[1].weight, module[1].weight)  # type: ignore[arg-type]
     buffers.reset(target_network(1))

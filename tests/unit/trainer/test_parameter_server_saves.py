@@ -27,6 +27,11 @@ def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
     table.training.on_message(server, said | table.state(server), 0)
 
 
+def copied(table: Table, member: Member, save: str) -> None:
+    """A server or a worker says that it copied what it is to write."""
+    table.training.on_message(member, {"type": MessageType.COPIED, "id": save}, 0)
+
+
 def until_evaluated(table: Table, *workers: Member) -> Member:
     """These work until one is asked to evaluate; who."""
     while not (asked := [member for member, kind, _ in table.said if kind is MessageType.EVALUATE]):
@@ -354,3 +359,88 @@ def test_a_master_that_ends_while_two_servers_hold_different_steps_saves_neither
     table.serve()
     assert table.on_disk is None
     assert table.training.released
+
+
+def test_the_training_goes_on_when_every_server_has_copied_and_the_next_checkpoint_waits_for_the_first() -> None:
+    table, first = due()
+    copied(table, SERVERS[0], first)
+    assert table.work(WORKERS[0], 0) == [], "one server has not copied"
+    copied(table, SERVERS[1], "m.0")
+    assert table.work(WORKERS[0], 0) == [], "that was for another save"
+    copied(table, SERVERS[1], first)
+    assert table.on_disk is None
+    while table.tracker.step < 8:
+        for worker in WORKERS:
+            others = [one for one in table.said if one[0] != worker]
+            table.work(worker, 20)
+            table.said += others
+    assert table.tracker.step == 8
+    assert MessageType.SAVE not in [kind for _, kind, _ in table.said]
+    assert table.work(WORKERS[0], 0) == [], "the next checkpoint is due"
+    for number, server in enumerate(SERVERS):
+        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "sha256": "x"}
+        table.training.on_message(server, file | {"applied": [[0, 8]], "generation": number}, 0)
+    assert table.on_disk is not None
+    assert table.on_disk.step == 4
+    table.serve()
+    assert table.on_disk.step == 8
+
+
+def test_who_leaves_while_a_checkpoint_is_written_is_released_after_a_newer_one() -> None:
+    table, first = due()
+    for server in SERVERS:
+        copied(table, server, first)
+    table.work(WORKERS[0], 1, ask=1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, 0)
+    table.work(WORKERS[1], 1, ask=1)
+    assert table.tracker.step == 5
+    for server in SERVERS:
+        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "sha256": "x"}
+        table.training.on_message(server, file | {"applied": [[0, 8]], "generation": 1}, 0)
+    assert table.on_disk is not None
+    assert table.on_disk.step == 4
+    assert (WORKERS[1], MessageType.RELEASED, {}) not in table.said
+    table.serve()
+    assert table.on_disk.step == 5
+    assert (WORKERS[1], MessageType.RELEASED, {}) in table.said
+
+
+def with_buffers() -> tuple[Table, str]:
+    """A first checkpoint whose servers have copied, and worker 0 was asked for its buffers."""
+    table, save = due(buffers=True)
+    for server in SERVERS:
+        copied(table, server, save)
+    assert table.work(WORKERS[1], 0) == [], "the buffers are not copied"
+    return table, save
+
+
+def test_a_worker_that_is_lost_with_its_copied_buffers_costs_the_checkpoint_once_the_training_has_gone_on() -> None:
+    table, save = with_buffers()
+    copied(table, WORKERS[1], save)
+    assert table.work(WORKERS[1], 0) == [], "that worker was not asked"
+    copied(table, WORKERS[0], save)
+    assert table.work(WORKERS[1], 0) == [9, 11, 13, 15]
+    table.training.lost(WORKERS[0], 1)
+    for number in range(2):
+        write(table, number, save)
+    assert table.on_disk is None
+    assert MessageType.SAVE not in [kind for member, kind, _ in table.said if member in WORKERS]
+
+
+def test_a_worker_that_is_lost_before_it_has_copied_its_buffers_is_replaced_by_another() -> None:
+    table, save = with_buffers()
+    table.training.lost(WORKERS[0], 1)
+    assert [member for member, kind, _ in table.said if kind is MessageType.SAVE and member in WORKERS] == [WORKERS[1]]
+    copied(table, WORKERS[0], save)
+    assert table.training._queue is not None
+    assert table.training._queue.limit == 8, "the one that is lost counts no more"
+    copied(table, WORKERS[1], save)
+    assert table.training._queue.limit == 16
+
+
+def test_a_worker_that_starts_over_still_writes_the_buffers_that_it_has_copied() -> None:
+    table, save = with_buffers()
+    copied(table, WORKERS[0], save)
+    table.take()
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
+    assert [kind for member, kind, _ in table.take() if member == WORKERS[0]] == [MessageType.ROUND]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from disttrain.api.spec import Optimizer as Settings
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, bytes_of
@@ -201,7 +202,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
     shard = make_shard(dtype=dtype)
     for step in range(5):
         step_with(shard, step)
-    digest = shard.snapshot(IndexSet(range(10))).save(path)
+    digest = shard.snapshot(IndexSet(range(10)), HostCopy()).save(path)
     other = make_shard(dtype=dtype)
     file = ShardFile.load(path)
     other.restore(file)
@@ -216,7 +217,7 @@ def test_a_saved_shard_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     shard = make_shard(history=False)
-    snapshot = shard.snapshot(IndexSet())
+    snapshot = shard.snapshot(IndexSet(), HostCopy())
     before = snapshot.tensors["0.parameters"].clone()
     step_with(shard, 1)
     assert torch.equal(snapshot.tensors["0.parameters"], before)
@@ -249,10 +250,14 @@ def damage_metadata(path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
     path = tmp_path / "shard-0.safetensors"
-    make_shard().snapshot(IndexSet()).save(path)
+    digest = make_shard().snapshot(IndexSet(), HostCopy()).save(path)
+    assert ShardFile.load(path, digest).version == 0
     damage(path)
     with pytest.raises(WrongInput, match=r"shard-0\.safetensors"):
-        ShardFile.load(path)
+        ShardFile.load(path, digest)
+    if damage is not damage_flip:
+        with pytest.raises(WrongInput, match=r"shard-0\.safetensors"):
+            ShardFile.load(path)
 
 
 @pytest.mark.parametrize(
@@ -265,17 +270,19 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_difference(other: dict, reason: str) -> None:
     with pytest.raises(WrongInput, match=reason):
-        make_shard(**other).restore(make_shard().snapshot(IndexSet()))
+        make_shard(**other).restore(make_shard().snapshot(IndexSet(), HostCopy()))
 
 
 def test_momentum_cannot_be_made_up_when_the_file_has_none() -> None:
     with pytest.raises(WrongInput, match="no momentum"):
-        make_shard(optimizer={**SGD, "momentum": 0.9}).restore(make_shard(optimizer=SGD).snapshot(IndexSet()))
+        make_shard(optimizer={**SGD, "momentum": 0.9}).restore(
+            make_shard(optimizer=SGD).snapshot(IndexSet(), HostCopy())
+        )
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "shard-0.safetensors"
-    file = make_shard().snapshot(IndexSet())
+    file = make_shard().snapshot(IndexSet(), HostCopy())
     file.save(path)
     before = path.read_bytes()
 
@@ -299,7 +306,7 @@ def test_buffers_of_a_shard_with_nothing_are_empty() -> None:
 
 
 def test_a_volume_that_is_full_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
-    file = make_shard().snapshot(IndexSet())
+    file = make_shard().snapshot(IndexSet(), HostCopy())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file of this process grows beyond it
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from disttrain.api.spec import Optimizer as Settings
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.flat import FlatModel, Layout, runs_of
 from disttrain_trainer.model.optimizers import FlatOptimizer
@@ -132,7 +133,7 @@ def test_a_server_leaves_alone_what_took_no_part_also_through_a_checkpoint(
             if step == 6:
                 from disttrain_trainer.data.index_set import IndexSet
 
-                each.snapshot(IndexSet()).save(tmp_path / f"{number}")
+                each.snapshot(IndexSet(), HostCopy()).save(tmp_path / f"{number}")
                 shards[number] = make(number)
                 shards[number].restore(ShardFile.load(tmp_path / f"{number}"))
     for found, expected in zip(model, trained_by_torch(optimizer, more), strict=True):

@@ -6,6 +6,7 @@ checkpoint can name every tensor.
 """
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from disttrain.api.tensor_index import FROZEN, LAYOUT, MODEL, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.store import BUFFERS, STATE
 from disttrain_trainer.errors import PeerLost, WrongInput
 
@@ -29,6 +31,7 @@ class Buffers:
         self.there_are_some = tensors.may_have_buffers(model) or bool(self._frozen)
         self._model = model
         self._root = root
+        self._copy = HostCopy()
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
 
     def restore(self, name: str) -> None:
@@ -58,19 +61,24 @@ class Buffers:
         tensors.put_frozen(self._frozen, tensors.frozen_of(first), source="trainer.model")
         tensors.copy_buffers(self._model, first)
 
-    def save(self, folder: str) -> dict[str, object]:
-        """Writes a file into a checkpoint. Returns the fields of SAVED.
+    def save(self, folder: str) -> Callable[[], dict[str, object]]:
+        """Copies the buffers; what is returned writes the copy into a checkpoint, and returns the fields of SAVED. One copy at a time.
 
         Under a new name: the master may have asked another worker meanwhile, or this one twice, and a file that a manifest names
         must not change.
         """
-        if self._root is None:
-            return {"error": "it has no checkpoint volume"}
-        path = self._root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
-        try:
-            return {"file": path.name, "sha256": tensor_file.write(path, self._present(), self._metadata)}
-        except OSError as error:
-            return {"error": str(error)}
+        copy, root = self._copy.take(self._present()), self._root
+
+        def write() -> dict[str, object]:
+            if root is None:
+                return {"error": "it has no checkpoint volume"}
+            path = root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
+            try:
+                return {"file": path.name, "sha256": tensor_file.write(path, copy, self._metadata)}
+            except OSError as error:
+                return {"error": str(error)}
+
+        return write
 
     def _present(self) -> dict[str, torch.Tensor]:
         frozen = {

@@ -6,6 +6,7 @@ It holds what must match on resume, and what the job was otherwise.
 import hashlib
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,6 +84,14 @@ class Manifest(BaseModel):
         if isinstance(number, int) and number > FORMAT:
             raise NewerFormat(f"its format is {number}, and this version reads formats up to {FORMAT}")
         return cls.model_validate(_from_format_1(raw) if number == 1 else raw)
+
+    @classmethod
+    def digest_beside(cls, file: Path) -> str | None:
+        """The sha256 of a file as the manifest in its folder says; None when there is no manifest, or it does not name the file."""
+        try:
+            return cls.read((file.parent / NAME).read_text()).files.get(file.name)
+        except (OSError, ValueError, NewerFormat):
+            return None
 
     def file_of(self, prefix: str) -> str | None:
         """The name of the file that begins so."""

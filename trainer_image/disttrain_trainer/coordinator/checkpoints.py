@@ -42,8 +42,14 @@ class _Save:
     files: dict[str, str] = field(default_factory=dict)
     applied: dict[int, IndexSet] = field(default_factory=dict)
     """What each server's file holds."""
+    copied: set[int] = field(default_factory=set)
+    """The servers that have copied their shards."""
     buffer_writer: int | None = None
-    """The worker that was asked for its buffers, and did not answer yet."""
+    """The worker that was asked for its buffers, and has not written them yet."""
+    buffers_copied: bool = False
+    """It has copied them."""
+    going_on: bool = False
+    """All is copied, and the training may have changed it since."""
 
 
 class CheckpointCoordinator:
@@ -52,7 +58,8 @@ class CheckpointCoordinator:
     incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
     aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
     keeper: the worker whose buffers are to be saved; None when the model has none, or no worker is ready.
-    done: called when one is complete or given up, with whether it was the final one.
+    copied: called when the training may go on while the copies are written.
+    done: called when one is complete or given up, with whether the final one is complete.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class CheckpointCoordinator:
         every: int,
         aligned: bool,
         buffer_writer: Callable[[], int | None],
+        copied: Callable[[float], None],
         done: Callable[[bool, float], None],
     ) -> None:
         self._sender = sender
@@ -80,6 +88,7 @@ class CheckpointCoordinator:
         self._parts_per_step = parts_per_step
         self._every = every
         self._aligned = aligned
+        self._copied = copied
         self._done = done
         self._save: _Save | None = None
         self._count = 0
@@ -93,6 +102,8 @@ class CheckpointCoordinator:
         self.hurrying = False
         """A process is leaving: save as soon as the steps in work are whole."""
         self._hurried_at = 0.0
+        self._failed = False
+        """Whether the newest save was given up."""
         self._attempted = 0
         """Step of the newest one, or of a later one that failed: it is not tried again before the next is due."""
 
@@ -111,6 +122,10 @@ class CheckpointCoordinator:
     def owes(self, queue: WorkQueue) -> bool:
         """Whether to save before what may fail or take long: an evaluation, and a member that drains waits for it."""
         return self.misses(queue) and (self.hurrying or self._attempted != queue.step)
+
+    def must_follow(self, queue: WorkQueue) -> bool:
+        """Whether a process is leaving, and steps were done since the checkpoint that has just been completed was copied."""
+        return self.hurrying and not self._failed and not self._tracker.nan_loss and self.misses(queue)
 
     def know(self, manifest: Manifest) -> None:
         """Records the newest complete checkpoint."""
@@ -140,9 +155,9 @@ class CheckpointCoordinator:
         return queue.step >= self._attempted + self._every - self._every // HEAD_START
 
     def raise_limit(self, queue: WorkQueue) -> None:
-        """Where the workers must wait for a checkpoint, so that a lost server never costs more than one interval.
+        """Where the workers must wait for a checkpoint: so a lost server costs at most the interval that is being saved, and one more.
 
-        Sync: at the next one, since all shards must be at one version. Otherwise writing has a head start, and seldom stops anybody.
+        Sync: at the next one, since all shards are copied at one version. Otherwise the copy has a head start, and seldom stops a worker.
         """
         limit = self._attempted + self._every
         if self._aligned:
@@ -183,6 +198,18 @@ class CheckpointCoordinator:
             self._servers.send_to_all(MessageType.SAVE, id=save, folder=folder, step=self._save.step)
             self._ask_buffer_writer(self._save)
 
+    def server_copied(self, index: int, message: Message, now: float) -> None:
+        """A server copied its shard."""
+        if self._save is not None and message["id"] == self._save.id:
+            self._save.copied.add(index)
+            self._go_on(self._save, now)
+
+    def worker_copied(self, rank: int, message: Message, now: float) -> None:
+        """A worker copied its buffers."""
+        if self._save is not None and (message["id"], rank) == (self._save.id, self._save.buffer_writer):
+            self._save.buffers_copied = True
+            self._go_on(self._save, now)
+
     def server_saved(self, index: int, message: Message, now: float) -> None:
         """A server wrote its file, or could not."""
         save = self._save
@@ -212,13 +239,21 @@ class CheckpointCoordinator:
         save.buffer_writer = None
         self._complete(save)
 
-    def worker_left(self, rank: int) -> None:
+    def worker_left(self, rank: int, now: float, *, lost: bool) -> None:
         """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the checkpoint has
-        none."""
+        none. Once the training has gone on, every other worker has buffers of a later step: without its own the save is given up.
+
+        A worker that starts over still writes what it has copied.
+        """
         save = self._save
-        if save is not None and save.buffer_writer == rank:
-            self._ask_buffer_writer(save)
-            self._complete(save)
+        if save is None or save.buffer_writer != rank or (save.buffers_copied and not lost):
+            return
+        if save.going_on:
+            self._end(f"worker-{rank} is lost, and with it the buffers of step {save.step}", now)
+            return
+        self._ask_buffer_writer(save)
+        self._go_on(save, now)
+        self._complete(save)
 
     def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
         """The store's answer to `publish`."""
@@ -267,8 +302,15 @@ class CheckpointCoordinator:
         """The step at which every part that is assigned already is done."""
         return -(-queue.handed_out // self._parts_per_step)
 
+    def _go_on(self, save: _Save, now: float) -> None:
+        """Lets the training go on once all is copied; not while a process is leaving, which waits for a checkpoint of all that is done."""
+        whole = len(save.copied) == self._servers.count and (save.buffer_writer is None or save.buffers_copied)
+        if whole and not save.going_on and not self.hurrying:
+            save.going_on = True
+            self._copied(now)
+
     def _ask_buffer_writer(self, save: _Save) -> None:
-        save.buffer_writer = self._buffer_writer()
+        save.buffer_writer, save.buffers_copied = self._buffer_writer(), False
         if save.buffer_writer is not None:
             self._sender.send(
                 Member(Role.WORKER, save.buffer_writer), MessageType.SAVE, id=save.id, folder=name_of(save.step)
@@ -281,6 +323,7 @@ class CheckpointCoordinator:
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None
+        self._failed = error is not None
         finished = save is not None and save.final and error is None
         if error is not None and save is not None and save.final:
             self._final_failed = (self._final_failed[0] if self._final_failed else now, error)

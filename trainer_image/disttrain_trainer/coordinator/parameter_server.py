@@ -60,6 +60,7 @@ class ParameterServerCoordinator:
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
                 buffer_writer=self._buffer_writer,
+                copied=self._copied,
                 done=self._saved,
             )
             if store is not None and config.checkpoint is not None
@@ -129,6 +130,10 @@ class ParameterServerCoordinator:
                 self._save_soon(now)
             case Role.PARAMETER_SERVER, MessageType.STATE:
                 self._server_state(member.rank, message, now)
+            case Role.PARAMETER_SERVER, MessageType.COPIED if self._checkpoints is not None:
+                self._checkpoints.server_copied(member.rank, message, now)
+            case Role.WORKER, MessageType.COPIED if self._checkpoints is not None:
+                self._checkpoints.worker_copied(member.rank, message, now)
             case Role.PARAMETER_SERVER, MessageType.SAVED if self._checkpoints is not None:
                 self._checkpoints.server_saved(member.rank, message, now)
             case Role.WORKER, MessageType.SAVED if self._checkpoints is not None:
@@ -268,7 +273,7 @@ class ParameterServerCoordinator:
                 self._void_leases(rank)
                 self._servers.ask(MessageType.STATE, self._learn, now)
             self._invite(rank)
-            self._called_away(rank)
+            self._called_away(rank, now, lost=False)
         self._advance(now)
 
     def _void_leases(self, rank: int) -> None:
@@ -297,7 +302,7 @@ class ParameterServerCoordinator:
 
     def _worker_lost(self, rank: int, now: float) -> None:
         self._workers.lose(rank)
-        self._called_away(rank)
+        self._called_away(rank, now, lost=True)
         if self._queue is None or not self._queue.leave(rank):
             return
         self._tracker.lost_workers += 1
@@ -306,11 +311,11 @@ class ParameterServerCoordinator:
         self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
         self._advance(now)
 
-    def _called_away(self, rank: int) -> None:
+    def _called_away(self, rank: int, now: float, *, lost: bool) -> None:
         """A worker is lost, or starts over: another worker gets the evaluation or the buffers that it owed."""
         self._completion.worker_left(rank)
         if self._checkpoints is not None:
-            self._checkpoints.worker_left(rank)
+            self._checkpoints.worker_left(rank, now, lost=lost)
 
     # Checkpoints and the end.
 
@@ -362,13 +367,22 @@ class ParameterServerCoordinator:
         if self._checkpoints is not None:
             self._checkpoints.published(save, manifest, now)
 
+    def _copied(self, now: float) -> None:
+        """A checkpoint is copied: the training goes on while the copies are written."""
+        if self._checkpoints is not None and self._queue is not None:
+            self._checkpoints.raise_limit(self._queue)
+        self._advance(now)
+
     def _saved(self, finished: bool, now: float) -> None:
         """A checkpoint is complete, or was given up. finished: it was the last one, and is complete."""
-        self._release()
         if finished:
+            self._release()
             self._finish(now)
-        else:
-            self._advance(now)
+            return
+        checkpoints, queue = self._checkpoints, self._queue
+        if checkpoints is None or queue is None or not checkpoints.must_follow(queue):
+            self._release()
+        self._advance(now)
 
     def _finish(self, now: float) -> None:
         self.ended = True

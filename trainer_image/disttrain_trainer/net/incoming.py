@@ -143,6 +143,10 @@ class _Saved(_Incoming):
     applied: Parts = []
 
 
+class _Copied(_Incoming):
+    id: Name
+
+
 class _State(_Incoming):
     id: Count | None = None
     round_number: Count = Field(alias="generation")
@@ -169,6 +173,7 @@ _SHAPES: dict[str, type[_Incoming]] = {
     MessageType.REPORT: _Report,
     MessageType.READY: _Ready,
     MessageType.DONE: _Evaluated,
+    MessageType.COPIED: _Copied,
     MessageType.SAVED: _Saved,
     MessageType.STATE: _State,
     MessageType.REQUEST: _Request,

@@ -65,6 +65,8 @@ class MessageType(StrEnum):
     SAVE = "save"
     """To rank 0: save the state now. To a server: save the shard [id, folder, step]. To a worker of servers: save the buffers
     [id, folder]."""
+    COPIED = "copied"
+    """From a server and a worker of servers: what it is to save is copied, and may change from now on [id: that of the SAVE]."""
     SAVED = "saved"
     """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
     sha256, of a server applied, or error]."""

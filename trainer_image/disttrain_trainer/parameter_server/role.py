@@ -1,6 +1,7 @@
 """The role of a parameter server: a shard that carries out the master's orders one at a time.
 
-Only checkpoint files are written in a thread of their own: a DROP must not wait for the disk, since all workers wait for the lost one.
+Only checkpoints are made by threads of their own: a DROP must not wait for the disk, since all workers wait for the lost one. One of them
+copies the shard; the other, of the lowest priority, writes the copy while the training goes on.
 """
 
 import queue
@@ -8,10 +9,12 @@ import threading
 import time
 from typing import Any
 
+from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import shard_of
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
+from disttrain_trainer.parameter_server import server
 from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
 from disttrain_trainer.runtime import in_place, logs
 from disttrain_trainer.runtime.metrics import Metrics
@@ -111,11 +114,12 @@ class Server:
         }
 
     def _write(self, control: ControlClient) -> None:
-        """The thread that writes checkpoints, one after the other."""
+        """The thread that makes checkpoints, one after the other."""
+        writer = BackgroundWriter()
         while True:
             order = self._saves.get()
             try:
-                control.send(MessageType.SAVED, id=order["id"], **self._save(order["folder"], order["id"]))
+                self._save(order, control, writer)
             except NotFinite as error:
                 control.send(MessageType.NAN, step=order["step"])
                 self._orders.put(
@@ -127,18 +131,33 @@ class Server:
             except Exception as error:
                 self._orders.put(error)
 
-    def _save(self, folder: str, save: str) -> dict[str, Any]:
-        root = self._process.checkpoint_dir
+    def _save(self, order: Message, control: ControlClient, writer: BackgroundWriter) -> None:
+        """Copies the shard, tells the master that the training may go on, and writes the copy. Raises NotFinite."""
+        save, root, began = order["id"], self._process.checkpoint_dir, time.perf_counter()
         if root is None:
-            return {"error": "it has no checkpoint volume"}
+            control.send(MessageType.SAVED, id=save, error="it has no checkpoint volume")
+            return
         file = f"{shard_of(self._process.index)}{save}.safetensors"
-        began = time.perf_counter()
+        path = root / order["folder"] / file
         try:
-            saved = self._shard.save(root / folder / file)
-        except (OSError, RuntimeError) as error:
-            return {"error": str(error)}
-        self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-        return {"file": file, "sha256": saved.sha256, "applied": saved.applied.intervals()}
+            copy = self._shard.copy()
+        except RuntimeError as error:
+            control.send(MessageType.SAVED, id=save, error=str(error))
+            return
+        control.send(MessageType.COPIED, id=save)
+
+        def write() -> None:
+            try:
+                saved = server.write(copy, path)
+            except OSError as error:
+                control.send(MessageType.SAVED, id=save, error=str(error))
+                return
+            self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
+            control.send(MessageType.SAVED, id=save, file=file, sha256=saved.sha256, applied=saved.applied.intervals())
+
+        writer.start(write)
+        writer.wait()
+        writer.check()
 
     def _count(self) -> None:
         state, metrics = self._shard.state(), self._metrics

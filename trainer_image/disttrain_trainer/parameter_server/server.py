@@ -16,6 +16,8 @@ import torch
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.spec import Consistency
+from disttrain_trainer.checkpoint.background import HostCopy
+from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Refusal, Silent
@@ -52,6 +54,17 @@ class SavedShard:
 
 class NotFinite(Exception):
     """A parameter is NaN or infinite."""
+
+
+def write(file: ShardFile, path: Path) -> SavedShard:
+    """Writes a copy, durable when this returns.
+
+    Raises OSError when the file cannot be written, NotFinite when there is nothing worth writing: a finite loss may have a gradient that
+    is not.
+    """
+    if not file.is_finite():
+        raise NotFinite("a parameter is not finite")
+    return SavedShard(sha256=file.save(path), version=file.version, applied=file.applied)
 
 
 class _Connection:
@@ -107,6 +120,7 @@ class ShardServer:
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
         self._late = 0  # gradients of rounds that are over
+        self._memory = HostCopy()
         self._listener: socket.socket | None = None
         self._stopped = False
 
@@ -167,7 +181,7 @@ class ShardServer:
 
     def _load(self, checkpoint: Path) -> ShardFile:
         if not checkpoint.is_dir():
-            return ShardFile.load(checkpoint)
+            return ShardFile.load(checkpoint, Manifest.digest_beside(checkpoint))
         return recut.load(
             checkpoint,
             server=self._index,
@@ -176,22 +190,22 @@ class ShardServer:
             optimizer=self._optimizer().name,
         )
 
-    def save(self, path: Path) -> SavedShard:
-        """Writes the current version, durable when this returns. Training stands still only while the shard is copied.
+    def copy(self) -> ShardFile:
+        """A copy of the current version, until the next call: the memory is used again. Training stands still only meanwhile.
 
-        Raises RuntimeError when there are no parameters yet, OSError when the file cannot be written, NotFinite when there is nothing
-        worth writing: a finite loss may have a gradient that is not.
+        Raises RuntimeError when there are no parameters yet.
         """
         host = self._host
         if host is None:
             raise RuntimeError("no round has begun")
         try:
-            file = host.snapshot()
+            return host.snapshot(self._memory)
         except Refusal as error:
             raise RuntimeError(error.text) from None
-        if not file.is_finite():
-            raise NotFinite("a parameter is not finite")
-        return SavedShard(sha256=file.save(path), version=file.version, applied=file.applied)
+
+    def save(self, path: Path) -> SavedShard:
+        """Copies the current version and writes the copy; see `copy` and `write`."""
+        return write(self.copy(), path)
 
     def state(self) -> ShardState:
         """The server now."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, Span, bytes_of
@@ -214,12 +215,13 @@ class Shard:
         buffers.readers -= 1
         self._recycle(buffers)
 
-    def snapshot(self, applied: IndexSet) -> ShardFile:
-        """A copy of the current version, to be written while the shard goes on. `applied`: the parts in it."""
-        tensors: dict[str, torch.Tensor] = {}
-        for number, span in enumerate(self.spans):
-            for name, tensor in self._tensors(number).items():
-                tensors[f"{number}.{name}"] = tensor[: span.length].clone()
+    def snapshot(self, applied: IndexSet, memory: HostCopy) -> ShardFile:
+        """A copy of the current version in this memory, to be written while the shard goes on. `applied`: the parts in it."""
+        tensors = {
+            f"{number}.{name}": tensor[: span.length]
+            for number, span in enumerate(self.spans)
+            for name, tensor in self._tensors(number).items()
+        }
         server, servers = self._place
         return ShardFile(
             layout=self.layout,
@@ -230,7 +232,7 @@ class Shard:
             optimizer=self._optimizer.name,
             updates=self._optimizer.updates,
             missed=tuple(self._missed),
-            tensors=tensors,
+            tensors=memory.take(tensors),
         )
 
     def restore(self, file: ShardFile) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from disttrain.api import spec
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout
@@ -269,14 +270,14 @@ class ShardHost:
             self.over = True
             self._changed.notify_all()
 
-    def snapshot(self) -> ShardFile:
-        """A copy of the current version. Refuses when there are no parameters yet, or the round is over."""
+    def snapshot(self, memory: HostCopy) -> ShardFile:
+        """A copy of the current version in this memory. Refuses when there are no parameters yet, or the round is over."""
         with self._changed:
             self._require_going_on()
             shard = self._known_shard()
             if not shard.initialized:
                 raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
-            return shard.snapshot(self._policy.in_version)
+            return shard.snapshot(self._policy.in_version, memory)
 
     def state(self) -> ShardState:
         """The shard at this moment."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin
+from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost
@@ -59,6 +60,7 @@ class Worker:
         self._load_start(self._task.model)
         self._flat = FlatModel(self._task.model)
         self._buffers = Buffers(self._task.model, process.checkpoint_dir, self._flat.described())
+        self._writer = BackgroundWriter()
         self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
         self._first = InitialParameters(self._config, self._flat.parameters, prepare=self._load_start)
         self._trained = False
@@ -339,8 +341,15 @@ class Worker:
     def _save_buffers(self) -> None:
         with self._control.changed:
             save, self._member.save = self._member.save, None
-        if save is not None:
-            self._control.send(MessageType.SAVED, id=save.id, **self._buffers.save(save.folder))
+        if save is None:
+            return
+        self._writer.wait()
+        self._writer.check()
+        began = time.perf_counter()
+        write = self._buffers.save(save.folder)
+        self._control.send(MessageType.COPIED, id=save.id)
+        self._writer.start(lambda: self._control.send(MessageType.SAVED, id=save.id, **write()))
+        self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
 
     def _evaluate(self, client: ShardedClient, this_round: Round) -> None:
         """All parts are applied: sends the master the result of the user's `evaluate` on the final parameters, and their file.
