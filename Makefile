@@ -44,14 +44,16 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-checkpoint bench-burst
-bench: bench-ps bench-loop bench-checkpoint bench-burst ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-checkpoint bench-restart bench-burst
+bench: bench-ps bench-loop bench-checkpoint bench-restart bench-burst ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
 bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
+bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod
+	@$(PY) benchmarks/restart.py
 bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 	@$(PY) tests/cluster/programs.py apiserver
 	@$(PY) benchmarks/burst.py

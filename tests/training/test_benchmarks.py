@@ -35,3 +35,10 @@ def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
     (row,) = (line.split() for line in lines[1:])
     assert row[:2] == ["DataParallel", "4"]
     assert all(float(number) > -4 for number in row[2:])
+
+
+def test_a_restart_in_place_is_compared_with_a_new_process() -> None:
+    lines = printed("restart.py", "--rounds=1", "--strategies", "DataParallel")
+    (row,) = (line.split() for line in lines[1:])
+    assert row[0] == "DataParallel"
+    assert all(float(number) > 0 for number in row[1:])

@@ -30,7 +30,10 @@ JOBS_FINISHED = Counter(
     "disttrain_operator_jobs_finished_total", "Jobs that ended.", ["result", "reason"], registry=REGISTRY
 )
 RESTARTS = Counter(
-    "disttrain_operator_restarts_total", "Failed pods that were replaced.", ["role", "reason"], registry=REGISTRY
+    "disttrain_operator_restarts_total",
+    "Failed pods that were replaced, and processes that were restarted in their pods.",
+    ["role", "reason"],
+    registry=REGISTRY,
 )
 RECONCILE_SECONDS = Histogram(
     "disttrain_operator_reconcile_duration_seconds",

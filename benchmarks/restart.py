@@ -1,0 +1,178 @@
+"""How long a lost training process is away: forked again by its pod's launcher, against started again as a new pod's would be; in turns.
+
+    python benchmarks/restart.py         # a table: seconds from kill -9 to the next step of that worker, and the memory of a pod
+
+New: the worker's first process is killed and started at once. A cluster adds the back-off (1 s), the scheduler, the kubelet and the
+volumes to that, a local run the back-off. In place: the training process is killed, and nothing else is done.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from disttrain.api import environment
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import DistTrainJobSpec
+
+WAIT_SECONDS = 300.0
+WORKERS = 2
+
+
+class Pods:
+    """The processes of a digits job that has no end. The last worker is the one that is lost."""
+
+    def __init__(self, folder: Path, strategy: str) -> None:
+        module = "disttrain_trainer.examples.digits"
+        served = strategy == "ParameterServer"
+        spec: dict[str, Any] = {
+            "strategy": {"type": strategy, **({"parameterServer": {"consistency": "Sync"}} if served else {})},
+            **({"parameterServer": {"replicas": 1}} if served else {}),
+            "worker": {"replicas": WORKERS},
+            "trainer": {
+                "model": f"{module}:model",
+                "dataset": f"{module}:dataset",
+                "loss": f"{module}:loss",
+                "optimizer": {"name": "SGD", "learningRate": 0.01},
+                "batchSize": 64,
+                "maxSteps": 100_000_000,
+            },
+        }
+        job = DistTrainJobSpec.model_validate(spec)
+        control, rendezvous, self._metrics, server = (_free_port() for _ in range(4))
+        self._config = JobConfig(
+            namespace="benchmark",
+            name="restart",
+            uid="none",
+            attempt=1,
+            strategy=job.strategy,
+            trainer=job.trainer,
+            workers=WORKERS,
+            parameter_servers=int(served),
+            addresses=Addresses(
+                control=f"127.0.0.1:{control}",
+                rendezvous=f"127.0.0.1:{rendezvous}",
+                parameter_servers=(f"127.0.0.1:{server}",) if served else (),
+            ),
+        )
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._start(Role.MASTER, 0)
+        if served:
+            self._start(Role.PARAMETER_SERVER, 0)
+        for index in range(WORKERS - 1):
+            self._start(Role.WORKER, index)
+        self._victim = self._start(Role.WORKER, WORKERS - 1)
+        self._await_step()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def in_place(self) -> float:
+        """Seconds from the end of the training process to its successor's first step."""
+        began = time.perf_counter()
+        os.kill(self._training_process(), signal.SIGKILL)
+        self._await_step()
+        return time.perf_counter() - began
+
+    def new(self) -> float:
+        """The same of the first process, which is started again at once."""
+        began = time.perf_counter()
+        self._victim.kill()
+        self._victim.wait()
+        self._victim = self._start(Role.WORKER, WORKERS - 1)
+        self._await_step()
+        return time.perf_counter() - began
+
+    def memory(self) -> tuple[float, float]:
+        """MiB that the launcher has for itself, and those of it and the training process together."""
+        launcher, process = (_mib(pid) for pid in (self._victim.pid, self._training_process()))
+        return launcher["Private_Dirty"] + launcher["Private_Clean"], launcher["Pss"] + process["Pss"]
+
+    def _training_process(self) -> int:
+        pid = self._victim.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    def _start(self, role: Role, index: int) -> "subprocess.Popen[bytes]":
+        lost = (role, index) == (Role.WORKER, WORKERS - 1)
+        variables = {
+            environment.JOB: self._config.encode(),
+            environment.ROLE: role.value,
+            environment.INDEX: str(index),
+            environment.POD_UID: f"{role.value}-{index}-{len(self._processes)}",
+            environment.PARENT_PID: str(os.getpid()),
+            "OMP_NUM_THREADS": "1",
+            **({environment.METRICS_PORT: str(self._metrics)} if lost else {}),
+        }
+        with (self._folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "disttrain_trainer"],
+                env=os.environ | variables,
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+            )
+        self._processes.append(process)
+        return process
+
+    def _await_step(self) -> None:
+        """Returns when the last worker has made a step. One that was lost does not answer, and its successor has made none at first."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                address = f"http://127.0.0.1:{self._metrics}/metrics"
+                with urllib.request.urlopen(address, timeout=WAIT_SECONDS) as answer:
+                    found = re.search(
+                        r"^disttrain_step_duration_seconds_count\{.*\} (\S+)$", answer.read().decode(), re.M
+                    )
+                if found and float(found[1]) > 0:
+                    return
+            time.sleep(0.005)
+        raise TimeoutError(f"no step within {WAIT_SECONDS:g} s\n{(self._folder / 'log').read_text()[-4000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _mib(pid: int) -> dict[str, float]:
+    """The sums of /proc/PID/smaps_rollup."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: float(rest.split()[0]) / 1024 for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5, help="losses of each kind")
+    parser.add_argument("--strategies", nargs="+", default=["DataParallel", "ParameterServer"])
+    options = parser.parse_args()
+    print(f"{'strategy':<16} {'in place s':>10} {'new s':>7} {'new/in place':>12} {'launcher MiB':>12} {'pod MiB':>8}")
+    for strategy in options.strategies:
+        with tempfile.TemporaryDirectory() as folder:
+            pods = Pods(Path(folder), strategy)
+            try:
+                own, both = pods.memory()
+                seconds = [(pods.in_place(), pods.new()) for _ in range(options.rounds)]
+            finally:
+                pods.close()
+        in_place, new = (statistics.median(column) for column in zip(*seconds, strict=True))
+        print(f"{strategy:<16} {in_place:>10.2f} {new:>7.2f} {new / in_place:>12.1f} {own:>12.0f} {both:>8.0f}")
+
+
+if __name__ == "__main__":
+    main()
