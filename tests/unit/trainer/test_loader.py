@@ -108,6 +108,7 @@ class Lengthless(Listed):
         ),
         (Lengthless(40.0), "__len__ fails: 'float' object cannot be interpreted as an integer"),
         (Lengthless(-1), "__len__ fails: __len__\\(\\) should return >= 0"),
+        (Lengthless(2**62), "returned a dataset of 4611686018427387904 samples; expected at most 1099511627776"),
     ],
 )
 def test_what_is_no_data_set_is_refused_by_the_name_of_the_field(dataset: Any, message: str) -> None:

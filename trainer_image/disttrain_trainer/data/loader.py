@@ -14,6 +14,8 @@ from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 
 Fetch = Callable[[NDArray[np.int64]], Any]
 Collate = Callable[[list[Any]], Any]
+MOST_SAMPLES = 1 << 40
+"""Of a data set: the order of an epoch takes 8 bytes for each."""
 
 
 def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate | None = None) -> Fetch:
@@ -37,6 +39,11 @@ def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate 
         raise WrongInput(f"{field} returned a dataset whose __len__ fails: {_first_line(error)}") from None
     if length == 0:
         raise WrongInput(f"{field} returned an empty dataset; expected at least one sample")
+    if length > MOST_SAMPLES:
+        raise WrongInput(
+            f"{field} returned a dataset of {length} samples; expected at most {MOST_SAMPLES}, as the order of an epoch takes 8 "
+            "bytes for each: where it has no end, say a length such as 10**7, and set trainer.maxSteps"
+        )
     if type(dataset) is TensorDataset and collate is None:
         tensors = tuple(tensor.to(device) for tensor in dataset.tensors)
         return lambda indices: [tensor[numbers] for numbers in (_tensor(indices),) for tensor in tensors]
