@@ -3,6 +3,7 @@
 import math
 from datetime import datetime, timedelta
 
+from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import CheckpointStatus, ModelStatus, TrainingStatus
@@ -89,7 +90,10 @@ def _training(view: JobView) -> TrainingStatus | None:
 
 def due(view: JobView) -> bool:
     """Whether progress alone is worth a write: not more often than statusIntervalSeconds. A last step that no other followed for some time
-    is: what counts from it (a stall, a recovery) counts from what is written."""
+    is: what counts from it (a stall, a recovery) counts from what is written. So is a last word, after which no other report comes."""
+    last = newest(view)
+    if last is not None and last is not view.progress:
+        return True
     before, seen = view.status.training, view.snapshot.step_seen
     if before is None or before.last_update_time is None:
         return True
@@ -149,6 +153,8 @@ def newest(view: JobView) -> Progress | None:
         if (pod.phase is Phase.SUCCEEDED or (view.spec.suspend and pod.done)) and pod.termination.progress is not None
     ]
     final = [progress for progress in words if progress.attempt == view.attempt]
+    if not final and view.spec.suspend and (Role.MASTER, 0) not in view.present:
+        return None  # the last word of the master, which is gone, is written: what was read before it is no news
     return max(final, key=lambda progress: progress.step) if final else view.progress
 
 

@@ -164,7 +164,16 @@ def test_only_the_first_failure_is_blamed() -> None:
     table = Table().begin_round()
     table.say(B, MessageType.FAILED, message="boom")
     table.say(A, MessageType.FAILED, message="connection closed by peer")
-    assert [said for said in table.sent.take() if said[1] is MessageType.FAILED] == [(B, MessageType.FAILED, {})]
+    assert [said for said in table.sent.take() if said[1] is MessageType.FAILED] == [
+        (B, MessageType.FAILED, {"ended": []})
+    ]
+
+
+def test_a_member_that_fails_because_another_program_had_ended_is_told_which() -> None:
+    table = Table(script=True).begin_round()
+    table.say(A, MessageType.DONE)
+    table.say(B, MessageType.FAILED, message="connection closed by peer")
+    assert (B, MessageType.FAILED, {"ended": ["worker-0"]}) in table.sent.take()
 
 
 def test_a_failure_after_a_loss_is_nobodys_fault() -> None:

@@ -290,7 +290,8 @@ class CollectiveCoordinator:
         if not self._broken:
             self._broken = True
             log.error("%s failed: %s", member, message.get("message"))
-            self._sender.send(member, MessageType.FAILED)
+            ended = [str(other) for other, place in self._places.items() if place.state is MemberState.DONE]
+            self._sender.send(member, MessageType.FAILED, ended=ended)
 
     def _save_or_release(self) -> None:
         writer = self._places.get(self._members[0])

@@ -74,6 +74,8 @@ class CollectiveMember:
         self.save_asked = False
         self.blamed = False
         """The master decided that this member's failure is the root cause."""
+        self.ended_before: list[str] = []
+        """Members that had done all their work by then."""
         self.evaluation: dict[str, float] | None = None
         self.model: ProgressModel | None = None
         """The file of the trained model, once this rank has written it."""
@@ -99,7 +101,7 @@ class CollectiveMember:
             case MessageType.SAVE:
                 self.save_asked = True
             case MessageType.FAILED:
-                self.blamed = True
+                self.blamed, self.ended_before = True, message.get("ended", [])
 
     def get_ready(self, control: ControlClient) -> None:
         """Leaves the round, and tells the master."""

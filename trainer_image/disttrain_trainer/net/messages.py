@@ -37,7 +37,8 @@ class MessageType(StrEnum):
     WRONG = "wrong"
     """To a process: its model or data does not fit the job; it ends [reason]."""
     FAILED = "failed"
-    """The process ends because of its own fault [message]. The first one is the root cause."""
+    """The process ends because of its own fault [message]. The first one is the root cause; the answer says so [ended: members that had
+    done all their work before]."""
     NAN = "nan"
     """The loss, or a parameter, was not finite [step]."""
     REPORT = "report"

@@ -104,6 +104,9 @@ class Agent:
                         timeout=self._process.config.startup_timeout_seconds,
                     )
                     if rank.blamed and not self._terminated:
+                        if rank.ended_before:
+                            names = ", ".join(rank.ended_before)
+                            failure.last_line += f"; the script had ended with exit code 0 before on {names}"
                         raise failure
                 if not self._terminated:
                     failure = program.failure(code)
