@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from disttrain.api.names import MODEL_FILE, Role
 from local_runs.command import run
-from training.job import Job, checkpoints, digits, served
+from training.job import Job, checkpoints, digits, held, served
 
 USERS = """
 import torch
@@ -20,10 +20,15 @@ from torch import nn
 class Model(nn.Module):
     def __init__(self, config):
         super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1))
+        self.image.to(memory_format=torch.channels_last)
         self.first = nn.Linear(64, 30)
+        self.middle, self.again = nn.Linear(30, 30), nn.Linear(30, 30)
+        self.again.weight = self.middle.weight
         self.norm = nn.BatchNorm1d(30)
         self.head = nn.Linear(30, 10)
         self.first.requires_grad_(not config.get("frozen"))
+        self.middle.requires_grad_(not config.get("frozen"))
         if config.get("other"):
             self.first = nn.Linear(64, 30, bias=False)
             self.head = nn.Linear(30, 12)
@@ -31,7 +36,8 @@ class Model(nn.Module):
         self.double()
 
     def forward(self, x):
-        return self.head(self.norm(self.first(x.double()).tanh()))
+        x = x.double() + self.image(x.double().view(-1, 1, 8, 8)).flatten(1)
+        return self.head(self.norm(self.again(self.middle(self.first(x).tanh()).tanh()).tanh()))
 
 def model(config):
     return Model(config)
@@ -50,7 +56,7 @@ class Claim:
         (folder / "users_model.py").write_text(USERS)
         self._count = 0
 
-    def run(
+    def job(
         self,
         name: str,
         steps: int,
@@ -60,7 +66,7 @@ class Claim:
         every: int = 2,
         **trainer: Any,
     ) -> Job:
-        """A job, to its end. origin: its checkpoint.from."""
+        """A job that is not started yet. origin: its checkpoint.from."""
         names = {"model": "users_model:model", "evaluate": None, "epochs": None, "deterministic": True}
         optimizer = {"name": "Adam", "learningRate": 0.01}
         checkpoint = checkpoints(every, keep=10)
@@ -74,15 +80,18 @@ class Claim:
         )
         job = Job(folder=self._folder, spec=spec, claim=self.path, name=name, uid=UIDS[self._count])
         self._count += 1
-        with job:
-            job.start()
-            job.code = job.supervise()
         return job
+
+    def run(self, *arguments: Any, **options: Any) -> tuple[int, Job]:
+        """A job, to its end; with its exit code."""
+        with self.job(*arguments, **options) as job:
+            job.start()
+            return job.supervise(), job
 
     def trained(self, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
         """The model of such a job."""
-        job = self.run(*arguments, **options)
-        assert job.code == 0, job.logs()
+        code, job = self.run(*arguments, **options)
+        assert code == 0, job.logs()
         assert job.checkpoints is not None
         return load_file(job.checkpoints / MODEL_FILE)
 
@@ -105,8 +114,8 @@ def test_a_job_starts_with_the_model_of_another_one(
     claim = Claim(tmp_path)
     before = claim.trained("pretrained", 4, how=first)
     # No step can be seen from outside: with a rate of 0 the parameters stay as they were taken over.
-    job = claim.run("tuned", 1, how=second, origin="pretrained", optimizer={"name": "SGD", "learningRate": 0})
-    assert job.code == 0, job.logs()
+    code, job = claim.run("tuned", 1, how=second, origin="pretrained", optimizer={"name": "SGD", "learningRate": 0})
+    assert code == 0, job.logs()
     assert job.checkpoints is not None
     after = load_file(job.checkpoints / MODEL_FILE)
     moved = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
@@ -120,8 +129,8 @@ def test_a_job_starts_with_the_model_of_another_one(
 def test_a_job_goes_on_as_another_one_would_have(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> None:
     claim = Claim(tmp_path)
     calm = claim.trained("calm", 9, how=first)
-    job = claim.run("other", 9, how=second, origin={"job": "calm", "step": 4, "include": "All"})
-    assert job.code == 0, job.logs()
+    code, job = claim.run("other", 9, how=second, origin={"job": "calm", "step": 4, "include": "All"})
+    assert code == 0, job.logs()
     assert job.checkpoints is not None
     after = load_file(job.checkpoints / MODEL_FILE)
     if first is second:
@@ -137,7 +146,12 @@ def test_a_new_optimizer_a_frozen_part_and_another_order(tmp_path: Path) -> None
     before = claim.trained("pretrained", 4, how=served("Async"), seed=1, deterministic=False)
     for name, how in (("served", SYNC), ("collective", DATA_PARALLEL)):
         after = claim.trained(name, 3, how=how, origin="pretrained", seed=2, config={"frozen": True}, batchSize=32)
-        assert same(*({k: v for k, v in one.items() if k.startswith("first.")} for one in (before, after)))
+        assert same(
+            *(
+                {k: v for k, v in one.items() if k.startswith(("first.", "middle.", "again.weight"))}
+                for one in (before, after)
+            )
+        )
         assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
@@ -145,8 +159,8 @@ def test_a_new_optimizer_a_frozen_part_and_another_order(tmp_path: Path) -> None
 def test_a_model_that_fits_only_in_part_is_refused_by_the_names(tmp_path: Path, how: dict[str, Any]) -> None:
     claim = Claim(tmp_path)
     claim.trained("pretrained", 2)
-    job = claim.run("tuned", 1, how=how, origin="pretrained", config={"other": True})
-    assert job.code == 2 or job.wait(Role.WORKER) == 2
+    code, job = claim.run("tuned", 1, how=how, origin="pretrained", config={"other": True})
+    assert code == 2 or job.wait(Role.WORKER) == 2
     assert job.termination(Role.WORKER).message == (
         "trainer.model: the model of job pretrained, step 2, fits only in part: not there: extra.weight, extra.bias; "
         "not in trainer.model: first.bias; of another form: head.weight (F64 [10, 30] there, F64 [12, 30] here), "
@@ -161,8 +175,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ho
     newest = claim.path / "pretrained-00000000" / "step-00000006"
     (file,) = newest.glob("state-*")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    job = claim.run("tuned", 1, how=how, origin="pretrained")
-    assert job.code == 0, job.logs()
+    code, job = claim.run("tuned", 1, how=how, origin="pretrained")
+    assert code == 0, job.logs()
     said = resumed(job)
     assert said.startswith(
         "Begins with the model of job pretrained (00000000), step 4; skipped: step-00000006 (state-"
@@ -174,14 +188,32 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, ho
 def test_no_job_to_start_from_ends_the_job_and_starts_nothing(tmp_path: Path, how: dict[str, Any]) -> None:
     claim = Claim(tmp_path)
     claim.trained("pretrained", 2)
-    job = claim.run("tuned", 1, how=how, origin="pretraned")
-    assert job.code == 2
+    code, job = claim.run("tuned", 1, how=how, origin="pretraned")
+    assert code == 2
     assert job.termination(Role.MASTER).message == (
         'checkpoint.from: there is no checkpoint of job pretraned on claim "claim" in namespace default; jobs that have one there: '
         "pretrained. Name one of the same claim, or leave checkpoint.from out to start with a new model"
     )
     assert job.checkpoints is not None
     assert [path.name for path in job.checkpoints.iterdir()] == []
+
+
+def test_a_server_that_is_lost_before_the_first_checkpoint_takes_the_training_back_to_the_other_jobs_model(
+    tmp_path: Path,
+) -> None:
+    claim = Claim(tmp_path)
+    claim.trained("pretrained", 4)
+    calm = claim.trained("calm", 6, how=SYNC, origin="pretrained", every=100, **held())
+    lost = claim.job("lost", 6, how=SYNC, origin="pretrained", every=100, **held())
+    with lost:
+        lost.hold(3)
+        lost.start()
+        lost.until_held(3)
+        lost.kill(Role.PARAMETER_SERVER, 1)
+        lost.let_go()
+        assert lost.supervise() == 0, lost.logs()
+    assert lost.checkpoints is not None
+    assert same(calm, load_file(lost.checkpoints / MODEL_FILE))
 
 
 def test_what_was_taken_stays_although_the_other_job_is_gone(tmp_path: Path) -> None:

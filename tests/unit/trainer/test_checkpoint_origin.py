@@ -263,6 +263,7 @@ def test_a_newer_format_is_refused_and_no_older_one_taken(claim: Path) -> None:
     assert refusal(claim, "old").startswith(
         "checkpoint.from: checkpoint step-00000030 was written by a later version of the trainer: its format is 3"
     )
+    assert value_of(taken(claim, {"job": "old", "step": 20})) == (20, 20.0), "one of its steps may be named"
 
 
 def test_a_manifest_that_names_no_tensors_is_passed_over(claim: Path) -> None:

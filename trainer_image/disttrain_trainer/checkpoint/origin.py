@@ -90,12 +90,15 @@ def _refuse_another(own: Manifest, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """A checkpoint of the other job, and why it cannot be taken; "" when it can, as far as its manifest says."""
+    """A checkpoint of the other job."""
 
     folder: Path
     step: int
     manifest: Manifest | None
     problem: str
+    """Why it cannot be taken, as far as its manifest says; "" when it can."""
+    later: str
+    """The same of one of a later format: no older checkpoint is taken in its place."""
     time: float
 
 
@@ -123,6 +126,8 @@ class _Search:
                 )
         skipped: list[str] = []
         for candidate in candidates:
+            if candidate.later:
+                raise self._wrong(candidate.later)
             problem, manifest = candidate.problem, candidate.manifest
             if manifest is not None and not problem:
                 try:
@@ -179,7 +184,7 @@ class _Search:
     def _candidates(self, folder: Path) -> Iterator[_Candidate]:
         """The checkpoints in the folder of a job, newest first; a folder without a manifest is none."""
         for step in store.folders(folder):
-            manifest, problem = None, ""
+            manifest, problem, later = None, "", ""
             try:
                 time = (step / NAME).stat().st_mtime
                 manifest = store.manifest_of(step)
@@ -188,8 +193,8 @@ class _Search:
                 continue
             except ValueError as error:
                 problem = str(error)
-            except WrongInput as error:  # of a later format: never an older checkpoint in its place
-                raise WrongInput(f"checkpoint.from: {error}") from None
+            except WrongInput as error:
+                later = str(error)
             if manifest is not None and manifest.job != self._asked.job:
                 return
             if manifest is not None and self._asked.include is Include.MODEL and not manifest.tensors:
@@ -199,6 +204,7 @@ class _Search:
                 step=int(step.name.removeprefix(store.PREFIX)),
                 manifest=manifest,
                 problem=problem,
+                later=later,
                 time=time,
             )
 
