@@ -40,7 +40,7 @@ class Scraped(Job):
         }
 
 
-def test_a_pod_of_two_processes_shows_both_and_the_bytes_that_the_kernel_moved_for_them(tmp_path: Path) -> None:
+def test_a_pod_of_two_processes_shows_both_and_the_bytes_of_their_sums(tmp_path: Path) -> None:
     job = Scraped(folder=tmp_path, spec=digits(worker={"replicas": 1}, trainer=ENDLESS))
     job.config = job.config.model_copy(update={"processes_per_worker": 2})
     with job:
@@ -53,7 +53,7 @@ def test_a_pod_of_two_processes_shows_both_and_the_bytes_that_the_kernel_moved_f
         steps = first["disttrain_steps_total", rank]
         for direction in ("sent", "received"):
             moved = first["disttrain_communication_bytes_total", rank + direction]
-            # A ring of two moves the gradients once a step, beside what frames them; the state was handed over once, at the beginning.
+            # An all-reduce of two moves the gradients once a step, beside the notes; the state was handed over once, at the beginning.
             assert (steps - 1) * gradients < moved < (steps + 2) * (1.1 * gradients + 500) + 4 * gradients
             assert then["disttrain_communication_bytes_total", rank + direction] >= moved
 

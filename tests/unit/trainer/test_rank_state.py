@@ -7,10 +7,8 @@ import pytest
 
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
+from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.strategies.collective import DataParallel
-
-WIRES = AbortableProcessGroup(backend="gloo", others=frozenset())
 
 
 def rank_with(*, number: int, step: int, broadcast: Any) -> tuple[DataParallel, CollectiveMember]:
@@ -34,17 +32,17 @@ def test_a_rank_that_has_half_of_a_state_says_that_it_has_none_and_the_one_that_
 ) -> None:
     loop, rank = rank_with(number=number, step=40, broadcast=breaking)
     with pytest.raises(BrokenGroup):
-        loop._take_newest(Round(2, source=1), WIRES)
+        loop._take_newest(Round(2, source=1))
     assert rank.step == left
 
 
 def test_a_rank_that_has_taken_a_state_over_is_at_its_step() -> None:
     loop, rank = rank_with(number=0, step=-1, broadcast=lambda **_: 41)
-    loop._take_newest(Round(2, source=1), WIRES)
+    loop._take_newest(Round(2, source=1))
     assert rank.step == 41
 
 
 def test_a_source_without_a_state_is_refused() -> None:
     loop, _ = rank_with(number=0, step=3, broadcast=lambda **_: -1)
     with pytest.raises(PeerLost, match="worker-1: it has no whole state to give"):
-        loop._take_newest(Round(2, source=1), WIRES)
+        loop._take_newest(Round(2, source=1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from disttrain_trainer.parallel.process_group import BrokenGroup
+from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.replicate import Replicated
 
 

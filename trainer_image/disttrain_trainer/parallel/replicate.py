@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import Work
-from torch.futures import Future
 from torch.utils.hooks import RemovableHandle
 
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.flat import FlatModel
-from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
+from disttrain_trainer.parallel.backend import BrokenGroup
 
 POLL_SECONDS = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
@@ -41,12 +40,11 @@ class _Bucket:
 class Replicated:
     """One rank's gradients, which become the weighted mean over all ranks."""
 
-    def __init__(self, model: FlatModel, *, group: AbortableProcessGroup, search: bool = False) -> None:
+    def __init__(self, model: FlatModel, *, search: bool = False) -> None:
         """search: look through each loss's graph for parameters that take no part in it, so that nothing waits for them."""
         self._model = model
-        self._group = group
         self._search = search
-        self._error: RuntimeError | None = None
+        self._error: Exception | None = None
         self._buckets = _cut(model)
         self._bucket_of = {number: bucket for bucket in self._buckets for number in bucket.numbers}
         self._usual: list[int] | None = None
@@ -58,7 +56,6 @@ class Replicated:
         self._early = False
         self._late: int | None = None
         """A parameter whose gradient grew after it was sent."""
-        self._futures: list[Future[torch.Tensor]] = []
         self._works: list[Work] = []
         self._handles: list[RemovableHandle] = [
             parameter.register_post_accumulate_grad_hook(self._hook(number))  # type: ignore[no-untyped-call]
@@ -138,13 +135,14 @@ class Replicated:
             work.wait()  # it is done: this orders the streams
 
     def _await(self, alive: Callable[[], bool]) -> None:
-        futures, self._futures = self._futures, []
-        for future in futures:
-            future.wait()
-        if error := self._error or self._group.error:
-            raise BrokenGroup(error) from None
-        if self._works:
+        if self._error is not None:
+            raise BrokenGroup(self._error) from None
+        if self._works and self._notes.is_cuda:
             self.await_sums(alive)
+            return
+        works, self._works = self._works, []
+        for work in works:
+            work.wait()
 
     def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
         bucket, buckets = self._bucket_of[number], self._buckets
@@ -175,18 +173,15 @@ class Replicated:
 
     def _send(self, vector: torch.Tensor) -> None:
         self.sent = time.perf_counter()
-        if self._error is not None or self._group.error is not None:
+        if self._error is not None:
             return
         try:
             work = dist.all_reduce(vector, async_op=True)
-        except RuntimeError as error:
+        except (RuntimeError, BrokenGroup) as error:
             self._error = error
             return
         assert work is not None
-        if vector.is_cuda:
-            self._works.append(work)
-        else:
-            self._futures.append(self._group.awaited(work, vector))
+        self._works.append(work)
 
     def _sent_too_early(self, number: int) -> UserError:
         name = self._model.places[number].name

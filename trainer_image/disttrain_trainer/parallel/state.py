@@ -13,7 +13,7 @@ from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup
+from disttrain_trainer.parallel.backend import BrokenGroup
 
 PROTOCOL = 2
 """What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not join one round: their
@@ -93,7 +93,7 @@ class RankState:
         """The parameters that are not trained: a checkpoint of servers lacks those that no file can hold."""
         return {f"{MODEL}{name}": p for name, p in self._model.named_parameters() if not p.requires_grad}
 
-    def broadcast(self, *, source: int, step: int, device: torch.device, group: AbortableProcessGroup) -> int:
+    def broadcast(self, *, source: int, step: int, device: torch.device) -> int:
         """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
 
         Then any rank but the source may hold a mixture of two states.
@@ -104,16 +104,16 @@ class RankState:
         views = {name: _bytes_of(tensor).to(device) for name, tensor in ours.items()} if gives else {}
         text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
         head = torch.tensor([step, len(text)], device=device)
-        _send(head, source, group)
+        _send(head, source)
         step, length = (int(value) for value in head.tolist())
         written = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if gives else None
         written = written if written is not None else torch.empty(length, dtype=torch.uint8, device=device)
-        _send(written, source, group)
+        _send(written, source)
         described = json.loads(bytes(written.tolist()))
         values: dict[str, torch.Tensor] = {}
         for name, dtype, shape in described:
             if gives:
-                _send(views.pop(name), source, group)
+                _send(views.pop(name), source)
                 continue
             # Into the tensor's own memory where it has the same form.
             tensor, kind = ours.get(name), getattr(torch, dtype)
@@ -126,7 +126,7 @@ class RankState:
                 tensor = torch.empty(tuple(shape), dtype=kind, device=device)
             if tensor.dtype != kind:
                 raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
-            _send(_bytes_of(tensor), source, group)
+            _send(_bytes_of(tensor), source)
             values[name] = tensor
         if not gives:
             slots = {name: tensor for name, tensor in ours.items() if name.startswith("optimizer.")}
@@ -161,18 +161,11 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
 
 
-def _send(tensor: torch.Tensor, source: int, group: AbortableProcessGroup) -> None:
+def _send(tensor: torch.Tensor, source: int) -> None:
     """Gives every rank the tensor of `source`. Raises BrokenGroup when a peer is lost."""
     if not tensor.numel():
         return
     try:
-        work = dist.broadcast(tensor, source, async_op=True)
-        assert work is not None
-        if tensor.is_cuda:
-            work.wait()
-            return
+        dist.broadcast(tensor, source)
     except RuntimeError as error:
         raise BrokenGroup(error) from None
-    group.awaited(work, tensor).wait()
-    if group.error is not None:
-        raise BrokenGroup(group.error) from None

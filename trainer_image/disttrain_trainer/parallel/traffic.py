@@ -1,64 +1,65 @@
-"""Bytes that went over a process's connections to the other ranks, as the kernel counts them.
+"""Bytes that the operations of a group move through this rank: the least that each of them needs, whatever gloo's algorithm adds.
 
-torch reports no bytes of its groups, and what a ring should move is not what it moves: headers, hand-overs of state and steps that broke
-are bytes, too. gloo moves all of its data over TCP; NCCL does not, so that nothing is known there.
+An all-reduce of B bytes over n ranks sends and receives 2 B (n - 1) / n on each of them, as a ring does; an all-gather, a reduce-scatter
+and an all-to-all half of that. What frames the data, and what a tree passes on for others, is not counted.
 """
 
-import contextlib
-import os
-import socket
-import struct
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-_FDS: Final = "/proc/self/fd"
-_ACKED, _RECEIVED = 120, 128
-"""Offsets in struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, 64 bits each; Linux 4.1 or later."""
-_SIZE: Final = 136
+import torch
+
+_WAYS_ROUND: Final = {
+    "allreduce": 2,
+    "allreduce_coalesced": 2,
+    "all_gather_single": 1,
+    "all_gather_single_coalesced": 1,
+    "allgather": 1,
+    "allgather_coalesced": 1,
+    "reduce_scatter": 1,
+    "reduce_scatter_single": 1,
+    "reduce_scatter_single_coalesced": 1,
+    "all_to_all_single": 1,
+    "alltoall": 1,
+}
+"""How often the whole goes round the ranks: every rank sends and receives its share of (n - 1) / n."""
+_TO_ROOT, _FROM_ROOT = frozenset({"reduce", "gather"}), frozenset({"broadcast", "scatter"})
 
 
 class Traffic:
-    """Bytes sent and received over connections, open and closed ones. They never go back."""
+    """Bytes sent and received by operations, from the moment on at which they start. They never go back."""
 
-    def __init__(self, *, besides: frozenset[int]) -> None:
-        """besides: ports at which something else than a rank listens, such as torch's store."""
-        self._besides = besides
-        self._closed = (0, 0)
-        self._open: dict[int, tuple[int, int]] = {}
-        """By inode, as they were when last looked at."""
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received = 0
 
-    def look(self, inodes: Iterable[int]) -> tuple[int, int]:
-        """Bytes sent and received until now, these open connections included. Others are taken for closed."""
-        wanted = set(inodes)
-        for inode in self._open.keys() - wanted:
-            sent, received = self._open.pop(inode)
-            self._closed = (self._closed[0] + sent, self._closed[1] + received)
-        for inode, counts in _counts(wanted, self._besides).items():
-            self._open[inode] = counts
-        return (
-            self._closed[0] + sum(sent for sent, _ in self._open.values()),
-            self._closed[1] + sum(received for _, received in self._open.values()),
-        )
+    def count(self, operation: str, rank: int, size: int, arguments: Sequence[Any]) -> None:
+        """Adds an operation of this rank: the name and the arguments are those of c10d's Backend."""
+        moved = _bytes_of(arguments[0])
+        if len(arguments) > 2:  # an output and an input: the larger one is the whole
+            moved = max(moved, _bytes_of(arguments[1]))
+        if ways := _WAYS_ROUND.get(operation):
+            share = ways * moved * (size - 1) // size
+            self.sent += share
+            self.received += share
+        elif operation == "send":
+            self.sent += moved
+        elif operation == "recv":
+            self.received += moved
+        elif operation in _TO_ROOT | _FROM_ROOT:
+            is_root = rank == arguments[-1].rootRank
+            if is_root and operation in ("gather", "scatter"):
+                moved = moved * (size - 1) // size  # its own part stays
+            if is_root == (operation in _FROM_ROOT):
+                self.sent += moved
+            else:
+                self.received += moved
 
 
-def _counts(inodes: set[int], besides: frozenset[int]) -> dict[int, tuple[int, int]]:
-    """Bytes acknowledged by the peer, and received, by inode. A socket that is closed meanwhile, or listens, is left out."""
-    found: dict[int, tuple[int, int]] = {}
-    if not inodes:
-        return found
-    with contextlib.suppress(FileNotFoundError):  # no /proc
-        for name in os.listdir(_FDS):
-            with contextlib.suppress(OSError):
-                inode = os.stat(f"{_FDS}/{name}").st_ino
-                if inode not in inodes or inode in found:
-                    continue
-                # A copy: the number may belong to another socket by the time of the call.
-                with socket.socket(fileno=os.dup(int(name))) as copy:
-                    if os.fstat(copy.fileno()).st_ino != inode:
-                        continue
-                    if copy.getpeername()[1] in besides:  # raises when it listens
-                        continue
-                    info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
-                    if len(info) == _SIZE:
-                        found[inode] = struct.unpack_from("=QQ", info, _ACKED)
-    return found
+def _bytes_of(argument: Any) -> int:
+    """Of a tensor, or of lists of tensors; 0 for what is neither."""
+    if isinstance(argument, torch.Tensor):
+        return argument.nbytes
+    if isinstance(argument, list | tuple):
+        return sum(_bytes_of(item) for item in argument)
+    return 0

@@ -35,8 +35,8 @@ SAMPLES = "Samples that this process computed, at the master those that a script
 RECOVERIES = "How often the processes formed again after a fault, and at the master also how often a worker's parts went to others."
 LOST_STEPS = "Steps that were done and then lost to a fault, so that they had to be done again."
 BYTES = (
-    "Bytes on the connections between workers, or between workers and parameter servers: gradients, parameters, buffers "
-    "and what frames them. Retransmissions and the control connection are not in it."
+    "Bytes of gradients, parameters and buffers that this process exchanges with parameter servers, or with other workers: of each "
+    "collective operation the least that it needs, such as 2 B (n - 1) / n for an all-reduce of B bytes over n workers."
 )
 GOODPUT = (
     "Where the time of this master went: starting (before its first step), productive (steps done for the first time), "

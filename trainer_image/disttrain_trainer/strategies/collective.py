@@ -4,10 +4,8 @@ A rank from its start to its end, through lost peers: the survivors keep their s
 """
 
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -26,14 +24,14 @@ from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parallel.process_group import AbortableProcessGroup, BrokenGroup, process_group
+from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.process_group import process_group
 from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
-from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
 log = logs.get_logger(__name__)
@@ -102,8 +100,7 @@ class DataParallel:
         )
         self._pending: tuple[torch.Tensor, BatchPart, float | None] | None = None
         """GPU: a loss that was not looked at yet."""
-        self._traffic = Traffic(besides=frozenset({split_address(self._config.addresses.rendezvous)[1]}))
-        self._counting = threading.Lock()
+        self._traffic = Traffic()
         metrics.before_scrape = self._count
 
     def run(self) -> None:
@@ -139,21 +136,19 @@ class DataParallel:
             self._checkpoints.forget_last()
         if backend == "nccl":
             self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
-        with (
-            process_group(
-                self._config,
-                control=self._control,
-                rank=rank,
-                this_round=this_round,
-                index=process.rank,
-                backend=backend,
-            ) as group,
-            self._counted_to_the_end(),
-        ):
+        with process_group(
+            self._config,
+            control=self._control,
+            rank=rank,
+            this_round=this_round,
+            index=process.rank,
+            backend=backend,
+            traffic=self._traffic,
+        ) as group:
             replica = None
             if group is not None:
-                self._take_newest(this_round, group)
-                replica = Replicated(self._flat, group=group, search=self._config.trainer.find_unused_parameters)
+                self._take_newest(this_round)
+                replica = Replicated(self._flat, search=self._config.trainer.find_unused_parameters)
             log.info("round %d begins at step %d", this_round.number, rank.step)
             try:
                 with user_code.refusing_groups("trainer.model"):
@@ -184,13 +179,13 @@ class DataParallel:
                 f"{error}"
             )
 
-    def _take_newest(self, this_round: Round, group: AbortableProcessGroup) -> None:
+    def _take_newest(self, this_round: Round) -> None:
         """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a
         source."""
         rank, held = self._rank, self._rank.step
         if this_round.source != self._process.rank:
             rank.step = -1
-        rank.step = self._state.broadcast(source=this_round.source, step=held, device=self._task.device, group=group)
+        rank.step = self._state.broadcast(source=this_round.source, step=held, device=self._task.device)
         if rank.step < 0:
             raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 
@@ -299,19 +294,7 @@ class DataParallel:
 
     def _count(self) -> None:
         """The bytes up to now, for a scrape."""
-        with self._control.changed:
-            group = self._rank.group
-        with self._counting:
-            sockets = group.sockets if isinstance(group, AbortableProcessGroup) else frozenset()
-            self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.look(sockets)
-
-    @contextmanager
-    def _counted_to_the_end(self) -> Iterator[None]:
-        """Reads the byte counts once more before the connections of a round are closed: the kernel drops the counts with them."""
-        try:
-            yield
-        finally:
-            self._count()
+        self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.sent, self._traffic.received
 
     def _round_ended(self, this_round: Round) -> bool:
         """Whether the master ended the round. A model with collectives of its own (SyncBatchNorm) raises the loss of a peer as its own

@@ -1,0 +1,176 @@
+"""The waits of a group end when its round ends, whatever a peer does; and what a group computes is bitwise what gloo computes."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from training import group_operations, group_rank
+
+ENDLESS = 10**9
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "disttrain_trainer.parallel.process_group"])
+
+
+class Rank:
+    """A process of group_rank.py."""
+
+    def __init__(self, backend: str, model: str, port: int) -> None:
+        self._connection, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=group_rank.run, args=(theirs, backend, model, port), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def command(self, *words: object) -> None:
+        self._connection.send(words)
+
+    def answer(self, key: str) -> dict[str, Any]:
+        assert self._connection.poll(100), f"no answer {key}"
+        found = dict(self._connection.recv())
+        assert key in found, found
+        return found
+
+    def ended(self) -> dict[str, Any]:
+        """What it answers when its round ends."""
+        self.command("end")
+        return self.answer("broken")
+
+
+class Ranks:
+    """Ranks with one store."""
+
+    def __init__(self, backend: str, model: str, count: int) -> None:
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._what = backend, model
+        self._round = 0
+        self.ranks: list[Rank] = []
+        for _ in range(count):
+            self.start()
+
+    def start(self) -> Rank:
+        """One more rank."""
+        rank = Rank(*self._what, self.store.port)
+        self.ranks.append(rank)
+        rank.answer("ready")
+        return rank
+
+    def begin(self, members: list[Rank], *, until: int, source: int = 0) -> None:
+        """A round of these ranks."""
+        self._round += 1
+        for number, rank in enumerate(members):
+            rank.command("round", self._round, number, len(members), source, until)
+        for rank in members:
+            rank.answer("begun")
+
+    def done(self, members: list[Rank]) -> str:
+        """The digest of the state, the same on each."""
+        (found,) = {rank.answer("done")["digest"] for rank in members}
+        return str(found)
+
+    def close(self) -> None:
+        for rank in self.ranks:
+            rank.process.kill()
+            rank.process.join()
+
+
+@pytest.fixture
+def ranks_of() -> Iterator[Callable[..., Ranks]]:
+    """Starts ranks, for the time of a test."""
+    found: list[Ranks] = []
+
+    def start(*arguments: Any) -> Ranks:
+        found.append(Ranks(*arguments))
+        return found[-1]
+
+    yield start
+    for ranks in found:
+        ranks.close()
+
+
+@pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("model", ["ddp", "fsdp"])
+def test_two_ranks_go_on_exactly_when_the_third_is_lost(
+    ranks_of: Callable[..., Ranks], model: str, loss: signal.Signals
+) -> None:
+    ranks = ranks_of("disttrain", model, 3)
+    ranks.begin(ranks.ranks, until=ENDLESS)
+    first, lost, last = ranks.ranks
+    time.sleep(random.uniform(0.2, 0.6))
+    lost.signal(loss)
+    time.sleep(0.3)
+    broken = [rank.ended() for rank in (first, last)]
+    assert all(answer["late"] < 1 for answer in broken), broken
+    steps = [answer["step"] for answer in broken]
+    assert max(steps) - min(steps) <= 1
+    ranks.begin([first, last], until=max(steps) + 20, source=steps.index(max(steps)))
+    if loss == signal.SIGSTOP:
+        lost.signal(signal.SIGCONT)
+        lost.answer("broken")
+    calm = ranks_of("gloo", model, 3)
+    calm.begin(calm.ranks, until=max(steps))
+    calm.done(calm.ranks)
+    both = [calm.ranks[0], calm.ranks[2]]
+    calm.begin(both, until=max(steps) + 20)
+    assert ranks.done([first, last]) == calm.done(both)
+
+
+def test_fifty_broken_rounds_leave_no_thread_and_no_file_behind(ranks_of: Callable[..., Ranks]) -> None:
+    ranks = ranks_of("disttrain", "ddp", 1)
+    (survivor,) = ranks.ranks
+    counts: list[dict[str, Any]] = []
+    for number in range(50):
+        peer = ranks.start()
+        ranks.begin([survivor, peer], until=ENDLESS)
+        time.sleep(random.uniform(0, 0.05))
+        peer.signal(signal.SIGKILL if number % 2 else signal.SIGSTOP)
+        assert survivor.ended()["late"] < 1
+        peer.signal(signal.SIGKILL)
+        survivor.command("count")
+        counts.append(survivor.answer("threads"))
+    for key in ("threads", "files"):
+        assert max(count[key] for count in counts[-10:]) <= max(count[key] for count in counts[:10]), counts
+
+
+def test_a_round_ends_while_its_group_is_made(ranks_of: Callable[..., Ranks]) -> None:
+    ranks = ranks_of("disttrain", "ddp", 1)
+    (rank,) = ranks.ranks
+    rank.command("round", 1, 0, 2, 0, ENDLESS)  # the other one never comes
+    time.sleep(0.3)
+    assert rank.ended()["late"] < 1
+    ranks.begin([rank], until=1)
+    ranks.done([rank])
+
+
+OPERATIONS = ["collectives", "functional_collectives", "messages", "subgroups", "tensor_parallel", "pipeline"]
+
+
+@pytest.mark.parametrize("what", OPERATIONS)
+def test_operations_give_bitwise_what_gloo_gives(what: str) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    pipes = [SPAWN.Pipe() for _ in range(group_operations.SIZE)]
+    processes = [
+        SPAWN.Process(target=group_operations.run, args=(theirs, what, rank, store.port), daemon=True)
+        for rank, (_, theirs) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for ours, _ in pipes:
+            assert ours.poll(100)
+            gloo, disttrain = ours.recv()
+            assert gloo
+            assert gloo == disttrain
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

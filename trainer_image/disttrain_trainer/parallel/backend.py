@@ -1,0 +1,223 @@
+"""c10d's backend `disttrain`: gloo's operations, whose waits end when the round ends.
+
+DDP, FSDP2, DTensor, pipelines and functional collectives all reach a group through this class, so none of them needs to know that a
+peer can be lost. gloo ends a wait when a connection closes. For a peer that is frozen it has no such end, and it does not let go of a
+receive or send that is half done (Pair::signalException passes over those); so the wait is ours, and looks at the round from time to
+time. That costs nothing where the operation ends by itself.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
+from torch.distributed import ProcessGroupGloo, Work
+from torch.futures import Future
+
+from disttrain_trainer.parallel.traffic import Traffic
+
+NAME: Final = "disttrain"
+"""As init_process_group knows it, once `register` was called."""
+_SLICE: Final = timedelta(milliseconds=50)
+"""How long a wait goes on after the end of its round, at most."""
+_NO_LIMIT: Final = timedelta(0)
+_UNUSED_TAG: Final = 2**31 - 1
+"""Of a message that no rank sends."""
+
+
+class BrokenGroup(Exception):
+    """A peer, or the connection to it, is lost: this round is over."""
+
+    def __init__(self, error: Exception | str) -> None:
+        super().__init__(str(error).strip().split("\n")[0])
+
+
+class Ending:
+    """The end of a round, for all of its groups: set once, by any thread."""
+
+    def __init__(self) -> None:
+        self.reached = False
+
+    def check(self) -> None:
+        """Raises BrokenGroup after the end."""
+        if self.reached:
+            raise BrokenGroup("it ended within a step")
+
+
+class _Collective(Work):
+    """An operation that a thread of gloo's carries out.
+
+    torch hands out a holder of it that forwards `wait` and `get_future` alone: what else a Work has does not answer truly there.
+    """
+
+    def __init__(self, inner: Work, ending: Ending) -> None:
+        super().__init__()
+        self._inner = inner
+        self._ending = ending
+
+    def wait(self, timeout: timedelta = _NO_LIMIT) -> bool:
+        """Blocks until the operation is done: its tensors are whole then. Raises BrokenGroup when a peer is lost or the round ends, and
+        RuntimeError after `timeout`, if there is one."""
+        with suppress(RuntimeError):  # it is still under way, or has failed: then it says so once more
+            return self._inner.wait(_SLICE)
+        last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
+        while not self._completed_within(_SLICE):
+            self._ending.check()
+            if time.monotonic() > last:
+                raise RuntimeError(f"the operation took longer than {timeout}")
+        try:
+            return self._inner.wait()
+        except RuntimeError as error:
+            raise BrokenGroup(error) from None
+
+    def get_future(self) -> Future[Any]:
+        """For torch's DDP, which waits for it in C++. It is gloo's own, and ends with the group's connections."""
+        return self._inner.get_future()
+
+    def _completed_within(self, limit: timedelta) -> bool:
+        with suppress(RuntimeError):
+            self._inner.wait(limit)
+        return self._inner.is_completed()
+
+
+class _Message(Work):
+    """A send or a receive. gloo closes all connections when a wait for one has a limit, so a thread waits without one."""
+
+    def __init__(self, inner: Work, ending: Ending) -> None:
+        super().__init__()
+        self._inner = inner
+        self._ending = ending
+        self._error: RuntimeError | None = None
+        self._done: threading.Event | None = None
+
+    def wait(self, timeout: timedelta = _NO_LIMIT) -> bool:
+        """As that of a collective."""
+        if self._done is None:
+            self._done = threading.Event()
+            threading.Thread(target=self._await, args=(self._done,), name="message", daemon=True).start()
+        last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
+        while not self._done.wait(_SLICE.total_seconds()):
+            self._ending.check()
+            if time.monotonic() > last:
+                raise RuntimeError(f"the message took longer than {timeout}")
+        if self._error is not None:
+            raise BrokenGroup(self._error) from None
+        return True
+
+    def _await(self, done: threading.Event) -> None:
+        try:
+            self._inner.wait()
+        except RuntimeError as error:
+            self._error = error
+        done.set()
+
+
+class EndableBackend(c10d.Backend):
+    """One group of ranks of one round. c10d calls its operations by the names below, with their arguments in this order.
+
+    A receive from any rank is not among them: torch does not ask a Work in Python for its source.
+    """
+
+    def __init__(self, gloo: ProcessGroupGloo, *, ending: Ending, traffic: Traffic) -> None:
+        super().__init__(gloo.rank(), gloo.size())
+        self._gloo: ProcessGroupGloo | None = gloo
+        self._options = gloo.options
+        self._ending = ending
+        self._traffic = traffic
+
+    def close(self) -> None:
+        """Closes the connections, so that the waits of all ranks in this group end. From any thread; it does not block.
+
+        A receive that times out makes gloo close every connection of its group, which abort() does not do. After that no peer writes
+        into a tensor of this process, a frozen one that goes on included.
+        """
+        gloo: Any = self._gloo  # torch's stub lacks the operations
+        if gloo is None:
+            return
+        for peer in range(self.size()):
+            if peer != self.rank():
+                with suppress(RuntimeError):  # that is what it is for; or this connection is closed already
+                    gloo.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+
+    def release(self) -> ProcessGroupGloo | None:
+        """Takes gloo's group out: it ends with its last reference, and waits for its operations then."""
+        gloo, self._gloo = self._gloo, None
+        return gloo
+
+    @property
+    def options(self) -> c10d.Backend.Options:
+        return self._options
+
+    def getBackendName(self) -> str:  # c10d's name for it
+        return NAME
+
+    def abort(self) -> None:
+        """Called by torch's abort_process_group."""
+        self.close()
+
+    def shutdown(self) -> None:
+        """Called by destroy_process_group, which must wait for no peer."""
+
+    def _start(self, operation: str, kind: Callable[[Work, Ending], Work], arguments: tuple[Any, ...]) -> Work:
+        self._ending.check()
+        if self._gloo is None:
+            raise BrokenGroup("its round is over")
+        try:
+            inner = getattr(self._gloo, operation)(*arguments)
+        except RuntimeError as error:
+            if "gloo" not in str(error):
+                raise  # arguments that gloo does not take
+            raise BrokenGroup(error) from None
+        self._traffic.count(operation, self.rank(), self.size(), arguments)
+        return kind(inner, self._ending)
+
+
+def _operation(name: str, kind: Callable[[Work, Ending], Work]) -> Callable[..., Work]:
+    def start(self: EndableBackend, *arguments: Any) -> Work:
+        return self._start(name, kind, arguments)
+
+    return start
+
+
+for _name in (
+    "allreduce",
+    "allreduce_coalesced",
+    "allreduce_sparse",
+    "broadcast",
+    "reduce",
+    "allgather",
+    "allgather_coalesced",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "gather",
+    "scatter",
+    "alltoall",
+    "all_to_all_single",
+    "barrier",
+):
+    setattr(EndableBackend, _name, _operation(_name, _Collective))
+for _name in ("send", "recv"):
+    setattr(EndableBackend, _name, _operation(_name, _Message))
+# What it does not do. torch's own properties ask a backend in Python without end, and splitting would pass by `register`.
+for _name in (
+    "supports_splitting",
+    "supports_coalescing",
+    "supports_shrinking",
+    "supports_reconfigure",
+    "supports_window",
+    "_supports_time_estimate",
+):
+    setattr(EndableBackend, _name, False)
+
+
+def register(create: Callable[[Any, Any], EndableBackend]) -> None:
+    """Makes the backend known to torch. create: called for each group with c10d's DistributedBackendOptions and the caller's options."""
+    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
