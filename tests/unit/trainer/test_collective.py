@@ -8,6 +8,7 @@ import pytest
 from disttrain.api.names import Role
 from disttrain_trainer.coordinator.collective import JOIN_SECONDS, CollectiveCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.net.members import MemberState
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
@@ -167,6 +168,18 @@ def test_only_the_first_failure_is_blamed() -> None:
     assert [said for said in table.sent.take() if said[1] is MessageType.FAILED] == [
         (B, MessageType.FAILED, {"ended": []})
     ]
+
+
+def test_a_master_that_is_new_when_all_is_done_knows_how_many_steps_that_were() -> None:
+    table = Table()
+    table.collective._schedule = lambda samples: Schedule(
+        samples=samples, batch_size=8, parts_per_step=2, seed=0, max_steps=150
+    )
+    for member in (A, B):
+        hello = {"state": MemberState.DONE, "generation": 3, "step": 150, "samples": 64, "layout": "x"}
+        table.collective.joined(member, hello, 0)
+    assert table.collective.ended
+    assert (table.tracker.total_steps, table.tracker.steps_per_epoch) == (150, 8)
 
 
 def test_a_member_that_fails_because_another_program_had_ended_is_told_which() -> None:

@@ -13,7 +13,7 @@ from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.draining import DrainingMembers
 from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.data.schedule import DataSet, Schedule
 from disttrain_trainer.net.members import MemberState
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
@@ -54,6 +54,7 @@ class CollectiveCoordinator:
         saves: bool = False,
         lasting: bool = True,
         used: Callable[[], bool] | None = None,
+        schedule: Callable[[int], Schedule] | None = None,
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
@@ -62,6 +63,7 @@ class CollectiveCoordinator:
         lasting: whether a round needs its store no more once it runs. A script may make another group at any time: its round ends
         with the store, which ends with its master, as it does under torchrun.
         used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
+        schedule: that of a data set of so many samples, for ranks of our own loop: a master that is new at the end gets no report.
         """
         self._sender = sender
         self._tracker = tracker
@@ -70,6 +72,7 @@ class CollectiveCoordinator:
         self._saves = saves
         self._lasting = lasting
         self._used = used
+        self._schedule = schedule
         self._join_by: float | None = None
         """When the processes of a script are to have used their store; None once that was looked at."""
         self._task: tuple[DataSet, str] | None = None
@@ -242,7 +245,14 @@ class CollectiveCoordinator:
         if samples is None or layout is None:
             return
         data = DataSet(int(samples), message.get("fingerprint"))
-        self._task = self._task or (data, layout)
+        if self._task is None:
+            self._task = (data, layout)
+            if self._schedule is not None:
+                schedule = self._schedule(data.samples)
+                self._tracker.total_steps, self._tracker.steps_per_epoch = (
+                    schedule.total_steps,
+                    schedule.steps_per_epoch,
+                )
         if self._task == (data, layout):
             return
         self._places[member].fit = False

@@ -20,6 +20,7 @@ from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Terminated
 from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.peers import Coordinator, Member
@@ -171,6 +172,7 @@ class Master:
             members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
             renew_store=self._renew_store,
             saves=self._process.checkpoint_dir is not None,
+            schedule=lambda samples: Schedule.of(config, samples),
         )
 
     def _begin(self) -> None:
