@@ -138,7 +138,7 @@ class ProgressReader:
         if job in self._followed and job not in self._silent:
             master, _ = self._followed[job]
             async with self._quick.of(master.namespace):
-                await self._read(job, master, QUICK_SECONDS)
+                await self.read(job, master, QUICK_SECONDS)
 
     async def close(self) -> None:
         tasks = [task for _, task in self._followed.values()]
@@ -152,12 +152,13 @@ class ProgressReader:
         while True:
             lane, seconds = (self._slow, TIMEOUT_SECONDS) if silences else (self._quick, QUICK_SECONDS)
             async with lane.of(master.namespace):
-                outcome = await self._read(job, master, seconds)
+                outcome = await self.read(job, master, seconds)
             silences = silences + 1 if outcome is Outcome.SILENT else 0
             (self._silent.add if silences else self._silent.discard)(job)
             await asyncio.sleep(pause(master.interval, silences))
 
-    async def _read(self, job: Key, master: Master, timeout_seconds: float = TIMEOUT_SECONDS) -> Outcome:
+    async def read(self, job: Key, master: Master, timeout_seconds: float = TIMEOUT_SECONDS) -> Outcome:
+        """Reads one report and hands it on."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 data = await self._fetch(master)

@@ -73,7 +73,7 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _still(session: int, leader_started: str) -> bool:
+def is_same_session(session: int, leader_started: str) -> bool:
     """Whether a session is the one that the run sent. Its number is taken while it has members: another one has a leader."""
     now = _started(session)
     return now in ("", leader_started)
@@ -88,7 +88,7 @@ def main() -> None:
             leaders[int(pid)] = _started(int(pid))
         elif sign == "-" and pid.isdigit():
             leaders.pop(int(pid), None)
-    kill_all(MARK, sys.argv[1], frozenset(pid for pid, started in leaders.items() if _still(pid, started)))
+    kill_all(MARK, sys.argv[1], frozenset(pid for pid, started in leaders.items() if is_same_session(pid, started)))
 
 
 if __name__ == "__main__":

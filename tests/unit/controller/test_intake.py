@@ -15,6 +15,7 @@ from disttrain.controller.queue import WorkQueue
 from disttrain.controller.record import Child, JobRecords
 from disttrain.controller.resync import WatchHealth
 from disttrain.kube.api import PODS
+from unit.controller.hand_turned import hand_turned, now
 
 JOB = Key("default", "digits")
 
@@ -80,11 +81,13 @@ async def test_pod_that_cannot_be_placed_is_looked_at_at_once() -> None:
         pytest.param(3.0, 3.0, id="a small write waits"),
     ],
 )
+@hand_turned
 async def test_pod_that_runs_is_looked_at_when_its_status_can_be_written(wait: float, seconds: float) -> None:
-    parts, now = Parts(), asyncio.get_running_loop().time()
-    parts.records.of(JOB, "job").small_writes_wait(now + wait)
+    parts, began = Parts(), now()
+    parts.records.of(JOB, "job").small_writes_wait(began + wait)
     parts.tell("MODIFIED", pod("u1", 5, "Running"))
-    assert parts.queue._timers[JOB].when() - now == pytest.approx(seconds, abs=0.1)
+    assert await parts.queue.get() == JOB
+    assert now() - began == pytest.approx(seconds, abs=0.1)
 
 
 async def test_late_deletion_of_the_former_pod_does_not_answer_for_its_successor() -> None:

@@ -82,11 +82,11 @@ async def test_report_is_read_where_it_is(
     way: ProgressPath, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fetching(way, good, tmp_path, monkeypatch) as (fetch, master, asked):
-        heard: list[tuple[Key, Progress]] = []
-        reader = ProgressReader(fetch, lambda key, _, progress: heard.append((key, progress)))
-        await reader._read(Key("mine", "digits"), master)
+        reports: list[tuple[Key, Progress]] = []
+        reader = ProgressReader(fetch, lambda key, _, progress: reports.append((key, progress)))
+        await reader.read(Key("mine", "digits"), master)
     assert asked == [path]
-    assert [(key.name, progress.step) for key, progress in heard] == [("digits", 41)]
+    assert [(key.name, progress.step) for key, progress in reports] == [("digits", 41)]
 
 
 async def test_outside_a_cluster_it_goes_through_the_api_server(
@@ -173,7 +173,7 @@ async def test_answer_that_never_ends_is_given_up_in_time(
 
     async with fetching(way, endless, tmp_path, monkeypatch) as (fetch, master, _):
         reader = ProgressReader(fetch, lambda *_: None)
-        assert await reader._read(Key("mine", "digits"), master, patience=0.3) is Outcome.SILENT
+        assert await reader.read(Key("mine", "digits"), master, timeout_seconds=0.3) is Outcome.SILENT
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ async def test_what_is_no_report_harms_nothing(text: str) -> None:
     async def fetch(_: Master) -> bytes:
         return text.encode("latin-1")
 
-    heard: list[Progress] = []
-    reader = ProgressReader(fetch, lambda _, __, progress: heard.append(progress))
+    reports: list[Progress] = []
+    reader = ProgressReader(fetch, lambda _, __, progress: reports.append(progress))
     master = Master(namespace="mine", pod="m", uid="u", ip="", port=1, interval=5)
-    assert await reader._read(Key("mine", "digits"), master) is Outcome.SILENT
-    assert heard == []
+    assert await reader.read(Key("mine", "digits"), master) is Outcome.SILENT
+    assert reports == []
 
 
 async def test_a_master_is_looked_at_once_more_before_the_end_unless_it_is_silent() -> None:
@@ -202,16 +202,16 @@ async def test_a_master_is_looked_at_once_more_before_the_end_unless_it_is_silen
 
     async def fetch(master: Master) -> bytes:
         asked.append(master.pod)
-        return b'{"attempt": 1, "step": 9}' if master.pod == "heard" else b"no report"
+        return b'{"attempt": 1, "step": 9}' if master.pod == "reports" else b"no report"
 
-    heard: list[int] = []
-    reader = ProgressReader(fetch, lambda _, __, progress: heard.append(progress.step))
-    for pod in ("heard", "silent"):
+    reports: list[int] = []
+    reader = ProgressReader(fetch, lambda _, __, progress: reports.append(progress.step))
+    for pod in ("reports", "silent"):
         reader.follow(Key("mine", pod), Master(namespace="mine", pod=pod, uid=pod, ip="", port=1, interval=100))
     await asyncio.sleep(0.01)
-    assert sorted(asked) == ["heard", "silent"]
-    for job in ("heard", "silent", "another"):
+    assert sorted(asked) == ["reports", "silent"]
+    for job in ("reports", "silent", "another"):
         await reader.look(Key("mine", job))
-    assert asked[2:] == ["heard"]
-    assert heard == [9, 9]
+    assert asked[2:] == ["reports"]
+    assert reports == [9, 9]
     await reader.close()

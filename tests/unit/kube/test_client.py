@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,9 @@ from disttrain.kube.client import KubeClient, connect
 
 @contextlib.asynccontextmanager
 async def server(
-    answer: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    answer: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, refresh: Callable[[object], None] | None = None
 ) -> AsyncIterator[tuple[KubeClient, list[web.Request]]]:
-    """A client of a server that answers so, and what it was asked."""
+    """A client of a server that answers so, and what it was asked. refresh: called before each request, for a new token."""
     asked: list[web.Request] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -43,6 +43,8 @@ async def server(
     monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
     try:
         async with connect(connections=2) as client:
+            if refresh is not None:
+                client.configuration.refresh_api_key_hook = refresh
             yield KubeClient(client, timeout_seconds=5), asked
     finally:
         await runner.cleanup()
@@ -79,8 +81,7 @@ async def test_token_that_cannot_be_read_now_may_be_readable_next_time(
     def unreadable(_: object) -> None:
         raise ConfigException("Token file exists but empty.")
 
-    async with server("{}", tmp_path, monkeypatch) as (client, asked):
-        client._client.configuration.refresh_api_key_hook = unreadable
+    async with server("{}", tmp_path, monkeypatch, refresh=unreadable) as (client, asked):
         with pytest.raises(Unavailable, match="Token file"):
             await client.get(PODS, "team", "x")
     assert asked == []

@@ -233,9 +233,9 @@ print(*pids, flush=True)
 def test_a_number_that_was_given_to_another_session_is_left_alone() -> None:
     own = start_time(os.getpid())
     assert own is not None
-    assert guard._still(os.getpid(), own)
-    assert not guard._still(os.getpid(), "1")
-    assert guard._still(2**30, own), "its leader has ended; its members may not have"
+    assert guard.is_same_session(os.getpid(), own)
+    assert not guard.is_same_session(os.getpid(), "1")
+    assert guard.is_same_session(2**30, own), "its leader has ended; its members may not have"
 
 
 def test_the_guard_of_a_run_within_a_run_outlives_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:

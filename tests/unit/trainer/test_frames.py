@@ -70,11 +70,17 @@ def test_garbage_is_no_hello(data: bytes) -> None:
 
 
 @pytest.fixture
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Link, Link]]:
-    """Two ends of a connection. Nobody is silent within them, but for tests that ask for so short a time-out."""
+def sockets() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         a = socket.create_connection(listener.getsockname())
         b, _ = listener.accept()
+    return a, b
+
+
+@pytest.fixture
+def pair(sockets: tuple[socket.socket, socket.socket], request: pytest.FixtureRequest) -> Iterator[tuple[Link, Link]]:
+    """Two ends of a connection. Neither is silent within a message, but for tests that ask for so short a time-out."""
+    a, b = sockets
     timeout = getattr(request, "param", 20)
     links = Link(a, timeout=timeout), Link(b, timeout=timeout)
     yield links
@@ -131,11 +137,13 @@ def test_a_peer_that_closes_or_is_aborted_by_another_thread_is_noticed_at_once(p
         a.receive(patient=True)
 
 
-def test_a_worker_that_computes_may_be_silent_between_requests_but_not_within_one(pair: tuple[Link, Link]) -> None:
+def test_a_worker_that_computes_may_be_silent_between_requests_but_not_within_one(
+    pair: tuple[Link, Link], sockets: tuple[socket.socket, socket.socket]
+) -> None:
     a, b = pair
     header = Header(op=Op.PULL)
     threading.Timer(0.5, a.send, (header,)).start()
     assert b.receive(patient=True) == header
-    a._socket.sendall(replace(header, clock=5).encode()[:10])
+    sockets[0].sendall(replace(header, clock=5).encode()[:10])
     with pytest.raises(Silent):
         b.receive(patient=True)
