@@ -41,7 +41,7 @@ class HostCopy:
 
 
 class BackgroundWriter:
-    """Does one piece of work at a time in a thread with the lowest priority, which takes the processor only from what waits.
+    """Does one piece of work at a time in a thread of low priority, which takes the processor mostly from what waits.
 
     The owner's thread calls `start` and `check`; any thread may call `wait`.
     """

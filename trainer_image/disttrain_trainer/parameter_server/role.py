@@ -1,7 +1,7 @@
 """The role of a parameter server: a shard that carries out the master's orders one at a time.
 
 Only checkpoints are made by threads of their own: a DROP must not wait for the disk, since all workers wait for the lost one. One of them
-copies the shard; the other, of the lowest priority, writes the copy while the training goes on.
+copies the shard; the other, of low priority, writes the copy while the training goes on.
 """
 
 import queue

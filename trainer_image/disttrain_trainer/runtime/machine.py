@@ -15,6 +15,8 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import FrameType
 
+BACKGROUND = 10
+"""Niceness of a thread that does not hurry."""
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 
@@ -94,11 +96,11 @@ def on_sigterm(callback: Callable[[], None]) -> None:
 
 
 def lower_priority() -> None:
-    """The calling thread gets the processor mostly when no other thread of the machine wants it."""
+    """The calling thread gets a tenth of the weight of others: it takes the processor mostly when no other thread wants it."""
     if sys.platform != "linux":  # elsewhere a thread has no priority of its own
         return
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
 
 
 _interrupts: list[int] = []
