@@ -64,6 +64,7 @@ class Claim:
         how: dict[str, Any] = DATA_PARALLEL,
         origin: Any = None,
         every: int = 2,
+        workers: int = 1,
         **trainer: Any,
     ) -> Job:
         """A job that is not started yet. origin: its checkpoint.from."""
@@ -75,7 +76,7 @@ class Claim:
         spec = digits(
             **how,
             **checkpoint,
-            worker={"replicas": 1},
+            worker={"replicas": workers},
             trainer=names | {"optimizer": optimizer, "maxSteps": steps} | trainer,
         )
         job = Job(folder=self._folder, spec=spec, claim=self.path, name=name, uid=UIDS[self._count])
@@ -135,10 +136,24 @@ def test_a_job_goes_on_as_another_one_would_have(tmp_path: Path, first: dict[str
     after = load_file(job.checkpoints / MODEL_FILE)
     if first is second:
         assert same(calm, after)
-    assert all(torch.allclose(calm[name], after[name], rtol=1e-9, atol=1e-12) for name in calm)
+    assert all(torch.allclose(calm[name], after[name], rtol=1e-12, atol=1e-12) for name in calm)
     assert resumed(job).startswith("Goes on at step 4 of job calm (00000000)")
     steps = sorted(path.name for path in job.checkpoints.glob("step-*"))
     assert steps == ["step-00000004", "step-00000006", "step-00000008", "step-00000009"]
+
+
+def test_jobs_that_go_on_from_one_another_with_other_workers_and_servers_end_with_the_same_bits(tmp_path: Path) -> None:
+    claim = Claim(tmp_path)
+    parts = {"partsPerStep": 6}
+    calm = claim.trained("calm", 9, how=served("Sync", servers=2), workers=2, **parts)
+    claim.trained("one", 3, how=served("Sync", servers=2), workers=2, **parts)
+    two = {"job": "one", "include": "All"}
+    claim.trained("two", 6, how=served("Sync", servers=3), workers=3, origin=two, **parts)
+    three = {"job": "two", "include": "All"}
+    last = claim.trained("three", 9, how=served("Sync", servers=3), workers=1, origin=three, **parts)
+    # BatchNorm's statistics are those of one of several workers.
+    assert same(*({k: v for k, v in one.items() if not k.startswith("norm.")} for one in (calm, last)))
+    assert same(*({k: v for k, v in one.items() if k in ("norm.weight", "norm.bias")} for one in (calm, last)))
 
 
 def test_a_new_optimizer_a_frozen_part_and_another_order(tmp_path: Path) -> None:

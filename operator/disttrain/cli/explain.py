@@ -34,7 +34,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Path, str]]:
 
 def _sentence(path: Path, details: ErrorDetails) -> str:
     node = _schema(path)
-    about = f"; it is: {node['description']}" if node and "description" in node else ""
+    about = f"; it is: {' '.join(node['description'].split())}" if node and "description" in node else ""
     match details["type"]:
         case "missing":
             return f"is required{about}"
@@ -47,6 +47,8 @@ def _sentence(path: Path, details: ErrorDetails) -> str:
             return f"unknown field; {f'it belongs to {elsewhere[0]}' if elsewhere and not close else hint}"
         case "duplicate":
             return details["msg"]
+        case "origin":
+            return f"{details['msg']} (got {shown(details['input'])})"
         case "model_type" | "dict_type":
             return f"must be an object (got {shown(details['input'])}){about}"
         case "tuple_type":

@@ -56,6 +56,21 @@ def problems(text: str) -> list[str]:
             id="a wrong type",
         ),
         pytest.param(
+            "  trainer:\n",
+            "  checkpoint: {volume: {persistentVolumeClaim: ckpt}, from: Digits}\n  trainer:\n",
+            "job.yaml:8: spec.checkpoint.from: must be the name of a job, or an object such as {job: digits, step: 100} "
+            '(got "Digits")',
+            id="neither a name nor an object",
+        ),
+        pytest.param(
+            "  trainer:\n",
+            "  checkpoint: {volume: {persistentVolumeClaim: ckpt}, everySteps: 1, from: {job: digits, uid: newest}}\n  trainer:\n",
+            "job.yaml:8: spec.checkpoint.from.uid: String should match pattern "
+            "'^[0-9a-f]{8}((-[0-9a-f]{4}){3}-[0-9a-f]{12})?$' (got \"newest\"); it is: Of several jobs of the name the one with this uid, "
+            "whole or its first 8 characters, as in the name of its folder on the claim. Default: the newest.",
+            id="a description of two lines",
+        ),
+        pytest.param(
             "DataParallel",
             "dataparallel",
             "job.yaml:7: spec.strategy.type: Input should be 'DataParallel', 'ParameterServer', 'ModelParallel' or 'Hybrid' "
