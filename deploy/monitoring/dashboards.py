@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from job_dashboard import job
 from operator_dashboard import operator
 
@@ -20,7 +21,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 def render() -> dict[str, str]:
     """File name -> content."""
     return {
-        f"{name}.json": json.dumps(build(), indent=1, ensure_ascii=False) + "\n"
+        f"{name}.json": json.dumps(build(), cls=JSONEncoder, indent=1, ensure_ascii=False) + "\n"
         for name, build in (("job", job), ("operator", operator))
     }
 

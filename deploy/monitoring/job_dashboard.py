@@ -3,7 +3,7 @@
 from panels import (
     SAMPLES_PER_SECOND,
     WINDOW,
-    Json,
+    Dashboard,
     dashboard,
     event,
     heatmap,
@@ -31,7 +31,7 @@ LOSS = f"(avg(disttrain_loss{{{WORKERS}}}) or max(disttrain_loss{{{MASTER}}}))"
 REPORTED_SAMPLES = f"(sum(rate(disttrain_samples_total{{{MASTER}}}{WINDOW})) and on () disttrain_step{{{MASTER}}})"
 
 
-def job() -> Json:
+def job() -> Dashboard:
     steps = f"sum(rate(disttrain_steps_total{{{WORKERS}}}{WINDOW}))"
     phases = f"disttrain_step_phase_seconds_total{{{WORKERS}}}{WINDOW}"
     compute = f'disttrain_step_phase_seconds_total{{{RANKS},phase=~"data|forward|backward"}}{WINDOW}'

@@ -5,7 +5,7 @@ from functools import partial
 from panels import (
     SAMPLES_PER_SECOND,
     WINDOW,
-    Json,
+    Dashboard,
     dashboard,
     event,
     happened,
@@ -40,7 +40,7 @@ STATE_COLORS = {
 }
 
 
-def operator() -> Json:
+def operator() -> Dashboard:
     reconcile = "disttrain_operator_reconcile_duration_seconds"
     counted = partial(happened, process=OPERATOR)
     # Of the operator that leads: one that waits in reserve has nothing to hear.

@@ -1,75 +1,70 @@
-"""The parts of a Grafana dashboard as plain dicts: panels, variables, marks, and the layout that places them.
+"""The parts of a Grafana dashboard, made with Grafana's own builders: panels, variables, marks, links.
 
-Shape: Grafana's classic dashboard schema, version 42 (Grafana 12). Not here: what is shown (job_dashboard.py, operator_dashboard.py).
+A field that Grafana does not know cannot be written. Not here: what is shown (job_dashboard.py, operator_dashboard.py).
 """
 
+import warnings
 from typing import Any
 
-Json = dict[str, Any]
+with warnings.catch_warnings():
+    # It recommends the schema v2, which is experimental in Grafana 12: the classic one is meant.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from grafana_foundation_sdk.builders import common, prometheus, timeseries
+    from grafana_foundation_sdk.builders import dashboard as build
+    from grafana_foundation_sdk.builders import heatmap as heatmaps
+    from grafana_foundation_sdk.builders import stat as stats
+    from grafana_foundation_sdk.builders import table as tables
+    from grafana_foundation_sdk.models import common as kinds
+    from grafana_foundation_sdk.models import dashboard as models
+    from grafana_foundation_sdk.models import heatmap as heatmap_kinds
+    from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-SCHEMA_VERSION = 42
-DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+Query = prometheus.Dataquery
+Panel = stats.Panel | timeseries.Panel | heatmaps.Panel | tables.Panel
+Levels = build.ThresholdsConfig
+Dashboard = models.Dashboard
+
+DATASOURCE = kinds.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WINDOW = "[$__rate_interval]"
 
 SAMPLES_PER_SECOND = "suffix: samples/s"
 
 
-def target(expr: str, legend: str = "__auto", *, instant: bool = False, format: str = "time_series") -> Json:
-    """One PromQL query; its refId is set by the panel."""
-    return {
-        "datasource": DATASOURCE,
-        "editorMode": "code",
-        "expr": expr,
-        "format": format,
-        "instant": instant,
-        "range": not instant,
-        "legendFormat": legend,
-    }
+def target(expr: str, legend: str = "__auto", *, instant: bool = False, format: str = "time_series") -> Query:
+    """One PromQL query."""
+    query = Query().datasource(DATASOURCE).editor_mode(QueryEditorMode.CODE).expr(expr).legend_format(legend)
+    query = query.format(PromQueryFormat(format))
+    return query.instant() if instant else query.range()
 
 
-def panel(
-    kind: str,
-    title: str,
-    description: str,
-    targets: list[Json],
-    *,
-    size: tuple[int, int],
-    defaults: Json,
-    options: Json,
-    overrides: list[Json] | None = None,
-    **more: Any,
-) -> Json:
+def fill(panel: Any, title: str, description: str, targets: list[Query], *, size: tuple[int, int], unit: str) -> Any:
+    """What every panel has. size: width in 24ths of the dashboard, and height."""
     for letter, each in zip("ABCDEFGH", targets, strict=False):
-        each["refId"] = letter
-    return {
-        "type": kind,
-        "title": title,
-        "description": description,
-        "datasource": DATASOURCE,
-        "gridPos": {"x": 0, "y": 0, "w": size[0], "h": size[1]},
-        "targets": targets,
-        "fieldConfig": {"defaults": defaults, "overrides": overrides or []},
-        "options": options,
-        **more,
-    }
+        panel = panel.with_target(each.ref_id(letter))
+    panel = panel.title(title).description(description).datasource(DATASOURCE)
+    return panel.span(size[0]).height(size[1]).unit(unit)
 
 
-def thresholds(*steps: tuple[float | None, str]) -> Json:
-    return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}
+def thresholds(*steps: tuple[float | None, str]) -> Levels:
+    levels = [models.Threshold(value=value, color=color) for value, color in steps]
+    return Levels().mode(models.ThresholdsMode.ABSOLUTE).steps(levels)
 
 
-def texts(*shown: tuple[str, str]) -> Json:
+def texts(*shown: tuple[str, str]) -> models.ValueMap:
     """The mapping of the values 0, 1, 2 … to a text and a colour."""
-    options = {str(value): {"text": text, "color": color, "index": value} for value, (text, color) in enumerate(shown)}
-    return {"type": "value", "options": options}
+    return models.ValueMap(
+        {
+            str(value): models.ValueMappingResult(text=text, color=color, index=value)
+            for value, (text, color) in enumerate(shown)
+        }
+    )
 
 
-def override(field: str, *properties: tuple[str, Any]) -> Json:
-    """Other properties for the curve or column of that name."""
-    return {
-        "matcher": {"id": "byName", "options": field},
-        "properties": [{"id": name, "value": value} for name, value in properties],
-    }
+def override(panel: Any, field: str, *properties: tuple[str, Any]) -> Any:
+    """The panel with other properties for the curve or column of that name."""
+    return panel.override_by_name(
+        field, [models.DynamicConfigValue(id_val=name, value=value) for name, value in properties]
+    )
 
 
 def stat(
@@ -80,48 +75,35 @@ def stat(
     unit: str = "none",
     decimals: int | None = None,
     width: int = 3,
-    levels: Json | None = None,
-    mappings: list[Json] | None = None,
+    levels: Levels | None = None,
+    mappings: list[models.ValueMap] | None = None,
     spark: bool = False,
     background: bool = False,
     legend: str = "__auto",
     text: str = "auto",
-) -> Json:
+) -> stats.Panel:
     """One number now. spark: with its course behind it."""
-    defaults: Json = {
-        "unit": unit,
-        "color": {"mode": "thresholds"},
-        "thresholds": levels or thresholds((None, "text")),
-        "mappings": mappings or [],
-        "noValue": "no data",
-    }
-    if decimals is not None:
-        defaults["decimals"] = decimals
-    return panel(
-        "stat",
-        title,
-        description,
-        [target(expr, legend, instant=not spark)],
-        size=(width, 4),
-        defaults=defaults,
-        options={
-            "colorMode": "background" if background else "value",
-            "graphMode": "area" if spark else "none",
-            "justifyMode": "center",
-            "orientation": "auto",
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            "percentChangeColorMode": "standard",
-            "showPercentChange": False,
-            "textMode": text,
-            "wideLayout": True,
-        },
+    panel: stats.Panel = (
+        fill(stats.Panel(), title, description, [target(expr, legend, instant=not spark)], size=(width, 4), unit=unit)
+        .color_scheme(build.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+        .thresholds(levels or thresholds((None, "text")))
+        .mappings(mappings or [])
+        .no_value("no data")
+        .color_mode(kinds.BigValueColorMode.BACKGROUND if background else kinds.BigValueColorMode.VALUE)
+        .graph_mode(kinds.BigValueGraphMode.AREA if spark else kinds.BigValueGraphMode.NONE)
+        .justify_mode(kinds.BigValueJustifyMode.CENTER)
+        .orientation(kinds.VizOrientation.AUTO)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
+        .percent_change_color_mode(kinds.PercentChangeColorMode.STANDARD)
+        .text_mode(kinds.BigValueTextMode(text))
     )
+    return panel if decimals is None else panel.decimals(decimals)
 
 
 def series(
     title: str,
     description: str,
-    *targets: Json,
+    *targets: Query,
     unit: str,
     width: int = 12,
     height: int = 8,
@@ -130,79 +112,64 @@ def series(
     steps: bool = False,
     least: float | None = 0,
     most: float | None = None,
-    levels: Json | None = None,
+    levels: Levels | None = None,
     logarithmic: bool = False,
     dashed: str | None = None,
     right: str | None = None,
     colors: dict[str, str] | None = None,
     table: bool = False,
-) -> Json:
+) -> timeseries.Panel:
     """Curves over time. dashed: the legend of a curve that is a reference for the others. right: of one with an axis of its
     own. bars: for counts of rare events; each bar is a minute or more, so that an event is in one bar. table: the legend with
     last and maximum."""
-    custom: Json = {
-        "drawStyle": "bars" if bars else "line",
-        "lineInterpolation": "stepAfter" if steps else "linear",
-        "lineWidth": 0 if stacked and not bars else 1,
-        "fillOpacity": 70 if stacked or bars else 6,
-        "gradientMode": "none",
-        "showPoints": "never",
-        "spanNulls": False,
-        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
-        "axisPlacement": "auto",
-        "scaleDistribution": {"type": "log", "log": 10} if logarithmic else {"type": "linear"},
-        "thresholdsStyle": {"mode": "line" if levels else "off"},
-    }
-    defaults: Json = {
-        "unit": unit,
-        "color": {"mode": "palette-classic"},
-        "custom": custom,
-        "thresholds": levels or thresholds((None, "green")),
-        "mappings": [],
-    }
-    if least is not None and not logarithmic:
-        defaults["min"] = least
-    if most is not None:
-        defaults["max"] = most
-    overrides = []
-    if dashed is not None:
-        line = {"fill": "dash", "dash": [8, 6]}
-        overrides.append(
-            override(
-                dashed,
-                ("custom.lineStyle", line),
-                ("custom.fillOpacity", 0),
-                ("color", {"mode": "fixed", "fixedColor": "text"}),
+    scale = common.ScaleDistributionConfig()
+    legend = common.VizLegendOptions().show_legend(True)
+    if table:
+        legend = legend.display_mode(kinds.LegendDisplayMode.TABLE).placement(kinds.LegendPlacement.RIGHT)
+    panel: timeseries.Panel = (
+        fill(timeseries.Panel(), title, description, list(targets), size=(width, height), unit=unit)
+        .color_scheme(build.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
+        .thresholds(levels or thresholds((None, "green")))
+        .thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(
+                kinds.GraphThresholdsStyleMode.LINE if levels else kinds.GraphThresholdsStyleMode.OFF
             )
         )
-    if right is not None:
-        overrides.append(override(right, ("custom.axisPlacement", "right"), ("min", 0)))
-    for name, color in (colors or {}).items():
-        overrides.append(override(name, ("color", {"mode": "fixed", "fixedColor": color})))
-    if bars:
-        defaults["decimals"] = 0
-    return panel(
-        "timeseries",
-        title,
-        description,
-        list(targets),
-        size=(width, height),
-        defaults=defaults,
-        overrides=overrides,
-        options={
-            "legend": {
-                "displayMode": "table" if table else "list",
-                "placement": "right" if table else "bottom",
-                "showLegend": True,
-                "calcs": ["lastNotNull", "max"] if table else [],
-            },
-            "tooltip": {"mode": "multi", "sort": "desc"},
-        },
-        **({"interval": "1m"} if bars else {}),
+        .draw_style(kinds.GraphDrawStyle.BARS if bars else kinds.GraphDrawStyle.LINE)
+        .line_interpolation(kinds.LineInterpolation.STEP_AFTER if steps else kinds.LineInterpolation.LINEAR)
+        .line_width(0 if stacked and not bars else 1)
+        .fill_opacity(70 if stacked or bars else 6)
+        .show_points(kinds.VisibilityMode.NEVER)
+        .span_nulls(False)
+        .stacking(
+            common.StackingConfig().mode(kinds.StackingMode.NORMAL if stacked else kinds.StackingMode.NONE).group("A")
+        )
+        .scale_distribution(
+            scale.type(kinds.ScaleDistribution.LOG).log(10)
+            if logarithmic
+            else scale.type(kinds.ScaleDistribution.LINEAR)
+        )
+        .legend(legend.calcs(["lastNotNull", "max"] if table else []))
+        .tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
     )
+    if least is not None and not logarithmic:
+        panel = panel.min(least)
+    if most is not None:
+        panel = panel.max(most)
+    if bars:
+        panel = panel.decimals(0).interval("1m")
+    if dashed is not None:
+        line = {"fill": "dash", "dash": [8, 6]}
+        grey = ("color", {"mode": "fixed", "fixedColor": "text"})
+        panel = override(panel, dashed, ("custom.lineStyle", line), ("custom.fillOpacity", 0), grey)
+    if right is not None:
+        panel = override(panel, right, ("custom.axisPlacement", "right"), ("min", 0))
+    for name, color in (colors or {}).items():
+        panel = override(panel, name, ("color", {"mode": "fixed", "fixedColor": color}))
+    return panel
 
 
-def quantiles(metric: str, selector: str, *, by: str = "", legend: str = "") -> list[Json]:
+def quantiles(metric: str, selector: str, *, by: str = "", legend: str = "") -> list[Query]:
     """Median, 90th and 99th percentile of a histogram."""
     group = f"le, {by}" if by else "le"
     return [
@@ -229,158 +196,84 @@ def happened(metric: str, selector: str, window: str, *, process: str) -> str:
     return f"(({each} unless ({old})) or increase({each}[{window}]))"
 
 
-def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 12, height: int = 8) -> Json:
+def heatmap(title: str, description: str, expr: str, *, unit: str, width: int = 12, height: int = 8) -> heatmaps.Panel:
     """A histogram over time: a column an instant, a row a bucket, the colour how many."""
-    return panel(
-        "heatmap",
-        title,
-        description,
-        [target(expr, "{{le}}", format="heatmap")],
-        size=(width, height),
-        defaults={"unit": unit, "custom": {"scaleDistribution": {"type": "linear"}}},
-        options={
-            "calculate": False,
-            "cellGap": 1,
-            "cellValues": {"unit": "short"},
-            "color": {
-                "mode": "scheme",
-                "scheme": "Oranges",
-                "steps": 64,
-                "reverse": False,
-                "exponent": 0.5,
-                "fill": "dark-orange",
-            },
-            "exemplars": {"color": "rgba(255,0,255,0.7)"},
-            "filterValues": {"le": 1e-9},
-            "legend": {"show": True},
-            "rowsFrame": {"layout": "auto"},
-            "showValue": "never",
-            "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": True},
-            "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
-        },
+    queries = [target(expr, "{{le}}", format="heatmap")]
+    panel: heatmaps.Panel = (
+        fill(heatmaps.Panel(), title, description, queries, size=(width, height), unit=unit)
+        .color(
+            heatmaps.HeatmapColorOptions()
+            .mode(heatmap_kinds.HeatmapColorMode.SCHEME)
+            .scheme("Oranges")
+            .steps(64)
+            .exponent(0.5)
+            .fill("dark-orange")
+        )
+        .cell_values(heatmaps.CellValues().unit("short"))
+        .filter_values(heatmaps.FilterValueRange().le(1e-9))
+        .rows_frame(heatmaps.RowsHeatmapOptions().layout(kinds.HeatmapCellLayout.AUTO))
+        .show_value(kinds.VisibilityMode.NEVER)
+        .tooltip(heatmaps.HeatmapTooltip().mode(kinds.TooltipDisplayMode.SINGLE).show_color_scale(True))
+        .y_axis(heatmaps.YAxisConfig().axis_placement(kinds.AxisPlacement.LEFT).unit(unit))
     )
+    return panel
 
 
 def jobs_table(
     title: str, description: str, columns: dict[str, tuple[str, str]], *, link: str, height: int = 6
-) -> Json:
+) -> tables.Panel:
     """A row for each job. columns: title -> (query, unit); the job's name leads to its dashboard."""
     names = {f"Value #{letter}": column for letter, column in zip("ABCDEFGH", columns, strict=False)}
-    overrides = [override(column, ("unit", unit)) for column, (_, unit) in columns.items()]
-    overrides.append(override("Job", ("links", [{"title": "Open this job", "url": link, "targetBlank": False}])))
-    return panel(
-        "table",
-        title,
-        description,
-        [target(expr, instant=True, format="table") for expr, _ in columns.values()],
-        size=(24, height),
-        defaults={
-            "unit": "none",
-            "color": {"mode": "thresholds"},
-            "thresholds": thresholds((None, "text")),
-            "custom": {"align": "auto", "inspect": False},
-            "noValue": "",
-        },
-        overrides=overrides,
-        options={
-            "frameIndex": 0,
-            "showHeader": True,
-            "cellHeight": "sm",
-            "sortBy": [{"displayName": "Namespace", "desc": False}],
-        },
-        transformations=[
-            {"id": "merge", "options": {}},
-            {
-                "id": "organize",
-                "options": {
-                    "excludeByName": {"Time": True},
-                    "indexByName": {"namespace": 0, "job_name": 1},
-                    "renameByName": {"namespace": "Namespace", "job_name": "Job", **names},
-                },
-            },
-        ],
-    )
-
-
-def variable(name: str, label: str, description: str, query: str, *, many: bool = False) -> Json:
-    result: Json = {
-        "type": "query",
-        "name": name,
-        "label": label,
-        "description": description,
-        "datasource": DATASOURCE,
-        "query": query,
-        "definition": query,
-        "refresh": 2,  # on every change of the time range
-        "sort": 7 if many else 1,  # natural order: rank 10 after 9
-        "multi": many,
-        "includeAll": many,
-        "hide": 0,
-        "options": [],
-        "regex": "",
-        "skipUrlSync": False,
+    organize = {
+        "excludeByName": {"Time": True},
+        "indexByName": {"namespace": 0, "job_name": 1},
+        "renameByName": {"namespace": "Namespace", "job_name": "Job", **names},
     }
+    queries = [target(expr, instant=True, format="table") for expr, _ in columns.values()]
+    panel: tables.Panel = (
+        fill(tables.Panel(), title, description, queries, size=(24, height), unit="none")
+        .color_scheme(build.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+        .thresholds(thresholds((None, "text")))
+        .no_value("")
+        .cell_height(kinds.TableCellHeight.SM)
+        .sort_by([common.TableSortByFieldState().display_name("Namespace").desc(False)])
+        .with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+        .with_transformation(models.DataTransformerConfig(id_val="organize", options=organize))
+    )
+    for column, (_, unit) in columns.items():
+        panel = override(panel, column, ("unit", unit))
+    return override(panel, "Job", ("links", [{"title": "Open this job", "url": link, "targetBlank": False}]))
+
+
+def variable(name: str, label: str, description: str, query: str, *, many: bool = False) -> build.QueryVariable:
+    found = (
+        build.QueryVariable(name)
+        .label(label)
+        .description(description)
+        .datasource(DATASOURCE)
+        .query(query)
+        .definition(query)
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        # In natural order, rank 10 comes after 9.
+        .sort(models.VariableSort.NATURAL_ASC if many else models.VariableSort.ALPHABETICAL_ASC)
+        .multi(many)
+        .include_all(many)
+    )
     if many:
-        result |= {"allValue": ".*", "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
-    return result
+        found = found.all_value(".*").current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
+    return found
 
 
-def event(name: str, expr: str, color: str, *, text: str = "", on: bool = True) -> Json:
+def event(name: str, expr: str, color: str, *, text: str = "", on: bool = True) -> build.AnnotationQuery:
     """Marks in every panel wherever the query has a value. It is asked once a minute: for a week, Prometheus' retention, that is
     within the 11,000 points that it gives for a query. What lasts shorter has to be looked for over two minutes."""
-    return {
-        "name": name,
-        "datasource": DATASOURCE,
-        "enable": on,
-        "hide": False,
-        "iconColor": color,
-        "expr": expr,
-        "titleFormat": name,
-        "textFormat": text,
-        "step": "1m",
-    }
+    query = build.AnnotationQuery().name(name).datasource(DATASOURCE).enable(on).icon_color(color)
+    return query.expr(expr).title_format(name).text_format(text).step("1m")
 
 
-def link(title: str, url: str) -> Json:
-    return {
-        "title": title,
-        "type": "link",
-        "url": url,
-        "icon": "dashboard",
-        "tooltip": title,
-        "tags": [],
-        "asDropdown": False,
-        "targetBlank": False,
-        "includeVars": False,
-        "keepTime": True,
-    }
-
-
-def flow(sections: list[tuple[str, list[Json]]]) -> list[Json]:
-    """Gives every panel its place and id: sections from top to bottom, panels from left to right, 24 columns wide."""
-    placed: list[Json] = []
-    y = 0
-    for title, panels in sections:
-        row = {
-            "type": "row",
-            "title": title,
-            "collapsed": False,
-            "panels": [],
-            "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
-        }
-        placed.append(row)
-        x, y, tallest = 0, y + 1, 0
-        for each in panels:
-            place = each["gridPos"]
-            if x + place["w"] > 24:
-                x, y, tallest = 0, y + tallest, 0
-            place |= {"x": x, "y": y}
-            x, tallest = x + place["w"], max(tallest, place["h"])
-            placed.append(each)
-        y += tallest
-    for number, each in enumerate(placed, 1):
-        each["id"] = number
-    return placed
+def link(title: str, url: str) -> build.DashboardLink:
+    found = build.DashboardLink(title).type(models.DashboardLinkType.LINK).url(url)
+    return found.icon("dashboard").tooltip(title).keep_time(True)
 
 
 def dashboard(
@@ -388,47 +281,38 @@ def dashboard(
     title: str,
     description: str,
     *,
-    variables: list[Json],
-    events: list[Json],
-    links: list[Json],
-    sections: list[tuple[str, list[Json]]],
+    variables: list[build.QueryVariable],
+    events: list[build.AnnotationQuery],
+    links: list[build.DashboardLink],
+    sections: list[tuple[str, list[Panel]]],
     span: str,
-) -> Json:
-    datasource = {
-        "type": "datasource",
-        "name": "datasource",
-        "label": "Data source",
-        "description": "The Prometheus that scrapes the pods.",
-        "query": "prometheus",
-        "regex": "",
-        "refresh": 1,
-        "hide": 0,
-        "multi": False,
-        "includeAll": False,
-        "options": [],
-        "skipUrlSync": False,
-    }
-    return {
-        "uid": uid,
-        "title": title,
-        "description": description,
-        "tags": ["disttrain"],
-        "schemaVersion": SCHEMA_VERSION,
-        "version": 1,
-        "editable": False,
-        "graphTooltip": 1,
-        "refresh": "5s",
-        "time": {"from": f"now-{span}", "to": "now"},
-        "timezone": "browser",
-        "weekStart": "",
-        "fiscalYearStartMonth": 0,
-        "liveNow": False,
-        "timepicker": {},
-        "links": links,
-        "templating": {"list": [datasource, *variables]},
-        "annotations": {"list": events},
-        "panels": flow(sections),
-    }
+) -> Dashboard:
+    """The sections lie one below another, the panels of each from left to right."""
+    datasource = build.DatasourceVariable("datasource").label("Data source").type("prometheus")
+    found = (
+        build.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags(["disttrain"])
+        .version(1)
+        .readonly()
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .refresh("5s")
+        .time(f"now-{span}", "now")
+        .timezone("browser")
+        .variables([datasource.description("The Prometheus that scrapes the pods."), *variables])
+        .annotations(events)
+        .links(links)
+    )
+    number = 0
+    for section, panels in sections:
+        found = found.with_row(build.Row(section).id(number := number + 1))
+        for panel in panels:
+            found = found.with_panel(panel.id(number := number + 1))
+    made = found.build()
+    for each in [*made.annotations.list_val, *made.links]:
+        each.placement = None  # the builders put both into a menu; they belong above the panels
+    return made
 
 
 def mean(expr: str, of: str) -> str:
