@@ -1,6 +1,6 @@
 """What a worker adds to the checkpoints of parameter servers, which know flat vectors of trained parameters only.
 
-Its buffers, such as BatchNorm's running statistics (each worker has its own; a checkpoint has those of one of them), the parameters that
+Its buffers, such as BatchNorm's running statistics (under Sync those of the step; otherwise each worker has its own), the parameters that
 are not trained, which the user's code may change (the target network of BYOL or MoCo), and how the model lies in the vectors: with that the
 checkpoint can name every tensor.
 """

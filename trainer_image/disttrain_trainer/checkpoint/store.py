@@ -90,6 +90,11 @@ def name_of(step: int) -> str:
     return f"{PREFIX}{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """The step of a folder's name."""
+    return int(name.removeprefix(PREFIX))
+
+
 def shard_of(server: int) -> str:
     """How the name of a parameter server's file begins."""
     return f"{SHARD}{server}-"
@@ -233,7 +238,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix(PREFIX))
+    return step_of(folder.name)
 
 
 def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -> None:

@@ -13,6 +13,8 @@ begins with
     PUSH part, gradient        ->  DONE version
     PULL clock, step            ->  VALUES version, parameters
     PUSH_PULL part, gradient   ->  VALUES version, parameters               push and pull in one round trip
+    KEEP step, buffers         ->  DONE                                     server 0, Sync: what part 0 of a step left
+    FETCH step                 ->  KEPT buffers                             server 0, Sync: the buffers of a step
     BYE                         ->                                           the end, on purpose
 
 One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
@@ -40,6 +42,8 @@ LOCAL_BUFFER = 256 << 10
 """Bytes of a socket's buffers when both ends are on one machine. Left alone, the kernel lets them grow to megabytes, for networks with
 a delay; here a small one keeps what is in flight in the processor's cache, which doubles the throughput."""
 
+MAX_BUFFERS = 1 << 32
+"""Bytes of the buffers of a step."""
 MAX_RUNS = 1 << 20
 RUN = struct.Struct("<IQQ")
 """Number of the vector, first element, element behind the last, counted in the shard."""
@@ -81,11 +85,14 @@ class Op(IntEnum):
     PULL = 6
     PUSH_PULL = 7
     BYE = 8
+    KEEP = 9
+    FETCH = 10
     WELCOME = 65
     DONE = 66
     VALUES = 67
     WAIT = 68
     REFUSED = 69
+    KEPT = 70
 
 
 OWN_WEIGHT, PARTIAL = 1, 2
@@ -115,7 +122,7 @@ class Header:
     op: Op
     code: int = 0
     """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
-    PUSH: bits, OWN_WEIGHT and PARTIAL."""
+    PUSH: bits, OWN_WEIGHT and PARTIAL. KEPT: 0 when the buffers of the step are gone."""
     samples: int = 0
     """PUSH: samples of the part; 0 means no gradient."""
     batch_samples: int = 0
@@ -123,7 +130,7 @@ class Header:
     index: int = 0
     """PUSH: number of the part."""
     step: int = -1
-    """PULL: the step whose version is wanted, -1 for the current one."""
+    """PULL: the step whose version is wanted, -1 for the current one. KEEP, FETCH: the step."""
     clock: int = 0
     """The worker's iteration."""
     version: int = 0
@@ -245,8 +252,12 @@ class Link:
 
     def receive_text(self, header: Header) -> bytearray:
         """The payload of a frame that is not raw data."""
-        if header.nbytes > MAX_TEXT:
-            raise ProtocolError(f"{header.op.name} has {header.nbytes} bytes of payload, more than {MAX_TEXT}")
+        return self.receive_bytes(header, most=MAX_TEXT)
+
+    def receive_bytes(self, header: Header, *, most: int) -> bytearray:
+        """The payload of this header, of at most so many bytes."""
+        if header.nbytes > most:
+            raise ProtocolError(f"{header.op.name} has {header.nbytes} bytes of payload, more than {most}")
         data = bytearray(header.nbytes)
         self._fill(memoryview(data))
         return data

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 
 POLL_SECONDS = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
@@ -40,9 +41,13 @@ class _Bucket:
 class Replicated:
     """One rank's gradients, which become the weighted mean over all ranks."""
 
-    def __init__(self, model: FlatModel, *, search: bool = False) -> None:
-        """search: look through each loss's graph for parameters that take no part in it, so that nothing waits for them."""
+    def __init__(self, model: FlatModel, *, buffers: SharedBuffers | None = None, search: bool = False) -> None:
+        """buffers: those of the model, if it has some. search: look through each loss's graph for parameters that take no part in it, so
+        that nothing waits for them."""
         self._model = model
+        self.buffers = buffers
+        self.reshaped = False
+        """Whether a rank's buffers have changed their form in the last step: then they are still each rank's own."""
         self._search = search
         self._error: Exception | None = None
         self._buckets = _cut(model)
@@ -64,8 +69,9 @@ class Replicated:
         self.sent = 0.0
         """When the newest bucket was sent, of time.perf_counter: what follows the last one is waiting."""
         device = model.parameters[0].device
-        self._notes = torch.zeros(2 + len(model.places), dtype=torch.float64, device=device)
-        """Sums over the ranks: weights; ranks whose weight is the loss's own; and for each parameter, ranks in which it took part."""
+        self._notes = torch.zeros(3 + len(model.places), dtype=torch.float64, device=device)
+        """Sums over the ranks: weights; ranks whose weight is the loss's own; ranks whose buffers have changed their form; and for each
+        parameter, ranks in which it took part."""
 
     def close(self) -> None:
         """Takes the hooks off the parameters."""
@@ -104,12 +110,18 @@ class Replicated:
         elif took is None:
             self._notes.fill_(1.0)
         else:
-            self._notes.copy_(torch.tensor([1.0, 1.0, *took], dtype=torch.float64, device="cpu"))
-        self._notes[0], self._notes[1] = weight, float(own)
+            self._notes.copy_(torch.tensor([1.0, 1.0, 0.0, *took], dtype=torch.float64, device="cpu"))
+        fits = self.buffers is None or self.buffers.pack(gives=dist.get_rank() == 0)
+        self._notes[0], self._notes[1], self._notes[2] = weight, float(own), float(not fits)
         self._send(self._notes)
+        if self.buffers is not None and self.buffers.bytes.numel():
+            self._send(self.buffers.bytes, source=0)
         self.sent = time.perf_counter()
         self._await(alive)
-        total, owned, *counts = self._notes.tolist()
+        total, owned, reshaped, *counts = self._notes.tolist()
+        self.reshaped = bool(reshaped)
+        if self.buffers is not None and not reshaped and dist.get_rank():
+            self.buffers.take()
         if owned and total:
             for vector in gradients:
                 vector.mul_(1 / total)
@@ -171,12 +183,17 @@ class Replicated:
                 self._model.put_back(number)
             self._send(bucket.vector)
 
-    def _send(self, vector: torch.Tensor) -> None:
+    def _send(self, vector: torch.Tensor, *, source: int | None = None) -> None:
+        """Adds the vector up over all ranks, or gives every rank that of `source`."""
         self.sent = time.perf_counter()
         if self._error is not None:
             return
         try:
-            work = dist.all_reduce(vector, async_op=True)
+            work = (
+                dist.all_reduce(vector, async_op=True)
+                if source is None
+                else dist.broadcast(vector, source, async_op=True)
+            )
         except (RuntimeError, BrokenGroup) as error:
             self._error = error
             return

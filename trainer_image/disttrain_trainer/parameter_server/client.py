@@ -190,6 +190,24 @@ class ShardedClient:
         self._clock += 1
         return self._pulled(versions)
 
+    def keep_buffers(self, step: int, buffers: bytes) -> None:
+        """Sync: hands in what part 0 of a step left, before that part is pushed."""
+
+        def one(shard: ServerConnection) -> Header:
+            shard.send(Header(op=Op.KEEP, step=step, nbytes=len(buffers)), [memoryview(buffers)])
+            return shard.receive(Op.DONE)
+
+        self._all(f"the buffers after step {step} to be taken", one, self._shards[:1])
+
+    def fetch_buffers(self, step: int) -> bytes | None:
+        """Sync: the buffers of a step; empty for those with which the round began, None when the step is over for long."""
+
+        def one(shard: ServerConnection) -> bytes | None:
+            shard.send(Header(op=Op.FETCH, step=step))
+            return shard.receive_buffers()
+
+        return self._all(f"the buffers of step {step}", one, self._shards[:1])[0]
+
     def close(self, *, goodbye: bool = True) -> None:
         """Ends the connections. `goodbye`: on purpose, so that no server reports this worker as lost.
 
@@ -242,16 +260,19 @@ class ShardedClient:
         self.versions = tuple(versions)
         return self.versions
 
-    def _all(self, what: str, ask: Callable[[ServerConnection], T]) -> list[T]:
-        """Asks every shard in parallel."""
+    def _all(
+        self, what: str, ask: Callable[[ServerConnection], T], shards: list[ServerConnection] | None = None
+    ) -> list[T]:
+        """Asks every shard, or these, in parallel."""
+        shards = self._shards if shards is None else shards
         with self._calls:
             if self._closed:
                 raise PeerLost("the parameter servers", f"this client was closed before it asked for {what}")
             futures: list[Future[T]] = []
             try:
-                if len(self._shards) == 1:
-                    return [self._one(self._shards[0], what, ask)]
-                futures = [self._threads.submit(self._one, shard, what, ask) for shard in self._shards]
+                if len(shards) == 1:
+                    return [self._one(shards[0], what, ask)]
+                futures = [self._threads.submit(self._one, shard, what, ask) for shard in shards]
                 wait(futures, return_when=FIRST_EXCEPTION)
                 errors = [error for future in futures if future.done() and (error := future.exception())]
                 if errors:

@@ -11,7 +11,7 @@ import torch
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
-from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Silent
+from disttrain_trainer.net.frames import MAX_BUFFERS, Closed, Header, Link, Op, ProtocolError, Reason, Silent
 from disttrain_trainer.parameter_server.identity import Hello
 
 _RETRY_SECONDS = 0.05
@@ -92,6 +92,12 @@ class ServerConnection:
         header = self.receive(Op.VALUES)
         self._open_link().receive_into(header, self.views(into))
         return header.version
+
+    def receive_buffers(self) -> bytes | None:
+        """The answer to FETCH; None when the server has none for this step."""
+        header = self.receive(Op.KEPT)
+        data = self._open_link().receive_bytes(header, most=MAX_BUFFERS)
+        return bytes(data) if header.code else None
 
     def views(self, vectors: Vectors) -> list[memoryview]:
         """The bytes of this shard's part of the vectors. ValueError when they are not of the layout."""

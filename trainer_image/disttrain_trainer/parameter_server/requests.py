@@ -2,7 +2,18 @@
 
 import math
 
-from disttrain_trainer.net.frames import MAX_RUNS, OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Link, Op, ProtocolError
+from disttrain_trainer.net.frames import (
+    MAX_BUFFERS,
+    MAX_RUNS,
+    OWN_WEIGHT,
+    PARTIAL,
+    RUN,
+    Closed,
+    Header,
+    Link,
+    Op,
+    ProtocolError,
+)
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
 from disttrain_trainer.parameter_server.shard_host import Gradient, Session, ShardHost
@@ -39,6 +50,15 @@ class Requests:
                 case Op.PUSH_PULL:
                     self._push(header)
                     self._pull(header.clock + 1, header.step)
+                case Op.KEEP:
+                    data = self._link.receive_bytes(header, most=MAX_BUFFERS)
+                    self._host.keep(self._session, header.step, data)
+                    self._done()
+                case Op.FETCH:
+                    found = self._host.kept(self._session, header.step)
+                    nbytes = len(found or b"")
+                    kept = Header(op=Op.KEPT, code=found is not None, nbytes=nbytes)
+                    self._link.send(kept, [memoryview(found)] if found else [])
                 case Op.BYE:
                     return True
                 case _:

@@ -117,6 +117,10 @@ class ShardHost:
             version=checkpoint.version if checkpoint else 0,
             accepted=checkpoint.applied.copy() if checkpoint else None,
         )
+        self._first = self._policy.version
+        self._kept: dict[int, bytes | bytearray] = {}
+        """Sync: the buffers of a step, which are opaque here, of the versions that a worker may still read, and of the last one saved."""
+        self._saved = self._first
         if checkpoint is not None:
             if self._policy.accepted != checkpoint.applied:
                 raise WrongInput(
@@ -225,6 +229,9 @@ class ShardHost:
                 # Also for a part that another worker had done: this worker's iteration is complete in either case.
                 self._policy.complete(session.rank, gradient.clock)
             if self._policy.gate != before:
+                version = self._policy.version
+                for old in [step for step in self._kept if step < version - 1 and step != self._saved]:
+                    del self._kept[old]
                 self._changed.notify_all()
             return self._policy.version
 
@@ -264,6 +271,23 @@ class ShardHost:
         with self._changed:
             self._known_shard().release(buffers)
 
+    def keep(self, session: Session, step: int, buffers: bytes | bytearray) -> None:
+        """Sync: part 0 of this step left these buffers, from which the parts of the next step start. Call it before the part is pushed."""
+        with self._changed:
+            self._require_current(session)
+            if step == self._policy.version:  # else another worker computed the part before
+                self._kept[step + 1] = buffers
+
+    def kept(self, session: Session, step: int) -> bytes | bytearray | None:
+        """Sync: the buffers of a step; empty for those with which the round began. None when a later step has taken their place."""
+        with self._changed:
+            self._require_current(session)
+            if step > self._policy.version:
+                raise Refusal(
+                    Reason.MISTAKE, f"step {step} has no buffers yet; this shard is at {self._policy.version}"
+                )
+            return b"" if step == self._first else self._kept.get(step)
+
     def end(self) -> None:
         """Ends the round: every waiting and every later call is refused."""
         with self._changed:
@@ -277,6 +301,7 @@ class ShardHost:
             shard = self._known_shard()
             if not shard.initialized:
                 raise Refusal(Reason.MISTAKE, "this shard has no parameters yet")
+            self._saved = self._policy.version
             return shard.snapshot(self._policy.in_version, memory)
 
     def state(self) -> ShardState:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store
+from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.data.schedule import BatchPart, parts_of
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
@@ -27,6 +27,7 @@ from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.process_group import process_group
 from disttrain_trainer.parallel.replicate import Replicated
+from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
@@ -148,7 +149,9 @@ class DataParallel:
             replica = None
             if group is not None:
                 self._take_newest(this_round)
-                replica = Replicated(self._flat, search=self._config.trainer.find_unused_parameters)
+                replica = Replicated(
+                    self._flat, buffers=self._shared_buffers(), search=self._config.trainer.find_unused_parameters
+                )
             log.info("round %d begins at step %d", this_round.number, rank.step)
             try:
                 with user_code.refusing_groups("trainer.model"):
@@ -189,6 +192,15 @@ class DataParallel:
         if rank.step < 0:
             raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 
+    def _shared_buffers(self) -> SharedBuffers | None:
+        model = self._task.model
+        return SharedBuffers(model, self._task.device) if tensors.may_have_buffers(model) else None
+
+    def _reshare(self) -> SharedBuffers | None:
+        """After a step in which a buffer has grown, or came or went: every rank takes the whole state of rank 0."""
+        self._state.broadcast(source=0, step=self._rank.step, device=self._task.device)
+        return self._shared_buffers()
+
     def _train(self, this_round: Round, replica: Replicated | None) -> None:
         """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
         task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
@@ -196,6 +208,7 @@ class DataParallel:
         parts = parts_of(self._process.rank, ranks=self._config.world_size, parts_per_step=parts_per_step)
         several, first, final = len(parts) > 1, min(parts.start, parts_per_step - 1), parts.stop - 1
         buffers = PartBuffers(task.model)
+        several_buffers = several and buffers.there_are_some
         zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
         objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
@@ -211,12 +224,13 @@ class DataParallel:
             # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
             total, own, data, forward = 0.0, False, 0.0, 0.0
             part, mark = schedule.part(step * parts_per_step + first), began
-            if several:
+            if several_buffers:
                 buffers.begin()
             for number in parts:
                 if number != first:
                     part = schedule.part(step * parts_per_step + number)
-                    buffers.between(step=step)
+                    if several_buffers:
+                        buffers.restore()
                 if not (part.samples or joint):
                     continue
                 weight = part.samples / part.batch_samples
@@ -248,12 +262,14 @@ class DataParallel:
                     zero_grad()
                 if kept is not None:
                     _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
+                if several_buffers:
+                    buffers.left(step=step, part=number - first)
                 total += weight
                 data += fetched - mark
                 forward += computed - fetched
                 mark = clock()
-            if several:
-                buffers.end(step=step)
+            if several_buffers:
+                buffers.advance()
             if replica is None:
                 gradients()
                 took_part = self._flat.took_part
@@ -263,6 +279,8 @@ class DataParallel:
                 reduced = sent = clock()
             else:
                 took_part = replica.finish(weight=total, own=own, alive=lambda: rank.round is this_round)
+                if replica.reshaped:
+                    replica.buffers = self._reshare()
                 sent, reduced = replica.sent, clock()
             if took_part is not None and total and not any(took_part):
                 objective.learned_nothing()

@@ -14,6 +14,7 @@ from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.buffers import Buffers
+from disttrain_trainer.checkpoint.store import step_of
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
@@ -21,6 +22,7 @@ from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel, norm, runs_of
 from disttrain_trainer.model.initial import InitialParameters
+from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -63,6 +65,13 @@ class Worker:
         self._writer = BackgroundWriter()
         self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
         self._first = InitialParameters(self._config, self._flat.parameters, prepare=self._load_start)
+        parts = PartBuffers(self._task.model)
+        self._parts = parts if self._sync and parts.there_are_some else None
+        """Sync: the buffers of each step, which the first server keeps."""
+        self._buffers_step: int | None = None
+        """The step whose buffers `_parts` holds."""
+        self._left_for: int | None = None
+        """The step that starts from what this worker's part 0 left."""
         self._trained = False
         """Whether parameters and buffers are no longer those of a new model."""
         self._round_number = 0
@@ -165,6 +174,8 @@ class Worker:
             client.initialize(self._parameters)
         if another and this_round.buffers is not None:
             self._buffers.restore(this_round.buffers)
+        if another:
+            self._buffers_step = self._left_for = None
         self._round_number = this_round.number
 
     def _count(self) -> None:
@@ -207,12 +218,15 @@ class Worker:
                 participates = True
             if not current:
                 current = self._received(client.pull(self._parameters, step=part.step if self._sync else None), part)
+            current = current and (self._parts is None or self._take_buffers(self._parts, client, part.step))
             pulled = clock()
             if not current:
                 self._finished(index, pulled - began)  # its step is over: another worker computed the part
                 continue
             gradients, info = self._compute(part, pulled) if part.samples else (None, WHOLE)
             computed = clock()
+            if self._parts is not None:
+                self._leave_buffers(self._parts, client, part)
             following = member.assignments[0] if member.assignments else None
             if following is None:
                 client.push(part, gradients, info)
@@ -239,6 +253,31 @@ class Worker:
             elif self._every and (part.step + 1) % self._every == 0:
                 self._request(this_round, force=True)  # a checkpoint is due: the master should know at once
         self._report()
+
+    def _take_buffers(self, parts: PartBuffers, client: ShardedClient, step: int) -> bool:
+        """Sync: makes the model's buffers those of a step. False when a later step has taken its place."""
+        if self._buffers_step == step:
+            parts.restore()
+            return True
+        if self._left_for == step:
+            parts.advance()
+        else:
+            found = client.fetch_buffers(step)
+            if found is None:
+                return False
+            if found:
+                parts.take(found)
+        parts.begin()
+        self._buffers_step = step
+        return True
+
+    def _leave_buffers(self, parts: PartBuffers, client: ShardedClient, part: BatchPart) -> None:
+        """Sync: after a part. What part 0 leaves goes to the servers before its gradient, which may complete the step."""
+        number = part.index % self._config.parts_per_step
+        parts.left(step=part.step, part=number)
+        if not number:
+            client.keep_buffers(part.step, parts.encoded())
+            self._left_for = part.step + 1
 
     def _report(self) -> None:
         """Reports what was computed since the last report."""
@@ -307,7 +346,7 @@ class Worker:
         if member.round is not this_round:
             return None
         if member.save is not None:
-            self._save_buffers()
+            self._save_buffers(client)
         self._request(this_round)
         try:
             return member.assignments.popleft()
@@ -338,11 +377,13 @@ class Worker:
             self._evaluate(client, this_round)
         return -1 if idle or not member.assignments else member.assignments.popleft()
 
-    def _save_buffers(self) -> None:
+    def _save_buffers(self, client: ShardedClient) -> None:
         with self._control.changed:
             save, self._member.save = self._member.save, None
         if save is None:
             return
+        if self._parts is not None and not self._take_buffers(self._parts, client, step_of(save.folder)):
+            log.warning("%s has the buffers of a later step", save.folder)
         self._writer.wait()
         self._writer.check()
         began = time.perf_counter()
@@ -359,6 +400,8 @@ class Worker:
         self._trained = True
         client.join()
         client.pull(self._parameters, step=self._task.schedule.total_steps if self._sync else None)
+        if self._parts is not None:
+            self._take_buffers(self._parts, client, client.versions[0])
         client.leave()
         if self._on_gpu:
             for host, device in zip(self._parameters, self._flat.parameters, strict=True):
