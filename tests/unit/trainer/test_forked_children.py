@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 FORKS = """
 import multiprocessing, signal, sys, threading
 from disttrain_trainer.runtime import machine
@@ -31,3 +33,57 @@ sys.exit(0 if (code, child_was_heard, heard.wait(20)) == (-signal.SIGTERM, False
 def test_a_forked_child_ends_at_sigterm_and_its_parent_does_not_get_it() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+COMES_BACK = """
+import os, sys
+import numpy as np, torch
+from torch import nn
+from disttrain_trainer.data.loader import fetcher
+from disttrain_trainer.model.task import Objective
+from disttrain_trainer.model.user_code import guarded
+
+def forking():
+    child = os.fork()
+    if child == 0:
+        ENDS
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+class Samples:
+    def __len__(self): return 2
+    def __getitem__(self, i):
+        forking()
+        return torch.ones(2)
+
+def loss(model, batch):
+    forking()
+    return model(batch).sum()
+
+try:
+    with guarded("trainer.model"):
+        forking()
+    batch = fetcher(Samples(), device=torch.device("cpu"), field="trainer.dataset")(np.array([0]))
+    Objective(nn.Linear(2, 1), loss)(batch)
+finally:
+    print("connections are closed", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('no room')", 1, "no room\n" * 3),
+        ("raise ValueError('mine')", 1, "ValueError: mine"),
+        ("return torch.zeros(2)", 1, "a child that user code forked came back from it; it ends here\n" * 3),
+    ],
+)
+def test_a_child_that_user_code_forks_ends_where_that_code_ends_and_closes_nothing_of_its_parents(
+    ends: str, code: int, said: str
+) -> None:
+    program = COMES_BACK.replace("ENDS", ends)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"child {code}\n" * 3 + "connections are closed\n"
+    assert said in done.stderr

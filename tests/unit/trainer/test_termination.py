@@ -67,6 +67,20 @@ def test_a_traceback_begins_with_the_users_code(tmp_path: Path, monkeypatch: pyt
     assert reported.where == f"{tmp_path}/users_module.py:2"
 
 
+def test_a_loss_that_calls_backward_itself_is_told_to_leave_it_to_the_loop() -> None:
+    import torch
+
+    weight = torch.ones(2, requires_grad=True)
+    loss = (weight * weight).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError) as raised:
+        loss.backward()  # type: ignore[no-untyped-call]
+    said = termination.of_user_error(raised.value)[1].message
+    assert said.startswith("RuntimeError: Trying to backward through the graph a second time")
+    assert said.endswith("keep no tensor that has a graph from one call to the next")
+    assert "remove the call in trainer.loss" in said
+
+
 def test_a_syntax_error_is_placed_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "users_syntax.py").write_text("x = 1\ndef f(:\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_co
 
 from disttrain.api.runtime import utf8
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
+from disttrain_trainer.runtime import machine
 
 Fetch = Callable[[NDArray[np.int64]], Any]
 Collate = Callable[[list[Any]], Any]
@@ -72,15 +73,18 @@ def _collater(dataset: Dataset[Any], collate: Collate) -> Fetch:
     together = getattr(dataset, "__getitems__", None)
 
     def fetch(indices: NDArray[np.int64]) -> Any:
-        numbers = indices.tolist()
+        numbers, field = indices.tolist(), "trainer.dataset"
         try:
             samples = [dataset[i] for i in numbers] if together is None else together(numbers)
+            field = "trainer.collate"
+            batch = collate(samples)
         except OwnGroup as error:
-            raise error.by("trainer.dataset") from None
-        try:
-            return collate(samples)
-        except OwnGroup as error:
-            raise error.by("trainer.collate") from None
+            raise error.by(field) from None
+        except BaseException as error:
+            machine.leave_forked_child(error)
+            raise
+        machine.leave_forked_child()
+        return batch
 
     return fetch
 

@@ -25,7 +25,7 @@ from disttrain_trainer.model.evaluation import Evaluation, numbers_of
 from disttrain_trainer.model.factories import add_current_folder, place_of, resolve
 from disttrain_trainer.model.module import evaluating, prepare
 from disttrain_trainer.model.user_code import guarded
-from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime import logs, machine
 from disttrain_trainer.runtime.termination import of_user_error
 from disttrain_trainer.runtime.user_files import make_importable
 
@@ -193,7 +193,7 @@ class Objective:
         """
         self._calls += 1
         try:
-            loss, weight = self._loss(self._model, batch), None
+            loss, weight = self._of_user(batch), None
         except OwnGroup as error:
             raise error.by("trainer.model" if self._loss is cross_entropy else "trainer.loss") from None
         except ValueError as error:
@@ -223,6 +223,15 @@ class Objective:
         if loss.is_complex():
             raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
         return loss, weight
+
+    def _of_user(self, batch: Any) -> Any:
+        try:
+            found = self._loss(self._model, batch)
+        except BaseException as error:
+            machine.leave_forked_child(error)
+            raise
+        machine.leave_forked_child()
+        return found
 
     def _look_at(self, weight: float) -> None:
         """Whether the second value is a weight at all, and not an accuracy or another figure. Raises UserError when none has counted."""

@@ -32,7 +32,12 @@ def guarded(field: str) -> Iterator[None]:
     before, autograd = dist.is_initialized(), torch.is_grad_enabled()
     try:
         with refusing_groups(field):
-            yield
+            try:
+                yield
+            except BaseException as error:
+                machine.leave_forked_child(error)
+                raise
+            machine.leave_forked_child()
     except ValueError as error:
         if "Default process group has not been initialized" not in str(error):
             raise

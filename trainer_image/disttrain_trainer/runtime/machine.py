@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import FrameType
@@ -122,6 +123,31 @@ def note_interrupts() -> None:
 def interrupted() -> bool:
     """Whether this process got a SIGINT."""
     return bool(_interrupts)
+
+
+_forked: list[int] = []
+"""Not empty in a child that was forked from this process."""
+os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()))
+
+
+def leave_forked_child(error: BaseException | None = None) -> None:
+    """Where user code comes back to ours: ends a child that it forked, which would otherwise leave our frames one by one and close its
+    parent's connections on the way, or train on beside it. error: what the child raised. Does nothing in any other process."""
+    if not _forked:
+        return
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    with contextlib.suppress(BaseException):
+        if error is None:
+            print("a child that user code forked came back from it; it ends here", file=sys.stderr)
+        elif not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        elif error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

@@ -20,6 +20,12 @@ _EXAMPLES = _PACKAGE / "examples"
 
 _OF_A_MODULE = re.compile(r"^(?:AttributeError|ImportError|ModuleNotFoundError): .*?(?:module|from|named) '(\w+)")
 
+_HINTS = {
+    "backward through the graph a second time": "DistTrain calls backward() on what trainer.loss returns: remove the call in trainer.loss, "
+    "and keep no tensor that has a graph from one call to the next",
+    "element 0 of tensors does not require grad": "trainer.loss runs without autograd, as after torch.set_grad_enabled(False)",
+}
+
 log = logs.get_logger(__name__)
 
 
@@ -62,8 +68,13 @@ def of_user_error(error: BaseException) -> tuple[str, Termination]:
     else:
         place = f"{where[0].filename}:{where[0].lineno}" if where else ""
     return "".join(shown.format()), Termination(
-        message=last_line + shadowing(last_line, Path(sys.path[0])), where=place
+        message=last_line + _hint(last_line) + shadowing(last_line, Path(sys.path[0])), where=place
     )
+
+
+def _hint(last_line: str) -> str:
+    """What to add to a sentence of torch's that says what went wrong, and not in which field of the job; "" for nothing."""
+    return next((f"; {hint}" for sentence, hint in _HINTS.items() if sentence in last_line), "")
 
 
 def shadowing(last_line: str, folder: Path) -> str:
