@@ -3,9 +3,9 @@
     python benchmarks/burst.py [--jobs 200] [--rounds 3]
 
 Both work on one machine against one real API server, controller manager, scheduler and kwok's fake nodes, in turns, in one run: figures of
-different machines or runs cannot be compared, ratios can. Each round begins with the same jobs stored and nobody at work. Then either the
-operator is let loose (it decides, makes Service, NetworkPolicy and pods, watches them start, writes statuses), or the bare client POSTs the
-very manifests. Times and writes are the API server's own, from its audit log.
+different machines or runs cannot be compared, ratios can. Each round begins with the same jobs stored and no operator at work. Then either
+the operator is let loose (it decides, makes Service, NetworkPolicy and pods, watches them start, writes statuses), or the bare client POSTs
+the very manifests. Times and writes are the API server's own, from its audit log.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def one_round(
 
 
 def ready(stored: Any) -> bool:
-    """Whether the status says that all pods are ready. (The job is not: nobody trains on kwok's nodes.)"""
+    """Whether the status says that all pods are ready. (The job is not: nothing trains on kwok's nodes.)"""
     return sum(role["ready"] for role in stored.get("status", {}).get("replicaStatuses", ())) == PODS_EACH
 
 

@@ -266,7 +266,7 @@ def job() -> Dashboard:
         "One DistTrainJob: how far it is, how fast, what it waits for, and what its faults cost.",
         span="30m",
         variables=[
-            # By what every process tells from its start on: a step is told by jobs that report one.
+            # By what every process tells from its start on: only a job that reports a step has one.
             variable("namespace", "Namespace", "Namespace of the job.", "label_values(disttrain_job_info, namespace)"),
             variable(
                 "job_name",

@@ -43,7 +43,7 @@ STATE_COLORS = {
 def operator() -> Dashboard:
     reconcile = "disttrain_operator_reconcile_duration_seconds"
     counted = partial(happened, process=OPERATOR)
-    # Of the operator that leads: one that waits in reserve has nothing to hear.
+    # Of the operator that leads: one that waits in reserve watches nothing.
     watch_age = f"disttrain_operator_watch_age_seconds{{{OPERATOR}}} and on (instance) disttrain_operator_leader{{{OPERATOR}}} == 1"
     failed = f'{OPERATOR},result="Failed"'
     overview = [
@@ -95,7 +95,7 @@ def operator() -> Dashboard:
         ),
         stat(
             "Oldest watch",
-            "Seconds since the quietest watch told something, or a resync found nothing to tell; a healthy one "
+            "Seconds since the quietest watch reported something, or a resync found nothing to tell; a healthy one "
             "stays near the resync period of 60 s.",
             f"max({watch_age})",
             unit="s",
@@ -259,7 +259,7 @@ def operator() -> Dashboard:
         ),
         series(
             "Age of the watches",
-            "Seconds since each watch told something, or a resync found nothing to tell. One that grows past 5 "
+            "Seconds since each watch reported something, or a resync found nothing to tell. One that grows past 5 "
             "minutes is dead.",
             target(f"max by (resource) ({watch_age})", "{{resource}}"),
             unit="s",
@@ -267,7 +267,7 @@ def operator() -> Dashboard:
         ),
         series(
             "Missed by a watch",
-            "Objects that a resync found changed and that the watch had not told of, each second. Anything but 0 "
+            "Objects that a resync found changed and that the watch had not reported, each second. Anything but 0 "
             "is worth a look at the API server.",
             target(
                 f"sum by (resource) (rate(disttrain_operator_resync_drift_total{{{OPERATOR}}}{WINDOW}))", "{{resource}}"

@@ -41,7 +41,7 @@ class Cluster:
     deleted: bool = False
     writes: list[DistTrainJobStatus] = field(default_factory=list)
     others_well: list[bool] = field(default_factory=list)
-    """Of each write, whether every pod that had not ended was there, ready, and not told to end, as far as the operator knew."""
+    """Of each write, whether every pod that had not ended was there, ready, and not asked to end, as far as the operator knew."""
     events: list[Event] = field(default_factory=list)
     own_failures: set[str] = field(default_factory=set)
     """Uids of the pods that failed without being told to end."""
@@ -182,7 +182,7 @@ class Cluster:
     # What the API server answers to the operator
 
     def carry_out(self, action: Action, *, suspended: bool) -> None:
-        """`suspended`: whether the job shall rest, as far as the operator knows."""
+        """`suspended`: whether the job is to be suspended, as far as the operator knows."""
         match action:
             case Create(kind=kind):
                 self._make(f"the {kind}", exists=kind in self.children)

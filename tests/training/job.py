@@ -379,7 +379,7 @@ class Job:
         raise TimeoutError(f"not within {timeout} s; the last progress: {self.progress()}\n{self.logs()}")
 
     def termination(self, role: Role, index: int = 0) -> Termination:
-        """The last words of a process that has ended."""
+        """The termination message of a process that has ended."""
         path = self.processes[role, index].termination
         return Termination.decode(path.read_text()) if path.exists() else Termination()
 

@@ -70,7 +70,7 @@ def spec(**trainer: Any) -> dict[str, Any]:
 
 
 def fail(tmp_path: Path, code: int, **trainer: Any) -> tuple[Any, str]:
-    """The last words and the log of a worker that ends with this code."""
+    """The termination message and the log of a worker that ends with this code."""
     (tmp_path / "users_code.py").write_text(USERS)
     with Job(folder=tmp_path, spec=spec(**trainer), env={environment.DATA_DIR: str(tmp_path / "data")}) as job:
         job.config = job.config.model_copy(update={"data": DATA})

@@ -57,7 +57,7 @@ def test_a_killed_process_comes_back_in_its_pod(
     assert counted is not None
     assert (counted.restarts, counted.failures, counted.exit_code) == (1, 1, 137)
     assert counted.message.startswith("killed by SIGKILL at step ")
-    assert (said.done, said.restarts_in_place) == (True, counted), "the pod's own last words say the same"
+    assert (said.done, said.restarts_in_place) == (True, counted), "the pod's own termination message says the same"
     assert progress.restarts_in_place == (counted,)
 
 

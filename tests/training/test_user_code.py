@@ -36,7 +36,7 @@ def with_code(folder: Path, code: str, **changes: Any) -> Job:
 
 
 def ends(folder: Path, code: str, *, with_: int, **changes: Any) -> tuple[Any, str]:
-    """The last words and the log of a worker with this code of the user's, which ends with this exit code."""
+    """The termination message and the log of a worker with this code of the user's, which ends with this exit code."""
     with with_code(folder, code, **changes) as job:
         job.start()
         assert job.wait(Role.WORKER) == with_, job.logs()

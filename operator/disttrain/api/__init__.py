@@ -1,4 +1,4 @@
-"""The DistTrainJob: what users write, what they read back, and what a training process is told.
+"""The DistTrainJob: what users write, what they read back, and what a training process gets.
 
 The floor of the house: it imports pydantic and nothing else, so that the operator, the command line and the trainer can all stand on it.
 """

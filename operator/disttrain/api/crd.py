@@ -56,7 +56,7 @@ _COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
     ),
     ("ETA", "integer", ".status.training.etaSeconds", 0, "Seconds to the end."),
     ("AGE", "date", ".metadata.creationTimestamp", 0, "Since the job was created."),
-    ("DESIRED", "integer", ".spec.worker.replicas", 1, "Workers that shall be."),
+    ("DESIRED", "integer", ".spec.worker.replicas", 1, "Workers that the job is to have."),
     ("ATTEMPT", "integer", ".status.attempt", 1, "Executions of the job."),
     ("CHECKPOINT", "integer", ".status.training.lastCheckpoint.step", 1, "Step of the newest checkpoint."),
     ("LAST-FAILURE", "string", ".status.restarts.last.reason", 1, "Why a pod was last replaced."),
@@ -172,7 +172,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _without_defaults(schema: Schema) -> Schema:
-    """The status is written whole by the operator: a default of the API server would claim what nobody saw."""
+    """The status is written whole by the operator: a default of the API server would claim what no operator saw."""
     kept = {key: value for key, value in schema.items() if key != "default"}
     if "properties" in kept:
         kept["properties"] = {name: _without_defaults(child) for name, child in kept["properties"].items()}

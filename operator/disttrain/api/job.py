@@ -85,7 +85,7 @@ WORKERS_RULE = Rule(
     field="spec.worker.replicas",
     shows="spec.worker.replicas",
 )
-"""A suspended job goes on with any number of workers: trainer.partsPerStep says how a step is cut, whoever computes it."""
+"""A suspended job goes on with any number of workers: trainer.partsPerStep says how a step is cut, whichever worker computes it."""
 
 
 _FIXED_BY_A_CHECKPOINT = ("trainer.batchSize", "trainer.seed", "trainer.lastBatch", "trainer.optimizer.name")

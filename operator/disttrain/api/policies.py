@@ -41,7 +41,7 @@ class RunPolicy(Model):
     """Seconds without a step after which the job is Stalled and restarted. The clock stands still while a pod is missing, has no node, is
     not ready, or its node is silent. Default: 900."""
     active_deadline_seconds: Seconds | None = None
-    """Seconds that the job may be active, else it fails; the clock begins anew on resume. Default: no limit."""
+    """Seconds that the job may be active, else it fails; the clock starts again on resume. Default: no limit."""
     ttl_seconds_after_finished: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] | None = None
     """Seconds after which the finished job is deleted. Default: never."""
     clean_pod_policy: CleanPodPolicy = CleanPodPolicy.RUNNING
@@ -135,7 +135,7 @@ class Scheduling(Model):
     ] = ""
     """PriorityClass of the pods. Default: none."""
     topology_key: Annotated[str, StringConstraints(pattern=r"^([-._/a-zA-Z0-9]+)?$", max_length=316)] = ""
-    """Node label whose value all workers shall share, such as topology.kubernetes.io/zone. Default: none."""
+    """Node label whose value all workers must share, such as topology.kubernetes.io/zone. Default: none."""
 
 
 class NetworkPolicyMode(StrEnum):

@@ -59,7 +59,7 @@ class Reason(StrEnum):
 
     SUSPENDED = "Suspended"
     SUSPENDING = "Suspending"
-    """The pods were told to end and are not all gone."""
+    """The pods were asked to end and are not all gone."""
     RESUMED = "Resumed"
     NOT_SUSPENDED = "NotSuspended"
 
@@ -84,7 +84,7 @@ class Reason(StrEnum):
     NO_STEP = "NoStep"
     """Every pod runs, and no step was seen for some time."""
     NO_REPORT = "NoReport"
-    """The master has not been heard; the training may well go on."""
+    """The operator cannot reach the master; training may still be running."""
 
     REPLICA_FAILED = "ReplicaFailed"
     RESTARTED_IN_PLACE = "RestartedInPlace"
@@ -92,7 +92,7 @@ class Reason(StrEnum):
     EXITED_EARLY = "ExitedEarly"
     """A process of ours ended with exit code 0, and the job was not done."""
     MASTER_SILENT = "MasterSilent"
-    """The master runs, but neither its peers nor the operator hear of it."""
+    """The master runs, but neither its peers nor the operator can reach it."""
     PREEMPTED = "Preempted"
     EVICTED = "Evicted"
     """A pod was evicted: its node is drained or shut down, or ran out of memory or storage."""
@@ -118,7 +118,7 @@ class Reason(StrEnum):
 
     CREATED = "Created"
     REPLACED = "Replaced"
-    """Somebody deleted a child of the job; it was made again."""
+    """A child of the job was deleted; it was made again."""
 
 
 FINAL = frozenset({JobState.COMPLETE, JobState.FAILED})

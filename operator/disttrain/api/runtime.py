@@ -128,7 +128,7 @@ class ProgressCheckpoint(Model):
 
 class RestartsInPlace(Model):
     """The processes of one pod that ended and were started again in the pod, since the pod began. The numbers only grow, so that a
-    reader that knows what it has counted counts each restart once, whoever reports it and however often."""
+    reader that knows what it has counted counts each restart once, whichever process reports it and however often."""
 
     pod: Annotated[str, Field(min_length=1, max_length=64)]
     """uid of the pod."""
@@ -243,7 +243,7 @@ class Termination(Model):
     where: str = ""
     """For a failure of the user's code: file and line."""
     progress: Progress | None = None
-    """The master's last word on the progress."""
+    """The master's last report of the progress."""
     done: bool = False
     """The process ended because the job is done. Exit code 0 alone does not say so: any library may call exit(0)."""
     restarts_in_place: RestartsInPlace | None = None

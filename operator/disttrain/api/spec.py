@@ -191,9 +191,9 @@ _PROCESSES = (
 
 
 class DistTrainJobSpec(Model):
-    """What shall be trained, and how."""
+    """What to train, and how."""
 
-    # The API server tries them also where a bound is broken, such as 0 workers. A rule holds then, so that one mistake is told once.
+    # The API server tries them also where a bound is broken, such as 0 workers. A rule holds then, so that one mistake gets one message.
     RULES = (
         Rule(
             cel="self.managedBy == oldSelf.managedBy",

@@ -51,7 +51,7 @@ class ReplicaStatus(Model):
     role: Short
     """Master, ParameterServer or Worker."""
     desired: Count = 0
-    """Pods that shall be."""
+    """Pods that the job is to have."""
     ready: Count = 0
     """Pods that run and are ready."""
     succeeded: Count = 0
@@ -235,7 +235,7 @@ class DistTrainJobStatus(Model):
     conditions: Annotated[tuple[Condition, ...], *list_map("type", max_items=16)] = ()
     """Valid, Suspended, Scheduled, Ready, Progressing, Restarting, Complete, Failed."""
     start_time: Time | None = None
-    """When the job first started; set anew on resume."""
+    """When the job first started; set again on resume."""
     completion_time: Time | None = None
     """When it became Complete or Failed."""
     replica_statuses: Annotated[tuple[ReplicaStatus, ...], *list_map("role", max_items=8)] = ()

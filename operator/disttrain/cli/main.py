@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        # Mostly our output: whoever read it is gone, as with `| head`, or a disk is full.
+        # Mostly our output: its reader is gone, as with `| head`, or a disk is full.
         if not isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError):
                 print(f"disttrain: {error.filename or 'cannot write'}: {error.strerror or error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""Writing to a stream that may be slow, full, closed or gone: nobody who has something to say waits for it, or fails because of it.
+"""Writing to a stream that may be slow, full, closed or gone: no writer waits for it, or fails because of it.
 
-A run must hear Ctrl-C and see the ends of its processes while its reader is paused. So what is to be shown goes into a backlog, a thread
-writes it, and of a backlog that grows too long one line remains that says how much was left out. Not here: how things look (screen.py).
+A run must react to Ctrl-C and see the ends of its processes while its reader is paused. So what is to be shown goes into a backlog,
+a thread writes it, and of a backlog that grows too long one line remains that says how much was left out. Not here: how
+things look (screen.py).
 """
 
 import contextlib
@@ -78,7 +79,7 @@ class Backlog:
 
 
 class Sink:
-    """The stream itself, as a file for rich too. Its first failure is remembered and told, and from then on it is silent."""
+    """The stream itself, as a file for rich too. Its first failure is remembered and reported; from then on it is silent."""
 
     def __init__(self, stream: TextIO) -> None:
         self.encoding: str = getattr(stream, "encoding", None) or "utf-8"

@@ -87,7 +87,7 @@ def _exit_code(job: DistTrainJob, *, interrupted: bool) -> int:
 
 
 async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> DistTrainJob:
-    """The run, with what ends it before its time: signals, and nobody who reads (`| head`)."""
+    """The run, with what ends it before its time: signals, and a reader that is gone (`| head`)."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
@@ -106,7 +106,7 @@ async def _with_signals(job_run: Run, screen: Screen, *, log_folder: str) -> Dis
 
     screen.when_lost(lost)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Whoever started us may have wished that we outlive this signal: nohup, or a shell that runs us in the background.
+        # The program that started us may have asked that we outlive this signal: nohup, or a shell that runs us in the background.
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, interrupt)
     return await job_run.to_its_end()

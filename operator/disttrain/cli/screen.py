@@ -29,7 +29,7 @@ _STUCK_READER_SECONDS: Final = 2.0
 
 
 class Screen(Observer, ABC):
-    """An Observer that shows what it is told, and a context manager that shows all of it and puts the terminal back."""
+    """An Observer that shows what it gets, and a context manager that shows all of it and puts the terminal back."""
 
     def __init__(self, stream: TextIO, job: DistTrainJob, *, quiet: bool) -> None:
         self._sink = Sink(stream)
@@ -132,7 +132,7 @@ class PlainScreen(Screen):
         self._said_at = 0.0
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
-        """A new state is told at once, a new number every few seconds, and the end by the summary."""
+        """A new state is printed at once, a new number every few seconds, and the end by the summary."""
         now, state = time.monotonic(), str(job.status.state)
         if state in FINAL:
             return

@@ -40,7 +40,7 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
     if complete is not None and (warning := complete.message.partition(WARNING)[2]):
         facts.append(("warning", warning))
     training, restarts = job.status.training, job.status.restarts
-    # The master of a script or command may never have heard of a step.
+    # The master of a script or command may never have got a report of a step.
     if training is not None and (training.step or training.total_steps):
         epoch = f", epoch {training.epoch}" if training.epoch is not None else ""
         facts.append(

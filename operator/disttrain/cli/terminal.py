@@ -48,7 +48,7 @@ class TerminalScreen(Screen):
         self._newest: RenderableType | None = None
 
     def changed(self, job: DistTrainJob, progress: Progress | None) -> None:
-        """Draws the bar anew."""
+        """Draws the bar again."""
         self._newest = Bar(job, progress)
         self._backlog.wake()
 

@@ -29,7 +29,7 @@ def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
         if total:
             # The status has one too, but is written every few seconds only.
             parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
-    if job.spec.trainer.command is None:  # of whose programs nobody reports to the master
+    if job.spec.trainer.command is None:  # whose programs do not report to the master
         parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
     return parts
 

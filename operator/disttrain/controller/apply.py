@@ -150,7 +150,7 @@ class Executor:
         self._expectations.created(Key(key.namespace, job.metadata.name), resource, made, now)
         if found is None or self._cache.shows(resource, key, job.metadata.uid):
             return False
-        # It is ours and alive, but no watch shows it: somebody took the labels off by which the operator knows it, and a plan without
+        # It is ours and alive, but no watch shows it: a user took the labels off by which the operator knows it, and a plan without
         # it would make it for ever. There is no right to put labels back; nothing of it is worth more than a new one.
         metadata = found["metadata"]
         if "deletionTimestamp" not in metadata and await self._delete(job, resource, key, metadata["uid"], None):

@@ -25,7 +25,7 @@ from disttrain.plan.view import REPORT_TIMEOUT
 log = logging.getLogger(__name__)
 
 LONGEST = 4096
-"""Characters of a message that are kept, as many as a kubelet takes of a termination message. Whoever may write the status of a pod
+"""Characters of a message that are kept, as many as a kubelet takes of a termination message. A user who may write the status of a pod
 may write more, and one process keeps those of all namespaces."""
 CRASH_FORGOTTEN_AFTER = timedelta(minutes=10)
 """After so long the kubelet itself takes a container that failed for one that is well."""

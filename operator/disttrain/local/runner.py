@@ -124,7 +124,7 @@ class Run:
             self._wake.clear()
             gone = [process.uid for process in self._processes.values() if process.deleting and not process.alive]
             plan = decide(self._snapshot())
-            # A process that was deleted and has ended is gone as a pod would be: after its last word was read.
+            # A process that was deleted and has ended is gone as a pod would be: after its termination message was read.
             for uid in gone:
                 del self._processes[uid]
                 self._wake.set()

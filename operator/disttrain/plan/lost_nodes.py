@@ -7,7 +7,7 @@ from disttrain.plan.model import DeletePod, Phase, PodView
 from disttrain.plan.view import JobView
 
 FORCED_DELETION_DELAY = timedelta(seconds=60)
-"""From the last word of a node that does not report; beyond the grace period where only the pod's end is missing. A node that comes back
+"""From the last report of a node that does not report; beyond the grace period where only the pod's end is missing. A node that comes back
 after it finds its pod's successor at work; the trainers refuse the older incarnation."""
 NODE_LOST = "NodeLost"
 BY_TAINT = "DeletionByTaintManager"
@@ -27,7 +27,7 @@ def upcoming(view: JobView) -> datetime | None:
 
 def _waiting(view: JobView) -> Iterator[tuple[PodView, datetime]]:
     for pod in view.snapshot.pods:
-        # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. Whoever drains a node
+        # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. A program that drains a node
         # or preempts does so too, with other reasons: there the kubelet is alive, and the old process may still be at work.
         gone = pod.phase is Phase.UNKNOWN or pod.reason == NODE_LOST or pod.disruption == BY_TAINT
         moments = []

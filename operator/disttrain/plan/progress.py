@@ -90,7 +90,7 @@ def _training(view: JobView) -> TrainingStatus | None:
 
 def due(view: JobView) -> bool:
     """Whether progress alone is worth a write: not more often than statusIntervalSeconds. A last step that no other followed for some time
-    is: what counts from it (a stall, a recovery) counts from what is written. So is a last word, after which no other report comes."""
+    is: what counts from it (a stall, a recovery) counts from what is written. So is a final report, after which no other comes."""
     last = newest(view)
     if last is not None and last is not view.progress:
         return True
@@ -145,8 +145,8 @@ def _between_advances(view: JobView, progress: Progress) -> int | None:
 
 
 def newest(view: JobView) -> Progress | None:
-    """The newest report of this attempt. The last word of a pod that succeeded is newer than any report that was read before; in a job
-    that is being suspended that of any pod is, and no other pod of this attempt follows."""
+    """The newest report of this attempt. The termination message of a pod that succeeded is newer than any report that was read before; in
+    a job that is being suspended that of any pod is, and no other pod of this attempt follows."""
     words = [
         pod.termination.progress
         for pod in view.present.values()
@@ -154,7 +154,7 @@ def newest(view: JobView) -> Progress | None:
     ]
     final = [progress for progress in words if progress.attempt == view.attempt]
     if not final and view.spec.suspend and (Role.MASTER, 0) not in view.present:
-        return None  # the last word of the master, which is gone, is written: what was read before it is no news
+        return None  # the last report of the master, which is gone, is written: what was read before it is no news
     return max(final, key=lambda progress: progress.step) if final else view.progress
 
 

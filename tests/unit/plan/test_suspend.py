@@ -46,7 +46,7 @@ def test_a_suspension_that_is_taken_back_before_all_is_gone_begins_another_attem
 
 
 def test_the_last_word_of_the_master_names_the_newest_checkpoint():
-    """The master saves once more when it is told to end, and nobody reads its report any more."""
+    """The master saves once more when it is asked to end, and no report of it is read any more."""
     scene = suspended().reports(10)
     scene.step()
     saved = ProgressCheckpoint(step=12, time=scene.now)

@@ -1,4 +1,4 @@
-"""What a process says: its metrics, its last words, and a script's reports when nobody listens."""
+"""What a process says: its metrics, its termination message, and the reports of a script that no job runs."""
 
 import subprocess
 import sys
