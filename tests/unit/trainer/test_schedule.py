@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.data.schedule import Schedule
+from disttrain_trainer.data.schedule import Schedule, parts_of
 
 numbers = st.lists(st.integers(0, 60), max_size=80)
 schedules = st.builds(
@@ -207,3 +207,11 @@ def test_a_index_set_survives_its_intervals(added: list[int]) -> None:
 def test_intervals_that_are_not_ascending_and_apart_are_refused(intervals: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="interval"):
         IndexSet.from_intervals(intervals)
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6), (7, 6), (3, 1)])
+def test_ranks_of_a_collective_share_the_parts_of_a_step(ranks: int, parts: int) -> None:
+    shares = [parts_of(rank, ranks=ranks, parts_per_step=parts) for rank in range(ranks)]
+    assert [part for share in shares for part in share] == list(range(parts)), "each once, in order"
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert 0 in shares[0]
