@@ -82,7 +82,8 @@ class ChildKind(StrEnum):
 
 
 def checkpoint_dir(job: str, uid: str) -> str:
-    """A job's own folder on the claim of its checkpoints: jobs that share a claim, or a name one after the other, never meet there."""
+    """A job's own folder on the claim of its checkpoints: jobs that share a claim, or a name one after the other, meet there only by
+    checkpoint.from."""
     return f"{CHECKPOINT_PATH}/{job}-{uid[:8]}"
 
 

@@ -5,7 +5,8 @@
       claims/<claim>/                a PersistentVolumeClaim, shared by all runs as it is on a cluster
       claims/<claim>/<run>/          the checkpoints of one run
 
-A run is a new job with a uid of its own and starts at step 0: it never finds, moves or overwrites the checkpoints of another one.
+A run is a new job with a uid of its own and starts at step 0: it never moves or overwrites the checkpoints of another one, and reads them
+only for checkpoint.from, by the names of these folders (api.names.uid_in_folder).
 `--resume` goes on with the newest run of that name instead: the same uid, the same folder, the next attempt. Not here: what is in
 the files of a checkpoint (the trainer's).
 """

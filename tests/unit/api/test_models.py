@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.pod_parts import EnvVar
-from disttrain.api.spec import Observability, RunPolicy, Trainer
+from disttrain.api.reading import read
+from disttrain.api.spec import Checkpoint, Observability, RunPolicy, Trainer
 from disttrain.api.template import PodTemplate
 from disttrain.api.types import quantity_value
 
@@ -144,3 +145,27 @@ def test_a_stored_object_survives_parsing_and_writing() -> None:
         {"apiVersion": "disttrain.dev/v1alpha1", "kind": "DistTrainJob", "metadata": metadata, "spec": spec}
     ).to_dict()
     assert again["metadata"] | metadata == again["metadata"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["other", {"job": "other", "include": "Model"}, {"job": "other", "step": 3, "include": "All"}]
+)
+def test_another_job_to_start_from_is_written_as_it_was_read(origin: object) -> None:
+    body = {"volume": {"persistentVolumeClaim": "ckpt"}, "everySteps": 100, "keep": 3, "from": origin}
+    checkpoint = Checkpoint.model_validate(body)
+    assert checkpoint.from_ is not None
+    assert checkpoint.from_.job == "other"
+    assert checkpoint.to_dict() == body
+    text = checkpoint.model_dump_json(
+        by_alias=True, exclude_none=True, exclude_defaults=True
+    )  # as DISTTRAIN_JOB has it
+    assert Checkpoint.model_validate_json(text).from_ == checkpoint.from_
+
+
+@pytest.mark.parametrize(
+    ("origin", "where"),
+    [("Other", "from"), (5, "from"), ({"job": "other", "include": "Half"}, "from.include"), ({"step": 3}, "from")],
+)
+def test_another_job_to_start_from_that_is_not_understood_is_not_left_out_silently(origin: object, where: str) -> None:
+    found = read(Checkpoint, {"volume": {"persistentVolumeClaim": "ckpt"}, "from": origin})
+    assert where in found.unreadable

@@ -143,6 +143,14 @@ def test_what_was_taken_is_kept_whatever_becomes_of_the_other_job(
     assert [path for path in (claim / "new-99999999").iterdir() if path.name.startswith(".")] == []
 
 
+def test_what_a_killed_process_left_is_removed(claim: Path) -> None:
+    (folder,) = (claim / "new-99999999").iterdir() if taken(claim, "old") else ()
+    shutil.rmtree(folder)
+    (claim / "new-99999999" / f".{folder.name}.0badcafe.tmp").mkdir()
+    assert value_of(taken(claim, "old")) == (30, 30.0)
+    assert [path.name for path in (claim / "new-99999999").iterdir()] == [folder.name]
+
+
 def test_a_field_that_was_mended_is_read_again(claim: Path) -> None:
     taken(claim, {"job": "old", "step": 10})
     assert value_of(taken(claim, {"job": "old", "step": 20})) == (20, 20.0)

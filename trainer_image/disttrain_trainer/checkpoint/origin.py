@@ -271,6 +271,10 @@ def _take(target: Path, checkpoint: Checkpoint) -> None:
     else:
         atomic.sync_folder(target.parent)
         log.info("%s", manifest.resumed)
+    for left in target.parent.glob(
+        f".{target.name}.*.tmp"
+    ):  # of a process that was killed; one that lives finds the folder
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _link(source: Path, target: Path, sha256: str) -> None:
