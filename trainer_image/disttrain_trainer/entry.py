@@ -51,6 +51,7 @@ class Entry:
     def run(self) -> int:
         """Runs the role to its end; the exit code."""
         place = self._place
+        machine.take_role()
         try:
             self._process = process = Process.read(
                 os.environ, local_rank=place.local_rank if place else 0, restarts=place.restarts if place else None

@@ -1,9 +1,13 @@
 """What the user's code forks ends at SIGTERM, and its end is no SIGTERM to the process that forked it."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from disttrain.api import environment
+from unit.trainer.configs import command_config
 
 FORKS = """
 import multiprocessing, signal, sys, threading
@@ -87,3 +91,30 @@ def test_a_child_that_user_code_forks_ends_where_that_code_ends_and_closes_nothi
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"child {code}\n" * 3 + "connections are closed\n"
     assert said in done.stderr
+
+
+def test_a_process_of_a_role_that_the_launcher_forked_is_no_child_of_user_code() -> None:
+    program = """
+import os
+from disttrain_trainer.entry import Entry
+from disttrain_trainer.runtime import machine
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def rank():
+    Entry._take_role = lambda self, process: machine.leave_forked_child()
+    Entry().run()
+    assert child(machine.leave_forked_child) == 1
+
+print(child(rank))
+"""
+    environ = {**os.environ, environment.JOB: command_config().encode(), environment.ROLE: "worker"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "7\n", done.stderr

@@ -126,8 +126,13 @@ def interrupted() -> bool:
 
 
 _forked: list[int] = []
-"""Not empty in a child that was forked from this process."""
+"""Not empty in a child that was forked from the process of a role."""
 os.register_at_fork(after_in_child=lambda: _forked.append(os.getpid()))
+
+
+def take_role() -> None:
+    """This process runs a role, though it may itself be forked: from the launcher of its pod. What it forks from now on does not."""
+    _forked.clear()
 
 
 def leave_forked_child(error: BaseException | None = None) -> None:
