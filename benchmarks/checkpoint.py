@@ -2,13 +2,14 @@
 
     python benchmarks/checkpoint.py [--mib 64 128] [--intervals 8] [--every 24]
 
-Each run is a `disttrain run` with a checkpoint every `--every` steps. Worker 0 notes when it begins each step. What the steps of an
-interval take beyond as many calm ones is what its checkpoint cost: the copy, and all that the thread that writes takes from the steps
-beside it. A calm step is the median of the interval, most of whose steps run while nothing is saved. So steps with and without a save
-alternate within one run, and whatever else the machine does hits both. Compare ratios, not times.
+Each run is a `disttrain run` with a checkpoint every `--every` steps. Worker 0 notes when it begins each step, and the manifests say when
+each checkpoint was committed. The steps of an interval that begin later are calm. What those from the copy to the commit take beyond as
+many calm ones (the median) is what the checkpoint cost: the copy, and all that the thread that writes takes from the steps beside it. So
+steps with and without a save alternate within one run, and whatever else the machine does hits both. Compare ratios, not times.
 
-- cost: in steps, best and median over the intervals; the target is half a step
-- longest: the longest step of an interval, in steps (median): what the loop waits for the copy is in it
+- cost: in steps, best and median over the checkpoints but the first, which also gets its memory; the target is half a step
+- longest: the longest step beside a save, in steps (median): what the loop waits for the copy is in it
+- saved in: seconds until the commit (median)
 """
 
 import argparse
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ WIDTH = 1024
 LAYER_MIB = WIDTH * WIDTH * 4 >> 20
 BATCH = 64
 TARGET = 0.5
+CALM = 2
+"""Calm steps that an interval must have to be counted."""
 STRATEGIES: dict[str, dict[str, Any]] = {
     "DataParallel": {"strategy": {"type": "DataParallel"}},
     **{
@@ -59,7 +64,7 @@ def dataset(config: dict[str, Any], split: str) -> TensorDataset:
 def loss(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     if os.environ["RANK"] == "0":
         with Path(os.environ["BENCHMARK_TIMES"]).open("a") as file:
-            file.write(f"{time.perf_counter()}\n")
+            file.write(f"{time.time()}\n")
     output: torch.Tensor = module(batch[0])
     return output.square().mean()
 
@@ -67,8 +72,8 @@ def loss(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 # The measurement.
 
 
-def seconds_of_steps(folder: Path, strategy: str, *, mib: int, every: int, intervals: int) -> list[float]:
-    """Runs a job; how long each step took, by worker 0."""
+def run(folder: Path, strategy: str, *, mib: int, every: int, intervals: int) -> tuple[list[float], dict[int, float]]:
+    """Runs a job; when worker 0 began each step, and when the checkpoint of which step was committed."""
     folder.mkdir()
     times = folder / "times"
     spec = STRATEGIES[strategy] | {
@@ -79,10 +84,14 @@ def seconds_of_steps(folder: Path, strategy: str, *, mib: int, every: int, inter
             "config": {"layers": str(max(1, mib // LAYER_MIB))},
             "optimizer": {"name": "Adam", "learningRate": 1e-6},
             "batchSize": BATCH,
-            "maxSteps": every * (intervals + 1) + every // 2 + 1,
+            "maxSteps": every * (intervals + 2),
         },
         "worker": {"replicas": 2},
-        "checkpoint": {"volume": {"persistentVolumeClaim": "checkpoints"}, "everySteps": every, "keep": 1},
+        "checkpoint": {
+            "volume": {"persistentVolumeClaim": "claim"},
+            "everySteps": every,
+            "keep": intervals + 2,
+        },
     }
     job = {
         "apiVersion": "disttrain.dev/v1alpha1",
@@ -97,8 +106,23 @@ def seconds_of_steps(folder: Path, strategy: str, *, mib: int, every: int, inter
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the run failed with {done.returncode}:\n{done.stdout}{done.stderr}")
-    moments = [float(line) for line in times.read_text().split()]
-    return [after - before for before, after in itertools.pairwise(moments)]
+    manifests = [json.loads(path.read_text()) for path in folder.glob(".disttrain/claims/claim/*/step-*/manifest.json")]
+    committed = {m["step"]: datetime.fromisoformat(m["time"]).timestamp() for m in manifests if not m["finished"]}
+    return [float(line) for line in times.read_text().split()], dict(sorted(committed.items()))
+
+
+def costs(begun: list[float], committed: dict[int, float]) -> Iterator[tuple[float, float, float, float]]:
+    """For each checkpoint but the first: seconds of a calm step; its cost and the longest step beside it in such steps; seconds to save."""
+    seconds = [after - before for before, after in itertools.pairwise(begun)]
+    # The copy is made at the end of a step; Async begins it a part earlier or later.
+    copied = [max(0, step - 2) for step in committed]
+    for start, stop, moment in list(zip(copied, [*copied[1:], len(seconds)], committed.values(), strict=True))[1:]:
+        beside = [number for number in range(start, stop) if begun[number] < moment]
+        calm = seconds[start + len(beside) : stop]
+        if len(calm) >= CALM:
+            step = statistics.median(calm)
+            taken = [seconds[number] for number in beside]
+            yield step, sum(taken) / step - len(taken), max(taken) / step, moment - begun[start + 1]
 
 
 def main() -> None:
@@ -109,29 +133,22 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     options = parser.parse_args()
     print(
-        f"{'strategy':<13} {'MiB':>4} {'step ms':>8} {'cost: best':>11} {'median':>7} {'longest':>8}   target: cost <= {TARGET}"
+        f"{'strategy':<13} {'MiB':>4} {'step ms':>8} {'cost: best':>11} {'median':>7} {'longest':>8} {'saved in s':>11}"
+        f"   target: cost <= {TARGET}"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        for mib in options.mib:
-            for strategy in options.strategies:
-                seconds = seconds_of_steps(
-                    Path(folder) / f"{strategy}-{mib}",
-                    strategy,
-                    mib=mib,
-                    every=options.every,
-                    intervals=options.intervals,
-                )
-                # The first interval warms up; the cuts lie in the calm half between two checkpoints.
-                start, every = options.every // 2, options.every
-                intervals = [seconds[at : at + every] for at in range(start, len(seconds) - every + 1, every)][1:]
-                calm = [statistics.median(interval) for interval in intervals]
-                costs = [(sum(one) - len(one) * step) / step for one, step in zip(intervals, calm, strict=True)]
-                longest = statistics.median(max(one) / step for one, step in zip(intervals, calm, strict=True))
-                print(
-                    f"{strategy:<13} {mib:>4} {statistics.median(calm) * 1e3:>8.0f} {min(costs):>11.2f} "
-                    f"{statistics.median(costs):>7.2f} {longest:>8.2f}",
-                    flush=True,
-                )
+    for mib, strategy in itertools.product(options.mib, options.strategies):
+        with tempfile.TemporaryDirectory() as folder:
+            measured = list(
+                costs(*run(Path(folder) / "run", strategy, mib=mib, every=options.every, intervals=options.intervals))
+            )
+        if not measured:
+            raise SystemExit(f"{strategy}: every save took its whole interval; raise --every")
+        steps, taken, longest, saves = zip(*measured, strict=True)
+        print(
+            f"{strategy:<13} {mib:>4} {statistics.median(steps) * 1e3:>8.0f} {min(taken):>11.2f} {statistics.median(taken):>7.2f} "
+            f"{statistics.median(longest):>8.2f} {statistics.median(saves):>11.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ def test_our_loop_is_compared_with_two_bare_ones_on_both_examples() -> None:
 
 
 def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
-    lines = printed("checkpoint.py", "--mib=4", "--intervals=1", "--every=4", "--strategies", "DataParallel")
+    lines = printed("checkpoint.py", "--mib=4", "--intervals=1", "--every=9", "--strategies", "DataParallel")
     (row,) = (line.split() for line in lines[1:])
     assert row[:2] == ["DataParallel", "4"]
-    assert all(float(number) > -4 for number in row[2:])
+    assert len([float(number) for number in row[2:]]) == 5
+    assert float(row[2]) > 0
 
 
 def test_a_restart_in_place_is_compared_with_a_new_process() -> None:
