@@ -83,7 +83,7 @@ def write_job(
     trainer: dict[str, Any] | None = None,
     **spec: Any,
 ) -> str:
-    """A job file for the stub, with documents beside the job; its name. trainer: further fields of it."""
+    """A job file for the stub, with documents beside the job; its name. trainer: further fields of it; with a command, all of them."""
     ours = {
         "model": "disttrain_trainer:model",
         "dataset": "disttrain_trainer:dataset",
@@ -98,7 +98,7 @@ def write_job(
         "metadata": {"name": name},
         "spec": {
             "strategy": strategy,
-            "trainer": ours | (trainer or {}),
+            "trainer": trainer if trainer and "command" in trainer else ours | (trainer or {}),
             "parameterServer": {"replicas": 1},
             "worker": {"replicas": 2},
         }

@@ -33,7 +33,7 @@ def test_the_exit_code_says_whether_a_signal_came(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         machine.note_interrupts()
-        assert Entry().run(local_rank=None, metrics_socket=None) == code
+        assert Entry().run() == code
     finally:
         signal.signal(signal.SIGINT, handler)
     assert Termination.decode((tmp_path / "said").read_text()).message == "KeyboardInterrupt"
