@@ -179,7 +179,7 @@ def test_a_master_that_is_new_when_all_is_done_knows_how_many_steps_that_were() 
         hello = {"state": MemberState.DONE, "generation": 3, "step": 150, "samples": 64, "layout": "x"}
         table.collective.joined(member, hello, 0)
     assert table.collective.ended
-    assert (table.tracker.total_steps, table.tracker.steps_per_epoch) == (150, 8)
+    assert (table.tracker.step, table.tracker.total_steps, table.tracker.steps_per_epoch) == (150, 150, 8)
 
 
 def test_a_member_that_fails_because_another_program_had_ended_is_told_which() -> None:

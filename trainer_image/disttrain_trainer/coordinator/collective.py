@@ -232,6 +232,8 @@ class CollectiveCoordinator:
             # True after each message of a running round, and when all members have joined a new master.
             self._tracker.round_number = places[0].round_number
             self._tracker.world_size = len(places) * self._processes
+            # What a rank reported to the master before this one is known from its HELLO alone: it may have no step left to report.
+            self._tracker.reach(max(p.step for p in places))
             if all(p.state is MemberState.DONE for p in places):
                 self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
                 self._tracker.model = next((p.model for p in places if p.model), None)

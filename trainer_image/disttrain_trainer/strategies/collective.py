@@ -213,6 +213,7 @@ class DataParallel:
         objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
         phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
         last, joint, checkpoints = schedule.total_steps, self._joint and replica is not None, self._checkpoints
+        every = self._every
         meter.begin(clock())
         vectors = gradients()
         others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
@@ -294,7 +295,10 @@ class DataParallel:
             phases["backward"] += sent - began - data - forward
             phases["communicate"] += reduced - sent
             phases["optimize"] += ended - reduced
-            if meter.due(ended) or rank.step == last:
+            saves = rank.save_asked or (every and rank.step % every == 0 and rank.step < last)
+            saving = checkpoints if saves else None
+            # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
+            if meter.due(ended) or rank.step == last or (saving is not None and saving.busy):
                 if rank.step == last:
                     self._look_at(None, part)
                 self._flat.verify()
@@ -304,11 +308,9 @@ class DataParallel:
                 self._control.check()
                 if checkpoints is not None:
                     checkpoints.check()
-            if checkpoints is not None and (
-                rank.save_asked or (self._every and rank.step % self._every == 0 and rank.step < last)
-            ):
+            if saving is not None:
                 self._look_at(None, part)
-                checkpoints.save()
+                saving.save()
 
     def _count(self) -> None:
         """The bytes up to now, for a scrape."""

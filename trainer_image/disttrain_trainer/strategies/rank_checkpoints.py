@@ -60,6 +60,11 @@ class RankCheckpoints:
         """The checkpoint of the finished job is committed."""
         control.settle = self.settle
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written, for which the next one has to wait."""
+        return self._writer.busy
+
     def save(self) -> None:
         """Saves the state after this step: in the background, or, when the master asked for it, before this returns.
 
