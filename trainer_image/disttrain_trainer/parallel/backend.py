@@ -23,6 +23,7 @@ from disttrain_trainer.parallel.traffic import Traffic
 
 NAME: Final = "disttrain"
 """As init_process_group knows it, once `register` was called."""
+ENDED: Final = "it ended within a step"
 _SLICE: Final = timedelta(milliseconds=50)
 """How long a wait goes on after the end of its round, at most."""
 _NO_LIMIT: Final = timedelta(0)
@@ -46,7 +47,7 @@ class Ending:
     def check(self) -> None:
         """Raises BrokenGroup after the end."""
         if self.reached:
-            raise BrokenGroup("it ended within a step")
+            raise BrokenGroup(ENDED)
 
 
 class _Collective(Work):
@@ -63,8 +64,10 @@ class _Collective(Work):
     def wait(self, timeout: timedelta = _NO_LIMIT) -> bool:
         """Blocks until the operation is done: its tensors are whole then. Raises BrokenGroup when a peer is lost or the round ends, and
         RuntimeError after `timeout`, if there is one."""
-        with suppress(RuntimeError):  # it is still under way, or has failed: then it says so once more
+        try:
             return self._inner.wait(_SLICE)
+        except RuntimeError:
+            pass  # it is still under way, or has failed: then it says so once more
         last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
         while not self._completed_within(_SLICE):
             self._ending.check()
@@ -124,7 +127,8 @@ class EndableBackend(c10d.Backend):
     """
 
     def __init__(self, gloo: ProcessGroupGloo, *, ending: Ending, traffic: Traffic) -> None:
-        super().__init__(gloo.rank(), gloo.size())
+        self._rank, self._size = gloo.rank(), gloo.size()
+        super().__init__(self._rank, self._size)
         self._gloo: ProcessGroupGloo | None = gloo
         self._options = gloo.options
         self._ending = ending
@@ -139,10 +143,13 @@ class EndableBackend(c10d.Backend):
         gloo: Any = self._gloo  # torch's stub lacks the operations
         if gloo is None:
             return
-        for peer in range(self.size()):
-            if peer != self.rank():
+        for peer in range(self._size):
+            if peer != self._rank:
                 with suppress(RuntimeError):  # that is what it is for; or this connection is closed already
                     gloo.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+
+    allreduce: Callable[..., Work]
+    """In place: a list of one tensor, and c10d's AllreduceOptions. It and the other operations are set below."""
 
     def release(self) -> ProcessGroupGloo | None:
         """Takes gloo's group out: it ends with its last reference, and waits for its operations then."""
@@ -163,23 +170,23 @@ class EndableBackend(c10d.Backend):
     def shutdown(self) -> None:
         """Called by destroy_process_group, which must wait for no peer."""
 
-    def _start(self, operation: str, kind: Callable[[Work, Ending], Work], arguments: tuple[Any, ...]) -> Work:
-        self._ending.check()
-        if self._gloo is None:
-            raise BrokenGroup("its round is over")
-        try:
-            inner = getattr(self._gloo, operation)(*arguments)
-        except RuntimeError as error:
-            if "gloo" not in str(error):
-                raise  # arguments that gloo does not take
-            raise BrokenGroup(error) from None
-        self._traffic.count(operation, self.rank(), self.size(), arguments)
-        return kind(inner, self._ending)
-
 
 def _operation(name: str, kind: Callable[[Work, Ending], Work]) -> Callable[..., Work]:
+    call = getattr(ProcessGroupGloo, name)
+
     def start(self: EndableBackend, *arguments: Any) -> Work:
-        return self._start(name, kind, arguments)
+        """Few lines are as hot as these: each microsecond is a per mille of a small model's step."""
+        ending, gloo = self._ending, self._gloo
+        if ending.reached or gloo is None:
+            raise BrokenGroup(ENDED)
+        try:
+            inner = call(gloo, *arguments)
+        except RuntimeError as error:
+            if "gloo/transport" not in str(error):
+                raise  # arguments that gloo does not take
+            raise BrokenGroup(error) from None
+        self._traffic.count(name, self._rank, self._size, arguments)
+        return kind(inner, ending)
 
     return start
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore  # type: ignore[attr-defined]  # not in their __all__
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore, Work  # type: ignore[attr-defined]  # not in their __all__
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.control_client import ControlClient
@@ -27,6 +28,7 @@ from disttrain_trainer.runtime.sockets import split_address
 
 T = TypeVar("T")
 
+_SUM: Final = dist.AllreduceOptions()
 _LOOK_SECONDS: Final = 0.005
 """Seconds between two looks at whether all ranks of a group are there."""
 _QUIET_SECONDS: Final = 5.0
@@ -79,6 +81,17 @@ class AbortableProcessGroup:
         finally:
             _rounds.remove(self)
             self._leave()
+
+    def all_reduce(self, tensor: torch.Tensor) -> Work:
+        """Starts the sum of a tensor over all ranks, in place.
+
+        Not by way of torch.distributed where it can be avoided: its layers take twice the time of the operation's start.
+        """
+        if self._backends:
+            return self._backends[0].allreduce([tensor], _SUM)
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work
 
     def end(self) -> None:
         """Ends the waits of another thread in the groups. Does not block: NCCL's abort may take long, and has a thread of its own."""

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 
 POLL_SECONDS = 20e-6
@@ -41,10 +42,18 @@ class _Bucket:
 class Replicated:
     """One rank's gradients, which become the weighted mean over all ranks."""
 
-    def __init__(self, model: FlatModel, *, buffers: SharedBuffers | None = None, search: bool = False) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        *,
+        group: AbortableProcessGroup,
+        buffers: SharedBuffers | None = None,
+        search: bool = False,
+    ) -> None:
         """buffers: those of the model, if it has some. search: look through each loss's graph for parameters that take no part in it, so
         that nothing waits for them."""
         self._model = model
+        self._group = group
         self.buffers = buffers
         self.reshaped = False
         """Whether a rank's buffers have changed their form in the last step: then they are still each rank's own."""
@@ -189,11 +198,7 @@ class Replicated:
         if self._error is not None:
             return
         try:
-            work = (
-                dist.all_reduce(vector, async_op=True)
-                if source is None
-                else dist.broadcast(vector, source, async_op=True)
-            )
+            work = self._group.all_reduce(vector) if source is None else dist.broadcast(vector, source, async_op=True)
         except (RuntimeError, BrokenGroup) as error:
             self._error = error
             return

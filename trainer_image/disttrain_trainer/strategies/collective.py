@@ -150,7 +150,10 @@ class DataParallel:
             if group is not None:
                 self._take_newest(this_round)
                 replica = Replicated(
-                    self._flat, buffers=self._shared_buffers(), search=self._config.trainer.find_unused_parameters
+                    self._flat,
+                    group=group,
+                    buffers=self._shared_buffers(),
+                    search=self._config.trainer.find_unused_parameters,
                 )
             log.info("round %d begins at step %d", this_round.number, rank.step)
             try:
