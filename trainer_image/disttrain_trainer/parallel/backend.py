@@ -129,7 +129,9 @@ class EndableBackend(c10d.Backend):
     def __init__(self, gloo: ProcessGroupGloo, *, ending: Ending, traffic: Traffic) -> None:
         self._rank, self._size = gloo.rank(), gloo.size()
         super().__init__(self._rank, self._size)
-        self._gloo: ProcessGroupGloo | None = gloo
+        self._gloo: Any = gloo
+        """None after `release`. No local variable refers to it: whoever drops the last reference waits for its operations."""
+        self._closing = threading.Lock()
         self._options = gloo.options
         self._ending = ending
         self._traffic = traffic
@@ -140,21 +142,20 @@ class EndableBackend(c10d.Backend):
         A receive that times out makes gloo close every connection of its group, which abort() does not do. After that no peer writes
         into a tensor of this process, a frozen one that goes on included.
         """
-        gloo: Any = self._gloo  # torch's stub lacks the operations
-        if gloo is None:
-            return
-        for peer in range(self._size):
-            if peer != self._rank:
-                with suppress(RuntimeError):  # that is what it is for; or this connection is closed already
-                    gloo.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+        with self._closing:
+            for peer in range(self._size):
+                if peer != self._rank and self._gloo is not None:
+                    with suppress(RuntimeError):  # that is what it is for; or this connection is closed already
+                        self._gloo.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
 
     allreduce: Callable[..., Work]
     """In place: a list of one tensor, and c10d's AllreduceOptions. It and the other operations are set below."""
 
     def release(self) -> ProcessGroupGloo | None:
         """Takes gloo's group out: it ends with its last reference, and waits for its operations then."""
-        gloo, self._gloo = self._gloo, None
-        return gloo
+        with self._closing:
+            gloo, self._gloo = self._gloo, None
+        return gloo  # type: ignore[no-any-return]
 
     @property
     def options(self) -> c10d.Backend.Options:
@@ -176,11 +177,11 @@ def _operation(name: str, kind: Callable[[Work, Ending], Work]) -> Callable[...,
 
     def start(self: EndableBackend, *arguments: Any) -> Work:
         """Few lines are as hot as these: each microsecond is a per mille of a small model's step."""
-        ending, gloo = self._ending, self._gloo
-        if ending.reached or gloo is None:
+        ending = self._ending
+        if ending.reached or self._gloo is None:
             raise BrokenGroup(ENDED)
         try:
-            inner = call(gloo, *arguments)
+            inner = call(self._gloo, *arguments)
         except RuntimeError as error:
             if "gloo/transport" not in str(error):
                 raise  # arguments that gloo does not take
