@@ -120,7 +120,8 @@ def test_two_ranks_go_on_exactly_when_the_third_is_lost(
     ranks.begin([first, last], until=max(steps) + 20, source=steps.index(max(steps)))
     if loss == signal.SIGSTOP:
         lost.signal(signal.SIGCONT)
-        lost.answer("broken")
+        # The master tells it as well: gloo may leave it in a send that was half written when the others closed their ends.
+        assert lost.ended()["late"] < 1
     calm = ranks_of("gloo", model, 3)
     calm.begin(calm.ranks, until=max(steps))
     calm.done(calm.ranks)
