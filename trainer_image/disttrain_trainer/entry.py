@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from prometheus_client.registry import Collector
 
@@ -18,6 +18,8 @@ from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
+from disttrain.api.strategy import ParameterServerStrategy
+from disttrain.api.trainer import Command, Loop, Script
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
@@ -119,7 +121,7 @@ class Entry:
         machine.set_threads(os.environ, processes=_processes(process))
         if process.role is Role.PARAMETER_SERVER:
             import disttrain_trainer.parameter_server.role
-        elif process.config.strategy.parameter_server is not None:
+        elif isinstance(process.config.strategy.exchange, ParameterServerStrategy):
             import disttrain_trainer.strategies.parameter_server
         else:
             import disttrain_trainer.strategies.collective  # noqa: F401
@@ -134,7 +136,6 @@ class Entry:
         return code
 
     def _take_role(self, process: Process) -> None:
-        trainer = process.config.trainer
         if process.checkpoint_dir is not None:
             with contextlib.suppress(OSError):  # who writes there says what is wrong
                 process.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -142,16 +143,20 @@ class Entry:
             from disttrain_trainer.coordinator import main as master
 
             master.run(process, Metrics(process), self._report)
-        elif trainer.command is not None:
-            _become(trainer.command)
-        elif process.role is Role.WORKER and trainer.script is not None:
-            from disttrain_trainer.strategies import script as agent
+            return
+        match process.config.trainer.work:
+            case Command(words):
+                _become(words)
+            case Script() as script:
+                from disttrain_trainer.strategies import script as agent
 
-            metrics = Metrics(process)
-            metrics.left_out = OF_STEPS
-            agent.run(process, self._serve(process, metrics))
-        else:
-            self._compute(process, self._serve(process, Metrics(process)))
+                metrics = Metrics(process)
+                metrics.left_out = OF_STEPS
+                agent.run(process, script, self._serve(process, metrics))
+            case Loop():
+                self._compute(process, self._serve(process, Metrics(process)))
+            case unknown:
+                assert_never(unknown)
 
     def _compute(self, process: Process, metrics: Metrics) -> None:
         """The roles that import torch."""
@@ -162,7 +167,7 @@ class Entry:
 
             server = Server(process, metrics)
             server.run(self._connect(process, server.describe, server.on_message))
-        elif config.strategy.parameter_server is not None:
+        elif isinstance(config.strategy.exchange, ParameterServerStrategy):
             from disttrain_trainer.net.members import ParameterServerMember
 
             member = ParameterServerMember()
@@ -211,7 +216,7 @@ class Entry:
 
 def _has_launcher(process: Process) -> bool:
     """Whether the role is that of processes which import torch and may be started again, or are several."""
-    if process.role is Role.MASTER or process.config.trainer.model is None:
+    if process.role is Role.MASTER or not isinstance(process.config.trainer.work, Loop):
         return False
     return process.pod is not None or _processes(process) > 1
 

@@ -1,7 +1,7 @@
 """spec.strategy: how the training is distributed. Not here: how many pods it takes (spec.py)."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, StrictInt
 
@@ -93,6 +93,10 @@ class ModelParallel(Model):
     """Parts of a batch in the pipeline. Default: 4."""
 
 
+Exchange: TypeAlias = DataParallel | ParameterServerStrategy | ModelParallel
+"""How processes of our loop exchange gradients and parameters."""
+
+
 class Strategy(Model):
     """How the training is distributed. Changes only while the job is suspended and has a checkpoint (job.py)."""
 
@@ -129,3 +133,14 @@ class Strategy(Model):
     """Exactly with ParameterServer: how workers are kept in step."""
     model_parallel: ModelParallel | None = None
     """Exactly with ModelParallel and Hybrid: how the model is cut."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """How processes of our loop exchange gradients and parameters, by `type`. Hybrid: the model is cut."""
+        return self.parameter_server or self.model_parallel or self.data_parallel or DataParallel()
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether each step is applied once, from the gradients of the whole batch."""
+        exchange = self.exchange
+        return not isinstance(exchange, ParameterServerStrategy) or exchange.consistency is Consistency.SYNC

@@ -1,7 +1,8 @@
 """spec.trainer: what is trained. Not here: where it runs (spec.py)."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
@@ -107,6 +108,30 @@ class Script(Model):
     """The Python file: one of trainer.code, or without that a path in the image or from the current folder on."""
     args: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()
     """Arguments of the script. Default: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Any program, without our trainer in it."""
+
+    words: tuple[str, ...]
+    """The program and its arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Our own loop: the callables of the user that it calls, each package.module:callable, and its optimiser."""
+
+    model: str
+    dataset: str
+    loss: str | None
+    evaluate: str | None
+    collate: str | None
+    optimizer: Optimizer
+
+
+Work: TypeAlias = Loop | Script | Command
+"""What the workers run."""
 
 
 class Trainer(Model):
@@ -241,3 +266,29 @@ class Trainer(Model):
     command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)] | None = None
     """Any program, started once in each worker. RANK and WORLD_SIZE count the workers, MASTER_ADDR is worker 0, and PET_* gives torchrun
     its options."""
+
+    @property
+    def work(self) -> Work:
+        """What the workers run: the one kind of work that the fields describe (`RULES`)."""
+        match self:
+            case Trainer(command=tuple(words)):
+                return Command(words)
+            case Trainer(script=Script() as script):
+                return script
+            case Trainer(model=str(model), dataset=str(dataset), optimizer=Optimizer() as optimizer):
+                return Loop(
+                    model=model,
+                    dataset=dataset,
+                    loss=self.loss,
+                    evaluate=self.evaluate,
+                    collate=self.collate,
+                    optimizer=optimizer,
+                )
+        raise ValueError("trainer names no work")
+
+    @property
+    def loop(self) -> Loop:
+        """The work, for what only a process of our loop runs. Raises TypeError for a script or a command."""
+        if not isinstance(work := self.work, Loop):
+            raise TypeError(f"this job runs a {type(work).__name__}, not our loop")
+        return work

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from disttrain.api.goodput import MasterGoodput
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
+from disttrain.api.strategy import ParameterServerStrategy
+from disttrain.api.trainer import Command, Loop, Script
 from disttrain_trainer.checkpoint import origin, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
@@ -46,6 +48,7 @@ class Master:
     def __init__(self, process: Process, metrics: Metrics) -> None:
         self._process = process
         self._config: JobConfig = process.config
+        self._work = self._config.trainer.work
         self._metrics = metrics
         self._control = ControlServer(config=self._config)
         self._tracker = Tracker(attempt=self._config.attempt)
@@ -77,7 +80,7 @@ class Master:
         """Brings the master's metrics up to date."""
         progress, metrics, reported = self.progress(), self._metrics, self._tracker.reported
         # The workers of our own loop count for themselves, and a sum over all roles must not count a sample twice.
-        tells_samples = reported and self._config.trainer.model is None
+        tells_samples = reported and not isinstance(self._work, Loop)
         metrics.left_out = OF_STEPS - {"disttrain_lost_steps"} - ({"disttrain_samples"} if tells_samples else set())
         metrics.goodput_seconds = dict(self._goodput.seconds) if reported else {}
         metrics.loss, metrics.epoch = progress.loss, progress.epoch
@@ -125,7 +128,7 @@ class Master:
     def _log_last_step(self) -> None:
         """The last line of the log. A program that reports no steps is done, but not at a step."""
         step, total = self._tracker.step, self._tracker.total_steps
-        if self._config.trainer.model is not None or total == step:
+        if isinstance(self._work, Loop) or total == step:
             log.info("the job is done at step %d", step)
         elif total is not None:
             log.warning("the programs ended at step %d of the %d that they announced", step, total)
@@ -145,41 +148,43 @@ class Master:
 
     def _coordinate(self) -> Coordinator:
         """The decisions of the job's strategy."""
-        config, trainer = self._config, self._config.trainer
-        if trainer.command is not None:
-            return CommandCoordinator(tracker=self._tracker, workers=config.workers)
-        if config.strategy.parameter_server is not None:
-            return ParameterServerCoordinator(
-                sender=self._control,
-                store=self if self._process.checkpoint_dir else None,
-                tracker=self._tracker,
-                config=config,
-                incarnation=self._process.incarnation,
-            )
-        if trainer.script is not None:
-            return CollectiveCoordinator(
-                sender=self._control,
-                tracker=self._tracker,
-                members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
-                renew_store=self._renew_store,
-                processes=config.processes_per_worker,
-                lasting=False,
-                used=lambda: self._store is not None and self._store.num_keys() > 0,
-            )
-        return CollectiveCoordinator(
-            sender=self._control,
-            tracker=self._tracker,
-            members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
-            renew_store=self._renew_store,
-            saves=self._process.checkpoint_dir is not None,
-            schedule=lambda samples: Schedule.of(config, samples),
-        )
+        config = self._config
+        match self._work:
+            case Command():
+                return CommandCoordinator(tracker=self._tracker, workers=config.workers)
+            case Script():
+                return CollectiveCoordinator(
+                    sender=self._control,
+                    tracker=self._tracker,
+                    members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
+                    renew_store=self._renew_store,
+                    processes=config.processes_per_worker,
+                    lasting=False,
+                    used=lambda: self._store is not None and self._store.num_keys() > 0,
+                )
+            case Loop() if isinstance(config.strategy.exchange, ParameterServerStrategy):
+                return ParameterServerCoordinator(
+                    sender=self._control,
+                    store=self if self._process.checkpoint_dir else None,
+                    tracker=self._tracker,
+                    config=config,
+                    incarnation=self._process.incarnation,
+                )
+            case Loop():
+                return CollectiveCoordinator(
+                    sender=self._control,
+                    tracker=self._tracker,
+                    members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
+                    renew_store=self._renew_store,
+                    saves=self._process.checkpoint_dir is not None,
+                    schedule=lambda samples: Schedule.of(config, samples),
+                )
 
     def _begin(self) -> None:
         coordinator = self._coordinator
         if isinstance(coordinator, CollectiveCoordinator):
             self._renew_store()
-            if self._config.trainer.model is not None and self._process.checkpoint_dir is not None:
+            if isinstance(self._work, Loop) and self._process.checkpoint_dir is not None:
                 self.find()
         elif isinstance(coordinator, ParameterServerCoordinator):
             coordinator.begin(time.monotonic())

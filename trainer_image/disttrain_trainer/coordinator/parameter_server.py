@@ -8,7 +8,6 @@ from functools import partial
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import BUFFERS, STATE, another_training, name_of
@@ -40,14 +39,12 @@ class ParameterServerCoordinator:
         self, *, sender: Sender, store: CheckpointStore | None, tracker: Tracker, config: JobConfig, incarnation: str
     ) -> None:
         """incarnation: the master's, another one in each of its processes."""
-        strategy = config.strategy.parameter_server
-        assert strategy is not None
         self._sender = sender
         self._tracker = tracker
         self._config = config
         self._servers = Servers(sender=sender, count=config.parameter_servers)
         self._workers = workers = Workers(sender=sender, tracker=tracker, incarnation=incarnation)
-        self._sync = strategy.consistency is Consistency.SYNC
+        self._sync = config.strategy.synchronous
         self._checkpoints = (
             CheckpointCoordinator(
                 sender=sender,

@@ -41,15 +41,14 @@ class InitialParameters:
 
     def restore(self, parameters: Vectors) -> nn.Module:
         """Sets the parameters to their first values; returns a new model, which has the buffers. Raises FactoryNotRepeatable."""
-        trainer = self._trainer
-        assert trainer.model, "scripts and commands are run by others"
+        trainer, factory = self._trainer, self._trainer.loop.model
         with guarded("trainer.model"), factory_seeds(trainer.seed):
-            model = resolve("trainer.model", trainer.model)(dict(trainer.config or {}))
+            model = resolve("trainer.model", factory)(dict(trainer.config or {}))
         self._prepare(model)
         copy_into(parameters, model)
         if _sums(parameters) != self._sums:
             raise FactoryNotRepeatable(
-                f"trainer.model: {trainer.model!r} did not make the same model a second time, and the training must start again: "
+                f"trainer.model: {factory!r} did not make the same model a second time, and the training must start again: "
                 "a new process has to"
             )
         return model  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,18 +112,16 @@ def seed_process(seed: int, *, rank: int, incarnation: str) -> None:
 
 def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) -> Task:
     """Makes the task of one process. Raises WrongInput, or what the user's factories raise."""
-    trainer = config.trainer
-    assert trainer.model, "scripts and commands are run by others"
-    assert trainer.dataset, "the schema demands it beside a model"
+    trainer, loop = config.trainer, config.trainer.loop
     add_current_folder()
     make_importable(os.environ)
     resolved = {
-        "trainer.model": _resolve("trainer.model", trainer.model, "config"),
-        "trainer.dataset": _resolve("trainer.dataset", trainer.dataset, "config", "split"),
+        "trainer.model": _resolve("trainer.model", loop.model, "config"),
+        "trainer.dataset": _resolve("trainer.dataset", loop.dataset, "config", "split"),
     }
-    collate = _resolve("trainer.collate", trainer.collate, "samples") if trainer.collate else None
-    loss = _resolve("trainer.loss", trainer.loss, "model", "batch") if trainer.loss else cross_entropy
-    evaluate = _resolve("trainer.evaluate", trainer.evaluate, "model", "dataset") if trainer.evaluate else None
+    collate = _resolve("trainer.collate", loop.collate, "samples") if loop.collate else None
+    loss = _resolve("trainer.loss", loop.loss, "model", "batch") if loop.loss else cross_entropy
+    evaluate = _resolve("trainer.evaluate", loop.evaluate, "model", "dataset") if loop.evaluate else None
     if trainer.deterministic:
         _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
@@ -130,24 +129,21 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     with guarded("trainer.model"), factory_seeds(trainer.seed):
         model = resolved["trainer.model"](dict(options))
     if not isinstance(model, nn.Module):
-        raise WrongInput(
-            f"trainer.model: {trainer.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
-        )
+        raise WrongInput(f"trainer.model: {loop.model!r} returned a {type(model).__name__}; expected a torch.nn.Module")
     prepare(model)
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
-        fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {trainer.dataset!r}", collate=collate)
+        fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
         data = DataSet(len(dataset), fingerprint_of(dataset))
     model.to(device)
     schedule = _schedule(config, data.samples)
 
-    def evaluate_on_test() -> Evaluation:
-        assert evaluate is not None
+    def evaluate_on_test(evaluate: Callable[..., Any]) -> Evaluation:
         with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
             test = resolved["trainer.dataset"](dict(options), "test")
             with evaluating(model), torch.no_grad():
                 found = evaluate(model, test)
-        return numbers_of(found, trainer.evaluate)
+        return numbers_of(found, loop.evaluate)
 
     seed_process(trainer.seed, rank=rank, incarnation=incarnation)
     return Task(
@@ -157,7 +153,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         data=data,
         fetch=fetch,
         device=device,
-        evaluate=evaluate_on_test if evaluate else None,
+        evaluate=partial(evaluate_on_test, evaluate) if evaluate else None,
         deterministic=trainer.deterministic,
     )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Consistency
+from disttrain.api.strategy import ParameterServerStrategy
+from disttrain.api.trainer import Loop
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.index_set import IndexSet
@@ -99,15 +100,14 @@ class ShardServer:
         on_staleness: Callable[[int], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
-        strategy = config.strategy.parameter_server
-        settings = config.trainer.optimizer
-        if strategy is None or settings is None:
+        loop, strategy = config.trainer.work, config.strategy.exchange
+        if not (isinstance(loop, Loop) and isinstance(strategy, ParameterServerStrategy)):
             raise WrongInput("a parameter server needs strategy.parameterServer and trainer.optimizer")
         self._config = config
         self._strategy = strategy
         self._index = index
         self._bind = (host, port)
-        self._optimizer = optimizer or (lambda: Optimizer(settings))
+        self._optimizer = optimizer or (lambda: Optimizer(loop.optimizer))
         self._on_worker_lost = on_worker_lost
         self._on_staleness = on_staleness
         self._on_failure = on_failure
@@ -186,7 +186,7 @@ class ShardServer:
             checkpoint,
             server=self._index,
             servers=self._config.parameter_servers,
-            sync=self._strategy.consistency is Consistency.SYNC,
+            sync=self._config.strategy.synchronous,
             optimizer=self._optimizer().name,
         )
 

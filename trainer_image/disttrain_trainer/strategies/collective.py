@@ -60,9 +60,7 @@ class DataParallel:
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
         self._flat = FlatModel(task.model)
-        settings = self._config.trainer.optimizer
-        assert settings is not None, "the schema demands it beside a model"
-        self._optimizer = FlatOptimizer(settings, self._flat)
+        self._optimizer = FlatOptimizer(self._config.trainer.loop.optimizer, self._flat)
         self._state = RankState(task.model, self._optimizer, self._flat.described())
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()

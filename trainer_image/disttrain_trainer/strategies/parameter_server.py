@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from disttrain.api.spec import Consistency
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.buffers import Buffers
@@ -45,14 +44,12 @@ class Worker:
     def __init__(
         self, *, process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember
     ) -> None:
-        strategy = process.config.strategy.parameter_server
-        assert strategy is not None
         self._process = process
         self._config = process.config
         self._metrics = metrics
         self._control = control
         self._member = member
-        self._sync = strategy.consistency is Consistency.SYNC
+        self._sync = process.config.strategy.synchronous
         self._task = tasks.build(
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )

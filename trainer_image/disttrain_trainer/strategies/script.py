@@ -11,6 +11,7 @@ from pathlib import Path
 
 from disttrain.api import environment
 from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import Script
 from disttrain_trainer.errors import Terminated, WrongInput
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
@@ -35,11 +36,12 @@ MAX_RESTARTS = "999"
 class Agent:
     """The agent of one pod."""
 
-    def __init__(self, process: Process, metrics: Metrics) -> None:
+    def __init__(self, process: Process, script: Script, metrics: Metrics) -> None:
         self._process = process
         self._metrics = metrics
         self._rank = CollectiveMember()
-        self._file = script_file(process.config)
+        self._file = _file_of(script, process.config)
+        self._arguments = script.args
         self._program: Program | None = None
         self._terminated = False
         self._control = ControlClient(
@@ -123,8 +125,7 @@ class Agent:
         """Starts the program of a round. Raises Terminated after SIGTERM."""
         config = self._process.config
         user_files.check_unchanged(self._process)
-        arguments = config.trainer.script.args if config.trainer.script else ()
-        command = [sys.executable, script_runner.__file__, str(self._file), *arguments]
+        command = [sys.executable, script_runner.__file__, str(self._file), *self._arguments]
         environs = [
             contract(config, index=self._process.index, local_rank=local_rank, round_number=this_round.number)
             for local_rank in range(config.processes_per_worker)
@@ -188,10 +189,8 @@ def contract(config: JobConfig, *, index: int, local_rank: int, round_number: in
     }
 
 
-def script_file(config: JobConfig) -> Path:
+def _file_of(script: Script, config: JobConfig) -> Path:
     """The user's file: of trainer.code, which the operator names in full, or in the image or the current folder. Raises WrongInput."""
-    script = config.trainer.script
-    assert script is not None, "the role of an agent needs a script"
     path = Path(script.file)
     if path.is_file():
         return path.absolute()
@@ -199,6 +198,6 @@ def script_file(config: JobConfig) -> Path:
     raise WrongInput(f"trainer.script.file: {script.file!r} is not in {origin}; put it there, or correct the name")
 
 
-def run(process: Process, metrics: Metrics) -> None:
+def run(process: Process, script: Script, metrics: Metrics) -> None:
     """The role of a script's agent."""
-    Agent(process, metrics).run()
+    Agent(process, script, metrics).run()
