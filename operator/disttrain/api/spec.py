@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import IMMUTABLE, Model, Rule
-from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER
+from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
 from disttrain.api.policies import (
     DEFAULT_RULES,
     Action,
@@ -38,7 +38,7 @@ from disttrain.api.strategy import (
     StrategyType,
 )
 from disttrain.api.template import PodTemplate
-from disttrain.api.trainer import Backend, Optimizer, OptimizerName, Script, Trainer
+from disttrain.api.trainer import Backend, Command, Optimizer, OptimizerName, Script, Trainer
 from disttrain.api.types import Image
 
 __all__ = [
@@ -172,12 +172,10 @@ def _mounts_elsewhere(role: str) -> str:
 
 def _mounts(spec: "DistTrainJobSpec") -> set[str]:
     """Where the templates' trainer containers have mounts of their own."""
-    templates = [role.template for role in (spec.master, spec.parameter_server, spec.worker) if role is not None]
     return {
         mount.mount_path
-        for template in templates
-        if template is not None and template.spec is not None
-        for container in template.spec.containers or ()
+        for role in Role
+        for container in spec.template_of(role).containers
         if container.name == TRAINER_CONTAINER
         for mount in container.volume_mounts or ()
     }
@@ -341,9 +339,20 @@ class DistTrainJobSpec(Model):
     @property
     def processes_per_worker(self) -> int:
         """Training processes that we start in a worker pod. A command is started once, whatever it starts itself: a pod is one rank."""
-        return 1 if self.trainer.command is not None else self.worker.processes
+        return 1 if isinstance(self.trainer.work, Command) else self.worker.processes
 
     @property
     def world_size(self) -> int:
         """Training processes of the whole job."""
         return self.worker.replicas * self.processes_per_worker
+
+    @property
+    def servers(self) -> int:
+        """Parameter servers; 0 of a job that has none."""
+        return self.parameter_server.replicas if self.parameter_server is not None else 0
+
+    def template_of(self, role: Role) -> PodTemplate:
+        """The pod template of a role, an empty one when the job has none."""
+        owners = {Role.MASTER: self.master, Role.PARAMETER_SERVER: self.parameter_server, Role.WORKER: self.worker}
+        owner = owners[role]
+        return (owner.template if owner is not None else None) or PodTemplate()

@@ -189,6 +189,11 @@ class PodTemplate(Model):
     spec: PodSpec | None = None
     """Spec of the pods: resources, nodeSelector, tolerations, volumes, env, sidecars."""
 
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """The containers that the template names."""
+        return (self.spec and self.spec.containers) or ()
+
     def pod_spec(self) -> dict[str, Any]:
         """The template's pod spec as a plain object, {} when there is none."""
         return self.spec.to_dict() if self.spec else {}

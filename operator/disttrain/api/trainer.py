@@ -118,16 +118,16 @@ class Command:
     """The program and its arguments."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Loop:
-    """Our own loop: the callables of the user that it calls, each package.module:callable, and its optimiser."""
+    """Our own loop: the user's callables that it calls, each package.module:callable, and its optimiser."""
 
     model: str
     dataset: str
+    optimizer: Optimizer
     loss: str | None
     evaluate: str | None
     collate: str | None
-    optimizer: Optimizer
 
 
 Work: TypeAlias = Loop | Script | Command
@@ -276,14 +276,7 @@ class Trainer(Model):
             case Trainer(script=Script() as script):
                 return script
             case Trainer(model=str(model), dataset=str(dataset), optimizer=Optimizer() as optimizer):
-                return Loop(
-                    model=model,
-                    dataset=dataset,
-                    loss=self.loss,
-                    evaluate=self.evaluate,
-                    collate=self.collate,
-                    optimizer=optimizer,
-                )
+                return Loop(model, dataset, optimizer, loss=self.loss, evaluate=self.evaluate, collate=self.collate)
         raise ValueError("trainer names no work")
 
     @property

@@ -2,6 +2,7 @@
 
 import sys
 
+from disttrain.api.trainer import Loop
 from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
 from disttrain.local import code
@@ -31,7 +32,7 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     """What can be said without a cluster and is not in the schema."""
     spec = found.job.spec
     problems = [*found.not_yet_supported(), *found.factories_by_file()]
-    if spec.checkpoint is None and spec.trainer.model is not None:
+    if spec.checkpoint is None and isinstance(spec.trainer.work, Loop):
         problems.append(
             found.problem(
                 ("spec",),
@@ -42,5 +43,8 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     if spec.trainer.code is not None:
         content = Documents(file.beside(found)).config_map(spec.trainer.code.config_map or "")
         if content is not None:
-            problems += [found.problem(path, text) for path, text in code.in_config_map(spec.trainer, content)]
+            problems += [
+                found.problem(path, text)
+                for path, text in code.in_config_map(spec.trainer.code, spec.trainer.work, content)
+            ]
     return problems

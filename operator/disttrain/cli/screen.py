@@ -116,9 +116,8 @@ def screen_for(stream: TextIO, job: DistTrainJob, *, quiet: bool) -> Screen:
 
 def prefix_width(job: DistTrainJob) -> int:
     """Columns of the longest [name]."""
-    servers = job.spec.parameter_server
     last = {Role.MASTER: 0, Role.WORKER: job.spec.worker.replicas - 1} | (
-        {Role.PARAMETER_SERVER: servers.replicas - 1} if servers else {}
+        {Role.PARAMETER_SERVER: job.spec.servers - 1} if job.spec.servers else {}
     )
     return max(len(f"[{role.short}-{index}]") for role, index in last.items())
 

@@ -3,6 +3,7 @@
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
+from disttrain.api.trainer import Command
 
 _WAITING = (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY)
 
@@ -29,7 +30,7 @@ def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
         if total:
             # The status has one too, but is written every few seconds only.
             parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
-    if job.spec.trainer.command is None:  # whose programs do not report to the master
+    if not isinstance(job.spec.trainer.work, Command):  # whose programs do not report to the master
         parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
     return parts
 

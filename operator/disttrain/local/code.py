@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from disttrain.api.code import files_of, problems
-from disttrain.api.trainer import Trainer
+from disttrain.api.code import Code, files_of, problems
+from disttrain.api.trainer import Script, Trainer, Work
 from disttrain.local.documents import Documents
 from disttrain.local.folders import RunFolder
 from disttrain.local.objects import ConfigMap
@@ -18,16 +18,15 @@ from disttrain.local.references import FieldPath, Unusable
 _CODE: FieldPath = ("spec", "trainer", "code")
 
 
-def in_config_map(trainer: Trainer, content: ConfigMap) -> Iterator[tuple[FieldPath, str]]:
+def in_config_map(code: Code, work: Work, content: ConfigMap) -> Iterator[tuple[FieldPath, str]]:
     """What is wrong with the code that a job has in a ConfigMap of its file."""
-    assert trainer.code is not None
     files = content.files()
     opened = {key: io.BytesIO(data) for key, data in files.items()}
     for problem in problems(opened, only_code=True):
-        yield (*_CODE, "configMap"), f"{trainer.code.origin}: {problem}"
-    if trainer.script is not None and trainer.script.file not in files:
+        yield (*_CODE, "configMap"), f"{code.origin}: {problem}"
+    if isinstance(work, Script) and work.file not in files:
         known = ", ".join(sorted(files)) or "none"
-        message = f'{trainer.code.origin} has no key "{trainer.script.file}"; it has {known}'
+        message = f'{code.origin} has no key "{work.file}"; it has {known}'
         yield ("spec", "trainer", "script", "file"), message
 
 
@@ -36,23 +35,17 @@ def folder_of(trainer: Trainer, documents: Documents, folder: RunFolder) -> Path
 
     Relative to the current folder. Raises Unusable.
     """
-    code = trainer.code
-    if code is None:
-        return None
-    if code.config_map is not None:
-        content = documents.config_map(code.config_map)
-        if content is None:
-            return None
-        for path, message in in_config_map(trainer, content):
-            raise Unusable(path, message)
-        place = folder.config(code.config_map)
-        shutil.rmtree(place, ignore_errors=True)  # a resumed run has the keys of before
-        documents.write("ConfigMap", code.config_map, place, (*_CODE, "configMap"))
-        return place
-    assert code.persistent_volume_claim is not None
-    place = folder.claim(code.persistent_volume_claim).joinpath(code.path or "")
-    if not files_of(place):
-        return None
-    for problem in problems(files_of(place), only_code=False):
-        raise Unusable((*_CODE, "persistentVolumeClaim"), f"{code.origin}: {problem}")
-    return place
+    match trainer.code:
+        case Code(config_map=str(name)) as code if (content := documents.config_map(name)) is not None:
+            for path, message in in_config_map(code, trainer.work, content):
+                raise Unusable(path, message)
+            place = folder.config(name)
+            shutil.rmtree(place, ignore_errors=True)  # a resumed run has the keys of before
+            documents.write("ConfigMap", name, place, (*_CODE, "configMap"))
+            return place
+        case Code(persistent_volume_claim=str(claim)) as code:
+            place = folder.claim(claim).joinpath(code.path or "")
+            for problem in problems(files_of(place), only_code=False):
+                raise Unusable((*_CODE, "persistentVolumeClaim"), f"{code.origin}: {problem}")
+            return place if files_of(place) else None
+    return None

@@ -40,16 +40,15 @@ class Documents:
             (folder / key).write_bytes(data)
 
     def environment(
-        self, template: PodTemplate | None, path: FieldPath, known: Mapping[str, str], fields: Mapping[str, str]
+        self, template: PodTemplate, path: FieldPath, known: Mapping[str, str], fields: Mapping[str, str]
     ) -> dict[str, str]:
         """The variables of a role's training container: `known`, and those that its template sets. Raises Unusable.
 
         As in a pod, `known` stands above envFrom, and env above both. A value of env may refer to every variable above it.
         fields: those of the pod that valueFrom.fieldRef may name.
         """
-        containers = (template and template.spec and template.spec.containers) or ()
         variables = dict(known)
-        for position, container in enumerate(containers):
+        for position, container in enumerate(template.containers):
             if container.name == TRAINER_CONTAINER:
                 where = (*path, "template", "spec", "containers", position)
                 replaced = {variable.name for variable in container.env or ()}

@@ -8,15 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from disttrain.api import environment as names
 from disttrain.api.code import module_path, with_code
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.runtime import Addresses
-from disttrain.api.template import PodTemplate
-from disttrain.api.trainer import FACTORIES
+from disttrain.api.trainer import FACTORIES, Command, Script
 from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
@@ -25,7 +24,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.local.references import FieldPath, Unusable
-from disttrain.manifests.environment import default_environment, training_environment
+from disttrain.manifests.environment import default_environment, store_host, training_environment
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
@@ -51,18 +50,19 @@ class Programs:
         self._documents = documents
         self._folder = folder
         self._ports = ports
+        self._runs_command = isinstance(job.spec.trainer.work, Command)
         self._gpus = machine.gpus()
         self._code = code.folder_of(job.spec.trainer, documents, folder)
         self._check()
 
     def arguments(self, process: Process) -> list[str]:
         """The command line of a process."""
-        command = self._job.spec.trainer.command
-        if process.role is not Role.WORKER or command is None:
+        work = self._job.spec.trainer.work
+        if process.role is not Role.WORKER or not isinstance(work, Command):
             return [sys.executable, "-P", "-m", TRAINER]
         # On a cluster the command is the container's own, in which the kubelet expands the names of the container's variables.
         variables = self._container_environment(process)
-        return [expanded(word, variables) for word in command]
+        return [expanded(word, variables) for word in work.words]
 
     def environment(self, process: Process) -> dict[str, str]:
         """The whole environment of a process."""
@@ -77,7 +77,7 @@ class Programs:
         }
         local = {names.PARENT_PID: str(os.getpid()), MARK: self._folder.uid}
         variables = inherited | ours | self._container_environment(process) | local
-        if role is Role.WORKER and job.spec.trainer.command is not None and job.spec.trainer.code is not None:
+        if role is Role.WORKER and self._runs_command and job.spec.trainer.code is not None:
             # The trainer puts the code on its module path itself.
             variables["PYTHONPATH"] = with_code((self._code or Path.cwd()).absolute(), variables.get("PYTHONPATH"))
         return variables
@@ -85,7 +85,7 @@ class Programs:
     def grace_seconds(self, role: Role) -> float:
         """How long a process of the role has after SIGTERM."""
         default = GRACE_SECONDS_WITH_CHECKPOINT if self._job.spec.checkpoint else GRACE_SECONDS
-        return float(_pod_spec(self._template(role)).get("terminationGracePeriodSeconds", default))
+        return float(self._job.spec.template_of(role).pod_spec().get("terminationGracePeriodSeconds", default))
 
     def warnings(self) -> Iterator[tuple[FieldPath, str]]:
         """What the job asks for and a local run leaves out."""
@@ -102,7 +102,7 @@ class Programs:
             yield ("spec", "trainer", "code"), said
         for role in Role:
             path = (*self._path(role), "template", "spec")
-            for position, container in enumerate(_pod_spec(self._template(role)).get("containers", ())):
+            for position, container in enumerate(self._job.spec.template_of(role).pod_spec().get("containers", ())):
                 where = (*path, "containers", position)
                 if container["name"] != TRAINER_CONTAINER:
                     yield where, "is a sidecar; a local run starts the training alone"
@@ -113,19 +113,15 @@ class Programs:
                         (*where, name),
                         "is not mounted: a local run has no containers" if mounts else "has no effect in a local run",
                     )
-            for name in sorted(_pod_spec(self._template(role)).keys() - _CARRIED_OUT):
+            for name in sorted(self._job.spec.template_of(role).pod_spec().keys() - _CARRIED_OUT):
                 yield (*path, name), "has no effect in a local run"
 
     def _addresses(self) -> Addresses:
-        servers = self._job.spec.parameter_server
-        # A command has no agent of ours that could announce the master's store: its first worker hosts it itself.
-        host = Role.WORKER if self._job.spec.trainer.command is not None else Role.MASTER
         return Addresses(
             control=self._ports.address(Role.MASTER, 0, "control"),
-            rendezvous=self._ports.address(host, 0, "rendezvous"),
+            rendezvous=self._ports.address(store_host(self._job), 0, "rendezvous"),
             parameter_servers=tuple(
-                self._ports.address(Role.PARAMETER_SERVER, index, "data")
-                for index in range(servers.replicas if servers else 0)
+                self._ports.address(Role.PARAMETER_SERVER, index, "data") for index in range(self._job.spec.servers)
             ),
         )
 
@@ -146,13 +142,6 @@ class Programs:
         volume = self._job.spec.data.volume if self._job.spec.data else None
         return str(self._folder.claim(volume.persistent_volume_claim).absolute()) if volume else None
 
-    def _template(self, role: Role) -> PodTemplate | None:
-        spec = self._job.spec
-        holder = {Role.MASTER: spec.master, Role.PARAMETER_SERVER: spec.parameter_server, Role.WORKER: spec.worker}[
-            role
-        ]
-        return holder.template if holder else None
-
     def _path(self, role: Role) -> FieldPath:
         return ("spec", _ROLE_FIELDS[role])
 
@@ -172,7 +161,7 @@ class Programs:
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
             code_dir=str(self._code) if self._code is not None else None,
-            workers_per_machine=job.spec.worker.replicas if job.spec.trainer.command is None else 1,
+            workers_per_machine=1 if self._runs_command else job.spec.worker.replicas,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
         defaults = home | default_environment(job, process.role, process.index, addresses)
@@ -193,16 +182,16 @@ class Programs:
             "status.podIP": LOOPBACK,
             "status.hostIP": LOOPBACK,
         }
-        return self._documents.environment(self._template(role), self._path(role), known, fields)
+        return self._documents.environment(self._job.spec.template_of(role), self._path(role), known, fields)
 
     def _gpus_of(self, role: Role, index: int) -> list[str]:
         # "" hides every GPU, as a container that asked for none sees none.
         spec = self._job.spec
         each = spec.worker.gpus_per_worker if role is Role.WORKER else 0
-        if spec.trainer.command is None:
-            # The workers are processes of one machine: each sees the GPUs of all, and LOCAL_RANK picks its own.
-            return self._gpus[: spec.worker.replicas * each]
-        return self._gpus[index * each : (index + 1) * each]
+        if self._runs_command:
+            return self._gpus[index * each : (index + 1) * each]
+        # The workers are processes of one machine: each sees the GPUs of all, and LOCAL_RANK picks its own.
+        return self._gpus[: spec.worker.replicas * each]
 
     def _check(self) -> None:
         job = self._job
@@ -229,11 +218,10 @@ class Programs:
         remedy = "run from its folder" if self._code is None else "correct the name"
         if origin and self._code is None:
             remedy = f"{origin} is not here either: add it to the file as a document, or run from the code's folder"
-        if trainer.script is not None and not Path(self._code or here, trainer.script.file).is_file():
+        script = trainer.work
+        if isinstance(script, Script) and not Path(self._code or here, script.file).is_file():
             remedy = f"{remedy}, or name its ConfigMap as trainer.code.configMap" if not origin else remedy
-            raise Unusable(
-                ("spec", "trainer", "script", "file"), f'no file "{trainer.script.file}" in {where}; {remedy}'
-            )
+            raise Unusable(("spec", "trainer", "script", "file"), f'no file "{script.file}" in {where}; {remedy}')
         for field in FACTORIES:
             factory: str | None = getattr(trainer, field)
             package = (factory or "").partition(":")[0].partition(".")[0]
@@ -255,7 +243,3 @@ class Programs:
                 ("spec", "data", "volume", "persistentVolumeClaim"),
                 f"there is no data: put it into {folder}/, which stands for the claim",
             )
-
-
-def _pod_spec(template: PodTemplate | None) -> dict[str, Any]:
-    return template.pod_spec() if template else {}

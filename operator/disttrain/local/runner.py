@@ -16,6 +16,7 @@ from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.trainer import Command, Loop
 from disttrain.local import probes
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.folders import RunFolder
@@ -60,7 +61,7 @@ def admitted(job: DistTrainJob, folder: RunFolder) -> DistTrainJob:
 
 def _parts_per_step(job: DistTrainJob, former: DistTrainJob | None) -> int | None:
     """The parts of a step that a resumed run keeps; a run of an earlier version had as many as workers."""
-    if job.spec.trainer.model is None or former is None:
+    if not isinstance(job.spec.trainer.work, Loop) or former is None:
         return None
     if job.spec.trainer.parts_per_step is not None:  # another one than before only where no step was taken
         return job.spec.trainer.parts_per_step
@@ -228,7 +229,7 @@ class Run:
             termination_log=self._folder.termination_message(name, uid),
         )
         self._processes[uid] = process
-        has_metrics = role is not Role.WORKER or self.job.spec.trainer.command is None
+        has_metrics = role is not Role.WORKER or not isinstance(self.job.spec.trainer.work, Command)
         where = f"; metrics at http://{LOOPBACK}:{process.metrics_port}/metrics" if has_metrics else ""
         self._observer.started(process, f"starts, attempt {attempt}{where}")
         self._began = True

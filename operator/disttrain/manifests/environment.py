@@ -9,19 +9,22 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import CONTROL_PORT, RENDEZVOUS_PORT, SERVER_PORT, Role, pod_host
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Action, FailurePolicy
+from disttrain.api.trainer import Command, Loop, Script
+
+
+def store_host(job: DistTrainJob) -> Role:
+    """Whose first process hosts torch's store: of a command, which has no agent to announce the master's, the worker's."""
+    return Role.WORKER if isinstance(job.spec.trainer.work, Command) else Role.MASTER
 
 
 def cluster_addresses(job: DistTrainJob) -> Addresses:
     """Where the processes listen on a cluster: names of the job's Service."""
     name = job.metadata.name
-    servers = job.spec.parameter_server.replicas if job.spec.parameter_server else 0
-    # A command has no agent that gives torch the address of a store: there rank 0 hosts the store itself.
-    host = pod_host(name, Role.MASTER if job.spec.trainer.command is None else Role.WORKER, 0)
     return Addresses(
         control=f"{pod_host(name, Role.MASTER, 0)}:{CONTROL_PORT}",
-        rendezvous=f"{host}:{RENDEZVOUS_PORT}",
+        rendezvous=f"{pod_host(name, store_host(job), 0)}:{RENDEZVOUS_PORT}",
         parameter_servers=tuple(
-            f"{pod_host(name, Role.PARAMETER_SERVER, index)}:{SERVER_PORT}" for index in range(servers)
+            f"{pod_host(name, Role.PARAMETER_SERVER, index)}:{SERVER_PORT}" for index in range(job.spec.servers)
         ),
     )
 
@@ -38,8 +41,10 @@ def job_config(
         # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
         # running attempt keep, knows no trainer.code.
         place = f"{code_dir}/" if code_dir is not None else ""
-        script = trainer.script and trainer.script.model_copy(update={"file": f"{place}{trainer.script.file}"})
-        trainer = trainer.model_copy(update={"code": None, "script": script})
+        script = trainer.work
+        if isinstance(script, Script):
+            trainer = trainer.model_copy(update={"script": script.model_copy(update={"file": f"{place}{script.file}"})})
+        trainer = trainer.model_copy(update={"code": None})
     return JobConfig(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
@@ -54,7 +59,7 @@ def job_config(
         processes_per_worker=job.spec.processes_per_worker,
         workers_per_machine=workers_per_machine,
         gpus_per_worker=job.spec.worker.gpus_per_worker,
-        parameter_servers=job.spec.parameter_server.replicas if job.spec.parameter_server else 0,
+        parameter_servers=job.spec.servers,
         addresses=addresses,
         exit_codes_of_rules=_exit_codes_of_rules(job.spec.failure_policy),
     )
@@ -104,7 +109,7 @@ def training_environment(
             variables[env.CODE_DIR] = code_dir
         rank = index * config.processes_per_worker
         variables[env.RANK] = str(rank)
-        if job.spec.trainer.command is not None:
+        if isinstance(job.spec.trainer.work, Command):
             variables[env.GROUP_RANK] = str(index)
         else:
             variables[env.LOCAL_RANK] = str(config.local_rank(rank))
@@ -131,18 +136,19 @@ def default_environment(job: DistTrainJob, role: Role, index: int, addresses: Ad
     variables = {env.UNBUFFERED: "1"}
     if role is not Role.WORKER:
         return variables
-    if job.spec.trainer.model is not None:
-        # All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would
-        # otherwise be a different one in each worker, and the training would silently be useless.
-        variables[env.HASH_SEED] = str(job.spec.trainer.seed)
-    if job.spec.trainer.command is not None:
-        host, _, port = addresses.rendezvous.rpartition(":")
-        # A bare `torchrun train.py` takes its options from these. Without them each pod would train a model of its own.
-        variables |= {
-            env.PET_NNODES: str(job.spec.worker.replicas),
-            env.PET_NPROC_PER_NODE: str(job.spec.worker.processes),
-            env.PET_NODE_RANK: str(index),
-            env.PET_MASTER_ADDR: host,
-            env.PET_MASTER_PORT: port,
-        }
+    match job.spec.trainer.work:
+        case Loop():
+            # All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would
+            # otherwise be a different one in each worker, and the training would silently be useless.
+            variables[env.HASH_SEED] = str(job.spec.trainer.seed)
+        case Command():
+            host, _, port = addresses.rendezvous.rpartition(":")
+            # A bare `torchrun train.py` takes its options from these. Without them each pod would train a model of its own.
+            variables |= {
+                env.PET_NNODES: str(job.spec.worker.replicas),
+                env.PET_NPROC_PER_NODE: str(job.spec.worker.processes),
+                env.PET_NODE_RANK: str(index),
+                env.PET_MASTER_ADDR: host,
+                env.PET_MASTER_PORT: port,
+            }
     return variables

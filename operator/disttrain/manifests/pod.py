@@ -27,11 +27,12 @@ from disttrain.api.names import (
     pod_name,
     service_name,
 )
-from disttrain.manifests.environment import cluster_addresses, default_environment, training_environment
+from disttrain.api.trainer import Command, Loop
+from disttrain.manifests.environment import cluster_addresses, default_environment, store_host, training_environment
 from disttrain.manifests.owner import child_metadata
 from disttrain.manifests.security import container_security, pod_security
 from disttrain.manifests.size import too_large
-from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers, template_of
+from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers
 
 ENTRYPOINT = ("env", "--block-signal=TERM", "python", "-P", "-m", "disttrain_trainer")
 """A container's first process never gets a signal that it has no handler for, but one that it blocks waits for it: a pod that is
@@ -69,7 +70,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
     """The pod; `trainer_image` is the operator's own, for jobs that name none. Raises ValueError for a job that no pod can carry."""
     if (problem := too_large(job)) is not None:
         raise ValueError(str(problem))
-    template = template_of(job, role).pod_spec()
+    template = job.spec.template_of(role).pod_spec()
     trainer, sidecars = split_containers(template)
     init_containers = [*map(restricted, template.get("initContainers", [])), *sidecars]
     default_grace = GRACE_SECONDS_WITH_CHECKPOINT if job.spec.checkpoint else GRACE_SECONDS
@@ -102,7 +103,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
 
 def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int, trainer_image: str) -> _Object:
     metadata = child_metadata(job, pod_name(job.metadata.name, role, index))
-    given = template_of(job, role).metadata
+    given = job.spec.template_of(role).metadata
     own_labels = {LABEL_ROLE: role.value, LABEL_INDEX: str(index), LABEL_ATTEMPT: str(attempt)}
     defaults = {
         # A mesh's proxy would outlive the trainer, and does not speak the protocols between the peers.
@@ -120,14 +121,17 @@ def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int, trainer_i
 def _trainer_container(
     job: DistTrainJob, role: Role, index: int, attempt: int, template: _Object, trainer_image: str
 ) -> _Object:
-    command = job.spec.trainer.command if role is Role.WORKER else None
-    # The image of a command need not have our trainer in it.
-    image = trainer_image if job.spec.trainer.command and role is not Role.WORKER else job.spec.image or trainer_image
+    image, command = job.spec.image or trainer_image, list(ENTRYPOINT)
+    match job.spec.trainer.work:
+        case Command(words) if role is Role.WORKER:
+            command = [*(_WITH_CODE if job.spec.trainer.code else ()), *words]
+        case Command():
+            image = trainer_image  # that of a command need not have our trainer in it
     return {
         "image": image,
         **{key: value for key, value in template.items() if key != "restartPolicy"},
         "name": TRAINER_CONTAINER,
-        "command": [*(_WITH_CODE if command and job.spec.trainer.code else ()), *(command or ENTRYPOINT)],
+        "command": command,
         "env": _environment(job, role, index, attempt, template),
         "ports": ports_of(template.get("ports", []), _ports(job, role)),
         "resources": _resources(job, role, template),
@@ -170,7 +174,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
 
 def _pod_uid(job: DistTrainJob, role: Role) -> list[_Object]:
     """For the launcher of a worker or server of our own loop, which restarts its process in place: of which pod it is."""
-    if job.spec.trainer.model is None or role is Role.MASTER:
+    if not isinstance(job.spec.trainer.work, Loop) or role is Role.MASTER:
         return []
     return [{"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}]
 
@@ -185,7 +189,7 @@ def _ports(job: DistTrainJob, role: Role) -> list[_Object]:
         ports |= {"control": CONTROL_PORT}
     if role is Role.PARAMETER_SERVER:
         ports |= {"server": SERVER_PORT}
-    if role is (Role.MASTER if job.spec.trainer.command is None else Role.WORKER):
+    if role is store_host(job):
         ports |= {"rendezvous": RENDEZVOUS_PORT}
     return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
 

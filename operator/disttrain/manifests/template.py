@@ -3,22 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from disttrain.api.job import DistTrainJob
-from disttrain.api.names import TRAINER_CONTAINER, Role
-from disttrain.api.template import PodTemplate
+from disttrain.api.names import TRAINER_CONTAINER
 from disttrain.manifests.security import sidecar_security
 
 Object = dict[str, Any]
-
-
-def template_of(job: DistTrainJob, role: Role) -> PodTemplate:
-    """The template of a role, an empty one when the job has none."""
-    owner = {
-        Role.MASTER: job.spec.master,
-        Role.PARAMETER_SERVER: job.spec.parameter_server,
-        Role.WORKER: job.spec.worker,
-    }[role]
-    return (owner.template if owner is not None else None) or PodTemplate()
 
 
 def merge_by(key: str, *layers: Iterable[Object]) -> list[Object]:

@@ -115,7 +115,7 @@ def _valid(view: JobView) -> Claim:
     if why := children.blocked(view):
         return _claim(ConditionType.VALID, "False", children.blocked_reason(view), why)
     spec = view.spec
-    no_place = spec.trainer.model is not None and spec.checkpoint is None and not view.snapshot.keeps_model
+    no_place = view.runs_our_loop and spec.checkpoint is None and not view.snapshot.keeps_model
     return _claim(ConditionType.VALID, "True", Reason.ACCEPTED, NO_PLACE_FOR_MODEL if no_place else "")
 
 
@@ -187,7 +187,7 @@ def _about_to_report(view: JobView) -> bool:
     but an operator that cannot read it must not wait for ever."""
     progressing = view.status.condition(ConditionType.PROGRESSING)
     reported = view.progress is not None or (progressing is not None and progressing.status != "False")
-    if view.spec.trainer.model is None or reported or view.status.is_true(ConditionType.READY):
+    if not view.runs_our_loop or reported or view.status.is_true(ConditionType.READY):
         return False
     moments = [view.until(pod.ready_since or pod.created, REPORT_TIMEOUT) for pod in view.present.values() if pod.ready]
     if view.snapshot.listening_since is not None:

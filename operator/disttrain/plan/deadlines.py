@@ -68,7 +68,7 @@ def _step_until(view: JobView) -> datetime | None:
         return None
     if ready.status != "True" and not view.trained:
         return None  # peers that never met: the start-up deadline
-    if view.spec.trainer.model is None and view.progress.last_update_time is None:
+    if not view.runs_our_loop and view.progress.last_update_time is None:
         return None
     if view.status.training is not None and view.progress.step != view.status.training.step:
         return None  # a step that is not written down yet; the clock starts when it is

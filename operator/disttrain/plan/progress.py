@@ -32,7 +32,7 @@ def usual_pause(view: JobView) -> timedelta:
     """How long nothing need be seen of a training that makes steps: three times as long as its steps take, or as a program took
     to report the last one; at least a minute."""
     training, usual = view.status.training, timedelta(seconds=min(_usual_step(view), INT32_MAX))
-    if view.spec.trainer.model is None and training is not None:
+    if not view.runs_our_loop and training is not None:
         # A program reports when it likes; our own loop reports each step. How seldom the status is written says nothing about either.
         usual = max(usual, timedelta(seconds=training.update_seconds or 0) - interval(view))
     return max(REPORT_TIMEOUT, min(3 * usual, LONGEST_PAUSE))
@@ -44,7 +44,7 @@ def _usual_step(view: JobView) -> float:
     training, goodput = view.status.training, view.status.goodput
     if training is None or training.last_update_time is None:
         return 0
-    if view.spec.trainer.model is not None and (speed := training.samples_per_second or 0) > 0:
+    if view.runs_our_loop and (speed := training.samples_per_second or 0) > 0:
         return view.spec.trainer.batch_size / speed
     if goodput is None or goodput.accounted_until is None or training.step == 0:
         return 0
@@ -171,7 +171,7 @@ def _seconds_left(view: JobView, progress: Progress) -> int | None:
 def _steps_per_second(view: JobView, progress: Progress) -> float | None:
     """The master's own measure for our loop; for a script, the steps since the last entry."""
     speed = progress.samples_per_second
-    if view.spec.trainer.model is not None and speed is not None and 0 < speed < math.inf:
+    if view.runs_our_loop and speed is not None and 0 < speed < math.inf:
         return speed / view.spec.trainer.batch_size
     before = view.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:

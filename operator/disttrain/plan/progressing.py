@@ -36,7 +36,7 @@ def progressing(view: JobView, ready: Claim) -> Claim:
             return _claim("False", Reason.NO_STEP, message)
         waits = f"Waiting for {words.without_clock(progress.waiting_for)}" if progress.waiting_for else ""
         return _claim("True", Reason.TRAINING, waits)
-    if view.spec.trainer.model is None:
+    if not view.runs_our_loop:
         message = "The program reports no steps; disttrain_trainer.session reports them with one line of code"
         if progress.warning:
             message += f". {words.WARNING}{progress.warning}"
@@ -90,7 +90,7 @@ def _silent(view: JobView, progressing: Condition) -> bool:
         ready = view.status.condition(ConditionType.READY)
         if ready is None or ready.status != "True":
             # It becomes ready in this pass: our loop after all the time in which the master could have spoken.
-            return view.spec.trainer.model is not None
+            return view.runs_our_loop
         moments = [ready.last_transition_time, listening]
     return view.now - max(moment for moment in moments if moment is not None) > REPORT_TIMEOUT
 

@@ -90,7 +90,7 @@ def _beginning(view: JobView, making: bool) -> dict[str, Any]:
 def _parts_per_step(view: JobView, making: bool) -> dict[str, Any]:
     """Written once: by it the work of a step is numbered, also when the job goes on with another number of workers."""
     begun = view.started or making or view.snapshot.pods
-    if view.spec.trainer.model is None or view.status.parts_per_step is not None or not begun:
+    if not view.runs_our_loop or view.status.parts_per_step is not None or not begun:
         return {}
     return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.world_size}
 

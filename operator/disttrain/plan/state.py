@@ -33,7 +33,7 @@ def state(view: JobView, claims: Iterable[Claim], *, making: bool) -> JobState:
         return JobState.TRAINING
     if not true(ConditionType.SCHEDULED):
         return JobState.SCHEDULING if view.present or making else JobState.PENDING
-    reports = view.spec.trainer.model is not None
+    reports = view.runs_our_loop
     # That the operator cannot reach the master does not mean that the steps have stopped.
     if true(ConditionType.READY) and progressing.status == "Unknown" and (view.stepped or not reports):
         return JobState.TRAINING

@@ -50,7 +50,7 @@ def _more_is_to_come(view: JobView, *, after: datetime) -> bool:
 def _missing_steps(view: JobView) -> str:
     """What a user is to know of a script or command that ended well before the last step that it announced; "" for nothing."""
     progress = newest(view)
-    if view.spec.trainer.model is not None or progress is None or progress.total_steps is None:
+    if view.runs_our_loop or progress is None or progress.total_steps is None:
         return ""
     if progress.step >= progress.total_steps:
         return ""

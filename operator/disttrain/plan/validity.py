@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from disttrain.api.spec import DistTrainJobSpec, Gang, Scheduling, Sharding, StrategyType, Tls
+from disttrain.api.spec import DistTrainJobSpec, Gang, ParameterServerStrategy, Scheduling, Sharding, StrategyType, Tls
+from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
 """The camelCase keys of a field, from spec downwards."""
@@ -37,12 +38,12 @@ UNSUPPORTED = (
     Unsupported(
         ("strategy", "parameterServer", "backupWorkers"),
         "strategy.parameterServer.backupWorkers",
-        lambda s: s.strategy.parameter_server is not None and s.strategy.parameter_server.backup_workers > 0,
+        lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.backup_workers > 0,
     ),
     Unsupported(
         ("strategy", "parameterServer", "replication"),
         "strategy.parameterServer.replication above 1",
-        lambda s: s.strategy.parameter_server is not None and s.strategy.parameter_server.replication > 1,
+        lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 1,
     ),
     Unsupported(
         ("data", "partitions"), "data.partitions", lambda s: s.data is not None and s.data.partitions is not None
@@ -57,7 +58,7 @@ UNSUPPORTED = (
         # Not a rule of the API server: CEL sees no field that has no type (api/origin.py).
         ("checkpoint", "from"),
         "checkpoint.from of a script or command",
-        lambda s: s.checkpoint is not None and s.checkpoint.from_ is not None and s.trainer.model is None,
+        lambda s: s.checkpoint is not None and s.checkpoint.from_ is not None and not isinstance(s.trainer.work, Loop),
     ),
     Unsupported(("worker", "elastic"), "worker.elastic", lambda s: s.worker.elastic is not None),
     Unsupported(

@@ -15,6 +15,7 @@ from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import BackoffLimitReset, DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
+from disttrain.api.trainer import Command, Loop
 from disttrain.plan import in_place
 from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
@@ -74,8 +75,8 @@ class JobView:
     def replicas(self) -> dict[Role, int]:
         """How many pods of each role the job needs, in the order of their creation."""
         wanted = {Role.MASTER: 1}
-        if self.spec.parameter_server is not None:
-            wanted[Role.PARAMETER_SERVER] = self.spec.parameter_server.replicas
+        if self.spec.servers:
+            wanted[Role.PARAMETER_SERVER] = self.spec.servers
         wanted[Role.WORKER] = self.spec.worker.replicas
         return wanted
 
@@ -237,7 +238,7 @@ class JobView:
             return True
         progressing = self.status.condition(ConditionType.PROGRESSING)
         no_report = progressing is not None and progressing.status == "Unknown"
-        if no_report and (self.spec.trainer.model is not None or self.status.is_true(ConditionType.READY)):
+        if no_report and (self.runs_our_loop or self.status.is_true(ConditionType.READY)):
             return True  # the progress of our own loop is unknown only when all its pods have run
         return goodput is not None and goodput.productive_seconds + goodput.redone_seconds > 0
 
@@ -280,10 +281,15 @@ class JobView:
             steps.append(self.status.training.last_checkpoint.step)
         return max(steps, default=0)
 
-    @property
+    @cached_property
     def runs_command(self) -> bool:
         """Whether the workers run a program of the user without our agent."""
-        return self.spec.trainer.command is not None
+        return isinstance(self.spec.trainer.work, Command)
+
+    @cached_property
+    def runs_our_loop(self) -> bool:
+        """Whether the workers run our own loop, which reports each step."""
+        return isinstance(self.spec.trainer.work, Loop)
 
     def name(self, slot: Slot) -> str:
         return pod_name(self.job.metadata.name, *slot)

@@ -101,14 +101,7 @@ def count(number: int, role: Role) -> str:
 
 def _memory_limit(view: JobView, role: Role) -> str:
     """What the role's template allows the trainer container, "" for no limit."""
-    owners = {
-        Role.MASTER: view.spec.master,
-        Role.PARAMETER_SERVER: view.spec.parameter_server,
-        Role.WORKER: view.spec.worker,
-    }
-    owner = owners[role]
-    template = owner.template if owner is not None else None
-    for container in (template and template.spec and template.spec.containers) or ():
+    for container in view.spec.template_of(role).containers:
         if container.name == TRAINER_CONTAINER and container.resources is not None:
             return str((container.resources.limits or {}).get("memory", ""))
     return ""

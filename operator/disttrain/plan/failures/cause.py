@@ -75,7 +75,7 @@ def recorded_cause(view: JobView) -> datetime | None:
 
 def says_little_by_itself(view: JobView, pod: PodView) -> bool:
     """Whether the exit code is that of a user's program, which ends so for a mistake of its own and for a lost peer alike."""
-    of_the_user = view.spec.trainer.model is None and pod.role is Role.WORKER
+    of_the_user = not view.runs_our_loop and pod.role is Role.WORKER
     return of_the_user and 0 < (pod.exit_code or 0) < 128 and DISRUPTED not in pod.conditions
 
 
