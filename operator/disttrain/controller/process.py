@@ -89,21 +89,21 @@ class Operator:
         loop = asyncio.get_running_loop()
         self._settings = settings
         self._api = api
-        self._cache = Cache()
-        self._queue: WorkQueue[Key] = WorkQueue(namespace=lambda key: key.namespace, most_each=share(settings.workers))
+        self.cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue(namespace=lambda key: key.namespace, most_each=share(settings.workers))
         self._workers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._leading = not settings.leader_elect
-        self._watch_health = WatchHealth(loop.time)
-        self._lag = probes.LoopLag()
+        self.watch_health = WatchHealth(loop.time)
+        self.lag = probes.LoopLag()
         self._events = EventPoster(api)
-        expectations, records = Expectations(self._cache), JobRecords()
-        self._intake = Intake(self._cache, self._queue, expectations, records, self._watch_health)
+        expectations, records = Expectations(self.cache), JobRecords()
+        self._intake = Intake(self.cache, self.queue, expectations, records, self.watch_health)
         self._resync = Resync(
             api,
-            self._cache,
-            self._watch_health,
+            self.cache,
+            self.watch_health,
             namespaces=settings.namespaces,
             changed=self._intake.changed,
             queue_all=self._intake.queue_all,
@@ -113,19 +113,19 @@ class Operator:
         self._volume_failures = VolumeFailures(api, self._volumes_failed)
         self._reconciler = Reconciler(
             api=api,
-            cache=self._cache,
-            queue=self._queue,
+            cache=self.cache,
+            queue=self.queue,
             expectations=expectations,
             records=records,
             executor=Executor(
                 api,
-                self._cache,
+                self.cache,
                 expectations,
                 trainer_image=settings.trainer_image,
                 concurrency=settings.requests,
                 clock=_now,
             ),
-            statuses=StatusWriter(api, self._cache, interval=settings.status_write_seconds),
+            statuses=StatusWriter(api, self.cache, interval=settings.status_write_seconds),
             events=self._events,
             progress=self._progress,
             volume_failures=self._volume_failures,
@@ -136,7 +136,7 @@ class Operator:
     async def run(self) -> int:
         """Serves until a signal, or until a part of it ends that must not: then 1."""
         with metrics.live(self._states):
-            async with self._port(), leadership(self._settings, self._api, lost=self._fail):
+            async with self.port(), leadership(self._settings, self._api, lost=self.fail):
                 self._leading = True
                 await self._resync.first()
                 if self._stop.is_set():
@@ -145,32 +145,35 @@ class Operator:
                     "disttrain-operator %s serves %s: %d jobs, %d pods",
                     __version__,
                     ", ".join(self._settings.namespaces) or "all namespaces",
-                    len(self._cache.jobs),
-                    len(self._cache.pods),
+                    len(self.cache.jobs),
+                    len(self.cache.pods),
                 )
                 await self._serve()
         return self._exit_code
 
-    async def _serve(self) -> None:
+    def begin_passes(self) -> None:
         self._workers = [
             asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
             for number in range(self._settings.workers)
         ]
-        self._watch_health.broken.set()  # no watch reports what vanishes before it starts
+
+    async def _serve(self) -> None:
+        self.begin_passes()
+        self.watch_health.broken.set()  # no watch reports what vanishes before it starts
         resync = self._resync.run(self._settings.resync_seconds)
-        async with _background(self._fail, resync=resync, events=self._events.run(), lag=self._lag.run()):
+        async with _background(self.fail, resync=resync, events=self._events.run(), lag=self.lag.run()):
             try:
                 await self._watch()
             finally:
-                await self._end()
+                await self.end()
 
-    def _fail(self) -> None:
+    def fail(self) -> None:
         """Half an operator is worse than none: ends the process, for the kubelet to start a whole one.
 
         Passes in flight are ended too: without the Lease another operator acts soon, and before those would have come to their end.
         """
         self._exit_code = 1
-        self._queue.shut_down()
+        self.queue.shut_down()
         for worker in self._workers:
             worker.cancel()
         self._stop.set()
@@ -179,12 +182,12 @@ class Operator:
         if self._stop.is_set():
             return  # a pass or a comparison in flight found it too
         log.critical("%s; the operator ends, so that its next process starts from what the API server has now", error)
-        self._fail()
+        self.fail()
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         """Lets passes in flight come to their end, and starts no new ones."""
         self._stop.set()  # a task of kopf's waits for it, and it may be that kopf ended by itself
-        self._queue.shut_down()
+        self.queue.shut_down()
         await asyncio.wait(self._workers, timeout=self._settings.shutdown_seconds)
         for worker in self._workers:
             worker.cancel()
@@ -198,7 +201,7 @@ class Operator:
         handlers.configure(kopf_settings)
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=handlers.register(self._intake, self._end),
+            registry=handlers.register(self._intake, self.end),
             settings=kopf_settings,
             standalone=True,
             clusterwide=not self._settings.namespaces,
@@ -210,18 +213,19 @@ class Operator:
         await kopf.run_tasks(tasks, ignored=others)
 
     @contextlib.asynccontextmanager
-    async def _port(self) -> AsyncIterator[None]:
+    async def port(self) -> AsyncIterator[int]:
+        """Probes and metrics for a block; gives the port."""
         live = {
-            "event loop": lambda: _above(self._lag.seconds, MOST_LAG_SECONDS, "late"),
-            "queue": lambda: _above(self._queue.oldest(), MOST_WAIT_SECONDS, "waiting"),
+            "event loop": lambda: _above(self.lag.seconds, MOST_LAG_SECONDS, "late"),
+            "queue": lambda: _above(self.queue.oldest(), MOST_WAIT_SECONDS, "waiting"),
         }
         most = STALE_RESYNCS * self._settings.resync_seconds
         for resource in SELECTORS:
             live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
-                _above(self._watch_health.age(resource), most, "without news") if self._watch_health.synced else None
+                _above(self.watch_health.age(resource), most, "without news") if self.watch_health.synced else None
             )
         # One that waits for the Lease is ready to take over.
-        ready = {"first list": lambda: "not yet read" if self._leading and not self._watch_health.synced else None}
+        ready = {"first list": lambda: "not yet read" if self._leading and not self.watch_health.synced else None}
         async with probes.serve(
             self._settings.host,
             self._settings.port,
@@ -231,7 +235,7 @@ class Operator:
             before_scrape=self._measure,
         ) as port:
             log.info("/healthz, /readyz and /metrics on port %d", port)
-            yield
+            yield port
 
     def _on_report(self, key: Key, master: Master, progress: Progress) -> None:
         self._reconciler.reported(key, master, progress)
@@ -240,14 +244,14 @@ class Operator:
         self._reconciler.volumes_failed(key, messages)
 
     def _measure(self) -> None:
-        metrics.QUEUE_DEPTH.set(len(self._queue))
-        if not self._watch_health.synced:
+        metrics.QUEUE_DEPTH.set(len(self.queue))
+        if not self.watch_health.synced:
             return  # nothing is watched yet, and by one that waits for the Lease not for days
         for resource in SELECTORS:
-            metrics.WATCH_AGE.labels(resource.plural).set(self._watch_health.age(resource))
+            metrics.WATCH_AGE.labels(resource.plural).set(self.watch_health.age(resource))
 
     def _states(self) -> list[str]:
-        return [str(job.value.status.get("state", "Pending")) for job in self._cache.jobs if job.value.ours]
+        return [str(job.value.status.get("state", "Pending")) for job in self.cache.jobs if job.value.ours]
 
 
 @contextlib.asynccontextmanager

@@ -33,7 +33,7 @@ class WatchHealth:
     """How long ago each watch last reported something. A list without news counts as a report: there was nothing to report."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+        self.clock = clock
         self._reported = dict.fromkeys(SELECTORS, clock())
         self.synced = False
         """Whether everything was listed once."""
@@ -41,13 +41,13 @@ class WatchHealth:
         """Set when a watch has listed again: it does not report what vanished before that."""
 
     def reported(self, resource: Resource) -> None:
-        self._reported[resource] = self._clock()
+        self._reported[resource] = self.clock()
 
     def complete(self) -> None:
         self.synced = True
 
     def age(self, resource: Resource) -> float:
-        return self._clock() - self._reported[resource]
+        return self.clock() - self._reported[resource]
 
 
 class Restored(Exception):

@@ -89,7 +89,7 @@ class ApiServer:
         self.tell: Callable[[Resource, Body], None] = lambda *_: None
         """The watch; does nothing while it is cut."""
         self._uids = (f"uid-{number}" for number in itertools.count(1))
-        self._versions = itertools.count(100)
+        self.versions = itertools.count(100)
 
     # -- what the operator asks for
 
@@ -102,7 +102,7 @@ class ApiServer:
     ) -> AsyncIterator[Page]:
         await self._asked("list", resource, fields)
         found = [body for (kind, _), body in self.objects.items() if kind is resource and selected(body, fields)]
-        yield Page(copy.deepcopy(found), next(self._versions))
+        yield Page(copy.deepcopy(found), next(self.versions))
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
         name = body["metadata"]["name"]
@@ -238,7 +238,7 @@ class ApiServer:
             raise NotFound(404, "NotFound", f"{name} not found") from None
 
     def _changed(self, resource: Resource, body: Body, *, listed: bool = False) -> Body:
-        body["metadata"]["resourceVersion"] = str(next(self._versions))
+        body["metadata"]["resourceVersion"] = str(next(self.versions))
         selected = resource is JOBS or LABEL_JOB_NAME in body["metadata"].get("labels", {})
         if selected or listed:
             self._tell("MODIFIED" if selected else "DELETED", resource, body)

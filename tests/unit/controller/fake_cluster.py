@@ -12,7 +12,7 @@ from disttrain.controller.cache import Cache, Key
 from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.intake import Intake
-from disttrain.controller.progress import ProgressReader
+from disttrain.controller.progress import Fetch, ProgressReader
 from disttrain.controller.queue import WorkQueue
 from disttrain.controller.reconcile import Reconciler
 from disttrain.controller.record import JobRecords
@@ -22,6 +22,10 @@ from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import JOBS, Body
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, clock, job
 from unit.controller.hand_turned import now
+
+
+async def silence(_: object) -> bytes:
+    raise TimeoutError
 
 
 class Operator:
@@ -34,6 +38,7 @@ class Operator:
         status_interval: float = 2.0,
         workers: int = 1,
         trainer_image: str = "example.org/trainer:0",
+        fetch: Fetch = silence,
     ) -> None:
         self._workers = workers
         self.restored: list[Restored] = []
@@ -43,7 +48,7 @@ class Operator:
         self.records = JobRecords()
         self.intake = Intake(self.cache, self.queue, self.expectations, self.records, WatchHealth(now))
         self.server = server
-        self.progress = ProgressReader(_silence, lambda *_: None)
+        self.progress = ProgressReader(fetch, lambda *_: None)
         self.volume_failures = VolumeFailures(server, lambda key, found: self.reconciler.volumes_failed(key, found))
         self.events = EventPoster(server)
         self.executor = Executor(
@@ -75,10 +80,6 @@ class Operator:
             await asyncio.gather(*workers)
             await self.progress.close()
             await self.volume_failures.close()
-
-
-async def _silence(_: object) -> bytes:
-    raise TimeoutError
 
 
 async def eventually(check: Callable[[], Any], *, seconds: float = 30.0) -> float:

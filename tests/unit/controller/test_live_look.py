@@ -93,7 +93,7 @@ async def test_command_is_not_restarted_for_a_worker_that_is_there_after_all() -
         old = {**blind, "metadata": {**blind["metadata"], "resourceVersion": "90000"}}
         old["metadata"]["labels"] = {**old["metadata"]["labels"], "disttrain.dev/index": "7"}
         mute(server, operator, PODS)
-        server._versions = iter(range(100_000, 200_000))
+        server.versions = iter(range(100_000, 200_000))
         server.change(PODS, "digits-worker-0", lambda body: body["status"].update(podIP="10.0.0.2"))
         operator.intake.take(PODS, {"type": "MODIFIED", "object": old})
         await asyncio.sleep(30)

@@ -228,7 +228,7 @@ class Scene:
         """What is done now: the actions carried out and the status kept, as an API server gives it back."""
         plan = self.plan()
         for action in plan.actions:
-            self._carry_out(action)
+            self.carry_out(action)
         self.status = read_back(plan.status)
         return plan
 
@@ -248,7 +248,7 @@ class Scene:
                 return self
         return self
 
-    def _carry_out(self, action: Action) -> None:
+    def carry_out(self, action: Action) -> None:
         match action:
             case Create(kind=kind):
                 self.children |= {kind}

@@ -39,7 +39,7 @@ def test_a_suspension_that_is_taken_back_before_all_is_gone_begins_another_attem
     scene = make_job().run_policy(activeDeadlineSeconds=1800).training().seen().spec(suspend=True)
     scene.step()
     for action in scene.plan().actions:
-        scene._carry_out(action)  # the operator ends here, and what it would write now is lost
+        scene.carry_out(action)  # the operator ends here, and what it would write now is lost
     scene.after(3600).new_operator().spec(suspend=False).seen()
     assert scene.status.attempt == 2
     assert not scene.finished
