@@ -83,7 +83,7 @@ class Meddler:
                 pass
 
             def _pass(self) -> None:
-                meddler._pass(self)
+                meddler.pass_on(self)
 
             do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _pass
 
@@ -123,7 +123,7 @@ class Meddler:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
 
-    def _pass(self, client: BaseHTTPRequestHandler) -> None:
+    def pass_on(self, client: BaseHTTPRequestHandler) -> None:
         body = client.rfile.read(int(client.headers.get("Content-Length") or 0))
         if client.command in WRITES and self._refuses(client):
             return

@@ -161,10 +161,9 @@ class Operator:
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.program
-        popen = self.program._popen
-        assert popen
-        self.program.stop(signal.SIGTERM, seconds=20)
-        return popen.returncode
+        code = self.program.stop(signal.SIGTERM, seconds=20)
+        assert code is not None
+        return code
 
     def answer(self, path: str) -> tuple[int, str]:
         try:

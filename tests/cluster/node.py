@@ -308,13 +308,24 @@ class Node(Kubectl):
         """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not told."""
         self._worker_of(namespace, pod).containerd.kill(self.container(namespace, pod, container), sig)
 
-    def program_of(self, namespace: str, pod: str, container: str | None = None) -> str:
+    def kill_child(self, namespace: str, pod: str) -> None:
+        """SIGKILL to the one process that this first process has started, which goes on itself."""
+        machine, first = self._first_process(namespace, pod)
+        (child,) = machine.run(["cat", f"/proc/{first}/task/{first}/children"]).split()
+        machine.run(["kill", "-KILL", child])
+
+    def program_of(self, namespace: str, pod: str) -> str:
         """The name of the program that this first process runs now. LookupError as long as there is none."""
-        id = self.container(namespace, pod, container)
+        machine, first = self._first_process(namespace, pod)
+        return machine.run(["cat", f"/proc/{first}/comm"]).strip()
+
+    def _first_process(self, namespace: str, pod: str) -> tuple[Machine, str]:
+        """The machine of a pod, and there the number of its container's first process."""
+        id = self.container(namespace, pod)
         containerd = self._worker_of(namespace, pod).containerd
         for line in containerd.ctr("tasks", "ls").splitlines()[1:]:
             if line.split()[0] == id:
-                return containerd.machine.run(["cat", f"/proc/{line.split()[1]}/comm"]).strip()
+                return containerd.machine, line.split()[1]
         raise LookupError(f"containerd has no task {id}")
 
     def _worker_of(self, namespace: str, pod: str) -> Worker:

@@ -110,17 +110,17 @@ class Program:
     def send(self, sig: signal.Signals) -> None:
         os.kill(self.pid, sig)
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 5) -> None:
-        """Ends it: with the signal, and with SIGKILL if it still runs after some seconds."""
+    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 5) -> int | None:
+        """Ends it: with the signal, and with SIGKILL if it still runs after some seconds. The exit code; None when it was not started."""
         if self._popen is None:
-            return
+            return None
         for one, timeout_seconds in ((sig, seconds), (signal.SIGKILL, 10.0)):
             # Without a child, what forked is about to end by itself: its machine was switched off.
             if self._popen.poll() is None and (pids := self._children() if self.forks else [self._popen.pid]):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pids[0], one)
             try:
-                self._popen.wait(timeout_seconds)
+                code = self._popen.wait(timeout_seconds)
                 break
             except subprocess.TimeoutExpired:
                 continue
@@ -128,6 +128,7 @@ class Program:
             raise TimeoutError(f"{self.name} (pid {self._popen.pid}) outlived SIGKILL by 10 s")
         self._popen = None
         (self.folder / f"{self.name}.pid").unlink(missing_ok=True)
+        return code
 
     def _children(self) -> list[int]:
         assert self._popen is not None, "only of a started program"

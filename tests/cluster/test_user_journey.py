@@ -134,12 +134,36 @@ def test_the_digits_example_trains_and_its_numbers_arrive_everywhere(node: Node,
     assert "Created" in events
 
 
-def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
-    job = job_of("digits-ps.yaml", "killed")
+def begun(node: Node, name: str) -> None:
+    """A longer job of the first example trains."""
+    job = job_of("digits-ps.yaml", name)
     job["spec"]["trainer"]["epochs"] *= 4
     job["spec"]["observability"] = {"statusIntervalSeconds": 1}  # so that it is seen to train long before its end
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=job, user=JANE)
-    node.wait_for("the job to train", lambda: training(node, "killed").get("step", 0) > 0, 120)
+    node.wait_for("the job to train", lambda: training(node, name).get("step", 0) > 0, 120)
+
+
+def test_a_killed_rank_comes_back_in_its_pod_and_the_job_completes(node: Node) -> None:
+    begun(node, "in-place")
+    before = node.get("pod", "in-place-worker-1", namespace=TEAM)["metadata"]["uid"]
+    node.kill_child(TEAM, "in-place-worker-1")
+    restarts = node.wait_for(
+        "it to be counted", lambda: node.get("dtj", "in-place", namespace=TEAM)["status"].get("restarts"), 60
+    )
+    assert [(one["pod"], one["restarts"], one["failures"]) for one in restarts["inPlace"]] == [(before, 1, 1)]
+    pod = node.get("pod", "in-place-worker-1", namespace=TEAM)
+    (container,) = pod["status"]["containerStatuses"]
+    assert (pod["metadata"]["uid"], container["restartCount"], list(container["state"])) == (before, 0, ["running"])
+    status = complete(node, "in-place")
+    assert (status["restarts"]["total"], status["restarts"]["last"]["exitCode"]) == (1, 137)
+    assert float(status["training"]["evaluation"]["accuracy"]) >= 0.97
+    about = "--field-selector=involvedObject.name=in-place"
+    reasons = node.kubectl("get", "events", "-n", TEAM, about, "-o", "jsonpath={.items[*].reason}", user=JANE).split()
+    assert reasons.count("RestartedInPlace") == 1
+
+
+def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
+    begun(node, "killed")
     node.kill_pod(TEAM, "killed-worker-1")
     status = complete(node, "killed")
     assert status["restarts"]["total"] == 1

@@ -13,7 +13,9 @@ from torch import nn
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer.data.schedule import BatchPart, Schedule
+from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
+from disttrain_trainer.parameter_server.connection import ServerConnection
 
 T = TypeVar("T")
 _SEEDING = threading.Lock()
@@ -85,7 +87,7 @@ def make_client(
     timeout: float = 10,
     clock: int = 0,
 ) -> ShardedClient:
-    return ShardedClient(
+    client = ShardedClient(
         addresses=[server.address for server in servers],
         config=config,
         rank=rank,
@@ -93,6 +95,39 @@ def make_client(
         round_number=round_number,
         timeout=timeout,
         clock=clock,
+    )
+    _clients.append(client)
+    return client
+
+
+_clients: list[ShardedClient] = []
+
+
+def close_clients() -> None:
+    """Of the test that ends: those that it has lost without a goodbye hold their connections."""
+    while _clients:
+        _clients.pop().close(goodbye=False)
+
+
+def enter(client: ShardedClient, flat: FlatModel, *, join: bool = False) -> ShardedClient:
+    """Connects, and offers the first parameters. join: it takes part."""
+    client.connect(flat.layout)
+    client.initialize(flat.parameters)
+    if join:
+        client.join()
+    return client
+
+
+def push_header(client: ShardedClient, connection: ServerConnection, part: BatchPart) -> Header:
+    """What a worker sends to one server before the gradient of a part."""
+    return Header(
+        op=Op.PUSH,
+        samples=part.samples,
+        batch_samples=part.batch_samples,
+        index=part.index,
+        clock=client.clock,
+        version=client.versions[connection.number],
+        nbytes=connection.nbytes,
     )
 
 
@@ -146,10 +181,7 @@ def train_sync(
 
         def work(rank: int) -> tuple[torch.Tensor, ...]:
             worker = Worker(dtype, samples)
-            client = make_client(shards, config, rank=rank)
-            client.connect(worker.flat.layout)
-            client.initialize(worker.flat.parameters)
-            client.join()
+            client = enter(make_client(shards, config, rank=rank), worker.flat, join=True)
             assert client.pull(worker.flat.parameters, step=0) == (0,) * servers
             for step in range(steps):
                 part = schedule.part(step * workers + rank)

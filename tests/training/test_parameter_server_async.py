@@ -8,7 +8,7 @@ from torch import nn
 
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.parameter_server import FlatModel
-from training.parameter_servers import ASYNC, SGD, in_threads, make_client, make_config, serving
+from training.parameter_servers import ASYNC, SGD, enter, in_threads, make_client, make_config, serving
 
 ONE = {"name": "SGD", "learningRate": 1}
 """w <- w - gradient: with whole numbers every sum is exact, in any order."""
@@ -32,10 +32,7 @@ def test_each_gradient_is_applied_exactly_once_by_many_workers_at_a_time() -> No
 
         def work(rank: int) -> None:
             flat = vector_model()
-            client = make_client(servers, config, rank=rank)
-            client.connect(flat.layout)
-            client.initialize(flat.parameters)
-            client.join()
+            client = enter(make_client(servers, config, rank=rank), flat, join=True)
             client.pull(flat.parameters)
             for index in range(rank, parts, workers):
                 client.push_pull(schedule.part(index), whole_gradient(index), flat.parameters)
@@ -59,11 +56,7 @@ def test_a_part_that_comes_again_is_ignored_and_counted_as_late() -> None:
     schedule = Schedule(samples=400, batch_size=8, parts_per_step=2, seed=0, max_steps=50)
     with serving(config) as servers:
         flat = vector_model()
-        first, second = (make_client(servers, config, rank=rank) for rank in range(2))
-        for client in (first, second):
-            client.connect(flat.layout)
-            client.initialize(flat.parameters)
-            client.join()
+        first, second = (enter(make_client(servers, config, rank=rank), flat, join=True) for rank in range(2))
         for client in (first, second, first):
             client.push(schedule.part(5), whole_gradient(5))
         first.pull(flat.parameters)
@@ -81,10 +74,7 @@ def test_an_empty_part_counts_as_applied_and_is_no_update() -> None:
     empty = next(schedule.part(k) for k in range(8) if schedule.part(k).samples == 0)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
-        client.join()
+        client = enter(make_client(servers, config), flat, join=True)
         client.push(empty, None)
         for server in servers:
             assert server.state().version == 0
@@ -120,9 +110,7 @@ def test_a_pull_before_the_first_parameters_waits_for_them_and_says_so() -> None
         puller.join(0.5)  # longer than the time-out: the server's WAIT keeps the worker patient
         assert puller.is_alive()
         assert client.waiting_for == "the first worker's parameters"
-        other = make_client(servers, config, rank=1)
-        other.connect(late.layout)
-        other.initialize(late.parameters)
+        enter(make_client(servers, config, rank=1), late)
         puller.join(5)
         assert torch.equal(early.parameters[0], late.parameters[0])
 
@@ -133,10 +121,7 @@ def test_16_bit_parameters_do_not_lose_updates_that_are_smaller_than_their_preci
     schedule = Schedule(samples=4000, batch_size=1, parts_per_step=1, seed=0, max_steps=1000)
     with serving(config) as servers:
         flat = FlatModel(nn.ParameterList([nn.Parameter(torch.ones(70, dtype=dtype))]))
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
-        client.join()
+        client = enter(make_client(servers, config), flat, join=True)
         for index in range(500):
             client.push(schedule.part(index), (torch.ones(70, dtype=dtype),))
         client.pull(flat.parameters)
@@ -150,10 +135,7 @@ def test_a_model_with_several_dtypes_is_one_vector_each() -> None:
     with serving(config) as servers:
         module = nn.ParameterList([nn.Parameter(torch.zeros(33)), nn.Parameter(torch.zeros(7, 5, dtype=torch.float64))])
         flat = FlatModel(module)
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
-        client.join()
+        client = enter(make_client(servers, config), flat, join=True)
         client.push_pull(schedule.part(0), (torch.ones(33), 2 * torch.ones(35, dtype=torch.float64)), flat.parameters)
         assert torch.equal(module[0].detach(), -torch.ones(33))
         assert torch.equal(module[1].detach(), -2 * torch.ones(7, 5, dtype=torch.float64))

@@ -18,15 +18,16 @@ import torch
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.net.frames import Header, Op
-from disttrain_trainer.parameter_server.client import WHOLE
 from training.parameter_servers import (
     ASYNC,
     MOMENTUM,
     SYNC,
     Worker,
+    enter,
     in_threads,
     make_client,
     make_config,
+    push_header,
     serving,
 )
 from training.test_parameter_server_async import ONE, vector_model, whole_gradient
@@ -68,21 +69,17 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_p
     lost: list[int] = []
     with serving(config, on_worker_lost=lost.append) as servers:
         flat = vector_model(length)
-        client = make_client(servers, config, rank=0)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config, rank=0), flat)
         client.pull(flat.parameters, step=0)
         client.push(schedule.part(0), whole_gradient(0, length))
         # The worker of part 1 sends all of its gradient to shard 0, and half of it to shard 1.
         with python(f"""
             import os, signal
-            from training.parameter_servers import make_client, make_config
+            from training.parameter_servers import push_header
             from training.test_parameter_server_async import vector_model, whole_gradient
             from disttrain.api.runtime import JobConfig
             from disttrain_trainer.data.schedule import Schedule
             from disttrain_trainer.parameter_server import ShardedClient
-            from disttrain_trainer.parameter_server.client import WHOLE
-            from disttrain_trainer.net.frames import Header, Op
 
             config = JobConfig.model_validate_json({config.model_dump_json(by_alias=True)!r})
             schedule = Schedule(samples=8, batch_size=4, parts_per_step=2, seed=0, max_steps=10)
@@ -94,9 +91,9 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_p
             client.connect(flat.layout)
             client.pull(flat.parameters, step=0)
             gradient = whole_gradient(1, {length})
-            for shard, part in zip(client._shards, (1, 0.5)):
+            for shard, part in zip(client.connections, (1, 0.5)):
                 (view,) = shard.views(gradient)
-                header, *_ = client._push(shard, Op.PUSH, schedule.part(1), gradient, WHOLE)
+                header = push_header(client, shard, schedule.part(1))
                 shard.link.send(header, [view[: int(len(view) * part)]])
             os.kill(os.getpid(), signal.SIGKILL)
         """) as process:
@@ -225,10 +222,7 @@ def test_a_new_round_refuses_the_workers_of_the_old_one_and_goes_on_from_the_che
     schedule = Schedule(samples=80, batch_size=4, parts_per_step=2, seed=0, max_steps=20)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config, incarnation="one")
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
-        client.join()
+        client = enter(make_client(servers, config, incarnation="one"), flat, join=True)
 
         def steps(first: int) -> torch.Tensor:
             for index in range(first, first + 5):
@@ -261,9 +255,7 @@ def test_a_checkpoint_in_the_middle_of_a_synchronous_step_is_of_the_step_before(
     schedule = Schedule(samples=80, batch_size=4, parts_per_step=2, seed=0, max_steps=20)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         for index in range(3):
             client.push(schedule.part(index), whole_gradient(index))
         saved = [server.save(tmp_path / f"{server.address}.safetensors") for server in servers]
@@ -287,9 +279,7 @@ def test_a_worker_that_waits_when_the_round_ends_gets_an_error() -> None:
     config = make_config(workers=2, servers=1)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         threading.Timer(0.2, servers[0].begin, (2,)).start()
         with pytest.raises(RoundOver, match="round 1 is over"):
             client.pull(flat.parameters, step=1)
@@ -313,9 +303,7 @@ def test_a_call_ends_when_another_thread_closes_the_client() -> None:
     config = make_config(workers=2, servers=2)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         threading.Timer(0.2, client.close, kwargs={"goodbye": False}).start()
         begin = time.monotonic()
         with pytest.raises(PeerLost, match="waited for the parameters"):
@@ -331,9 +319,7 @@ def test_a_worker_that_dies_while_it_waits_is_noticed() -> None:
     lost: list[int] = []
     with serving(config, on_worker_lost=lost.append) as servers:
         flat = vector_model()
-        client = make_client(servers, config, rank=1)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config, rank=1), flat)
         threading.Timer(0.2, client.close, kwargs={"goodbye": False}).start()
         with pytest.raises(PeerLost):
             client.pull(flat.parameters, step=1)
@@ -355,9 +341,7 @@ def test_a_wait_that_runs_out_names_what_is_missing() -> None:
     schedule = Schedule(samples=30, batch_size=3, parts_per_step=3, seed=0, max_steps=10)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config, timeout=1)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config, timeout=1), flat)
         with pytest.raises(PeerLost, match=r"waited 0.3 s for step 0 to be complete: part 0, 2 is missing"):
             client.push_pull(schedule.part(1), whole_gradient(1), flat.parameters, 1)
 
@@ -368,9 +352,7 @@ def test_garbage_on_the_port_disturbs_no_worker() -> None:
     with serving(config) as servers:
         host, _, port = servers[0].address.rpartition(":")
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         huge = Header(op=Op.HELLO, nbytes=1 << 60).encode()
         early = Header(op=Op.PUSH, index=1, samples=1, batch_samples=1, nbytes=400).encode()
         answers = []
@@ -388,7 +370,7 @@ def test_garbage_on_the_port_disturbs_no_worker() -> None:
         assert any(b"does not speak DistTrain" in answer for answer in answers)
         assert any(b"more than 65536" in answer for answer in answers)
         assert any(b"begins with HELLO" in answer for answer in answers)
-        assert soon(lambda: len(servers[0]._connections) == 1)
+        assert soon(lambda: servers[0].connections == 1)
 
 
 @pytest.mark.parametrize("name", ["WELCOME is not for a server", "0 of 0 samples", "bytes of payload"])
@@ -396,12 +378,8 @@ def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_no_other_wor
     config = make_config(workers=2, servers=1, consistency=ASYNC)
     with serving(config) as servers:
         flat = vector_model()
-        good, bad = (make_client(servers, config, rank=rank) for rank in range(2))
-        for client in (good, bad):
-            client.connect(flat.layout)
-            client.initialize(flat.parameters)
-            client.join()
-        link = bad._shards[0].link
+        good, bad = (enter(make_client(servers, config, rank=rank), flat, join=True) for rank in range(2))
+        link = bad.connections[0].link
         assert link is not None
         link.send(
             {
@@ -412,7 +390,7 @@ def test_a_worker_that_breaks_the_protocol_loses_its_connection_and_no_other_wor
             [memoryview(b"abc")] if "payload" in name else [],
         )
         with pytest.raises(Refused, match=name):
-            bad._shards[0].receive(Op.DONE)
+            bad.connections[0].receive(Op.DONE)
         good.pull(flat.parameters)
 
 
@@ -421,9 +399,7 @@ def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
     schedule = Schedule(samples=30, batch_size=3, parts_per_step=1, seed=0, max_steps=10)
     with serving(config) as servers:
         flat = vector_model()
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         with pytest.raises(Refused, match="part 4 is of step 4, but this shard is at 0"):
             client.push(schedule.part(4), whole_gradient(4))
 
@@ -449,9 +425,7 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
                             break
                         index = todo.pop(0)
                     if client is None:
-                        client = make_client(servers, config, rank=rank)
-                        client.connect(worker.flat.layout)
-                        client.initialize(worker.flat.parameters)
+                        client = enter(make_client(servers, config, rank=rank), worker.flat)
                     work = schedule.part(index)
                     client.pull(worker.flat.parameters, step=work.step)
                     gradient = worker.gradient(work)
@@ -461,8 +435,8 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
                             todo.insert(0, index)
                         # It dies when it has pushed to the first shard alone, or to none.
                         if index % 2:
-                            shard = client._shards[0]
-                            shard.push(*client._push(shard, Op.PUSH, work, gradient, WHOLE))
+                            shard = client.connections[0]
+                            shard.push(push_header(client, shard, work), work, gradient)
                             shard.receive(Op.DONE)
                         client.close(goodbye=False)
                         client = None
@@ -484,7 +458,7 @@ def test_idle_connections_take_a_bounded_number_of_a_servers_files_and_keep_no_w
     with serving(config) as (server,), contextlib.ExitStack() as stack:
         host, port = server.address.split(":")
         idle = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(200)]
-        assert soon(lambda: len(server._connections) <= 64 + 1)
+        assert soon(lambda: server.connections <= 64 + 1)
         idle[0].settimeout(5)
         with contextlib.suppress(ConnectionResetError):
             assert idle[0].recv(1) == b"", "the oldest is closed"

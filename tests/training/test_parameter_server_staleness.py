@@ -11,7 +11,7 @@ from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.parameter_server import ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.consistency import BoundedStaleness
-from training.parameter_servers import bounded, in_threads, make_client, make_config, serving
+from training.parameter_servers import bounded, enter, in_threads, make_client, make_config, serving
 from training.test_parameter_server_async import ONE, vector_model
 
 REFUSED_WITHIN = 30
@@ -33,7 +33,7 @@ def leads(monkeypatch: pytest.MonkeyPatch) -> Leads:
     start = BoundedStaleness.start
 
     def logged(self: BoundedStaleness, worker: int, clock: int, step: int | None) -> bool:
-        minimum = self._clocks.minimum
+        minimum = self.gate
         allowed = start(self, worker, clock, step)
         if allowed:
             seen.append(clock - minimum)
@@ -47,10 +47,7 @@ def leads(monkeypatch: pytest.MonkeyPatch) -> Leads:
 
 def joined(servers: list[ShardServer], config, rank: int, length: int) -> tuple[ShardedClient, torch.Tensor]:
     flat = vector_model(length)
-    client = make_client(servers, config, rank=rank)
-    client.connect(flat.layout)
-    client.initialize(flat.parameters)
-    client.join()
+    client = enter(make_client(servers, config, rank=rank), flat, join=True)
     return client, flat.parameters[0]
 
 
@@ -178,7 +175,6 @@ def test_a_worker_at_the_gate_goes_on_when_the_slow_one_is_dropped_and_says_unti
     with serving(config) as servers:
         fast, parameters = joined(servers, config, 0, 64)
         slow, _ = joined(servers, config, 1, 64)
-        fast._timeout = 1
         waiter = threading.Thread(target=fast.push_pull, args=(schedule.part(0), (torch.zeros(64),), (parameters,)))
         waiter.start()
         waiter.join(0.3)

@@ -14,6 +14,7 @@ from training.parameter_servers import (
     MOMENTUM,
     NESTEROV,
     SGD,
+    enter,
     make_client,
     make_config,
     serving,
@@ -73,9 +74,7 @@ def test_the_protocol_adds_less_than_one_percent_to_the_gradients_and_parameters
     schedule = Schedule(samples=100, batch_size=2, parts_per_step=1, seed=0, max_steps=100)
     with serving(config) as servers:
         flat = FlatModel(torch.nn.ParameterList([torch.zeros(length)]))
-        client = make_client(servers, config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client(servers, config), flat)
         client.pull(flat.parameters, step=0)
         client.join()  # a server counts what it sent after the client may have it: the next answer says that it has counted
         before = [(server.state().bytes_in, server.state().bytes_out) for server in servers]

@@ -12,15 +12,17 @@ import torch
 
 from cluster.processes import wait_for
 from disttrain.api.names import Role
+from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import CRASHED, PeerLost, RoundOver, UserError
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parameter_server.role import Server
+from disttrain_trainer.parameter_server.shard import Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from training.job import Job, checkpoints, digits, manifests, served
-from training.parameter_servers import ASYNC, make_client, make_config, serving
+from training.parameter_servers import ASYNC, enter, make_client, make_config, serving
 from training.test_parameter_server_async import vector_model, whole_gradient
 
 FAULT = """
@@ -74,7 +76,7 @@ def test_a_failure_of_the_shard_is_reported_and_what_it_left_is_neither_read_nor
             client.initialize(flat.parameters)
             client.join()
         with monkeypatch.context() as patch:
-            patch.setattr(server._host._shard, "absorb", lambda *_, **__: 1 // 0)
+            patch.setattr(Shard, "absorb", lambda *_, **__: 1 // 0)
             with pytest.raises(PeerLost):
                 worker.push(schedule.part(0), whole_gradient(0))
         with pytest.raises(RoundOver):
@@ -98,7 +100,7 @@ def test_what_a_peer_does_wrong_is_no_failure_of_the_server() -> None:
         client.connect(flat.layout)
         client.close(goodbye=False)
         make_client([server], config).connect(flat.layout)
-        wait_for("its threads to see the ends", lambda: len(server._connections) <= 1, 10)
+        wait_for("its threads to see the ends", lambda: server.connections <= 1, 10)
     assert failures == []
 
 
@@ -136,13 +138,16 @@ class Told:
             return message
 
 
+def role_config() -> JobConfig:
+    config = make_config(workers=2, consistency=ASYNC)
+    addresses = config.addresses.model_copy(update={"parameter_servers": ("127.0.0.1:0",)})
+    return config.model_copy(update={"addresses": addresses})
+
+
 @contextmanager
 def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
     """The role of a server, asynchronous, with its control connection, and what it ended with."""
-    config = make_config(workers=2, consistency=ASYNC)
-    addresses = config.addresses.model_copy(update={"parameter_servers": ("127.0.0.1:0",)})
-    config = config.model_copy(update={"addresses": addresses})
-    process = Process(config=config, role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
+    process = Process(config=role_config(), role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
     server, told, ended = Server(process, Metrics(process)), Told(), []
 
     def run() -> None:
@@ -185,13 +190,11 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
         server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
         told.heard(MessageType.STATE)
         flat = vector_model()
-        client = make_client([server._shard], server._process.config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        enter(make_client([server.shard], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
         server.on_message({"type": MessageType.DROP, "id": 7, "ranks": [0, 1]})
         assert told.heard(MessageType.STATE, id=7)["applied"] == []
-        assert server._shard.state().workers == ()
+        assert server.shard.state().workers == ()
         written.set()
         assert told.heard(MessageType.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
         assert ended == []
@@ -204,9 +207,7 @@ def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: P
         told.heard(MessageType.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan
-        client = make_client([server._shard], server._process.config)
-        client.connect(flat.layout)
-        client.initialize(flat.parameters)
+        client = enter(make_client([server.shard], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
         told.heard(MessageType.NAN, step=4)
         wait_for("the server to end", lambda: bool(ended), 20)

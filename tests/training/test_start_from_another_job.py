@@ -54,7 +54,7 @@ class Claim:
         self._folder = folder
         self.path = folder / "claim"
         (folder / "users_model.py").write_text(USERS)
-        self._count = 0
+        self.count = 0
 
     def job(
         self,
@@ -79,8 +79,8 @@ class Claim:
             worker={"replicas": workers},
             trainer=names | {"optimizer": optimizer, "maxSteps": steps} | trainer,
         )
-        job = Job(folder=self._folder, spec=spec, claim=self.path, name=name, uid=UIDS[self._count])
-        self._count += 1
+        job = Job(folder=self._folder, spec=spec, claim=self.path, name=name, uid=UIDS[self.count])
+        self.count += 1
         return job
 
     def run(self, *arguments: Any, **options: Any) -> tuple[int, Job]:
@@ -241,7 +241,7 @@ def test_what_was_taken_stays_although_the_other_job_is_gone(tmp_path: Path) -> 
         shutil.rmtree(step)  # as a job that is lost before its first checkpoint
     spec = json.loads((next(folder.glob("origin-*")) / "manifest.json").read_text())
     assert spec["job"] == "pretrained"
-    claim._count = 1
+    claim.count = 1
     assert same(claim.trained("tuned", 4, origin="pretrained"), tuned)
     assert not same(before, tuned)
 

@@ -32,7 +32,7 @@ RECONNECT_SECONDS = 1.0
 
 N = TypeVar("N", int, float)
 
-__all__ = ["checkpoint_dir", "data_dir", "report"]
+__all__ = ["checkpoint_dir", "close", "data_dir", "report"]
 
 
 def report(
@@ -46,6 +46,16 @@ def report(
     reporter = _reporter()
     if reporter is not None:
         reporter.add(step=step, loss=loss, samples=samples, total_steps=total_steps)
+
+
+def close() -> None:
+    """Sends what was reported, within a second, and ends the connection to the master, as the end of the process does. A later report
+    begins anew."""
+    with _lock:
+        reporters, _made[:] = _made[:], []
+    for reporter in reporters:
+        if reporter is not None:
+            reporter.close()
 
 
 def checkpoint_dir() -> Path | None:
@@ -85,9 +95,9 @@ class _Reporter:
         """Of the sum of losses."""
         self._samples = 0
         self._unreported = False
-        self._unsent = self._hurry = False
-        atexit.register(self._flush)
-        threading.Thread(target=self._run, name="session", daemon=True).start()
+        self._unsent = self._hurry = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="session", daemon=True)
+        self._thread.start()
 
     def add(self, *, step: object, loss: object, samples: object, total_steps: object) -> None:
         # In the thread that reports: a tensor may have a graph that must not be kept, and a device to wait for.
@@ -104,20 +114,23 @@ class _Reporter:
             self._unreported = self._unsent = True
             self._changed.notify_all()
 
-    def _flush(self) -> None:
-        """At the end of the process: the last report is the one that users look at."""
+    def close(self) -> None:
+        """The last report is the one that users look at: it is sent before the end."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._unsent, FLUSH_SECONDS)
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(FLUSH_SECONDS)  # not for as long as a connection that nobody answers
 
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 with socket.create_connection(self._address, timeout=10) as connection:
                     connection.sendall(self._hello)
-                    while True:
-                        connection.sendall(self._next())
+                    while message := self._next():
+                        connection.sendall(message)
                         self._pause(REPORT_INTERVAL_SECONDS)
             except OSError:
                 self._pause(RECONNECT_SECONDS)
@@ -129,9 +142,11 @@ class _Reporter:
             self._changed.wait_for(lambda: self._hurry, seconds)
 
     def _next(self) -> bytes:
-        """The next message, as soon as there is something to say."""
+        """The next message, as soon as there is something to say; empty when there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._unreported)
+            self._changed.wait_for(lambda: self._unreported or self._closed)
+            if not self._unreported:
+                return b""
             fields: dict[str, object] = {
                 "step": self._step,
                 "total_steps": self._total_steps,
@@ -170,6 +185,7 @@ def _world_size() -> int | None:
 
 _lock = threading.Lock()
 _made: list[_Reporter | None] = []
+atexit.register(close)
 
 
 def _reporter() -> _Reporter | None:

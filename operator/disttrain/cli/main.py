@@ -16,7 +16,7 @@ from disttrain import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     _mend_standard_streams()
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         code = _call(options)
         sys.stdout.flush()
@@ -67,7 +67,7 @@ def _mend_standard_streams() -> None:
             stream.reconfigure(errors="replace")  # a locale without a character is no reason to fail
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="disttrain", description="Distributed training jobs.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

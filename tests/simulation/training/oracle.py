@@ -118,11 +118,11 @@ class Oracle:
 
     def decided(self, master: "Master") -> None:
         """The coordinator counts no part that some server does not have."""
-        queue = master.coordinator._queue
+        queue = master.coordinator.queue
         if queue is None:
             return
-        known = self._known(master.coordinator._rounds.number)
-        if known is not None and (more := _bits(queue._done) & ~known):
+        known = self._known(master.tracker.round_number)
+        if known is not None and (more := _bits(queue.applied) & ~known):
             self.wrong(f"the master counts parts {_names(more)}, which are not applied on every server")
 
     def commits(self, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
@@ -157,7 +157,7 @@ class Oracle:
             newest = job.volume.newest
             if newest is None or not newest.finished:
                 self.wrong("the job is done without its last checkpoint")
-        elif self._known(master.coordinator._rounds.number) not in (None, job.every_part):
+        elif self._known(master.tracker.round_number) not in (None, job.every_part):
             self.wrong("the job is done, but not every part is applied on every server")
         if (master.tracker.evaluation is None) is job.evaluates or (master.tracker.model is None) is job.keeps_model:
             self.wrong("the job is done without the evaluation or the model of its final parameters")

@@ -1,10 +1,11 @@
 """Bugs that are put into the trainer's coordinator, one at a time: a simulation that does not find them proves nothing."""
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import pytest
 
-from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator, _Save
+from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
@@ -13,20 +14,22 @@ from disttrain_trainer.net.messages import Message
 
 def an_acknowledged_part_is_assigned_again(patch: pytest.MonkeyPatch) -> None:
     """What a worker said to be done stays in its lease, and whatever comes back with a lease is assigned once more."""
+    kept: WeakKeyDictionary[WorkQueue, set[int]] = WeakKeyDictionary()
 
     def finish(self: WorkQueue, worker: int, parts: list[int]) -> None:
+        kept.setdefault(self, set()).update(parts)
         for part in parts:
-            self._done.add(part)
+            self.applied.add(part)
 
     take = WorkQueue.take
 
     def next_parts(self: WorkQueue, worker: int, count: int) -> list[int]:
-        done, returned = self._done, {index for parts in self._open.values() for index in parts}
-        self._done = IndexSet(index for index in done if index not in returned)
+        applied, returned = self.applied, kept.get(self, ())
+        self.applied = IndexSet(index for index in applied if index not in returned)
         try:
             return take(self, worker, count)
         finally:
-            self._done = done
+            self.applied = applied
 
     patch.setattr(WorkQueue, "finish", finish)
     patch.setattr(WorkQueue, "take", next_parts)
@@ -36,24 +39,20 @@ def a_part_of_an_older_lease_counts(patch: pytest.MonkeyPatch) -> None:
     """What a worker did before the servers went back to a checkpoint counts as done after it."""
 
     def holds_lease(self: Workers, rank: int, message: Message) -> bool:
-        return rank in self._leases
+        return rank in self.ready
 
     patch.setattr(Workers, "holds_lease", holds_lease)
 
 
 def a_checkpoint_is_committed_without_one_shard(patch: pytest.MonkeyPatch) -> None:
-    """The manifest is written once all servers but one have written their files."""
-    complete = CheckpointCoordinator._complete
+    """A server that has written its file counts for the next one, too."""
+    saved = CheckpointCoordinator.server_saved
 
-    def early(self: CheckpointCoordinator, save: _Save) -> None:
-        count = self._servers.count
-        self._servers.count = max(1, count - 1)
-        try:
-            complete(self, save)
-        finally:
-            self._servers.count = count
+    def twice(self: CheckpointCoordinator, index: int, message: Message, now: float) -> None:
+        saved(self, index, message, now)
+        saved(self, index + 1, message, now)
 
-    patch.setattr(CheckpointCoordinator, "_complete", early)
+    patch.setattr(CheckpointCoordinator, "server_saved", twice)
 
 
 PLANTED: tuple[tuple[Callable[[pytest.MonkeyPatch], None], str], ...] = (

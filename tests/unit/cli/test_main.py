@@ -27,7 +27,7 @@ def test_help_lists_what_there_is() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "('pydantic', 'yaml', 'rich', 'asyncio')"
-    program = f"import sys, disttrain.cli.main as m; m._parser(); print([n for n in {heavy} if n in sys.modules])"
+    program = f"import sys, disttrain.cli.main as m; m.make_parser(); print([n for n in {heavy} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -15,7 +15,6 @@ from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.runtime import logs
 
 DATA = DataSet(96)
 """3 steps an epoch, since 32 samples are a batch."""
@@ -48,8 +47,7 @@ def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **train
 
 
 @pytest.fixture(autouse=True)
-def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 

@@ -1,5 +1,6 @@
 """Worlds are formed when all are ready, dissolved when one is lost, and the rank with the newest state is the source."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +34,15 @@ class Sent:
 class Table:
     """A collective of two with everything around it."""
 
-    def __init__(self, *, saves: bool = False, opened: bool = True, lasting: bool = True, script: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        saves: bool = False,
+        opened: bool = True,
+        lasting: bool = True,
+        script: bool = False,
+        schedule: Callable[[int], Schedule] | None = None,
+    ) -> None:
         self.sent = Sent()
         self.tracker = Tracker(attempt=1)
         self.renewals = 0
@@ -46,6 +55,7 @@ class Table:
             saves=saves,
             lasting=lasting,
             used=(lambda: self.used) if script else None,
+            schedule=schedule,
         )
         if opened:
             self.collective.open(0)
@@ -171,9 +181,8 @@ def test_only_the_first_failure_is_blamed() -> None:
 
 
 def test_a_master_that_is_new_when_all_is_done_knows_how_many_steps_that_were() -> None:
-    table = Table()
-    table.collective._schedule = lambda samples: Schedule(
-        samples=samples, batch_size=8, parts_per_step=2, seed=0, max_steps=150
+    table = Table(
+        schedule=lambda samples: Schedule(samples=samples, batch_size=8, parts_per_step=2, seed=0, max_steps=150)
     )
     for member in (A, B):
         hello = {"state": MemberState.DONE, "generation": 3, "step": 150, "samples": 64, "layout": "x"}

@@ -107,7 +107,7 @@ def child(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def rank():
-    Entry._take_role = lambda self, process: machine.leave_forked_child()
+    os.execvp = lambda *_: machine.leave_forked_child()  # the job is a command
     Entry().run()
     assert child(machine.leave_forked_child) == 1
 

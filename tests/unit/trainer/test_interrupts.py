@@ -20,7 +20,6 @@ def test_the_exit_code_says_whether_a_signal_came(
     words = {environment.JOB: command_config().encode(), environment.ROLE: "worker"}
     for name, value in {**words, environment.TERMINATION_LOG: str(tmp_path / "said")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(machine, "_interrupts", [])
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # the other tests have handlers of their own
     handler = signal.getsignal(signal.SIGINT)
 
@@ -29,7 +28,7 @@ def test_the_exit_code_says_whether_a_signal_came(
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Entry, "_take_role", users_code)
+    monkeypatch.setattr(os, "execvp", users_code)  # the job is a command
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         machine.note_interrupts()

@@ -12,7 +12,7 @@ from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.module import evaluating, prepare
-from disttrain_trainer.parallel.state import _bytes_of
+from disttrain_trainer.parallel.state import as_bytes
 
 
 class Tables(nn.Module):
@@ -107,7 +107,7 @@ def test_a_frozen_parameter_that_is_expanded_gets_memory_of_its_own() -> None:
 @pytest.mark.parametrize("buffer", [torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2) * 1j])
 def test_a_buffer_that_is_a_conjugate_has_bytes_to_be_handed_over(buffer: torch.Tensor) -> None:
     for tensor in (buffer, buffer.imag, buffer.conj().imag):
-        assert _bytes_of(tensor).view(tensor.dtype).tolist() == tensor.tolist()
+        assert as_bytes(tensor).view(tensor.dtype).tolist() == tensor.tolist()
 
 
 class Scaled(nn.Module):

@@ -70,11 +70,13 @@ def test_a_manifest_that_comes_after_its_save_was_given_up_ends_no_other_save() 
     write(table, 1, first)
     table.training.lost(SERVERS[1], 0)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
-    assert len(table.take(MessageType.SAVE)) == 2
+    (second,) = {fields["id"] for _, kind, fields in table.take(MessageType.SAVE)}
     del table.publish  # type: ignore[method-assign]
     table.publish(answers[0], step=4, parts=8, files={}, finished=False)
-    assert table.training._checkpoints is not None
-    assert table.training._checkpoints.busy
+    for number in range(2):
+        write(table, number, second)
+    assert table.on_disk is not None
+    assert table.on_disk.files.keys() == {shard(server, second) for server in SERVERS}
 
 
 def test_it_is_said_who_keeps_a_checkpoint_waiting_and_after_the_time_out_the_training_goes_on_without() -> None:
@@ -117,9 +119,7 @@ def test_a_master_that_cannot_write_the_last_checkpoint_ends_with_what_is_wrong_
 
 def finish_but(table: Table, *, full: bool) -> None:
     """Works to the end; the volume is full before the last checkpoint."""
-    checkpoints = table.training._checkpoints
-    assert checkpoints is not None
-    while not checkpoints._final_failed:
+    while "cannot be written" not in (table.training.waiting_for(0) or ""):
         table.full = full and table.tracker.step >= 8
         for worker in WORKERS:
             table.work(worker, 20)
@@ -432,10 +432,10 @@ def test_a_worker_that_is_lost_before_it_has_copied_its_buffers_is_replaced_by_a
     table.training.lost(WORKERS[0], 1)
     assert [member for member, kind, _ in table.said if kind is MessageType.SAVE and member in WORKERS] == [WORKERS[1]]
     copied(table, WORKERS[0], save)
-    assert table.training._queue is not None
-    assert table.training._queue.limit == 8, "the one that is lost counts no more"
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
+    assert table.work(WORKERS[1], 0) == [], "the one that is lost counts no more"
     copied(table, WORKERS[1], save)
-    assert table.training._queue.limit == 16
+    assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[*range(8, 14)]]
 
 
 def test_a_worker_that_starts_over_still_writes_the_buffers_that_it_has_copied() -> None:

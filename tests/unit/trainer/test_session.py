@@ -1,5 +1,6 @@
 """What a script reports arrives as plain numbers, whatever it is made of."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -19,20 +20,21 @@ from unit.trainer.configs import command_config
 @pytest.fixture
 def master(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that gives the next report to a master."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         server.settimeout(20)
+        opened.callback(session.close)
         address = f"127.0.0.1:{server.getsockname()[1]}"
         config = command_config(address=address)
         monkeypatch.setenv(environment.JOB, config.model_dump_json(by_alias=True, exclude_none=True))
         monkeypatch.setenv(environment.RESTART_COUNT, "1")
-        monkeypatch.setattr(session, "_made", [])
         lines: list[Any] = []
 
         def following() -> dict[str, Any]:
             if not lines:
-                connection, _ = server.accept()
+                connection = opened.enter_context(server.accept()[0])
                 connection.settimeout(20)
-                lines.append(connection.makefile("rb"))
+                lines.append(opened.enter_context(connection.makefile("rb")))
                 assert json.loads(lines[0].readline())["session"] is True
             return parse(json.loads(lines[0].readline()))
 
@@ -54,12 +56,13 @@ def test_what_is_no_number_is_said_and_left_out(master: Any) -> None:
     assert (said["step"], said["loss"]) == (1, None)
 
 
-def test_samples_without_a_loss_count_and_leave_the_mean_as_it_is(master: Any) -> None:
-    reporter = session._reporter()
-    assert reporter is not None
-    with reporter._changed:  # so that they go in one message
-        reporter.add(step=1, loss=0.5, samples=8, total_steps=None)
-        reporter.add(step=2, loss=None, samples=24, total_steps=None)
+def test_samples_without_a_loss_count_and_leave_the_mean_as_it_is(master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REPORT_INTERVAL_SECONDS", 60)  # so that the next two go in one message
+    session.report(step=0)
+    assert master()["step"] == 0
+    session.report(step=1, loss=0.5, samples=8)
+    session.report(step=2, samples=24)
+    session.close()
     said = master()
     assert said["samples"] == 32
     tracker = Tracker(attempt=1)

@@ -15,7 +15,6 @@ from torch.utils.data.distributed import DistributedSampler
 
 from disttrain_trainer.data.loader import fetcher
 from disttrain_trainer.errors import OwnGroup, WrongInput
-from disttrain_trainer.model import user_code
 from disttrain_trainer.model.task import Objective, cross_entropy
 from disttrain_trainer.model.user_code import guarded, keep_sigterm, refusing_groups
 from disttrain_trainer.runtime import machine
@@ -92,13 +91,9 @@ def test_a_module_that_took_the_name_while_it_was_imported_is_refused_later_and_
 
 @pytest.fixture
 def handles_sigterm() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    machine.on_sigterm(lambda: None)
+    end = machine.on_sigterm(lambda: None)
     yield
-    signal.set_wakeup_fd(-1)
-    machine._wakeup.clear()
-    user_code._warned.clear()
-    signal.signal(signal.SIGTERM, before)
+    end()
 
 
 @pytest.mark.usefixtures("handles_sigterm")

@@ -12,7 +12,6 @@ from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.net import control_client as control
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import Round
-from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.strategies import script as agent
@@ -52,7 +51,6 @@ def test_a_long_wait_says_once_what_it_is_for(
     logged: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(control, "QUIET_WAIT_SECONDS", 0)
-    monkeypatch.setattr(logs._root, "handlers", [logs._ToPython()])  # a role that ran here stops it
     answers = iter([None, None, "they came"])
     with caplog.at_level(logging.INFO, control.log.name):
         waiting = connection(command_config())
@@ -70,6 +68,6 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     Path("train.py").write_text("raise SystemExit(3)")
     process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
     alone = Agent(process, Metrics(process))
-    alone._rank.round = this_round = Round(1)
+    alone.rank.round = this_round = Round(1)
     with pytest.raises(PeerLost, match="the master to decide which member failed first"):
-        alone._run_in(this_round)
+        alone.run_in(this_round)

@@ -82,7 +82,7 @@ class ParameterServerCoordinator:
             evaluates=config.trainer.evaluate is not None,
             finish=self._finish,
         )
-        self._queue: WorkQueue | None = None
+        self.queue: WorkQueue | None = None
         self._missing_members = MissingMembers()
         self._draining = DrainingMembers(sender)
         self.ended = False
@@ -215,7 +215,7 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _round_lost(self, now: float) -> None:
-        self._queue = None
+        self.queue = None
         self._completion.reset()
         self._workers.end_leases()
         self._drop_questions()
@@ -224,7 +224,7 @@ class ParameterServerCoordinator:
     def _make_queue(self) -> None:
         """Makes the work queue once every server's applied parts and the size of the data set are known, and invites the workers that are
         ready."""
-        if not self._rounds.open or self._queue is not None:
+        if not self._rounds.open or self.queue is not None:
             return
         if self._workers.data is None or not self._servers.complete:
             return  # the last server or worker that joins calls this again
@@ -232,18 +232,18 @@ class ParameterServerCoordinator:
             return
         schedule = Schedule.of(self._config, self._workers.data.samples)
         self._tracker.data = self._workers.data
-        self._queue = WorkQueue(
+        self.queue = WorkQueue(
             total=schedule.total_parts,
             parts_per_step=self._config.parts_per_step,
             aligned=self._sync,
             done=self._servers.applied,
         )
         self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
-        self._tracker.fall_back(self._queue.step)
-        self._tracker.reach(self._queue.step)
+        self._tracker.fall_back(self.queue.step)
+        self._tracker.reach(self.queue.step)
         if self._checkpoints is not None:
-            self._checkpoints.begin(self._queue)
-        log.info("round %d begins at step %d", self._rounds.number, self._queue.step)
+            self._checkpoints.begin(self.queue)
+        log.info("round %d begins at step %d", self._rounds.number, self.queue.step)
         for rank in self._workers.ready:
             self._invite(rank)
 
@@ -263,10 +263,10 @@ class ParameterServerCoordinator:
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
         if not self._workers.admit(rank, message):
             return
-        if self._queue is None:
+        if self.queue is None:
             self._make_queue()
         else:
-            if self._sync and self._queue.holds(rank):
+            if self._sync and self.queue.holds(rank):
                 self._void_leases(rank)
                 self._servers.ask(MessageType.STATE, self._learn, now)
             self._invite(rank)
@@ -279,31 +279,31 @@ class ParameterServerCoordinator:
         Another worker may wait at a server for one of these parts, and so would never request it. Each worker's parts return as well:
         otherwise the READY of each worker that still held parts would make all others start over once more.
         """
-        assert self._queue is not None
-        self._queue.recall()
+        assert self.queue is not None
+        self.queue.recall()
         self._workers.end_leases()
         self._workers.send_to_all(MessageType.REFORM, but=rank)
 
     def _invite(self, rank: int) -> None:
-        assert self._queue is not None
+        assert self.queue is not None
         newest = self._checkpoints.newest if self._checkpoints else None
         file = newest.file_of(BUFFERS) or newest.file_of(STATE) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
-            rank, queue=self._queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
+            rank, queue=self.queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
         )
 
     def _worker_requests(self, rank: int, message: Message, now: float) -> None:
-        if self._queue is not None and self._workers.take(rank, message, self._queue):
+        if self.queue is not None and self._workers.take(rank, message, self.queue):
             self._advance(now)
 
     def _worker_lost(self, rank: int, now: float) -> None:
         self._workers.lose(rank)
         self._called_away(rank, now, lost=True)
-        if self._queue is None or not self._queue.leave(rank):
+        if self.queue is None or not self.queue.leave(rank):
             return
         self._tracker.lost_workers += 1
-        if self._sync and not self._queue.finished:
+        if self._sync and not self.queue.finished:
             self._void_leases(rank)
         self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
         self._advance(now)
@@ -325,7 +325,7 @@ class ParameterServerCoordinator:
 
     def _advance(self, now: float) -> None:
         """Takes every step that the present state allows: progress, a checkpoint that is due, the assignment of parts, the completion."""
-        queue = self._queue
+        queue = self.queue
         if queue is None or self.ended:
             return
         self._tracker.reach(queue.step)
@@ -341,7 +341,7 @@ class ParameterServerCoordinator:
 
     def _save_soon(self, now: float) -> None:
         """A member drains: saves as soon as possible, and then releases the members that drain."""
-        checkpoints, queue = self._checkpoints, self._queue
+        checkpoints, queue = self._checkpoints, self.queue
         if (
             self.ended
             or checkpoints is None
@@ -366,8 +366,8 @@ class ParameterServerCoordinator:
 
     def _copied(self, now: float) -> None:
         """A checkpoint is copied: the training goes on while the copies are written."""
-        if self._checkpoints is not None and self._queue is not None:
-            self._checkpoints.raise_limit(self._queue)
+        if self._checkpoints is not None and self.queue is not None:
+            self._checkpoints.raise_limit(self.queue)
         self._advance(now)
 
     def _saved(self, finished: bool, now: float) -> None:
@@ -376,7 +376,7 @@ class ParameterServerCoordinator:
             self._release()
             self._finish(now)
             return
-        checkpoints, queue = self._checkpoints, self._queue
+        checkpoints, queue = self._checkpoints, self.queue
         if checkpoints is None or queue is None or not checkpoints.must_follow(queue):
             self._release()
         self._advance(now)
@@ -392,8 +392,8 @@ class ParameterServerCoordinator:
         if self._checkpoints is None:
             return
         self._checkpoints.hurrying = False
-        if self._queue is not None:
-            self._checkpoints.raise_limit(self._queue)  # no process waits any more for the steps in work to be whole
+        if self.queue is not None:
+            self._checkpoints.raise_limit(self.queue)  # no process waits any more for the steps in work to be whole
 
     # Questions to the servers.
 
@@ -404,8 +404,8 @@ class ParameterServerCoordinator:
             self._servers.ask(MessageType.STATE, self._learn, now)
 
     def _learn(self, applied: IndexSet) -> None:
-        if self._queue is not None:
-            self._queue.learn(applied)
+        if self.queue is not None:
+            self.queue.learn(applied)
 
     def _dropped(self, now: float, applied: IndexSet) -> None:
         """Every server has dropped a lost worker, and says what it holds."""

@@ -29,7 +29,8 @@ class WorkQueue:
         self.limit = total
         """Parts from this number on are not assigned yet."""
         self._aligned = aligned
-        self._done = done.copy() if done is not None else IndexSet()
+        self.applied = done.copy() if done is not None else IndexSet()
+        """The parts that every server applied."""
         self._open: dict[int, list[int]] = {}
         """Of the steps before `_opened` those with unassigned parts, and these parts; some of them may be done by now."""
         self._opened = 0
@@ -39,7 +40,7 @@ class WorkQueue:
     @property
     def done(self) -> int:
         """Number of parts that every server applied."""
-        return len(self._done)
+        return len(self.applied)
 
     @property
     def step(self) -> int:
@@ -54,7 +55,7 @@ class WorkQueue:
     @property
     def handed_out(self) -> int:
         """One more than the highest part that is done or assigned."""
-        done = self._done.intervals()
+        done = self.applied.intervals()
         highest = max((index for lease in self._leases.values() for index in lease), default=-1)
         return max(highest + 1, done[-1][1] if done else 0)
 
@@ -89,7 +90,7 @@ class WorkQueue:
         first = max(held, default=0)  # of an earlier step than one that it waits for it takes no more
         taken: list[int] = []
         for step in self._steps(first):
-            of_step = [index for index in self._open[step] if index < self.limit and index not in self._done]
+            of_step = [index for index in self._open[step] if index < self.limit and index not in self.applied]
             if (
                 self._aligned
             ):  # its own numbers first: while no worker is lost, each computes the same parts of every step
@@ -110,23 +111,23 @@ class WorkQueue:
         for index in parts:
             lease.discard(index)
             if 0 <= index < self.total:
-                self._done.add(index)
+                self.applied.add(index)
 
     def learn(self, applied: IndexSet) -> None:
         """Every server applied these parts."""
         merged: list[tuple[int, int]] = []
-        for start, stop in sorted(self._done.intervals() + applied.intervals()):
+        for start, stop in sorted(self.applied.intervals() + applied.intervals()):
             if merged and start <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
             else:
                 merged.append((start, stop))
-        self._done = IndexSet.from_intervals(merged)
+        self.applied = IndexSet.from_intervals(merged)
 
     def unlearn(self, applied: IndexSet) -> list[int]:
         """Every server applied exactly these parts. Parts that were counted but are not among them return, and are returned; there should
         be none."""
-        before, self._done = self._done, self._done.intersection(applied)
-        gone = [] if len(before) == len(self._done) else [index for index in before if index not in applied]
+        before, self.applied = self.applied, self.applied.intersection(applied)
+        gone = [] if len(before) == len(self.applied) else [index for index in before if index not in applied]
         for index in gone:
             self._return(index)
         return gone
@@ -136,14 +137,14 @@ class WorkQueue:
         yield from [step for step in sorted(self._open) if step >= first]
         while (begin := self._opened * self.parts_per_step) < min(self.limit, self.total):
             step, self._opened = self._opened, self._opened + 1
-            parts = [index for index in range(begin, begin + self.parts_per_step) if index not in self._done]
+            parts = [index for index in range(begin, begin + self.parts_per_step) if index not in self.applied]
             if parts:
                 self._open[step] = parts
                 yield step
 
     def _close(self, step: int, chosen: list[int]) -> None:
         """These parts are assigned, and the others of the step that are done are no longer open."""
-        left = [index for index in self._open[step] if index not in chosen and index not in self._done]
+        left = [index for index in self._open[step] if index not in chosen and index not in self.applied]
         if left:
             self._open[step] = left
         else:

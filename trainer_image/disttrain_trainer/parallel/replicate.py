@@ -8,7 +8,7 @@ What breaks in a sum is kept, backward goes on, and `finish` raises BrokenGroup.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,32 +138,14 @@ class Replicated:
             return [False] * len(counts)
         return None if all(counts) else [bool(count) for count in counts]
 
-    def await_sums(self, alive: Callable[[], bool]) -> None:
-        """On a GPU: waits until the sums are there. Raises BrokenGroup when the world ended before.
-
-        An aborted sum ends as if it were done, with whatever it had added up so far: an optimiser's step that was queued behind it
-        would make of it the newest state of all.
-        """
-        works, self._works = self._works, []
-        while alive() and not all(work.is_completed() for work in works):
-            time.sleep(POLL_SECONDS)
-        for work in works:
-            if (error := work.exception()) is not None:
-                raise BrokenGroup(str(error))
-        if not alive():
-            raise BrokenGroup("it ended within a step")
-        for work in works:
-            work.wait()  # it is done: this orders the streams
-
     def _await(self, alive: Callable[[], bool]) -> None:
         if self._error is not None:
             raise BrokenGroup(self._error) from None
-        if self._works and self._notes.is_cuda:
-            self.await_sums(alive)
-            return
         works, self._works = self._works, []
+        if self._notes.is_cuda:
+            await_sums(works, alive)
         for work in works:
-            work.wait()
+            work.wait()  # of a GPU it is done, and this orders the streams
 
     def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
         bucket, buckets = self._bucket_of[number], self._buckets
@@ -216,6 +198,21 @@ class Replicated:
             f"parameter {name} got its gradient in more parts than in the steps before, and those before were sent already: "
             "activation checkpointing with use_reentrant=True does so; set use_reentrant=False"
         )
+
+
+def await_sums(works: Sequence[Work], alive: Callable[[], bool]) -> None:
+    """Blocks until the sums of a GPU are there. Raises BrokenGroup when the world ended before.
+
+    An aborted sum ends as if it were done, with whatever it had added up so far: an optimiser's step that was queued behind it
+    would make of it the newest state of all.
+    """
+    while alive() and not all(work.is_completed() for work in works):
+        time.sleep(POLL_SECONDS)
+    for work in works:
+        if (error := work.exception()) is not None:
+            raise BrokenGroup(str(error))
+    if not alive():
+        raise BrokenGroup("it ended within a step")
 
 
 def _cut(model: FlatModel) -> list[_Bucket]:

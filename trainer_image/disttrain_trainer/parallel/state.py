@@ -101,7 +101,7 @@ class RankState:
         gives = dist.get_rank() == source
         ours = self.present()
         # Bytes, and all on one device: not every backend sends every type, nor from every memory.
-        views = {name: _bytes_of(tensor).to(device) for name, tensor in ours.items()} if gives else {}
+        views = {name: as_bytes(tensor).to(device) for name, tensor in ours.items()} if gives else {}
         text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
         head = torch.tensor([step, len(text)], device=device)
         _send(head, source)
@@ -126,7 +126,7 @@ class RankState:
                 tensor = torch.empty(tuple(shape), dtype=kind, device=device)
             if tensor.dtype != kind:
                 raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
-            _send(_bytes_of(tensor), source)
+            _send(as_bytes(tensor), source)
             values[name] = tensor
         if not gives:
             slots = {name: tensor for name, tensor in ours.items() if name.startswith("optimizer.")}
@@ -155,7 +155,7 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a dense tensor; its own memory when it is contiguous."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)

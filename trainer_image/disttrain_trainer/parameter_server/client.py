@@ -63,7 +63,8 @@ class ShardedClient:
         self._incarnation = incarnation
         self._round_number = round_number
         self._timeout = timeout
-        self._shards = [ServerConnection(number, address, timeout) for number, address in enumerate(addresses)]
+        self.connections = tuple(ServerConnection(number, address, timeout) for number, address in enumerate(addresses))
+        """One to each server, in their order."""
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call
         self._closed = False
@@ -81,28 +82,28 @@ class ShardedClient:
     @property
     def waiting_for(self) -> str:
         """What the servers wait for, as their WAIT frames say; "" while they do not wait."""
-        return "; ".join(dict.fromkeys(shard.waiting_for for shard in self._shards if shard.waiting_for))
+        return "; ".join(dict.fromkeys(shard.waiting_for for shard in self.connections if shard.waiting_for))
 
     @property
     def bytes_sent(self) -> int:
-        return sum(shard.link.sent for shard in self._shards if shard.link is not None)
+        return sum(shard.link.sent for shard in self.connections if shard.link is not None)
 
     @property
     def bytes_received(self) -> int:
-        return sum(shard.link.received for shard in self._shards if shard.link is not None)
+        return sum(shard.link.received for shard in self.connections if shard.link is not None)
 
     def connect(self, layout: Layout) -> None:
         """Connects to every server; waits for those that do not listen yet, and for the round to begin."""
 
         def one(shard: ServerConnection) -> Header:
-            shard.spans = layout.spans(server=shard.number, servers=len(self._shards))
+            shard.spans = layout.spans(server=shard.number, servers=len(self.connections))
             hello = Hello(
                 job_uid=self._config.uid,
                 config_digest=config_digest(self._config),
                 attempt=self._config.attempt,
                 round_number=self._round_number,
                 server=shard.number,
-                servers=len(self._shards),
+                servers=len(self.connections),
                 rank=self._rank,
                 incarnation=self._incarnation,
                 timeout_seconds=self._timeout,
@@ -197,7 +198,7 @@ class ShardedClient:
             shard.send(Header(op=Op.KEEP, step=step, nbytes=len(buffers)), [memoryview(buffers)])
             return shard.receive(Op.DONE)
 
-        self._all(f"the buffers after step {step} to be taken", one, self._shards[:1])
+        self._all(f"the buffers after step {step} to be taken", one, self.connections[:1])
 
     def fetch_buffers(self, step: int) -> bytes | None:
         """Sync: the buffers of a step; empty for those with which the round began, None when the step is over for long."""
@@ -206,7 +207,7 @@ class ShardedClient:
             shard.send(Header(op=Op.FETCH, step=step))
             return shard.receive_buffers()
 
-        return self._all(f"the buffers of step {step}", one, self._shards[:1])[0]
+        return self._all(f"the buffers of step {step}", one, self.connections[:1])[0]
 
     def close(self, *, goodbye: bool = True) -> None:
         """Ends the connections. `goodbye`: on purpose, so that no server reports this worker as lost.
@@ -214,12 +215,12 @@ class ShardedClient:
         From another thread than the one that calls: the call in progress raises PeerLost, and its thread must close, too.
         """
         if not self._calls.acquire(blocking=False):
-            for shard in self._shards:
+            for shard in self.connections:
                 shard.abort()
             return
         try:
             self._closed = True
-            for shard in self._shards:
+            for shard in self.connections:
                 shard.close(goodbye=goodbye)
             self._threads.shutdown(wait=False)
         finally:
@@ -261,10 +262,10 @@ class ShardedClient:
         return self.versions
 
     def _all(
-        self, what: str, ask: Callable[[ServerConnection], T], shards: list[ServerConnection] | None = None
+        self, what: str, ask: Callable[[ServerConnection], T], shards: Sequence[ServerConnection] | None = None
     ) -> list[T]:
         """Asks every shard, or these, in parallel."""
-        shards = self._shards if shards is None else shards
+        shards = self.connections if shards is None else shards
         with self._calls:
             if self._closed:
                 raise PeerLost("the parameter servers", f"this client was closed before it asked for {what}")
@@ -279,7 +280,7 @@ class ShardedClient:
                     raise next((error for error in errors if isinstance(error, RoundOver)), errors[0])
                 return [future.result() for future in futures]
             except BaseException:  # also what the handler of a signal raises
-                for shard in self._shards:
+                for shard in self.connections:
                     shard.abort()
                 wait(futures)
                 raise

@@ -36,7 +36,7 @@ class Server:
         """Messages of the master, or the exception that ended the shard."""
         self._saves: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """Checkpoints to be written."""
-        self._shard = ShardServer(
+        self.shard = ShardServer(
             config=config,
             index=process.index,
             host=listening_host(host),
@@ -48,7 +48,7 @@ class Server:
 
     def describe(self) -> Message:
         """The fields of HELLO that tell a new master this server's state."""
-        state = self._shard.state()
+        state = self.shard.state()
         return {
             "generation": state.round_number if state.initialized or state.round_number else 0,
             "applied": state.applied.intervals(),
@@ -62,12 +62,12 @@ class Server:
 
         Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
         """
-        self._shard.start()
+        self.shard.start()
         threading.Thread(target=self._write, args=(control,), name="checkpoint", daemon=True).start()
         control.start()
-        log.info("shard %d listens on %s", self._process.index, self._shard.address)
+        log.info("shard %d listens on %s", self._process.index, self.shard.address)
         while True:
-            in_place.own.step = self._shard.state().version
+            in_place.own.step = self.shard.state().version
             try:
                 order = self._orders.get(timeout=1)
             except queue.Empty:
@@ -78,7 +78,7 @@ class Server:
             if order["type"] == MessageType.FINISH:
                 break
             self._obey(order, control)
-        self._shard.stop()
+        self.shard.stop()
 
     def _obey(self, order: Message, control: ControlClient) -> None:
         match order["type"]:
@@ -89,23 +89,23 @@ class Server:
                 control.send(MessageType.STATE, id=order["id"], **self._state())
             case MessageType.DROP:
                 for rank in order["ranks"]:
-                    self._shard.drop(int(rank))
+                    self.shard.drop(int(rank))
                 control.send(MessageType.STATE, id=order["id"], **self._state())
             case MessageType.SAVE:
                 self._saves.put(order)
 
     def _begin(self, round_number: int, file: str | None, parts_per_step: int) -> None:
         """Begins a round; an order for a round that has begun already, of a master that is lost, is ignored."""
-        if round_number <= self._shard.state().round_number:
+        if round_number <= self.shard.state().round_number:
             log.info("round %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
         path = root / file if root is not None and file is not None else None
-        self._shard.begin(round_number, path, parts_per_step=parts_per_step or None)
+        self.shard.begin(round_number, path, parts_per_step=parts_per_step or None)
         log.info("round %d begins from %s", round_number, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:
-        state = self._shard.state()
+        state = self.shard.state()
         return {
             "generation": state.round_number,
             "applied": state.applied.intervals(),
@@ -140,7 +140,7 @@ class Server:
         file = f"{shard_of(self._process.index)}{save}.safetensors"
         path = root / order["folder"] / file
         try:
-            copy = self._shard.copy()
+            copy = self.shard.copy()
         except RuntimeError as error:
             control.send(MessageType.SAVED, id=save, error=str(error))
             return
@@ -160,6 +160,6 @@ class Server:
         writer.check()
 
     def _count(self) -> None:
-        state, metrics = self._shard.state(), self._metrics
+        state, metrics = self.shard.state(), self._metrics
         metrics.version, metrics.late_gradients = state.version, state.late_gradients
         metrics.bytes_received, metrics.bytes_sent = state.bytes_in, state.bytes_out

@@ -132,6 +132,11 @@ class ShardServer:
         host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    @property
+    def connections(self) -> int:
+        """How many are open, of workers and of strangers."""
+        return len(self._connections)
+
     def start(self) -> None:
         """Listens. Workers that come before `begin` wait. Raises OSError when the port is taken.
 

@@ -74,8 +74,9 @@ def restore_sigterm() -> bool:
     return signal.set_wakeup_fd(_wakeup[-1], warn_on_full_buffer=False) != _wakeup[-1] or changed
 
 
-def on_sigterm(callback: Callable[[], None]) -> None:
-    """Calls `callback` in a thread of its own for each SIGTERM, also while the main thread waits inside torch or a socket.
+def on_sigterm(callback: Callable[[], None]) -> Callable[[], None]:
+    """Calls `callback` in a thread of its own for each SIGTERM, also while the main thread waits inside torch or a socket. Returns what
+    ends that.
 
     Python runs its own handlers only between two bytecodes of the main thread; the wake-up descriptor is written by the C handler.
     Call it from the main thread.
@@ -83,17 +84,27 @@ def on_sigterm(callback: Callable[[], None]) -> None:
     reading_end, writing_end = socket.socketpair()
     writing_end.setblocking(False)
     os.register_at_fork(after_in_child=_detach_from_parent)
-    signal.signal(signal.SIGTERM, _ignore)
+    before = signal.signal(signal.SIGTERM, _ignore)
     signal.set_wakeup_fd(writing_end.fileno(), warn_on_full_buffer=False)
     _wakeup.append(writing_end.fileno())
 
     def listen() -> None:
-        with writing_end:
+        with writing_end, reading_end:
             while data := reading_end.recv(64):
                 if signal.SIGTERM in data:
                     callback()
 
-    threading.Thread(target=listen, name="sigterm", daemon=True).start()
+    thread = threading.Thread(target=listen, name="sigterm", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, before)
+        _wakeup.remove(writing_end.fileno())
+        writing_end.shutdown(socket.SHUT_WR)
+        thread.join()
+
+    return end
 
 
 def lower_priority() -> None:
@@ -116,6 +127,7 @@ def note_interrupts() -> None:
         _interrupts.append(number)
         signal.default_int_handler(number, frame)
 
+    _interrupts.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
 

@@ -72,7 +72,7 @@ class RankCheckpoints:
         and reported: the training goes on, and the next save has all that was in this one.
         """
         if self._rank.save_asked:
-            self._save_now()
+            self.save_now()
             return
         began = time.perf_counter()
         self._writer.wait()
@@ -83,11 +83,11 @@ class RankCheckpoints:
 
     def save_last(self) -> str | None:
         """Saves the state after the last step, which stays as it is; what is wrong when that fails."""
-        return self._save_now(last=True)
+        return self.save_now(last=True)
 
     def finish(self) -> str | None:
         """Saves the state of the finished job, with its evaluation and model; what is wrong when that fails."""
-        error = self._save_now(last=True, finished=True)
+        error = self.save_now(last=True, finished=True)
         self.complete = error is None
         return error
 
@@ -103,7 +103,7 @@ class RankCheckpoints:
         """Blocks until nothing is being written: a process that ends in the middle would lose what it has copied. Any thread's."""
         self._writer.wait()
 
-    def _save_now(self, *, last: bool = False, finished: bool = False) -> str | None:
+    def save_now(self, *, last: bool = False, finished: bool = False) -> str | None:
         """Writes the state itself; no step may be taken meanwhile."""
         began = time.perf_counter()
         self._writer.wait()

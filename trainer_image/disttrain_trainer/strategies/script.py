@@ -39,14 +39,14 @@ class Agent:
     def __init__(self, process: Process, script: Script, metrics: Metrics) -> None:
         self._process = process
         self._metrics = metrics
-        self._rank = CollectiveMember()
+        self.rank = CollectiveMember()
         self._file = _file_of(script, process.config)
         self._arguments = script.args
         self._program: Program | None = None
         self._terminated = False
         self._control = ControlClient(
             process=process,
-            describe=self._rank.describe,
+            describe=self.rank.describe,
             on_message=self._on_message,
             on_released=lambda: None,
             agent=True,
@@ -54,7 +54,7 @@ class Agent:
 
     def run(self) -> None:
         """Runs until every member's program is done. Raises ProgramFailed when this one's failed of itself, Terminated after SIGTERM."""
-        control, rank = self._control, self._rank
+        control, rank = self._control, self.rank
         machine.on_sigterm(self._terminate)
         machine.set_interface(os.environ, toward=split_address(self._process.config.addresses.rendezvous)[0])
         control.start()
@@ -65,14 +65,14 @@ class Agent:
                 what="the other workers and the master",
                 timeout=self._process.config.startup_timeout_seconds,
             )
-            if control.finished or (isinstance(this_round, Round) and self._run_in(this_round)):
+            if control.finished or (isinstance(this_round, Round) and self.run_in(this_round)):
                 return
             self._metrics.recoveries += 1
         raise Terminated
 
-    def _run_in(self, this_round: Round) -> bool:
+    def run_in(self, this_round: Round) -> bool:
         """Runs the program in one round. True when the job is done, False when the round is over."""
-        control, rank = self._control, self._rank
+        control, rank = self._control, self.rank
         program = self._start(this_round)
         log.info("round %d begins: the script runs", this_round.number)
 
@@ -138,7 +138,7 @@ class Agent:
 
     def _await_end(self, this_round: Round) -> bool:
         """Blocks until every member's program is done: True. False when the round is over before, or this pod must end."""
-        control, rank = self._control, self._rank
+        control, rank = self._control, self.rank
         control.wait(
             lambda: True if self._terminated or control.finished or rank.round is not this_round else None,
             what="the others to finish",
@@ -147,7 +147,7 @@ class Agent:
         return control.finished
 
     def _on_message(self, message: Message) -> None:
-        self._rank.on_message(message)
+        self.rank.on_message(message)
         if message["type"] == MessageType.NOT_JOINED and self._program is not None:
             spawned = joining.spawns(self._program.pids)
             if spawned or self._process.config.world_size > 1:
