@@ -127,7 +127,7 @@ def push_header(client: ShardedClient, connection: ServerConnection, part: Batch
         index=part.index,
         clock=client.clock,
         version=client.versions[connection.number],
-        nbytes=connection.nbytes,
+        nbytes=connection.nbytes if part.samples else 0,
     )
 
 

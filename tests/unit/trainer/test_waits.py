@@ -7,7 +7,7 @@ import pytest
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Trainer
+from disttrain.api.spec import Script, Trainer
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.net import control_client as control
 from disttrain_trainer.net.control_client import ControlClient
@@ -66,8 +66,9 @@ def test_an_agent_whose_master_does_not_judge_the_failure_of_its_script_gives_up
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(agent, "PEER_LOSS_NOTICE_SECONDS", 0)
     Path("train.py").write_text("raise SystemExit(3)")
-    process = worker(impatient(0.05, trainer=Trainer.model_validate({"script": {"file": "train.py"}})))
-    alone = Agent(process, Metrics(process))
+    script = Script(file="train.py")
+    process = worker(impatient(0.05, trainer=Trainer(script=script)))
+    alone = Agent(process, script, Metrics(process))
     alone.rank.round = this_round = Round(1)
     with pytest.raises(PeerLost, match="the master to decide which member failed first"):
         alone.run_in(this_round)
