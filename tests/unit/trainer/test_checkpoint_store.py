@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,10 @@ def test_another_number_of_servers_is_refused(tmp_path: Path) -> None:
         (DataSet(97), "samples of trainer.dataset: 96 then, 97 now"),
         (DataSet(95), "samples of trainer.dataset: 96 then, 95 now"),
         (DataSet(96, "new"), 'fingerprint of trainer.dataset: "old" then, "new" now'),
+        (
+            DataSet(96, "old", "packed"),
+            'order of trainer.dataset: "feistel-12" then, "packed" now. Another version of the trainer',
+        ),
         (DataSet(96, "old"), None),
         (DataSet(96), None),
     ],
@@ -215,53 +220,35 @@ def test_a_data_set_that_has_changed_is_refused(
     assert told in str(refused.value)
 
 
-def test_a_checkpoint_of_a_later_version_is_refused_and_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "version"), [(1, "an earlier"), (3, "a later")])
+def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_a_damaged_one(
+    tmp_path: Path, number: int, version: str
+) -> None:
     manifest = write(tmp_path, 1) / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 3}))
-    with pytest.raises(WrongInput, match="written by a later version of the trainer"):
+    manifest.write_text(text := json.dumps(json.loads(manifest.read_text()) | {"format": number}))
+    told = f"checkpoint step-00000001 was written by {version} version of the trainer: its format is {number}, and this version reads 2; "
+    with pytest.raises(WrongInput, match=re.escape(told + "go on with that version")):
         newest_step(tmp_path)
+    with pytest.raises(WrongInput, match=re.escape(told)):
+        write(tmp_path, 1, "new")
+    assert manifest.read_text() == text
+
+
+def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path: Path) -> None:
+    """Its samples were numbered by a shuffled table: to go on in the middle of its epoch would repeat some, and skip others."""
+    manifest = write(tmp_path, 1) / "manifest.json"
+    written = json.loads(manifest.read_text())
+    del written["data"]["order of trainer.dataset"]
+    manifest.write_text(json.dumps(written))
+    told = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-12" now. Another version of the trainer'
+    with pytest.raises(WrongInput, match=told):
+        store.newest(tmp_path, make_config(), DATA)
 
 
 def test_fields_that_a_later_version_adds_do_no_harm(tmp_path: Path) -> None:
     manifest = write(tmp_path, 1) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"added": {"later": 1}}))
     assert newest_step(tmp_path) == 1
-
-
-def format_1(root: Path, step: int) -> Path:
-    """A checkpoint as release 0.1.0 wrote it."""
-    folder = root / f"step-{step:08d}"
-    folder.mkdir()
-    (folder / "state").write_text("state")
-    optimizer = {"name": "SGD", "learningRate": "0.1", "nesterov": False, "weightDecay": "0"}
-    trainer = {"model": "m:m", "dataset": "m:d", "optimizer": optimizer, "batchSize": 32, "seed": 0}
-    manifest = {
-        "format": 1, "job": "job", "attempt": 1, "step": step, "slices": 2 * step, "steps_per_epoch": 3,
-        "files": {"state": store.sha256_of(folder / "state")}, "seed": 0, "digest": "f" * 64,
-        "configuration": {"trainer": trainer, "strategy": {"type": "DataParallel"}, "worldSize": 2, "parameterServers": 0},
-        "time": "2026-11-01T00:00:00Z", "finished": False, "evaluation": None,
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def test_a_checkpoint_of_release_0_1_0_is_gone_on_from(tmp_path: Path) -> None:
-    format_1(tmp_path, 5)
-    config = make_config(attempt=2, workers=2, optimizer={"name": "SGD", "learningRate": 0.2})
-    found = store.newest(tmp_path, config, DATA)
-    assert found.checkpoint is not None
-    assert (found.checkpoint.manifest.step, found.checkpoint.manifest.parts_per_step) == (5, 2)
-    assert found.describe(config) == 'Resumed at step 5; changed: trainer.optimizer.learningRate: "0.1" -> 0.2'
-    write(tmp_path, 6, keep=1)
-    assert steps_in(tmp_path) == [6], "it counts as one of the job's own"
-
-
-def test_of_release_0_1_0_what_does_not_fit_is_refused_too(tmp_path: Path) -> None:
-    format_1(tmp_path, 5)
-    with pytest.raises(WrongInput, match=r"trainer\.batchSize: 32 then, 16 now"):
-        newest_step(tmp_path, batchSize=16)
-    with pytest.raises(WrongInput, match=r"steps of an epoch of trainer\.dataset: 3 then, 4 now"):
-        store.newest(tmp_path, make_config(), DataSet(128))
 
 
 def test_where_a_job_begins_is_reported_with_what_has_changed(tmp_path: Path) -> None:

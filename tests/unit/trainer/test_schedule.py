@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from disttrain.api.trainer import LastBatch
 from disttrain_trainer.data.index_set import IndexSet
+from disttrain_trainer.data.order import KeyedPermutation
 from disttrain_trainer.data.schedule import Schedule, parts_of
 
 numbers = st.lists(st.integers(0, 60), max_size=80)
@@ -137,6 +139,33 @@ def test_epochs_have_orders_of_their_own_that_depend_on_the_seed_alone() -> None
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize("batch_size", [100, 2048, 3000])
+def test_parts_have_the_samples_of_their_positions_whichever_part_is_asked_for_before(batch_size: int) -> None:
+    schedule = Schedule(samples=10_001, batch_size=batch_size, parts_per_step=3, seed=5, epochs=2)
+    epochs = [KeyedPermutation(10_001, 5)(epoch, np.arange(10_001)) for epoch in range(2)]
+    for index in np.random.default_rng(0).permutation(schedule.total_parts).tolist():
+        part = schedule.part(index)
+        start = part.step % schedule.steps_per_epoch * batch_size
+        positions = start + np.arange(part.batch_samples)
+        before = sum(schedule.part(other).samples for other in range(part.step * 3, index))
+        expected = epochs[part.epoch - 1][positions[before : before + part.samples]]
+        assert np.array_equal(part.indices, expected)
+
+
+class Backwards:
+    """The order of a layout of its own: the last sample first, the same in each epoch."""
+
+    name = "backwards"
+
+    def __call__(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return 9 - positions
+
+
+def test_a_layout_may_bring_an_order_of_its_own() -> None:
+    schedule = Schedule(samples=10, batch_size=5, parts_per_step=2, seed=0, epochs=2, order=Backwards())
+    assert [schedule.part(k).indices.tolist() for k in range(8)] == [[9, 8], [7, 6, 5], [4, 3], [2, 1, 0]] * 2
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,21 +15,14 @@ from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import Entry
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.resuming import Section
+from disttrain_trainer.data.order import TABLE
 
 NAME = "manifest.json"
 FORMAT = 2
-_NOT_IN_FORMAT_1 = (
-    "trainer.epochs",
-    "trainer.maxSteps",
-    "trainer.evaluate",
-    "trainer.backend",
-    "trainer.deterministic",
-    "worker.replicas",
-)
 
 
-class NewerFormat(Exception):
-    """The manifest is of a format that only a later version of the trainer can read."""
+class OtherFormat(Exception):
+    """Only another version of the trainer can read the manifest."""
 
 
 class Manifest(BaseModel):
@@ -76,21 +69,26 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, text: str) -> "Manifest":
-        """The manifest of a file's text, also of format 1 (release 0.1.0). Raises ValueError when it is damaged, or NewerFormat."""
+        """The manifest of a file's text. Raises ValueError when it is damaged, or OtherFormat."""
         raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
         number = raw.get("format")
-        if isinstance(number, int) and number > FORMAT:
-            raise NewerFormat(f"its format is {number}, and this version reads formats up to {FORMAT}")
-        return cls.model_validate(_from_format_1(raw) if number == 1 else raw)
+        if isinstance(number, int) and number != FORMAT:
+            version = "a later" if number > FORMAT else "an earlier"
+            raise OtherFormat(
+                f"{version} version of the trainer: its format is {number}, and this version reads {FORMAT}"
+            )
+        manifest = cls.model_validate(raw)
+        manifest.data.setdefault(resuming.ORDER, TABLE)
+        return manifest
 
     @classmethod
     def digest_beside(cls, file: Path) -> str | None:
         """The sha256 of a file as the manifest in its folder says; None when there is no manifest, or it does not name the file."""
         try:
             return cls.read((file.parent / NAME).read_text()).files.get(file.name)
-        except (OSError, ValueError, NewerFormat):
+        except (OSError, ValueError, OtherFormat):
             return None
 
     def file_of(self, prefix: str) -> str | None:
@@ -110,33 +108,3 @@ class Manifest(BaseModel):
 def digest(state: Section, data: Section) -> str:
     """The digest of what must match: the same for the same values, in whatever order."""
     return hashlib.sha256(json.dumps([state, data], sort_keys=True).encode()).hexdigest()
-
-
-def _from_format_1(raw: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of format 1 in the form of format 2. How many samples the data set had is not in it, only the steps of an epoch.
-
-    Raises ValueError when it is damaged.
-    """
-    try:
-        configured = raw["configuration"]
-        trainer, strategy = configured["trainer"], configured["strategy"]
-        state = resuming.state_section(trainer, strategy, servers=configured["parameterServers"])
-        data = {
-            "trainer.batchSize": trainer["batchSize"],
-            "trainer.seed": raw["seed"],
-            "trainer.lastBatch": "Keep",
-            resuming.STEPS: raw["steps_per_epoch"],
-        }
-        parts_per_step = configured["worldSize"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"what format 1 must have is missing: {error}") from None
-    record = resuming.flat({"trainer": trainer, "strategy": strategy}) | dict.fromkeys(_NOT_IN_FORMAT_1)
-    known = {field.alias or name for name, field in Manifest.model_fields.items()} - {"format", "digest"}
-    kept = {name: raw[name] for name in raw if name in known}
-    return kept | {
-        "slices_per_step": parts_per_step,
-        "state": state,
-        "data": data,
-        "record": record,
-        "digest": digest(state, data),
-    }

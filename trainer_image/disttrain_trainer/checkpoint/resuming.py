@@ -23,6 +23,7 @@ Section = dict[str, Any]
 SAMPLES = "samples of trainer.dataset"
 FINGERPRINT = "fingerprint of trainer.dataset"
 STEPS = "steps of an epoch of trainer.dataset"
+ORDER = "order of trainer.dataset"
 CUT = frozenset({"strategy.type", "strategy.parameterServer.consistency", "parameterServer.replicas"})
 """How the tensors are divided into files, and what a version of them counts: no matter where the manifest names them."""
 _SHOWN = 5
@@ -34,11 +35,6 @@ _WIDTH = 60
 def state_of(config: JobConfig) -> Section:
     """What shapes the state: which files there are, and which tensors the optimiser keeps beside the parameters."""
     trainer, strategy = config.trainer.to_dict(), config.strategy.to_dict()
-    return state_section(trainer, strategy, servers=config.parameter_servers)
-
-
-def state_section(trainer: Section, strategy: Section, *, servers: int) -> Section:
-    """The same of the JSON of the two fields, as a manifest of format 1 has them."""
     optimizer = trainer.get("optimizer") or {}
     served = strategy.get("parameterServer") or {}
     section: Section = {
@@ -49,7 +45,7 @@ def state_section(trainer: Section, strategy: Section, *, servers: int) -> Secti
     if served:
         section |= {
             "strategy.parameterServer.consistency": served.get("consistency"),
-            "parameterServer.replicas": servers,
+            "parameterServer.replicas": config.parameter_servers,
         }
     return section
 
@@ -67,6 +63,7 @@ def data_of(config: JobConfig, data: DataSet | None) -> Section:
         section |= {
             SAMPLES: data.samples,
             FINGERPRINT: data.fingerprint,
+            ORDER: data.order,
             STEPS: steps_per_epoch(data.samples, trainer.batch_size, trainer.last_batch),
         }
     return section
@@ -122,7 +119,7 @@ def changes(then: Section, now: Section) -> list[str]:
 
 
 def _equal(then: Any, now: Any) -> bool:
-    if isinstance(then, str) and isinstance(now, int | float):  # release 0.1.0 recorded decimals as strings
+    if isinstance(then, str) and isinstance(now, int | float):  # jobs of release 0.1.0 have decimals as strings
         try:
             return float(then) == now
         except ValueError:

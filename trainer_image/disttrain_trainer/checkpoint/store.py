@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import index_of
 from disttrain_trainer.checkpoint import atomic, resuming
-from disttrain_trainer.checkpoint.manifest import NAME, Manifest, NewerFormat, digest
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest, OtherFormat, digest
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
 from disttrain_trainer.runtime import logs
@@ -252,7 +252,7 @@ def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -
 def _is_readable(folder: Path) -> bool:
     try:
         Manifest.read((folder / NAME).read_text())
-    except (ValueError, NewerFormat):
+    except (ValueError, OtherFormat):
         return False
     return True
 
@@ -266,7 +266,7 @@ def _tidy(folder: Path) -> None:
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput for one of a later format."""
+    """The manifest of a folder. Raises ValueError when there is none that can be read, WrongInput for one of another format."""
     try:
         return Manifest.read((folder / NAME).read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -277,10 +277,9 @@ def manifest_of(folder: Path) -> Manifest:
         raise ValueError(f"{NAME} is damaged: {error.errors()[0]['msg']}") from None
     except ValueError as error:
         raise ValueError(f"{NAME} is damaged: {error}") from None
-    except NewerFormat as error:
+    except OtherFormat as error:
         raise WrongInput(
-            f"checkpoint {folder.name} was written by a later version of the trainer: {error}; go on with that version. "
-            f"Nothing in {folder.parent} was changed"
+            f"checkpoint {folder.name} was written by {error}; go on with that version. Nothing in {folder.parent} was changed"
         ) from None
 
 
@@ -296,9 +295,14 @@ def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
 
 def another_training(checkpoint: str, problem: str) -> str:
     """What is said when a job cannot go on from a checkpoint that is in its folder."""
+    go_on = (
+        "Another version of the trainer wrote it: go on with that one"
+        if problem.startswith(resuming.ORDER)
+        else "This is immutable once a job has checkpoints: change it back to go on"
+    )
     return (
-        f"checkpoint {checkpoint} is of another training: {problem}. This is immutable once a job has checkpoints: change it back to go "
-        "on, or train it as a new job (a local run: without --resume). No checkpoint was changed"
+        f"checkpoint {checkpoint} is of another training: {problem}. {go_on}, or train it as a new job (a local run: without --resume). "
+        "No checkpoint was changed"
     )
 
 

@@ -243,10 +243,10 @@ class CollectiveCoordinator:
 
     def _compare(self, member: Member, message: Message) -> None:
         """Ranks that train different things would wait for one another for ever, or add up what does not belong together."""
-        samples, layout = message.get("samples"), message.get("layout")
-        if samples is None or layout is None:
+        layout = message.get("layout")
+        if message.get("samples") is None or layout is None:
             return
-        data = DataSet(int(samples), message.get("fingerprint"))
+        data = DataSet.of(message)
         if self._task is None:
             self._task = (data, layout)
             if self._schedule is not None:

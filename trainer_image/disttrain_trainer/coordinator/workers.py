@@ -45,7 +45,7 @@ class Workers:
 
     def admit(self, rank: int, message: Message) -> bool:
         """A worker is ready. False when its data set is not that of the others; then the worker gets WRONG."""
-        data = DataSet(int(message["samples"]), message.get("fingerprint"))
+        data = DataSet.of(message)
         if self.data is not None and self.data != data:
             reason = f"worker-{rank} has {data.difference(self.data)}: trainer.dataset must be the same everywhere"
             self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)

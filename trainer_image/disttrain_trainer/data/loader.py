@@ -16,7 +16,7 @@ from disttrain_trainer.runtime import machine
 Fetch = Callable[[NDArray[np.int64]], Any]
 Collate = Callable[[list[Any]], Any]
 MOST_SAMPLES = 1 << 40
-"""Of a data set: the order of an epoch takes 8 bytes for each."""
+"""Of a data set: its steps and parts stay numbers that JSON and 64 bits hold exactly."""
 
 
 def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate | None = None) -> Fetch:
@@ -42,8 +42,8 @@ def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate 
         raise WrongInput(f"{field} returned an empty dataset; expected at least one sample")
     if length > MOST_SAMPLES:
         raise WrongInput(
-            f"{field} returned a dataset of {length} samples; expected at most {MOST_SAMPLES}, as the order of an epoch takes 8 "
-            "bytes for each: where it has no end, say a length such as 10**7, and set trainer.maxSteps"
+            f"{field} returned a dataset of {length} samples; expected at most {MOST_SAMPLES}: where it has no end, "
+            "say a length such as 10**7, and set trainer.maxSteps"
         )
     if type(dataset) is TensorDataset and collate is None:
         tensors = tuple(tensor.to(device) for tensor in dataset.tensors)

@@ -1,6 +1,6 @@
 """The batches of a job, cut into numbered parts. Pure: no torch, no I/O, no clock.
 
-A global batch is `batch_size` consecutive samples of the seeded permutation of an epoch; `last_batch` says what becomes of the remainder.
+A global batch is `batch_size` consecutive samples of the order of an epoch (`order.py`); `last_batch` says what becomes of the remainder.
 It is cut into `parts_per_step` near-equal consecutive parts. Parts are numbered 0, 1, 2 … across the whole job, so that part k
 belongs to step k // parts_per_step; the number is the key by which a part is assigned, counted and applied exactly once.
 
@@ -8,13 +8,19 @@ A model with BatchNorm cannot train on one sample. Where every full batch gives 
 a single sample joins the batch before it, and a smaller batch is cut into fewer parts, the others of its step being empty.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import LastBatch
+from disttrain_trainer.data.order import TABLE, KeyedPermutation, Order
+
+BLOCK = 4096
+"""Positions of an epoch whose order is computed at once, for the parts to come: a call of numpy costs as much as a hundred of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,19 +48,29 @@ class DataSet:
     samples: int
     fingerprint: str | None = None
     """The data set's own fingerprint of its content; None when it has none."""
+    order: str = KeyedPermutation.name
+    """The name of the order of its epochs."""
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> "DataSet":
+        """The data set of a worker, as its message to the master describes it. A worker of an earlier release names no order."""
+        return cls(int(message["samples"]), message.get("fingerprint"), message.get("order") or TABLE)
 
     def difference(self, others: "DataSet") -> str:
         """How this data set differs from the others', as text."""
         if self.samples != others.samples:
             return f"{self.samples} training samples, others have {others.samples}"
+        if self.order != others.order:
+            return f"the order {self.order} of an epoch, others have {others.order} (all images must be of one release)"
         return f"a data set of fingerprint {self.fingerprint}, others have one of {others.fingerprint}"
 
 
 class Schedule:
     """Every part of a job, as a function of its number. Safe to share between threads.
 
-    Exactly one of `epochs` and `max_steps`. The order of an epoch depends on seed and epoch alone: no history is needed to go on
-    in the middle. The batches do not depend on `parts_per_step`. Raises ValueError for numbers that make no schedule.
+    Exactly one of `epochs` and `max_steps`. order: that of the data set's layout; None for map-style data. It depends on seed and epoch
+    alone: no history is needed to go on in the middle. The batches do not depend on `parts_per_step`. Raises ValueError for numbers
+    that make no schedule.
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class Schedule:
         epochs: int | None = None,
         max_steps: int | None = None,
         last_batch: LastBatch = LastBatch.KEEP,
+        order: Order | None = None,
     ) -> None:
         if min(samples, batch_size, parts_per_step) < 1 or seed < 0:
             raise ValueError(
@@ -91,7 +108,11 @@ class Schedule:
         )
         """Batches before this one have `batch_size` samples."""
         self._cuts: dict[int, list[int]] = {}
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._order = order or KeyedPermutation(samples, seed)
+        self._ahead = BLOCK // batch_size if 2 * batch_size <= BLOCK else 0
+        """Batches whose order is computed at once; 0: that of each part by itself."""
+        self._block: tuple[int, int, NDArray[np.int64]] = -1, 0, np.empty(0, np.int64)
+        """The epoch, the first position and the samples of the block that was computed last."""
 
     @classmethod
     def of(cls, config: JobConfig, samples: int) -> "Schedule":
@@ -108,7 +129,7 @@ class Schedule:
         )
 
     def part(self, index: int) -> BatchPart:
-        """Part `index` of the job. Raises IndexError outside [0, total_slices)."""
+        """Part `index` of the job. Raises IndexError outside [0, total_parts)."""
         if not 0 <= index < self.total_parts:
             raise IndexError(f"part {index} of {self.total_parts}")
         step, number = divmod(index, self.parts_per_step)
@@ -125,8 +146,21 @@ class Schedule:
             epoch=epoch + 1,
             samples=high - low,
             batch_samples=batch_samples,
-            indices=self._order(epoch)[low:high],
+            indices=self._samples_at(epoch, low, high, batch_start=start),
         )
+
+    def _samples_at(self, epoch: int, low: int, high: int, *, batch_start: int) -> NDArray[np.int64]:
+        """The samples at the positions [low, high) of an epoch, read-only."""
+        of, first, block = self._block
+        if of != epoch or low < first or high > first + len(block):
+            first, stop = low, high
+            if self._ahead:
+                first = batch_start
+                stop = max(high, min(first + self._ahead * self.batch_size, self.samples))
+            block = self._order(epoch, np.arange(first, stop))
+            block.setflags(write=False)
+            self._block = epoch, first, block  # at once: other threads read it
+        return block[low - first : high - first]
 
     def _bounds(self, batch: int) -> tuple[int, int]:
         """Where a batch begins in the order of its epoch, and how many samples it has."""
@@ -148,16 +182,6 @@ class Schedule:
         cuts = [batch_samples * min(part, filled) // filled for part in range(self.parts_per_step + 1)]
         self._cuts[batch_samples] = cuts  # of few sizes: a full batch, and the last one
         return cuts
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        order = self._orders.get(epoch)
-        if order is None:
-            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch))))
-            order = generator.permutation(self.samples).astype(np.int64, copy=False)
-            order.setflags(write=False)
-            # Two epochs: around their border, parts of both are asked for.
-            self._orders = {**{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}, epoch: order}
-        return order
 
 
 def parts_of(rank: int, *, ranks: int, parts_per_step: int) -> range:

@@ -90,6 +90,7 @@ class Hello(_Incoming):
     model: ProgressModel | None = None
     samples: Samples | None = None
     fingerprint: Digest | None = None
+    order: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
     keeps_model: bool = False
@@ -101,6 +102,7 @@ class _Ready(_Incoming):
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
     samples: Samples | None = None
     fingerprint: Digest | None = None
+    order: Digest | None = None
     layout: Digest | None = None
     buffers: bool = False
     keeps_model: bool = False

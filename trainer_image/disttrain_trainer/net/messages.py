@@ -49,8 +49,8 @@ class MessageType(StrEnum):
 
     # Rounds with collectives (DataParallel, scripts).
     READY = "ready"
-    """The member is in no round and waits for one [step: of the state that it holds, -1 for none; samples and fingerprint of its data
-    set; layout: a digest of the state's, or, with parameter servers, whether its model has
+    """The member is in no round and waits for one [step: of the state that it holds, -1 for none; samples, fingerprint and order of its
+    data set; layout: a digest of the state's, or, with parameter servers, whether its model has
     buffers, and whether the worker has a place for the trained model (keeps_model)]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest].
