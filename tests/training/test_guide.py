@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path("docs/guide/your-own-model.md").read_text()
 
 
@@ -31,4 +33,8 @@ def test_the_example_of_the_guide_is_clean_and_trains(tmp_path: Path) -> None:
     assert float(training["evaluation"]["accuracy"]) > 0.95
     (loads,) = re.findall(r"^```python\n(from safetensors.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     program = loads.replace("model.safetensors", training["model"]["path"])
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
+    (evaluates,) = re.findall(r"^`(evaluate\(trained.*)` then gives", PAGE, re.MULTILINE)
+    program += f"from spiral import dataset, evaluate\nprint({evaluates}['accuracy'])"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert loaded.returncode == 0, loaded.stderr
+    assert float(loaded.stdout) == pytest.approx(training["evaluation"]["accuracy"], rel=1e-4)

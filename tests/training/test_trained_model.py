@@ -35,10 +35,11 @@ with torch.no_grad():
 """Nothing of ours but the example's own module, which is the user's code."""
 
 
-def evaluation_of(path: Path, trainer: dict[str, object]) -> dict[str, float]:
-    """What the user's own evaluation says of a model file, in a process of its own."""
+def evaluation_of(path: Path, trainer: dict[str, object], folder: Path) -> dict[str, float]:
+    """What the user's own evaluation says of a model file, in a process of its own. folder: of the user's modules."""
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(path), json.dumps(trainer)],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
@@ -55,6 +56,7 @@ def evaluation_of(path: Path, trainer: dict[str, object]) -> dict[str, float]:
         ("digits-ps", {"epochs": 1}),
         ("digits-ddp", {"epochs": 1}),
         ("mlp-sync", {"epochs": 1}),
+        ("own-model", {"epochs": 1}),
         ("charlm-ddp", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 1}}),
     ],
 )
@@ -77,7 +79,10 @@ def test_each_example_leaves_a_model_that_reaches_the_printed_evaluation(
     assert "from safetensors.torch import load_file" in done.err
     assert f'model.load_state_dict(load_file("{path.relative_to(tmp_path.resolve())}"))' in done.err
     said = {name: float(value) for name, value in (training.evaluation or {}).items()}
-    assert evaluation_of(path, trainer) == pytest.approx(said, rel=1e-4)
+    for document in documents[1:]:
+        for name, text in document.get("data", {}).items():
+            (tmp_path / name).write_text(text)
+    assert evaluation_of(path, trainer, tmp_path) == pytest.approx(said, rel=1e-4)
     if kept_in == "claims":
         exported = tmp_path / "exported.safetensors"
         export(tmp_path, documents[0]["metadata"]["name"], "-o", str(exported))

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from disttrain.api.names import MODEL_FILE
 from disttrain.api.tensor_index import EXTRA_JSON, Entry, Header, read_header
 from disttrain.local.folders import ROOT
 
@@ -57,16 +58,21 @@ def _checkpoint(source: str) -> Path:
     path = Path(source)
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         return path
-    folders = [path, *(ROOT / "claims").glob(f"*/{path.name}")]
+    run = path.name
     if not path.is_dir():  # a job's name stands for its newest run
-        runs = sorted((ROOT / "runs").glob(f"{path.name}-*/run.json"), key=lambda run: run.stat().st_mtime)
-        ours = [run.parent.name for run in runs if run.parent.name.rsplit("-", 3)[0] == path.name]
-        folders += [folder for name in ours[-1:] for folder in (ROOT / "claims").glob(f"*/{name}")]
+        runs = sorted((ROOT / "runs").glob(f"{run}-*/run.json"), key=lambda run: run.stat().st_mtime)
+        run = ([run, *(file.parent.name for file in runs if file.parent.name.rsplit("-", 3)[0] == run)])[-1]
+    folders = [path, *(ROOT / "claims").glob(f"*/{run}")]
     for folder in folders:
         steps = [step for step in folder.glob(_STEPS) if step.name.removeprefix("step-").isdecimal()]
         complete = [step for step in steps if (step / MANIFEST).exists()]
         if complete:
             return max(complete, key=lambda step: int(step.name.removeprefix("step-")))
+    trained = ROOT / "runs" / run / MODEL_FILE
+    if trained.exists():
+        raise CannotExport(
+            f"run {run} has no checkpoint, and needs none: its training is done and left its model in {trained}"
+        )
     raise CannotExport(
         f"there is no complete checkpoint in {source}: name a checkpoint (step-…), a folder of checkpoints, "
         f"a run in {ROOT / 'runs'}, or its job"

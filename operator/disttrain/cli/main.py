@@ -97,7 +97,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     lint = verbs.add_parser(
-        "lint", help="check files without a cluster", description="Checks DistTrainJob files as the API server would."
+        "lint",
+        help="check files without a cluster",
+        description="Checks DistTrainJob files as the API server would, and names each fault with its line.",
+        epilog="exit codes: 0 every file can be used (warnings are printed), 2 wrong input",
     )
     lint.add_argument(
         "files", metavar="FILE", nargs="+", help="YAML or JSON file, folder or URL; - reads standard input"
@@ -114,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "source",
         metavar="FOLDER|RUN",
-        help="a checkpoint (step-…), a folder of checkpoints, a run in .disttrain/runs, or the job of its newest run",
+        help="a checkpoint (step-…), a folder of checkpoints, a run in .disttrain/runs, or a job, which stands for its newest run",
     )
     export.add_argument(
         "-o", "--output", metavar="FILE", default="model.safetensors", help="default: model.safetensors"

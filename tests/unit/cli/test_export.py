@@ -119,6 +119,21 @@ def test_a_folder_without_checkpoints_is_refused(
     assert "there is no complete checkpoint in nothing: name a checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "source", ["job", "job-20260101-000000-abcd1234", ".disttrain/runs/job-20260101-000000-abcd1234"]
+)
+def test_of_a_run_without_checkpoints_the_model_of_its_end_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(".disttrain/runs/job-20260101-000000-abcd1234")
+    run.mkdir(parents=True)
+    for name in ("run.json", "model.safetensors"):
+        (run / name).touch()
+    assert main(["export", source]) == 2
+    assert f"left its model in {run}/model.safetensors" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_the_file_of_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
