@@ -190,7 +190,7 @@ def test_a_suspended_job_with_a_checkpoint_goes_on_with_another_strategy_and_lea
         for name in complete(rest, "switched", **replicas):
             kubelet.run(name, "127.0.0.1" if "master" in name else "")
 
-    def rests() -> None:
+    def suspend() -> None:
         rest.merge(path, {"spec": {"suspend": True}})
         eventually(lambda: pods_of(rest, "switched") == {})
         for pod in rest.list(PODS, "disttrain.dev/job-name=switched"):
@@ -200,13 +200,13 @@ def test_a_suspended_job_with_a_checkpoint_goes_on_with_another_strategy_and_lea
     runs(servers=3)
     master.report |= {"step": 10, "lastCheckpoint": {"step": 10, "time": stamp()}}
     eventually(lambda: status_of(rest, "switched").get("training", {}).get("lastCheckpoint"))  # type: ignore[attr-defined]
-    rests()
+    suspend()
     data_parallel = {"type": "DataParallel", "parameterServer": None}
     rest.merge(path, {"spec": {"suspend": False, "strategy": data_parallel, "parameterServer": None}})
     runs(servers=0)
     servers = next(r for r in status_of(rest, "switched")["replicaStatuses"] if r["role"] == "ParameterServer")  # type: ignore[attr-defined]
     assert (servers["desired"], servers["ready"], servers["existing"]) == (0, 0, 0)
-    rests()
+    suspend()
     sync = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
     rest.merge(path, {"spec": {"suspend": False, "strategy": sync, "parameterServer": {"replicas": 2}}})
     runs(servers=2)

@@ -89,10 +89,10 @@ class Process:
             api, cache, watch_health, namespaces=[namespace], changed=intake.changed, queue_all=intake.queue_all
         )
 
-        async def nobody(_: object) -> bytes:
+        async def unreachable(_: object) -> bytes:
             raise TimeoutError
 
-        self.progress = ProgressReader(nobody, lambda *_: None)
+        self.progress = ProgressReader(unreachable, lambda *_: None)
         self.volume_failures = VolumeFailures(api, lambda *_: None)
         self._reconciler = Reconciler(
             api=api,

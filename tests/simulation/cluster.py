@@ -251,16 +251,16 @@ class Operator:
         self.report = self.report_read = None
         self.listening_since = self.cluster.now
         self.job = self.cluster.job
-        self.hear_all()
+        self.see_all()
 
-    def hear(self, name: str) -> None:
+    def see(self, name: str) -> None:
         """One watch event. It holds the newest state: those in between are lost."""
         if name in self.cluster.pods:
             self.pods[name] = self.cluster.pods[name]
         else:
             self.pods.pop(name, None)
 
-    def hear_all(self) -> None:
+    def see_all(self) -> None:
         self.pods = dict(self.cluster.pods)
         self.children = self.cluster.children
         self.job = self.cluster.job

@@ -133,7 +133,7 @@ class AnyOrder(RuleBasedStateMachine):
     def an_event_arrives(self, data: st.DataObject) -> None:
         names = sorted({*self.cluster.pods, *self.operator.pods})
         if names:
-            self.operator.hear(data.draw(st.sampled_from(names)))
+            self.operator.see(data.draw(st.sampled_from(names)))
 
     @rule(poll=st.booleans())
     def a_pass(self, poll: bool) -> None:
@@ -143,7 +143,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def a_pass_that_sees_everything(self) -> None:
-        self.operator.hear_all()
+        self.operator.see_all()
         self.operator.poll()
         self._reconcile()
 
@@ -200,7 +200,7 @@ class AnyOrder(RuleBasedStateMachine):
         ]  # fmt: skip
         self._check_account(number, before, after)
         self._check_times(before, after)
-        self._check_ledger(after)
+        self._check_goodput(after)
 
     def _check_account(self, number: int, before: Any, after: Any) -> None:
         total_before = before.restarts.total if before and before.restarts else 0
@@ -215,7 +215,7 @@ class AnyOrder(RuleBasedStateMachine):
         uids_before = set(before.restarts.accounted) if before and before.restarts else set()
         fresh = set(after.restarts.accounted if after.restarts else ()) - uids_before
         assert fresh.isdisjoint(self.accounted), "a failure was counted twice"
-        # A master that hangs is given up: it is the only one that is written down without having failed.
+        # A master that hangs is declared failed: it is the only one that is written down without having failed.
         judged = fresh - self.cluster.own_failures
         silent = sum(event.reason == "MasterSilent" for event in self.cluster.events)
         declared_failed = (
@@ -223,7 +223,7 @@ class AnyOrder(RuleBasedStateMachine):
             and after.restarts.last is not None
             and after.restarts.last.reason == "MasterSilent"
         )
-        assert len(judged) <= (1 if declared_failed else 0), "a pod that was told to end was counted"
+        assert len(judged) <= (1 if declared_failed else 0), "a pod that was asked to end was counted"
         self.accounted |= fresh
         new_attempt = ((before and before.attempt) or 1) < (after.attempt or 1)
         assert total - total_before in ({0, 1} if new_attempt else {len(fresh)})
@@ -262,7 +262,7 @@ class AnyOrder(RuleBasedStateMachine):
             if old is not None and old.status == condition.status:
                 assert old.last_transition_time == condition.last_transition_time
 
-    def _check_ledger(self, after: Any) -> None:
+    def _check_goodput(self, after: Any) -> None:
         """As long as a job was never suspended or resumed, every second since its start is in exactly one bucket."""
         if after.goodput is None or any(
             write.condition("Suspended").reason != "NotSuspended" for write in self.cluster.writes
@@ -276,7 +276,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert decide(self.operator.snapshot) == decide(self.operator.snapshot)
 
     def teardown(self) -> None:
-        """A world that lets things happen: the job rests soon, and then comes to its end."""
+        """Nothing fails any more: the job is soon unchanged by a pass, and then reaches its end."""
         if not hasattr(self, "cluster"):
             return
         self._rest()
@@ -319,7 +319,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _quiet_pass(self) -> bool:
         """Whether the pass did anything."""
-        self.operator.hear_all()
+        self.operator.see_all()
         self.operator.poll()
         writes, forced = len(self.cluster.writes), len(self.cluster.forced_without_need)
         plan = self._reconcile()

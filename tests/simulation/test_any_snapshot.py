@@ -92,13 +92,13 @@ snapshots = st.builds(
 @settings(
     max_examples=10_000 if WIDE else 100, deadline=None, derandomize=not WIDE, suppress_health_check=list(HealthCheck)
 )
-def test_decide_answers_and_comes_to_rest(worlds: list[tuple[Snapshot, bool]]) -> None:
-    """With the world held still, passes over their own status reach one that they leave as it is; from there the next world begins."""
-    job, now = worlds[0][0].job, NOW
-    for world, suspend in worlds:
+def test_decide_answers_and_comes_to_rest(views: list[tuple[Snapshot, bool]]) -> None:
+    """While the cluster does not change, passes reach a status that they leave as it is; the next snapshot begins from it."""
+    job, now = views[0][0].job, NOW
+    for view, suspend in views:
         job = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": suspend})})
         now += timedelta(minutes=10)
-        job = comes_to_rest(replace(world, job=job, now=now))
+        job = comes_to_rest(replace(view, job=job, now=now))
 
 
 def comes_to_rest(snapshot: Snapshot) -> DistTrainJob:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, manifests, served
 
-EVERY, EPOCHS = 40, 12
+SAVE_STEPS, EPOCHS = 40, 12
 STEPS = EPOCHS * 23
-MIDDLE = 2 * EVERY + 10
+MIDDLE = 2 * SAVE_STEPS + 10
 
 MODEL = """
 from torch import nn
@@ -28,7 +28,7 @@ def job_in(folder: Path, consistency: str, *, workers: int = 2, **options: Any) 
     (folder / "users_code.py").write_text(MODEL)
     # Adam, as a momentum on top of the staleness of Async is too much now and then.
     trainer = held(model="users_code:model", epochs=EPOCHS, optimizer={"name": "Adam", "learningRate": 0.003})
-    spec = digits(**served(consistency), **checkpoints(EVERY), trainer=trainer, worker={"replicas": workers})
+    spec = digits(**served(consistency), **checkpoints(SAVE_STEPS), trainer=trainer, worker={"replicas": workers})
     return Job(folder=folder, spec=spec, **options)
 
 
@@ -61,7 +61,7 @@ def test_a_resumed_model_has_the_statistics_of_the_uninterrupted_one_bit_by_bit(
     with job_in(broken, "Sync") as job:
         job.hold(MIDDLE)
         job.start()
-        job.until_held(MIDDLE, checkpoint=2 * EVERY)
+        job.until_held(MIDDLE, checkpoint=2 * SAVE_STEPS)
         for role, index in job.keys:
             job.kill(role, index)
             job.wait(role, index)

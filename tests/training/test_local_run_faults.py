@@ -138,7 +138,7 @@ def test_a_worker_of_a_command_can_be_lost(tmp_path: Path) -> None:
 def _redone_steps(started: Started) -> int:
     """What the last master said at its end."""
     words = sorted(
-        (started.run_folder() / "last-words").glob("*-master-0-*.json"), key=lambda file: file.stat().st_mtime
+        (started.run_folder() / "termination").glob("*-master-0-*.json"), key=lambda file: file.stat().st_mtime
     )
     progress = Termination.decode(words[-1].read_text()).progress
     assert progress is not None

@@ -9,8 +9,8 @@ import pytest
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, manifests, served
 
-EVERY = 40
-MIDDLE = 2 * EVERY + 10
+SAVE_STEPS = 40
+MIDDLE = 2 * SAVE_STEPS + 10
 STEPS = 8 * 23
 HELD = held(epochs=8)
 SERVED = [
@@ -25,10 +25,10 @@ def run_and_kill(tmp_path: Path, changes: dict[str, Any], role: Role, index: int
 
     No worker gets a part of step MIDDLE, at which it is held, before there is a checkpoint of the interval before: it comes for certain.
     """
-    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(EVERY), trainer=HELD)) as job:
+    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(SAVE_STEPS), trainer=HELD)) as job:
         job.hold(MIDDLE)
         job.start()
-        job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - EVERY)
+        job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - SAVE_STEPS)
         job.kill(role, index)
         job.let_go()
         assert job.supervise() == 0, job.logs()
@@ -54,7 +54,7 @@ def test_a_lost_server_costs_at_most_the_steps_since_the_last_checkpoint(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     job, progress = run_and_kill(tmp_path, changes, Role.PARAMETER_SERVER, 1)
-    assert progress.redone_steps <= EVERY
+    assert progress.redone_steps <= SAVE_STEPS
     assert progress.generation == 2
     assert sum(job.restarts.values()) == 1
 
@@ -163,24 +163,30 @@ if os.environ[environment.ROLE] == "parameter-server" and os.environ[environment
 def test_a_server_that_is_lost_while_it_writes_a_checkpoint_costs_the_steps_since_the_one_before(
     tmp_path: Path,
 ) -> None:
-    spec = digits(**served("Sync"), **checkpoints(EVERY, keep=9), trainer=HELD)
-    (tmp_path / "fault.py").write_text(SLOW_DISK.format(step=2 * EVERY))
+    spec = digits(**served("Sync"), **checkpoints(SAVE_STEPS, keep=9), trainer=HELD)
+    (tmp_path / "fault.py").write_text(SLOW_DISK.format(step=2 * SAVE_STEPS))
     with Job(folder=tmp_path, spec=spec) as job:
-        job.hold(2 * EVERY + 3)
+        job.hold(2 * SAVE_STEPS + 3)
         job.start()
-        stopped = job.until_held(2 * EVERY + 3)
+        stopped = job.until_held(2 * SAVE_STEPS + 3)
         assert (tmp_path / "writing").exists(), "steps go on while the file is written"
         assert stopped.last_checkpoint is not None
-        assert stopped.last_checkpoint.step == EVERY
+        assert stopped.last_checkpoint.step == SAVE_STEPS
         job.kill(Role.PARAMETER_SERVER, 1)
         job.let_go()
         assert job.supervise() == 0, job.logs()
         progress = job.termination(Role.MASTER).progress
         assert progress is not None
         assert progress.step == STEPS
-        assert progress.redone_steps == EVERY + 3
-    assert [m["step"] for m in manifests(tmp_path / "checkpoints")] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY, STEPS]
-    left = {path.name.split(".")[0] for path in (tmp_path / "checkpoints" / f"step-{2 * EVERY:08d}").iterdir()}
+        assert progress.redone_steps == SAVE_STEPS + 3
+    assert [m["step"] for m in manifests(tmp_path / "checkpoints")] == [
+        SAVE_STEPS,
+        2 * SAVE_STEPS,
+        3 * SAVE_STEPS,
+        4 * SAVE_STEPS,
+        STEPS,
+    ]
+    left = {path.name.split(".")[0] for path in (tmp_path / "checkpoints" / f"step-{2 * SAVE_STEPS:08d}").iterdir()}
     assert len(left) == 4, (
         "the manifest, a file of each server and one of a worker: nothing of the save that was given up"
     )

@@ -291,10 +291,10 @@ def test_a_server_that_never_comes_is_named() -> None:
         port = listener.getsockname()[1]
         listener.close()
 
-        class Nobody:
+        class SilentServer:
             address = f"127.0.0.1:{port}"
 
-        client = make_client([servers[0], Nobody()], config)  # type: ignore[list-item]
+        client = make_client([servers[0], SilentServer()], config)  # type: ignore[list-item]
         with pytest.raises(PeerLost, match=rf"parameter-server-1 \(127.0.0.1:{port}\): .*; tried to connect for 0.3 s"):
             client.connect(vector_model().layout)
 

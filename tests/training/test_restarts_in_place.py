@@ -13,8 +13,8 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, RestartsInPlace
 from training.job import Job, checkpoints, digits, held, served
 
-EVERY = 40
-MIDDLE = 2 * EVERY + 10
+SAVE_STEPS = 40
+MIDDLE = 2 * SAVE_STEPS + 10
 ENDLESS = {"epochs": 100_000, "evaluate": None}
 SERVED = served("Sync")
 
@@ -29,17 +29,17 @@ def of(progress: Progress | None, role: Role, index: int) -> RestartsInPlace | N
     [
         pytest.param({}, Role.WORKER, 0, id="a rank of DataParallel"),
         pytest.param(SERVED, Role.WORKER, 0, id="a worker of parameter servers"),
-        pytest.param(SERVED, Role.PARAMETER_SERVER, EVERY, id="a parameter server"),
+        pytest.param(SERVED, Role.PARAMETER_SERVER, SAVE_STEPS, id="a parameter server"),
     ],
 )
 def test_a_killed_process_comes_back_in_its_pod(
     tmp_path: Path, changes: dict[str, Any], role: Role, redone: int
 ) -> None:
-    spec = digits(**changes, **checkpoints(EVERY), trainer=held(epochs=8))
+    spec = digits(**changes, **checkpoints(SAVE_STEPS), trainer=held(epochs=8))
     with Job(folder=tmp_path, spec=spec, in_place=True) as job:
         job.hold(MIDDLE)
         job.start()
-        job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - EVERY)
+        job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - SAVE_STEPS)
         launcher = job.processes[role, 1].pid
         job.kill_inner(role, 1)
         told = job.until(lambda p: of(p, role, 1) is not None)

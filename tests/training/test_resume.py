@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, manifests, served
 
-EVERY, EPOCHS = 40, 8
+SAVE_STEPS, EPOCHS = 40, 8
 STEPS = EPOCHS * 23
-MIDDLE = 2 * EVERY + 10
+MIDDLE = 2 * SAVE_STEPS + 10
 SYNC = served("Sync")
 SLOW_VOLUME = """
 import os, threading
@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
-    return digits(**changes, **checkpoints(EVERY), trainer=held(epochs=EPOCHS, **trainer))
+    return digits(**changes, **checkpoints(SAVE_STEPS), trainer=held(epochs=EPOCHS, **trainer))
 
 
 def finish(job: Job) -> None:
@@ -62,7 +62,7 @@ def interrupt(job: Job) -> int:
     """Kills every process in the middle; the step of the newest checkpoint."""
     job.hold(MIDDLE)
     job.start()
-    stopped = job.until_held(MIDDLE, checkpoint=2 * EVERY)
+    stopped = job.until_held(MIDDLE, checkpoint=2 * SAVE_STEPS)
     for role, index in job.keys:
         job.kill(role, index)
         job.wait(role, index)

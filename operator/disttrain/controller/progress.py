@@ -5,7 +5,7 @@ What a pod answers is not trusted: bounded in size and time, no redirect followe
 not come from here but from the master's termination message.
 
 Masters that are silent must not delay the reading of those that answer. A master that answered last time is read in the quick lane, with
-little patience. One that did not moves to the slow lane, with more patience and longer and longer pauses, until it answers.
+a short time-out. One that did not moves to the slow lane, with a longer time-out and longer and longer pauses, until it answers.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class ProgressReader:
             self._followed[job] = (master, asyncio.create_task(self._loop(job, master), name=f"progress of {job}"))
 
     async def look(self, job: Key) -> None:
-        """Reads the report of the job's master now, with little patience, unless it was silent last time: the job is about to end, and
+        """Reads the report of the job's master now, with a short time-out, unless it was silent last time: the job is about to end, and
         nothing is read after that."""
         if job in self._followed and job not in self._silent:
             master, _ = self._followed[job]

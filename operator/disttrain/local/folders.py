@@ -1,7 +1,7 @@
 """Where a local run keeps things: `.disttrain/` in the current folder.
 
     .disttrain/
-      runs/<job>-<time>-<uid>/       one run: job.json (the final DistTrainJob), logs/, last-words/, config/ (its ConfigMaps)
+      runs/<job>-<time>-<uid>/       one run: job.json (the final DistTrainJob), logs/, termination/, config/ (its ConfigMaps)
       claims/<claim>/                a PersistentVolumeClaim, shared by all runs as it is on a cluster
       claims/<claim>/<run>/          the checkpoints of one run
 
@@ -49,7 +49,7 @@ class RunFolder:
         uid = str(uuid.uuid4())
         path = root / "runs" / f"{job_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uid[:8]}"
         try:
-            for part in ("logs", "last-words", "config"):
+            for part in ("logs", "termination", "config"):
                 (path / part).mkdir(parents=True)
             (root / ".gitignore").write_text("*\n")
             lock = _lock(path)
@@ -86,7 +86,7 @@ class RunFolder:
 
     def termination_message(self, label: str, uid: str) -> Path:
         """Where a process leaves its termination message."""
-        return self.path / "last-words" / f"{label}-{uid[:8]}.json"
+        return self.path / "termination" / f"{label}-{uid[:8]}.json"
 
     def config(self, name: str) -> Path:
         """The folder of a ConfigMap of the file."""

@@ -45,7 +45,7 @@ class Process:
     _over: bool = False
     """The program has ended; what it started may not have."""
     _last_line: str = ""
-    _patience: float | None = None
+    _grace_seconds: float | None = None
     """Grace period of a stop that was asked for; it may be asked for before the program is there."""
     _kill_timer: asyncio.TimerHandle | None = None
 
@@ -111,8 +111,8 @@ class Process:
             on_line(self, self.not_started)
             return
         tell_guard(f"+{child.pid}")
-        if self._patience is not None:
-            self.stop(self._patience)
+        if self._grace_seconds is not None:
+            self.stop(self._grace_seconds)
 
         def keep(line: str) -> None:
             self._last_line = line.strip() or self._last_line
@@ -131,8 +131,8 @@ class Process:
         self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with less patience."""
-        self._patience = grace_seconds
+        """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with a shorter period."""
+        self._grace_seconds = grace_seconds
         if self._child is None or self._over:
             return
         # Not Popen's own method, which would wait for a child that has just ended, and free its number.
@@ -143,7 +143,7 @@ class Process:
 
     def stop_once(self, grace_seconds: float) -> None:
         """As `stop`, unless it was called already."""
-        if self._patience is None:
+        if self._grace_seconds is None:
             self.stop(grace_seconds)
 
     def _kill(self) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import WHOLE_JOB, LastRestart
 from disttrain.plan import conditions, words
-from disttrain.plan.ending import fail
+from disttrain.plan.completion import fail
 from disttrain.plan.failures import account, steps
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step

@@ -19,7 +19,7 @@ REASON = "Error"
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Uncounted:
     """Restarts in place of one pod that the status does not count yet."""
 
     pod: PodView
@@ -29,7 +29,7 @@ class News:
     """How many of these count towards the limit."""
 
 
-def news(pods: Iterable[PodView], progress: Progress | None, counted: Restarts) -> tuple[News, ...]:
+def uncounted(pods: Iterable[PodView], progress: Progress | None, counted: Restarts) -> tuple[Uncounted, ...]:
     """What is reported of these pods and not counted, by pods in their order. pods: those of the present attempt."""
     present = {pod.uid: pod for pod in pods}
     before = {entry.pod: entry for entry in counted.in_place}
@@ -38,7 +38,7 @@ def news(pods: Iterable[PodView], progress: Progress | None, counted: Restarts) 
         was = before.get(uid, CountedInPlace(pod=uid, restarts=0))
         restarts, failures = reported.restarts - was.restarts, max(0, reported.failures - was.failures)
         if restarts > 0:
-            found.append(News(present[uid], reported, restarts, min(failures, restarts)))
+            found.append(Uncounted(present[uid], reported, restarts, min(failures, restarts)))
     return tuple(sorted(found, key=lambda one: (one.pod.role.value, one.pod.index)))
 
 
@@ -59,7 +59,7 @@ def _newest(pods: Iterable[PodView], progress: Progress | None) -> dict[str, Res
 
 
 def counted(
-    account: Restarts, found: Sequence[News], *, towards_limit: int, checkpoint_step: int, now: datetime
+    account: Restarts, found: Sequence[Uncounted], *, towards_limit: int, checkpoint_step: int, now: datetime
 ) -> Restarts:
     """The account with these restarts in it.
 
@@ -84,7 +84,7 @@ def counted(
     )
 
 
-def _last(account: Restarts, found: Sequence[News], now: datetime) -> LastRestart | None:
+def _last(account: Restarts, found: Sequence[Uncounted], now: datetime) -> LastRestart | None:
     """A failed pod that waits for its replacement stays there, since its consequences are known by it. A process that lost its peers is
     the cause of nothing, and stands there only where nothing else does."""
     cause = newest(found)
@@ -100,17 +100,17 @@ def _last(account: Restarts, found: Sequence[News], now: datetime) -> LastRestar
     )
 
 
-def by_role(found: Iterable[News], role: Role) -> int:
+def by_role(found: Iterable[Uncounted], role: Role) -> int:
     """How many of the restarts are of pods of this role."""
     return sum(one.restarts for one in found if one.pod.role is role)
 
 
-def newest(found: Iterable[News]) -> News | None:
+def newest(found: Iterable[Uncounted]) -> Uncounted | None:
     """The one that failed last, or that lost its peers last where none failed."""
     return max(found, key=lambda one: (one.failures > 0, one.reported.time), default=None)
 
 
-def sentence(found: Sequence[News]) -> str | None:
+def sentence(found: Sequence[Uncounted]) -> str | None:
     """Such as "The process of pod digits-worker-1 ended with exit code 137: killed by SIGKILL; it was started again in the pod"."""
     one = newest(found)
     if one is None:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.reasons import Reason
 from disttrain.api.spec import SuccessPolicy
-from disttrain.plan.ending import complete
+from disttrain.plan.completion import complete
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import newest
 from disttrain.plan.step import Step

@@ -167,9 +167,9 @@ class JobView:
         )
 
     @cached_property
-    def restarted_in_place(self) -> tuple[in_place.News, ...]:
+    def restarted_in_place(self) -> tuple[in_place.Uncounted, ...]:
         """Restarts in place that are reported and that the stored status does not count yet."""
-        return in_place.news(self.present.values(), self.progress, self.status.restarts or Restarts())
+        return in_place.uncounted(self.present.values(), self.progress, self.status.restarts or Restarts())
 
     @cached_property
     def restarts(self) -> Restarts:

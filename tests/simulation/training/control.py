@@ -12,7 +12,7 @@ from simulation.training.timeline import Call, Connection, Timeline
 if TYPE_CHECKING:
     from simulation.training.job import Job
 
-PAUSE = 0.5
+RECONNECT_SECONDS = 0.5
 """Seconds between two attempts to connect, about."""
 
 
@@ -55,7 +55,7 @@ class ControlClient:
         self.connection = connection = Connection(self._job.timeline, self._job.pace.control)
         connection.receive[0] = self._receive
         connection.ended[0] = self._lost
-        master.hub.accept(connection)
+        master.control.accept(connection)
         hello = {"role": self._member.role, "rank": self._member.rank, "incarnation": self._incarnation}
         connection.send(0, {"type": MessageType.HELLO, **hello, **self._describe()})
 
@@ -110,7 +110,7 @@ class ControlClient:
             self._again()
 
     def _again(self) -> None:
-        self._job.timeline.soon(PAUSE, self.connect)
+        self._job.timeline.soon(RECONNECT_SECONDS, self.connect)
 
 
 class _Peer:

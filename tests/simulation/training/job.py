@@ -27,7 +27,7 @@ from simulation.training.timeline import Timeline
 from simulation.training.volume import Volume
 from simulation.training.worker import Worker
 
-PATIENCE = 200.0
+CALM_SECONDS = 200.0
 """Simulated seconds after the last fault in which a job must end."""
 MAX_EVENTS = 200_000
 GRACE = 30.0
@@ -170,7 +170,7 @@ class Job:
                 return
             if self._faults and self.chance.random() < self._often:
                 self._fault()
-            if self.timeline.now > self._last_fault + PATIENCE:
+            if self.timeline.now > self._last_fault + CALM_SECONDS:
                 break
         raise Violation(
             f"the job did not end: it is {self.timeline.now:.0f} s old, the last fault was at {self._last_fault:.0f} s"

@@ -33,7 +33,7 @@ class Master:
         self._leaving = False
         self._asked: deque[Callable[[], None]] = deque()
         self.tracker = Tracker(attempt=1)
-        self.hub = ControlServer(
+        self.control = ControlServer(
             timeline=job.timeline, joined=self._joined, on_message=self._on_message, lost=self._lost
         )
         self.coordinator = ParameterServerCoordinator(
@@ -55,7 +55,7 @@ class Master:
 
     def kill(self) -> None:
         self.alive = False
-        self.hub.close()
+        self.control.close()
 
     def _tick(self) -> None:
         if self.alive:
@@ -91,7 +91,7 @@ class Master:
         if coordinator.ended and not ended:
             self._job.oracle.ended(self)
             self._job.timeline.after(GOODBYE_SECONDS, partial(self._job.master_finished, self))
-        elif coordinator.ended and not self.hub.connected:
+        elif coordinator.ended and not self.control.connected:
             self._job.master_finished(self)
         elif coordinator.released and self._leaving:
             self._leaving = False
@@ -109,7 +109,7 @@ class Master:
     def send(self, member: Member, kind: MessageType, **fields: object) -> None:
         self._job.trace("the master tells %s: %s %s", member, kind, fields)
         self._job.oracle.sent(member, kind, fields)
-        self.hub.send(member, kind, **fields)
+        self.control.send(member, kind, **fields)
 
     # The store of checkpoints.
 

@@ -25,12 +25,12 @@ class Oracle:
 
     def __init__(self, job: "Job") -> None:
         self._job = job
-        self._stays: dict[int, tuple[str, int]] = {}
-        """Each worker's present stay and its generation, as the master gave it."""
+        self._rounds: dict[int, tuple[str, int]] = {}
+        """Each worker's present lease and its round, as the master sent them."""
         self._leases: dict[int, int] = {}
-        """The worker that has a part, by part, until it says that it is done or its stay ends."""
+        """The worker that has a part, by part, until it reports it as done or its lease ends."""
         self._acknowledged: dict[int, int] = {}
-        """By generation: the parts of which a worker said, in its present stay, that every server has them."""
+        """By round: the parts that a worker reported, with its present lease, as applied on every server."""
         self._committed = 0
         """Step of the newest checkpoint."""
 
@@ -39,9 +39,9 @@ class Oracle:
 
     # The servers.
 
-    def begun(self, generation: int) -> None:
-        """A server begins a generation; numbers come again when master and servers are all new."""
-        self._acknowledged.pop(generation, None)
+    def begun(self, round_number: int) -> None:
+        """A server begins a round; numbers come again when master and servers are all new."""
+        self._acknowledged.pop(round_number, None)
 
     def restored(self, server: int, path: str | None) -> ShardFile | None:
         """The file of which a shard is made again."""
@@ -77,36 +77,36 @@ class Oracle:
     # The master.
 
     def master_started(self) -> None:
-        self._stays.clear()
+        self._rounds.clear()
         self._leases.clear()
 
     def lost(self, member: Member) -> None:
         if member.role is Role.WORKER:
-            self._end_stay(member.rank)
+            self._end_lease(member.rank)
 
     def received(self, member: Member, message: Message) -> None:
         """Before the coordinator has it."""
-        stay = self._stays.get(member.rank)
+        current = self._rounds.get(member.rank)
         if (
             member.role is Role.WORKER
             and message["type"] == MessageType.REQUEST
-            and stay
-            and stay[0] == message["stay"]
+            and current
+            and current[0] == message["stay"]
         ):
             for part in message["done"]:
-                self._acknowledged[stay[1]] = self._acknowledged.get(stay[1], 0) | 1 << part
+                self._acknowledged[current[1]] = self._acknowledged.get(current[1], 0) | 1 << part
                 self._leases.pop(part, None)
 
     def sent(self, member: Member, kind: MessageType, fields: dict[str, Any]) -> None:
         match member.role, kind:
             case Role.WORKER, MessageType.ROUND:
-                self._end_stay(member.rank)
-                generation = fields["generation"]
-                self._stays[member.rank] = (fields["stay"], generation)
-                if generation not in self._acknowledged and (known := self._known(generation)) is not None:
-                    self._acknowledged[generation] = known
+                self._end_lease(member.rank)
+                round_number = fields["generation"]
+                self._rounds[member.rank] = (fields["stay"], round_number)
+                if round_number not in self._acknowledged and (known := self._known(round_number)) is not None:
+                    self._acknowledged[round_number] = known
             case Role.WORKER, MessageType.REFORM:
-                self._end_stay(member.rank)
+                self._end_lease(member.rank)
             case Role.WORKER, MessageType.ASSIGN:
                 self._assigns(member, fields["stay"], fields["slices"])
             case Role.PARAMETER_SERVER, MessageType.BEGIN if self._job.has_volume:
@@ -164,33 +164,33 @@ class Oracle:
         if master.tracker.step != job.steps:
             self.wrong(f"the job is done at step {master.tracker.step} of {job.steps}")
 
-    def _assigns(self, worker: Member, stay: str, parts: list[int]) -> None:
-        present, generation = self._stays.get(worker.rank, ("", 0))
-        if stay != present:
-            self.wrong(f"{worker} gets parts for stay {stay}; its present one is {present}")
+    def _assigns(self, worker: Member, lease: str, parts: list[int]) -> None:
+        present, round_number = self._rounds.get(worker.rank, ("", 0))
+        if lease != present:
+            self.wrong(f"{worker} gets parts with lease {lease}; its present one is {present}")
         if parts != sorted(set(parts)):
             self.wrong(f"{worker} gets parts out of order: {parts}")
         for part in parts:
             if not self._job.every_part >> part & 1:
                 self.wrong(f"{worker} gets part {part}, which the job does not have")
-            if self._acknowledged.get(generation, 0) >> part & 1:
+            if self._acknowledged.get(round_number, 0) >> part & 1:
                 self.wrong(f"part {part} is assigned again to {worker}, after it was acknowledged")
             if part in self._leases:
                 self.wrong(f"part {part} is assigned to {worker}, while worker-{self._leases[part]} has it")
             self._leases[part] = worker.rank
 
-    def _end_stay(self, rank: int) -> None:
-        self._stays.pop(rank, None)
+    def _end_lease(self, rank: int) -> None:
+        self._rounds.pop(rank, None)
         self._leases = {part: worker for part, worker in self._leases.items() if worker != rank}
 
-    def _known(self, generation: int) -> int | None:
-        """The parts that count on every server; None while one of them is not in this generation."""
+    def _known(self, round_number: int) -> int | None:
+        """The parts that count on every server; None while one of them is not in this round."""
         known = self._job.every_part
         for index in range(self._job.config.parameter_servers):
             server = self._job.server(index)
-            if server is None or server.generation is None or server.generation.number != generation:
+            if server is None or server.host is None or server.host.number != round_number:
                 return None
-            known &= server.generation.accepted
+            known &= server.host.accepted
         return known
 
 

@@ -32,7 +32,7 @@ class Request(NamedTuple):
     clock: int = 0
     step: int | None = None
     index: int = 0
-    generation: int = 0
+    round_number: int = 0
     rank: int = 0
     incarnation: str = ""
     parts: int = 0
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     """What a server answers."""
 
     op: str
-    """welcome, done, values, over (the generation is), refused."""
+    """welcome, done, values, over (the round is), refused."""
     clock: int = 0
     version: int = 0
     parts: int = 0
@@ -57,7 +57,7 @@ class Session:
     def __init__(self, server: "Server", connection: Connection) -> None:
         self.connection = connection
         self.rank = -1
-        self.generation: ShardHost | None = None
+        self.host: ShardHost | None = None
         connection.receive[1] = partial(server.receive, self)
         connection.ended[1] = partial(server.forget, self)
 
@@ -70,7 +70,7 @@ class Session:
 
 
 class ShardHost:
-    """One server's side of a generation: the parameters as the set of the parts in them."""
+    """One server's side of a round: the parameters as the set of the parts in them."""
 
     def __init__(self, job: "Job", index: int, number: int, file: ShardFile | None) -> None:
         self._job = job
@@ -99,7 +99,7 @@ class ShardHost:
         if rank in self.sessions:
             self.policy.leave(rank)
         self.sessions[rank] = session
-        session.rank, session.generation = rank, self
+        session.rank, session.host = rank, self
         self.notify()
 
     def exit(self, session: Session) -> None:
@@ -167,13 +167,13 @@ class Server:
         self.member = Member(Role.PARAMETER_SERVER, index)
         self.incarnation = incarnation
         self.alive = True
-        self.generation: ShardHost | None = None
+        self.host: ShardHost | None = None
         self._job = job
         self._index = index
         self._orders: deque[Message] = deque()
         self._saves: deque[Message] = deque()
         self._sessions: list[Session] = []
-        self._await_generation: list[tuple[Session, Request]] = []
+        self._await_round: list[tuple[Session, Request]] = []
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self.control = ControlClient(
@@ -202,9 +202,9 @@ class Server:
     # What the master says.
 
     def _describe(self) -> Message:
-        generation = self.generation
-        applied = generation.policy.accepted.intervals() if generation else []
-        return {"generation": generation.number if generation else 0, "applied": applied}
+        host = self.host
+        applied = host.policy.accepted.intervals() if host else []
+        return {"generation": host.number if host else 0, "applied": applied}
 
     def _order(self, order: Message) -> None:
         self._orders.append(order)
@@ -238,37 +238,37 @@ class Server:
             self._job.timeline.soon(self._job.pace.orders, self._obey)
 
     def _begin(self, order: Message) -> None:
-        number, old = int(order["generation"]), self.generation
+        number, old = int(order["generation"]), self.host
         if old is not None and number <= old.number:
             return
         file = self._job.oracle.restored(self._index, order["file"])
-        self._job.trace("%s begins generation %d from %s", self.member, number, order["file"])
+        self._job.trace("%s begins round %d from %s", self.member, number, order["file"])
         self._job.oracle.begun(number)
-        self.generation = ShardHost(self._job, self._index, number, file)
+        self.host = ShardHost(self._job, self._index, number, file)
         if old is not None:
             old.end()
             for session in list(old.sessions.values()):
                 session.connection.close(1)
-        for session, request in self._await_generation:
+        for session, request in self._await_round:
             self._admit(session, request)
-        self._await_generation = [(s, r) for s, r in self._await_generation if r.generation > number]
+        self._await_round = [(s, r) for s, r in self._await_round if r.round_number > number]
 
     def _drop(self, rank: int) -> None:
         for session in [s for s in self._sessions if s.rank == rank and s.connection.open[1]]:
-            if session.generation is not None:
-                session.generation.exit(session)
+            if session.host is not None:
+                session.host.exit(session)
             session.connection.close(1)
 
     def _snapshot(self) -> None:
         """A copy of the shard now; the file is there once it is written."""
-        generation, order = self.generation, self._saves[0]
+        host, order = self.host, self._saves[0]
         if not self.alive:
             return
-        if generation is None or not generation.initialized:
+        if host is None or not host.initialized:
             self._saved(order, error="no parameters yet")
             return
-        in_version = generation.policy.in_version.copy()
-        file = ShardFile(generation.policy.version, in_version, generation.parts)
+        in_version = host.policy.in_version.copy()
+        file = ShardFile(host.policy.version, in_version, host.parts)
         self.control.send(MessageType.COPIED, id=order["id"])
         self._job.timeline.soon(self._job.pace.disk, partial(self._written, order, file))
 
@@ -303,32 +303,32 @@ class Server:
         if not self.alive:
             return
         if request.op == "hello":
-            if self.generation is None or self.generation.number < request.generation:
-                self._await_generation.append((session, request))
+            if self.host is None or self.host.number < request.round_number:
+                self._await_round.append((session, request))
             else:
                 self._admit(session, request)
             return
-        generation = session.generation
-        assert generation is not None, "a request before the hello"
+        host = session.host
+        assert host is not None, "a request before the hello"
         self._job.trace("%s serves worker %d: %s", self.member, session.rank, request)
         serve: dict[str, Callable[[ShardHost, Session, Request], None]] = {
             "init": self._initialize, "join": self._join, "leave": self._leave, "push": self._push, "pull": self._pull,
             "push_pull": self._push_pull, "bye": self._bye,
         }  # fmt: skip
         try:
-            serve[request.op](generation, session, request)
+            serve[request.op](host, session, request)
         except consistency.OutOfStep as error:
             self._job.oracle.wrong(f"{self.member} refuses {request} of worker {session.rank}: {error}")
 
     def _admit(self, session: Session, request: Request) -> None:
-        generation = self.generation
-        assert generation is not None
+        host = self.host
+        assert host is not None
         if not session.connection.open[1]:
             return
-        if generation.number > request.generation:
+        if host.number > request.round_number:
             session.refuse(Answer("over"))
             return
-        if generation.number < request.generation:
+        if host.number < request.round_number:
             return  # it waits on
         if request.incarnation in self._retired:
             session.refuse(Answer("refused", text="replaced"))
@@ -338,50 +338,50 @@ class Server:
             self._retired.add(before)
         self._incarnations[request.rank] = request.incarnation
         replaced = [s for s in self._sessions if s.rank == request.rank and s is not session]
-        generation.enter(session, request.rank)
+        host.enter(session, request.rank)
         for old in replaced:
             old.connection.close(1)
-        session.answer(Answer("welcome", version=generation.policy.version, initialized=generation.initialized))
+        session.answer(Answer("welcome", version=host.policy.version, initialized=host.initialized))
 
-    def _initialize(self, generation: ShardHost, session: Session, request: Request) -> None:
-        if generation.over:
+    def _initialize(self, host: ShardHost, session: Session, request: Request) -> None:
+        if host.over:
             session.refuse(Answer("over"))
         else:
-            generation.initialize(request.parts)
+            host.initialize(request.parts)
             session.answer(Answer("done"))
 
-    def _join(self, generation: ShardHost, session: Session, request: Request) -> None:
-        if (refusal := generation.require(session)) is not None:
+    def _join(self, host: ShardHost, session: Session, request: Request) -> None:
+        if (refusal := host.require(session)) is not None:
             session.refuse(refusal)
         else:
-            session.answer(Answer("done", clock=generation.policy.join(session.rank, request.clock)))
+            session.answer(Answer("done", clock=host.policy.join(session.rank, request.clock)))
 
-    def _leave(self, generation: ShardHost, session: Session, request: Request) -> None:
-        if (refusal := generation.require(session)) is not None:
+    def _leave(self, host: ShardHost, session: Session, request: Request) -> None:
+        if (refusal := host.require(session)) is not None:
             session.refuse(refusal)
         else:
-            generation.policy.leave(session.rank)
-            generation.notify()
+            host.policy.leave(session.rank)
+            host.notify()
             session.answer(Answer("done"))
 
-    def _push(self, generation: ShardHost, session: Session, request: Request) -> None:
-        if generation.over:
+    def _push(self, host: ShardHost, session: Session, request: Request) -> None:
+        if host.over:
             session.refuse(Answer("over"))
         else:
-            generation.push(session, request)
+            host.push(session, request)
             session.answer(Answer("done"))
 
-    def _pull(self, generation: ShardHost, session: Session, request: Request) -> None:
-        generation.pull(session, request.clock, request.step)
+    def _pull(self, host: ShardHost, session: Session, request: Request) -> None:
+        host.pull(session, request.clock, request.step)
 
-    def _push_pull(self, generation: ShardHost, session: Session, request: Request) -> None:
-        if generation.over:
+    def _push_pull(self, host: ShardHost, session: Session, request: Request) -> None:
+        if host.over:
             session.refuse(Answer("over"))
         else:
-            generation.push(session, request)
-            generation.pull(session, request.clock + 1, request.step)
+            host.push(session, request)
+            host.pull(session, request.clock + 1, request.step)
 
-    def _bye(self, generation: ShardHost, session: Session, request: Request) -> None:
+    def _bye(self, host: ShardHost, session: Session, request: Request) -> None:
         session.connection.close(1)
         self.forget(session)
 
@@ -389,6 +389,6 @@ class Server:
         """Its connection ended."""
         if session in self._sessions:
             self._sessions.remove(session)
-        self._await_generation = [one for one in self._await_generation if one[0] is not session]
-        if session.generation is not None:
-            session.generation.exit(session)
+        self._await_round = [one for one in self._await_round if one[0] is not session]
+        if session.host is not None:
+            session.host.exit(session)

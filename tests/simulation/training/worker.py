@@ -30,19 +30,19 @@ _LOST = "a parameter server"
 
 
 class Client:
-    """The connections of one stay to all servers (client.py)."""
+    """The connections of one lease to all servers (client.py)."""
 
     bytes_sent = bytes_received = 0
 
-    def __init__(self, worker: "Worker", generation: int, clock: int) -> None:
+    def __init__(self, worker: "Worker", round_number: int, clock: int) -> None:
         self._worker = worker
         self._job = worker.job
-        self._round_number = generation
+        self._round_number = round_number
         self._connections: dict[int, Connection] = {}
         self._answers: dict[int, Answer] = {}
         self._error: PeerLost | None = None
         self._calling = self._closed = False
-        self._given_up = False
+        self._unreachable = False
         self.clock = clock
         self.versions: tuple[int, ...] = ()
         self.initialized = False
@@ -51,7 +51,7 @@ class Client:
         """To every server; waits for those that do not listen yet."""
         hello = Request(
             "hello",
-            generation=self._round_number,
+            round_number=self._round_number,
             rank=self._worker.member.rank,
             incarnation=self._worker.incarnation,
         )
@@ -133,7 +133,7 @@ class Client:
         return [self._answers[index] for index in range(count)]
 
     def _dial(self, index: int, hello: Request) -> None:
-        if self._given_up or self._closed:
+        if self._unreachable or self._closed:
             return
         server = self._job.server(index)
         if server is None:
@@ -148,7 +148,7 @@ class Client:
     def _receive(self, index: int, answer: Answer) -> None:
         match answer.op:
             case "over":
-                self._fail(RoundOver(_LOST, "the generation is over"))
+                self._fail(RoundOver(_LOST, "the round is over"))
             case "refused":
                 self._fail(Refused(_LOST, answer.text))
             case _:
@@ -161,7 +161,7 @@ class Client:
         self._worker.poke()
 
     def _abort(self) -> None:
-        self._given_up = True
+        self._unreachable = True
         for connection in self._connections.values():
             connection.close(0)
 

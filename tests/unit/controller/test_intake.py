@@ -69,8 +69,8 @@ async def test_failed_pod_is_looked_at_at_once() -> None:
 
 async def test_pod_that_cannot_be_placed_is_looked_at_at_once() -> None:
     parts = Parts()
-    obstacle = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-    parts.tell("MODIFIED", pod("u1", 5, "Pending", conditions=[obstacle]))
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    parts.tell("MODIFIED", pod("u1", 5, "Pending", conditions=[unschedulable]))
     assert await parts.queue.get() == JOB
 
 

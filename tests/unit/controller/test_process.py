@@ -20,12 +20,12 @@ from unit.controller.hand_turned import hand_turned, now
 RESYNC_SECONDS = 60
 
 
-async def nobody(_: object) -> bytes:
+async def unreachable(_: object) -> bytes:
     raise TimeoutError
 
 
 def operator(server: ApiServer, **settings: Any) -> Operator:
-    return Operator(Settings(host="127.0.0.1", port=0, resync_seconds=RESYNC_SECONDS, **settings), server, nobody)
+    return Operator(Settings(host="127.0.0.1", port=0, resync_seconds=RESYNC_SECONDS, **settings), server, unreachable)
 
 
 async def in_the_middle_of_a_pass(seconds: float) -> tuple[ApiServer, Operator]:

@@ -295,9 +295,10 @@ def test_the_configuration_arrives_as_it_is_written():
 
 def test_jobs_that_share_a_claim_have_folders_of_their_own_also_when_one_is_created_again():
     first = job(**VOLUMES)
-    anew = first.model_copy(update={"metadata": first.metadata.model_copy(update={"uid": "another"})})
+    successor = first.model_copy(update={"metadata": first.metadata.model_copy(update={"uid": "another"})})
     folders = {
-        environment(each, Role.WORKER, 0)["DISTTRAIN_CHECKPOINT_DIR"] for each in (first, anew, job("other", **VOLUMES))
+        environment(each, Role.WORKER, 0)["DISTTRAIN_CHECKPOINT_DIR"]
+        for each in (first, successor, job("other", **VOLUMES))
     }
     assert len(folders) == 3
     assert all(folder.startswith("/checkpoints/") for folder in folders)

@@ -50,8 +50,8 @@ def test_the_last_word_of_the_master_names_the_newest_checkpoint():
     scene = suspended().reports(10)
     scene.step()
     saved = ProgressCheckpoint(step=12, time=scene.now)
-    last_word = Progress(attempt=1, step=12, total_steps=100, world_size=2, last_checkpoint=saved)
-    scene.failed(0, MASTER, code=143, deleting=True, termination=Termination(progress=last_word))
+    last_progress = Progress(attempt=1, step=12, total_steps=100, world_size=2, last_checkpoint=saved)
+    scene.failed(0, MASTER, code=143, deleting=True, termination=Termination(progress=last_progress))
     scene.step()
     assert (scene.status.training.step, scene.status.training.last_checkpoint.step) == (12, 12)
 
@@ -60,8 +60,8 @@ def test_a_report_that_was_read_before_the_last_word_of_the_master_does_not_undo
     scene = suspended().reports(10)
     scene.step()
     saved = ProgressCheckpoint(step=12, time=scene.now)
-    last_word = Progress(attempt=1, step=12, total_steps=100, world_size=2, last_checkpoint=saved)
-    scene.failed(0, MASTER, code=143, deleting=True, termination=Termination(progress=last_word)).step()
+    last_progress = Progress(attempt=1, step=12, total_steps=100, world_size=2, last_checkpoint=saved)
+    scene.failed(0, MASTER, code=143, deleting=True, termination=Termination(progress=last_progress)).step()
     scene.pods.clear()
     scene.after(60).seen()
     assert scene.status.state is JobState.SUSPENDED

@@ -29,7 +29,7 @@ JOBS = {**RELEASED, **{name: body for name, body in NEWEST.items() if body not i
 NOW = datetime(2026, 1, 1, 12, 2, 10, tzinfo=UTC)
 STRANGE = "Unheard-of"
 FINAL = ("Complete", "Failed")
-EVERY = pytest.mark.parametrize("name", JOBS)
+EACH_STORED_JOB = pytest.mark.parametrize("name", JOBS)
 
 
 @dataclass
@@ -149,7 +149,7 @@ def holds(value: Any, stored: Any) -> bool:
     return bool(value == (float(stored) if isinstance(value, float) else stored))
 
 
-@EVERY
+@EACH_STORED_JOB
 def test_job_of_every_release_is_understood_in_full_and_stored_as_it_was(name: str) -> None:
     body = JOBS[name]
     read = read_stored(copy.deepcopy(body))
@@ -157,7 +157,7 @@ def test_job_of_every_release_is_understood_in_full_and_stored_as_it_was(name: s
     assert holds(read.job.status.to_dict(), body["status"])
 
 
-@EVERY
+@EACH_STORED_JOB
 def test_upgrade_leaves_every_job_as_it_is(name: str) -> None:
     body = JOBS[name]
     one = look(body, body)
@@ -170,7 +170,7 @@ def test_upgrade_leaves_every_job_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-@EVERY
+@EACH_STORED_JOB
 def test_field_of_another_version_changes_nothing(name: str, part: str) -> None:
     body = JOBS[name]
     expected = look(body, body)
@@ -183,7 +183,7 @@ def test_field_of_another_version_changes_nothing(name: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-@EVERY
+@EACH_STORED_JOB
 def test_value_of_another_version_never_costs_a_job_its_pods_or_its_account(name: str, part: str) -> None:
     body = JOBS[name]
     for place, other in with_strange_values(body, part):
@@ -211,7 +211,7 @@ def test_finished_job_with_any_spec_of_another_version_is_a_finished_one_for_eve
         assert one.plan.actions == (), place
 
 
-@EVERY
+@EACH_STORED_JOB
 def test_passes_over_what_another_version_stored_come_to_rest(name: str) -> None:
     body = JOBS[name]
     for part in ("spec", "status"):

@@ -114,7 +114,7 @@ def test_an_environment_that_cannot_be_used_is_created_again(checkout: Path, wha
         (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python")
     done = environment(checkout, "dev")
     assert (done.returncode, done.stdout) == (9, "asked: -m venv .venv\n")
-    assert "making it anew" in done.stderr
+    assert "making it again" in done.stderr
     assert not (checkout / ".venv").exists(), "half an environment would be taken for a whole one"
 
 

@@ -16,7 +16,7 @@ def taken_over(**options: object) -> Table:
     return table
 
 
-def heard_by(table: Table, member: Member) -> list[MessageType]:
+def messages_to(table: Table, member: Member) -> list[MessageType]:
     return [kind for to, kind, _ in table.take() if to == member]
 
 
@@ -101,7 +101,7 @@ def test_parts_of_a_worker_that_starts_again_while_another_waits_for_them_recall
     assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
     assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.ROUND]
     table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
-    assert heard_by(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
+    assert messages_to(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
     assert table.work(WORKERS[0], 0)[0] == 0
     assert table.work(WORKERS[1], 0)[0] == 1
 
@@ -110,7 +110,7 @@ def test_a_worker_without_parts_recalls_no_other_when_it_starts_again() -> None:
     table = training()
     table.work(WORKERS[0], 0)
     table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
-    assert heard_by(table, WORKERS[0]) == []
+    assert messages_to(table, WORKERS[0]) == []
 
 
 def test_a_round_without_a_checkpoint_is_from_scratch_and_one_from_a_checkpoint_is_not() -> None:
@@ -133,7 +133,7 @@ def test_a_worker_that_is_lost_when_all_is_applied_calls_no_evaluator_away() -> 
     finish(table)
     table.take()
     table.training.lost(WORKERS[1], 9)
-    assert heard_by(table, WORKERS[0]) == []
+    assert messages_to(table, WORKERS[0]) == []
 
 
 @pytest.mark.parametrize("lost_one", [False, True])

@@ -55,9 +55,9 @@ class _Save:
 class CheckpointCoordinator:
     """Writes checkpoints.
 
-    incarnation: the master's, from which ids are made. patience: seconds after which a save is given up.
+    incarnation: the master's, from which ids are made. timeout_seconds: after these a save is abandoned.
     aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
-    keeper: the worker whose buffers are to be saved; None when the model has none, or no worker is ready.
+    buffer_writer: the worker whose buffers are to be saved; None when the model has none, or no worker is ready.
     copied: called when the training may go on while the copies are written.
     done: called when one is complete or given up, with whether the final one is complete.
     """

@@ -25,8 +25,8 @@ log = logs.get_logger(__name__)
 class Completion:
     """How a training ends.
 
-    saver: None without a checkpoint volume. evaluates: the job has an evaluation.
-    finish: called when all is done and there is no checkpoint to write; with a saver, its last checkpoint is the end.
+    checkpoints: None without a checkpoint volume. evaluates: the job has an evaluation.
+    finish: called when all is done and there is no checkpoint to write; with checkpoints, the last one is the end.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the user's factory returned as a model: what cannot be trained is refused by name, and its modes of training are settled."""
+"""What the user's factory returned as a model: what cannot be trained is refused by name, and its modes of training are set."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

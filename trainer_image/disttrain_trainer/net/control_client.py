@@ -51,7 +51,7 @@ class ControlClient:
         """Set when this process gives the master up, or the master refuses it."""
         self.finished = False
         """The master sent FINISH: the job is done."""
-        self.settle: Callable[[], None] = lambda: None
+        self.before_release: Callable[[], None] = lambda: None
         """Called before `on_released`, in any thread: returns when nothing is being written that the end of the process would tear."""
         self._process = process
         self._describe = describe
@@ -251,7 +251,7 @@ class ControlClient:
             self.changed.notify_all()
 
     def _release(self) -> None:
-        self.settle()
+        self.before_release()
         self._on_released()
 
     def _drop(self) -> None:

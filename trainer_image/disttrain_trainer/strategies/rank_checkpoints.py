@@ -58,7 +58,7 @@ class RankCheckpoints:
         """Where this attempt began, for the manifests."""
         self.complete = False
         """The checkpoint of the finished job is committed."""
-        control.settle = self.settle
+        control.before_release = self.settle
 
     @property
     def busy(self) -> bool:

@@ -10,7 +10,7 @@ from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.spec import Action, FailureRule
 from disttrain.plan import children, in_place, words
-from disttrain.plan.ending import fail
+from disttrain.plan.completion import fail
 from disttrain.plan.failures import cause
 from disttrain.plan.failures.account import counts, finished, record, rule_for
 from disttrain.plan.failures.cause import Verdict

@@ -9,7 +9,7 @@ from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import ReplicaStatus, Restarts
 from disttrain.plan import disruptions, words
-from disttrain.plan.ending import fail
+from disttrain.plan.completion import fail
 from disttrain.plan.failures.account import finished, of_pods_that_exist, record
 from disttrain.plan.model import DISRUPTED, Event, PodView
 from disttrain.plan.step import Claim, Step
