@@ -7,6 +7,7 @@ from disttrain.cli import files
 from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
 from disttrain.local import code
 from disttrain.local.documents import Documents
+from disttrain.plan.validity import idle_workers
 
 
 def lint(names: list[str]) -> int:
@@ -40,6 +41,8 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
                 warning=True,
             )
         )
+    if idle := idle_workers(spec):
+        problems.append(found.problem(("spec", "worker", "replicas"), idle, warning=True))
     if spec.trainer.code is not None:
         content = Documents(file.beside(found)).config_map(spec.trainer.code.config_map or "")
         if content is not None:

@@ -14,6 +14,7 @@ from disttrain.plan.model import Phase, PodView
 from disttrain.plan.progressing import progressing
 from disttrain.plan.restarting import restarting
 from disttrain.plan.step import Claim, Truth
+from disttrain.plan.validity import idle_workers
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
 NO_PLACE_FOR_MODEL = "The trained model will be lost: without spec.checkpoint the job has no volume to put it on"
@@ -116,7 +117,8 @@ def _valid(view: JobView) -> Claim:
         return _claim(ConditionType.VALID, "False", children.blocked_reason(view), why)
     spec = view.spec
     no_place = view.runs_our_loop and spec.checkpoint is None and not view.snapshot.keeps_model
-    return _claim(ConditionType.VALID, "True", Reason.ACCEPTED, NO_PLACE_FOR_MODEL if no_place else "")
+    doubts = (NO_PLACE_FOR_MODEL if no_place else "", idle_workers(spec, view.status.parts_per_step))
+    return _claim(ConditionType.VALID, "True", Reason.ACCEPTED, ". ".join(filter(None, doubts)))
 
 
 def _suspended(view: JobView) -> Claim:

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from disttrain.api.spec import DistTrainJobSpec, Gang, ParameterServerStrategy, Scheduling, Sharding, StrategyType, Tls
+from disttrain.api.spec import (
+    Consistency,
+    DistTrainJobSpec,
+    Gang,
+    ParameterServerStrategy,
+    Scheduling,
+    Sharding,
+    StrategyType,
+    Tls,
+)
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -84,3 +93,18 @@ def unsupported(spec: DistTrainJobSpec) -> tuple[str, ...]:
 def unsupported_fields(spec: DistTrainJobSpec) -> tuple[tuple[Path, str], ...]:
     """The same with the place of each field, for a caller that can point at it."""
     return tuple((entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec))
+
+
+def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> str:
+    """What is said of workers that have no part of a step; "" where each has one, or takes parts of the next steps (Async).
+
+    parts_per_step: that of a job that has begun, where trainer.partsPerStep does not name it.
+    """
+    parts, servers = spec.trainer.parts_per_step or parts_per_step, spec.strategy.parameter_server
+    in_steps = servers is None or servers.consistency is Consistency.SYNC
+    if spec.trainer.model is None or parts is None or spec.world_size <= parts or not in_steps:
+        return ""
+    return (
+        f"{spec.world_size - parts} of {spec.world_size} worker processes have nothing to do in a step: it has {parts} "
+        f"part{'' if parts == 1 else 's'} (trainer.partsPerStep)"
+    )

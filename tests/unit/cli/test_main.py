@@ -73,6 +73,25 @@ def test_lint_says_ok_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_the_examples_can_be_applied_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "examples"]) == 0
+    assert "is already in" not in capsys.readouterr().err
+
+
+def test_lint_warns_of_workers_that_have_no_part_of_a_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    job = Path("examples/digits-ddp.yaml").read_text()
+    file.write_text(re.sub(r"(?m)^    batchSize: .*$", r"\g<0>\n    partsPerStep: 1", job))
+    assert main(["lint", str(file)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{file}: digits-ddp: ok\n"
+    number = next(n for n, line in enumerate(file.read_text().splitlines(), 1) if line.startswith("    replicas:"))
+    assert told.err == (
+        f"{file}:{number}: warning: spec.worker.replicas: 1 of 2 worker processes have nothing to do in a step: it has 1 part "
+        "(trainer.partsPerStep)\n"
+    )
+
+
 def test_lint_tells_what_this_version_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(Path(GOOD).read_text() + "  network: {tls: Mutual}\n")

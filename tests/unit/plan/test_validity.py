@@ -70,3 +70,36 @@ def test_a_path_leads_to_a_field_of_the_spec():
 @pytest.mark.parametrize("scene", [make_job(), make_job().servers(2), make_job().script(), make_job().command()])
 def test_a_plain_job_asks_for_nothing_of_it(scene):
     assert unsupported_fields(scene.job.spec) == ()
+
+
+IDLE = "2 of 4 worker processes have nothing to do in a step: it has 2 parts (trainer.partsPerStep)"
+
+
+@pytest.mark.parametrize(
+    ("scene", "told"),
+    [
+        (make_job().spec(worker={"replicas": 4}).spec(trainer={"partsPerStep": 2}), IDLE),
+        (make_job().spec(trainer={"partsPerStep": 2}, worker={"processesPerWorker": 2}), IDLE),
+        (
+            make_job().spec(worker={"replicas": 4}).servers(2, consistency="Sync").spec(trainer={"partsPerStep": 2}),
+            IDLE,
+        ),
+        (make_job().spec(worker={"replicas": 4}).servers(2, consistency="Async").spec(trainer={"partsPerStep": 2}), ""),
+        (make_job().spec(worker={"replicas": 4}).spec(trainer={"partsPerStep": 4}), ""),
+        (make_job().spec(worker={"replicas": 4}), ""),
+        (make_job().spec(worker={"replicas": 4}).script(), ""),
+    ],
+)
+def test_workers_that_have_no_part_of_a_step_are_warned_of(scene, told):
+    scene.step()
+    assert scene.says("Valid") == ("True", "Accepted")
+    assert told in scene.condition("Valid").message
+    assert ("nothing to do" in scene.condition("Valid").message) is bool(told)
+
+
+def test_a_job_that_got_more_workers_than_its_steps_have_parts_is_warned_of_them():
+    scene = make_job()
+    scene.step()
+    scene.status = scene.status.model_copy(update={"parts_per_step": 2})
+    scene.spec(worker={"replicas": 4}).step()
+    assert IDLE in scene.condition("Valid").message
