@@ -4,6 +4,7 @@ Without torch: the bytes of the tensors are copied.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -13,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from disttrain.api.names import MODEL_FILE
+from disttrain.api.sealed import unseal
 from disttrain.api.tensor_index import EXTRA_JSON, Entry, Header, read_header
 from disttrain.local.folders import ROOT
 
@@ -26,6 +28,7 @@ FORMAT = 2
 """The newest format of a manifest that is understood."""
 _BLOCK = 4 << 20
 _STEPS = "step-*"
+_FILES = TypeAdapter(dict[Annotated[str, StringConstraints(pattern=r"^[^/\x00]+$")], str])
 _INDEX = TypeAdapter(dict[str, Entry])
 _CODES: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """Types of a memoryview by bytes: elements are moved and never read as numbers."""
@@ -37,9 +40,9 @@ class CannotExport(Exception):
 
 def export(source: str, output: str) -> int:
     """Writes the model of a checkpoint, a checkpoint folder, or a run's newest checkpoint; 0, or 2 for what cannot be used, or 1."""
-    path = Path(output)
     try:
         folder = _checkpoint(source)
+        path = _output(output, folder)
         index = _index(folder)
         size = _write(path, folder, index)
     except CannotExport as error:
@@ -48,8 +51,8 @@ def export(source: str, output: str) -> int:
     except OSError as error:
         print(f"export: {error.filename or output}: {error.strerror or error}; no model was written", file=sys.stderr)
         return 1
-    print(f"{path}: {len(index)} tensors, {size} bytes, from {folder}")
-    print(f'from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{path}"))')
+    print(f"{output}: {len(index)} tensors, {size} bytes, from {folder}")
+    print(f'from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{output}"))')
     return 0
 
 
@@ -60,9 +63,9 @@ def _checkpoint(source: str) -> Path:
         return path
     run = path.name
     if not path.is_dir():  # a job's name stands for its newest run
-        runs = sorted((ROOT / "runs").glob(f"{run}-*/run.json"), key=lambda run: run.stat().st_mtime)
+        runs = sorted((ROOT / "runs").glob(f"{glob.escape(run)}-*/run.json"), key=lambda run: run.stat().st_mtime)
         run = ([run, *(file.parent.name for file in runs if file.parent.name.rsplit("-", 3)[0] == run)])[-1]
-    folders = [path, *(ROOT / "claims").glob(f"*/{run}")]
+    folders = [path, *(ROOT / "claims").glob(f"*/{glob.escape(run)}")]
     for folder in folders:
         steps = [step for step in folder.glob(_STEPS) if step.name.removeprefix("step-").isdecimal()]
         complete = [step for step in steps if (step / MANIFEST).exists()]
@@ -79,16 +82,30 @@ def _checkpoint(source: str) -> Path:
     )
 
 
+def _output(name: str, folder: Path) -> Path:
+    """The file to write: of a link, the one that it leads to. Raises CannotExport for what is there and must stay."""
+    path = Path(os.path.realpath(name))
+    if not name or (path.exists() and not path.is_file()):
+        raise CannotExport(f"-o {name or repr(name)} is no regular file: name one, such as model.safetensors")
+    if folder.resolve() in path.parents:
+        raise CannotExport(f"-o {name} is in the checkpoint itself, which must stay as it is: name a file elsewhere")
+    return path
+
+
 def _index(folder: Path) -> dict[str, Entry]:
     """What the manifest says of the model, with every file compared with its digest. Raises CannotExport, OSError."""
     older = "; name an older checkpoint of the same folder, if there is one"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        number, files = manifest["format"], dict(manifest["files"])
+        manifest = unseal((folder / MANIFEST).read_text())
+        number, files = manifest["format"], _FILES.validate_python(manifest["files"])
     except FileNotFoundError:
         raise CannotExport(f"{folder} has no {MANIFEST}: the checkpoint was not completed{older}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CannotExport(f"{folder / MANIFEST} is damaged{older}") from None
+    except ValidationError:
+        raise CannotExport(f"{folder / MANIFEST} is damaged: it does not list its files{older}") from None
+    except KeyError as error:
+        raise CannotExport(f"{folder / MANIFEST} is damaged: it has no {error.args[0]}{older}") from None
+    except ValueError as error:
+        raise CannotExport(f"{folder / MANIFEST} is damaged: {error}{older}") from None
     if not isinstance(number, int) or number > FORMAT:
         raise CannotExport(
             f"{folder} has format {number}, and this version reads formats up to {FORMAT}: use a later one"
@@ -108,14 +125,19 @@ def _index(folder: Path) -> dict[str, Entry]:
             raise CannotExport(f"{folder} is torn: {name} does not have the digest that the manifest says{older}")
     try:
         found = _INDEX.validate_python(manifest["tensors"])
-        return {name: entry for name, entry in found.items() if not name.endswith(EXTRA_JSON)}
     except ValidationError as error:
         raise CannotExport(f"{folder / MANIFEST} is damaged: {error.errors()[0]['msg']}{older}") from None
+    if strangers := {piece.file for entry in found.values() for piece in entry.pieces} - files.keys():
+        raise CannotExport(f"{folder / MANIFEST} is damaged: it does not list {min(strangers)}{older}")
+    return {name: entry for name, entry in found.items() if not name.endswith(EXTRA_JSON)}
 
 
 def _write(path: Path, folder: Path, index: dict[str, Entry]) -> int:
     """Writes the file atomically; its size in bytes. Raises CannotExport, OSError."""
-    headers = {file: read_header(folder / file) for file in {p.file for e in index.values() for p in e.pieces}}
+    try:
+        headers = {file: read_header(folder / file) for file in {p.file for e in index.values() for p in e.pieces}}
+    except ValueError as error:
+        raise CannotExport(f"{folder} is damaged: {error}") from None
     names = sorted(index, key=lambda name: (-_itemsize(index[name].dtype), name))
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -137,6 +159,9 @@ def _write(path: Path, folder: Path, index: dict[str, Entry]) -> int:
             output.flush()
             os.fsync(output.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path) if error.filename == str(temporary) else error.filename
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -75,7 +75,7 @@ class Volume:
             raise FileNotFoundError(name_of(step))
         folder.manifest = Manifest.model_construct(
             job=config.name, attempt=1, step=step, parts=parts, parts_per_step=config.parts_per_step, steps_per_epoch=10,
-            files=dict(files), state=resuming.state_of(config), data={}, digest="", time=_TIME, finished=finished, **result,
+            files=dict(files), state=resuming.state_of(config), data={}, time=_TIME, finished=finished, **result,
         )  # fmt: skip
         self._prune(step, folder.manifest, keep=config.checkpoint.keep if config.checkpoint else 1)
         return folder.manifest

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def cut(folder: Path) -> None:
     (folder / "state.safetensors").write_bytes(data[:-4])
 
 
+def without_a_file(folder: Path) -> None:
+    """A piece lies in a file that the manifest has no digest of."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tensors"]["0.bias"]["pieces"][0]["file"] = "/etc/hostname"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def of_another_model(folder: Path) -> None:
     """The manifest says more of a tensor than the file holds."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -80,6 +88,12 @@ def of_another_model(folder: Path) -> None:
         (lambda folder: (folder / "state.safetensors").unlink(), "is torn: state.safetensors is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "the checkpoint was not completed"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "is damaged: it is nested too deeply"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"format": 2, "files": {"a/b": ""}}'),
+            "does not list its files",
+        ),
+        (without_a_file, "manifest.json is damaged: it does not list /etc/hostname"),
         (of_another_model, "state.safetensors is of another model than the manifest: it does not hold 0.bias"),
     ],
 )
@@ -132,6 +146,29 @@ def test_of_a_run_without_checkpoints_the_model_of_its_end_is_named(
         (run / name).touch()
     assert main(["export", source]) == 2
     assert f"left its model in {run}/model.safetensors" in capsys.readouterr().err
+
+
+def test_what_is_no_file_of_a_model_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path)
+    folder, pipe = tmp_path / "step-00000001", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, folder, folder / "state.safetensors", ""):
+        assert main(["export", str(folder), "-o", str(path)]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"export: -o {path or repr('')} is ")
+        assert told.count("\n") == 1
+    assert pipe.is_fifo()
+    assert main(["export", str(folder), "-o", str(tmp_path / "none" / "out")]) == 1
+    assert capsys.readouterr().err == f"export: {tmp_path}/none/out: No such file or directory; no model was written\n"
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    link, path = tmp_path / "link", tmp_path / "out.safetensors"
+    link.symlink_to(path)
+    assert main(["export", str(tmp_path / "step-00000001"), "-o", str(link)]) == 0
+    assert link.is_symlink()
+    assert load_file(path)
 
 
 def test_a_full_disk_leaves_the_file_of_before(

@@ -112,7 +112,7 @@ class Table:
             return
         self.on_disk = Manifest(
             job="job", attempt=1, step=step, parts=parts, parts_per_step=2, steps_per_epoch=10, files=files,
-            state=resuming.state_of(self.config), data={}, digest="", time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
+            state=resuming.state_of(self.config), data={}, time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
         )  # fmt: skip
         self.training.published(save, self.on_disk, self.now)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.sealed import seal
 from disttrain.api.spec import Strategy, Trainer
 from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
@@ -220,12 +221,31 @@ def test_a_data_set_that_has_changed_is_refused(
     assert told in str(refused.value)
 
 
+def edit(manifest: Path, **changes: Any) -> None:
+    """Changes a manifest as another version would have written it."""
+    content = json.loads(manifest.read_text())
+    del content["digest"]
+    manifest.write_text(seal(json.dumps(content | changes)))
+
+
+def test_no_bit_of_a_manifest_flips_without_being_found(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    manifest = write(tmp_path, 12) / "manifest.json"
+    whole = manifest.read_bytes()
+    for at in range(0, len(whole) - 90, 7):  # the end is the digest itself
+        manifest.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        assert newest_step(tmp_path) == 1, at
+    manifest.write_bytes(whole)
+    assert newest_step(tmp_path) == 12
+
+
 @pytest.mark.parametrize(("number", "version"), [(1, "an earlier"), (3, "a later")])
 def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_a_damaged_one(
     tmp_path: Path, number: int, version: str
 ) -> None:
     manifest = write(tmp_path, 1) / "manifest.json"
-    manifest.write_text(text := json.dumps(json.loads(manifest.read_text()) | {"format": number}))
+    edit(manifest, format=number)
+    text = manifest.read_text()
     told = f"checkpoint step-00000001 was written by {version} version of the trainer: its format is {number}, and this version reads 2; "
     with pytest.raises(WrongInput, match=re.escape(told + "go on with that version")):
         newest_step(tmp_path)
@@ -246,8 +266,7 @@ def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path
 
 
 def test_fields_that_a_later_version_adds_do_no_harm(tmp_path: Path) -> None:
-    manifest = write(tmp_path, 1) / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"added": {"later": 1}}))
+    edit(write(tmp_path, 1) / "manifest.json", added={"later": 1})
     assert newest_step(tmp_path) == 1
 
 

@@ -1,16 +1,15 @@
-"""What makes a folder of files a checkpoint: the manifest, written last, with the digest of every file.
+"""What makes a folder of files a checkpoint: the manifest, written last, with the digest of every file and its own.
 
 It holds what must match on resume, and what the job was otherwise.
 """
 
-import hashlib
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from disttrain.api import sealed
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import Entry
 from disttrain_trainer.checkpoint import resuming
@@ -50,8 +49,6 @@ class Manifest(BaseModel):
     """What shapes the state: must be the same to go on from it."""
     data: Section
     """What numbers the data: the same."""
-    digest: str
-    """sha256 of these two."""
     record: Section = {}
     """The job as it was, flat, to say what has changed. None: not known."""
     resumed: str | None = None
@@ -70,9 +67,7 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, text: str) -> "Manifest":
         """The manifest of a file's text. Raises ValueError when it is damaged, or OtherFormat."""
-        raw = json.loads(text)
-        if not isinstance(raw, dict):
-            raise ValueError("it holds no JSON object")
+        raw = sealed.unseal(text)
         number = raw.get("format")
         if isinstance(number, int) and number != FORMAT:
             version = "a later" if number > FORMAT else "an earlier"
@@ -91,6 +86,10 @@ class Manifest(BaseModel):
         except (OSError, ValueError, OtherFormat):
             return None
 
+    def text(self) -> str:
+        """What `read` reads."""
+        return sealed.seal(self.model_dump_json(by_alias=True))
+
     def file_of(self, prefix: str) -> str | None:
         """The name of the file that begins so."""
         return next((name for name in self.files if name.startswith(prefix)), None)
@@ -103,8 +102,3 @@ class Manifest(BaseModel):
         if not self.finished or total is None or self.step >= total:
             return self
         return self.model_copy(update={"finished": False, "evaluation": None, "model": None})
-
-
-def digest(state: Section, data: Section) -> str:
-    """The digest of what must match: the same for the same values, in whatever order."""
-    return hashlib.sha256(json.dumps([state, data], sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import index_of
 from disttrain_trainer.checkpoint import atomic, resuming
-from disttrain_trainer.checkpoint.manifest import NAME, Manifest, OtherFormat, digest
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest, OtherFormat
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
 from disttrain_trainer.runtime import logs
@@ -180,7 +180,6 @@ def publish(
         files=files,
         state=state,
         data=numbering,
-        digest=digest(state, numbering),
         record=resuming.record_of(config),
         resumed=resumed,
         time=datetime.now(UTC),
@@ -195,8 +194,7 @@ def publish(
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest of a folder whose files are there. Raises OSError."""
-    text = manifest.model_dump_json(by_alias=True)
-    atomic.write(folder / NAME, lambda sink: sink.write(text.encode()))
+    atomic.write(folder / NAME, lambda sink: sink.write(manifest.text().encode()))
 
 
 def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
