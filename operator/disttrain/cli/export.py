@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -187,7 +187,7 @@ def _blocks(entry: Entry, headers: dict[str, Header], sources: Mapping[str, Bina
     """The bytes of a tensor in the order of a contiguous one."""
     if entry.strides is not None:
         memory = b"".join(_blocks(entry.model_copy(update={"strides": None}), headers, sources))
-        yield _contiguous(memory, entry)
+        yield _contiguous(memory, entry, entry.strides)
         return
     size = _itemsize(entry.dtype)
     for piece in sorted(entry.pieces, key=lambda piece: piece.start):
@@ -202,14 +202,13 @@ def _blocks(entry: Entry, headers: dict[str, Header], sources: Mapping[str, Bina
             yield block
 
 
-def _contiguous(memory: bytes, entry: Entry) -> bytes:
+def _contiguous(memory: bytes, entry: Entry, strides: Sequence[int]) -> bytes:
     """Elements that lie by strides, such as channels last, in the order of a contiguous tensor."""
-    assert entry.strides is not None
     code = _CODES[_itemsize(entry.dtype)]
     source, result = memoryview(memory).cast(code), memoryview(bytearray(len(memory))).cast(code)
-    inner, step = entry.shape[-1], entry.strides[-1]
+    inner, step = entry.shape[-1], strides[-1]
     for row, outer in enumerate(product(*map(range, entry.shape[:-1]))):
-        begin = sum(number * stride for number, stride in zip(outer, entry.strides, strict=False))
+        begin = sum(number * stride for number, stride in zip(outer, strides, strict=False))
         result[row * inner : (row + 1) * inner] = source[begin : begin + (inner - 1) * step + 1 : step]
     return bytes(result.cast("B"))
 

@@ -52,9 +52,7 @@ class RunFolder:
             for part in ("logs", "termination", "config"):
                 (path / part).mkdir(parents=True)
             (root / ".gitignore").write_text("*\n")
-            lock = _lock(path)
-            assert lock is not None, "no other process can know a folder that was just made"
-            folder = cls(root, path, uid, 1, lock)
+            folder = cls(root, path, uid, 1, _lock(path))
             folder.remember(attempt=1)
         except OSError:
             shutil.rmtree(path, ignore_errors=True)
@@ -66,9 +64,10 @@ class RunFolder:
         """The folder of the newest run of a job. Raises NothingToResume."""
         for path in sorted(_runs(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
             state = json.loads((path / "run.json").read_text())
-            lock = _lock(path)
-            if lock is None:
-                raise NothingToResume(f"the newest run of {job_name} is still going on ({path})")
+            try:
+                lock = _lock(path)
+            except BlockingIOError:
+                raise NothingToResume(f"the newest run of {job_name} is still going on ({path})") from None
             return cls(root, path, state["uid"], state["attempt"] + 1, lock, _former(path))
         raise NothingToResume(f"there is no run of {job_name} in {root / 'runs'}; leave --resume out to start one")
 
@@ -129,13 +128,14 @@ def _runs(job_name: str, root: Path) -> Iterator[Path]:
             yield path.parent
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path) -> int:
+    """Raises BlockingIOError when another process holds the lock."""
     descriptor = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        return None
+        raise
     return descriptor
 
 

@@ -29,7 +29,7 @@ MOST_BYTES: Final = 1 << 20
 """Of a ConfigMap or Secret."""
 
 
-def _text(value: object) -> object:
+def _text(value: object) -> str:
     if value is None:
         return ""  # as the API server has it
     if not isinstance(value, str):
@@ -39,7 +39,6 @@ def _text(value: object) -> object:
 
 def _decoded(value: object) -> object:
     text = _text(value)
-    assert isinstance(text, str)
     try:
         return base64.b64decode("".join(text.split("\n")).replace("\r", ""), validate=True)
     except ValueError:  # it covers binascii.Error, and text that is not ASCII

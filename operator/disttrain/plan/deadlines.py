@@ -47,14 +47,15 @@ def _ready_until(view: JobView) -> datetime | None:
     ready = view.status.condition(ConditionType.READY)
     policy = view.spec.run_policy
     seconds = policy.recovery_deadline_seconds if view.trained else policy.startup_deadline_seconds
-    if seconds is None or view.status.start_time is None or ready is None or ready.status == "True":
+    started = view.status.start_time
+    if seconds is None or started is None or ready is None or ready.status == "True":
         return None
     seen = conditions.ready(view)
     if seen.status == "True" or view.steps_now:
         return None  # it is written down in this pass
     if seen.reason == Reason.WAITING_FOR_PEERS and view.progress is None:
         return None  # every pod is there; only the operator cannot reach the master, and that wait ends by itself (conditions.py)
-    since = max(view.status.start_time, ready.last_transition_time, _last_step(view))
+    since = max(started, ready.last_transition_time, _last_step(view) or started)
     moment = since + timedelta(seconds=seconds)
     listening = view.snapshot.listening_since
     return moment if view.progress or listening is None else max(moment, listening + REPORT_TIMEOUT)
@@ -77,11 +78,9 @@ def _step_until(view: JobView) -> datetime | None:
     return _after(since, view.spec.run_policy.progress_deadline_seconds)
 
 
-def _last_step(view: JobView) -> datetime:
+def _last_step(view: JobView) -> datetime | None:
     """When the step last advanced, by the operator's clock: that of a master may be wrong."""
-    assert view.status.start_time is not None, "a deadline of a job that did not start"
-    training = view.status.training
-    return (training.last_update_time if training else None) or view.status.start_time
+    return view.status.training.last_update_time if view.status.training else None
 
 
 def _never_ready(view: JobView) -> Step:

@@ -6,6 +6,7 @@ Not here: what follows from a stall (deadlines.py).
 from datetime import datetime
 
 from disttrain.api.reasons import ConditionType, Reason
+from disttrain.api.runtime import Progress
 from disttrain.api.status import Condition
 from disttrain.plan import words
 from disttrain.plan.progress import usual_pause
@@ -29,7 +30,7 @@ def progressing(view: JobView, ready: Claim) -> Claim:
     ):
         return _claim("False", Reason.STALLED, before.message)
     if progress.last_update_time is not None or was_training:
-        if (since := _no_step_since(view, before)) is not None:
+        if (since := _no_step_since(view, progress, before)) is not None:
             message = f"No step was seen since {since:%H:%M:%S} UTC"
             if progress.waiting_for:
                 message += f"; waiting for {words.without_clock(progress.waiting_for)}"
@@ -44,11 +45,10 @@ def progressing(view: JobView, ready: Claim) -> Claim:
     return _claim("False", Reason.STARTING, "No step yet")
 
 
-def _no_step_since(view: JobView, before: Condition | None) -> datetime | None:
+def _no_step_since(view: JobView, progress: Progress, before: Condition | None) -> datetime | None:
     """When the last step was seen, if that is longer ago than a step takes here; None while steps are made. Of a training that has made
     its last step none is expected: it evaluates, and takes its last checkpoint."""
-    progress, training = view.progress, view.status.training
-    assert progress is not None, "a report that was not read says nothing"
+    training = view.status.training
     if view.steps_now or (progress.total_steps is not None and progress.step >= progress.total_steps):
         return None
     if before is None or (before.status != "True" and before.reason != Reason.NO_STEP):

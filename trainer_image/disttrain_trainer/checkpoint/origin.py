@@ -49,8 +49,8 @@ def taken(root: Path, config: JobConfig) -> Checkpoint | None:
 
     Takes over what checkpoint.from names, if the job has no checkpoint yet. Raises as `look`.
     """
-    asked = config.checkpoint.from_ if config.checkpoint else None
-    if asked is None:
+    checkpoint = config.checkpoint
+    if checkpoint is None or (asked := checkpoint.from_) is None:
         return None
     folder = root / f"{FOLDER}{hashlib.sha256(asked.model_dump_json(by_alias=True).encode()).hexdigest()[:8]}"
     try:
@@ -59,7 +59,7 @@ def taken(root: Path, config: JobConfig) -> Checkpoint | None:
             if own is not None:
                 _refuse_another(own, folder)
                 return None
-            _take(folder, _Search(root, config, asked).result())
+            _take(folder, _Search(root, config, asked, claim=checkpoint.volume.persistent_volume_claim).result())
         manifest = store.manifest_of(folder)
         if asked.include is Include.MODEL:
             return Checkpoint(folder=folder, manifest=manifest)
@@ -105,12 +105,11 @@ class _Candidate:
 class _Search:
     """The search for the checkpoint that is asked for."""
 
-    def __init__(self, root: Path, config: JobConfig, asked: Origin) -> None:
+    def __init__(self, root: Path, config: JobConfig, asked: Origin, *, claim: str) -> None:
         self._root = root
         self._config = config
         self._asked = asked
-        assert config.checkpoint is not None
-        self._where = f'on claim "{config.checkpoint.volume.persistent_volume_claim}"'
+        self._where = f'on claim "{claim}"'
 
     def result(self) -> Checkpoint:
         """The checkpoint, verified, as this job is to have it. Raises WrongInput, OSError."""

@@ -245,7 +245,7 @@ class ParameterServerCoordinator:
             self._checkpoints.begin(self.queue)
         log.info("round %d begins at step %d", self._rounds.number, self.queue.step)
         for rank in self._workers.ready:
-            self._invite(rank)
+            self._invite(rank, self.queue)
 
     def _is_of_another_data_set(self, data: DataSet) -> bool:
         """Whether the servers began from a checkpoint of another data set; then the workers get WRONG with the reason."""
@@ -267,30 +267,28 @@ class ParameterServerCoordinator:
             self._make_queue()
         else:
             if self._sync and self.queue.holds(rank):
-                self._void_leases(rank)
+                self._void_leases(rank, self.queue)
                 self._servers.ask(MessageType.STATE, self._learn, now)
-            self._invite(rank)
+            self._invite(rank, self.queue)
             self._called_away(rank, now, lost=False)
         self._advance(now)
 
-    def _void_leases(self, rank: int) -> None:
+    def _void_leases(self, rank: int, queue: WorkQueue) -> None:
         """Sync: the parts of a lost worker return to the queue, and every other worker starts over.
 
         Another worker may wait at a server for one of these parts, and so would never request it. Each worker's parts return as well:
         otherwise the READY of each worker that still held parts would make all others start over once more.
         """
-        assert self.queue is not None
-        self.queue.recall()
+        queue.recall()
         self._workers.end_leases()
         self._workers.send_to_all(MessageType.REFORM, but=rank)
 
-    def _invite(self, rank: int) -> None:
-        assert self.queue is not None
+    def _invite(self, rank: int, queue: WorkQueue) -> None:
         newest = self._checkpoints.newest if self._checkpoints else None
         file = newest.file_of(BUFFERS) or newest.file_of(STATE) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
-            rank, queue=self.queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
+            rank, queue=queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
         )
 
     def _worker_requests(self, rank: int, message: Message, now: float) -> None:
@@ -304,7 +302,7 @@ class ParameterServerCoordinator:
             return
         self._tracker.lost_workers += 1
         if self._sync and not self.queue.finished:
-            self._void_leases(rank)
+            self._void_leases(rank, self.queue)
         self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
         self._advance(now)
 

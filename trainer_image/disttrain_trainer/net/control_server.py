@@ -55,7 +55,8 @@ class ControlServer:
         self._retired: set[str] = set()
         self._code = AttemptCode(config.code_origin)
         self._restarts: dict[str, RestartsInPlace] = {}
-        self._crash: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+        self._failed = asyncio.Event()
         self._changed = asyncio.Event()
         self._conversations: set[asyncio.Task[None]] = set()
         processes = config.world_size + config.parameter_servers
@@ -95,17 +96,19 @@ class ControlServer:
 
     async def serve(self, *, host: str | None, port: int) -> None:
         """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
-        self._crash = asyncio.get_running_loop().create_future()
         listener = listen(host, port)
         server = await asyncio.start_server(self._accept, sock=listener, limit=MAX_LINE, backlog=ACCEPTED_AT_ONCE)
         listener.listen(BACKLOG)  # asyncio takes one number for both
         async with server:
-            beats = asyncio.create_task(self._beat())
+            beats, failed = asyncio.create_task(self._beat()), asyncio.create_task(self._failed.wait())
             try:
-                await asyncio.wait([beats, self._crash], return_when=asyncio.FIRST_COMPLETED)
-                self._crash.result() if self._crash.done() else beats.result()
+                await asyncio.wait([beats, failed], return_when=asyncio.FIRST_COMPLETED)
+                if self._failure is not None:
+                    raise self._failure
+                beats.result()
             finally:
                 beats.cancel()
+                failed.cancel()
                 for peer in list(self._peers.values()):
                     peer.writer.close()
 
@@ -198,9 +201,8 @@ class ControlServer:
 
     def _fail(self, error: Exception) -> None:
         """Ends the master."""
-        assert self._crash is not None
-        if not self._crash.done():
-            self._crash.set_exception(error)
+        self._failure = self._failure or error
+        self._failed.set()
 
     def _unfit(self, hello: Hello) -> str | None:
         """Why the master refuses this process; None when it does not."""
