@@ -15,7 +15,7 @@ from disttrain_trainer.coordinator.main import GOODBYE_SECONDS
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.net.messages import Message, MessageType, beat_interval
-from disttrain_trainer.net.peers import Member
+from disttrain_trainer.net.peers import Answer, Member
 from simulation.training.control import ControlServer
 from simulation.training.timeline import PEER_TIMEOUT
 
@@ -113,42 +113,44 @@ class Master:
 
     # The store of checkpoints.
 
-    def find(self) -> None:
+    def find(self, answer: Answer[Manifest | None]) -> None:
         volume = self._job.volume
 
         def find() -> None:
             found = volume.newest
-            self._answer(lambda now: self.coordinator.found(found, now))
+            self._answer(partial(answer, found))
 
         self._ask(find)
 
-    def prepare(self, save: str, step: int) -> None:
+    def prepare(self, step: int, answer: Answer[str | OSError]) -> None:
         def prepare() -> None:
-            answer: str | OSError
+            result: str | OSError
             try:
                 self._job.fault_of_the_volume()
-                answer = self._job.volume.prepare(step)
+                result = self._job.volume.prepare(step)
             except OSError as error:
-                answer = error
-            self._answer(lambda now: self.coordinator.prepared(save, answer, now))
+                result = error
+            self._answer(partial(answer, result))
 
         self._ask(prepare)
 
-    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
-        result = {"evaluation": self.tracker.evaluation, "model": self.tracker.model}
+    def publish(
+        self, *, step: int, parts: int, files: dict[str, str], finished: bool, answer: Answer[Manifest | OSError]
+    ) -> None:
+        reported = {"evaluation": self.tracker.evaluation, "model": self.tracker.model}
 
         def publish() -> None:
-            answer: Manifest | OSError
+            result: Manifest | OSError
             try:
                 self._job.fault_of_the_volume()
                 self._job.oracle.commits(step=step, parts=parts, files=files, finished=finished)
-                answer = self._job.volume.publish(
-                    self._job.config, step=step, parts=parts, files=files, finished=finished, result=result
+                result = self._job.volume.publish(
+                    self._job.config, step=step, parts=parts, files=files, finished=finished, result=reported
                 )
             except OSError as error:
-                answer = error
-            self._job.trace("checkpoint %s of step %d: %s", save, step, answer)
-            self._answer(lambda now: self.coordinator.published(save, answer, now))
+                result = error
+            self._job.trace("checkpoint of step %d: %s", step, result)
+            self._answer(partial(answer, result))
 
         self._ask(publish)
 

@@ -13,7 +13,7 @@ from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordi
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.net.peers import Member
+from disttrain_trainer.net.peers import Answer, Member
 
 STEPS = 10
 SERVERS = [Member(Role.PARAMETER_SERVER, index) for index in range(2)]
@@ -94,27 +94,29 @@ class Table:
         if kind is MessageType.ROUND:
             self.lease[member] = str(fields["stay"])
 
-    def find(self) -> None:
+    def find(self, answer: Answer[Manifest | None]) -> None:
+        self.asked = answer
         if not self.slow:
-            self.training.found(self.on_disk, 0)
+            answer(self.on_disk, 0)
 
     def find_at_last(self) -> None:
-        self.training.found(self.on_disk, 0)
+        self.asked(self.on_disk, 0)
         self.serve()
 
-    def prepare(self, save: str, step: int) -> None:
-        folder = OSError(5, "Input/output error") if self.lost else name_of(step)
-        self.training.prepared(save, folder, self.now)
+    def prepare(self, step: int, answer: Answer[str | OSError]) -> None:
+        answer(OSError(5, "Input/output error") if self.lost else name_of(step), self.now)
 
-    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
+    def publish(
+        self, *, step: int, parts: int, files: dict[str, str], finished: bool, answer: Answer[Manifest | OSError]
+    ) -> None:
         if self.full:
-            self.training.published(save, OSError(28, "No space left on device"), self.now)
+            answer(OSError(28, "No space left on device"), self.now)
             return
         self.on_disk = Manifest(
             job="job", attempt=1, step=step, parts=parts, parts_per_step=2, steps_per_epoch=10, files=files,
             state=resuming.state_of(self.config), data={}, time=datetime(2026, 1, 1, tzinfo=UTC), finished=finished,
         )  # fmt: skip
-        self.training.published(save, self.on_disk, self.now)
+        answer(self.on_disk, self.now)
 
     # The processes.
 

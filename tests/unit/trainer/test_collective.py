@@ -60,9 +60,9 @@ class Table:
         if opened:
             self.collective.open(0)
 
-    def _renew(self) -> None:
+    def _renew(self, opened: Callable[[float], None]) -> None:
         self.renewals += 1
-        self.collective.open(0)
+        opened(0)
 
     def join(
         self, member: Member, *, state: MemberState = MemberState.READY, round_number: int = 0, step: int = -1

@@ -66,13 +66,13 @@ def test_a_manifest_that_comes_after_its_save_was_given_up_ends_no_other_save() 
     table, first = due()
     write(table, 0, first)
     answers: list[Any] = []
-    table.publish = lambda save, **_: answers.append(save)  # type: ignore[method-assign]
+    table.publish = lambda *, answer, **_: answers.append(answer)  # type: ignore[method-assign]
     write(table, 1, first)
     table.training.lost(SERVERS[1], 0)
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 0)
     (second,) = {fields["id"] for _, kind, fields in table.take(MessageType.SAVE)}
     del table.publish  # type: ignore[method-assign]
-    table.publish(answers[0], step=4, parts=8, files={}, finished=False)
+    table.publish(step=4, parts=8, files={}, finished=False, answer=answers[0])
     for number in range(2):
         write(table, number, second)
     assert table.on_disk is not None

@@ -8,7 +8,7 @@ Pure.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import ProgressCheckpoint
@@ -184,19 +184,19 @@ class CheckpointCoordinator:
         whole = self._written
         if final and whole is not None and (whole.step, whole.parts) == (step, step * self._parts_per_step):
             # Its files are there, and nothing has changed since: only the manifest is written again.
-            self._store.publish(self._save.id, step=step, parts=whole.parts, files=whole.files, finished=True)
+            self._publish(self._save, whole.parts, whole.files)
         else:
-            self._store.prepare(self._save.id, step)
+            self._store.prepare(step, partial(self._prepared, self._save))
 
-    def prepared(self, save: str, folder: str | OSError, now: float) -> None:
+    def _prepared(self, save: _Save, folder: str | OSError, now: float) -> None:
         """The store's answer to `prepare`: the folder's name."""
-        if self._save is None or self._save.id != save:
+        if self._save is not save:
             return
         if isinstance(folder, OSError):
-            self._end(f"the folder of step {self._save.step} cannot be made: {folder}", now)
+            self._end(f"the folder of step {save.step} cannot be made: {folder}", now)
         else:
-            self._servers.send_to_all(MessageType.SAVE, id=save, folder=folder, step=self._save.step)
-            self._ask_buffer_writer(self._save)
+            self._servers.send_to_all(MessageType.SAVE, id=save.id, folder=folder, step=save.step)
+            self._ask_buffer_writer(save)
 
     def server_copied(self, index: int, message: Message, now: float) -> None:
         """A server copied its shard."""
@@ -255,12 +255,16 @@ class CheckpointCoordinator:
         self._go_on(save, now)
         self._complete(save)
 
-    def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
+    def _publish(self, save: _Save, parts: int, files: dict[str, str]) -> None:
+        answer = partial(self._published, save)
+        self._store.publish(step=save.step, parts=parts, files=files, finished=save.final, answer=answer)
+
+    def _published(self, save: _Save, manifest: Manifest | OSError, now: float) -> None:
         """The store's answer to `publish`."""
         if isinstance(manifest, Manifest):
             self._written = manifest
             self.know(manifest)  # also when the save was given up meanwhile: it is whole
-        if self._save is not None and self._save.id == save:
+        if self._save is save:
             self._end(str(manifest) if isinstance(manifest, OSError) else None, now)
 
     def abandon(self) -> None:
@@ -319,7 +323,7 @@ class CheckpointCoordinator:
     def _complete(self, save: _Save) -> None:
         if len(save.applied) == self._servers.count and save.buffer_writer is None:
             parts = len(reduce(IndexSet.intersection, save.applied.values()))
-            self._store.publish(save.id, step=save.step, parts=parts, files=save.files, finished=save.final)
+            self._publish(save, parts, save.files)
 
     def _end(self, error: str | None, now: float) -> None:
         save, self._save = self._save, None

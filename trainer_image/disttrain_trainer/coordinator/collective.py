@@ -49,7 +49,7 @@ class CollectiveCoordinator:
         sender: Sender,
         tracker: Tracker,
         members: tuple[Member, ...],
-        renew_store: Callable[[], None],
+        renew_store: Callable[[Callable[[float], None]], None],
         processes: int = 1,
         saves: bool = False,
         lasting: bool = True,
@@ -58,7 +58,7 @@ class CollectiveCoordinator:
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
-        renew_store: asks for an empty one, with the same answer; when it is called, no member has a program that uses the old one.
+        renew_store: asks for an empty one, and says when it is there; when it is called, no member has a program that uses the old one.
         processes: training processes of a member. saves: whether rank 0 can save the state when asked.
         lasting: whether a round needs its store no more once it runs. A script may make another group at any time: its round ends
         with the store, which ends with its master, as it does under torchrun.
@@ -227,7 +227,7 @@ class CollectiveCoordinator:
                 self._begin_round(now)
             elif not self._renewing:
                 self._renewing = True
-                self._renew_store()
+                self._renew_store(self.open)
         elif complete and not self._broken and self._is_one_round(places):
             # True after each message of a running round, and when all members have joined a new master.
             self._tracker.round_number = places[0].round_number

@@ -6,9 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from disttrain.api.goodput import MasterGoodput
@@ -16,8 +15,7 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Command, Loop, Script
-from disttrain_trainer.checkpoint import origin, store
-from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.coordinator.checkpoint_folder import CheckpointFolder
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
@@ -56,11 +54,10 @@ class Master:
         self._goodput = MasterGoodput(time.monotonic(), began=began, steps_done=process.steps_done)
         self._counting = threading.Lock()
         self._store: TCPStore | None = None
+        self._folder = self._checkpoint_folder()
         self._coordinator: Coordinator = self._coordinate()
         self._control.coordinator = self._coordinator
         self._tasks: set[asyncio.Task[None]] = set()
-        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        """One thread: a save that was given up must not publish and prune while the newest checkpoint is looked for."""
         self._failure: BaseException | None = None
 
     def progress(self) -> Progress:
@@ -146,6 +143,14 @@ class Master:
         self._coordinator.terminate(time.monotonic())
         self._control.poke()
 
+    def _checkpoint_folder(self) -> CheckpointFolder | None:
+        root, checkpoint = self._process.checkpoint_dir, self._config.checkpoint
+        if root is None or checkpoint is None:
+            return None
+        return CheckpointFolder(
+            root, keep=checkpoint.keep, config=self._config, tracker=self._tracker, run_apart=self._run_apart
+        )
+
     def _coordinate(self) -> Coordinator:
         """The decisions of the job's strategy."""
         config = self._config
@@ -165,7 +170,7 @@ class Master:
             case Loop() if isinstance(config.strategy.exchange, ParameterServerStrategy):
                 return ParameterServerCoordinator(
                     sender=self._control,
-                    store=self if self._process.checkpoint_dir else None,
+                    store=self._folder,
                     tracker=self._tracker,
                     config=config,
                     incarnation=self._process.incarnation,
@@ -176,78 +181,20 @@ class Master:
                     tracker=self._tracker,
                     members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
                     renew_store=self._renew_store,
-                    saves=self._process.checkpoint_dir is not None,
+                    saves=self._folder is not None,
                     schedule=lambda samples: Schedule.of(config, samples),
                 )
 
     def _begin(self) -> None:
         coordinator = self._coordinator
         if isinstance(coordinator, CollectiveCoordinator):
-            self._renew_store()
-            if isinstance(self._work, Loop) and self._process.checkpoint_dir is not None:
-                self.find()
+            self._renew_store(coordinator.open)
+            if isinstance(self._work, Loop) and self._folder is not None:
+                self._folder.find(coordinator.found)
         elif isinstance(coordinator, ParameterServerCoordinator):
             coordinator.begin(time.monotonic())
 
-    # The checkpoint store: what blocks runs in a thread, its answer comes back in the loop.
-
-    def find(self) -> None:
-        """See net.peers.CheckpointStore."""
-        self._run_apart(lambda: origin.look(self._root, self._config), self._found, self._store_thread)
-
-    def prepare(self, save: str, step: int) -> None:
-        """See net.peers.CheckpointStore."""
-
-        def answer(folder: Path | OSError) -> None:
-            assert isinstance(self._coordinator, ParameterServerCoordinator)
-            name = folder if isinstance(folder, OSError) else folder.name
-            self._coordinator.prepared(save, name, time.monotonic())
-
-        self._run_apart(lambda: _or_error(lambda: store.prepare(self._root, step)), answer, self._store_thread)
-
-    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
-        """See net.peers.CheckpointStore."""
-        evaluation, model, data = self._tracker.evaluation, self._tracker.model, self._tracker.data
-        assert data is not None, "the work queue, of which something is saved, was made with it"
-
-        def write() -> Manifest:
-            folder = self._root / store.name_of(step)
-            manifest = store.publish(
-                folder,
-                config=self._config,
-                step=step,
-                parts=parts,
-                data=data,
-                files=files,
-                finished=finished,
-                evaluation=evaluation,
-                model=model,
-                resumed=self._tracker.resumed,
-            )
-            assert self._config.checkpoint is not None
-            store.prune(folder, manifest, keep=self._config.checkpoint.keep)
-            return manifest
-
-        def answer(written: Manifest | OSError) -> None:
-            assert isinstance(self._coordinator, ParameterServerCoordinator)
-            self._coordinator.published(save, written, time.monotonic())
-
-        self._run_apart(lambda: _or_error(write), answer, self._store_thread)
-
-    @property
-    def _root(self) -> Path:
-        assert self._process.checkpoint_dir is not None
-        return self._process.checkpoint_dir
-
-    def _found(self, found: store.Found) -> None:
-        checkpoint, description = found.checkpoint, found.describe(self._config)
-        if description is not None:
-            log.info("%s", description)
-            self._tracker.resumed = description
-        if isinstance(self._coordinator, CollectiveCoordinator | ParameterServerCoordinator):
-            self._coordinator.found(checkpoint.manifest if checkpoint else None, time.monotonic())
-
-    def _renew_store(self) -> None:
+    def _renew_store(self, opened: Callable[[float], None]) -> None:
         """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
         self._store = None  # closes the old one: torch puts no round into the keys any more (2.15)
 
@@ -272,8 +219,7 @@ class Master:
 
         def keep(store: "TCPStore") -> None:
             self._store = store
-            assert isinstance(self._coordinator, CollectiveCoordinator)
-            self._coordinator.open(time.monotonic())
+            opened(time.monotonic())
 
         self._run_apart(host, keep)
 
@@ -288,13 +234,6 @@ class Master:
         task = asyncio.get_running_loop().create_task(go())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _or_error(work: Callable[[], T]) -> T | OSError:
-    try:
-        return work()
-    except OSError as error:
-        return error
 
 
 def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) -> None:

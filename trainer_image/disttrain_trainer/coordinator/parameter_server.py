@@ -68,6 +68,7 @@ class ParameterServerCoordinator:
             servers=self._servers,
             store=store,
             newest=lambda: self._checkpoints.newest if self._checkpoints else None,
+            answered=self._found,
             config=config,
             opened=self._round_opened,
             returned=self._server_returned,
@@ -95,7 +96,7 @@ class ParameterServerCoordinator:
         """The master's start."""
         self._rounds.look(now)
 
-    def found(self, manifest: Manifest | None, now: float) -> None:
+    def _found(self, manifest: Manifest | None, now: float) -> None:
         """The store's answer to `find`."""
         if self.ended:
             return
@@ -351,16 +352,6 @@ class ParameterServerCoordinator:
             return
         checkpoints.hurry(queue, now)
         self._advance(now)
-
-    def prepared(self, save: str, folder: str | OSError, now: float) -> None:
-        """The store's answer to `prepare`."""
-        if self._checkpoints is not None:
-            self._checkpoints.prepared(save, folder, now)
-
-    def published(self, save: str, manifest: Manifest | OSError, now: float) -> None:
-        """The store's answer to `publish`."""
-        if self._checkpoints is not None:
-            self._checkpoints.published(save, manifest, now)
 
     def _copied(self, now: float) -> None:
         """A checkpoint is copied: the training goes on while the copies are written."""

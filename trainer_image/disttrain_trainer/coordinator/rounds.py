@@ -18,7 +18,7 @@ from disttrain_trainer.checkpoint.store import name_of, shard_of
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.net.peers import CheckpointStore, Member, Sender
+from disttrain_trainer.net.peers import Answer, CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -41,7 +41,7 @@ class _Phase(Enum):
 class Rounds:
     """One round after the other.
 
-    newest: the newest complete checkpoint that is known.
+    newest: the newest complete checkpoint that is known. answered: called with what the store finds; it must lead to a call of `found`.
     opened: the round is open. returned: a server of the open round is back, and all are there. lost: a server came
     without its round.
     """
@@ -53,6 +53,7 @@ class Rounds:
         servers: Servers,
         store: CheckpointStore | None,
         newest: Callable[[], Manifest | None],
+        answered: Answer[Manifest | None],
         config: JobConfig,
         opened: AtTime,
         returned: AtTime,
@@ -62,6 +63,7 @@ class Rounds:
         self._servers = servers
         self._store = store
         self._newest = newest
+        self._answered = answered
         self._config = config
         self._opened = opened
         self._returned = returned
@@ -75,10 +77,10 @@ class Rounds:
         return self._phase is _Phase.OPEN
 
     def look(self, now: float) -> None:
-        """Looks for the newest checkpoint, from which the next round begins. The store's answer must lead to a call of `found`."""
+        """Looks for the newest checkpoint, from which the next round begins."""
         self._phase = _Phase.LOOKING
         if self._store is not None:
-            self._store.find()
+            self._store.find(self._answered)
         else:
             log.info("there is no checkpoint volume: if a server is lost, the training starts again at step 0")
             self.found(now)

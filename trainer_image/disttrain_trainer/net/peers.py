@@ -1,9 +1,16 @@
 """Members of a job, and the interfaces between a coordinator and the rest of the master. No sockets here."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from disttrain.api.names import Role
+from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.net.messages import Message, MessageType
+
+T = TypeVar("T")
+
+Answer: TypeAlias = Callable[[T, float], None]
+"""Called with the result of a request, and the time."""
 
 
 class Member(NamedTuple):
@@ -24,19 +31,21 @@ class Sender(Protocol):
 
 
 class CheckpointStore(Protocol):
-    """The checkpoint folder, as a coordinator of parameter servers uses it. No call blocks: answers come back as calls.
+    """The checkpoint folder, as a coordinator of parameter servers uses it. No call blocks: `answer` is called later.
 
     Requests are carried out one after the other, in the order of the calls, so that no removal overlaps with a search.
     """
 
-    def find(self) -> None:
-        """Looks for the newest valid checkpoint; answered by `found`."""
+    def find(self, answer: Answer[Manifest | None]) -> None:
+        """Looks for the newest valid checkpoint."""
 
-    def prepare(self, save: str, step: int) -> None:
-        """Makes the folder of a step ready; answered by `prepared` for this save."""
+    def prepare(self, step: int, answer: Answer[str | OSError]) -> None:
+        """Makes the folder of a step ready; the answer is its name."""
 
-    def publish(self, save: str, *, step: int, parts: int, files: dict[str, str], finished: bool) -> None:
-        """Completes the step's checkpoint by its manifest; answered by `published` for this save."""
+    def publish(
+        self, *, step: int, parts: int, files: dict[str, str], finished: bool, answer: Answer[Manifest | OSError]
+    ) -> None:
+        """Completes the step's checkpoint by its manifest."""
 
 
 class Coordinator(Protocol):
