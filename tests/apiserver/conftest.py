@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from apiserver.operating import JOBS, Rest, eventually
+from apiserver.playing import Kubelet, Master
 from cluster import runs
 from cluster.controlplane import ControlPlane
 from cluster.programs import require
@@ -34,3 +35,22 @@ def control_plane() -> Iterator[ControlPlane]:
         control_plane.kubectl("apply", "--server-side", "-f", "crds/disttrainjobs.yaml")
         eventually(lambda: Rest(control_plane)("GET", JOBS))
         yield control_plane
+
+
+@pytest.fixture(scope="module")
+def rest(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Rest:
+    """Requests about the namespace that the module names, which is made."""
+    namespace = request.module.NAMESPACE
+    control_plane.kubectl("create", "namespace", namespace)
+    return Rest(control_plane, namespace)
+
+
+@pytest.fixture
+def kubelet(rest: Rest) -> Kubelet:
+    return Kubelet(rest)
+
+
+@pytest.fixture
+def master() -> Iterator[Master]:
+    with Master() as master:
+        yield master

@@ -62,6 +62,12 @@ class Rest:
         self._address = control_plane.server.removeprefix("https://")
         self._connection: http.client.HTTPSConnection | None = None
         self.namespace = namespace
+        control_plane.opened.callback(self.close)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def __call__(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Any:
         path = "/" + path.format(f"namespaces/{self.namespace}")
@@ -75,8 +81,7 @@ class Rest:
                 data = answer.read().decode()
                 break
             except (http.client.HTTPException, OSError):
-                self._connection.close()
-                self._connection = None
+                self.close()
                 if attempt == 2:
                     raise
         if answer.status >= 400:
@@ -97,6 +102,11 @@ class Rest:
     def list(self, path: str, selector: str = "") -> list[Any]:
         items: list[Any] = self("GET", path + (f"?labelSelector={selector}" if selector else ""))["items"]
         return items
+
+    def pods_of(self, name: str) -> dict[str, str]:
+        """Names and uids of a job's pods, but for those that end."""
+        metadata = [pod["metadata"] for pod in self.list(PODS, f"disttrain.dev/job-name={name}")]
+        return {pod["name"]: pod["uid"] for pod in metadata if "deletionTimestamp" not in pod}
 
     def create(self, path: str, body: Any) -> Any:
         return self("POST", path, body)

@@ -22,36 +22,13 @@ from apiserver.operating import (
 from apiserver.playing import Kubelet, Master
 from cluster.controlplane import ControlPlane
 
+NAMESPACE = "children"
+
 
 @pytest.fixture(scope="module")
 def operator(control_plane: ControlPlane) -> Iterator[Operator]:
-    with Operator(control_plane, "--namespaces=children", "--progress=Pod", name="operator-children") as operator:
+    with Operator(control_plane, f"--namespaces={NAMESPACE}", "--progress=Pod", name="operator-children") as operator:
         yield operator
-
-
-@pytest.fixture(scope="module")
-def rest(control_plane: ControlPlane) -> Rest:
-    control_plane.kubectl("create", "namespace", "children")
-    return Rest(control_plane, "children")
-
-
-@pytest.fixture
-def kubelet(rest: Rest) -> Kubelet:
-    return Kubelet(rest)
-
-
-@pytest.fixture
-def master() -> Iterator[Master]:
-    with Master() as master:
-        yield master
-
-
-def pods_of(rest: Rest, name: str) -> dict[str, str]:
-    """Names and uids."""
-    pods = rest.list(PODS, f"disttrain.dev/job-name={name}")
-    return {
-        pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods if "deletionTimestamp" not in pod["metadata"]
-    }
 
 
 def started(rest: Rest, name: str, **spec: object) -> dict[str, str]:
@@ -61,7 +38,7 @@ def started(rest: Rest, name: str, **spec: object) -> dict[str, str]:
 
 def complete(rest: Rest, name: str, **replicas: int) -> dict[str, str]:
     def check() -> dict[str, str]:
-        pods = pods_of(rest, name)
+        pods = rest.pods_of(name)
         return pods if sorted(pods) == pod_names(name, **replicas) else {}
 
     return eventually(check)
@@ -93,7 +70,7 @@ def test_job_becomes_pods_and_service_and_network_policy_that_it_owns(rest: Rest
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["kind"]) == (uid, True, "DistTrainJob")
         assert child["metadata"]["labels"]["disttrain.dev/job-name"] == "made"
-    assert eventually(lambda: condition(rest, "made", "Valid")) == ("True", "Accepted")
+    eventually(lambda: condition(rest, "made", "Valid") == ("True", "Accepted"))
     assert eventually(
         lambda: [e for e in rest.list(EVENTS) if e["involvedObject"].get("uid") == uid and e["reason"] == "Created"]
     )
@@ -118,7 +95,7 @@ def test_failed_pod_is_replaced_and_counted_once(rest: Rest, operator: Operator,
     kubelet.fail("failing-worker-0", code=137, reason="OOMKilled")
     eventually(
         lambda: (
-            pods_of(rest, "failing").get("failing-worker-0", before["failing-worker-0"]) != before["failing-worker-0"]
+            rest.pods_of("failing").get("failing-worker-0", before["failing-worker-0"]) != before["failing-worker-0"]
         )
     )
     restarts = eventually(lambda: status_of(rest, "failing").get("restarts"))
@@ -169,7 +146,7 @@ def test_suspend_frees_every_pod_and_resume_begins_a_new_attempt(
     for name in before:
         kubelet.run(name)
     rest.merge(f"{JOBS}/paused", {"spec": {"suspend": True}})
-    eventually(lambda: pods_of(rest, "paused") == {})
+    eventually(lambda: rest.pods_of("paused") == {})
     for name in rest.list(PODS, "disttrain.dev/job-name=paused"):
         kubelet.gone(name["metadata"]["name"])
     eventually(lambda: condition(rest, "paused", "Suspended")[0] == "True")
@@ -192,7 +169,7 @@ def test_a_suspended_job_with_a_checkpoint_goes_on_with_another_strategy_and_lea
 
     def suspend() -> None:
         rest.merge(path, {"spec": {"suspend": True}})
-        eventually(lambda: pods_of(rest, "switched") == {})
+        eventually(lambda: rest.pods_of("switched") == {})
         for pod in rest.list(PODS, "disttrain.dev/job-name=switched"):
             kubelet.gone(pod["metadata"]["name"])
         eventually(lambda: condition(rest, "switched", "Suspended")[0] == "True")
@@ -248,7 +225,7 @@ def test_object_of_another_owner_is_never_adopted(rest: Rest, operator: Operator
     assert pod["metadata"]["uid"] == uid
     assert "ownerReferences" not in pod["metadata"]
     rest.delete(PODS, "taken-worker-0", gracePeriodSeconds=0)
-    eventually(lambda: sorted(pods_of(rest, "taken")) == pod_names("taken"), seconds=30)
+    eventually(lambda: sorted(rest.pods_of("taken")) == pod_names("taken"), seconds=30)
 
 
 def test_pods_of_a_former_job_of_the_same_name_are_not_taken_over(
@@ -263,11 +240,11 @@ def test_pods_of_a_former_job_of_the_same_name_are_not_taken_over(
     rest.create(JOBS, job("again"))
     eventually(lambda: "FormerJobEnds" in str(status_of(rest, "again").get("conditions")))
     assert "NameTaken" not in str(status_of(rest, "again"))
-    assert pods_of(rest, "again") == former
+    assert rest.pods_of("again") == former
     for path, names in ((PODS, former), (SERVICES, ["again"]), (POLICIES, ["again"])):
         for name in names:
             rest.delete(path, name, gracePeriodSeconds=0)
-    eventually(lambda: set(pods_of(rest, "again")) == set(former), seconds=30)
+    eventually(lambda: set(rest.pods_of("again")) == set(former), seconds=30)
 
 
 def test_sidecar_that_crashes_is_named_and_its_pod_is_ready(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
@@ -294,7 +271,7 @@ def test_refused_pod_is_reported_and_tried_again(rest: Rest, operator: Operator)
         assert "exceeded quota" in str(status_of(rest, "refused"))
     finally:
         rest.delete(quotas, "none")
-    eventually(lambda: sorted(pods_of(rest, "refused")) == pod_names("refused"), seconds=30)
+    eventually(lambda: sorted(rest.pods_of("refused")) == pod_names("refused"), seconds=30)
 
 
 def test_misspelt_field_of_a_template_is_reported_and_not_dropped(rest: Rest, operator: Operator) -> None:

@@ -18,17 +18,6 @@ from cluster.controlplane import ControlPlane
 NAMESPACE = "faults"
 
 
-@pytest.fixture(scope="module")
-def rest(control_plane: ControlPlane) -> Rest:
-    control_plane.kubectl("create", "namespace", NAMESPACE)
-    return Rest(control_plane, NAMESPACE)
-
-
-@pytest.fixture
-def kubelet(rest: Rest) -> Kubelet:
-    return Kubelet(rest)
-
-
 @pytest.fixture
 def operator(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Operator]:
     operator = Operator(
@@ -36,11 +25,6 @@ def operator(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Ite
     )
     yield operator
     operator.kill()
-
-
-def names(rest: Rest, name: str) -> list[str]:
-    pods = rest.list(PODS, f"disttrain.dev/job-name={name}")
-    return sorted(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
 
 
 def status(rest: Rest, name: str) -> Any:
@@ -54,7 +38,7 @@ def test_failure_is_counted_once_though_the_operator_is_killed_over_it(
     name = f"killed-{int(moment * 1000)}"
     rest.create(JOBS, job(name))
     operator.start()
-    eventually(lambda: names(rest, name) == pod_names(name))
+    eventually(lambda: sorted(rest.pods_of(name)) == pod_names(name))
     for pod in pod_names(name):
         kubelet.run(pod)
     uid = rest.get(PODS, f"{name}-worker-1")["metadata"]["uid"]
@@ -65,7 +49,7 @@ def test_failure_is_counted_once_though_the_operator_is_killed_over_it(
     eventually(lambda: rest.get(PODS, f"{name}-worker-1")["metadata"]["uid"] != uid)
     eventually(lambda: status(rest, name)["restarts"]["accounted"] == [])
     assert status(rest, name)["restarts"]["total"] == 1
-    assert names(rest, name) == pod_names(name)
+    assert sorted(rest.pods_of(name)) == pod_names(name)
 
 
 def test_killed_in_the_middle_of_a_burst_it_finishes_it_after_its_restart(rest: Rest, operator: Operator) -> None:
@@ -77,7 +61,7 @@ def test_killed_in_the_middle_of_a_burst_it_finishes_it_after_its_restart(rest: 
     operator.start()
     started = time.monotonic()
     for name in jobs:
-        eventually(lambda name=name: names(rest, name) == pod_names(name), seconds=30)
+        eventually(lambda name=name: sorted(rest.pods_of(name)) == pod_names(name), seconds=30)
     assert time.monotonic() - started < 30
     for name in jobs:
         rest.delete(JOBS, name)
@@ -88,13 +72,13 @@ def test_what_happens_while_it_is_away_is_found_when_it_comes_back(
 ) -> None:
     rest.create(JOBS, job("away"))
     operator.start()
-    eventually(lambda: names(rest, "away") == pod_names("away"))
+    eventually(lambda: sorted(rest.pods_of("away")) == pod_names("away"))
     operator.kill()
     rest.delete(PODS, "away-ps-0", gracePeriodSeconds=0)
     rest.delete(SERVICES, "away")
     rest.merge(f"{JOBS}/away", {"spec": {"runPolicy": {"backoffLimit": 2}}})
     operator.start()
-    eventually(lambda: names(rest, "away") == pod_names("away") and rest.find(SERVICES, "away"))
+    eventually(lambda: sorted(rest.pods_of("away")) == pod_names("away") and rest.find(SERVICES, "away"))
     eventually(lambda: status(rest, "away")["observedGeneration"] == 2)
 
 
@@ -152,11 +136,11 @@ def test_job_that_cannot_be_read_is_reported_and_not_touched(
     finally:
         eventually(lambda: replaced(crd["spec"]))
     rest.create(JOBS, job("readable"))
-    eventually(lambda: names(rest, "readable") == pod_names("readable"))
+    eventually(lambda: sorted(rest.pods_of("readable")) == pod_names("readable"))
     conditions = eventually(lambda: status(rest, "unreadable").get("conditions"))
     assert [(c["type"], c["status"], c["reason"]) for c in conditions] == [("Valid", "False", "InvalidSpec")]
     assert "worker.replicas" in conditions[0]["message"]
-    assert names(rest, "unreadable") == []
+    assert rest.pods_of("unreadable") == {}
     assert operator.answer("/healthz")[0] == 200
     rest.delete(JOBS, "unreadable")
 
@@ -164,12 +148,12 @@ def test_job_that_cannot_be_read_is_reported_and_not_touched(
 def test_api_server_that_goes_away_for_a_while(control_plane: ControlPlane, rest: Rest, operator: Operator) -> None:
     operator.start()
     rest.create(JOBS, job("outage"))
-    eventually(lambda: names(rest, "outage") == pod_names("outage"))
+    eventually(lambda: sorted(rest.pods_of("outage")) == pod_names("outage"))
     control_plane.api_server.stop()
     time.sleep(2)  # long enough for requests to fail
     control_plane.start_api_server()
     rest.delete(PODS, "outage-worker-0", gracePeriodSeconds=0)
-    eventually(lambda: names(rest, "outage") == pod_names("outage"), seconds=30)
+    eventually(lambda: sorted(rest.pods_of("outage")) == pod_names("outage"), seconds=30)
     assert operator.answer("/healthz")[0] == 200
 
 
@@ -178,23 +162,23 @@ def test_pod_that_vanishes_before_a_broken_watch_has_listed_again_is_replaced(
 ) -> None:
     operator.start()
     rest.create(JOBS, job("unseen"))
-    eventually(lambda: names(rest, "unseen") == pod_names("unseen"))
+    eventually(lambda: sorted(rest.pods_of("unseen")) == pod_names("unseen"))
     with operator.frozen():
         control_plane.api_server.stop()
         control_plane.start_api_server()  # its watch cache begins here: a watch from before is Gone
         rest.delete(PODS, "unseen-worker-0", gracePeriodSeconds=0)
-    eventually(lambda: names(rest, "unseen") == pod_names("unseen"), seconds=30)
+    eventually(lambda: sorted(rest.pods_of("unseen")) == pod_names("unseen"), seconds=30)
 
 
 def test_event_that_never_came_is_made_good_by_the_comparison(rest: Rest, control_plane: ControlPlane) -> None:
     operator = Operator(control_plane, f"--namespaces={NAMESPACE}", "--resync-seconds=1", name="operator-resync")
     with operator:
         rest.create(JOBS, job("missed"))
-        eventually(lambda: names(rest, "missed") == pod_names("missed"))
+        eventually(lambda: sorted(rest.pods_of("missed")) == pod_names("missed"))
         # A pod without its label is not in the watch any more, and its deletion is told to nobody.
         rest.merge(f"{PODS}/missed-worker-1", {"metadata": {"labels": {"disttrain.dev/job-name": None}}})
         rest.delete(PODS, "missed-worker-1", gracePeriodSeconds=0)
-        eventually(lambda: names(rest, "missed") == pod_names("missed"))
+        eventually(lambda: sorted(rest.pods_of("missed")) == pod_names("missed"))
 
 
 def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
@@ -202,7 +186,7 @@ def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operato
     with Master() as master:
         master.report |= {"step": 41, "loss": 0.5, "lastUpdateTime": "2026-01-01T00:00:00Z"}
         rest.create(JOBS, job("told", observability=master.observability))
-        eventually(lambda: names(rest, "told") == pod_names("told"))
+        eventually(lambda: sorted(rest.pods_of("told")) == pod_names("told"))
         for pod in pod_names("told"):
             kubelet.run(pod, ip="127.0.0.1")
         assert eventually(lambda: status(rest, "told").get("training"))["step"] == 41
@@ -221,7 +205,7 @@ def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
     flags = (f"--namespaces={NAMESPACE}", "--progress=Pod")
     with Operator(control_plane, *flags, name="operator-lost-node"):
         rest.create(JOBS, job("lost"))
-        eventually(lambda: names(rest, "lost") == pod_names("lost"))
+        eventually(lambda: sorted(rest.pods_of("lost")) == pod_names("lost"))
         for pod in pod_names("lost"):
             kubelet.place(pod, "node-1")
             kubelet.run(pod)

@@ -16,17 +16,6 @@ from cluster.controlplane import ControlPlane
 NAMESPACE = "meddled"
 
 
-@pytest.fixture(scope="module")
-def rest(control_plane: ControlPlane) -> Rest:
-    control_plane.kubectl("create", "namespace", NAMESPACE)
-    return Rest(control_plane, NAMESPACE)
-
-
-@pytest.fixture
-def kubelet(rest: Rest) -> Kubelet:
-    return Kubelet(rest)
-
-
 @pytest.fixture
 def meddler(control_plane: ControlPlane) -> Iterator[Meddler]:
     with Meddler(control_plane) as meddler:
@@ -46,21 +35,10 @@ def operator(control_plane: ControlPlane, meddler: Meddler, request: pytest.Fixt
         yield operator
 
 
-def names(rest: Rest, name: str) -> list[str]:
-    pods = rest.list(PODS, f"disttrain.dev/job-name={name}")
-    return sorted(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
-
-
-@pytest.fixture
-def master() -> Iterator[Master]:
-    with Master() as master:
-        yield master
-
-
 def running(rest: Rest, kubelet: Kubelet, master: Master, name: str) -> None:
     """A job of which every pod runs, and whose status says so."""
     rest.create(JOBS, job(name, observability=master.observability))
-    eventually(lambda: names(rest, name) == pod_names(name))
+    eventually(lambda: sorted(rest.pods_of(name)) == pod_names(name))
     for pod in pod_names(name):
         kubelet.run(pod, ip="127.0.0.1")
     eventually(lambda: condition(rest, name, "Ready") == "True")
@@ -99,7 +77,7 @@ def test_creations_that_are_refused_are_made_up_for(
 ) -> None:
     meddler.refuse_writes(5, retry_after=1)
     rest.create(JOBS, job("late"))
-    eventually(lambda: names(rest, "late") == pod_names("late"))
+    eventually(lambda: sorted(rest.pods_of("late")) == pod_names("late"))
     eventually(lambda: rest.get(JOBS, "late")["status"]["state"] == "Scheduling")
     assert len(meddler.refused) == 5
     assert restarts(rest, "late") is None
@@ -123,4 +101,4 @@ def test_pod_that_fails_while_watches_are(
     assert operator.answer("/healthz")[0] == 200
     meddler.watches = Watches.PASSED
     rest.delete(PODS, f"{name}-ps-0", gracePeriodSeconds=0)
-    eventually(lambda: names(rest, name) == pod_names(name))
+    eventually(lambda: sorted(rest.pods_of(name)) == pod_names(name))

@@ -75,6 +75,8 @@ class ControlPlane(Kubectl):
         self._flags = list(api_server_flags)
         self._keep = keep
         self.programs: list[Program] = []
+        self.opened = contextlib.ExitStack()
+        """Connections to it, which end with it."""
 
     # -- life
 
@@ -121,6 +123,7 @@ class ControlPlane(Kubectl):
             self.add_fake_nodes(self._fake_nodes)
 
     def down(self) -> None:
+        self.opened.close()
         # All at once and without ceremony: what they keep is thrown away.
         for one in reversed(self.programs):
             one.stop(signal.SIGKILL)

@@ -4,7 +4,7 @@
         job.start()
         job.until(lambda progress: progress.step >= 20)
         job.kill(Role.WORKER, 0)
-        assert job.supervise() == 0
+        progress = job.complete()
 
 Processes are forked from a server that has imported torch once, so that one starts in 30 ms and not in 3 s; `program=True` starts
 `python -m disttrain_trainer` instead. What must happen in the middle of a training happens while it is held (`held`, `Job.let_go`), not
@@ -347,6 +347,19 @@ class Job:
                     watched[key] = self.processes[key]
                 elif code or key[0] is Role.MASTER:
                     return code
+
+    def train(self, *, timeout: float = 60) -> Progress:
+        """Starts every process, and sees the job to its end."""
+        self.start()
+        return self.complete(timeout=timeout)
+
+    def complete(self, *, timeout: float = 60) -> Progress:
+        """Sees the job to its end, which must be a good one; the last progress."""
+        code = self.supervise(timeout=timeout)
+        assert code == 0, self.logs()
+        progress = self.termination(Role.MASTER).progress
+        assert progress is not None
+        return progress
 
     def progress(self) -> Progress | None:
         """What the master says now; None when it cannot be asked."""

@@ -118,8 +118,7 @@ def job(folder: Path, *, strategy: str, workers: int, every: int = 1000, **train
 def trained(folder: Path, like: torch.nn.Module, **options: Any) -> dict[str, torch.Tensor]:
     """The parameters by name after a job."""
     with job(folder, **options) as running:
-        running.start()
-        assert running.supervise() == 0, running.logs()
+        running.train()
     if options["strategy"] != "Sync":
         return {name: state(folder, STEPS)[f"model.{name}"] for name, _ in like.named_parameters()}
     flat, found, at = final_parameters(folder, STEPS), {}, 0
@@ -197,13 +196,12 @@ def test_a_lost_worker_and_a_resume_take_buffers_over_as_they_have_grown(tmp_pat
         running.wait(Role.WORKER, 1)
         running.start_one(Role.WORKER, 1)
         running.let_go()
-        assert running.supervise() == 0, running.logs()
+        running.complete()
     assert len(state(tmp_path, STEPS)["model.seen"]) >= 1 + STEPS
     assert "model.cache" not in state(tmp_path, STEPS)
     with job(tmp_path, strategy="DataParallel", workers=2, model="users:table", maxSteps=2 * STEPS) as running:
         running.config = running.config.model_copy(update={"attempt": 2})
-        running.start()
-        assert running.supervise() == 0, running.logs()
+        running.train()
     assert len(state(tmp_path, 2 * STEPS)["model.seen"]) >= 1 + 2 * STEPS
 
 

@@ -74,7 +74,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it
         release(tmp_path)
         job.until_held(2 * SAVE_STEPS + 5, checkpoint=2 * SAVE_STEPS)
         job.let_go()
-        assert job.supervise() == 0, job.logs()
+        job.complete()
     assert steps(tmp_path) == [10, 20, 30, 40, 45]
 
 
@@ -95,7 +95,7 @@ def test_a_round_that_ends_meanwhile_leaves_the_copy_as_it_was(tmp_path: Path) -
             else:
                 job.start()
             release(folder)
-            assert job.supervise() == 0, job.logs()
+            job.complete()
         assert steps(folder) == [10, 20, 30, 40, 45]
     saved, expected = state(hit, SAVE_STEPS), state(calm, SAVE_STEPS)
     assert saved.keys() == expected.keys()
@@ -113,9 +113,7 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_the_checkpoint_before(tmp_
         job.kill(Role.WORKER)
         release(tmp_path)
         job.let_go()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-        assert progress is not None
+        progress = job.complete()
         assert progress.redone_steps == SAVE_STEPS + 5
     assert steps(tmp_path) == [10, 20, 30, 40, 45]
     left = list((tmp_path / "checkpoints" / "step-00000020").iterdir())
@@ -181,7 +179,6 @@ def test_a_full_volume_costs_one_checkpoint_and_is_said(tmp_path: Path) -> None:
     spec = saving(tmp_path)
     release(tmp_path)
     with Job(folder=tmp_path, spec=spec) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
         assert "checkpoint 10 was not written: [Errno 17] File exists" in job.logs()
     assert steps(tmp_path) == [20, 30, 40, 45]

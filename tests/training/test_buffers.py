@@ -34,11 +34,7 @@ def job_in(folder: Path, consistency: str, *, workers: int = 2, **options: Any) 
 
 def finish(job: Job) -> dict[str, float]:
     """Runs it to its end; what the evaluation found."""
-    if not job.processes:
-        job.start()
-    assert job.supervise() == 0, job.logs()
-    progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+    progress = job.complete() if job.processes else job.train()
     assert progress.evaluation is not None
     return progress.evaluation
 

@@ -36,8 +36,7 @@ def test_a_script_imports_modules_and_archives_of_the_code_and_the_users_own(tmp
         (tmp_path / "code/beside.py").write_text("x = 1\n")
         with zipfile.ZipFile(tmp_path / "code/lib.zip", "w") as archive:
             archive.writestr("packed.py", "x = 2\n")
-        job.start()
-        assert job.supervise(timeout=60) == 0, job.logs()
+        job.train(timeout=60)
     assert (tmp_path / "1-2-3").exists()
 
 

@@ -80,8 +80,7 @@ def test_any_number_of_workers_equals_one_process_on_the_whole_batch(
     (tmp_path / "smooth.py").write_text(SMOOTH)
     spec = classic(workers=workers, float64=float64, model="smooth:model", optimizer=settings)
     with Job(folder=tmp_path, spec=spec) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
     saved = state(tmp_path, STEPS)
     for part, parameter in expected(float64=float64, smooth=True, optimizer=optimizer).items():
         torch.testing.assert_close(saved[f"model.{part}"], parameter, atol=tolerance, rtol=0)
@@ -90,5 +89,4 @@ def test_any_number_of_workers_equals_one_process_on_the_whole_batch(
 def test_more_workers_than_samples_in_the_last_batch(tmp_path: Path) -> None:
     spec = classic(workers=3, float64=True, config={"samples": 33, "float64": True}, maxSteps=4)
     with Job(folder=tmp_path, spec=spec) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, state
 
 STEPS = 60
@@ -59,10 +58,7 @@ def run(folder: Path, *, workers: int, stop_at: int = 0) -> tuple[dict[str, torc
                 job.wait(role, index)
             job.let_go()
     with Job(folder=folder, spec=spec(workers, stop_at or 1000), attempt=2) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+        progress = job.train()
     return state(folder, STEPS), progress.loss
 
 

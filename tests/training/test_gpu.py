@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from disttrain.api.names import Role
 from disttrain_trainer.examples import mlp
 from training.job import Job, digits, served, state
 from training.test_data_parallel import STEPS, classic, expected
@@ -29,10 +28,7 @@ def on_gpus(folder: Path, spec: dict[str, Any], count: int) -> Job:
 def finish(job: Job) -> dict[str, float]:
     """Runs it to its end; what the evaluation found."""
     with job:
-        job.start()
-        assert job.supervise(timeout=200) == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+        progress = job.train(timeout=200)
     return progress.evaluation or {}
 
 

@@ -78,10 +78,7 @@ def test_an_evaluation_that_is_not_finite_is_in_the_checkpoint_and_not_in_the_pr
     spec = users(changes, loss="users_code:sound_loss", evaluate="users_code:evaluate")
     for _ in range(2):  # the second time it is read
         with Job(folder=tmp_path, spec=spec) as job:
-            job.start()
-            assert job.supervise() == 0, job.logs()
-            progress = job.termination(Role.MASTER).progress
-        assert progress is not None
+            progress = job.train()
         assert progress.finished
         assert progress.evaluation == {"accuracy": 0.5}
         assert str(progress.warning).startswith("evaluation: perplexity is inf; JSON has no such number"), progress
@@ -93,10 +90,7 @@ def test_a_finished_job_that_is_to_train_for_longer_goes_on(tmp_path: Path, chan
     for attempt, epochs in enumerate((1, 2), start=1):
         spec = digits(**changes, **checkpoints(50), trainer={"epochs": epochs})
         with Job(folder=tmp_path, spec=spec, attempt=attempt) as job:
-            job.start()
-            assert job.supervise() == 0, job.logs()
-            progress = job.termination(Role.MASTER).progress
-        assert progress is not None
+            progress = job.train()
         assert progress.finished
         assert progress.step == epochs * 23
         assert manifests(tmp_path / "checkpoints")[-1]["evaluation"] == progress.evaluation
@@ -114,7 +108,7 @@ def test_a_job_waits_for_room_for_its_last_checkpoint(tmp_path: Path, changes: d
         job.until(lambda _: "was not written" in job.logs())
         assert not job.until(lambda _: True).finished
         in_the_way.unlink()
-        assert job.supervise() == 0, job.logs()
+        job.complete()
     assert manifests(tmp_path / "checkpoints")[-1]["finished"]
 
 
@@ -162,6 +156,6 @@ def test_a_rank_that_is_ended_between_two_checkpoints_of_one_step_leaves_the_fir
         job.start()
         assert job.wait(Role.WORKER) == 128 + signal.SIGKILL
         assert [m["step"] for m in manifests(tmp_path / "checkpoints")] == [23]
-        assert job.supervise() == 0, job.logs()
+        job.complete()
     assert manifests(tmp_path / "checkpoints")[-1]["finished"]
     assert state(tmp_path, 23), "one file is left"

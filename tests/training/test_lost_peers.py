@@ -66,8 +66,5 @@ def test_a_rank_that_is_slow_for_longer_than_the_peer_timeout_is_not_lost(tmp_pa
     (tmp_path / "slow.py").write_text(SLOW)
     chosen = spec(2, loss="slow:loss", epochs=None, maxSteps=10)
     with Job(folder=tmp_path, spec=chosen, peer_timeout=1.5) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+        progress = job.train()
     assert (progress.step, progress.generation) == (10, 1)

@@ -44,12 +44,10 @@ def test_a_killed_process_comes_back_in_its_pod(
         job.kill_inner(role, 1)
         told = job.until(lambda p: of(p, role, 1) is not None)
         job.let_go()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
+        progress = job.complete()
         said = job.termination(role, 1)
     assert job.restarts == {}
     assert launcher == job.processes[role, 1].pid
-    assert progress is not None
     assert (progress.step, progress.finished) == (8 * 23, True)
     assert progress.redone_steps <= redone
     counted = of(told, role, 1)

@@ -69,8 +69,7 @@ if rank == 0: signal.signal(signal.SIGTERM, save)
 def test_a_program_whose_child_stays_ends_all_the_same(tmp_path: Path) -> None:
     text = "import subprocess, sys\nprint(subprocess.Popen(['sleep', '60']).pid, file=open('pid', 'w'))\n"
     with script(tmp_path, text, workers=1) as job:
-        job.start()
-        assert job.supervise(timeout=30) == 0, job.logs()
+        job.train(timeout=30)
         pid = (tmp_path / "pid").read_text().strip()
         wait_for(
             "its child to be gone",
@@ -143,7 +142,7 @@ dist.destroy_process_group()
         job.start_one(Role.MASTER)
         job.until(lambda progress: progress.generation == 2)
         (tmp_path / "go").touch()
-        assert job.supervise() == 0, job.logs()
+        job.complete()
         assert job.restarts == {}
 
 

@@ -57,10 +57,7 @@ def script(tmp_path: Path, text: str, *args: str, workers: int = 2, processes: i
 
 def test_a_torchrun_script_runs_unchanged_and_reports(tmp_path: Path) -> None:
     with script(tmp_path, TORCHRUN, "50") as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+        progress = job.train()
     assert (progress.step, progress.total_steps, progress.world_size) == (50, 50, 2)
     assert progress.loss is not None
     assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-0", "done-1-0"]
@@ -73,7 +70,7 @@ def test_a_killed_worker_starts_the_script_again_everywhere(tmp_path: Path) -> N
         job.kill(Role.WORKER, 1)
         assert job.wait(Role.WORKER, 1) == 137
         job.start_one(Role.WORKER, 1)
-        assert job.supervise() == 0, job.logs()
+        job.complete()
         assert job.restarts == {}
     assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0-1", "done-1-1"]
 
@@ -129,8 +126,7 @@ with open(f"env-{os.environ['RANK']}", "w") as file:
 
 def test_a_pod_of_two_processes_has_the_environment_of_torchruns_nodes(tmp_path: Path) -> None:
     with script(tmp_path, CONTRACT, processes=2) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
         uid = job.config.uid
     for rank in range(4):
         found = json.loads((tmp_path / f"env-{rank}").read_text())
@@ -182,8 +178,7 @@ else:
 
 def test_a_thread_of_torch_that_is_still_at_work_when_a_script_ends_does_not_abort_it(tmp_path: Path) -> None:
     with script(tmp_path, ENDING) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
         assert job.termination(Role.MASTER).progress.generation == 1  # type: ignore[union-attr]
 
 
@@ -191,8 +186,7 @@ def test_the_example_prints_the_same_lines_under_torchrun(tmp_path: Path) -> Non
     (document,) = [d for d in yaml.safe_load_all(EXAMPLE.read_text()) if d["kind"] == "ConfigMap"]
     text = document["data"]["train.py"]
     with script(tmp_path, text, "--steps", "100") as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
         printed = [
             line for index in range(2) for line in job.log(Role.WORKER, index).splitlines() if line.startswith("step ")
         ]

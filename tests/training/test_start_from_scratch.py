@@ -52,9 +52,7 @@ def train(folder: Path, *, kill: bool, model: str = "model") -> tuple[Job, Progr
             job.until_held(MIDDLE)
             job.kill(Role.PARAMETER_SERVER, 1)
             job.let_go()
-        assert job.supervise() == 0, job.logs()
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
+        progress = job.complete()
     return job, progress
 
 

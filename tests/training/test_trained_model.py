@@ -142,8 +142,7 @@ def test_an_export_of_the_last_checkpoint_is_the_model_that_the_training_wrote(
     optimizer = {"name": "Adam", "learningRate": 0.01}
     trainer = {"model": "users_model:model", "epochs": None, "maxSteps": 3, "evaluate": None, "optimizer": optimizer}
     with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(50), trainer=trainer)) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
     export(tmp_path, "checkpoints", "-o", "exported.safetensors")
     expected = load_file(tmp_path / "checkpoints" / MODEL_FILE)
     assert {"norm.running_mean", "frozen.weight", "first.weight", "second.weight"} < expected.keys()
@@ -175,9 +174,7 @@ def test_a_job_waits_for_room_for_its_model_and_a_later_master_of_the_finished_j
                 job.until(lambda _: "the model was not written: " in job.logs())
                 assert not job.until(lambda _: True).finished
                 in_the_way.rmdir()
-            assert job.supervise() == 0, job.logs()
-            progress = job.termination(Role.MASTER).progress
-        assert progress is not None
+            progress = job.complete()
         assert progress.model is not None
         assert progress.model.sha256 == hashlib.sha256(in_the_way.read_bytes()).hexdigest()
 

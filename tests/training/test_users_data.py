@@ -81,8 +81,7 @@ def run(folder: Path, described: dict[str, Any]) -> Job:
     """The job, once it has ended by itself."""
     (folder / "users.py").write_text(USERS)
     with Job(folder=folder, spec=described) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
     return job
 
 

@@ -65,8 +65,7 @@ def test_a_loss_may_call_any_part_of_the_users_model(tmp_path: Path, loss: str) 
         folder = tmp_path / str(workers)
         folder.mkdir()
         with job(folder, workers=workers, loss=loss) as running:
-            running.start()
-            assert running.supervise() == 0, running.logs()
+            running.train()
         results.append(state(folder, 8)["model.body.weight"])
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
 
@@ -75,8 +74,7 @@ def test_a_buffer_that_the_model_assigns_is_saved_and_restored(tmp_path: Path) -
     for steps, attempt in ((4, 1), (8, 2)):
         with job(tmp_path, every=4, maxSteps=steps) as running:
             running.config = running.config.model_copy(update={"attempt": attempt})
-            running.start()
-            assert running.supervise() == 0, running.logs()
+            running.train()
         assert state(tmp_path, steps)["model.ema"].item() == 1 - 0.5**steps
 
 

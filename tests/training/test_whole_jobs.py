@@ -24,11 +24,8 @@ ADAM = {"optimizer": {"name": "Adam", "learningRate": 0.002}, "epochs": 30}
 )
 def test_digits_are_learned(tmp_path: Path, changes: dict[str, Any], trainer: dict[str, Any]) -> None:
     with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(100), trainer=trainer)) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        progress = job.train()
         assert [job.wait(role, index, timeout=10) for role, index in job.keys] == [0] * len(job.keys)
-        progress = job.termination(Role.MASTER).progress
-    assert progress is not None
     assert progress.finished
     assert progress.step == progress.total_steps == trainer["epochs"] * 23
     assert progress.epoch == trainer["epochs"]
@@ -51,13 +48,12 @@ def test_the_program_itself_runs_a_job_with_one_server(tmp_path: Path) -> None:
         assert job.until_held(5).world_size == 1
         assert "disttrain_step{" in job.metrics()
         job.let_go()
-        assert job.supervise() == 0, job.logs()
+        job.complete()
 
 
 def test_a_world_of_one_needs_no_process_group(tmp_path: Path) -> None:
     with Job(folder=tmp_path, spec=digits(worker={"replicas": 1})) as job:
-        job.start()
-        assert job.supervise() == 0, job.logs()
+        job.train()
         assert job.termination(Role.MASTER).progress.step == 230  # type: ignore[union-attr]
 
 
@@ -69,7 +65,7 @@ def test_two_processes_of_one_pod_are_two_ranks(tmp_path: Path) -> None:
         job.start()
         assert job.until_held(5).world_size == 2
         job.let_go()
-        assert job.supervise() == 0, job.logs()
+        job.complete()
         assert job.wait(Role.WORKER, 0, timeout=10) == 0
 
 
@@ -81,7 +77,7 @@ def test_a_master_waits_and_says_for_whom(tmp_path: Path) -> None:
         assert waiting.waiting_for is not None
         assert waiting.waiting_for.startswith("parameter-server-0 (")
         job.start_one(Role.PARAMETER_SERVER)
-        assert job.supervise() == 0, job.logs()
+        job.complete()
 
 
 def test_a_process_of_an_older_attempt_is_refused_and_says_so(tmp_path: Path) -> None:
