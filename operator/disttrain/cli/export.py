@@ -112,7 +112,7 @@ def _index(folder: Path) -> dict[str, Entry]:
         )
     if not manifest.get("tensors"):
         raise CannotExport(
-            f"{folder} does not name its tensors: an older version wrote it, or no worker was there; "
+            f"{folder} does not name its tensors: an older version wrote it; "
             "go on with the job for a step and export its next checkpoint"
         )
     for name, expected in files.items():

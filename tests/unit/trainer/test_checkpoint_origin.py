@@ -200,6 +200,16 @@ def test_all_of_it_is_refused_where_the_training_would_be_another_one(claim: Pat
     )
 
 
+@pytest.mark.parametrize("parts", [{"partsPerStep": 3}, {"workers": 3}])
+def test_all_of_it_with_another_number_of_parts_is_refused_by_name(claim: Path, parts: dict[str, int]) -> None:
+    """Also where no field names the number: it is that of the workers then."""
+    assert refusal(claim, {"job": "old", "include": "All"}, **parts).startswith(
+        "checkpoint.from: job old (00000001) was trained otherwise: trainer.partsPerStep: 1 then, 3 now. With include: All the "
+        "training goes on as that job would have: write the same, or take its model alone"
+    )
+    assert value_of(taken(claim, "old", **parts)) == (30, 30.0)
+
+
 def test_another_one_after_all_of_it_was_taken_is_refused(claim: Path) -> None:
     taken(claim, {"job": "old", "step": 10, "include": "All"})
     with pytest.raises(

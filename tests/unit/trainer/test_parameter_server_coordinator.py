@@ -246,15 +246,35 @@ def test_a_checkpoint_waits_for_the_buffers_of_the_lowest_worker() -> None:
     assert fields["buffers"] == f"{name_of(4)}/buffers-1.safetensors"
 
 
-def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any_the_checkpoint_is_complete() -> None:
+def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any_the_checkpoint_waits_for_one() -> None:
     table = training(buffers=True)
     at_checkpoint(table)
     table.take()
     table.training.lost(WORKERS[0], 1)
     assert (WORKERS[1], MessageType.SAVE, {"id": "m.1", "folder": name_of(4)}) in table.take()
     table.training.lost(WORKERS[1], 2)
+    table.serve()
+    assert table.on_disk is None, "without a worker's file the manifest could name no tensors"
+    table.join(WORKERS[0])
+    assert (WORKERS[0], MessageType.SAVE, {"id": "m.2", "folder": name_of(4)}) in table.take()
+    written = {"type": MessageType.SAVED, "id": "m.2", "file": "buffers-2.safetensors", "sha256": "x"}
+    table.training.on_message(WORKERS[0], written, 3)
     assert table.on_disk is not None
-    assert table.on_disk.file_of("buffers-") is None
+    assert (table.on_disk.step, table.on_disk.file_of("buffers-")) == (4, "buffers-2.safetensors")
+
+
+def test_a_process_that_leaves_when_all_workers_are_lost_is_released_without_a_checkpoint() -> None:
+    table = training(buffers=True)
+    for worker in WORKERS:
+        table.work(worker, 1, ask=1)
+    assert table.tracker.step == 1
+    for worker in WORKERS:
+        table.training.lost(worker, 0)
+    table.serve()
+    table.training.terminate(0)
+    table.serve()
+    assert table.on_disk is None
+    assert table.training.released
 
 
 def test_a_worker_that_starts_again_is_asked_again_for_its_buffers() -> None:

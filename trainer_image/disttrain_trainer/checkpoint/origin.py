@@ -197,7 +197,7 @@ class _Search:
             if manifest is not None and manifest.job != self._asked.job:
                 return
             if manifest is not None and self._asked.include is Include.MODEL and not manifest.tensors:
-                problem = "its manifest names no tensors: an older version wrote it, or no worker was there"
+                problem = "its manifest names no tensors: an older version wrote it"
             yield _Candidate(
                 folder=step,
                 step=int(step.name.removeprefix(store.PREFIX)),

@@ -74,12 +74,14 @@ class CheckpointCoordinator:
         parts_per_step: int,
         every: int,
         aligned: bool,
+        needs_worker: Callable[[], bool],
         buffer_writer: Callable[[], int | None],
         copied: Callable[[float], None],
         done: Callable[[bool, float], None],
     ) -> None:
         self._sender = sender
         self._servers = servers
+        self._needs_worker = needs_worker
         self._buffer_writer = buffer_writer
         self._store = store
         self._tracker = tracker
@@ -112,12 +114,16 @@ class CheckpointCoordinator:
         return self._save is not None
 
     @property
+    def _lacks_worker(self) -> bool:
+        return self._needs_worker() and self._buffer_writer() is None
+
+    @property
     def _newest_step(self) -> int:
         return self.newest.step if self.newest else 0
 
     def misses(self, queue: WorkQueue) -> bool:
         """Whether there are steps that a checkpoint could keep now."""
-        return self._servers.complete and queue.step != self._newest_step
+        return self._servers.complete and queue.step != self._newest_step and not self._lacks_worker
 
     def owes(self, queue: WorkQueue) -> bool:
         """Whether to save before what may fail or take long: an evaluation, and a member that drains waits for it."""
@@ -143,7 +149,7 @@ class CheckpointCoordinator:
 
         deserted: no worker is left that could make a step whole, and the servers have reported all that they hold.
         """
-        if self.busy or self._tracker.nan_loss:
+        if self.busy or self._tracker.nan_loss or self._lacks_worker:
             return False
         whole = queue.done >= queue.limit
         if self.hurrying and deserted:
@@ -175,14 +181,17 @@ class CheckpointCoordinator:
         queue.limit = min(queue.limit, self._whole(queue) * self._parts_per_step)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
-        """Begins a checkpoint; one that is being written must have ended. The last one waits for a while after it failed."""
-        if final and self._final_failed and now < self._again_at:
+        """Begins a checkpoint; one that is being written must have ended. The last one waits for a worker, and for a while after it
+        failed."""
+        whole = self._written
+        if not final or whole is None or (whole.step, whole.parts) != (step, step * self._parts_per_step):
+            whole = None
+        if (final and self._final_failed and now < self._again_at) or (self._lacks_worker and whole is None):
             return
         self._count += 1
         self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
         self._attempted = step
-        whole = self._written
-        if final and whole is not None and (whole.step, whole.parts) == (step, step * self._parts_per_step):
+        if whole is not None:
             # Its files are there, and nothing has changed since: only the manifest is written again.
             self._publish(self._save, whole.parts, whole.files)
         else:
@@ -196,7 +205,7 @@ class CheckpointCoordinator:
             self._end(f"the folder of step {save.step} cannot be made: {folder}", now)
         else:
             self._servers.send_to_all(MessageType.SAVE, id=save.id, folder=folder, step=save.step)
-            self._ask_buffer_writer(save)
+            self._ask_buffer_writer(save, now)
 
     def server_copied(self, index: int, message: Message, now: float) -> None:
         """A server copied its shard."""
@@ -240,8 +249,8 @@ class CheckpointCoordinator:
         self._complete(save)
 
     def worker_left(self, rank: int, now: float, *, lost: bool) -> None:
-        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the checkpoint has
-        none. Once the training has gone on, every other worker has buffers of a later step: without its own the save is given up.
+        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the save is given up.
+        So it is once the training has gone on: then every other worker has buffers of a later step.
 
         A worker that starts over still writes what it has copied.
         """
@@ -251,9 +260,7 @@ class CheckpointCoordinator:
         if save.going_on:
             self._end(f"worker-{rank} is lost, and with it the buffers of step {save.step}", now)
             return
-        self._ask_buffer_writer(save)
-        self._go_on(save, now)
-        self._complete(save)
+        self._ask_buffer_writer(save, now)
 
     def _publish(self, save: _Save, parts: int, files: dict[str, str]) -> None:
         answer = partial(self._published, save)
@@ -313,12 +320,14 @@ class CheckpointCoordinator:
             save.going_on = True
             self._copied(now)
 
-    def _ask_buffer_writer(self, save: _Save) -> None:
+    def _ask_buffer_writer(self, save: _Save, now: float) -> None:
         save.buffer_writer, save.buffers_copied = self._buffer_writer(), False
         if save.buffer_writer is not None:
-            self._sender.send(
-                Member(Role.WORKER, save.buffer_writer), MessageType.SAVE, id=save.id, folder=name_of(save.step)
-            )
+            member = Member(Role.WORKER, save.buffer_writer)
+            self._sender.send(member, MessageType.SAVE, id=save.id, folder=name_of(save.step))
+        elif self._needs_worker():
+            self._attempted = self._newest_step  # it is due again as soon as a worker is ready
+            self._end("no worker is left to write its buffers, and how the model lies in the servers' files", now)
 
     def _complete(self, save: _Save) -> None:
         if len(save.applied) == self._servers.count and save.buffer_writer is None:

@@ -56,6 +56,7 @@ class ParameterServerCoordinator:
                 parts_per_step=config.parts_per_step,
                 every=config.checkpoint.every_steps,
                 aligned=self._sync,
+                needs_worker=lambda: self._workers.buffers,
                 buffer_writer=self._buffer_writer,
                 copied=self._copied,
                 done=self._saved,

@@ -30,7 +30,7 @@ class Workers:
         self.data: DataSet | None = None
         """The data set of all of them, once one of them has sent it."""
         self.buffers = False
-        """The model has buffers."""
+        """A checkpoint needs a file of one of them."""
         self.keep_model = False
         """They have a place for the trained model."""
 
