@@ -32,7 +32,8 @@ import torch.distributed as dist
 from torch.distributed import rpc
 
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
+from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.model.memory import zeros

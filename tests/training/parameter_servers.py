@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
+from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer

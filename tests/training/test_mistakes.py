@@ -7,7 +7,7 @@ import pytest
 
 from disttrain.api import environment
 from disttrain.api.names import Role
-from disttrain.api.spec import Data
+from disttrain.api.storage import Data
 from training.job import Job, checkpoints, digits, manifests, served
 
 USERS = """

@@ -9,8 +9,9 @@ from pydantic.alias_generators import to_camel
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import MAX_JOB_NAME
-from disttrain.api.spec import DistTrainJobSpec, Trainer
+from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.trainer import Trainer
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 

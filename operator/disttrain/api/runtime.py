@@ -10,7 +10,9 @@ from pydantic_core import from_json
 
 from disttrain.api.base import Model
 from disttrain.api.reading import NotReadable, read, read_json, sentences
-from disttrain.api.spec import Checkpoint, Data, Strategy, Trainer
+from disttrain.api.storage import Checkpoint, Data
+from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 from disttrain.api.types import INT32_MAX, DnsLabel
 
 Address = str

@@ -9,78 +9,12 @@ from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import IMMUTABLE, Model, Rule
 from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
-from disttrain.api.policies import (
-    DEFAULT_RULES,
-    Action,
-    BackoffLimitReset,
-    CleanPodPolicy,
-    FailurePolicy,
-    FailureRule,
-    Gang,
-    Network,
-    NetworkPolicyMode,
-    Observability,
-    RunPolicy,
-    Scheduling,
-    Seconds,
-    SuccessPolicy,
-    Tls,
-)
-from disttrain.api.storage import Checkpoint, Data, DataVolume, Encryption, Volume
-from disttrain.api.strategy import (
-    Consistency,
-    DataParallel,
-    ModelParallel,
-    ParameterServerStrategy,
-    Schedule,
-    Sharding,
-    Strategy,
-    StrategyType,
-)
+from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy
+from disttrain.api.storage import Checkpoint, Data
+from disttrain.api.strategy import Consistency, Strategy, StrategyType
 from disttrain.api.template import PodTemplate
-from disttrain.api.trainer import Backend, Command, Optimizer, OptimizerName, Script, Trainer
+from disttrain.api.trainer import Backend, Command, Trainer
 from disttrain.api.types import Image
-
-__all__ = [
-    "DEFAULT_RULES",
-    "Action",
-    "Backend",
-    "BackoffLimitReset",
-    "Checkpoint",
-    "CleanPodPolicy",
-    "Consistency",
-    "Data",
-    "DataParallel",
-    "DataVolume",
-    "DistTrainJobSpec",
-    "Elastic",
-    "Encryption",
-    "FailurePolicy",
-    "FailureRule",
-    "Gang",
-    "Master",
-    "ModelParallel",
-    "Network",
-    "NetworkPolicyMode",
-    "Observability",
-    "Optimizer",
-    "OptimizerName",
-    "ParameterServer",
-    "ParameterServerStrategy",
-    "RunPolicy",
-    "Schedule",
-    "Scheduling",
-    "Script",
-    "Seconds",
-    "Sharding",
-    "Strategy",
-    "StrategyType",
-    "SuccessPolicy",
-    "Tls",
-    "Trainer",
-    "Volume",
-    "Worker",
-]
 
 
 class Master(Model):

@@ -7,8 +7,8 @@ from disttrain.api import environment as env
 from disttrain.api.environment import CRASHES, ExitCode
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import CONTROL_PORT, RENDEZVOUS_PORT, SERVER_PORT, Role, pod_host
+from disttrain.api.policies import Action, FailurePolicy
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Action, FailurePolicy
 from disttrain.api.trainer import Command, Loop, Script
 
 

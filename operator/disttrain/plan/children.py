@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from disttrain.api.names import ChildKind, Role
+from disttrain.api.policies import NetworkPolicyMode
 from disttrain.api.reasons import Reason
-from disttrain.api.spec import NetworkPolicyMode
 from disttrain.plan import disruptions, lost_nodes, words
 from disttrain.plan.failures import account
 from disttrain.plan.model import (

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from disttrain.api.spec import CleanPodPolicy
+from disttrain.api.policies import CleanPodPolicy
 from disttrain.plan import lost_nodes
 from disttrain.plan.model import DeleteJob, DeletePod, Plan, PodView
 from disttrain.plan.view import JobView

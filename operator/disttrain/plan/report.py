@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
+from disttrain.api.policies import CleanPodPolicy
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.spec import CleanPodPolicy
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
 from disttrain.plan import conditions, deadlines, disruptions, goodput, in_place, progress
 from disttrain.plan.failures import account

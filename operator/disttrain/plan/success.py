@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 
 from disttrain.api.names import Role
+from disttrain.api.policies import SuccessPolicy
 from disttrain.api.reasons import Reason
-from disttrain.api.spec import SuccessPolicy
 from disttrain.plan.completion import complete
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import newest

@@ -7,16 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from disttrain.api.spec import (
-    Consistency,
-    DistTrainJobSpec,
-    Gang,
-    ParameterServerStrategy,
-    Scheduling,
-    Sharding,
-    StrategyType,
-    Tls,
-)
+from disttrain.api.policies import Gang, Scheduling, Tls
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.strategy import Consistency, ParameterServerStrategy, Sharding, StrategyType
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]

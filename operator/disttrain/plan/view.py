@@ -11,9 +11,10 @@ from typing import TypeAlias
 from disttrain.api.environment import ExitCode
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
+from disttrain.api.policies import BackoffLimitReset
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
-from disttrain.api.spec import BackoffLimitReset, DistTrainJobSpec
+from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.api.trainer import Command, Loop
 from disttrain.plan import in_place

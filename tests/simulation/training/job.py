@@ -18,7 +18,8 @@ from random import Random
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Consistency, DistTrainJobSpec, ParameterServerStrategy
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.strategy import Consistency, ParameterServerStrategy
 from disttrain_trainer.net.peers import Member
 from simulation.training.master import Master
 from simulation.training.oracle import Oracle, Violation

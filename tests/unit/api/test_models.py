@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.pod_parts import EnvVar
+from disttrain.api.policies import Observability, RunPolicy
 from disttrain.api.reading import read
-from disttrain.api.spec import Checkpoint, Observability, RunPolicy, Trainer
+from disttrain.api.storage import Checkpoint
 from disttrain.api.template import PodTemplate
+from disttrain.api.trainer import Trainer
 from disttrain.api.types import quantity_value
 
 OUR_LOOP: dict[str, object] = {

@@ -1,7 +1,8 @@
 """What a process of a small job is told, for tests that need any job at all."""
 
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import Strategy, Trainer
+from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 
 
 def command_config(*, workers: int = 1, address: str = "127.0.0.1:9") -> JobConfig:

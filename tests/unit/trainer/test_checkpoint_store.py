@@ -12,7 +12,8 @@ import pytest
 
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.sealed import seal
-from disttrain.api.spec import Strategy, Trainer
+from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.schedule import DataSet

@@ -7,7 +7,7 @@ import pytest
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Script, Trainer
+from disttrain.api.trainer import Script, Trainer
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.net import control_client as control
 from disttrain_trainer.net.control_client import ControlClient

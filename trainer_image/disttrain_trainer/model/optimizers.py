@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from disttrain.api.spec import Optimizer as Settings
+from disttrain.api.trainer import Optimizer as Settings
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.update_rule import UpdateRule
 

@@ -17,8 +17,7 @@ from torch import nn
 
 from disttrain.api.environment import HASH_SEED
 from disttrain.api.runtime import JobConfig
-from disttrain.api.spec import Backend
-from disttrain.api.trainer import LastBatch
+from disttrain.api.trainer import Backend, LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput

@@ -11,8 +11,8 @@ import torch
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from disttrain.api.spec import Optimizer as Settings
-from disttrain.api.spec import OptimizerName
+from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.trainer import OptimizerName
 
 
 class UpdateRule:

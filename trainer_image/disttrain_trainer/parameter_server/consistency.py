@@ -12,7 +12,8 @@ Parts may come in any order, from any worker, more than once, or never. A policy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from disttrain.api import spec
+from disttrain.api.strategy import Consistency as ConsistencyName
+from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.parameter_server.sum_tree import SumTree
 
@@ -240,13 +241,13 @@ class BoundedStaleness(Async):
 
 
 def build(
-    strategy: spec.ParameterServerStrategy, *, parts_per_step: int, version: int = 0, accepted: IndexSet | None = None
+    strategy: ParameterServerStrategy, *, parts_per_step: int, version: int = 0, accepted: IndexSet | None = None
 ) -> Consistency:
     """The policy that the job names, going on from a checkpoint's version and accepted parts."""
     match strategy.consistency:
-        case spec.Consistency.SYNC:
+        case ConsistencyName.SYNC:
             return Sync(parts_per_step=parts_per_step, version=version)
-        case spec.Consistency.ASYNC:
+        case ConsistencyName.ASYNC:
             return Async(version=version, accepted=accepted)
-        case spec.Consistency.BOUNDED_STALENESS:
+        case ConsistencyName.BOUNDED_STALENESS:
             return BoundedStaleness(max_staleness=strategy.max_staleness or 0, version=version, accepted=accepted)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain.api import spec
+from disttrain.api.trainer import Optimizer as Settings
 from disttrain_trainer.model.memory import zeros
 from disttrain_trainer.model.update_rule import UpdateRule
 
@@ -25,7 +25,7 @@ class Optimizer:
     Its kernels update the parameters in place; where the result goes elsewhere they work on a scratch block that stays in the cache.
     """
 
-    def __init__(self, settings: spec.Optimizer) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._rule = UpdateRule(settings)
         self.name = self._rule.name
         self.slots = self._rule.slots

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disttrain.api import spec
+from disttrain.api.strategy import Consistency as ConsistencyName
+from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
@@ -88,7 +89,7 @@ class ShardHost:
         server: int,
         servers: int,
         parts_per_step: int,
-        strategy: spec.ParameterServerStrategy,
+        strategy: ParameterServerStrategy,
         optimizer: Optimizer,
         checkpoint: ShardFile | None = None,
         observe_staleness: Callable[[int], None] | None = None,
@@ -96,7 +97,7 @@ class ShardHost:
         """observe_staleness is called with the lock held."""
         self.number = number
         self._place = (server, servers)
-        self._sync = strategy.consistency is spec.Consistency.SYNC
+        self._sync = strategy.consistency is ConsistencyName.SYNC
         self._optimizer = optimizer
         self._observe_staleness = observe_staleness
         self._changed = threading.Condition()

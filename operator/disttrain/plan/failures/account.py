@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from disttrain.api.spec import Action, FailureRule
+from disttrain.api.policies import Action, FailureRule
 from disttrain.api.status import LastRestart, Restarts
 from disttrain.plan import disruptions
 from disttrain.plan.disruptions import delay

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
+from disttrain.api.policies import Action, FailureRule
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.spec import Action, FailureRule
 from disttrain.plan import children, in_place, words
 from disttrain.plan.completion import fail
 from disttrain.plan.failures import cause
