@@ -22,9 +22,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel
+
 from disttrain.api.job import DistTrainJob
 
 ROOT = Path(".disttrain")
+
+
+class _State(BaseModel):
+    """What `run.json` holds."""
+
+    uid: uuid.UUID
+    attempt: int
 
 
 class NothingToResume(Exception):
@@ -63,12 +72,17 @@ class RunFolder:
     def resume(cls, job_name: str, root: Path = ROOT) -> Self:
         """The folder of the newest run of a job. Raises NothingToResume."""
         for path in sorted(_runs(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
-            state = json.loads((path / "run.json").read_text())
             try:
+                state = _State.model_validate_json((path / "run.json").read_text())
                 lock = _lock(path)
             except BlockingIOError:
                 raise NothingToResume(f"the newest run of {job_name} is still going on ({path})") from None
-            return cls(root, path, state["uid"], state["attempt"] + 1, lock, _former(path))
+            except ValueError:
+                raise NothingToResume(
+                    f"{path / 'run.json'} is damaged, and with it the newest run of {job_name}: leave --resume out to start a new one; "
+                    f"checkpoint.from: {job_name} gives it the model of the newest checkpoint"
+                ) from None
+            return cls(root, path, str(state.uid), state.attempt + 1, lock, _former(path))
         raise NothingToResume(f"there is no run of {job_name} in {root / 'runs'}; leave --resume out to start one")
 
     def remember(self, attempt: int) -> None:

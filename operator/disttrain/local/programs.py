@@ -43,7 +43,7 @@ _CARRIED_OUT_IN_CONTAINER: Final = {"name", "env", "envFrom", "resources"}
 
 
 class Programs:
-    """The processes of one job on this machine. Raises Unusable when one of them cannot be."""
+    """The processes of one job on this machine. Raises Unusable when one of them cannot be, OSError when a volume's folder cannot."""
 
     def __init__(self, job: DistTrainJob, documents: Documents, folder: RunFolder, ports: Ports) -> None:
         self._job = job
@@ -54,6 +54,8 @@ class Programs:
         self._gpus = machine.gpus()
         self._code = code.folder_of(job.spec.trainer, documents, folder)
         self._check()
+        self._checkpoint_dir()  # makes the folders, or says now that they cannot be made
+        self._data_dir()
 
     def arguments(self, process: Process) -> list[str]:
         """The command line of a process."""

@@ -144,6 +144,18 @@ def test_a_folder_that_cannot_be_used_is_reported_in_one_line(folder: Path) -> N
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("volume", ["checkpoint", "data"])
+def test_a_volume_whose_folder_cannot_be_made_is_reported_before_anything_starts(folder: Path, volume: str) -> None:
+    (folder / ".disttrain" / "claims").mkdir(parents=True)
+    (folder / ".disttrain" / "claims" / "full").write_text("a file")
+    fields = {"persistentVolumeClaim": "full"} | ({"path": "/data"} if volume == "data" else {})
+    done = run(folder, stub.write_job(folder, **{volume: {"volume": fields}}))
+    assert (done.code, done.out) == (2, "")
+    assert ".disttrain/claims/full" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert not list((folder / ".disttrain" / "runs").iterdir())
+
+
 def test_a_locale_without_the_character_does_no_harm(folder: Path) -> None:
     """On the way in, in the environment of the processes, and on the way out."""
     file = stub.write_job(folder, config={"worker": r"os.write(1, b'50 \xe2\x96\x88\n')", "comment": "\u2588"})

@@ -42,6 +42,15 @@ def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
     RunFolder.resume("digits", tmp_path).close()
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"uid": "x", "attempt": 1}', '{"attempt": 1}'])
+def test_a_run_whose_record_is_torn_is_not_resumed(tmp_path: Path, content: str) -> None:
+    folder = RunFolder.new("digits", tmp_path)
+    folder.close()
+    (folder.path / "run.json").write_text(content)
+    with pytest.raises(NothingToResume, match=r"run.json is damaged.*: leave --resume out"):
+        RunFolder.resume("digits", tmp_path)
+
+
 def test_nothing_to_resume_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NothingToResume, match="leave --resume out"):
         RunFolder.resume("digits", tmp_path)
