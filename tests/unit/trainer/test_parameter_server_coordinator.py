@@ -263,16 +263,22 @@ def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any
     assert (table.on_disk.step, table.on_disk.file_of("buffers-")) == (4, "buffers-2.safetensors")
 
 
-def test_a_process_that_leaves_when_all_workers_are_lost_is_released_without_a_checkpoint() -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_a_process_that_leaves_when_all_workers_are_lost_is_released_without_a_checkpoint(before: bool) -> None:
     table = training(buffers=True)
     for worker in WORKERS:
         table.work(worker, 1, ask=1)
     assert table.tracker.step == 1
+    table.work(WORKERS[0], 0, ask=1)  # a step is in work: a checkpoint would have to wait for it
+    if before:
+        table.training.terminate(0)
+        assert not table.training.released
     for worker in WORKERS:
         table.training.lost(worker, 0)
     table.serve()
-    table.training.terminate(0)
-    table.serve()
+    if not before:
+        table.training.terminate(0)
+        table.serve()
     assert table.on_disk is None
     assert table.training.released
 

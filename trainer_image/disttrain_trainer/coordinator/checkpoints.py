@@ -149,7 +149,7 @@ class CheckpointCoordinator:
 
         deserted: no worker is left that could make a step whole, and the servers have reported all that they hold.
         """
-        if self.busy or self._tracker.nan_loss or self._lacks_worker:
+        if self.busy or self._tracker.nan_loss:
             return False
         whole = queue.done >= queue.limit
         if self.hurrying and deserted:
@@ -181,12 +181,16 @@ class CheckpointCoordinator:
         queue.limit = min(queue.limit, self._whole(queue) * self._parts_per_step)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
-        """Begins a checkpoint; one that is being written must have ended. The last one waits for a worker, and for a while after it
-        failed."""
+        """Begins a checkpoint; one that is being written must have ended. Without a worker none is begun, and members that drain wait for
+        none. The last one waits for a while after it failed."""
         whole = self._written
         if not final or whole is None or (whole.step, whole.parts) != (step, step * self._parts_per_step):
             whole = None
-        if (final and self._final_failed and now < self._again_at) or (self._lacks_worker and whole is None):
+        if final and self._final_failed and now < self._again_at:
+            return
+        if whole is None and self._lacks_worker:
+            if self.hurrying:
+                self._done(False, now)
             return
         self._count += 1
         self._save = _Save(f"{self._incarnation}.{self._count}", step, final, now)
