@@ -33,10 +33,10 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.processes import wait_for
+from configs import config_of
 from disttrain.api import environment
 from disttrain.api.names import Role, checkpoint_dir
-from disttrain.api.runtime import Addresses, JobConfig, Progress, Termination
-from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.runtime import Addresses, Progress, Termination
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -175,33 +175,26 @@ class Job:
         name: str = "job",
     ) -> None:
         """claim: a folder that several jobs share, in which this one has a folder of its own, as on a cluster."""
-        parsed = DistTrainJobSpec.model_validate(spec)
-        servers = parsed.parameter_server.replicas if parsed.parameter_server else 0
         self._held: list[socket.socket] = []
-        ports = [self.free_port() for _ in range(3 + servers)]
-        self.folder = folder
-        self.metrics_port = ports[2]
-        own = claim / Path(checkpoint_dir(name, uid)).name if claim else folder / "checkpoints"
-        self.checkpoints = own if parsed.checkpoint else None
-        self.config = JobConfig(
-            namespace="default",
+        config = config_of(
+            spec,
             name=name,
             uid=uid,
             attempt=attempt,
-            strategy=parsed.strategy,
-            trainer=parsed.trainer,
-            checkpoint=parsed.checkpoint,
-            workers=parsed.worker.replicas,
-            processes_per_worker=parsed.processes_per_worker,
-            parameter_servers=servers,
-            addresses=Addresses(
-                control=f"127.0.0.1:{ports[0]}",
-                rendezvous=f"127.0.0.1:{ports[1]}",
-                parameter_servers=tuple(f"127.0.0.1:{port}" for port in ports[3:]),
-            ),
             startup_timeout_seconds=startup_timeout,
             peer_timeout_seconds=peer_timeout,
         )
+        control, rendezvous, metrics, *servers = (self.free_port() for _ in range(3 + config.parameter_servers))
+        addresses = Addresses(
+            control=f"127.0.0.1:{control}",
+            rendezvous=f"127.0.0.1:{rendezvous}",
+            parameter_servers=tuple(f"127.0.0.1:{port}" for port in servers),
+        )
+        self.config = config.model_copy(update={"addresses": addresses})
+        self.folder = folder
+        self.metrics_port = metrics
+        own = claim / Path(checkpoint_dir(name, uid)).name if claim else folder / "checkpoints"
+        self.checkpoints = own if config.checkpoint else None
         (folder / "held_loss.py").write_text(HELD_LOSS)
         self.processes: dict[Key, _Started] = {}
         self.restarts: dict[Key, int] = {}

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.strategy import Strategy
-from disttrain.api.trainer import Trainer
+from configs import config_of
+from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
@@ -45,19 +44,14 @@ def make_config(
     peer_timeout: float = 20,
     startup_timeout: float = 30,
 ) -> JobConfig:
-    return JobConfig(
-        namespace="default",
-        name="job",
-        uid=uid,
-        attempt=attempt,
-        strategy=Strategy.model_validate({"type": "ParameterServer", "parameterServer": consistency}),
-        trainer=Trainer.model_validate({"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": optimizer}),
-        workers=workers,
-        parameter_servers=servers,
-        addresses=Addresses(control="localhost:1", rendezvous="localhost:2"),
-        peer_timeout_seconds=peer_timeout,
-        startup_timeout_seconds=startup_timeout,
-    )
+    spec = {
+        "strategy": {"type": "ParameterServer", "parameterServer": consistency},
+        "parameterServer": {"replicas": servers},
+        "worker": {"replicas": workers},
+        "trainer": {"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": optimizer},
+    }
+    timeouts = {"peer_timeout_seconds": peer_timeout, "startup_timeout_seconds": startup_timeout}
+    return config_of(spec, uid=uid, attempt=attempt, **timeouts)
 
 
 @contextlib.contextmanager

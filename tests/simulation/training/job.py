@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random
 
+from configs import config_of
 from disttrain.api.names import Role
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import DistTrainJobSpec
+from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import Consistency, ParameterServerStrategy
 from disttrain_trainer.net.peers import Member
 from simulation.training.master import Master
@@ -82,7 +82,7 @@ def _config(
     evaluates: bool,
 ) -> JobConfig:
     chosen = {"consistency": consistency} | ({"maxStaleness": staleness} if consistency == "BoundedStaleness" else {})
-    spec = DistTrainJobSpec.model_validate(
+    return config_of(
         {
             "strategy": {"type": "ParameterServer", "parameterServer": chosen},
             "parameterServer": {"replicas": servers},
@@ -98,18 +98,6 @@ def _config(
             },
             "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every, "keep": keep},
         }
-    )
-    return JobConfig(
-        namespace="default",
-        name="job",
-        uid="u",
-        attempt=1,
-        strategy=spec.strategy,
-        trainer=spec.trainer,
-        checkpoint=spec.checkpoint,
-        workers=workers,
-        parameter_servers=servers,
-        addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3",) * servers),
     )
 
 

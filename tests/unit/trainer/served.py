@@ -3,9 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from configs import config_of
 from disttrain.api.names import Role
-from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.spec import DistTrainJobSpec
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
@@ -43,7 +42,7 @@ class Table:
         self.consistency = consistency
         self.slow = slow
         chosen = {"consistency": consistency} | ({"maxStaleness": 1} if consistency == "BoundedStaleness" else {})
-        spec = DistTrainJobSpec.model_validate(
+        self.config = config = config_of(
             {
                 "strategy": {"type": "ParameterServer", "parameterServer": chosen},
                 "parameterServer": {"replicas": 2},
@@ -58,18 +57,6 @@ class Table:
                 },
                 "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
             }
-        )
-        self.config = config = JobConfig(
-            namespace="default",
-            name="job",
-            uid="u",
-            attempt=1,
-            strategy=spec.strategy,
-            trainer=spec.trainer,
-            checkpoint=spec.checkpoint,
-            workers=2,
-            parameter_servers=2,
-            addresses=Addresses(control="h:1", rendezvous="h:2", parameter_servers=("h:3", "h:4")),
         )
         self.now = 0.0
         self.lease: dict[Member, str] = {}

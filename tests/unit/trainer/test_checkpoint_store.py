@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from disttrain.api.runtime import Addresses, JobConfig
+from configs import config_of
+from disttrain.api.runtime import JobConfig
 from disttrain.api.sealed import seal
-from disttrain.api.strategy import Strategy
-from disttrain.api.trainer import Trainer
 from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.schedule import DataSet
@@ -24,29 +23,12 @@ DATA = DataSet(96)
 
 
 def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **trainer: Any) -> JobConfig:
-    strategy: dict[str, Any] = {"type": "DataParallel"}
+    spec: dict[str, Any] = {"strategy": {"type": "DataParallel"}, "worker": {"replicas": workers}}
     if servers:
         strategy = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
-    return JobConfig(
-        namespace="default",
-        name="job",
-        uid="u",
-        attempt=attempt,
-        strategy=Strategy.model_validate(strategy),
-        trainer=Trainer.model_validate(
-            {
-                "model": "m:m",
-                "dataset": "m:d",
-                "optimizer": {"name": "SGD", "learningRate": 0.1},
-                "maxSteps": 9,
-                "batchSize": 32,
-            }
-            | trainer
-        ),
-        workers=workers,
-        parameter_servers=servers,
-        addresses=Addresses(control="h:1", rendezvous="h:2"),
-    )
+        spec |= {"strategy": strategy, "parameterServer": {"replicas": servers}}
+    factories = {"model": "m:m", "dataset": "m:d", "optimizer": {"name": "SGD", "learningRate": 0.1}}
+    return config_of(spec | {"trainer": factories | {"maxSteps": 9, "batchSize": 32} | trainer}, attempt=attempt)
 
 
 @pytest.fixture(autouse=True)
