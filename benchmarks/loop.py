@@ -4,7 +4,7 @@
 
 The bare loop is what one would write by hand: tensors indexed by a permutation, zero_grad, loss, backward, step, with
 torch.optim's defaults; and once more with its `fused=True`, which our loop uses. It neither looks at its loss, nor reports, nor can stop.
-Ours is `parallel/data.py` with a world of one: metrics, reports, the check for NaN and a seed a step included.
+Ours is `loop/loop.py` with the exchange of a rank that is alone: metrics, reports, the check for NaN and a seed a step included.
 """
 
 import argparse
@@ -20,12 +20,15 @@ import torch
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
+from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
-from disttrain_trainer.strategies.collective import DataParallel
+from disttrain_trainer.strategies.all_reduce import AllReduce
 
 BATCH = 64
 
@@ -67,15 +70,29 @@ class Ours:
         control = ControlClient(
             process=process, describe=self._rank.describe, on_message=self._rank.on_message, on_released=lambda: None
         )
-        self._loop = DataParallel(process=process, metrics=Metrics(process), control=control, rank=self._rank)
-        self._rank.step = 0
+        self._task = task = tasks.build(process.config, rank=0, local_rank=0, incarnation="")
+        model, metrics = FlatModel(task.model), Metrics(process)
+        self._loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
+        self._rank.step, self._rank.round = 0, Round(1)
         self._steps = steps
-        self._this_round = self._rank.round = Round(1)
+        self._exchange = AllReduce(
+            process=process,
+            metrics=metrics,
+            control=control,
+            rank=self._rank,
+            this_round=self._rank.round,
+            loop=self._loop,
+            task=task,
+            model=model,
+            optimizer=FlatOptimizer(process.config.trainer.loop.optimizer, model),
+            replica=None,
+            reshare=lambda: None,
+            checkpoints=None,
+        )
 
     def run(self) -> None:
-        schedule = self._loop._task.schedule
-        schedule.total_steps = self._rank.step + self._steps
-        self._loop._train(self._this_round, None)
+        self._task.schedule.total_steps = self._rank.step + self._steps
+        self._loop.run(self._exchange)
 
 
 class Bare:

@@ -1,4 +1,4 @@
-"""A worker that computes nothing: strategies/parameter_server.py and parameter_server/client.py, line by line.
+"""A worker that computes nothing: strategies/parameter_server.py, strategies/push_pull.py and parameter_server/client.py, step by step.
 
 The main thread is a generator: it waits where the real one does. The control thread is the trainer's own `ParameterServerMember`, which
 handles a message between any two waits. Its parameters are, for each server, the set of parts in them.
@@ -14,10 +14,8 @@ from disttrain_trainer.errors import PeerLost, Refused, RoundOver
 from disttrain_trainer.net.members import ParameterServerMember, Round, Save
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
-from disttrain_trainer.strategies.parameter_server import (
-    IDLE_SECONDS,
-    RETRY_SECONDS,
-)
+from disttrain_trainer.strategies.parameter_server import RETRY_SECONDS
+from disttrain_trainer.strategies.push_pull import IDLE_SECONDS
 from simulation.training.control import ControlClient
 from simulation.training.server import Answer, Request
 from simulation.training.timeline import Connection, Steps, Thread, Wait, never

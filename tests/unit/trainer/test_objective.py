@@ -10,7 +10,7 @@ from torch import nn
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.flat import Layout
 from disttrain_trainer.model.task import IDLE_STEPS, MOST_WEIGHTLESS, Loss, Objective
-from disttrain_trainer.strategies.collective import _copies_of_buffers, _put_back
+from disttrain_trainer.strategies.all_reduce import copies_of_buffers, put_back
 
 MODEL = nn.Linear(2, 1)
 
@@ -79,11 +79,11 @@ def test_a_complex_parameter_is_reported_by_its_name() -> None:
 
 def test_a_rank_that_computes_on_samples_of_others_learns_nothing_from_them() -> None:
     norm = nn.BatchNorm1d(2)
-    kept = _copies_of_buffers(norm)
+    kept = copies_of_buffers(norm)
     norm(torch.randn(4, 2)).sum().backward()
     assert norm.running_mean is not None
     assert norm.running_mean.any()
-    _put_back(norm, kept)
+    put_back(norm, kept)
     assert not norm.running_mean.any()
     assert norm.num_batches_tracked == 0
 

@@ -4,20 +4,24 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+from disttrain_trainer.loop.stopwatch import Stopwatch
 from disttrain_trainer.net.members import ParameterServerMember, Round
-from disttrain_trainer.strategies.parameter_server import Worker
+from disttrain_trainer.parameter_server.assignments import Assignments
+from disttrain_trainer.strategies.push_pull import PushPull
 
 
-def worker_in(member: ParameterServerMember) -> tuple[Worker, list[dict[str, Any]]]:
-    """A worker, and what it says."""
-    said: list[dict[str, Any]] = []
-    worker = Worker.__new__(Worker)
-    worker._member = member
-    worker._control = SimpleNamespace(  # type: ignore[assignment]
-        changed=threading.Condition(), send=lambda kind, **fields: said.append(fields), wait=lambda ready, **_: ready()
-    )
-    worker._seconds, worker._done = 0.0, []
-    return worker, said
+class Control:
+    """A control connection whose messages are kept in `said`."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.said: list[dict[str, Any]] = []
+
+    def send(self, _: str, **fields: Any) -> None:
+        self.said.append(fields)
+
+    def wait(self, ready: Any, **_: Any) -> Any:
+        return ready()
 
 
 def enter(member: ParameterServerMember, lease: str) -> Round:
@@ -26,44 +30,66 @@ def enter(member: ParameterServerMember, lease: str) -> Round:
     return member.round
 
 
+def assignments(control: Control, member: ParameterServerMember, this_round: Round) -> Assignments:
+    return Assignments(control, member, this_round)  # type: ignore[arg-type]
+
+
 def test_a_worker_asks_once_until_it_is_answered() -> None:
-    member = ParameterServerMember()
-    worker, said = worker_in(member)
-    this_round = enter(member, "m.1")
-    worker._request(this_round)
-    worker._request(this_round)
-    assert said == [{"stay": "m.1", "count": 2, "done": []}]
+    control, member = Control(), ParameterServerMember()
+    ours = assignments(control, member, enter(member, "m.1"))
+    ours.request()
+    ours.request()
+    assert control.said == [{"stay": "m.1", "count": 2, "done": []}]
     member.on_message({"type": "tickets", "stay": "m.1", "slices": []})
-    worker._request(this_round)
-    assert len(said) == 2
+    ours.request()
+    assert len(control.said) == 2
 
 
 def test_a_worker_that_is_called_into_another_stay_while_it_asks_asks_again_in_that_one() -> None:
     # Otherwise the request of the earlier lease, which the master ignores, would count as open, and the worker would wait for ever.
-    member = ParameterServerMember()
-    worker, said = worker_in(member)
-    earlier = enter(member, "m.1")
-    this_round = enter(member, "m.2")
-    worker._request(earlier)
-    assert said == []
-    worker._request(this_round)
-    assert said == [{"stay": "m.2", "count": 2, "done": []}]
+    control, member = Control(), ParameterServerMember()
+    earlier = assignments(control, member, enter(member, "m.1"))
+    ours = assignments(control, member, enter(member, "m.2"))
+    earlier.request()
+    assert control.said == []
+    ours.request()
+    assert control.said == [{"stay": "m.2", "count": 2, "done": []}]
 
 
 def test_an_order_to_evaluate_that_comes_with_the_next_round_waits_for_that_round() -> None:
     # The connection to the master broke while the worker waited for the end: both messages come at once, before the main thread wakes.
-    member = ParameterServerMember()
-    worker, _ = worker_in(member)
+    control, member = Control(), ParameterServerMember()
     evaluated: list[Round] = []
-    worker._report = lambda: None  # type: ignore[method-assign]
-    worker._evaluate = lambda client, this_round: evaluated.append(this_round)  # type: ignore[method-assign]
-    earlier, client = enter(member, "m.1"), SimpleNamespace(leave=lambda: None)
+
+    def exchange_in(this_round: Round) -> PushPull:
+        def evaluate() -> None:
+            evaluated.append(this_round)
+            member.on_message({"type": "reform"})  # and no other part follows
+
+        return PushPull(
+            control=control,  # type: ignore[arg-type]
+            member=member,
+            metrics=None,  # type: ignore[arg-type]
+            assignments=assignments(control, member, this_round),
+            client=SimpleNamespace(leave=lambda: None),  # type: ignore[arg-type]
+            loop=SimpleNamespace(stopwatch=Stopwatch({}), report=lambda: None),  # type: ignore[arg-type]
+            schedule=None,  # type: ignore[arg-type]
+            replica=SimpleNamespace(model=None),  # type: ignore[arg-type]
+            is_sync=True,
+            every=0,
+            save=lambda: None,
+            evaluate=evaluate,
+            on_part=lambda: None,
+        )
+
+    earlier = enter(member, "m.1")
     both = threading.Timer(0.005, lambda: (enter(member, "m.2"), member.on_message({"type": "evaluate"})))
     both.start()
-    assert worker._next_assignment(client, earlier, False) is None  # type: ignore[arg-type]
+    assert not exchange_in(earlier).next_parts()
     both.join()
     assert evaluated == []
-    assert member.round is not None
-    assert worker._next_assignment(client, member.round, False) == -1  # type: ignore[arg-type]
-    assert evaluated == [member.round]
+    this_round = member.round
+    assert this_round is not None
+    assert not exchange_in(this_round).next_parts()
+    assert evaluated == [this_round]
     assert not member.evaluate

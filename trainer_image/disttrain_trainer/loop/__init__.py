@@ -1,1 +1,1 @@
-"""The parts that every training loop has."""
+"""The training loop, the same for all strategies; exchange: what a strategy adds to it; meter and stopwatch: what it measures."""

@@ -7,6 +7,7 @@ consistency    when a worker may start, and which gradients become an update; pu
 shard          the parameters of one server, updated block by block; shard_file: on disk
 optimizer      SGD, Adam, AdamW on the parts of a shard; participation: which elements took part
 client         the worker's side; connection: to one server; identity: the body of HELLO
+replica        the worker's copy of the model; staging: the memory that the network reads; assignments: what the master lets it compute
 """
 
 from disttrain_trainer.model.flat import FlatModel, Layout

@@ -1,1 +1,6 @@
-"""The worker's side of each strategy: our loop with collectives, our loop with parameter servers, and a user's script."""
+"""The worker's side of each strategy: the role, which lives from round to round, and its exchange, which lives for one.
+
+collective          DataParallel; all_reduce: its exchange; rank_checkpoints: what rank 0 saves
+parameter_server    ParameterServer; push_pull: its exchange
+script              a user's script, which has a loop of its own; joining: whether its processes have met
+"""

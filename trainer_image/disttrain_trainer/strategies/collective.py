@@ -1,26 +1,22 @@
-"""DataParallel: each rank computes its parts of every step, gradients are averaged weighted by samples, every rank has the model.
+"""The role of a DataParallel worker: a rank from its start to its end, through lost peers.
 
-A rank from its start to its end, through lost peers: the survivors keep their state, and the rank with the newest state gives it to all.
+The survivors keep their state, and the rank with the newest state gives it to all. What a rank does in a step is all_reduce.py.
 """
 
 import re
-import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import nn
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
-from disttrain_trainer.data.schedule import BatchPart, parts_of
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
-from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
-from disttrain_trainer.model.flat import FlatModel, norm
+from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -33,6 +29,7 @@ from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.all_reduce import AllReduce, RoundEnded, needs_all_ranks
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
 log = logs.get_logger(__name__)
@@ -41,10 +38,6 @@ PEER_LOSS_NOTICE_SECONDS = 3.0
 """Seconds within which the master reports the loss of a peer that broke a step."""
 MAX_BREAKS = 3
 """Rounds in a row that may break at one step in the same way while no peer is lost."""
-
-
-class _Reform(Exception):
-    """The master ended the round."""
 
 
 class DataParallel:
@@ -65,9 +58,7 @@ class DataParallel:
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()
         self._keeps_model = process.rank == 0 and process.model_dir is not None and model_file.can_be_kept(task.model)
-        self._joint = any(isinstance(module, nn.SyncBatchNorm) for module in task.model.modules())
-        """The model itself needs all ranks in each forward and backward."""
-        if self._joint and self._config.parts_per_step != self._config.world_size:
+        if needs_all_ranks(task.model) and self._config.parts_per_step != self._config.world_size:
             raise WrongInput(
                 "trainer.model: SyncBatchNorm takes its mean over all ranks at once, so that each must compute one part of a step; here "
                 f"trainer.partsPerStep is {self._config.parts_per_step}, and the job has {self._config.world_size} worker processes: make "
@@ -77,7 +68,6 @@ class DataParallel:
         """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
         with control.changed:
             rank.data, rank.layout = task.data, self._state.layout
-        self._every = self._config.checkpoint.every_steps if self._config.checkpoint else 0
         self._checkpoints = (
             RankCheckpoints(
                 process=process,
@@ -91,14 +81,14 @@ class DataParallel:
             if process.rank == 0 and process.checkpoint_dir is not None
             else None
         )
-        self._meter = Meter(
+        self._loop = Loop(
+            task,
+            self._flat,
             name=process.name,
             metrics=metrics,
-            total_steps=task.schedule.total_steps,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
+            late=task.device.type == "cuda",
         )
-        self._pending: tuple[torch.Tensor, BatchPart, float | None] | None = None
-        """GPU: a loss that was not looked at yet."""
         self._traffic = Traffic()
         metrics.before_scrape = self._count
 
@@ -120,7 +110,7 @@ class DataParallel:
             try:
                 self._take_part_in(this_round)
                 return
-            except _Reform:
+            except RoundEnded:
                 log.info("round %d is over: a worker was lost", this_round.number)
             except BrokenGroup as error:
                 log.warning("round %d ended: %s", this_round.number, error)
@@ -146,7 +136,7 @@ class DataParallel:
         ) as group:
             replica = None
             if group is not None:
-                self._take_newest(this_round)
+                take_newest(rank, this_round, state=self._state, own=process.rank, device=self._task.device)
                 replica = Replicated(
                     self._flat,
                     group=group,
@@ -154,9 +144,23 @@ class DataParallel:
                     search=self._config.trainer.find_unused_parameters,
                 )
             log.info("round %d begins at step %d", this_round.number, rank.step)
+            exchange = AllReduce(
+                process=process,
+                metrics=self._metrics,
+                control=self._control,
+                rank=rank,
+                this_round=this_round,
+                loop=self._loop,
+                task=self._task,
+                model=self._flat,
+                optimizer=self._optimizer,
+                replica=replica,
+                reshare=self._reshare,
+                checkpoints=self._checkpoints,
+            )
             try:
                 with user_code.refusing_groups("trainer.model"):
-                    self._train(this_round, replica)
+                    self._loop.run(exchange)
             except NonFiniteLoss as error:
                 self._control.send(MessageType.NAN, step=error.step)
                 raise
@@ -183,16 +187,6 @@ class DataParallel:
                 f"{error}"
             )
 
-    def _take_newest(self, this_round: Round) -> None:
-        """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a
-        source."""
-        rank, held = self._rank, self._rank.step
-        if this_round.source != self._process.rank:
-            rank.step = -1
-        rank.step = self._state.broadcast(source=this_round.source, step=held, device=self._task.device)
-        if rank.step < 0:
-            raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
-
     def _shared_buffers(self) -> SharedBuffers | None:
         model = self._task.model
         return SharedBuffers(model, self._task.device) if tensors.may_have_buffers(model) else None
@@ -201,117 +195,6 @@ class DataParallel:
         """After a step in which a buffer has grown, or came or went: every rank takes the whole state of rank 0."""
         self._state.broadcast(source=0, step=self._rank.step, device=self._task.device)
         return self._shared_buffers()
-
-    def _train(self, this_round: Round, replica: Replicated | None) -> None:
-        """Steps until the last one. Few lines are as hot as these: each microsecond is a per cent of a small model's step."""
-        task, rank, metrics, meter = self._task, self._rank, self._metrics, self._meter
-        schedule, parts_per_step = task.schedule, self._config.parts_per_step
-        parts = parts_of(self._process.rank, ranks=self._config.world_size, parts_per_step=parts_per_step)
-        several, first, final = len(parts) > 1, min(parts.start, parts_per_step - 1), parts.stop - 1
-        buffers = PartBuffers(task.model)
-        several_buffers = several and buffers.there_are_some
-        zero_grad, gradients, update = self._flat.zero_grad, self._flat.gradients, self._optimizer.step
-        objective, refuse_unfrozen = tasks.Objective(task.model, task.loss), self._flat.refuse_unfrozen
-        phases, durations, clock = metrics.phase_seconds, metrics.step_seconds, time.perf_counter
-        last, joint, checkpoints = schedule.total_steps, self._joint and replica is not None, self._checkpoints
-        every = self._every
-        meter.begin(clock())
-        vectors = gradients()
-        others = np.arange(min(2, schedule.samples))  # two: BatchNorm refuses one
-        for step in range(rank.step, last):
-            if rank.round is not this_round:
-                raise _Reform
-            began = clock()
-            zero_grad()
-            # What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step.
-            total, own, data, forward = 0.0, False, 0.0, 0.0
-            part, mark = schedule.part(step * parts_per_step + first), began
-            if several_buffers:
-                buffers.begin()
-            for number in parts:
-                if number != first:
-                    part = schedule.part(step * parts_per_step + number)
-                    if several_buffers:
-                        buffers.restore()
-                if not (part.samples or joint):
-                    continue
-                weight = part.samples / part.batch_samples
-                task.seed(part)
-                kept = None if part.samples else _copies_of_buffers(task.model)
-                batch = task.fetch(part.indices if part.samples else others)
-                fetched = clock()
-                loss, given = objective(batch)
-                if part.samples:
-                    if given is not None:
-                        weight, own = given / part.batch_samples, True
-                    self._look_at(loss, part, given)
-                refuse_unfrozen()
-                computed = clock()
-                if weight:
-                    if several:
-                        self._flat.refuse_cleared()
-                    if several or replica is not None:
-                        loss = loss * weight
-                    if replica is not None:
-                        replica.begin(loss, early=number == final)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    if number != final:
-                        gradients()
-                elif joint and loss.requires_grad:
-                    assert replica is not None
-                    replica.begin(loss, early=False)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    zero_grad()
-                if kept is not None:
-                    _put_back(task.model, kept)  # only now: backward may need the buffers that forward left
-                if several_buffers:
-                    buffers.left(step=step, part=number - first)
-                total += weight
-                data += fetched - mark
-                forward += computed - fetched
-                mark = clock()
-            if several_buffers:
-                buffers.advance()
-            if replica is None:
-                gradients()
-                took_part = self._flat.took_part
-                if several and own and total:
-                    for vector in vectors:
-                        vector.mul_(1 / total)
-                reduced = sent = clock()
-            else:
-                took_part = replica.finish(weight=total, own=own, alive=lambda: rank.round is this_round)
-                if replica.reshaped:
-                    replica.buffers = self._reshare()
-                sent, reduced = replica.sent, clock()
-            if took_part is not None and total and not any(took_part):
-                objective.learned_nothing()
-            update(vectors, took_part)
-            rank.step = step + 1
-            ended = clock()
-            metrics.steps += 1
-            durations.observe(ended - began)
-            phases["data"] += data
-            phases["forward"] += forward
-            phases["backward"] += sent - began - data - forward
-            phases["communicate"] += reduced - sent
-            phases["optimize"] += ended - reduced
-            saves = rank.save_asked or (every and rank.step % every == 0 and rank.step < last)
-            saving = checkpoints if saves else None
-            # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
-            if meter.due(ended) or rank.step == last or (saving is not None and saving.busy):
-                if rank.step == last:
-                    self._look_at(None, part)
-                self._flat.verify()
-                user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
-                metrics.gradient_norm = norm(vectors)
-                meter.report(step=rank.step, epoch=part.epoch, now=ended)
-                self._control.check()
-                if checkpoints is not None:
-                    checkpoints.check()
-            if saving is not None:
-                self._look_at(None, part)
-                saving.save()
 
     def _count(self) -> None:
         """The bytes up to now, for a scrape."""
@@ -322,19 +205,6 @@ class DataParallel:
         error."""
         with self._control.changed:
             return self._control.changed.wait_for(lambda: self._rank.round is not this_round, PEER_LOSS_NOTICE_SECONDS)
-
-    def _look_at(self, loss: torch.Tensor | None, part: BatchPart, weight: float | None = None) -> None:
-        """Counts a loss and refuses one that is not finite. On a GPU that is the one before: waiting for this one would stall it."""
-        if self._task.device.type == "cuda":
-            self._pending, (loss, part, weight) = (
-                (None if loss is None else (loss.detach(), part, weight)),
-                self._pending or (None, part, None),
-            )
-        if loss is not None:
-            value = loss.item()
-            if weight != 0:
-                self._meter.check(value, step=part.step)
-            self._meter.add(part, loss=value, weight=weight)
 
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
@@ -353,7 +223,7 @@ class DataParallel:
                 self._insist("last checkpoint", checkpoints.finish, this_round)
         rank.get_done(self._control)
         if not rank.await_end(self._control, this_round):
-            raise _Reform
+            raise RoundEnded
 
     def _insist(self, what: str, attempt: Callable[[], str | None], this_round: Round) -> None:
         """The last files are part of the job: tried for a while, as room may be made. Raises Unsaved when one cannot be written."""
@@ -368,7 +238,7 @@ class DataParallel:
             return rank.round is not this_round
 
         if not final.insist(what, rank.step, attempt, over=over):
-            raise _Reform
+            raise RoundEnded
 
     def _write_model(self) -> str | None:
         """Writes the model of the last step; what is wrong when that fails."""
@@ -407,17 +277,17 @@ class DataParallel:
             self._metrics.checkpoint_step = newest.manifest.step
 
 
-def _copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+def take_newest(rank: CollectiveMember, this_round: Round, *, state: RankState, own: int, device: torch.device) -> None:
+    """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a source.
 
-
-def _put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    """Restores the buffers: a rank without samples computes on two arbitrary ones to join the all-reduce, and its BatchNorms must not learn
-    from them."""
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
+    own: this rank's number. Raises PeerLost when the source has no state.
+    """
+    held = rank.step
+    if this_round.source != own:
+        rank.step = -1
+    rank.step = state.broadcast(source=this_round.source, step=held, device=device)
+    if rank.step < 0:
+        raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:

@@ -1,0 +1,111 @@
+"""The training loop, the same for all strategies: batch, forward, backward, exchange, report."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from disttrain_trainer.data.schedule import BatchPart
+from disttrain_trainer.loop.exchange import Exchange
+from disttrain_trainer.loop.meter import Meter
+from disttrain_trainer.loop.stopwatch import Stopwatch
+from disttrain_trainer.model import user_code
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.task import Objective, Task
+from disttrain_trainer.runtime.metrics import Metrics
+
+
+class Loop:
+    """The loop of one process. For one thread."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: FlatModel,
+        *,
+        name: str,
+        metrics: Metrics,
+        send: Callable[[dict[str, object]], object],
+        late: bool = False,
+    ) -> None:
+        """send: gets the fields of a report.
+
+        late: a loss is looked at one part after it is computed, because to wait for a GPU's would stall it. Not where servers would
+        have taken in the gradient of a NaN by then.
+        """
+        self._task = task
+        self._model = model
+        self._metrics = metrics
+        self._objective = Objective(task.model, task.loss)
+        self._meter = Meter(name=name, metrics=metrics, total_steps=task.schedule.total_steps, send=send)
+        self.stopwatch = Stopwatch(metrics.phase_seconds)
+        self._newest: BatchPart | None = None
+        """Of the last step."""
+        self._late = late
+        self._unseen: tuple[torch.Tensor, BatchPart, float | None] | None = None
+        """A loss that was not looked at yet."""
+
+    def run(self, exchange: Exchange) -> None:
+        """Steps until the exchange has no more parts. Raises UserError, what the user's code raises, and what the exchange raises.
+
+        Few lines are as hot as these: each microsecond is half a per cent of a small model's step.
+        """
+        task, model, metrics, meter, objective = self._task, self._model, self._metrics, self._meter, self._objective
+        lap = self.stopwatch.lap
+        meter.begin(self.stopwatch.start())
+        while parts := exchange.next_parts():
+            model.zero_grad()
+            for assigned in parts:
+                part = exchange.before(assigned)
+                if part is None:
+                    continue
+                task.seed(part)
+                batch = task.fetch(part.indices)
+                lap("data")
+                loss, weight = objective(batch)
+                if part.samples:
+                    self._look_at(loss, part, weight)
+                model.refuse_unfrozen()
+                lap("forward")
+                weighed = exchange.weigh(loss, part, weight)
+                if weighed is not None:
+                    weighed.backward()  # type: ignore[no-untyped-call]
+                exchange.after(part)
+                lap("backward")
+            self._newest = parts[-1]
+            took_part = exchange.complete()
+            if took_part is not None and not any(took_part):
+                objective.learned_nothing()
+            now = self.stopwatch.now
+            metrics.steps += 1
+            metrics.step_seconds.observe(now - self.stopwatch.began)
+            if due := meter.due(now):
+                self.report()
+            exchange.step_done(reported=due)
+
+    def report(self) -> None:
+        """Reports to the master what was computed since the last report. Raises UserError when the user's code has changed the model."""
+        if self._newest is None:
+            return
+        self._model.verify()
+        user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
+        self._meter.report(step=self._newest.step + 1, epoch=self._newest.epoch, now=time.perf_counter())
+
+    def look_at_last(self) -> None:
+        """Looks at the loss that was not looked at yet, if there is one. Raises NonFiniteLoss."""
+        if self._unseen is not None:
+            unseen, self._unseen = self._unseen, None
+            self._count(*unseen)
+
+    def _look_at(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> None:
+        if self._late:
+            self.look_at_last()
+            self._unseen = loss.detach(), part, weight
+        else:
+            self._count(loss, part, weight)
+
+    def _count(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> None:
+        value = loss.item()
+        if weight != 0:
+            self._meter.check(value, step=part.step)
+        self._meter.add(part, loss=value, weight=weight)

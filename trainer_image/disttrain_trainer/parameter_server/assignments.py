@@ -1,0 +1,59 @@
+"""The parts that the master assigns to a worker for one round, and what the worker tells it about them.
+
+The control thread receives assignments while the main thread computes, so that no step waits for the master.
+"""
+
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import ParameterServerMember, Round
+from disttrain_trainer.net.messages import MessageType
+
+
+class Assignments:
+    """Of one worker, in one round. For the main thread."""
+
+    def __init__(self, control: ControlClient, member: ParameterServerMember, this_round: Round) -> None:
+        self._control = control
+        self._member = member
+        self._round = this_round
+        self._done: list[int] = []
+        """Parts that every server applied and that are not reported to the master yet. Those of an earlier round are forgotten: the servers
+        may have gone back to a checkpoint; if they have not, they report the applied parts to the master themselves."""
+        self._seconds = 0.0
+        """Mean duration of a part, lately."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the round is."""
+        return self._member.round is not self._round
+
+    @property
+    def following(self) -> int | None:
+        """The part after this one, if it is assigned already."""
+        try:
+            return self._member.assignments[0]
+        except IndexError:  # not `if assignments`: the control thread may clear them between the two
+            return None
+
+    def take(self) -> int | None:
+        """The next part; None when none is assigned."""
+        try:
+            return self._member.assignments.popleft()
+        except IndexError:
+            return None
+
+    def finished(self, index: int, seconds: float) -> None:
+        """Every server has this part, after so many seconds of work."""
+        self._done.append(index)
+        self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
+
+    def request(self, *, force: bool = False) -> None:
+        """Reports the parts that are done, and requests more when half of the wanted assignments are used up."""
+        member = self._member
+        count = member.parts_to_request(self._seconds)
+        if count or (force and self._done):
+            with self._control.changed:
+                if member.round is not self._round:
+                    return  # the master ignores a request of an earlier lease, and in the next round it would count as made
+                member.asked = member.asked or count > 0
+            done, self._done = self._done, []
+            self._control.send(MessageType.REQUEST, stay=self._round.lease, count=count, done=done)

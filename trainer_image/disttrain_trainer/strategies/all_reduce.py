@@ -1,0 +1,212 @@
+"""The exchange of DataParallel: each rank computes its parts of every step, and gradients are averaged, weighted by samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from disttrain_trainer.data.schedule import BatchPart, parts_of
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.model.flat import FlatModel, norm
+from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.model.part_buffers import PartBuffers
+from disttrain_trainer.model.task import Task
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.parallel.replicate import Replicated
+from disttrain_trainer.parallel.shared_buffers import SharedBuffers
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
+
+
+class RoundEnded(Exception):
+    """The master ended the round."""
+
+
+class AllReduce:
+    """The Exchange of one rank in one round: the model's state is rank.step steps old, and every rank has the same."""
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        metrics: Metrics,
+        control: ControlClient,
+        rank: CollectiveMember,
+        this_round: Round,
+        loop: Loop,
+        task: Task,
+        model: FlatModel,
+        optimizer: FlatOptimizer,
+        replica: Replicated | None,
+        reshare: Callable[[], SharedBuffers | None],
+        checkpoints: RankCheckpoints | None,
+    ) -> None:
+        """replica: the sums over the ranks; None for a rank that is alone.
+
+        reshare: gives every rank the whole state of rank 0, after a step in which the form of a buffer has changed.
+        """
+        config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._rank = rank
+        self._round = this_round
+        self._loop = loop
+        self._watch = loop.stopwatch
+        self._schedule = task.schedule
+        self._module = task.model
+        self._model = model
+        self._gradients = model.gradients()
+        self._optimizer = optimizer
+        self._replica = replica
+        self._reshare = reshare
+        self._checkpoints = checkpoints
+        self._every = config.checkpoint.every_steps if config.checkpoint else 0
+        self._parts_per_step = config.parts_per_step
+        parts = parts_of(process.rank, ranks=config.world_size, parts_per_step=config.parts_per_step)
+        self._has_parts = bool(parts)
+        # A rank without parts learns from a neighbour's which step it takes part in.
+        self._parts = parts or range(parts.start - 1, parts.start)
+        self._several = len(parts) > 1
+        buffers = PartBuffers(task.model)
+        self._buffers = buffers if self._several and buffers.there_are_some else None
+        self._joint = replica is not None and needs_all_ranks(task.model)
+        self._stand_in = np.arange(min(2, task.schedule.samples))  # two: BatchNorm refuses one
+        self._kept: dict[str, torch.Tensor] | None = None
+        """The buffers before a stand-in was computed."""
+        self._total = 0.0
+        """What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step."""
+        self._own = False
+        """Whether a loss of the step came with a weight of its own."""
+
+    def next_parts(self) -> Sequence[BatchPart]:
+        """Raises RoundEnded."""
+        if self._rank.round is not self._round:
+            raise RoundEnded
+        step = self._rank.step
+        if step >= self._schedule.total_steps:
+            return ()
+        self._watch.start()
+        if self._buffers is not None:
+            self._buffers.begin()
+        self._total, self._own = 0.0, False
+        first = step * self._parts_per_step
+        return [self._schedule.part(first + number) for number in self._parts]
+
+    def before(self, part: BatchPart) -> BatchPart | None:
+        """The part; for one without samples, where the model needs all ranks in each forward and backward, a stand-in."""
+        if not self._has_parts:
+            return None
+        if self._buffers is not None and not self._is(part, self._parts[0]):
+            self._buffers.restore()
+        if part.samples:
+            return part
+        if not self._joint:
+            return None
+        self._kept = copies_of_buffers(self._module)
+        return replace(part, indices=self._stand_in)
+
+    def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
+        """The loss x its share in the mean of the step."""
+        replica = self._replica
+        if not part.samples:
+            if replica is None or not loss.requires_grad:
+                return None
+            replica.begin(loss, early=False)
+            return loss
+        share = part.samples / part.batch_samples
+        if weight is not None:
+            share, self._own = weight / part.batch_samples, True
+        if not share:
+            return None
+        self._total += share
+        if self._several:
+            self._model.refuse_cleared()
+        if replica is not None:
+            loss = loss * share
+            replica.begin(loss, early=self._is(part, self._parts[-1]))
+        elif self._several:
+            loss = loss * share
+        return loss
+
+    def after(self, part: BatchPart) -> None:
+        if self._kept is not None:
+            self._model.zero_grad()
+            put_back(self._module, self._kept)  # only now: backward may need the buffers that forward left
+            self._kept = None
+            return
+        if not self._is(part, self._parts[-1]):
+            self._model.gradients()
+        if self._buffers is not None:
+            self._buffers.left(step=part.step, part=part.index % self._parts_per_step - self._parts[0])
+
+    def complete(self) -> Sequence[bool] | None:
+        """Averages the gradients over all ranks, and updates the parameters. Raises BrokenGroup."""
+        if self._buffers is not None:
+            self._buffers.advance()
+        replica, watch, total = self._replica, self._watch, self._total
+        if replica is None:
+            self._model.gradients()
+            took_part = self._model.took_part
+            if self._several and self._own and total:
+                for vector in self._gradients:
+                    vector.mul_(1 / total)
+            watch.lap("backward")
+        else:
+            took_part = replica.finish(weight=total, own=self._own, alive=self._is_alive)
+            if replica.reshaped:
+                replica.buffers = self._reshare()
+            watch.lap("backward", until=replica.sent)
+            watch.lap("communicate")
+        self._optimizer.step(self._gradients, took_part)
+        self._rank.step += 1
+        watch.lap("optimize")
+        return took_part if total else None
+
+    def step_done(self, *, reported: bool) -> None:
+        """Saves a checkpoint that is due or that the master asked for, and reports the last step."""
+        rank, checkpoints = self._rank, self._checkpoints
+        is_last = rank.step == self._schedule.total_steps
+        is_due = rank.save_asked or (self._every and rank.step % self._every == 0 and not is_last)
+        saving = checkpoints if is_due else None
+        # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
+        if is_last or saving is not None:
+            self._loop.look_at_last()
+        if is_last or (saving is not None and saving.busy):
+            self._loop.report()
+            reported = True
+        if reported:
+            self._metrics.gradient_norm = norm(self._gradients)
+            self._control.check()
+            if checkpoints is not None:
+                checkpoints.check()
+        if saving is not None:
+            saving.save()
+
+    def _is(self, part: BatchPart, number: int) -> bool:
+        return part.index % self._parts_per_step == number
+
+    def _is_alive(self) -> bool:
+        return self._rank.round is self._round
+
+
+def needs_all_ranks(model: nn.Module) -> bool:
+    """Whether the model has collectives of its own in each forward and backward."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def copies_of_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """For `put_back`."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def put_back(model: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """Restores the buffers: a rank without samples computes on two arbitrary ones to join the all-reduce, and its BatchNorms must not learn
+    from them."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in buffers and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])

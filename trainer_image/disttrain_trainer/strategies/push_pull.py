@@ -1,0 +1,178 @@
+"""The exchange of ParameterServer: a worker gets parts from the master, and pushes the gradient of each to the servers."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from disttrain_trainer.data.schedule import BatchPart, Schedule
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.model.flat import Vectors, norm, runs_of
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import ParameterServerMember
+from disttrain_trainer.parameter_server.assignments import Assignments
+from disttrain_trainer.parameter_server.client import WHOLE, GradientInfo, ShardedClient
+from disttrain_trainer.parameter_server.replica import Replica
+from disttrain_trainer.runtime.metrics import Metrics
+
+IDLE_SECONDS = 0.02
+"""Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
+
+
+class PushPull:
+    """The Exchange of one worker in one round: one part at a time.
+
+    Its methods raise PeerLost when a server is lost, and RoundOver when the servers have begun another round.
+    """
+
+    def __init__(
+        self,
+        *,
+        control: ControlClient,
+        member: ParameterServerMember,
+        metrics: Metrics,
+        assignments: Assignments,
+        client: ShardedClient,
+        loop: Loop,
+        schedule: Schedule,
+        replica: Replica,
+        is_sync: bool,
+        every: int,
+        save: Callable[[], None],
+        evaluate: Callable[[], None],
+        on_part: Callable[[], None],
+    ) -> None:
+        """every: steps between two checkpoints, 0 for none. on_part: called after each part that the servers have.
+
+        save, evaluate: carry out the master's orders, between two parts.
+        """
+        self._control = control
+        self._member = member
+        self._metrics = metrics
+        self._assignments = assignments
+        self._client = client
+        self._loop = loop
+        self._watch = loop.stopwatch
+        self._schedule = schedule
+        self._replica = replica
+        self._model = replica.model
+        self._is_sync = is_sync
+        self._every = every
+        self._save = save
+        self._evaluate = evaluate
+        self._on_part = on_part
+        self._participates = self._is_current = False
+        """Whether this worker counts in the clocks, and whether the parameters are those of the next part."""
+        self._weight: float | None = None
+        """Of the part that is computed, where the loss gave one."""
+        self._part: BatchPart
+        """What is computed."""
+        self._gradients: Vectors | None = None
+        """Its gradient; None for an empty part."""
+        self._info = WHOLE
+
+    def next_parts(self) -> Sequence[BatchPart]:
+        """One part, with the parameters and, under Sync, the buffers of its step."""
+        client, replica = self._client, self._replica
+        while (index := self._next_assignment()) is not None:
+            self._watch.start()
+            part = self._part = self._schedule.part(index)
+            if not self._participates:
+                client.join()
+                self._participates = True
+            self._is_current = self._is_current or replica.pull(client, part.step)
+            self._is_current = self._is_current and replica.take_buffers(client, part.step)
+            self._watch.lap("communicate")
+            if self._is_current:
+                return (part,)
+            self._finished(part)  # its step is over: another worker computed the part
+        self._loop.report()
+        return ()
+
+    def before(self, part: BatchPart) -> BatchPart | None:
+        return part if part.samples else None
+
+    def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
+        """The mean loss of the part: the servers know what it counts in the step."""
+        self._weight = weight
+        self._model.refuse_changed()
+        return None if weight == 0 else loss
+
+    def after(self, part: BatchPart) -> None:
+        pass
+
+    def complete(self) -> Sequence[bool] | None:
+        """Pushes the gradient, and pulls the parameters for the next part if it is assigned already. Of weight 0: zeros."""
+        part, client, replica = self._part, self._client, self._replica
+        took_part = None
+        self._gradients, self._info = None, WHOLE
+        if part.samples:
+            took_part = self._take_gradients()
+        replica.leave_buffers(client, part)
+        following = self._assignments.following
+        if following is None:
+            client.push(part, self._gradients, self._info)
+            self._is_current = False
+        else:
+            step = self._schedule.part(following).step
+            wanted = step if self._is_sync else None
+            versions = client.push_pull(part, self._gradients, replica.staging.parameters, wanted, self._info)
+            self._is_current = replica.took_over(versions, step)
+        self._metrics.version = client.versions[0]
+        self._watch.lap("communicate")
+        self._finished(part)
+        return took_part
+
+    def step_done(self, *, reported: bool) -> None:
+        """Tells the master which parts are done, at once when a checkpoint is due."""
+        if reported and self._gradients and not self._is_sync:
+            # Sync: it is a part of the step's gradient, which no worker has.
+            self._metrics.gradient_norm = norm(self._gradients)
+        if reported or (self._every and (self._part.step + 1) % self._every == 0):
+            self._assignments.request(force=True)
+
+    def _take_gradients(self) -> Sequence[bool] | None:
+        """Makes the gradient ready to be sent. Returns which parameters took part, as `complete` does."""
+        gradients, took_part = self._model.gradients(), self._model.took_part
+        if self._weight is not None or took_part is not None:
+            runs = None if took_part is None else runs_of(self._model.places, took_part)
+            self._info = GradientInfo(weight=self._weight, runs=runs)
+        self._gradients = self._replica.staging.gradients(gradients)
+        self._watch.lap("backward")
+        return None if self._weight == 0 else took_part
+
+    def _finished(self, part: BatchPart) -> None:
+        self._assignments.finished(part.index, self._watch.now - self._watch.began)
+        self._on_part()
+
+    def _next_assignment(self) -> int | None:
+        """The next part; None when the round is over. Carries out the master's orders. A worker that waits leaves, and joins again."""
+        control, member, assignments = self._control, self._member, self._assignments
+
+        def something_new() -> bool:
+            called = member.evaluate or member.save is not None
+            return called or assignments.following is not None or assignments.is_over
+
+        while not assignments.is_over:
+            if member.save is not None:
+                self._save()
+            assignments.request()
+            if (index := assignments.take()) is not None:
+                return index
+            assignments.request(force=True)
+            with control.changed:
+                is_idle = not control.changed.wait_for(something_new, IDLE_SECONDS)
+            if is_idle or member.evaluate:
+                self._loop.report()  # the next wait may be long, and the parts that are computed would not be counted meanwhile
+            if is_idle:
+                if self._participates:
+                    self._client.leave()
+                self._participates = self._is_current = False
+                # Others may compute what is left, evaluate it, or save it, for as long as that takes.
+                control.wait(lambda: something_new() or None, what="more parts, or the end", timeout=None)
+            with control.changed:  # an order of the next round must wait for it: this one's connections are closed
+                evaluates = member.evaluate and not assignments.is_over
+                member.evaluate = member.evaluate and not evaluates
+            if evaluates:
+                self._evaluate()
+                self._participates = self._is_current = False
+        return None
