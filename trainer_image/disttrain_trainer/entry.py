@@ -18,7 +18,6 @@ from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress, Termination
-from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Command, Loop, Script
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.net.control_client import ControlClient
@@ -30,6 +29,7 @@ from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.pod_metrics import PodMetrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import listening_host, split_address
+from disttrain_trainer.strategies.table import side_of
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
 
@@ -120,11 +120,9 @@ class Entry:
         """The first process of a pod whose processes import torch: it does so for all of them, and for those that come after them."""
         machine.set_threads(os.environ, processes=_processes(process))
         if process.role is Role.PARAMETER_SERVER:
-            import disttrain_trainer.parameter_server.role
-        elif isinstance(process.config.strategy.exchange, ParameterServerStrategy):
-            import disttrain_trainer.strategies.parameter_server
+            import disttrain_trainer.parameter_server.role  # noqa: F401
         else:
-            import disttrain_trainer.strategies.collective  # noqa: F401
+            side_of(process.config).load()
         launcher.trim_memory()
         code, message = launcher.Launcher(
             process,
@@ -160,32 +158,18 @@ class Entry:
 
     def _compute(self, process: Process, metrics: Metrics) -> None:
         """The roles that import torch."""
-        config = process.config
         machine.set_threads(os.environ, processes=_processes(process))
         if process.role is Role.PARAMETER_SERVER:
             from disttrain_trainer.parameter_server.role import Server
 
             server = Server(process, metrics)
             server.run(self._connect(process, server.describe, server.on_message))
-        elif isinstance(config.strategy.exchange, ParameterServerStrategy):
-            from disttrain_trainer.net.members import ParameterServerMember
-
-            member = ParameterServerMember()
+        else:
+            side = side_of(process.config)
+            member = side.member()
             control = self._connect(process, member.describe, member.on_message)
             control.start()
-            from disttrain_trainer.strategies import parameter_server as worker
-
-            worker.run(process, metrics, control, member)
-        else:
-            from disttrain_trainer.net.members import CollectiveMember
-
-            rank = CollectiveMember()
-            control = self._connect(process, rank.describe, rank.on_message)
-            control.start()
-            machine.set_interface(os.environ, toward=split_address(config.addresses.rendezvous)[0])
-            from disttrain_trainer.strategies import collective as data
-
-            data.run(process, metrics, control, rank)
+            side.run(process, metrics, control, member)
 
     def _connect(
         self, process: Process, describe: Callable[[], Message], on_message: Callable[[Message], None]

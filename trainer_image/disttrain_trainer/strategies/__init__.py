@@ -1,5 +1,6 @@
 """The worker's side of each strategy: the role, which lives from round to round, and its exchange, which lives for one.
 
+table               strategy -> worker's side
 collective          DataParallel; all_reduce: its exchange; rank_checkpoints: what rank 0 saves
 parameter_server    ParameterServer; push_pull: its exchange
 script              a user's script, which has a loop of its own; joining: whether its processes have met

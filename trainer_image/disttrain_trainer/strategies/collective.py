@@ -3,6 +3,7 @@
 The survivors keep their state, and the rank with the newest state gives it to all. What a rank does in a step is all_reduce.py.
 """
 
+import os
 import re
 from collections.abc import Callable
 
@@ -26,9 +27,10 @@ from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.parallel.traffic import Traffic
-from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime import logs, machine
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.strategies.all_reduce import AllReduce, RoundEnded, needs_all_ranks
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
@@ -292,4 +294,5 @@ def take_newest(rank: CollectiveMember, this_round: Round, *, state: RankState, 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
     """The role of a DataParallel worker."""
+    machine.set_interface(os.environ, toward=split_address(process.config.addresses.rendezvous)[0])
     DataParallel(process=process, metrics=metrics, control=control, rank=rank).run()
