@@ -168,9 +168,7 @@ def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else
     # The first master died with its order in the queue, and the second one gave the same.
     with role(tmp_path) as (server, told, ended):
         for round_number in (2, 2, 1):
-            server.on_message(
-                {"type": MessageType.BEGIN, "generation": round_number, "file": None, "slices_per_step": 0}
-            )
+            server.on_message({"type": MessageType.BEGIN, "generation": round_number, "file": None})
             assert told.heard(MessageType.STATE)["generation"] == 2
         assert ended == []
 
@@ -187,7 +185,7 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(ShardFile, "save", slow)
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
+        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
         told.heard(MessageType.STATE)
         flat = vector_model()
         enter(make_client([server.shard], role_config()), flat)
@@ -203,7 +201,7 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
 def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: Path) -> None:
     with role(tmp_path) as (server, told, ended):
-        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None, "slices_per_step": 0})
+        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
         told.heard(MessageType.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan

@@ -85,7 +85,7 @@ def test_a_lost_server_takes_everybody_back_to_the_checkpoint() -> None:
     table.round_number[SERVERS[1]], table.applied[SERVERS[1]] = 0, set()
     table.training.joined(SERVERS[1], table.state(SERVERS[1]), 1)
     file = "step-00000004/shard-1-m.1.safetensors"
-    assert (SERVERS[1], MessageType.BEGIN, {"generation": 2, "file": file, "slices_per_step": 2}) in table.said
+    assert (SERVERS[1], MessageType.BEGIN, {"generation": 2, "file": file}) in table.said
     assert [m for m, kind, _ in table.said if kind is MessageType.REFORM] == WORKERS
     table.serve()
     for worker in WORKERS:

@@ -162,14 +162,8 @@ class Rounds:
         for index in range(self._servers.count):
             name = newest.file_of(shard_of(index)) if newest else None
             file = (f"{name_of(newest.step)}/{name}" if fits else name_of(newest.step)) if newest else None
-            parts = newest.parts_per_step if newest else 0
-            self._sender.send(
-                Member(Role.PARAMETER_SERVER, index),
-                MessageType.BEGIN,
-                generation=self.number,
-                file=file,
-                slices_per_step=parts,
-            )
+            server = Member(Role.PARAMETER_SERVER, index)
+            self._sender.send(server, MessageType.BEGIN, generation=self.number, file=file)
 
     def _open(self, now: float) -> None:
         self._phase = _Phase.OPEN

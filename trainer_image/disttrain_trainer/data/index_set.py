@@ -92,15 +92,6 @@ class IndexSet:
             at = stop
         yield from range(at, upto)
 
-    def renumbered(self, *, then: int, now: int) -> "IndexSet | None":
-        """Parts that were numbered with `then` parts a step, numbered with `now`; None unless the set is whole steps, from 0 on."""
-        if then == now:
-            return self.copy()
-        steps, rest = divmod(len(self), then)
-        if rest or self.floor != len(self):
-            return None
-        return IndexSet.from_intervals([(0, steps * now)] if steps else [])
-
     def intersection(self, other: "IndexSet") -> "IndexSet":
         """The numbers in both."""
         both: list[tuple[int, int]] = []

@@ -74,8 +74,7 @@ class MessageType(StrEnum):
 
     # Parameter servers.
     BEGIN = "begin"
-    """To a server: begin this round from this file [generation, file of the checkpoint folder, or null, slices_per_step
-    of that checkpoint]; it answers with STATE."""
+    """To a server: begin this round from this file [generation, file of the checkpoint folder, or null]; it answers with STATE."""
     STATE = "state"
     """To a server: report your state [id]; its answer [id, generation, applied, ...]."""
     DROP = "drop"

@@ -83,7 +83,7 @@ class Server:
     def _obey(self, order: Message, control: ControlClient) -> None:
         match order["type"]:
             case MessageType.BEGIN:
-                self._begin(int(order["generation"]), order["file"], int(order.get("slices_per_step", 0)))
+                self._begin(int(order["generation"]), order["file"])
                 control.send(MessageType.STATE, **self._state())
             case MessageType.STATE:
                 control.send(MessageType.STATE, id=order["id"], **self._state())
@@ -94,14 +94,14 @@ class Server:
             case MessageType.SAVE:
                 self._saves.put(order)
 
-    def _begin(self, round_number: int, file: str | None, parts_per_step: int) -> None:
+    def _begin(self, round_number: int, file: str | None) -> None:
         """Begins a round; an order for a round that has begun already, of a master that is lost, is ignored."""
         if round_number <= self.shard.state().round_number:
             log.info("round %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
         path = root / file if root is not None and file is not None else None
-        self.shard.begin(round_number, path, parts_per_step=parts_per_step or None)
+        self.shard.begin(round_number, path)
         log.info("round %d begins from %s", round_number, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:

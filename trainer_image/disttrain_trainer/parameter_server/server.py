@@ -147,18 +147,14 @@ class ShardServer:
         self._listener = listen(*self._bind)
         self._start_thread(f"shard-{self._index}", self._accept, self._listener)
 
-    def begin(self, round_number: int, checkpoint: Path | None = None, *, parts_per_step: int | None = None) -> None:
+    def begin(self, round_number: int, checkpoint: Path | None = None) -> None:
         """Starts a round, from this file or with no parameters; the round before it is over, and its workers are refused.
-
-        parts_per_step: by which the parts in the file are numbered. Default: as many as now.
 
         Raises WrongInput when the file is damaged or does not fit the job; then the old round goes on. ValueError when the
         round is not a later one.
         """
         file = None if checkpoint is None else self._load(checkpoint)
         try:
-            if file is not None and parts_per_step is not None:
-                file = file.renumbered(then=parts_per_step, now=self._config.parts_per_step)
             new = ShardHost(
                 number=round_number,
                 server=self._index,

@@ -5,7 +5,7 @@ and `load` compares, is what `save` returns: it is taken as the bytes are writte
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,8 +19,6 @@ from disttrain_trainer.model.flat import Layout, Vector
 from disttrain_trainer.parameter_server.participation import Missed
 
 FORMAT = "disttrain-shard-2"
-_READABLE = ("disttrain-shard-1", FORMAT)
-"""Files of format 1 have a digest of the tensors in the header, too, for which every byte was read once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +38,6 @@ class ShardFile:
     """For each vector, the steps in which elements took no part; empty where all took part in all of them."""
     tensors: dict[str, torch.Tensor] = field(repr=False)
     """By "<number of the vector>.<what>", unpadded."""
-
-    def renumbered(self, *, then: int, now: int) -> "ShardFile":
-        """The same for a training with another number of parts a step. Raises WrongInput in the middle of a step."""
-        applied = self.applied.renumbered(then=then, now=now)
-        if applied is None:
-            raise WrongInput(
-                f"worker.replicas: {then} training processes then, {now} now: the checkpoint was written in the middle of a step, whose "
-                f"parts are those of {then} processes. Go on with {then}"
-            )
-        return replace(self, applied=applied)
 
     def is_finite(self) -> bool:
         """Whether every parameter is a number. The optimiser's state may hold what it likes, as long as that holds."""
@@ -84,7 +72,7 @@ class ShardFile:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata.get("format") not in _READABLE:
+            if metadata.get("format") != FORMAT:
                 raise WrongInput(f"{path} is no shard: its format is {metadata.get('format')!r}, not {FORMAT!r}")
             layout = json.loads(metadata["layout"])
             server, servers = json.loads(metadata["server"])
