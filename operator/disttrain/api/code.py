@@ -18,6 +18,8 @@ from disttrain.api.types import DnsSubdomain
 
 MODULE: Final = ".py"
 ARCHIVE: Final = ".zip"
+_IMPORTED: Final = (MODULE, ".pyc", ".so")
+"""How a file ends that `import` finds, such as random.pyc or torch.cpython-311-x86_64-linux-gnu.so."""
 ESCAPES: Final = "^/|(^|/)[.][.]?(/|$)|//|/$"
 """A path that does not stay below a folder, or that says it in a way of its own."""
 _OURS: Final = frozenset({"disttrain", "disttrain_trainer"})
@@ -152,12 +154,11 @@ def _of_archive(name: str, content: Path | IO[bytes]) -> Iterator[str]:
 def _owner(file: str) -> str | None:
     """Whose module a file hides, None when it hides none. file: its path from an entry of PYTHONPATH on."""
     head, _, rest = file.partition("/")
-    if rest == "__init__.py":
-        module = head
-    elif not rest and head.endswith(MODULE):
-        module = head.removesuffix(MODULE)
-    else:
+    name = rest or head
+    stem = name.partition(".")[0]
+    if not name.endswith(_IMPORTED) or (rest and stem != "__init__"):
         return None
+    module = head if rest else stem
     if module in _OURS:
         return "DistTrain"
     if module in _REQUIRED:

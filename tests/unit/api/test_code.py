@@ -47,6 +47,12 @@ def test_a_module_that_hides_another_is_named(name: str, owner: str) -> None:
     assert said({"lib.zip": archive("mine.py", name)}) == [f"{name} in lib.zip {expected}"]
 
 
+@pytest.mark.parametrize("name", ["random.pyc", "json/__init__.pyc", "torch.cpython-311-x86_64-linux-gnu.so"])
+def test_a_compiled_module_hides_another_as_well(name: str) -> None:
+    assert "which it would replace: rename it" in said({"lib.zip": archive(name)})[0]
+    assert "which it would replace: rename it" in said({name: NOTHING}, only_code=False)[0]
+
+
 @pytest.mark.parametrize(
     "name", ["mine.py", "my-train.py", "mine/random.py", "random/mine.py", "utils/__init__.py", "lib.zip"]
 )

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from disttrain.api import environment
+from disttrain.api.trainer import Trainer
 from unit.trainer.configs import command_config
 
 FORKS = """
@@ -118,3 +120,43 @@ print(child(rank))
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.stdout == "7\n", done.stderr
+
+
+NO_ROOM = """
+import errno, os, sys
+from disttrain_trainer.entry import main
+
+def full():
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+os.fork = full
+sys.exit(main([]))
+"""
+
+
+def test_a_launcher_that_can_start_no_process_is_replaced_and_not_taken_for_a_mistake_of_the_user(
+    tmp_path: Path,
+) -> None:
+    loop = {
+        "model": "m:m",
+        "dataset": "m:d",
+        "optimizer": {"name": "SGD", "learningRate": 0.1},
+        "maxSteps": 9,
+        "batchSize": 32,
+    }
+    config = command_config().model_copy(update={"trainer": Trainer.model_validate(loop)})
+    environ = {
+        **os.environ,
+        environment.JOB: config.encode(),
+        environment.ROLE: "worker",
+        environment.POD_UID: "pod",
+        environment.TERMINATION_LOG: str(tmp_path / "message"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM], env=environ, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 134
+    assert "Traceback" not in done.stderr
+    assert (
+        "no process can be started in this pod: Resource temporarily unavailable" in (tmp_path / "message").read_text()
+    )

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
 from disttrain.api.runtime import RestartsInPlace, Termination
-from disttrain_trainer.errors import CRASHED, Terminated, WrongInput
+from disttrain_trainer.errors import CRASHED, Terminated, TrainerError, WrongInput
 from disttrain_trainer.runtime import in_place, logs, machine, script_runner
 from disttrain_trainer.runtime.in_place import End, StepCell
 from disttrain_trainer.runtime.process import Process
@@ -34,6 +34,13 @@ log = logs.get_logger(__name__)
 
 EXIT_SECONDS = 30.0
 """Seconds for threads, child processes and exit handlers of user code. A failed process that never ends would never be replaced."""
+
+
+class CannotStart(TrainerError):
+    """The machine has no room for another process, as after a fork bomb of user code. The pod ends, and its replacement is counted."""
+
+    exit_code: ClassVar = CRASHED  # type: ignore[assignment]
+
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
@@ -91,7 +98,7 @@ class Launcher:
     def run(self) -> tuple[int, Termination | None]:
         """Until all processes are done, or one ended that is not started again: its exit code, and the termination message of the pod.
 
-        Raises WrongInput when there is no folder for temporary files.
+        Raises WrongInput when there is no folder for temporary files, CannotStart when there is no room for a process.
         """
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="disttrain-"))
@@ -290,7 +297,14 @@ def _fork(work: Callable[[], int]) -> int:
     parent = os.getpid()
     # A signal to the child before it has handlers of its own waits until it has.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        raise CannotStart(
+            f"no process can be started in this pod: {error.strerror}; end what user code has started, or raise the limit of memory or "
+            "processes"
+        ) from None
     if pid:
         with contextlib.suppress(PermissionError, ProcessLookupError):  # it did so itself, or has ended
             os.setpgid(pid, pid)
