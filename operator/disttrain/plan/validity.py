@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from disttrain.api.policies import Gang, Scheduling, Tls
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.strategy import Consistency, ParameterServerStrategy, Sharding, StrategyType
+from disttrain.api.strategy import ParameterServerStrategy, Sharding, StrategyType
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -93,9 +93,8 @@ def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> s
 
     parts_per_step: that of a job that has begun, where trainer.partsPerStep does not name it.
     """
-    parts, servers = spec.trainer.parts_per_step or parts_per_step, spec.strategy.parameter_server
-    in_steps = servers is None or servers.consistency is Consistency.SYNC
-    if spec.trainer.model is None or parts is None or spec.world_size <= parts or not in_steps:
+    parts, in_steps = spec.trainer.parts_per_step or parts_per_step, spec.strategy.synchronous
+    if not isinstance(spec.trainer.work, Loop) or parts is None or spec.world_size <= parts or not in_steps:
         return ""
     return (
         f"{spec.world_size - parts} of {spec.world_size} worker processes have nothing to do in a step: it has {parts} "

@@ -72,7 +72,9 @@ class DataParallel:
             rank.data, rank.layout = task.data, self._state.layout
         self._checkpoints = (
             RankCheckpoints(
-                process=process,
+                config=self._config,
+                root=process.checkpoint_dir,
+                keep=self._config.checkpoint.keep,
                 metrics=metrics,
                 control=control,
                 rank=rank,
@@ -80,7 +82,7 @@ class DataParallel:
                 state=self._state,
                 data=task.data,
             )
-            if process.rank == 0 and process.checkpoint_dir is not None
+            if process.rank == 0 and process.checkpoint_dir is not None and self._config.checkpoint is not None
             else None
         )
         self._loop = Loop(

@@ -6,7 +6,9 @@ the job) is written at once, without a copy: the training stands still until it 
 
 import secrets
 import time
+from pathlib import Path
 
+from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import store
 from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
 from disttrain_trainer.checkpoint.tensor_file import Named
@@ -19,7 +21,6 @@ from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
-from disttrain_trainer.runtime.process import Process
 
 log = logs.get_logger(__name__)
 
@@ -30,7 +31,9 @@ class RankCheckpoints:
     def __init__(
         self,
         *,
-        process: Process,
+        config: JobConfig,
+        root: Path,
+        keep: int,
         metrics: Metrics,
         control: ControlClient,
         rank: CollectiveMember,
@@ -38,12 +41,10 @@ class RankCheckpoints:
         state: RankState,
         data: DataSet,
     ) -> None:
-        """process: one that has a checkpoint folder."""
-        assert process.checkpoint_dir is not None
-        assert process.config.checkpoint is not None
-        self._root = process.checkpoint_dir
-        self._keep = process.config.checkpoint.keep
-        self._config = process.config
+        """root: the folder of checkpoints. keep: how many remain."""
+        self._root = root
+        self._keep = keep
+        self._config = config
         self._metrics = metrics
         self._control = control
         self._rank = rank
