@@ -200,6 +200,18 @@ def test_all_of_it_is_refused_where_the_training_would_be_another_one(claim: Pat
     )
 
 
+def test_all_of_it_with_another_data_set_is_refused_with_what_to_write_in_the_field(claim: Path) -> None:
+    """The samples are counted by a worker, after the checkpoint was taken over."""
+    taken(claim, asked := {"job": "old", "include": "All"})
+    with pytest.raises(WrongInput) as refused:
+        origin.look(claim / "new-99999999", config_of("new", asked), DataSet(64))
+    assert str(refused.value) == (
+        "checkpoint.from: checkpoint step-00000030, which this job has taken over, is of another training: samples of trainer.dataset: 96 "
+        "then, 64 now. With include: All the training goes on as that job would have: write the same, or take its model alone (include: "
+        "Model), in a new job (a local run: without --resume)"
+    )
+
+
 @pytest.mark.parametrize("parts", [{"partsPerStep": 3}, {"workers": 3}])
 def test_all_of_it_with_another_number_of_parts_is_refused_by_name(claim: Path, parts: dict[str, int]) -> None:
     """Also where no field names the number: it is that of the workers then."""

@@ -287,19 +287,26 @@ def _fitting(folder: Path, config: JobConfig, data: DataSet | None) -> Manifest:
     problem = resuming.misfit(manifest.state, resuming.state_of(config), free=resuming.CUT if manifest.tensors else ())
     problem = problem or resuming.misfit(manifest.data, resuming.data_of(config, data))
     if problem:
-        raise WrongInput(another_training(folder.name, problem))
+        raise WrongInput(another_training(manifest, problem))
     return manifest
 
 
-def another_training(checkpoint: str, problem: str) -> str:
+def another_training(manifest: Manifest, problem: str) -> str:
     """What is said when a job cannot go on from a checkpoint that is in its folder."""
+    checkpoint = f"checkpoint {name_of(manifest.step)}"
+    if manifest.taken is not None:
+        return (
+            f"checkpoint.from: {checkpoint}, which this job has taken over, is of another training: {problem}. With include: All the "
+            "training goes on as that job would have: write the same, or take its model alone (include: Model), in a new job (a local "
+            "run: without --resume)"
+        )
     go_on = (
         "Another version of the trainer wrote it: go on with that one"
         if problem.startswith(resuming.ORDER)
         else "This is immutable once a job has checkpoints: change it back to go on"
     )
     return (
-        f"checkpoint {checkpoint} is of another training: {problem}. {go_on}, or train it as a new job (a local run: without --resume). "
+        f"{checkpoint} is of another training: {problem}. {go_on}, or train it as a new job (a local run: without --resume). "
         "No checkpoint was changed"
     )
 

@@ -255,7 +255,7 @@ class ParameterServerCoordinator:
         problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
         if newest is None or problem is None:
             return False
-        reason = another_training(name_of(newest.step), problem)
+        reason = another_training(newest, problem)
         for rank in self._workers.ready:
             self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)
         return True
