@@ -49,7 +49,7 @@ def test_each_part_starts_from_the_step_and_the_next_step_from_what_part_0_left(
     assert model.mean.tolist() == [6.0] * 3
     assert int(model.count) == (1 << 60) + 2
     assert model.target.tolist() == [5.0] * 3
-    assert model._buffers["again"] is model.mean
+    assert dict(model.named_buffers(remove_duplicate=False))["again"] is model.mean
 
 
 def test_another_process_takes_over_exactly_what_part_0_left() -> None:
