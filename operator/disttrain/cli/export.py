@@ -41,19 +41,32 @@ class CannotExport(Exception):
 def export(source: str, output: str) -> int:
     """Writes the model of a checkpoint, a checkpoint folder, or a run's newest checkpoint; 0, or 2 for what cannot be used, or 1."""
     try:
-        folder = _checkpoint(source)
-        path = _output(output, folder)
-        index = _index(folder)
-        size = _write(path, folder, index)
+        folder, tensors, size = _exported(source, output)
     except CannotExport as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"export: {error.filename or output}: {error.strerror or error}; no model was written", file=sys.stderr)
         return 1
-    print(f"{output}: {len(index)} tensors, {size} bytes, from {folder}")
+    print(f"{output}: {tensors} tensors, {size} bytes, from {folder}")
     print(f'from safetensors.torch import load_file\nmodel.load_state_dict(load_file("{output}"))')
     return 0
+
+
+def _exported(source: str, output: str) -> tuple[Path, int, int]:
+    """The checkpoint that was written out, the number of its tensors, and the bytes of the file. Raises CannotExport, OSError.
+
+    A run that goes on may remove its newest checkpoint while it is read: then it is the one that took its place.
+    """
+    while True:
+        folder = _checkpoint(source)
+        path = _output(output, folder)
+        try:
+            index = _index(folder)
+            return folder, len(index), _write(path, folder, index)
+        except (CannotExport, FileNotFoundError):
+            if folder == Path(source) or (folder / MANIFEST).exists():
+                raise
 
 
 def _checkpoint(source: str) -> Path:

@@ -1,8 +1,10 @@
 """`disttrain export`: the model of a checkpoint without torch; what is wrong with one is said in one line."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,23 @@ def test_of_a_run_without_checkpoints_the_model_of_its_end_is_named(
         (run / name).touch()
     assert main(["export", source]) == 2
     assert f"left its model in {run}/model.safetensors" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_gives_way_to_the_next_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path, 1)
+    digest_of = hashlib.file_digest
+
+    def removing(file: Any, name: str) -> Any:
+        monkeypatch.setattr(hashlib, "file_digest", digest_of)
+        checkpoint(tmp_path, 2)
+        shutil.rmtree(tmp_path / "step-00000001")
+        return digest_of(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", removing)
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "out.safetensors")]) == 0
+    assert f"from {tmp_path}/step-00000002" in capsys.readouterr().out
 
 
 def test_what_is_no_file_of_a_model_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
