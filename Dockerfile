@@ -2,7 +2,7 @@
 #   docker build --target operator -t disttrain/operator .     no torch, below 250 MB
 #   docker build --target trainer  -t disttrain/trainer  .     PyTorch
 # Docker needs its buildx plugin, since BuildKit alone knows RUN --mount; Docker Desktop and Docker's own packages bring it.
-# Both run as nobody in particular (65532) on a read-only root file system, with /tmp as their only folder to write.
+# Both run as user 65532 on a read-only root file system, with /tmp as their only folder to write.
 # --build-arg TORCH_INDEX=<url>  takes torch from there instead: PyTorch's index of CPU wheels makes 1 GB of 6.
 # Without network: --build-arg PIP_NO_INDEX=1 --build-context wheels=<folder> --build-context build-wheels=<folder>.
 ARG PYTHON_IMAGE=python:3.11-slim

@@ -69,14 +69,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--settle", type=int, default=10, help="seconds that a busy machine gets before each turn, at most"
+        "--idle", type=int, default=10, help="seconds that a busy machine gets before each turn, at most"
     )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="burst-") as folder:
-        measure(Path(folder), given.jobs, given.rounds, given.settle)
+        measure(Path(folder), given.jobs, given.rounds, given.idle)
 
 
-def measure(folder: Path, jobs: int, number_of_rounds: int, settle_seconds: int) -> None:
+def measure(folder: Path, jobs: int, number_of_rounds: int, idle_seconds: int) -> None:
     audit = folder / "audit.log"
     (folder / "policy.json").write_text(json.dumps(POLICY))
     flags = [f"--audit-policy-file={folder / 'policy.json'}", f"--audit-log-path={audit}", "--audit-log-mode=batch"]
@@ -86,13 +86,13 @@ def measure(folder: Path, jobs: int, number_of_rounds: int, settle_seconds: int)
         rounds = []
         for number in range(number_of_rounds):
             for who in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
-                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs, settle_seconds))
+                rounds.append(one_round(control_plane, audit, who, f"{who}-{number}", jobs, idle_seconds))
                 print(f"  round {number + 1} {who}: {rounds[-1].pods_per_second:.0f} pods/s", flush=True)
     report(rounds, jobs)
 
 
 def one_round(
-    control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int, settle_seconds: int
+    control_plane: ControlPlane, audit: Path, who: str, namespace: str, jobs: int, idle_seconds: int
 ) -> Round:
     control_plane.kubectl("create", "namespace", namespace)
     rest = Rest(control_plane, namespace)
@@ -102,7 +102,7 @@ def one_round(
         operator.start()
         os.kill(operator.program.pid, signal.SIGSTOP)
     stored = [rest.create(JOBS, job(f"job-{i}")) for i in range(jobs)]
-    wait_until_idle(settle_seconds)
+    wait_until_idle(idle_seconds)
     if who == "ours":
         used = 0.0
         before = cpu(operator.program.pid)
@@ -122,7 +122,7 @@ def one_round(
         operator.kill()
     rest("DELETE", JOBS, {"propagationPolicy": "Background"})
     eventually(lambda: not rest.list(PODS), seconds=300, every=2.0)
-    wait_until_idle(settle_seconds)
+    wait_until_idle(idle_seconds)
     return result
 
 
@@ -194,9 +194,9 @@ def read_audit(audit: Path, namespace: str, begin: float) -> tuple[list[float], 
     return created, writes
 
 
-def wait_until_idle(settle_seconds: int) -> None:
-    """Waits until the machine has little else to do, so that a round does not pay for the one before; at most `settle_seconds`."""
-    for _ in range(settle_seconds):
+def wait_until_idle(idle_seconds: int) -> None:
+    """Waits until the machine has little else to do, so that a round does not pay for the one before; at most `idle_seconds`."""
+    for _ in range(idle_seconds):
         busy, total = processor()
         time.sleep(1)
         busy_after, total_after = processor()

@@ -178,13 +178,13 @@ def bare_socket(sock: socket.socket) -> socket.socket:
 def bare_server(index: int, control: Connection, elements: int) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     control.send(f"127.0.0.1:{listener.getsockname()[1]}")
-    everybody = threading.Barrier(WORKERS)
+    start = threading.Barrier(WORKERS)
 
     def serve(sock: socket.socket) -> None:
         buffer = bytes_of(zeros(elements // SERVERS, torch.float32))
         with suppress(OSError):
             while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL):
-                everybody.wait()
+                start.wait()
                 sock.sendall(buffer)
 
     for _ in range(WORKERS):

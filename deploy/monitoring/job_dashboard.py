@@ -122,7 +122,7 @@ def job() -> Dashboard:
         series(
             "Throughput by rank",
             "Samples a second of each rank, stacked: the height is the throughput of the job. The ranks of a script are "
-            "told together.",
+            "shown together.",
             target(
                 f"sum by (rank) (rate(disttrain_samples_total{{{RANKS}}}{WINDOW}))"
                 f' or on () label_replace({REPORTED_SAMPLES}, "rank", "all", "", "")',

@@ -1,6 +1,6 @@
 """A proxy in front of a real API server that meddles: it refuses writes as a server under load does, and cuts or mutes watches.
 
-Plain HTTP on loopback, and to the server behind it the user that it is told to be, by default an administrator. What it is told to leave
+Plain HTTP on loopback, and to the server behind it the user that a test names, by default an administrator. What a test tells it to leave
 alone it passes on as it is, and it keeps a list of what was allowed.
 """
 
@@ -32,7 +32,7 @@ class Watches(Enum):
     CUT = auto()
     """Those that are open are closed, new ones are hung up on."""
     MUTED = auto()
-    """They stay open and open anew, and tell nothing."""
+    """They stay open, open again, and report nothing."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Refusal(Exception):
 
 
 def eventually(check: Callable[[], T], *, seconds: float = 15, every: float = 0.1) -> T:
-    """What the check returns once that is true; its last words when it never is. Polling is how an observer waits for another process."""
+    """The first true result of the check; raises its last failure at the deadline. An observer has to poll."""
     deadline = time.monotonic() + seconds
     while True:
         problem: BaseException | None = None

@@ -47,7 +47,7 @@ class Kubelet:
             name,
             {
                 "phase": "Running",
-                "podIP": ip or f"127.2.0.{next(self._ips)}",  # loopback, where nobody answers
+                "podIP": ip or f"127.2.0.{next(self._ips)}",  # loopback, where no process answers
                 "conditions": [
                     {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
                     {"type": "Ready", "status": "True", "lastTransitionTime": now},
@@ -80,7 +80,7 @@ class Kubelet:
                 raise
 
     def lose(self, name: str) -> None:
-        """The pod's node has gone and was given up; nobody will say that the pod has ended."""
+        """The pod's node is gone and declared lost; no kubelet will report that the pod has ended."""
         now = stamp()
         disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
         pod = self._rest.get(PODS, name)

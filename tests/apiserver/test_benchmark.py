@@ -11,7 +11,7 @@ from cluster.programs import require
 def test_a_burst_of_few_jobs_counts_the_pods_and_writes_of_both_sides() -> None:
     require("apiserver")
     burst = Path(__file__).parents[2] / "benchmarks" / "burst.py"
-    command = [sys.executable, str(burst), "--jobs=3", "--rounds=1", "--settle=0"]
+    command = [sys.executable, str(burst), "--jobs=3", "--rounds=1", "--idle=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     figures = {

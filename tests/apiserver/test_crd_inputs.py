@@ -53,8 +53,8 @@ def missing_value(body: Body, cause: str) -> str:
                 return ""
     if value is None or isinstance(value, dict | list):
         return ""
-    told = str(value).lower() if isinstance(value, bool) else str(value)
-    return "" if told in cause or ascii(told)[1:-1] in cause else told
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return "" if text in cause or ascii(text)[1:-1] in cause else text
 
 
 @pytest.mark.parametrize("case", named(bad()))
@@ -64,7 +64,7 @@ def test_the_api_server_refuses(control_plane: ControlPlane, tmp_path: Path, cas
     assert not case.unmatched(refused.value.stderr), refused.value.stderr
     found = causes(refused.value.stderr)
     assert len(found) == case.mistakes, "one mistake, one cause"
-    assert [value for cause in found if (value := missing_value(case.body, cause))] == [], "the value is told"
+    assert [value for cause in found if (value := missing_value(case.body, cause))] == [], "the message has the value"
 
 
 @pytest.mark.parametrize("case", named(bad()))
@@ -74,9 +74,9 @@ def test_lint_refuses_what_the_api_server_refuses(tmp_path: Path, case: Case) ->
     assert not case.unmatched(str(refused.value)), str(refused.value)
     found = refused.value.problems
     assert len(found) == case.mistakes, "one mistake, one line"
-    if not any("…" in problem.text for problem in found):  # a long value is told by its begin
+    if not any("…" in problem.text for problem in found):  # a long value is shown by its beginning
         assert [value for problem in found if (value := missing_value(case.body, problem.text))] == [], (
-            "the value is told"
+            "the message has the value"
         )
 
 

@@ -162,7 +162,7 @@ def _at(value: Any, path: str) -> Any:
 
 
 def test_explain_is_the_manual(control_plane: ControlPlane) -> None:
-    control_plane.kubectl("api-resources")  # which asks anew: explain takes what kubectl cached before the CRD came
+    control_plane.kubectl("api-resources")  # which asks again: explain takes what kubectl cached before the CRD came
     text = control_plane.kubectl("explain", "dtj.spec.strategy.parameterServer")
     assert "enum: Sync, Async, BoundedStaleness" in text
     assert "Steps that a worker may be ahead of the slowest one" in text

@@ -38,9 +38,9 @@ def test_a_template_is_judged_alike_in_every_role(control_plane: ControlPlane, t
     with pytest.raises(KubectlError) as refused:
         control_plane.kubectl("create", "--dry-run=server", "-f", file)
     assert not case.unmatched(refused.value.stderr), refused.value.stderr
-    with pytest.raises(WrongInput) as told:
+    with pytest.raises(WrongInput) as refused:
         read(file)
-    assert not case.unmatched(str(told.value)), str(told.value)
+    assert not case.unmatched(str(refused.value)), str(refused.value)
 
 
 def test_every_input_about_a_template_takes_part() -> None:

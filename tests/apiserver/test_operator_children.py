@@ -253,9 +253,9 @@ def test_sidecar_that_crashes_is_named_and_its_pod_is_ready(rest: Rest, operator
         kubelet.run(name)
     eventually(lambda: "WaitingForPeers" in str(status_of(rest, "ships")["conditions"]))
     kubelet.crash_sidecar("ships-worker-0", "ship")
-    told = "Container ship of pod ships-worker-0: failed with exit code 3"
-    eventually(lambda: told in str(status_of(rest, "ships")["conditions"]))
-    eventually(lambda: any(told in event["message"] for event in rest.list(EVENTS)))
+    expected = "Container ship of pod ships-worker-0: failed with exit code 3"
+    eventually(lambda: expected in str(status_of(rest, "ships")["conditions"]))
+    eventually(lambda: any(expected in event["message"] for event in rest.list(EVENTS)))
     assert "WaitingForPeers" in str(status_of(rest, "ships")["conditions"])
     assert status_of(rest, "ships")["worker"]["readyReplicas"] == 2
 

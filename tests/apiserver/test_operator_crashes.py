@@ -67,7 +67,7 @@ class Mortal:
 
 
 class Clock:
-    """Time that passes when told: the pauses of a restart need not be waited for."""
+    """Time that passes when the test says so: the pauses of a restart need not be waited for."""
 
     def __init__(self) -> None:
         self.now = datetime.now(UTC)

@@ -175,7 +175,7 @@ def test_event_that_never_came_is_made_good_by_the_comparison(rest: Rest, contro
     with operator:
         rest.create(JOBS, job("missed"))
         eventually(lambda: sorted(rest.pods_of("missed")) == pod_names("missed"))
-        # A pod without its label is not in the watch any more, and its deletion is told to nobody.
+        # A pod without its label is not in the watch any more, and no watch reports its deletion.
         rest.merge(f"{PODS}/missed-worker-1", {"metadata": {"labels": {"disttrain.dev/job-name": None}}})
         rest.delete(PODS, "missed-worker-1", gracePeriodSeconds=0)
         eventually(lambda: sorted(rest.pods_of("missed")) == pod_names("missed"))
@@ -185,19 +185,19 @@ def test_progress_of_the_master_reaches_the_status(rest: Rest, operator: Operato
     operator.start()
     with Master() as master:
         master.report |= {"step": 41, "loss": 0.5, "lastUpdateTime": "2026-01-01T00:00:00Z"}
-        rest.create(JOBS, job("told", observability=master.observability))
-        eventually(lambda: sorted(rest.pods_of("told")) == pod_names("told"))
-        for pod in pod_names("told"):
+        rest.create(JOBS, job("relabeled", observability=master.observability))
+        eventually(lambda: sorted(rest.pods_of("relabeled")) == pod_names("relabeled"))
+        for pod in pod_names("relabeled"):
             kubelet.run(pod, ip="127.0.0.1")
-        assert eventually(lambda: status(rest, "told").get("training"))["step"] == 41
+        assert eventually(lambda: status(rest, "relabeled").get("training"))["step"] == 41
         master.report["step"] = 60
-        eventually(lambda: status(rest, "told")["training"]["step"] == 60)
+        eventually(lambda: status(rest, "relabeled")["training"]["step"] == 60)
 
 
 def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
     control_plane: ControlPlane, rest: Rest, kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The minute of patience made shorter, as the interpreter starts.
+    # The minute of waiting is shortened, as the interpreter starts.
     (tmp_path / "sitecustomize.py").write_text(
         "from datetime import timedelta\nfrom disttrain.plan import lost_nodes\nlost_nodes.FORCED_DELETION_DELAY = timedelta(seconds=3)\n"
     )
@@ -226,5 +226,5 @@ def test_pod_on_a_node_that_is_gone_is_removed_by_force_and_made_again(
         # Pods whose node may only be slow are left to it.
         rest.delete(PODS, "lost-worker-0", gracePeriodSeconds=1)
         uid = rest.get(PODS, "lost-worker-0")["metadata"]["uid"]
-        time.sleep(5)  # nothing shall happen
+        time.sleep(5)  # nothing happens
         assert rest.get(PODS, "lost-worker-0")["metadata"]["uid"] == uid

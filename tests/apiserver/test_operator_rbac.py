@@ -122,7 +122,7 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
         kubelet.run(name)
     worker_fails(rest, kubelet)
     worker_fails(rest, kubelet)  # the same Event again
-    # A status that is written over a change that the operator has not heard of.
+    # A status that is written over a change that the operator has not seen.
     meddler.meddled_with, meddler.watches = "disttrainjobs", Watches.MUTED
     rest.merge(f"{JOBS}/life", {"metadata": {"annotations": {"example.org/note": "x"}}})
     worker_fails(rest, kubelet)

@@ -18,7 +18,7 @@ from cluster.programs import cache_folder
 
 NAME = "docker.io/library/python:3.11-slim"
 _PACKAGES = "python3.11,python3-pip,ca-certificates"
-# What the official image does not have either, or nobody reads in a container.
+# What the official image does not have either, or that no program in a container reads.
 _DROP = (
     "usr/share/doc",
     "usr/share/man",

@@ -23,7 +23,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def images() -> Store:
     """A store with the images of operator and trainer, as the source has them. `make programs` builds PyTorch's layer
-    beforehand; here it is two thin layers, unless nobody did."""
+    beforehand; here it is two thin layers, unless that was not done."""
     require("cluster")
     if line := images_.missing():
         skip(line)

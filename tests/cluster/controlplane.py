@@ -43,7 +43,7 @@ STAGES = Path(__file__).with_name("stages.yaml")
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on, below the range from which the kernel draws: between this look and the
+    """Ports of loopback on which no process listens, below the range from which the kernel draws: between this look and the
     program's own bind, no outgoing connection can get one of them."""
     ports: list[int] = []
     with contextlib.ExitStack() as held:
@@ -103,7 +103,7 @@ class ControlPlane(Kubectl):
             "--endpoint-reconciler-type=none"
         ]  # the address of the API server is loopback, which no endpoint may have
         if not self._controllers:
-            # Without the controller manager nobody makes the service account that every pod would be given.
+            # Without the controller manager no process makes the service account that every pod would be given.
             flags.append("--disable-admission-plugins=ServiceAccount")
         self.api_server = apiserver.kube_apiserver(self.layout, admin=self._admin, flags=[*flags, *self._flags])
         self.programs.append(self.api_server)
@@ -189,7 +189,7 @@ class ControlPlane(Kubectl):
                     f"--kubeconfig={config}",
                     f"--config={STAGES}",
                     "--manage-all-nodes=true",
-                    # Loopback: whoever asks one of these pods for something gets no answer, and asks nobody else's machine.
+                    # Loopback: whoever asks one of these pods for something gets no answer, and no other machine is asked.
                     "--cidr=127.1.0.0/16",
                     "--node-ip=127.0.0.1",
                     "--node-lease-duration-seconds=0",
@@ -216,7 +216,7 @@ class ControlPlane(Kubectl):
         return names
 
     def end_pod(self, namespace: str, name: str, *, exit_code: int, message: str = "", reason: str = "") -> None:
-        """Lets the containers of a pod on a fake node end so, with these last words (see stages.yaml), and waits for it."""
+        """Lets the containers of a pod on a fake node end with this termination message (see stages.yaml), and waits for that."""
         notes = {
             "exit-code": str(exit_code),
             "message": message,

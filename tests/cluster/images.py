@@ -208,7 +208,7 @@ def _build(machine: Machine, store: Store, name: str) -> None:
         folder = _wheels(ROOT / f"requirements/{lock}.txt")
         # By its own name, or BuildKit would take the two images' wheels for two states of one folder, and copy 3 GB each time.
         argv += ["--opt", f"context:{context}=local:{lock}-wheels", "--local", f"{lock}-wheels={folder}"]
-    # Compressing PyTorch's layer takes five minutes and helps nobody: the image never leaves this machine.
+    # Compressing PyTorch's layer takes five minutes and has no use: the image never leaves this machine.
     argv += ["--output", f'type=image,"name={tags}",unpack=true,compression=uncompressed']
     _say(f"building {IMAGES[name]}")
     log = store.folder / f"build-{name}.log"

@@ -75,13 +75,13 @@ def kubelet(layout: Layout, machine: Machine, name: str, limits: Limits) -> Prog
         "tlsPrivateKeyFile": str(key),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": machine.cgroup,
-        "failCgroupV1": False,  # many a machine still mounts cgroup version 1, which Kubernetes 1.35 refuses unless told
+        "failCgroupV1": False,  # many a machine still mounts cgroup version 1, which Kubernetes 1.35 refuses by default
         "failSwapOn": False,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "clusterDNS": [layout.ip],
         "clusterDomain": DOMAIN,
         "resolvConf": str(folder / "resolv.conf"),
-        # A full disk is the machine's affair; a test node evicts nobody for it and keeps the images that were put there.
+        # A full disk is the machine's affair; a test node evicts no pod for it and keeps the images that were put there.
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
         "enforceNodeAllocatable": [],

@@ -258,11 +258,11 @@ class Node(Kubectl):
         access: str = "ReadWriteMany",
         make_claim: bool = True,
     ) -> Path:
-        """A PersistentVolume for a claim, and unless told otherwise the claim: a folder of this machine, which is returned.
+        """A PersistentVolume for a claim, and with `make_claim` the claim: a folder of this machine, which is returned.
         (There is no dynamic provisioner.)"""
         folder = self.folder / "volumes" / f"{namespace}-{claim}"
         folder.mkdir(parents=True)
-        folder.chmod(0o777)  # hostPath knows no fsGroup, and the pods run as nobody in particular
+        folder.chmod(0o777)  # hostPath knows no fsGroup, and the pods run as any user
         volume = {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -285,7 +285,7 @@ class Node(Kubectl):
         return folder
 
     def offer(self, resources: Mapping[str, str]) -> None:
-        """Lets the node offer extended resources (`nvidia.com/gpu`) that the scheduler counts and nobody has."""
+        """Lets the node offer extended resources (`nvidia.com/gpu`) that the scheduler counts and the machine does not have."""
         patch = {"status": {"capacity": dict(resources)}}
         self.kubectl("patch", "node", NODE_NAME, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
         self.wait_for(
@@ -305,7 +305,7 @@ class Node(Kubectl):
     def kill_pod(
         self, namespace: str, pod: str, sig: signal.Signals = signal.SIGKILL, *, container: str | None = None
     ) -> None:
-        """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not told."""
+        """A signal to the first process of a pod's container, as a crash or the OOM killer would; the API server is not notified."""
         self._worker_of(namespace, pod).containerd.kill(self.container(namespace, pod, container), sig)
 
     def kill_child(self, namespace: str, pod: str) -> None:

@@ -21,7 +21,7 @@ CLEAN_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 
 class ProgramDied(RuntimeError):
-    """A program ended while somebody waited for something it should have done."""
+    """A program ended while a test waited for something that it should have done."""
 
 
 def start_time(pid: int) -> str | None:
@@ -156,7 +156,7 @@ def wait_for(
     every: float = 0.05,
 ) -> T:
     """Looks until the condition holds and returns what it returned. At the deadline, or when a program that it needs has died,
-    it says what it waited for; an exception of the condition counts as "not yet" and is told at the end."""
+    it says what it waited for; an exception of the condition counts as "not yet" and is part of the failure at the end."""
     deadline = time.monotonic() + seconds
     while True:
         why = ""
@@ -168,7 +168,7 @@ def wait_for(
         for program in programs:
             if not program.alive:
                 raise ProgramDied(
-                    f"{program.name} ended while waiting for {what}. Its last words ({program.log}):\n{program.tail()}"
+                    f"{program.name} ended while waiting for {what}. The end of its log ({program.log}):\n{program.tail()}"
                 )
         if time.monotonic() > deadline:
             tails = "".join(f"\n--- {p.name} ({p.log}):\n{p.tail()}" for p in programs)

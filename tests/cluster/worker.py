@@ -46,7 +46,7 @@ class Worker:
         kubelet.limit_memory(self.machine.cgroup, self._limits)
 
     def down(self) -> None:
-        """Like a power cut: nobody is told."""
+        """Like a power cut: no process is notified."""
         self.machine.down()  # the kernel ends every process in it, at once
         for one in self.programs.values():
             one.stop(signal.SIGKILL)
@@ -56,7 +56,7 @@ class Worker:
 
 
 def connect(first: Worker, others: Mapping[str, Worker], new: Worker) -> None:
-    """A cable from the new worker's bridge to the first one's, and routes between its pods and everybody's."""
+    """A cable from the new worker's bridge to the first one's, and routes between its pods and all others."""
     cable = f"to-{new.name}"[:15]  # the kernel's limit for a name
     ends = [
         cable,

@@ -1,7 +1,7 @@
 """A trainer without a training: what `python -m disttrain_trainer` starts when PYTHONPATH begins with the folder that holds it.
 
-The master serves the progress that it is told, later that in the file `later`, and each time adds an x to the file `asked`; servers wait,
-workers do what the job's config says: so that local runs can be tested in milliseconds and in ways in which no training would fail.
+The master serves the progress of its configuration, later that in the file `later`, and each time adds an x to the file `asked`;
+servers wait, workers do what the job's config says: so local runs can be tested in milliseconds, and fail as no training would.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if role == "master":
                 with open("asked", "a") as asked:
                     asked.write("x")
             now = datetime.datetime.now(datetime.timezone.utc).isoformat()
-            told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now} | config.get("progress", {})
+            report = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now} | config.get("progress", {})
             if os.path.exists("later"):
-                told |= json.load(open("later"))
+                report |= json.load(open("later"))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(told).encode())
+            self.wfile.write(json.dumps(report).encode())
             if len(done) == job["workers"]:
                 threading.Thread(target=server.shutdown).start()
         def log_message(self, *_):
             pass
     def terminated(*_):
         now = datetime.datetime.now(datetime.timezone.utc).isoformat()
-        told = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now}
+        report = {"attempt": job["attempt"], "worldSize": job["workers"], "lastUpdateTime": now}
         if "saved" in config:
-            told |= {"step": config["saved"], "lastCheckpoint": {"step": config["saved"], "time": now}}
+            report |= {"step": config["saved"], "lastCheckpoint": {"step": config["saved"], "time": now}}
         with open(os.environ["DISTTRAIN_TERMINATION_LOG"], "w") as said:
-            json.dump({"message": "ended by SIGTERM", "progress": told}, said)
+            json.dump({"message": "ended by SIGTERM", "progress": report}, said)
         sys.exit(143)
     signal.signal(signal.SIGTERM, terminated)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler)

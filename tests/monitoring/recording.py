@@ -142,7 +142,7 @@ class Worker:
 
 
 class Job:
-    """A job that trains, with the faults that it is told."""
+    """A job that trains, with the faults of its plan."""
 
     def __init__(
         self, namespace: str, name: str, *, workers: int, servers: int, batch: int, seconds: float, seed: int
@@ -153,7 +153,7 @@ class Job:
         self.master = self._process("master", 0, "master")
         self.servers = [self._process("parameter-server", i, f"ps-{i}") for i in range(servers)]
         self.workers = [Worker(self._process("worker", i, f"worker-{i}"), i, seconds) for i in range(workers)]
-        self.slices = 0.0
+        self.parts_done = 0.0
         self.checkpoint = 0
         self.gone_until: dict[int, int] = {}
         self.paused_until = 0
@@ -189,7 +189,7 @@ class Job:
 
     @property
     def step(self) -> int:
-        return int(self.slices // len(self.workers))
+        return int(self.parts_done // len(self.workers))
 
     @property
     def processes(self) -> list[Process]:
@@ -207,7 +207,7 @@ class Job:
         for process in (self.master, *(worker.process for worker in self.workers)):
             process.add("disttrain_recoveries_total", 1)
         self.master.add("disttrain_lost_steps_total", self.step - self.checkpoint)
-        self.slices = self.checkpoint * len(self.workers)
+        self.parts_done = self.checkpoint * len(self.workers)
         self.paused_until = now + seconds
 
     def tick(self, now: int) -> None:
@@ -238,7 +238,7 @@ class Job:
             if worker.owed < work + wait:
                 return
             worker.owed -= work + wait
-            self.slices += 1
+            self.parts_done += 1
             shares = {"data": 0.08 * work, "forward": 0.32 * work, "backward": 0.55 * work, "optimize": 0.05 * work}
             for phase in PHASES:
                 process.add(

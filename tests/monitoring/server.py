@@ -22,7 +22,7 @@ Series = dict[str, Any]
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Its output; a failure is told with it."""
+    """Its output, which is part of a failure's message."""
     require("monitoring")
     done = subprocess.run(
         [program("promtool"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
@@ -95,7 +95,7 @@ def prometheus(folder: Path, config: Path, *flags: str) -> Iterator[Prometheus]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Its URL: the port is the kernel's choice, and told in the log."""
+    """Its URL: the kernel chooses the port, and the log names it."""
     deadline = time.monotonic() + 30
     while True:
         if process.poll() is not None:

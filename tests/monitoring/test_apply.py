@@ -1,5 +1,5 @@
 """`kubectl apply -k` of each overlay against a real API server with controllers: admission, Pod Security, roles, a second apply; the
-overlay for one namespace by somebody who is admin there and nobody elsewhere."""
+overlay for one namespace by a user who is admin there and has no rights elsewhere."""
 
 import json
 import re

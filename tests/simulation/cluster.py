@@ -44,7 +44,7 @@ class Cluster:
     """Of each write, whether every pod that had not ended was there, ready, and not asked to end, as far as the operator knew."""
     events: list[Event] = field(default_factory=list)
     own_failures: set[str] = field(default_factory=set)
-    """Uids of the pods that failed without being told to end."""
+    """Uids of the pods that failed without being asked to end."""
     failed_pods: dict[str, PodView] = field(default_factory=dict)
     """How they were when they failed, by uid."""
     made_after_the_end: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Cluster:
         ahead: float = 0,
         all_done: bool = False,
     ) -> None:
-        """The trainer container ends by itself, or because it was told to. `ahead`: seconds of its node's clock; `all_done`: as a
+        """The trainer container ends by itself, or because it was asked to. `ahead`: seconds of its node's clock; `all_done`: as a
         master says it."""
         pod = self.pods[name]
         if pod.done or pod.silent_since is not None:
@@ -119,7 +119,7 @@ class Cluster:
             self.failed_pods[pod.uid] = ended
 
     def delete(self, name: str) -> None:
-        """A pod that has ended goes at once; a running one is told to end and has its grace period."""
+        """A pod that has ended goes at once; a running one is asked to end and has its grace period."""
         pod = self.pods[name]
         if pod.done or not pod.scheduled:
             del self.pods[name]
@@ -129,13 +129,13 @@ class Cluster:
             )
 
     def lose_node(self, name: str) -> None:
-        """The pod's node stops reporting. It goes on there, or not; nobody knows."""
+        """The pod's node stops reporting. Whether it goes on there is unknown."""
         pod = self.pods[name]
         if pod.phase is Phase.RUNNING and pod.silent_since is None:
             self.pods[name] = replace(pod, ready=False, silent_since=self.now.replace(microsecond=0))
 
     def node_reports_again(self, name: str) -> None:
-        """What was told to end there ends now."""
+        """What was asked to end there ends now."""
         pod = self.pods[name]
         if pod.silent_since is not None:
             self.pods[name] = replace(pod, ready=not pod.deleting, silent_since=None)
@@ -154,7 +154,7 @@ class Cluster:
             del self.pods[name]
 
     def train(self, steps: int, *, checkpoint: bool) -> None:
-        """Only a complete world makes steps."""
+        """Steps are made only while all processes are there."""
         if self.master_runs:
             self.step += steps
             self.checkpoint = self.step if checkpoint else self.checkpoint
@@ -210,7 +210,7 @@ class Cluster:
                     del self.pods[name]
             case DeletePod(name=name, uid=uid):
                 if name in self.pods and self.pods[name].uid == uid:
-                    if not suspended and self._awaits_its_account(self.pods[name]):
+                    if not suspended and self._is_uncounted(self.pods[name]):
                         self.deleted_uncounted.append(name)
                     self.delete(name)
             case DeleteJob():
@@ -220,7 +220,7 @@ class Cluster:
         if self.finished and not exists:
             self.made_after_the_end.append(name)
 
-    def _awaits_its_account(self, pod: PodView) -> bool:
+    def _is_uncounted(self, pod: PodView) -> bool:
         """Whether the pod failed by itself, in the present attempt of a job that goes on, and nothing is written down of it."""
         accounted = self.status.restarts.accounted if self.status.restarts else ()
         present = pod.attempt == (self.status.attempt or 1) and not self.finished

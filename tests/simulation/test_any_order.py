@@ -38,7 +38,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.steps_are_made(steps=1, checkpoint=False)
             self.a_pass_that_sees_everything()
 
-    # The world
+    # The cluster
 
     @rule(seconds=st.sampled_from((0.4, 1, 2, 5, 11, 61, 400)))
     def time_passes(self, seconds: float) -> None:

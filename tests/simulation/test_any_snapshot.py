@@ -1,6 +1,6 @@
 """Whatever a snapshot holds, also what no cluster would ever show: decide answers, with a status that the API server takes.
 
-A job whose pass raises is a job that nobody looks after any more.
+A job whose pass raises is a job that the operator no longer manages.
 """
 
 from dataclasses import replace

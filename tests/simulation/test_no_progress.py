@@ -1,6 +1,6 @@
 """A job that makes no step comes to an end, whatever its pods say that they die of: by its limit, or by a deadline.
 
-Exit code 75 is nobody's fault, so it could go on for ever: pods lose their peers, are replaced, meet, and lose one another again.
+Exit code 75 counts as no failure, so it could go on for ever: pods lose their peers, are replaced, meet, and lose one another again.
 Not here: failures that count by themselves, and disruptions, which do not count however many there are (test_any_order.py).
 """
 

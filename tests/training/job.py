@@ -215,7 +215,7 @@ class Job:
             held.close()
 
     def free_port(self) -> int:
-        """A port of loopback for one process of this job, which nobody else gets before the end of the job.
+        """A port of loopback for one process of this job, which no other process gets before the end of the job.
 
         Held by a socket that is bound and never listens: a program that sets SO_REUSEADDR, as every server does, can listen all the same.
         """
@@ -420,7 +420,7 @@ def final_parameters(folder: Path, step: int) -> torch.Tensor:
 
 
 def _run(env: dict[str, str], log: str, folder: str) -> None:
-    """A forked process becomes a training process; of one that shall go wrong, the folder's fault.py says how."""
+    """A forked process becomes a training process; of one that has to fail, the folder's fault.py says how."""
     from disttrain_trainer.entry import main
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

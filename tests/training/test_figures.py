@@ -119,13 +119,13 @@ def test_the_counters_of_a_whole_training_are_its_samples_its_steps_and_its_time
         def total(workers: list[Figures], name: str) -> float:
             return sum(worker[name][""] for worker in workers)
 
-        def all_told() -> list[Figures] | None:
+        def all_counted() -> list[Figures] | None:
             found = [job.figures(Role.WORKER, index) for index in range(WORKERS)]
             samples = total(found, "disttrain_samples_total")
             assert samples <= EPOCHS * SAMPLES, "no sample is counted twice"
             return found if samples == EPOCHS * SAMPLES else None
 
-        workers = wait_for("all samples to be counted", all_told, 30, every=0.05)
+        workers = wait_for("all samples to be counted", all_counted, 30, every=0.05)
         assert total(workers, "disttrain_steps_total") == steps * WORKERS
         for worker in workers:
             assert worker["disttrain_step_duration_seconds_count"][""] == worker["disttrain_steps_total"][""]
@@ -203,13 +203,13 @@ def test_status_and_prometheus_say_the_same_of_where_the_time_went(tmp_path: Pat
         (tmp_path / "go").touch()
         finished = started.finish()
     status = finished.job["status"]
-    told = {bucket: status["goodput"]["master"][f"{bucket}Seconds"] for bucket in prometheus}
-    assert told == pytest.approx(prometheus, abs=2), "the evaluation was not over when Prometheus looked"
+    reported = {bucket: status["goodput"]["master"][f"{bucket}Seconds"] for bucket in prometheus}
+    assert reported == pytest.approx(prometheus, abs=2), "the evaluation was not over when Prometheus looked"
     goodput = {name: value for name, value in status["goodput"].items() if name.endswith("Seconds")}
     began, ended = (datetime.fromisoformat(status[name]) for name in ("startTime", "completionTime"))
     assert sum(goodput.values()) == (ended - began).total_seconds(), "every second is in one bucket"
     # The time without a master, before it and between its end and the job's, is that of the state.
     assert {bucket: goodput[f"{bucket}Seconds"] for bucket in ("redone", "stalled")} == {
-        bucket: told[bucket] for bucket in ("redone", "stalled")
+        bucket: reported[bucket] for bucket in ("redone", "stalled")
     }
-    assert goodput["productiveSeconds"] >= told["productive"]
+    assert goodput["productiveSeconds"] >= reported["productive"]

@@ -33,7 +33,7 @@ def finish(job: Job) -> dict[str, float]:
 
 
 def test_data_parallel_on_the_gpus_of_a_pod_equals_one_process_on_the_cpu(tmp_path: Path) -> None:
-    # NCCL takes a GPU for one rank only: with a single one here, this is a world of one, without a group.
+    # NCCL takes a GPU for one rank only: with a single one here, the job has one rank, without a group.
     count = min(2, torch.cuda.device_count())
     finish(on_gpus(tmp_path, classic(workers=1, float64=True), count))
     saved = state(tmp_path, STEPS)

@@ -106,7 +106,7 @@ def test_a_lost_process_is_restarted_in_place_and_counted_once(tmp_path: Path, e
 
 
 def test_a_worker_of_a_script_can_be_lost(tmp_path: Path) -> None:
-    """Its programs know no checkpoints: all of them begin anew, in a new world."""
+    """Its programs know no checkpoints: all of them start again in a new round."""
     job, config = yaml.safe_load_all(Path("examples/torchrun-script.yaml").read_text())
     slow = config["data"]["train.py"].replace("    optimizer.step()\n", "    optimizer.step(); time.sleep(0.01)\n")
     config["data"]["train.py"] = "import time\n" + slow
@@ -121,7 +121,7 @@ def test_a_worker_of_a_script_can_be_lost(tmp_path: Path) -> None:
 
 
 def test_a_worker_of_a_command_can_be_lost(tmp_path: Path) -> None:
-    """Nobody could tell its peers of a new world: all of them begin anew, as the next attempt."""
+    """No agent could start its peers in a new round: the operator starts all of them again, as the next attempt."""
     job = yaml.safe_load(Path("examples/command.yaml").read_text())
     job["spec"]["trainer"]["command"] = ["sh", "-c", "echo up; while [ ! -e go ]; do sleep 0.1; done"]
     job["spec"]["worker"]["replicas"] = 2
@@ -166,15 +166,15 @@ def test_ctrl_c_ends_everything_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
-    """The first lets a program of its own have its time; that this one is told, and uses it, is seen before the second."""
+    """The first lets a program of its own have its time; the test sees that it received the signal and uses that time before the second."""
     job = yaml.safe_load(Path("examples/command.yaml").read_text())
-    stubborn = "import signal, time; signal.signal(15, lambda *_: print('told', flush=True)); print('up', flush=True); time.sleep(100)"
+    stubborn = "import signal, time; signal.signal(15, lambda *_: print('signalled', flush=True)); print('up', flush=True); time.sleep(100)"
     job["spec"]["trainer"]["command"] = ["python", "-c", stubborn]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     started = Started(tmp_path, "job.yaml")
     wait_for("the workers", lambda: all("up" in started.log(f"command-worker-{n}") for n in range(3)), 60)
     started.process.send_signal(signal.SIGINT)
-    wait_for("them to be told", lambda: all("told" in started.log(f"command-worker-{n}") for n in range(3)), 20)
+    wait_for("the signal", lambda: all("signalled" in started.log(f"command-worker-{n}") for n in range(3)), 20)
     assert started.process.poll() is None
     started.process.send_signal(signal.SIGINT)
     done = started.finish(20)

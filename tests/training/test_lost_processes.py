@@ -170,5 +170,5 @@ def test_a_server_that_is_lost_while_it_writes_a_checkpoint_costs_the_steps_sinc
     ]
     left = {path.name.split(".")[0] for path in (tmp_path / "checkpoints" / f"step-{2 * SAVE_STEPS:08d}").iterdir()}
     assert len(left) == 4, (
-        "the manifest, a file of each server and one of a worker: nothing of the save that was given up"
+        "the manifest, a file of each server and one of a worker: nothing of the save that was abandoned"
     )

@@ -1,4 +1,4 @@
-"""A user's mistake is told in the user's words: one line for wrong input, the user's own traceback for a bug."""
+"""A user's mistake is reported in the user's terms: one line for wrong input, the user's own traceback for a bug."""
 
 from pathlib import Path
 from typing import Any

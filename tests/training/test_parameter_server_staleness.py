@@ -1,4 +1,4 @@
-"""Bounded staleness (SSP): what each worker may see, and that nobody waits for the dead."""
+"""Bounded staleness (SSP): what each worker may see, and that no worker waits for a lost one."""
 
 import random
 import threading
@@ -73,7 +73,7 @@ def test_no_worker_starts_more_than_s_ahead_and_each_read_contains_what_it_must(
                 assert seen[rank] == clock, "a worker reads its own writes"
                 assert seen.min() >= clock - staleness, f"at clock {clock} only {seen.tolist()} were seen"
                 if rank == 0 and clock == 0:
-                    assert leads.refused.wait(REFUSED_WITHIN), "nobody runs ahead of this worker up to the gate"
+                    assert leads.refused.wait(REFUSED_WITHIN), "no worker runs ahead of this one up to the gate"
                 if randomness.random() < 0.1:
                     time.sleep(randomness.random() * 0.004)
                 client.push_pull(schedule.part(clock * workers + rank), (gradient,), (parameters,))
@@ -109,7 +109,7 @@ def test_workers_that_are_killed_leave_or_join_neither_block_the_others_nor_brea
                     together.wait()
                 client.pull((parameters,))
                 if life == rank == 0:
-                    assert leads.refused.wait(REFUSED_WITHIN), "nobody runs ahead of this worker up to the gate"
+                    assert leads.refused.wait(REFUSED_WITHIN), "no worker runs ahead of this one up to the gate"
                 for _ in range(staleness + 1 if life == 0 else randomness.randrange(1, 40)):
                     if randomness.random() < 0.1:
                         time.sleep(0.002)

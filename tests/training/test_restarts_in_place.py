@@ -42,7 +42,7 @@ def test_a_killed_process_comes_back_in_its_pod(
         job.until(lambda p: p.last_checkpoint is not None and p.last_checkpoint.step >= MIDDLE - SAVE_STEPS)
         launcher = job.processes[role, 1].pid
         job.kill_inner(role, 1)
-        told = job.until(lambda p: of(p, role, 1) is not None)
+        progress_then = job.until(lambda p: of(p, role, 1) is not None)
         job.let_go()
         progress = job.complete()
         said = job.termination(role, 1)
@@ -50,7 +50,7 @@ def test_a_killed_process_comes_back_in_its_pod(
     assert launcher == job.processes[role, 1].pid
     assert (progress.step, progress.finished) == (8 * 23, True)
     assert progress.redone_steps <= redone
-    counted = of(told, role, 1)
+    counted = of(progress_then, role, 1)
     assert counted is not None
     assert (counted.restarts, counted.failures, counted.exit_code) == (1, 1, 137)
     assert counted.message.startswith("killed by SIGKILL at step ")
@@ -157,8 +157,8 @@ def test_a_rank_without_its_master_ends_and_comes_back_in_its_pod(tmp_path: Path
         job.wait(Role.MASTER)
         wait_for("it to give the master up", lambda: "ended with exit code 75" in job.log(Role.WORKER, 0), 60)
         job.start_one(Role.MASTER)
-        told = job.until(lambda p: p.step > 5 and of(p, Role.WORKER, 0) is not None, tolerate=True)
-        counted = of(told, Role.WORKER, 0)
+        progress_then = job.until(lambda p: p.step > 5 and of(p, Role.WORKER, 0) is not None, tolerate=True)
+        counted = of(progress_then, Role.WORKER, 0)
         assert counted is not None
         assert (counted.failures, counted.exit_code) == (0, 75)
 
@@ -252,8 +252,8 @@ def test_of_several_processes_one_comes_back(tmp_path: Path) -> None:
         job.until(lambda p: p.step > 20)
         metrics, first, second = job.inner(Role.WORKER, 0)
         os.kill(second, signal.SIGKILL)
-        told = job.until(lambda p: p.generation == 2 and p.world_size == 2)
-        counted = of(told, Role.WORKER, 0)
+        progress_then = job.until(lambda p: p.generation == 2 and p.world_size == 2)
+        counted = of(progress_then, Role.WORKER, 0)
         assert counted is not None
         assert counted.restarts == 1
         assert job.inner(Role.WORKER, 0)[:2] == [metrics, first]

@@ -149,8 +149,8 @@ def test_a_data_set_that_grew_between_two_attempts_is_refused(tmp_path: Path, ch
     with Job(folder=tmp_path, spec=spec(changes, dataset="grown:dataset"), attempt=2) as job:
         job.start()
         assert job.supervise() == 2
-        told = f"checkpoint step-{saved:08d} is of another training: samples of trainer.dataset: 1437 then, 1438 now"
-        assert told in job.logs()
+        message = f"checkpoint step-{saved:08d} is of another training: samples of trainer.dataset: 1437 then, 1438 now"
+        assert message in job.logs()
     assert contents(tmp_path / "checkpoints") == before
 
 
@@ -188,7 +188,7 @@ def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, An
     whole = "a suspended job can go on with another number of workers"
     assert all(manifest["slices"] == 2 * manifest["step"] for manifest in written), whole
     steps = [manifest["step"] for manifest in written]
-    assert steps, "a second one is of those who were told after the first was saved"
+    assert steps, "a second one is of processes that got SIGTERM after the first was saved"
     assert min(steps) > 50
 
 

@@ -37,7 +37,7 @@ def test_sigterm_between_two_worlds_ends_an_agent_and_no_program_begins(tmp_path
         up(job)
         job.kill(Role.WORKER, 1)
         job.wait(Role.WORKER, 1)
-        wait_for("the world to be over", lambda: "is over" in job.log(Role.WORKER, 0), 20)
+        wait_for("the round to be over", lambda: "is over" in job.log(Role.WORKER, 0), 20)
         job.kill(Role.WORKER, 0, signal.SIGTERM)
         assert job.wait(Role.WORKER, 0, timeout=10) == 143
         assert job.log(Role.WORKER, 0).count("the script runs") == 1
@@ -60,7 +60,7 @@ if rank == 0: signal.signal(signal.SIGTERM, save)
         wait_for("it to save", (tmp_path / "saving").exists, 10)
         job.kill(Role.WORKER, 1, signal.SIGTERM)
         assert job.wait(Role.WORKER, 1, timeout=10) == 143
-        job.until(lambda progress: progress.world_size == 0, tolerate=True)  # rank 0 was told that the world is over
+        job.until(lambda progress: progress.world_size == 0, tolerate=True)  # rank 0 knows that the round is over
         (tmp_path / "saved").touch()
         assert job.wait(Role.WORKER, 0, timeout=20) == 143
     assert (tmp_path / "saving").read_text() == "x"

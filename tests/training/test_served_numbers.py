@@ -1,4 +1,4 @@
-"""Workers of parameter servers, the real ones with their tickets and prefetched parameters, compute what one process computes."""
+"""Workers of parameter servers, the real ones with their assignments and prefetched parameters, compute what one process computes."""
 
 from pathlib import Path
 

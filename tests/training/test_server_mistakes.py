@@ -83,7 +83,7 @@ def test_a_failure_of_the_shard_is_reported_and_what_it_left_is_neither_read_nor
             other.pull(flat.parameters)
         with pytest.raises(RuntimeError, match="round 1 is over"):
             server.save(tmp_path / "shard")
-        wait_for("the failure to be told, after its connection is closed", lambda: failures, 5)
+        wait_for("the failure to be reported, after its connection is closed", lambda: failures, 5)
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
 
 
@@ -104,7 +104,7 @@ def test_what_a_peer_does_wrong_is_no_failure_of_the_server() -> None:
     assert failures == []
 
 
-class Told:
+class FakeControl:
     """A control connection that keeps what the server says."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Told:
             self.changed.notify_all()
         return True
 
-    def heard(self, kind: MessageType, **fields: Any) -> Message:
+    def received(self, kind: MessageType, **fields: Any) -> Message:
         """The next message of this kind with these fields."""
 
         def found() -> Message | None:
@@ -145,20 +145,20 @@ def role_config() -> JobConfig:
 
 
 @contextmanager
-def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
+def role(folder: Path) -> Iterator[tuple[Server, FakeControl, list[BaseException]]]:
     """The role of a server, asynchronous, with its control connection, and what it ended with."""
     process = Process(config=role_config(), role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
-    server, told, ended = Server(process, Metrics(process)), Told(), []
+    server, control, ended = Server(process, Metrics(process)), FakeControl(), []
 
     def run() -> None:
         try:
-            server.run(told)  # type: ignore[arg-type]
+            server.run(control)  # type: ignore[arg-type]
         except BaseException as error:
             ended.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    yield server, told, ended
+    yield server, control, ended
     server.on_message({"type": MessageType.FINISH})
     thread.join(20)
     assert not thread.is_alive()
@@ -166,7 +166,7 @@ def role(folder: Path) -> Iterator[tuple[Server, Told, list[BaseException]]]:
 
 def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else(tmp_path: Path) -> None:
     # The first master died with its order in the queue, and the second one gave the same.
-    with role(tmp_path) as (server, told, ended):
+    with role(tmp_path) as (server, control, ended):
         for round_number in (2, 2, 1):
             server.on_message({"type": MessageType.BEGIN, "generation": round_number, "file": None})
             assert told.heard(MessageType.STATE)["generation"] == 2
@@ -191,10 +191,10 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
         enter(make_client([server.shard], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
         server.on_message({"type": MessageType.DROP, "id": 7, "ranks": [0, 1]})
-        assert told.heard(MessageType.STATE, id=7)["applied"] == []
+        assert control.received(MessageType.STATE, id=7)["applied"] == []
         assert server.shard.state().workers == ()
         written.set()
-        assert told.heard(MessageType.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
+        assert control.received(MessageType.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
         assert ended == []
     assert (tmp_path / "step-00000001" / "shard-0-m.1.safetensors").exists()
 
@@ -207,7 +207,7 @@ def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: P
         flat.parameters[0][17] = torch.nan
         client = enter(make_client([server.shard], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
-        told.heard(MessageType.NAN, step=4)
+        control.received(MessageType.NAN, step=4)
         wait_for("the server to end", lambda: bool(ended), 20)
         client.close()
     (error,) = ended

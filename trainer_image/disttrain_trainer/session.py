@@ -50,7 +50,7 @@ def report(
 
 def close() -> None:
     """Sends what was reported, within a second, and ends the connection to the master, as the end of the process does. A later report
-    begins anew."""
+    starts again."""
     with _lock:
         reporters, _made[:] = _made[:], []
     for reporter in reporters:
@@ -122,7 +122,7 @@ class _Reporter:
             self._changed.wait_for(lambda: not self._unsent, FLUSH_SECONDS)
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(FLUSH_SECONDS)  # not for as long as a connection that nobody answers
+        self._thread.join(FLUSH_SECONDS)  # not for as long as an unanswered connection takes
 
     def _run(self) -> None:
         while not self._closed:
@@ -172,12 +172,12 @@ def _number(name: str, value: Any, kind: type[N]) -> N | None:
 
 
 def _world_size() -> int | None:
-    """The size of the world that this process trains in, None where that is unknown, as with another library than torch."""
+    """The size of the process group that this process trains in, None where that is unknown, as with another library than torch."""
     distributed: Any = sys.modules.get("torch.distributed")
     try:
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             return int(distributed.get_world_size())
-        # A process that torchrun started knows its world before it joins it.
+        # A process that torchrun started knows the size of its group before it joins it.
         return int(os.environ[environment.WORLD_SIZE]) if environment.ELASTIC_RUN_ID in os.environ else None
     except (AttributeError, KeyError, ValueError, RuntimeError):
         return None

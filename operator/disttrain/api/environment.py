@@ -48,7 +48,7 @@ ELASTIC_RUN_ID: Final = "TORCHELASTIC_RUN_ID"
 USE_AGENT_STORE: Final = "TORCHELASTIC_USE_AGENT_STORE"
 """Tells torch's env:// rendezvous that another process hosts the store, as torchrun's agent does."""
 RESTART_COUNT: Final = "TORCHELASTIC_RESTART_COUNT"
-"""How often the programs were started again in this attempt, from 0 as torchrun counts. Each generation also has a store of its own,
+"""How often the programs were started again in this attempt, from 0 as torchrun counts. Each round also has a store of its own,
 because torch 2.15 no longer prefixes the keys with this number."""
 
 PET_NNODES: Final = "PET_NNODES"

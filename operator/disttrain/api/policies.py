@@ -140,7 +140,7 @@ class Scheduling(Model):
 
 class NetworkPolicyMode(StrEnum):
     JOB_ONLY = "JobOnly"
-    """A NetworkPolicy lets in the job's own pods, and everybody to the metrics port."""
+    """A NetworkPolicy lets in the job's own pods, and every client to the metrics port."""
     NONE = "None"
 
 
@@ -154,7 +154,7 @@ class Network(Model):
 
     RULES = (Rule(cel="self.tls == oldSelf.tls", check=None, message=IMMUTABLE, field="tls", shows="tls"),)
     policy: NetworkPolicyMode = NetworkPolicyMode.JOB_ONLY
-    """JobOnly: only the job's pods, and everybody to the metrics port; None. Default: JobOnly."""
+    """JobOnly: only the job's pods, and every client to the metrics port; None. Default: JobOnly."""
     tls: Tls = Tls.DISABLED
     """Disabled, or Mutual: certificates of the job for all training traffic. Default: Disabled."""
 

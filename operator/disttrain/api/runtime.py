@@ -203,7 +203,7 @@ class Progress(Model):
     waiting_for: str | None = None
     """What the job waits for, such as "worker-1, parameter-server-0 (31 s)"; None while it trains."""
     generation: NonNegative = 0
-    """Worlds that the master formed in this attempt."""
+    """Number of the present round of this attempt, from 1; 0 before the first."""
     redone_steps: NonNegative = 0
     """Steps that were lost to a fault and done again."""
     goodput: TimeSpent | None = None

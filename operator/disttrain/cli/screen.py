@@ -61,7 +61,7 @@ class Screen(Observer, ABC):
             # With a timeout always: a join without one would not let Ctrl-C in.
             self._thread.join(self._join_seconds or 1.0)
             if self._join_seconds is not None and self._thread.is_alive() and self._sink.written == before:
-                self._sink.lost = TimeoutError("nobody reads")
+                self._sink.lost = TimeoutError("its reader does not read")
                 return
 
     def hurry(self) -> None:

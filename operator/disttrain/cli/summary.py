@@ -20,7 +20,7 @@ def summary(job: DistTrainJob, folder: RunFolder, *, seconds: float, interrupted
         if job.spec.checkpoint:
             saved = job.status.training is not None and job.status.training.last_checkpoint is not None
             how = (
-                "; `disttrain run --resume` goes on from the last checkpoint"
+                "; `disttrain run --resume FILE` goes on from the last checkpoint"
                 if saved
                 else "; no checkpoint was written yet"
             )

@@ -76,7 +76,9 @@ class RunFolder:
                 state = _State.model_validate_json((path / "run.json").read_text())
                 lock = _lock(path)
             except BlockingIOError:
-                raise NothingToResume(f"the newest run of {job_name} is still going on ({path})") from None
+                raise NothingToResume(
+                    f"the newest run of {job_name} still runs ({path}); end it first, or leave --resume out"
+                ) from None
             except ValueError:
                 raise NothingToResume(
                     f"{path / 'run.json'} is damaged, and with it the newest run of {job_name}: leave --resume out to start a new one; "

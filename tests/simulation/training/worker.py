@@ -84,7 +84,7 @@ class Client:
     def close(self, *, goodbye: bool = True) -> None:
         """From the control thread: a call that is made now raises, and its thread must close, too."""
         if self._calling:
-            self._fail(PeerLost(_LOST, "the connection was given up"))
+            self._fail(PeerLost(_LOST, "this side closed the connection"))
             return
         self._closed = True
         if goodbye:

@@ -106,9 +106,9 @@ def test_a_checkpoint_that_does_not_hold_is_refused_in_one_line(
     damage(tmp_path / "step-00000001")
     path = tmp_path / "out.safetensors"
     assert main(["export", str(tmp_path / "step-00000001"), "-o", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
     assert not path.exists()
 
 
@@ -173,9 +173,9 @@ def test_what_is_no_file_of_a_model_is_never_replaced(tmp_path: Path, capsys: py
     os.mkfifo(pipe)
     for path in (pipe, folder, folder / "state.safetensors", ""):
         assert main(["export", str(folder), "-o", str(path)]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"export: -o {path or repr('')} is ")
-        assert told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"export: -o {path or repr('')} is ")
+        assert message.count("\n") == 1
     assert pipe.is_fifo()
     assert main(["export", str(folder), "-o", str(tmp_path / "none" / "out")]) == 1
     assert capsys.readouterr().err == f"export: {tmp_path}/none/out: No such file or directory; no model was written\n"

@@ -1,4 +1,4 @@
-"""What a user is told of a wrong file: the line, the path, the value, and what to do."""
+"""What a user reads about a wrong file: the line, the path, the value, and what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def problems(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         pytest.param(
             "  trainer:\n",
@@ -135,9 +135,9 @@ def problems(text: str) -> list[str]:
         ),
     ],
 )
-def test_every_problem_has_its_line_and_says_what_to_do(old: str, new: str, told: str) -> None:
+def test_every_problem_has_its_line_and_says_what_to_do(old: str, new: str, expected: str) -> None:
     (problem,) = problems(JOB.replace(old, new, 1))
-    assert problem.startswith(told)
+    assert problem.startswith(expected)
 
 
 MODEL = """\
@@ -172,7 +172,7 @@ spec:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         (
             "batchSize: 64",
@@ -190,9 +190,11 @@ spec:
         ("name: trainer", "name: pytorch", r"24: spec.worker.template.spec.containers[0].name: .* (got pytorch)"),
     ],
 )
-def test_a_rule_between_fields_tells_the_line_and_the_value_of_the_one_to_blame(old: str, new: str, told: str) -> None:
+def test_a_rule_between_fields_tells_the_line_and_the_value_of_the_one_to_blame(
+    old: str, new: str, expected: str
+) -> None:
     (problem,) = problems(MODEL.replace(old, new, 1))
-    assert re.fullmatch(re.escape("job.yaml:" + told).replace(r"\.\*", ".*"), problem), problem
+    assert re.fullmatch(re.escape("job.yaml:" + expected).replace(r"\.\*", ".*"), problem), problem
 
 
 def test_a_number_in_quotes_is_refused_with_what_to_write() -> None:
@@ -278,10 +280,10 @@ def test_a_configmap_and_a_secret_are_checked_as_the_api_server_would_with_their
     config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  number: 1\n"
     secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: b}\ndata:\n  key: pässword\n"
     before = len(JOB.splitlines())
-    told = problems(JOB + config + secret)
-    assert [one.partition(" ")[0] for one in told] == [f"job.yaml:{before + 6}:", f"job.yaml:{before + 12}:"]
-    assert "data.number: must be a string" in told[0]
-    assert "data.key: must be base64; plain text belongs into stringData" in told[1]
+    expected = problems(JOB + config + secret)
+    assert [one.partition(" ")[0] for one in expected] == [f"job.yaml:{before + 6}:", f"job.yaml:{before + 12}:"]
+    assert "data.number: must be a string" in expected[0]
+    assert "data.key: must be base64; plain text belongs into stringData" in expected[1]
 
 
 def test_a_file_without_a_job() -> None:
@@ -402,15 +404,15 @@ def test_json_objects_may_follow_one_another_and_keep_their_lines() -> None:
 
 
 def test_a_document_with_a_fault_hides_none_of_the_others() -> None:
-    told = problems("a: [\n---\n" + JOB.replace("DataParallel", "X") + "---\n\ta: 1\n---\n%YAML 1.2\n---\nb: {\n")
-    assert [one.split(" ")[0] for one in told] == [
+    expected = problems("a: [\n---\n" + JOB.replace("DataParallel", "X") + "---\n\ta: 1\n---\n%YAML 1.2\n---\nb: {\n")
+    assert [one.split(" ")[0] for one in expected] == [
         "job.yaml:2:",
         "job.yaml:9:",
         "job.yaml:13:",
         "job.yaml:15:",
         "job.yaml:18:",
     ]
-    assert "kubectl takes no line that begins with %" in told[3]
+    assert "kubectl takes no line that begins with %" in expected[3]
     assert problems("--- {}\n---\n" + JOB)[0].startswith("job.yaml:1: '--- {}' separates no documents for kubectl")
 
 
@@ -432,9 +434,9 @@ def test_the_items_of_a_list_are_objects_of_their_own_with_their_lines() -> None
     file = read("job.yaml", LIST + indented(CONFIG) + indented(JOB))
     assert [found.job.metadata.name for found in file.jobs] == ["digits"]
     assert [document["metadata"]["name"] for document in file.documents] == ["a"]
-    told = problems(LIST + indented(CONFIG.replace("k: v", "k: 1")) + indented(JOB.replace("DataParallel", "X")))
-    assert told[0].startswith("job.yaml:7: data.k: must be a string")
-    assert told[1].startswith("job.yaml:14: spec.strategy.type: ")
+    expected = problems(LIST + indented(CONFIG.replace("k: v", "k: 1")) + indented(JOB.replace("DataParallel", "X")))
+    assert expected[0].startswith("job.yaml:7: data.k: must be a string")
+    assert expected[1].startswith("job.yaml:14: spec.strategy.type: ")
 
 
 def test_a_list_of_jobs_may_leave_their_kind_out() -> None:
@@ -458,7 +460,7 @@ def test_mistakes_of_a_list_are_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{}", ["1: apiVersion: is required", "1: kind: is required", "1: metadata: an object is required, with at least a name"]),
         (JOB.replace("kind: DistTrainJob\n", ""), ["1: kind: is required; it is DistTrainJob"]),
@@ -488,10 +490,10 @@ def test_mistakes_of_a_list_are_said() -> None:
             "4: spec.resources.requests: is required"]),
     ],
 )  # fmt: skip
-def test_mistakes_of_any_object_are_said_all_at_once(text: str, told: list[str]) -> None:
+def test_mistakes_of_any_object_are_said_all_at_once(text: str, expected: list[str]) -> None:
     found = problems(text)
-    assert len(found) == len(told), found
-    for problem, start in zip(found, told, strict=True):
+    assert len(found) == len(expected), found
+    for problem, start in zip(found, expected, strict=True):
         assert problem.startswith(f"job.yaml:{start}"), problem
 
 
@@ -534,18 +536,18 @@ METADATA = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "told"), METADATA, ids=[line[:40] for line, _ in METADATA])
-def test_mistakes_of_metadata_are_said_with_those_of_the_spec(line: str, told: list[str]) -> None:
+@pytest.mark.parametrize(("line", "expected"), METADATA, ids=[line[:40] for line, _ in METADATA])
+def test_mistakes_of_metadata_are_said_with_those_of_the_spec(line: str, expected: list[str]) -> None:
     text = JOB.replace("  name: digits\n", f"  name: digits\n  {line}\n").replace("DataParallel", "X")
     *found, spec = problems(text)
     assert spec.startswith("job.yaml:8: spec.strategy.type")
-    assert len(found) == len(told), found
-    for problem, start in zip(found, told, strict=True):
+    assert len(found) == len(expected), found
+    for problem, start in zip(found, expected, strict=True):
         assert problem.startswith(f"job.yaml:5: metadata.{start}"), problem
 
 
 @pytest.mark.parametrize(
-    ("old", "told"),
+    ("old", "expected"),
     [
         ("name: 123", "metadata.name: must be a string; put it into quotes (got 123)"),
         ("name: yes", "metadata.name: must be a string; put it into quotes (got true)"),
@@ -555,9 +557,9 @@ def test_mistakes_of_metadata_are_said_with_those_of_the_spec(line: str, told: l
         ("name: a.b", "metadata.name: must be an RFC 1035 label of at most 40 characters"),
     ],
 )
-def test_a_wrong_name_is_said_with_the_mistakes_of_the_spec(old: str, told: str) -> None:
+def test_a_wrong_name_is_said_with_the_mistakes_of_the_spec(old: str, expected: str) -> None:
     name, spec = problems(JOB.replace("name: digits", old).replace("DataParallel", "X"))
-    assert name.startswith(f"job.yaml:4: {told}")
+    assert name.startswith(f"job.yaml:4: {expected}")
     assert spec.startswith("job.yaml:7: spec.strategy.type")
 
 

@@ -65,11 +65,11 @@ def test_kubectl_finds_it() -> None:
 
 def test_lint_says_ok_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", GOOD, "examples/mlp-sync.yaml"]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{GOOD}: command: ok\nexamples/mlp-sync.yaml: mlp-sync: ok\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"{GOOD}: command: ok\nexamples/mlp-sync.yaml: mlp-sync: ok\n"
     assert (
         "warning: spec: without checkpoint a restart of the job begins at step 0, and on a cluster the trained model is lost"
-        in told.err
+        in printed.err
     )
 
 
@@ -83,10 +83,10 @@ def test_lint_warns_of_workers_that_have_no_part_of_a_step(capsys: pytest.Captur
     job = Path("examples/digits-ddp.yaml").read_text()
     file.write_text(re.sub(r"(?m)^    batchSize: .*$", r"\g<0>\n    partsPerStep: 1", job))
     assert main(["lint", str(file)]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{file}: digits-ddp: ok\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"{file}: digits-ddp: ok\n"
     number = next(n for n, line in enumerate(file.read_text().splitlines(), 1) if line.startswith("    replicas:"))
-    assert told.err == (
+    assert printed.err == (
         f"{file}:{number}: warning: spec.worker.replicas: 1 of 2 worker processes have nothing to do in a step: it has 1 part "
         "(trainer.partsPerStep)\n"
     )
@@ -136,8 +136,8 @@ def test_lint_finds_what_no_code_may_hold(
     text = Path("examples/torchrun-script.yaml").read_text()
     file.write_text(text.replace("  train.py: |", f"  {key}: ''\n  train.py: |"))
     assert main(["lint", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert f'{file}:12: spec.trainer.code.configMap: ConfigMap "torchrun-script": {said}\n' == told
+    printed = capsys.readouterr().err
+    assert f'{file}:12: spec.trainer.code.configMap: ConfigMap "torchrun-script": {said}\n' == printed
 
 
 def test_lint_names_the_place_of_the_config_map_of_a_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_lint_names_the_place_of_the_config_map_of_a_script(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         pytest.param(
             ("spec:\n", "spec:\n  suspend: true\n"),
@@ -168,7 +168,7 @@ def test_lint_names_the_place_of_the_config_map_of_a_script(capsys: pytest.Captu
 )
 def test_run_refuses_with_2_and_the_line(
     change: tuple[str, str],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -179,7 +179,7 @@ def test_run_refuses_with_2_and_the_line(
     Path("job.yaml").write_text(text.replace(*change))
     assert main(["run", "job.yaml"]) == 2
     said = capsys.readouterr()
-    assert told in said.err
+    assert message in said.err
     assert said.err.startswith("job.yaml:")
     assert said.out == ""
     assert not Path(".disttrain").exists()

@@ -1,4 +1,4 @@
-"""Output to streams that are slow or gone: nobody waits for it, and what is left out is said."""
+"""Output to streams that are slow or gone: the run does not wait for them, and one line says what was left out."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def test_a_pipe_that_is_full_is_waited_for_and_all_arrives() -> None:
 
 
 def test_the_first_failure_is_reported_once_and_then_there_is_silence() -> None:
-    told: list[OSError] = []
+    message: list[OSError] = []
     with Path("/dev/full").open("w") as full:
         sink = Sink(full)
-        sink.when_lost = told.append
+        sink.when_lost = message.append
         for _ in range(3):
             sink.write("hello")
             sink.flush()
-        assert [error.strerror for error in told] == ["No space left on device"]
-        assert sink.lost is told[0]
+        assert [error.strerror for error in message] == ["No space left on device"]
+        assert sink.lost is message[0]
 
 
 def test_a_character_that_the_stream_cannot_hold_is_replaced(tmp_path: Path) -> None:

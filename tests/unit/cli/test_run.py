@@ -1,4 +1,4 @@
-"""`disttrain run` and what its caller gives it: streams that are slow, full, closed or gone, signals that shall be ignored, a locale."""
+"""`disttrain run` and what its caller gives it: streams that are slow, full, closed or gone, signals that are to be ignored, a locale."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_the_summary_of_an_interrupted_run_says_whether_there_is_a_checkpoint_to
         for training in (saved, {"step": 5})
     ]
     assert first == [
-        "digits: interrupted after 3.0 s; `disttrain run --resume` goes on from the last checkpoint",
+        "digits: interrupted after 3.0 s; `disttrain run --resume FILE` goes on from the last checkpoint",
         "digits: interrupted after 3.0 s; no checkpoint was written yet",
     ]
     folder.close()

@@ -143,7 +143,7 @@ class ApiServer:
     # -- what others do
 
     def put(self, resource: Resource, body: Body) -> Body:
-        """Somebody makes an object."""
+        """Another client creates an object."""
         made = copy.deepcopy(body)
         made["metadata"] = {
             "namespace": NAMESPACE,
@@ -156,7 +156,7 @@ class ApiServer:
         return self._changed(resource, made)
 
     def change(self, resource: Resource, name: str, change: Callable[[Body], None]) -> None:
-        """Somebody changes an object."""
+        """Another client changes an object."""
         body = self._find(resource, name)
         before = LABEL_JOB_NAME in body["metadata"].get("labels", {})
         change(body)

@@ -149,7 +149,7 @@ async def test_object_that_is_wrong_in_itself_makes_the_job_invalid(code: int) -
         server.put(JOBS, job())
         await eventually(lambda: server.condition("Valid")[:2] == ("False", "PodRefused"), seconds=5)
         assert "Pod digits-master-0 could not be created: digits-master-0 is not liked" in server.condition("Valid")[2]
-        server.fault = healthy  # somebody lifts the policy that was the cause
+        server.fault = healthy  # an administrator lifts the policy that was the cause
         await eventually(lambda: server.names() == PODS_OF_JOB, seconds=65)
         await eventually(lambda: server.condition("Valid")[0] == "True")
 

@@ -1,4 +1,4 @@
-"""How a Lease is lost: told, whatever the reason, and never without an end of what it allowed."""
+"""How a Lease is lost: the loss is reported, whatever the reason, and what the Lease allowed ends with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = Settings(leader_elect=True)
 
 
 class LeaseServer:
-    """Has one Lease, and breaks when told."""
+    """Has one Lease, and fails when the test says so."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] = {"metadata": {"resourceVersion": "1"}, "spec": {}}

@@ -88,7 +88,7 @@ async def test_command_is_not_restarted_for_a_worker_that_is_there_after_all() -
     async with operated(command) as (server, operator):
         server.run(*PODS_OF_JOB)
         await eventually(lambda: server.condition("Scheduled")[0] == "True")
-        # An old event, told by a watch that began anew: the worker is not of this attempt's labels any more, so it is not seen.
+        # An old event from a watch that was restarted: the worker is not of this attempt's labels any more, so it is not seen.
         blind = server.objects[PODS, "digits-worker-0"]
         old = {**blind, "metadata": {**blind["metadata"], "resourceVersion": "90000"}}
         old["metadata"]["labels"] = {**old["metadata"]["labels"], "disttrain.dev/index": "7"}

@@ -1,4 +1,4 @@
-"""The console script where it cannot begin, or is told to end before it has: one line, an exit code, no traceback."""
+"""The console script where it cannot begin, or is asked to end before it has: one line, an exit code, no traceback."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_pod_that_is_deleted_hours_later_is_no_start() -> None:
     old = status(condition("Scheduled", "False", "Scheduling", HOURS), restarting)
     new = status(condition("Scheduled", "True", "AllPodsScheduled", HOURS + 18), restarting)
     assert Observed(old, new, at=HOURS + 18).starts() == {}
-    # Also when all is told in one write.
+    # Also when one write has everything.
     recovered = condition("Restarting", "False", "Recovered", HOURS + 18)
     new = status(condition("Scheduled", "True", "AllPodsScheduled", HOURS + 18), recovered)
     assert Observed(old, new, at=HOURS + 18).starts() == {}
@@ -183,7 +183,7 @@ def test_recovery_from_a_lost_node_counts_for_the_pod_that_was_lost(
     [
         pytest.param("ReplicaFailed", "BackoffLimitExceeded", id="job that failed"),
         pytest.param("ReplicaFailed", "Suspended", id="job that was suspended"),
-        pytest.param("Replaced", "Recovered", id="pod that somebody deleted"),
+        pytest.param("Replaced", "Recovered", id="pod that another client deleted"),
     ],
 )
 def test_nothing_recovered_from_a_failure_here(before: str, after: str) -> None:

@@ -218,16 +218,18 @@ class TestTheTrainerDecides:
         assert (view.phase, view.exit_code) == (Phase.SUCCEEDED, 0)
 
     @pytest.mark.parametrize(
-        "told",
+        "status",
         [
             {"reason": "Evicted"},
             {"reason": "Terminated"},
             {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]},
         ],
     )
-    def test_pod_that_the_kubelet_ended_has_failed_though_its_program_obeyed_with_exit_code_0(self, told: Any) -> None:
+    def test_pod_that_the_kubelet_ended_has_failed_though_its_program_obeyed_with_exit_code_0(
+        self, status: Any
+    ) -> None:
         done = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "finishedAt": MOMENT}}}
-        assert seen(pod(5, phase="Failed", containerStatuses=[done], **told)).phase is Phase.FAILED
+        assert seen(pod(5, phase="Failed", containerStatuses=[done], **status)).phase is Phase.FAILED
 
     def test_pod_that_another_container_keeps_running_tells_how_its_trainer_ended(self) -> None:
         done = {"name": "trainer", "state": {"terminated": {"exitCode": 3, "finishedAt": MOMENT}}}
@@ -252,7 +254,7 @@ class TestTroubleOfASidecar:
             pytest.param(
                 {"state": {"waiting": {"reason": "CrashLoopBackOff"}}},
                 "keeps ending",
-                id="nobody knows how it ended",
+                id="it is unknown how it ended",
             ),
             pytest.param(
                 {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},

@@ -33,7 +33,7 @@ async def test_pod_that_is_gone_with_the_answer_to_its_deletion_is_replaced_at_o
         await ready(server)
         uid = server.uid(PODS, "digits-worker-1")
         server.fail("digits-worker-1")
-        # By the time its back-off is over its node is gone too, so that nobody has to confirm the deletion.
+        # By the time its back-off is over its node is gone too, so that no kubelet has to confirm the deletion.
         server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
         await eventually(
             lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=10
@@ -118,8 +118,8 @@ async def test_of_many_jobs_all_get_their_pods_before_their_statuses_and_each_ge
         assert sum(write < last_pod for write in server.asked("patch", JOBS)) < 4
         assert len(server.asked("patch", JOBS)) == len(names)
         await operator.events.drain()
-        told = [body for (resource, _), body in server.objects.items() if resource is EVENTS]
-        assert sorted((event["involvedObject"]["name"], event["reason"]) for event in told) == [
+        posted = [body for (resource, _), body in server.objects.items() if resource is EVENTS]
+        assert sorted((event["involvedObject"]["name"], event["reason"]) for event in posted) == [
             (name, "Created") for name in sorted(names)
         ]
 
@@ -142,9 +142,9 @@ async def test_job_that_begins_in_trouble_is_written_to_have_begun_before_it_is_
         assert now() - began < 1.5
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["of neither is heard", "of the other is heard"])
+@pytest.mark.parametrize("other_is_seen", [False, True], ids=["neither is seen", "the other is seen"])
 @hand_turned
-async def test_child_in_whose_place_another_came_is_asked_for_once_and_not_for_ever(*, told: bool) -> None:
+async def test_child_in_whose_place_another_came_is_asked_for_once_and_not_for_ever(*, other_is_seen: bool) -> None:
     async with operated(started=False) as (server, operator):
         server.tell = lambda resource, event: operator.intake.take(resource, event) if resource is JOBS else None
         server.put(JOBS, job())
@@ -152,7 +152,7 @@ async def test_child_in_whose_place_another_came_is_asked_for_once_and_not_for_e
         body = server.objects[PODS, "digits-worker-0"]
         server.remove(PODS, "digits-worker-0")
         await asyncio.sleep(0.1)
-        if told:
+        if other_is_seen:
             server.tell = operator.intake.take  # type: ignore[assignment]
         server.put(PODS, body)
         await asyncio.sleep(10 * LATE)

@@ -29,7 +29,7 @@ def master(name: str, namespace: str = "team") -> Master:
 
 
 class Masters:
-    """Masters by name, and when each was asked and heard."""
+    """Masters by name, and when each was asked and answered."""
 
     def __init__(self) -> None:
         self.silent: set[str] = set()
@@ -38,8 +38,8 @@ class Masters:
         self.seconds: dict[str, float] = {}
         """That an answer takes."""
         self.asked: dict[str, list[float]] = defaultdict(list)
-        self.heard: dict[str, list[float]] = defaultdict(list)
-        self.reader = ProgressReader(self.fetch, lambda _, master, __: self.heard[master.pod].append(now()))
+        self.answered: dict[str, list[float]] = defaultdict(list)
+        self.reader = ProgressReader(self.fetch, lambda _, master, __: self.answered[master.pod].append(now()))
 
     async def fetch(self, master: Master) -> bytes:
         self.asked[master.pod].append(now())
@@ -52,10 +52,10 @@ class Masters:
         self.reader.follow(Key(namespace, name), master(name, namespace))
 
     def longest_gap(self, names: set[str], *, since: float) -> float:
-        """The longest time for which one of them was not heard."""
+        """The longest time for which one of them did not answer."""
         gaps = []
         for name in names:
-            times = [since, *(time for time in self.heard[name] if time >= since), now()]
+            times = [since, *(time for time in self.answered[name] if time >= since), now()]
             gaps.append(max(later - earlier for earlier, later in itertools.pairwise(times)))
         return max(gaps)
 
@@ -101,7 +101,7 @@ async def test_master_that_answers_again_is_read_within_half_of_a_minute() -> No
     masters.silent.clear()
     back = now()
     await asyncio.sleep(LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS + 1)
-    assert masters.heard["digits"][0] - back <= LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS
+    assert masters.answered["digits"][0] - back <= LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS
     await masters.reader.close()
 
 
@@ -111,7 +111,7 @@ async def test_busy_master_is_read_although_its_answer_takes_two_seconds() -> No
     masters.seconds["digits"] = 2.0
     masters.follow("digits")
     await asyncio.sleep(20)
-    assert masters.heard["digits"]
+    assert masters.answered["digits"]
     await masters.reader.close()
 
 

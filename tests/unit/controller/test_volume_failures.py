@@ -20,7 +20,7 @@ SUMMARY = "Unable to attach or mount volumes: unmounted volumes=[data]: timed ou
 ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) digits-master-0'
 
 
-def told(server: ApiServer, pod: str, message: str, *, reason: str = "FailedMount", time: str = "") -> None:
+def post_event(server: ApiServer, pod: str, message: str, *, reason: str = "FailedMount", time: str = "") -> None:
     about = {"kind": "Pod", "namespace": NAMESPACE, "name": pod, "uid": server.uid(PODS, pod)}
     body: dict[str, Any] = {"metadata": {"name": f"{pod}.{len(server.objects)}"}, "involvedObject": about}
     server.put(EVENTS, {**body, "reason": reason, "message": message, "lastTimestamp": time or stamp()})
@@ -39,7 +39,7 @@ async def test_volume_that_cannot_be_mounted_is_named_in_the_condition(message: 
     async with operated() as (server, _):
         for name in PODS_OF_JOB:
             server.wait(name)
-        told(server, "digits-worker-0", message)
+        post_event(server, "digits-worker-0", message)
         assert await eventually(lambda: server.condition("Ready")[1] == reason, seconds=10) < MOUNT_SECONDS + 2
         assert message in server.condition("Ready")[2]
         assert words in server.condition("Ready")[2]
@@ -55,8 +55,8 @@ async def test_claim_of_one_node_whose_pods_have_two_is_named_in_the_condition_w
         for name in PODS_OF_JOB:
             server.wait(name)
         # The attach-detach controller says it once; the kubelet sums it up every two minutes, and does not know why.
-        told(server, "digits-worker-1", ELSEWHERE, reason="FailedAttachVolume")
-        told(server, "digits-worker-1", SUMMARY, time="2026-01-01T13:00:00Z")
+        post_event(server, "digits-worker-1", ELSEWHERE, reason="FailedAttachVolume")
+        post_event(server, "digits-worker-1", SUMMARY, time="2026-01-01T13:00:00Z")
         await eventually(lambda: server.condition("Ready")[1] == "VolumeInUse", seconds=10)
         message = server.condition("Ready")[2]
         assert message.startswith(f"digits-worker-1: {ELSEWHERE}; ")
@@ -70,7 +70,7 @@ async def test_claim_of_one_node_whose_pods_have_two_is_named_in_the_condition_w
 async def test_failures_of_a_pod_are_those_of_its_volumes_alone() -> None:
     async with operated() as (server, _):
         server.wait("digits-worker-0")
-        told(server, "digits-worker-0", "network is not ready", reason="NetworkNotReady")
+        post_event(server, "digits-worker-0", "network is not ready", reason="NetworkNotReady")
         await asyncio.sleep(MOUNT_SECONDS + QUESTION_SECONDS)
         assert server.asked("list", EVENTS)
         assert server.condition("Ready")[:2] == ("False", "Starting")
@@ -80,9 +80,9 @@ async def test_failures_of_a_pod_are_those_of_its_volumes_alone() -> None:
 async def test_newest_event_that_says_why_counts() -> None:
     async with operated() as (server, _):
         server.wait("digits-worker-0")
-        told(server, "digits-worker-0", "an old one", time="2026-01-01T11:00:00Z")
-        told(server, "digits-worker-0", MISSING)
-        told(server, "digits-worker-0", SUMMARY, time="2026-01-01T13:00:00Z")
+        post_event(server, "digits-worker-0", "an old one", time="2026-01-01T11:00:00Z")
+        post_event(server, "digits-worker-0", MISSING)
+        post_event(server, "digits-worker-0", SUMMARY, time="2026-01-01T13:00:00Z")
         await eventually(lambda: MISSING in server.condition("Ready")[2])
 
 
@@ -98,7 +98,7 @@ async def test_namespace_is_asked_once_for_all_its_pods_and_seldom() -> None:
             server.wait(name, "PodInitializing")
         jobs = ("digits", "letters", "numbers")
         for name in jobs:
-            told(server, f"{name}-worker-1", MISSING)
+            post_event(server, f"{name}-worker-1", MISSING)
         await eventually(
             lambda: all(MISSING in str(server.objects[JOBS, name]["status"]) for name in jobs),
             seconds=MOUNT_SECONDS + 2,

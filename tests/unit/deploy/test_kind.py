@@ -116,7 +116,7 @@ def test_up_again_names_the_port_that_the_cluster_maps(machine: Machine, given: 
     ("environment", "words"),
     [
         pytest.param({"GRAFANA_PORT": "4000"}, "has Grafana on port 3000: leave GRAFANA_PORT out", id="another port"),
-        pytest.param({"MAPPED": ""}, "maps no port for Grafana", id="somebody else's cluster"),
+        pytest.param({"MAPPED": ""}, "maps no port for Grafana", id="another user's cluster"),
     ],
 )
 def test_a_port_that_the_cluster_does_not_map_is_refused_before_anything_is_built(

@@ -227,7 +227,7 @@ def test_the_overlay_for_a_namespace_and_its_prerequisites_are_the_base_for_a_cl
 
 
 def images(objects: tuple[Object, ...]) -> list[str]:
-    """Those of the operator's Deployment: its own, and that of the trainer, which it is told in a variable."""
+    """Those of the operator's Deployment: its own, and that of the trainer, which it gets in a variable."""
     (operator,) = find(objects, "Deployment", "disttrain-operator")
     (container,) = operator["spec"]["template"]["spec"]["containers"]
     settings = {variable["name"]: variable.get("value") for variable in container["env"]}

@@ -99,7 +99,7 @@ def test_a_config_map_is_written_out_as_a_volume_would_show_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("sources", "told"),
+    ("sources", "reported"),
     [
         ({"configMapRef": {"name": "c"}}, "valid list"),
         ([{"configMapRef": "c"}], "ObjectReference"),
@@ -108,12 +108,12 @@ def test_a_config_map_is_written_out_as_a_volume_would_show_it(tmp_path: Path) -
         ([{"secretRef": {"name": "nul"}}], "NUL"),
     ],
 )
-def test_an_env_from_that_cannot_be_understood_is_reported(sources: Any, told: str) -> None:
+def test_an_env_from_that_cannot_be_understood_is_reported(sources: Any, reported: str) -> None:
     described = job(envFrom=sources)
     nul = {"kind": "Secret", "metadata": {"name": "nul"}, "data": {"K": "AAE="}}
     with pytest.raises(Unusable) as wrong:
         Documents([CONFIG, SECRET, nul]).environment(described.spec.worker.template, PATH, {}, {})
-    assert told in wrong.value.message
+    assert reported in wrong.value.message
     assert wrong.value.path[:7] == (*PATH, "template", "spec", "containers", 0, "envFrom")
 
 

@@ -36,7 +36,7 @@ def test_resume_goes_on_with_the_newest_run_of_that_very_name(tmp_path: Path) ->
 def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
     folder = RunFolder.new("digits", tmp_path)
     folder.remember(1)
-    with pytest.raises(NothingToResume, match="still going on"):
+    with pytest.raises(NothingToResume, match="still runs"):
         RunFolder.resume("digits", tmp_path)
     folder.close()
     RunFolder.resume("digits", tmp_path).close()

@@ -15,7 +15,7 @@ QUOTES = "must be a string; put it into quotes"
 
 
 @pytest.mark.parametrize(
-    ("document", "told"),
+    ("document", "message"),
     [
         ({"kind": "ConfigMap"}, ["metadata: is required"]),
         ({"kind": "ConfigMap", "metadata": "c"}, ["metadata: must be an object"]),
@@ -35,8 +35,8 @@ QUOTES = "must be a string; put it into quotes"
         ({"kind": "Namespace", "metadata": {}}, []),
     ],
 )
-def test_what_is_wrong_is_reported_with_its_place(document: dict[str, Any], told: list[str]) -> None:
-    assert [f"{'.'.join(map(str, path))}: {text}" for path, text in objects.problems(document)] == told
+def test_what_is_wrong_is_reported_with_its_place(document: dict[str, Any], message: list[str]) -> None:
+    assert [f"{'.'.join(map(str, path))}: {text}" for path, text in objects.problems(document)] == message
 
 
 def test_what_is_right_is_taken_as_it_is() -> None:

@@ -222,7 +222,7 @@ g.stdin.write("".join([f"+{pid}\\n" for pid in pids] + [f"-{pids[1]}\\n"]).encod
 g.stdin.flush()
 print(*pids, flush=True)
 """
-    unmarked, over = killed_after(program, "nobody")
+    unmarked, over = killed_after(program, "no-run")
     try:
         wait_for("the session to end", lambda: gone(unmarked), 10)
         assert not gone(over)

@@ -84,7 +84,7 @@ def test_progress_reaches_the_status_and_the_screen(folder: Path) -> None:
 SAVES = (
     "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(143)))\nprint('up', flush=True)\ntime.sleep(60)"
 )
-LISTENS_ONLY = "signal.signal(15, lambda *_: print('told', flush=True))\nprint('up', flush=True)\ntime.sleep(60)"
+LISTENS_ONLY = "signal.signal(15, lambda *_: print('signalled', flush=True))\nprint('up', flush=True)\ntime.sleep(60)"
 
 
 def until_both_say(started: Started, word: str) -> None:
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_only_the_last_word_of_the_master_names_is_in_the_summ
     until_both_say(started, "up")
     started.process.send_signal(signal.SIGINT)
     done = started.finish(20)
-    assert "; `disttrain run --resume` goes on from the last checkpoint" in done.out
+    assert "; `disttrain run --resume FILE` goes on from the last checkpoint" in done.out
     assert "steps       4\n" in done.out
     assert "checkpoint  step 4 in " in done.out
 
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:
     started = Started(folder, stub.write_job(folder, config={"worker": LISTENS_ONLY}))
     until_both_say(started, "up")
     started.process.send_signal(signal.SIGINT)
-    until_both_say(started, "told")
+    until_both_say(started, "signalled")
     assert started.process.poll() is None
     started.process.send_signal(signal.SIGINT)
     assert started.finish(15).code == 130, "or it waits for the 30 s of its grace period"
@@ -188,7 +188,7 @@ def test_sigkill_leaves_nothing_of_a_command_either(tmp_path: Path, child: str) 
 
 
 def test_a_command_that_is_done_is_the_end_of_its_job(tmp_path: Path) -> None:
-    """Its master knows nobody, and would never end by itself."""
+    """Its master knows no process of it, and would never end by itself."""
     stub.install(tmp_path)
     file = stub.write_command(tmp_path, "sh", "-c", "env -i sleep 3131 & echo $$! is left behind")
     done = run(tmp_path, file, "-o", "json")
@@ -284,9 +284,9 @@ def test_what_a_process_finds_in_its_environment(folder: Path) -> None:
 def test_workers_iterate_over_a_set_in_the_order_of_the_jobs_seed_and_not_of_the_shells(folder: Path) -> None:
     show = "print('order', os.environ['PYTHONHASHSEED'], hash('a'))"
     file = stub.write_job(folder, config={"worker": show}, worker={"replicas": 2})
-    told = [run(folder, file, environment={"PYTHONHASHSEED": shell}).out for shell in ("random", "3")]
-    orders = {line.partition("] ")[2] for out in told for line in out.splitlines() if "] order " in line}
-    assert len(orders) == 1, told
+    outputs = [run(folder, file, environment={"PYTHONHASHSEED": shell}).out for shell in ("random", "3")]
+    orders = {line.partition("] ")[2] for out in outputs for line in out.splitlines() if "] order " in line}
+    assert len(orders) == 1, outputs
     assert orders.pop().startswith("order 0 ")
 
 
@@ -379,8 +379,8 @@ def test_what_has_no_effect_here_is_reported(folder: Path) -> None:
     file = stub.write_job(
         folder, config={"worker": "pass"}, image="c/d:2", worker={"replicas": 1, "template": template}
     )
-    told = run(folder, file).err.splitlines()
-    assert [re.sub(r"^stub.yaml:\d+: warning: spec\.", "", line) for line in told] == [
+    warnings = run(folder, file).err.splitlines()
+    assert [re.sub(r"^stub.yaml:\d+: warning: spec\.", "", line) for line in warnings] == [
         "image: is not used: a local run has the Python and the programs of this machine",
         "worker.template.spec.containers[0].image: has no effect in a local run",
         "worker.template.spec.containers[0].volumeMounts: is not mounted: a local run has no containers",

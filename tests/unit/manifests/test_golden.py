@@ -1,6 +1,6 @@
 """The manifests, word for word.
 
-After a wanted change `PYTHONPATH=tests python -m unit.manifests.test_golden` writes the files anew; read the diff.
+After a wanted change `PYTHONPATH=tests python -m unit.manifests.test_golden` writes the files again; read the diff.
 """
 
 from pathlib import Path

@@ -125,7 +125,7 @@ def _loosened(whose: str, context: dict[str, Any]) -> list[str]:
         "seLinuxOptions": se_linux.get("type", "") in ("", "container_t", "container_init_t", "container_kvm_t")
         and not (se_linux.get("user") or se_linux.get("role")),
         "windowsOptions": not context.get("windowsOptions", {}).get("hostProcess"),
-        "what nobody knows yet": "ofALaterKubernetes" not in context,
+        "a field of a later Kubernetes": "ofALaterKubernetes" not in context,
     }
     return [f"{whose}: {rule}" for rule, holds in rules.items() if not holds]
 

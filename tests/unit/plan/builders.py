@@ -175,15 +175,15 @@ class Scene:
         return self
 
     def node_falls_silent(self, rank: int, role: Role = WORKER) -> Self:
-        """The node controller has not heard of the pod's kubelet for some time, and says that the pod is not ready."""
+        """The node controller has had no report of the pod's kubelet for some time, and says that the pod is not ready."""
         return self.change(rank, role, ready=False, silent_since=self.now)
 
     def gone(self, rank: int, role: Role = WORKER) -> Self:
-        """Somebody deleted the pod."""
+        """Another client deleted the pod."""
         del self.pods[self.pod(rank, role).name]
         return self
 
-    # The world around
+    # The cluster
 
     def after(self, seconds: float) -> Self:
         self.now += timedelta(seconds=seconds)
@@ -197,7 +197,7 @@ class Scene:
         return self
 
     def new_operator(self) -> Self:
-        """Another process goes on with what is stored. It has heard nothing yet."""
+        """Another process goes on with what is stored. It has received nothing yet."""
         self.report = self.report_read = None
         self.listening_since = self.now
         return self

@@ -64,7 +64,7 @@ def test_a_refusal_that_may_pass_is_tried_again_later():
 
 
 def test_a_pod_that_is_called_wrong_is_tried_again_seldom():
-    """A policy of admission says 422 as the schema does, and somebody may lift it."""
+    """A policy of admission says 422 as the schema does, and an administrator may lift it."""
     scene = make_job()
     refusal = Refusal(name="digits-master-0", message="spec.nodeSelector: Invalid", retryable=False, time=scene.now)
     scene.refusals = (refusal,)

@@ -112,7 +112,7 @@ def test_a_master_that_falls_silent_makes_the_progress_unknown_not_the_job_stall
     for _ in range(12):
         scene.after(6).step()
     assert scene.says("Progressing") == ("Unknown", "NoReport")
-    assert scene.status.state is JobState.TRAINING, "only we do not hear it"
+    assert scene.status.state is JobState.TRAINING, "only the operator cannot reach it"
     scene.reports(300).seen()
     assert scene.says("Progressing") == ("True", "Training")
 

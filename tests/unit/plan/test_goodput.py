@@ -47,8 +47,8 @@ def test_every_second_is_in_one_bucket():
     scene.spec(suspend=True).seen().after(1000).spec(suspend=False).seen().after(7).all_run().seen()
     scene.succeeded(0, 1, ago=20).seen()
     goodput = scene.status.goodput
-    told = [goodput.queued_seconds, goodput.starting_seconds, goodput.productive_seconds, goodput.stalled_seconds]
-    assert told == [10 + 7, 5 + 3, 100, 0]
+    counted = [goodput.queued_seconds, goodput.starting_seconds, goodput.productive_seconds, goodput.stalled_seconds]
+    assert counted == [10 + 7, 5 + 3, 100, 0]
     assert goodput.accounted_until == scene.status.completion_time
 
 

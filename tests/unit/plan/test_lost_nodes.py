@@ -1,4 +1,4 @@
-"""Pods whose node is gone: deleted without its word, but only when they were told to end long ago."""
+"""Pods whose node is gone: deleted without the kubelet's confirmation, but only when they were asked to end long ago."""
 
 from datetime import timedelta
 
@@ -41,7 +41,7 @@ def test_a_pod_that_the_taint_of_its_unreachable_node_deletes_is_removed_too():
     [
         pytest.param({"phase": Phase.RUNNING}, id="a node that is only slow"),
         pytest.param({"phase": Phase.RUNNING, "disruption": "EvictionByEvictionAPI"}, id="a node that is drained"),
-        pytest.param({"deleting": False}, id="a pod that nobody told to end"),
+        pytest.param({"deleting": False}, id="a pod that was not asked to end"),
         pytest.param({"deletion_deadline": None}, id="a grace period that is not known"),
     ],
 )

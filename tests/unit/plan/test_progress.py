@@ -142,7 +142,7 @@ class TestNothingMoves:
             pytest.param(lambda scene: scene.rules(default="RestartJob").failed(0), id="the job is restarted"),
             pytest.param(lambda scene: scene.after(61).reports(11, samples_per_second=64.0), id="no step for a minute"),
             pytest.param(lambda scene: scene.after(901).reports(11, samples_per_second=64.0), id="a stall"),
-            pytest.param(lambda scene: scene.after(61), id="the master is not heard"),
+            pytest.param(lambda scene: scene.after(61), id="the operator cannot reach the master"),
         ],
     )
     def test_they_go_and_the_step_stays(self, happens):
@@ -199,14 +199,14 @@ class TestNothingMoves:
 
 
 def test_where_a_training_began_is_kept_in_the_status_and_reported_once():
-    told = "Resumed at step 40; changed: trainer.optimizer.learningRate: 0.05 -> 0.01"
-    scene = make_job().started().reports(40, resumed=told)
-    assert [event.message for event in scene.plan().events if event.reason == "Resumed"] == [told]
-    scene.seen().after(10).reports(50, resumed=told)
+    reported = "Resumed at step 40; changed: trainer.optimizer.learningRate: 0.05 -> 0.01"
+    scene = make_job().started().reports(40, resumed=reported)
+    assert [event.message for event in scene.plan().events if event.reason == "Resumed"] == [reported]
+    scene.seen().after(10).reports(50, resumed=reported)
     assert not [event for event in scene.plan().events if event.reason == "Resumed"]
-    assert scene.seen().status.training.resumed == told
+    assert scene.seen().status.training.resumed == reported
     scene.after(10).reports(60, world_size=0).seen()
-    assert scene.status.training.resumed == told, "a master without a world has not looked yet"
+    assert scene.status.training.resumed == reported, "a master without a round has not looked yet"
     scene.after(10).reports(70).seen()
     assert scene.status.training.resumed is None, "a later attempt had a plain start"
 

@@ -1,4 +1,4 @@
-"""How urgent a write is: what the next step rests on, what a user has to act on, and what can go along with a later change."""
+"""How urgent a write is: what the next step depends on, what a user has to act on, and what can go along with a later change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def condition(type_: str, status: str, message: str = "", reason: str = "X") -> 
                 "conditions": [condition("Valid", "True"), condition("Scheduled", "False", reason="Unschedulable")],
             },
             Write.NOW,
-            id="beginning with an obstacle",
+            id="a start with an unschedulable pod",
         ),
         pytest.param(
             {},
@@ -106,7 +106,7 @@ def condition(type_: str, status: str, message: str = "", reason: str = "X") -> 
             {"conditions": [condition("Scheduled", "False")]},
             {"conditions": [condition("Scheduled", "False", reason="Unschedulable")]},
             Write.NOW,
-            id="obstacle that does not pass by itself",
+            id="a problem that does not pass by itself",
         ),
         pytest.param(
             {"conditions": [condition("Ready", "True")]},

@@ -76,7 +76,7 @@ IDLE = "2 of 4 worker processes have nothing to do in a step: it has 2 parts (tr
 
 
 @pytest.mark.parametrize(
-    ("scene", "told"),
+    ("scene", "warning"),
     [
         (make_job().spec(worker={"replicas": 4}).spec(trainer={"partsPerStep": 2}), IDLE),
         (make_job().spec(trainer={"partsPerStep": 2}, worker={"processesPerWorker": 2}), IDLE),
@@ -90,11 +90,11 @@ IDLE = "2 of 4 worker processes have nothing to do in a step: it has 2 parts (tr
         (make_job().spec(worker={"replicas": 4}).script(), ""),
     ],
 )
-def test_workers_that_have_no_part_of_a_step_are_warned_of(scene, told):
+def test_workers_that_have_no_part_of_a_step_are_warned_of(scene, warning):
     scene.step()
     assert scene.says("Valid") == ("True", "Accepted")
-    assert told in scene.condition("Valid").message
-    assert ("nothing to do" in scene.condition("Valid").message) is bool(told)
+    assert warning in scene.condition("Valid").message
+    assert ("nothing to do" in scene.condition("Valid").message) is bool(warning)
 
 
 def test_a_job_that_got_more_workers_than_its_steps_have_parts_is_warned_of_them():

@@ -190,9 +190,9 @@ def test_value_of_another_version_never_costs_a_job_its_pods_or_its_account(name
         one = look(other, body)
         if body["status"] or one.read.not_understood:
             assert not any(isinstance(action, CreatePod | DeletePod) for action in one.plan.actions), place
-        stays = {field: other["status"].get(field) for field in ("attempt", "completionTime", "restarts")}
-        after = {field: one.after.get(field) for field in stays}
-        assert after == stays or not body["status"], place
+        unchanged = {field: other["status"].get(field) for field in ("attempt", "completionTime", "restarts")}
+        after = {field: one.after.get(field) for field in unchanged}
+        assert after == unchanged or not body["status"], place
         if one.read.not_understood and not ends(body):
             assert lost(other["status"], one.after) == [], place
             said = "'InvalidSpec'" in str(one.after.get("conditions"))

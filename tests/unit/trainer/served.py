@@ -37,7 +37,7 @@ class Table:
         every: int = 4,
         slow: bool = False,
     ) -> None:
-        """slow: the volume is; what was found is told by `find_at_last`."""
+        """slow: the volume is; `find_at_last` reports what was found."""
         self.buffers = buffers
         self.consistency = consistency
         self.slow = slow
@@ -113,7 +113,7 @@ class Table:
         return [one for one in said if not kinds or one[1] in kinds]
 
     def serve(self) -> None:
-        """The servers answer all that they were told, until they are told no more."""
+        """The servers answer all messages, until no more come."""
         while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not MessageType.FINISH]:
             self.said = [one for one in self.said if one not in todo]
             for server, kind, fields in todo:
@@ -136,14 +136,14 @@ class Table:
                 self.training.on_message(server, answer | state, 0)
 
     def work_on(self, worker: Member) -> list[int]:
-        """The worker computes a part, if there is one for it; what else was said stays to be answered."""
+        """The worker computes a part, if there is one for it; its other messages remain to be answered."""
         others = [one for one in self.said if one[0] != worker]
         got = self.work(worker, 1, ask=1)
         self.said = others + self.said
         return got
 
     def evaluate(self, worker: Member, accuracy: float, *, lease: str | None = None) -> None:
-        """The worker evaluated, in its present stay or in this one."""
+        """The worker evaluated, with its present lease or with this one."""
         said = {
             "type": MessageType.EVALUATED,
             "stay": lease or self.lease[worker],

@@ -216,8 +216,8 @@ def test_all_of_it_with_another_data_set_is_refused_with_what_to_write_in_the_fi
 def test_all_of_it_with_another_number_of_parts_is_refused_by_name(claim: Path, parts: dict[str, int]) -> None:
     """Also where no field names the number: it is that of the workers then."""
     assert refusal(claim, {"job": "old", "include": "All"}, **parts).startswith(
-        "checkpoint.from: job old (00000001) was trained otherwise: trainer.partsPerStep: 1 then, 3 now. With include: All the "
-        "training goes on as that job would have: write the same, or take its model alone"
+        "checkpoint.from: job old (00000001) had another setting: trainer.partsPerStep: 1 then, 3 now. include: All continues the "
+        "training of that job, so its settings must be the same: write them here, or take its model alone"
     )
     assert value_of(taken(claim, "old", **parts)) == (30, 30.0)
 

@@ -32,7 +32,7 @@ def make_config(*, attempt: int = 1, workers: int = 1, servers: int = 0, **train
 
 
 @pytest.fixture(autouse=True)
-def _heard(caplog: pytest.LogCaptureFixture) -> None:
+def _log_to_caplog(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
@@ -145,7 +145,7 @@ SGD = {"name": "SGD", "learningRate": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"batchSize": 16}, "trainer.batchSize: 32 then, 16 now"),
         ({"seed": 1}, "trainer.seed: 0 then, 1 now"),
@@ -158,13 +158,13 @@ SGD = {"name": "SGD", "learningRate": 0.1}
     ],
 )
 def test_what_shapes_the_state_or_numbers_the_data_is_refused_by_name_and_nothing_is_lost(
-    tmp_path: Path, changed: dict[str, Any], told: str
+    tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     write(tmp_path, 1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(WrongInput) as refused:
         newest_step(tmp_path, **changed)
-    assert f"checkpoint step-00000001 is of another training: {told}" in str(refused.value)
+    assert f"checkpoint step-00000001 is of another training: {message}" in str(refused.value)
     with pytest.raises(WrongInput, match="of another training"):
         write(tmp_path, 1, "new", **changed)
     assert {path: path.read_bytes() for path in before} == before
@@ -178,7 +178,7 @@ def test_another_number_of_servers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "told"),
+    ("now", "message"),
     [
         (DataSet(97), "samples of trainer.dataset: 96 then, 97 now"),
         (DataSet(95), "samples of trainer.dataset: 96 then, 95 now"),
@@ -192,16 +192,16 @@ def test_another_number_of_servers_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_data_set_that_has_changed_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: DataSet, told: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: DataSet, message: str | None
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "DATA", DataSet(96, "old"))
     write(tmp_path, 1)
-    if told is None:
+    if message is None:
         assert store.newest(tmp_path, make_config(), now).checkpoint is not None
         return
     with pytest.raises(WrongInput) as refused:
         store.newest(tmp_path, make_config(), now)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def edit(manifest: Path, **changes: Any) -> None:
@@ -229,10 +229,10 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_a_damaged_o
     manifest = write(tmp_path, 1) / "manifest.json"
     edit(manifest, format=number)
     text = manifest.read_text()
-    told = f"checkpoint step-00000001 was written by {version} version of the trainer: its format is {number}, and this version reads 2; "
-    with pytest.raises(WrongInput, match=re.escape(told + "go on with that version")):
+    error = f"checkpoint step-00000001 was written by {version} version of the trainer: its format is {number}, and this version reads 2; "
+    with pytest.raises(WrongInput, match=re.escape(error + "go on with that version")):
         newest_step(tmp_path)
-    with pytest.raises(WrongInput, match=re.escape(told)):
+    with pytest.raises(WrongInput, match=re.escape(error)):
         write(tmp_path, 1, "new")
     assert manifest.read_text() == text
 
@@ -243,8 +243,8 @@ def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path
     written = json.loads(manifest.read_text())
     del written["data"]["order of trainer.dataset"]
     manifest.write_text(json.dumps(written))
-    told = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-12" now. Another version of the trainer'
-    with pytest.raises(WrongInput, match=told):
+    error = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-12" now. Another version of the trainer'
+    with pytest.raises(WrongInput, match=error):
         store.newest(tmp_path, make_config(), DATA)
 
 
@@ -256,19 +256,19 @@ def test_fields_that_a_later_version_adds_do_no_harm(tmp_path: Path) -> None:
 def test_where_a_job_begins_is_reported_with_what_has_changed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     now = make_config(attempt=2, optimizer={"name": "SGD", "learningRate": 0.01}, maxSteps=20)
-    told = store.newest(tmp_path, now).describe(now)
+    message = store.newest(tmp_path, now).describe(now)
     changed = "trainer.maxSteps: 9 -> 20, trainer.optimizer.learningRate: 0.1 -> 0.01"
-    assert told == f"Resumed at step 1; changed: {changed}"
+    assert message == f"Resumed at step 1; changed: {changed}"
     same = make_config(attempt=2)
     assert store.newest(tmp_path, same).describe(same) == "Resumed at step 1"
 
 
 def test_a_new_master_of_the_same_attempt_knows_where_it_began(tmp_path: Path) -> None:
     folder = store.prepare(tmp_path, 2)
-    told = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
+    message = 'Resumed at step 1; changed: trainer.loss: none -> "m:l"'
     config = make_config(attempt=2)
-    store.publish(folder, config=config, step=2, parts=2, data=DATA, files={}, resumed=told)
-    assert store.newest(tmp_path, config).describe(config) == told
+    store.publish(folder, config=config, step=2, parts=2, data=DATA, files={}, resumed=message)
+    assert store.newest(tmp_path, config).describe(config) == message
     later = make_config(attempt=3)
     assert store.newest(tmp_path, later).describe(later) == "Resumed at step 2"
 
@@ -283,19 +283,21 @@ def test_a_start_at_step_0_beside_damaged_checkpoints_is_reported_with_the_damag
     for step in (1, 2):
         (write(tmp_path, step) / "state").write_text("damaged")
     config = make_config(attempt=2)
-    told = store.newest(tmp_path, config).describe(config)
-    assert told is not None
-    assert told.startswith("Begins at step 0: no checkpoint in its folder can be used: step-00000002 (state is damaged")
-    assert "step-00000001 (state is damaged" in told
+    message = store.newest(tmp_path, config).describe(config)
+    assert message is not None
+    assert message.startswith(
+        "Begins at step 0: no checkpoint in its folder can be used: step-00000002 (state is damaged"
+    )
+    assert "step-00000001 (state is damaged" in message
 
 
 def test_a_checkpoint_that_was_left_out_is_reported(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (write(tmp_path, 2) / "state").write_text("damaged")
     config = make_config(attempt=2)
-    told = store.newest(tmp_path, config).describe(config)
-    assert told is not None
-    assert told.startswith("Resumed at step 1; skipped: step-00000002 (state is damaged")
+    message = store.newest(tmp_path, config).describe(config)
+    assert message is not None
+    assert message.startswith("Resumed at step 1; skipped: step-00000002 (state is damaged")
 
 
 def test_a_volume_that_cannot_be_read_is_no_start_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Worlds are formed when all are ready, dissolved when one is lost, and the rank with the newest state is the source."""
+"""A round begins when all ranks are ready and ends when one is lost, and the rank with the newest state is the source."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -322,7 +322,7 @@ def test_the_time_to_join_begins_with_each_round() -> None:
     table = Table(script=True).begin_round()
     table.collective.lost(B, 1)
     table.collective.tick(JOIN_SECONDS)
-    assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.sent.take()], "there is no world"
+    assert MessageType.NOT_JOINED not in [kind for _, kind, _ in table.sent.take()], "there is no round"
 
 
 def test_a_script_whose_processes_trained_apart_ends_with_a_warning() -> None:

@@ -1,4 +1,4 @@
-"""The master's control port believes nobody: what a peer says wrong costs that peer its connection, and nobody else anything."""
+"""The master's control port checks every message: a wrong one costs its sender the connection, and no other peer anything."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ CONFIG = command_config(workers=2)
 HELLO: Message = {"type": "hello", "job": "u", "attempt": 1, "role": "worker", "rank": 0, "incarnation": "i"}
 
 
-class Heard:
-    """A coordinator that keeps what it hears, or does what it is told to."""
+class Recorder:
+    """A coordinator that keeps what it receives, or runs `do`."""
 
     ended = released = False
 
@@ -34,7 +34,7 @@ class Heard:
         self.said.append(("joined", member.rank))
 
     def on_message(self, member: Member, message: Message, now: float) -> None:
-        self.said.append(("heard", message["type"]))
+        self.said.append(("message", message["type"]))
         self.do()
 
     def reported(self, rank: int, message: Message, now: float) -> None:
@@ -54,32 +54,32 @@ class Heard:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Heard, int, "asyncio.Task[None]"]]:
-    """What its coordinator heard, its port, and its end."""
+async def serving() -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]:
+    """Its coordinator, its port, and its end."""
     control = ControlServer(config=CONFIG)
-    heard = control.coordinator = Heard()
+    coordinator = control.coordinator = Recorder()
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port = held.getsockname()[1]
         end = asyncio.create_task(control.serve(host="127.0.0.1", port=port))
         await asyncio.sleep(0)  # it listens before it waits for the first time
-        yield heard, port, end
+        yield coordinator, port, end
         end.cancel()
         await asyncio.wait([end])
 
 
 async def answers(port: int, *lines: bytes) -> list[Message]:
-    """What a peer that says this is told, until the master closes the connection."""
+    """What a peer that says this receives, until the master closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.writelines(lines)
-    told = []
+    received = []
     async with asyncio.timeout(20):
         with contextlib.suppress(ConnectionResetError):  # it closes what it does not read to the end
             while answer := await reader.readline():
-                told.append(decode(answer))
+                received.append(decode(answer))
     writer.close()
-    return told
+    return received
 
 
 def line(message: Message) -> bytes:
@@ -106,13 +106,13 @@ def line(message: Message) -> bytes:
     ],
 )
 async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisions(said: bytes) -> None:
-    async with serving() as (heard, port, end):
-        told = await answers(port, said)
-        assert [message["type"] for message in told] in ([], [MessageType.REFUSED])
-        assert heard.said == []
+    async with serving() as (coordinator, port, end):
+        received = await answers(port, said)
+        assert [message["type"] for message in received] in ([], [MessageType.REFUSED])
+        assert coordinator.said == []
         assert not end.done()
         await answers(port, line(HELLO), line({"type": "hello"}))
-        assert ("joined", 0) in heard.said, "the next one is admitted"
+        assert ("joined", 0) in coordinator.said, "the next one is admitted"
 
 
 @pytest.mark.parametrize(
@@ -129,35 +129,35 @@ async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisi
     ],
 )
 async def test_a_member_that_makes_no_sense_is_lost_and_the_master_goes_on(said: Message) -> None:
-    async with serving() as (heard, port, end):
-        told = await answers(port, line(HELLO), line(said))
-        assert [message["type"] for message in told] == [MessageType.WELCOME]
-        assert heard.said == [("joined", 0), ("lost", 0)]
+    async with serving() as (coordinator, port, end):
+        received = await answers(port, line(HELLO), line(said))
+        assert [message["type"] for message in received] == [MessageType.WELCOME]
+        assert coordinator.said == [("joined", 0), ("lost", 0)]
         assert not end.done()
 
 
 @pytest.mark.parametrize("error", [KeyError("stay"), ValueError("no such thing"), OSError("of a file")])
 async def test_a_failure_of_the_coordinator_ends_the_master_whatever_it_is(error: Exception) -> None:
-    async with serving() as (heard, port, end):
+    async with serving() as (coordinator, port, end):
 
         def fail() -> None:
             raise error
 
-        heard.do = fail
+        coordinator.do = fail
         await answers(port, line(HELLO), line({"type": "leaving"}))
         with pytest.raises(type(error)):
             await asyncio.wait_for(asyncio.shield(end), 20)
 
 
 async def test_a_worker_with_other_code_than_the_first_is_refused_and_joins_nothing() -> None:
-    async with serving() as (heard, port, _end):
+    async with serving() as (coordinator, port, _end):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(line(HELLO | {"code": "a" * 64}))
         assert decode(await reader.readline())["type"] == MessageType.WELCOME
         (said,) = await answers(port, line(HELLO | {"rank": 1, "code": "b" * 64}))
         assert said["type"] == MessageType.WRONG
         assert said["reason"].startswith("trainer.code of worker-1 is not that of this attempt (sha256 bbbb")
-        assert heard.said == [("joined", 0)]
+        assert coordinator.said == [("joined", 0)]
         # A survivor of the master before this one knows better than the first to come.
         await answers(port, line(HELLO | {"rank": 1, "code": "b" * 64, "code_admitted": True}), b"\n")
         message = decode(await reader.readline())
@@ -202,10 +202,10 @@ def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
 
 
 async def test_a_script_may_report_from_processes_that_the_job_does_not_know() -> None:
-    async with serving() as (heard, port, _):
+    async with serving() as (coordinator, port, _):
         said = [HELLO | {"rank": 7, "session": True}, {"type": "report", "step": 3}, {"type": "nonsense"}]
         await answers(port, *map(line, said))
-        assert heard.said == [("reported", 3)]
+        assert coordinator.said == [("reported", 3)]
 
 
 def test_a_pod_is_reached_by_its_addresses_of_either_kind() -> None:

@@ -15,8 +15,8 @@ FORKS = """
 import multiprocessing, signal, sys, threading
 from disttrain_trainer.runtime import machine
 
-heard = threading.Event()
-machine.on_sigterm(heard.set)
+received = threading.Event()
+machine.on_sigterm(received.set)
 
 def work(up):
     up.set()
@@ -29,10 +29,10 @@ child.start()
 up.wait(20)
 child.terminate()
 child.join(20)
-code, child_was_heard = child.exitcode, heard.wait(0.2)
+code, child_got_it = child.exitcode, received.wait(0.2)
 child.kill()
 signal.raise_signal(signal.SIGTERM)
-sys.exit(0 if (code, child_was_heard, heard.wait(20)) == (-signal.SIGTERM, False, True) else f"{code} {child_was_heard}")
+sys.exit(0 if (code, child_got_it, received.wait(20)) == (-signal.SIGTERM, False, True) else f"{code} {child_got_it}")
 """
 
 

@@ -48,24 +48,24 @@ def test_the_hint_says_what_to_use_instead(spawned: bool) -> None:
         assert way in text
 
 
-def reports(*worlds: int | None, workers: int) -> str | None:
+def reports(*sizes: int | None, workers: int) -> str | None:
     tracker = Tracker(attempt=1)
-    bystander = CommandCoordinator(tracker=tracker, workers=workers)
-    for world in worlds:
-        bystander.reported(0, {"step": 1, "world": world}, 0)
+    coordinator = CommandCoordinator(tracker=tracker, workers=workers)
+    for size in sizes:
+        coordinator.reported(0, {"step": 1, "world": size}, 0)
     return tracker.warning
 
 
-@pytest.mark.parametrize(("worlds", "workers"), [((1, 2), 2), ((1, 8), 2), ((None,), 2), ((), 2), ((1,), 1)], ids=repr)
+@pytest.mark.parametrize(("sizes", "workers"), [((1, 2), 2), ((1, 8), 2), ((None,), 2), ((), 2), ((1,), 1)], ids=repr)
 def test_a_command_in_one_world_or_in_an_unknown_one_is_not_warned_of(
-    worlds: tuple[int | None, ...], workers: int
+    sizes: tuple[int | None, ...], workers: int
 ) -> None:
-    assert reports(*worlds, workers=workers) is None
+    assert reports(*sizes, workers=workers) is None
 
 
-@pytest.mark.parametrize(("worlds", "workers"), [((1, 1), 2), ((None, 1), 2), ((2, 2), 4)], ids=repr)
-def test_a_command_whose_workers_train_apart_is_warned_of(worlds: tuple[int | None, ...], workers: int) -> None:
-    largest = max(world or 0 for world in worlds)
-    warning = reports(*worlds, workers=workers)
+@pytest.mark.parametrize(("sizes", "workers"), [((1, 1), 2), ((None, 1), 2), ((2, 2), 4)], ids=repr)
+def test_a_command_whose_workers_train_apart_is_warned_of(sizes: tuple[int | None, ...], workers: int) -> None:
+    largest = max(size or 0 for size in sizes)
+    warning = reports(*sizes, workers=workers)
     assert warning is not None
     assert f"the job has {workers} workers, but no process reported a world of more than {largest}" in warning

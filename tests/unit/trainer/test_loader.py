@@ -74,10 +74,10 @@ def test_samples_that_do_not_stack_are_reported_with_their_shapes_and_the_fields
     fetch = fetcher(Listed(samples), device=CPU, field=FIELD)
     with pytest.raises(UserError) as raised:
         fetch(numbers(0, 1))
-    told = str(raised.value)
-    assert told.startswith(f"{FIELD} gives samples that do not make a batch, such as {shown}")
-    assert "set trainer.collate" in told
-    assert "\n" not in told
+    reported = str(raised.value)
+    assert reported.startswith(f"{FIELD} gives samples that do not make a batch, such as {shown}")
+    assert "set trainer.collate" in reported
+    assert "\n" not in reported
 
 
 def test_what_the_users_own_code_raises_passes_through() -> None:

@@ -186,7 +186,7 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite() -> None:
     assert table.tracker.nan_loss == "worker-0 at step 1"
 
 
-def test_what_a_worker_says_of_an_earlier_stay_does_not_count() -> None:
+def test_a_message_with_an_earlier_lease_of_a_worker_does_not_count() -> None:
     table = training()
     earlier = table.lease[WORKERS[0]]
     table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
@@ -235,7 +235,7 @@ def test_a_checkpoint_waits_for_the_buffers_of_the_lowest_worker() -> None:
     table = training(buffers=True)
     assert at_checkpoint(table) == [WORKERS[0]]
     assert table.on_disk is None
-    save_buffers(table, WORKERS[1], "buffers-of-nobody-that-was-asked")
+    save_buffers(table, WORKERS[1], "buffers-of-a-worker-that-was-not-asked")
     assert table.on_disk is None
     save_buffers(table, WORKERS[0], "buffers-1.safetensors")
     assert table.on_disk is not None

@@ -1,4 +1,4 @@
-"""What the master of parameter servers decides when somebody is lost at the worst moment, itself included."""
+"""What the master of parameter servers decides when a process is lost at the worst moment, itself included."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_new_master_drops_every_worker_so_that_none_waits_for_one_that_was_los
 
 
 def test_a_new_master_invites_no_worker_before_every_server_has_dropped_all() -> None:
-    # Else a server that is late would throw a worker out of its new stay.
+    # Else a server that is late would drop a worker that has a new lease.
     table = taken_over()
     table.training.joined(WORKERS[0], {"samples": 80, "buffers": False}, 0)
     assert [kind for member, kind, _ in table.said if member == WORKERS[0]] == []
@@ -92,7 +92,7 @@ def test_a_server_that_carries_out_the_last_order_of_a_lost_master_only_now_take
 
 
 def test_parts_of_a_worker_that_starts_again_while_another_waits_for_them_recall_the_other() -> None:
-    # The connection of a worker to a server broke, and that to the master did not: nobody was lost.
+    # The connection of a worker to a server broke, and that to the master did not: no process was lost.
     table = training()
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
     assert table.work(WORKERS[0], 0) == [0, 2, 4, 6]
@@ -101,7 +101,7 @@ def test_parts_of_a_worker_that_starts_again_while_another_waits_for_them_recall
     assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
     assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.ROUND]
     table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
-    assert messages_to(table, WORKERS[1]) == [], "who was called away calls nobody away in turn"
+    assert messages_to(table, WORKERS[1]) == [], "a worker that was called away calls no other one away"
     assert table.work(WORKERS[0], 0)[0] == 0
     assert table.work(WORKERS[1], 0)[0] == 1
 

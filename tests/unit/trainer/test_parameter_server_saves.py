@@ -273,7 +273,7 @@ def test_a_worker_that_evaluates_is_not_asked_for_its_buffers_while_there_is_ano
 
 
 def leave(table: Table, now: float = 0) -> list[MessageType]:
-    """A worker leaves; what the servers and workers hear of it."""
+    """A worker leaves; which messages the servers and workers receive then."""
     table.take()
     table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, now)
     return [kind for _, kind, _ in table.said if kind in (MessageType.SAVE, MessageType.RELEASED)]

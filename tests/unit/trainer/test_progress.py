@@ -80,7 +80,7 @@ def test_steps_that_were_lost_are_counted_once() -> None:
 
 
 def finished(evaluation: dict[str, float]) -> Progress:
-    """The last word of a job that found this, as a kubelet hands it on."""
+    """The termination message of a job that found this, as a kubelet hands it on."""
     tracker = Tracker(attempt=1)
     tracker.reach(10)
     tracker.evaluation = evaluation

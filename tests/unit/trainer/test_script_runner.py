@@ -47,7 +47,7 @@ SCRIPTS = {
     "exit handlers, last first": "import atexit; atexit.register(print, 'first'); atexit.register(print, 'second')",
     "an exit handler that fails": """
         import atexit, sys
-        sys.unraisablehook = lambda told: print(told.exc_value)
+        sys.unraisablehook = lambda failure: print(failure.exc_value)
         atexit.register(print, 'first')
         atexit.register(int, 'none')
     """,
@@ -77,11 +77,11 @@ SCRIPTS = {
     """,
     "a hook for exceptions that fails": """
         import sys
-        def hook(*told): raise RuntimeError('of the hook')
+        def hook(*args): raise RuntimeError('of the hook')
         sys.excepthook = hook
         1 / 0
     """,
-    "a hook for exceptions that exits": "import sys; sys.excepthook = lambda *told: sys.exit(3); 1 / 0",
+    "a hook for exceptions that exits": "import sys; sys.excepthook = lambda *args: sys.exit(3); 1 / 0",
     "an exit with words that cannot be said": """
         class Mute:
             def __str__(self): raise RuntimeError

@@ -1,4 +1,4 @@
-"""On a GPU the optimiser takes no step before the sums of a step are there, and none at all when the world ended meanwhile."""
+"""On a GPU the optimiser takes no step before the sums of a step are there, and none at all when the round ended meanwhile."""
 
 import pytest
 

@@ -24,7 +24,7 @@ def worker(config: JobConfig) -> Process:
 
 
 def impatient(seconds: float, **changes: object) -> JobConfig:
-    """Its master is given up after so many seconds; nobody listens at its address."""
+    """It declares its master lost after so many seconds; no process listens at its address."""
     return command_config().model_copy(update={"startup_timeout_seconds": seconds, **changes})
 
 

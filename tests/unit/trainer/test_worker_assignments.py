@@ -45,7 +45,7 @@ def test_a_worker_asks_once_until_it_is_answered() -> None:
     assert len(control.said) == 2
 
 
-def test_a_worker_that_is_called_into_another_stay_while_it_asks_asks_again_in_that_one() -> None:
+def test_a_worker_that_gets_another_lease_while_it_requests_parts_requests_them_again_with_that_one() -> None:
     # Otherwise the request of the earlier lease, which the master ignores, would count as open, and the worker would wait for ever.
     control, member = Control(), ParameterServerMember()
     earlier = assignments(control, member, enter(member, "m.1"))

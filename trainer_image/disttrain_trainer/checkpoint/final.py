@@ -1,6 +1,6 @@
 """How long the last files of a job are tried for, its last checkpoint and its model, and how the process ends that cannot write them.
 
-Any other checkpoint may be given up: the training goes on, and the next one has all that was in it. After the last one comes nothing,
+Any other checkpoint may be abandoned: the training goes on, and the next one has all that was in it. After the last one comes nothing,
 so a job without it is not done.
 """
 

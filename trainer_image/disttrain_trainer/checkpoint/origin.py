@@ -261,7 +261,7 @@ def _take(target: Path, checkpoint: Checkpoint) -> None:
             _link(checkpoint.folder / name, temporary / name, digest)
         store.write_manifest(temporary, manifest)
         if target.exists() and not (target / NAME).exists():
-            shutil.rmtree(target, ignore_errors=True)  # of a save that was given up
+            shutil.rmtree(target, ignore_errors=True)  # of a save that was abandoned
         temporary.rename(target)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The checkpoint folder of a job: which checkpoints are whole, and how one becomes whole.
 
 step-00001200/ holds files, each written under another name and renamed, and the manifest, written last: a folder without a manifest
-is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was given up, but is perhaps still
+is no checkpoint, whatever else is in it. No two saves share the name of a file, so that one which was abandoned, but is perhaps still
 being written, changes nothing that a manifest names. Works on any file system that several pods can mount.
 No process writes into a folder that holds a checkpoint of another training: it refuses.
 """
@@ -256,7 +256,7 @@ def _is_readable(folder: Path) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what the manifest does not name: an earlier checkpoint of the same step, and saves that were given up."""
+    """Removes what the manifest does not name: an earlier checkpoint of the same step, and saves that were abandoned."""
     named = Manifest.read((folder / NAME).read_text()).files
     for path in folder.iterdir():
         if path.name != NAME and path.name not in named:

@@ -34,7 +34,7 @@ class CheckpointFolder:
         self._tracker = tracker
         self._run_apart = run_apart
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        """One thread: a save that was given up must not publish and prune while the newest checkpoint is looked for."""
+        """One thread: a save that was abandoned must not publish and prune while the newest checkpoint is looked for."""
 
     def find(self, answer: Answer[Manifest | None]) -> None:
         def found(found: store.Found) -> None:

@@ -2,7 +2,7 @@
 
 The checkpoint store does whatever blocks, and answers later. When a checkpoint fails, the log says so, the coordinator gives it up, and the
 one before stays; only the last one of a job is tried again (checkpoint/final.py). Each save has an id, in the names of its files and in
-every answer, so that a late write for a save that was given up changes nothing in the next one.
+every answer, so that a late write for a save that was abandoned changes nothing in the next one.
 Pure.
 """
 
@@ -59,7 +59,7 @@ class CheckpointCoordinator:
     aligned: every step is saved whole, on all servers (Sync). every: steps between two checkpoints.
     buffer_writer: the worker whose buffers are to be saved; None when the model has none, or no worker is ready.
     copied: called when the training may go on while the copies are written.
-    done: called when one is complete or given up, with whether the final one is complete.
+    done: called when one is complete or abandoned, with whether the final one is complete.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class CheckpointCoordinator:
         """A process is leaving: save as soon as the steps in work are whole."""
         self._hurried_at = 0.0
         self._failed = False
-        """Whether the newest save was given up."""
+        """Whether the newest save was abandoned."""
         self._attempted = 0
         """Step of the newest one, or of a later one that failed: it is not tried again before the next is due."""
 
@@ -253,7 +253,7 @@ class CheckpointCoordinator:
         self._complete(save)
 
     def worker_left(self, rank: int, now: float, *, lost: bool) -> None:
-        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the save is given up.
+        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the save is abandoned.
         So it is once the training has gone on: then every other worker has buffers of a later step.
 
         A worker that starts over still writes what it has copied.
@@ -274,7 +274,7 @@ class CheckpointCoordinator:
         """The store's answer to `publish`."""
         if isinstance(manifest, Manifest):
             self._written = manifest
-            self.know(manifest)  # also when the save was given up meanwhile: it is whole
+            self.know(manifest)  # also when the save was abandoned meanwhile: it is whole
         if self._save is save:
             self._end(str(manifest) if isinstance(manifest, OSError) else None, now)
 

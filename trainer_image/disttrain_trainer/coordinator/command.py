@@ -11,8 +11,8 @@ class CommandCoordinator:
     def __init__(self, *, tracker: Tracker, workers: int) -> None:
         self._tracker = tracker
         self._workers = workers
-        self._largest_world = 0
-        """Of the worlds that the processes reported; 0 while none did."""
+        self._largest_group = 0
+        """Size of the largest process group that a process reported; 0 while none did."""
         self.ended = False
         self.released = False
 
@@ -33,9 +33,9 @@ class CommandCoordinator:
             tracker.reach(int(message["step"]))
         self._compare(int(message.get("world") or 0))
 
-    def _compare(self, world: int) -> None:
+    def _compare(self, size: int) -> None:
         """Warns while the processes that report train apart: each pod would then train a model of its own, and all of them succeed."""
-        largest = self._largest_world = max(self._largest_world, world)
+        largest = self._largest_group = max(self._largest_group, size)
         self._tracker.warning = (
             f"the job has {self._workers} workers, but no process reported a world of more than {largest}: the workers may have "
             "trained separate models. A bare torchrun takes its options from the PET_* variables of the pod; other launchers need "

@@ -361,7 +361,7 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _saved(self, finished: bool, now: float) -> None:
-        """A checkpoint is complete, or was given up. finished: it was the last one, and is complete."""
+        """A checkpoint is complete, or was abandoned. finished: it was the last one, and is complete."""
         if finished:
             self._release()
             self._finish(now)

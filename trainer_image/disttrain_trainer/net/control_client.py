@@ -104,10 +104,9 @@ class ControlClient:
     def wait(self, ready: Callable[[], T | None], *, what: str, timeout: float | None, logged: bool = False) -> T:
         """Blocks until `ready` returns a result that is not None, and returns it. `ready` is called again after every message.
 
-        Raises PeerLost, which names `what`, after `timeout` seconds, and in any case when the master is given up. timeout None: the wait
-        may
-        take any time; the plan's deadlines, which know the steps, bound it (docs/design/0001). logged: the log says already that this
-        process waits; otherwise a line says so after QUIET_WAIT_SECONDS.
+        Raises PeerLost, which names `what`, after `timeout` seconds, and in any case when the master is declared lost.
+        timeout None: the wait may take any time; the plan's deadlines, which know the steps, bound it (docs/design/0001).
+        logged: the log says already that this process waits; otherwise a line says so after QUIET_WAIT_SECONDS.
         """
         begin = time.monotonic()
         deadline = begin + (math.inf if timeout is None else timeout)
@@ -123,7 +122,7 @@ class ControlClient:
         return result
 
     def _wait_until(self, deadline: float, ready: Callable[[], T | None]) -> T | None:
-        """The result of `ready`, None at the deadline. Raises `failure` when the master is given up meanwhile."""
+        """The result of `ready`, None at the deadline. Raises `failure` when the master is declared lost meanwhile."""
         with self.changed:
             while (result := ready()) is None:
                 self.check()
@@ -134,7 +133,7 @@ class ControlClient:
             return result
 
     def check(self) -> None:
-        """Raises `failure` when the master was given up."""
+        """Raises `failure` when the master was declared lost."""
         if self.failure is not None:
             raise self.failure
 

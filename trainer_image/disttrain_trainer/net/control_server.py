@@ -223,7 +223,7 @@ class ControlServer:
         return None
 
     def _judge_code(self, hello: Hello) -> str | None:
-        """Why a process cannot train with the code that it has. The others, if they turn out to have the wrong one, are told so."""
+        """Why a process cannot train with the code that it has. The others, if they turn out to have the wrong one, get this reason."""
         if self._code.take(hello):
             for peer in self._peers.values():
                 if (objection := self._code.objection(str(peer.member), peer.code)) is not None:

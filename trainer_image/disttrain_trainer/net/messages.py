@@ -44,7 +44,7 @@ class MessageType(StrEnum):
     REPORT = "report"
     """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
     the weights, where these are not the samples), epoch, total_steps;
-    final: [slice, loss x weight, weight] of each part of the last steps;
+    final: [part, loss x weight, weight] of each part of the last steps;
     world: from a script or command, the size of the process group that it is in, where it knows]."""
 
     # Rounds with collectives (DataParallel, scripts).
@@ -56,7 +56,7 @@ class MessageType(StrEnum):
     """A round begins [generation, source: the rank whose state is the newest].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
-    checkpoint]: both ends ignore messages of an earlier stay."""
+    checkpoint]: both ends ignore messages of an earlier lease."""
     REFORM = "reform"
     """A member was lost: leave the round, drop the parts that were not computed, and send READY."""
     NOT_JOINED = "not-joined"

@@ -26,7 +26,7 @@ from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 POLL_SECONDS = 20e-6
 """Seconds between two looks at whether a GPU has its sums."""
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
-"""Bytes, as in DDP: a small one first, so that the wires are busy early."""
+"""Bytes, as in DDP: a small one first, so that the network is busy early."""
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +201,7 @@ class Replicated:
 
 
 def await_sums(works: Sequence[Work], alive: Callable[[], bool]) -> None:
-    """Blocks until the sums of a GPU are there. Raises BrokenGroup when the world ended before.
+    """Blocks until the sums of a GPU are there. Raises BrokenGroup when the round ended before.
 
     An aborted sum ends as if it were done, with whatever it had added up so far: an optimiser's step that was queued behind it
     would make of it the newest state of all.

@@ -128,7 +128,7 @@ class ServerConnection:
 
     def _open_link(self) -> Link:
         if self.link is None or self._closed.is_set():
-            raise Closed("the connection was given up")
+            raise Closed("this side closed the connection")
         return self.link
 
     def _dial(self, timeout_seconds: float) -> socket.socket:
@@ -151,7 +151,7 @@ class ServerConnection:
             if time.monotonic() + pause > deadline:
                 raise PeerLost(self.name, f"{why}; tried to connect for {timeout_seconds:g} s")
             if self._closed.wait(pause):
-                raise Closed("the connection was given up")
+                raise Closed("this side closed the connection")
             pause = min(2 * pause, 1.0)
 
     def _refusal(self, code: int, text: str) -> Exception:

@@ -60,7 +60,7 @@ class Server:
     def run(self, control: ControlClient) -> None:
         """Serves until the master says that the job is done.
 
-        Raises WrongInput, PeerLost when the master is given up, or whatever a thread of the shard failed with.
+        Raises WrongInput, PeerLost when the master is declared lost, or whatever a thread of the shard failed with.
         """
         self.shard.start()
         threading.Thread(target=self._write, args=(control,), name="checkpoint", daemon=True).start()

@@ -5,7 +5,7 @@ There are two ways to keep the parameters, by `history`:
 
 - False: updated in place. A reader may see a part of an update that is being made (as in Hogwild).
 - True: each version is another buffer, and the previous version stays. A shard that is one version ahead can then still serve the
-  version that the other shards have, to a worker that redoes a lost slice of it. No shard is ever two ahead: gradients for a step
+  version that the other shards have, to a worker that computes a lost part of it again. No shard is ever two ahead: gradients for a step
   need the parameters of that version from all shards.
 
 Parameters of 16 bits have a 32-bit master, on which gradients are summed and the optimiser works; what workers read is rounded from it.

@@ -47,7 +47,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a process of the pod is told."""
+    """What a process of the pod is started with."""
 
     local_rank: int
     metrics: Path | None

@@ -1,6 +1,6 @@
 """The checkpoints of a training with collectives: rank 0 writes the state of all.
 
-One that is due in the middle of the training is written in the background. One that somebody waits for (a process that drains, the end of
+One that is due in the middle of the training is written in the background. One that a process waits for (a process that drains, the end of
 the job) is written at once, without a copy: the training stands still until it is committed.
 """
 

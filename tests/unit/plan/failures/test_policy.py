@@ -141,7 +141,7 @@ def test_lost_peers_alone_are_replaced_without_counting():
 
 
 class TestLostPeersAgainAndAgain:
-    """Exit code 75 with no pod that was lost: once it is nobody's fault, but it must not go on without end."""
+    """Exit code 75 with no pod that was lost: once it counts as no failure, but it must not go on without end."""
 
     def lost(self, scene, *ranks):
         """Some workers lose their peers, are replaced, and all meet again without a step."""

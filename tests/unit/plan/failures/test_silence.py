@@ -6,7 +6,7 @@ from unit.plan.builders import MASTER, deleted, make_job
 
 
 class TestSilentMaster:
-    """A master that is frozen: it does not fail, and nobody hears it."""
+    """A master that is frozen: it does not fail, and no process receives anything from it."""
 
     def frozen(self):
         return make_job().training().after(5).reports(11).seen().after(61).failed(0, code=75).failed(1, code=75)
