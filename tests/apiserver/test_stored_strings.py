@@ -111,9 +111,9 @@ def test_what_is_fixed_in_a_stored_job_is_fixed_and_its_optimizer_changes_in_num
     conditions = [
         {"type": "Suspended", "status": "True", "reason": "Suspended", "message": "", "lastTransitionTime": AT}
     ]
-    rests = {**old_job("rests", suspend=True), "status": {"conditions": conditions}}
-    stored(rest, old_job("runs"), rests)
-    rest.merge(f"{JOBS}/rests/status", {"status": {"training": {"lastCheckpoint": {"step": 5, "time": AT}}}})
+    suspended = {**old_job("suspended", suspend=True), "status": {"conditions": conditions}}
+    stored(rest, old_job("runs"), suspended)
+    rest.merge(f"{JOBS}/suspended/status", {"status": {"training": {"lastCheckpoint": {"step": 5, "time": AT}}}})
     numbers = {"learningRate": 0.01, "momentum": 0.9, "weightDecay": 0}
 
     def refused(name: str, trainer: Any) -> str:
@@ -125,15 +125,17 @@ def test_what_is_fixed_in_a_stored_job_is_fixed_and_its_optimizer_changes_in_num
     assert "spec.trainer: Invalid value" in refused("runs", {"epochs": 9})
     assert "spec.trainer: Invalid value" in refused("runs", {"optimizer": numbers})
     assert "is immutable while the job runs" in refused("runs", {"optimizer": numbers})
-    for name in ("runs", "rests"):
+    for name in ("runs", "suspended"):
         assert "write each of its numbers without quotes" in refused(name, {"optimizer": {"learningRate": 0.01}})
         assert "must be of type number" in refused(name, {"optimizer": {"learningRate": "0.01"}})
-    assert "is immutable once the job has a checkpoint" in refused("rests", {"seed": 7})
-    assert "is immutable once the job has a checkpoint" in refused("rests", {"optimizer": {**numbers, "name": "Adam"}})
-    rest.merge(f"{JOBS}/rests", {"spec": {"trainer": {"optimizer": numbers}}})
-    rest.merge(f"{JOBS}/rests", {"spec": {"trainer": {"optimizer": {"learningRate": 1e-4}}}})
-    assert rest.get(JOBS, "rests")["spec"]["trainer"]["optimizer"]["learningRate"] == 1e-4
-    assert "spec.trainer.optimizer.momentum" in refused("rests", {"optimizer": {"momentum": 0}})
+    assert "is immutable once the job has a checkpoint" in refused("suspended", {"seed": 7})
+    assert "is immutable once the job has a checkpoint" in refused(
+        "suspended", {"optimizer": {**numbers, "name": "Adam"}}
+    )
+    rest.merge(f"{JOBS}/suspended", {"spec": {"trainer": {"optimizer": numbers}}})
+    rest.merge(f"{JOBS}/suspended", {"spec": {"trainer": {"optimizer": {"learningRate": 1e-4}}}})
+    assert rest.get(JOBS, "suspended")["spec"]["trainer"]["optimizer"]["learningRate"] == 1e-4
+    assert "spec.trainer.optimizer.momentum" in refused("suspended", {"optimizer": {"momentum": 0}})
 
 
 def test_operator_trains_a_stored_job_replaces_its_pods_suspends_and_ends_it(control_plane: ControlPlane) -> None:

@@ -199,10 +199,12 @@ def test_deleting_a_job_leaves_nothing_behind(node: Node) -> None:
         items: list[Any] = json.loads(node.kubectl("get", kinds, "-n", TEAM, "-l", selector, "-o", "json"))["items"]
         return items
 
-    def staying() -> list[Any]:
+    def not_deleted() -> list[Any]:
         return [pod for pod in left("pods") if "deletionTimestamp" not in pod["metadata"]]
 
-    node.wait_for("the collector, which looks for new kinds every 30 s, to delete the pods", lambda: not staying(), 60)
+    node.wait_for(
+        "the collector, which looks for new kinds every 30 s, to delete the pods", lambda: not not_deleted(), 60
+    )
     # Their processes were just starting, and end at once all the same: not after their grace period of 30 s.
     node.wait_for("everything of the job to be gone", lambda: not left(), 15)
 

@@ -147,7 +147,7 @@ def test_a_pod_of_two_processes_has_the_environment_of_torchruns_nodes(tmp_path:
         }
 
 
-ENDING = """
+EXITS = """
 import atexit, os, pathlib, time
 import torch, torch.distributed as dist
 
@@ -177,7 +177,7 @@ else:
 
 
 def test_a_thread_of_torch_that_is_still_at_work_when_a_script_ends_does_not_abort_it(tmp_path: Path) -> None:
-    with script(tmp_path, ENDING) as job:
+    with script(tmp_path, EXITS) as job:
         job.train()
         assert job.termination(Role.MASTER).progress.generation == 1  # type: ignore[union-attr]
 

@@ -59,12 +59,12 @@ def close() -> None:
 
 
 def checkpoint_dir() -> Path | None:
-    """The folder that outlives this process; None when the job has no checkpoint volume."""
+    """The folder for checkpoints, which outlives this process; None when the job has no checkpoint volume, or outside of DistTrain."""
     return _folder(environment.CHECKPOINT_DIR)
 
 
 def data_dir() -> Path | None:
-    """The folder of the data volume; None when the job has none."""
+    """The folder of the data volume; None when the job has none, or outside of DistTrain."""
     return _folder(environment.DATA_DIR)
 
 
@@ -167,7 +167,7 @@ def _number(name: str, value: Any, kind: type[N]) -> N | None:
     try:
         return kind(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        warnings.warn(f"session.report: {name} is no number, and left out: {error}", stacklevel=4)
+        warnings.warn(f"session.report ignores {name}, which is not a number: {error}", stacklevel=4)
         return None
 
 

@@ -32,11 +32,13 @@ class Problem:
 
     file: str
     line: int
+    """From 1; 0: the file as a whole."""
     text: str
     warning: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {'warning: ' if self.warning else ''}{self.text}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {'warning: ' if self.warning else ''}{self.text}"
 
 
 class WrongInput(Exception):

@@ -37,7 +37,7 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
         problems.append(
             found.problem(
                 ("spec",),
-                "without checkpoint a restart of the job begins at step 0, and on a cluster the trained model is lost",
+                "set checkpoint.volume: without it a restart of the job begins at step 0, and on a cluster the trained model is lost",
                 warning=True,
             )
         )

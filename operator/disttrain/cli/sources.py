@@ -19,9 +19,9 @@ _MOST_BYTES: Final = 64 << 20
 
 
 class Unreadable(Exception):
-    """A text cannot be had. `name` is the file, the message says why and what to do."""
+    """A text cannot be had. `name` is the file, the message says why and what to do, and `line` is 0 where none is to blame."""
 
-    def __init__(self, name: str, message: str, line: int = 1) -> None:
+    def __init__(self, name: str, message: str, line: int = 0) -> None:
         super().__init__(message)
         self.name = name
         self.message = message

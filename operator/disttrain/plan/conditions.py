@@ -17,7 +17,7 @@ from disttrain.plan.step import Claim, Truth
 from disttrain.plan.validity import idle_workers
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
 
-NO_PLACE_FOR_MODEL = "The trained model will be lost: without spec.checkpoint the job has no volume to put it on"
+NO_PLACE_FOR_MODEL = "The trained model will be lost, because the job has no volume for it; set spec.checkpoint.volume"
 LONGEST = 4096
 """Characters of a message: an Event and a terminal want no more, and the API no more than 32768."""
 

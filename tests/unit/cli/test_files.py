@@ -305,7 +305,7 @@ def test_other_kinds_are_left_alone_with_a_word() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match=r"nowhere.yaml:1: cannot be read: No such file or directory; check the path"):
+    with pytest.raises(WrongInput, match=r"nowhere.yaml: cannot be read: No such file or directory; check the path"):
         read(str(tmp_path / "nowhere.yaml"))
 
 

@@ -68,7 +68,7 @@ def test_lint_says_ok_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert printed.out == f"{GOOD}: command: ok\nexamples/mlp-sync.yaml: mlp-sync: ok\n"
     assert (
-        "warning: spec: without checkpoint a restart of the job begins at step 0, and on a cluster the trained model is lost"
+        "warning: spec: set checkpoint.volume: without it a restart of the job begins at step 0, and on a cluster the trained model is lost"
         in printed.err
     )
 

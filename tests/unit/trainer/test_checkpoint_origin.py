@@ -195,8 +195,8 @@ def test_all_of_it_with_other_numbers_says_what_has_changed(claim: Path) -> None
 
 def test_all_of_it_is_refused_where_the_training_would_be_another_one(claim: Path) -> None:
     assert refusal(claim, {"job": "old", "include": "All"}, batchSize=16) == (
-        "checkpoint.from: job old (00000001) was trained otherwise: trainer.batchSize: 32 then, 16 now. With include: All the training "
-        "goes on as that job would have: write the same, or take its model alone (include: Model)"
+        "checkpoint.from: job old (00000001) had another setting: trainer.batchSize: 32 then, 16 now. include: All continues the training "
+        "of that job, so its settings must be the same: write them here, or take its model alone (include: Model)"
     )
 
 

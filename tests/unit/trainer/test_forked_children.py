@@ -82,7 +82,11 @@ finally:
         ("sys.exit(3)", 3, ""),
         ("sys.exit('no room')", 1, "no room\n" * 3),
         ("raise ValueError('mine')", 1, "ValueError: mine"),
-        ("return torch.zeros(2)", 1, "a child that user code forked came back from it; it ends here\n" * 3),
+        (
+            "return torch.zeros(2)",
+            1,
+            "a child process that user code forked returned from that code; DistTrain ends it\n" * 3,
+        ),
     ],
 )
 def test_a_child_that_user_code_forks_ends_where_that_code_ends_and_closes_nothing_of_its_parents(

@@ -50,7 +50,7 @@ def test_tensors_and_numpys_numbers_are_numbers(master: Any) -> None:
 
 
 def test_what_is_no_number_is_said_and_left_out(master: Any) -> None:
-    with pytest.warns(UserWarning, match="session.report: loss is no number"):
+    with pytest.warns(UserWarning, match="session.report ignores loss, which is not a number"):
         session.report(step=1, loss=torch.ones(3))  # type: ignore[arg-type]
     said = master()
     assert (said["step"], said["loss"]) == (1, None)

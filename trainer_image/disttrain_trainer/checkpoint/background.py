@@ -20,9 +20,10 @@ class HostCopy:
         self._held: dict[str, torch.Tensor] = {}
 
     def take(self, tensors: Named) -> dict[str, torch.Tensor]:
-        """Copies of the tensors, dense, in the host's memory; valid until the next call. Nothing may read the copy before then.
+        """Copies of the tensors by name, dense, of the same shapes and dtypes, in the host's memory; blocks until all are made.
 
-        A GPU copies into pinned memory, and all at once: the call returns when the last one is there.
+        They are valid until the next call, which uses their memory again: when it is made, no thread may read them any more. A GPU copies
+        into pinned memory. For one thread at a time.
         """
         self._held = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
@@ -77,7 +78,7 @@ class BackgroundWriter:
             thread.join()
 
     def check(self) -> None:
-        """Raises what the work failed with, once."""
+        """Raises the exception that the work failed with, once; does not block."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure

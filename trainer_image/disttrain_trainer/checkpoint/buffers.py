@@ -20,7 +20,10 @@ from disttrain_trainer.errors import PeerLost, WrongInput
 
 
 class Buffers:
-    """The buffers of this model. root: the checkpoint folder, if there is one; then WrongInput for a buffer that cannot be saved."""
+    """The buffers of this model, and its parameters that are not trained. For the training thread.
+
+    root: the checkpoint folder, or None; with one, a buffer that cannot be saved raises WrongInput.
+    """
 
     def __init__(self, model: nn.Module, root: Path | None, layout: Layout | None = None) -> None:
         """layout: how the trained parameters lie in the servers' vectors."""
@@ -57,7 +60,7 @@ class Buffers:
         tensors.put_buffers(self._model, buffers, source=str(file))
 
     def reset(self, first: nn.Module) -> None:
-        """Takes over the buffers of another model of the same kind."""
+        """Copies the buffers and untrained parameters of another model, which the same factory made."""
         tensors.put_frozen(self._frozen, tensors.frozen_of(first), source="trainer.model")
         tensors.copy_buffers(self._model, first)
 

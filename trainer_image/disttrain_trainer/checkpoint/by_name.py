@@ -73,26 +73,29 @@ class NamedCheckpoint:
             )
 
     def entry(self, name: str) -> Entry:
-        """What the manifest says of a tensor."""
+        """Dtype, shape, pieces and slots of a tensor of state_dict(). Raises WrongInput when there is none of this name."""
         if (found := self.manifest.tensors.get(name)) is None:
             raise WrongInput(f"checkpoint {self.folder}: its manifest has no tensor {name}")
         return found
 
     def elements(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
-        """The elements [start, stop) of a tensor."""
+        """The elements [start, stop) of a tensor or slot: one-dimensional, of the dtype in the file, on the CPU. Reads only these bytes.
+
+        Raises WrongInput when the files hold fewer.
+        """
         parts = []
         for piece in sorted(stored.pieces, key=lambda piece: piece.start):
             low, high = max(start, piece.start), min(stop, piece.start + piece.length)
             if low < high:
                 at = piece.offset - piece.start
-                parts.append(self._slice(piece.file, piece.key, at + low, at + high))
+                parts.append(self._range(piece.file, piece.key, at + low, at + high))
         found = torch.cat(parts) if parts else torch.empty(0)
         if len(found) != stop - start:
             raise WrongInput(f"checkpoint {self.folder} is damaged: {len(found)} of {stop - start} elements are there")
         return found
 
     def in_memory_order(self, place: Place) -> torch.Tensor:
-        """The elements of a trained parameter as they lie in its vector."""
+        """All elements of a trained parameter, one-dimensional, in the order in which they lie in its vector."""
         entry = self.entry(place.name)
         flat = self.elements(entry, 0, place.stop - place.start)
         if place.strides is None or entry.strides is not None:
@@ -102,7 +105,10 @@ class NamedCheckpoint:
         return memory
 
     def vector(self, number: int, slot: str, start: int, stop: int) -> torch.Tensor | None:
-        """The elements [start, stop) of a flat vector, or of a slot of it; None where the checkpoint has no such slot."""
+        """The elements [start, stop) of a flat vector of parameters, or of a slot of it such as Adam's `mean`: one-dimensional, on the CPU.
+
+        None where the checkpoint has no such slot.
+        """
         parts = []
         for place in self.places(number):
             low, high = max(start, place.start), min(stop, place.stop)
@@ -117,7 +123,7 @@ class NamedCheckpoint:
         return torch.cat(parts) if parts else torch.empty(0)
 
     def updates(self) -> dict[str, int]:
-        """How often each trained parameter was updated."""
+        """How many optimiser steps each trained parameter took part in, by name."""
         if not self._shards:
             return {
                 place.name: int(self.elements(stored, 0, 1).item())
@@ -144,12 +150,12 @@ class NamedCheckpoint:
         return found
 
     def whole(self, name: str) -> torch.Tensor:
-        """A tensor that lies in one piece, such as a buffer or a parameter that is not trained."""
+        """A tensor that lies in one piece, such as a buffer or an untrained parameter: in its shape and dtype, on the CPU."""
         piece = self.entry(name).pieces[0]
         return self._file(piece.file).get_tensor(piece.key)  # type: ignore[no-any-return]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Any tensor of state_dict(), in its shape."""
+        """Any tensor of state_dict(): in its shape and dtype, on the CPU. Raises WrongInput when it is missing or damaged."""
         entry = self.entry(name)
         if not prod(entry.shape):
             return self.whole(name)
@@ -162,7 +168,7 @@ class NamedCheckpoint:
         trained = {place.name for place in self.layout.places} | self.layout.aliases.keys()
         return [name for name in self.manifest.tensors if name not in trained]
 
-    def _slice(self, file: str, key: str, start: int, stop: int) -> torch.Tensor:
+    def _range(self, file: str, key: str, start: int, stop: int) -> torch.Tensor:
         view = self._file(file).get_slice(key)
         shape = view.get_shape()
         if len(shape) == 1:

@@ -23,15 +23,16 @@ def there_is(module: nn.Module) -> bool:
 
 def module_of(name: str) -> str | None:
     """The prefix of the module whose extra state has this name, such as "head."; None for the name of another tensor."""
-    for ending in (EXTRA_JSON, _TENSOR):
-        prefix = name.removesuffix(ending)
+    for suffix in (EXTRA_JSON, _TENSOR):
+        prefix = name.removesuffix(suffix)
         if prefix != name and (not prefix or prefix.endswith(".")):
             return prefix
     return None
 
 
 def of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """The extra state by its name; nothing when there is none, or `check` refuses it."""
+    """The extra state by its name in a checkpoint: a tensor as it is, JSON as a uint8 vector of its UTF-8 text. Empty when there is
+    none, or `check` refuses it."""
     if not there_is(module):
         return {}
     state = module.get_extra_state()
@@ -44,7 +45,7 @@ def of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def put(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Gives the module back what was saved under this name."""
+    """Calls `set_extra_state` with what `of` made of the state. Raises what the user's method raises."""
     module.set_extra_state(json.loads(bytes(value.tolist())) if name.endswith(EXTRA_JSON) else value)
 
 

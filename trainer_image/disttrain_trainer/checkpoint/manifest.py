@@ -91,7 +91,7 @@ class Manifest(BaseModel):
         return sealed.seal(self.model_dump_json(by_alias=True))
 
     def file_of(self, prefix: str) -> str | None:
-        """The name of the file that begins so."""
+        """The name of the file that begins with this prefix; None when there is none."""
         return next((name for name in self.files if name.startswith(prefix)), None)
 
     def for_job(self, config: JobConfig) -> "Manifest":

@@ -40,7 +40,10 @@ def can_be_kept(model: nn.Module) -> bool:
 
 
 def write(model: nn.Module, folder: Path) -> ProgressModel:
-    """Writes the model into a folder, in place of an earlier one. Raises OSError."""
+    """Writes `state_dict()` as `model.safetensors` into a folder, in place of an earlier one; its path and sha256. Raises OSError.
+
+    Blocks until the file is durable. Tied weights are written under each of their names.
+    """
     path = folder / MODEL_FILE
     for left in folder.glob(
         f".{MODEL_FILE}.*.tmp"

@@ -224,8 +224,8 @@ class _Search:
             problem = problem or resuming.misfit(manifest.data, resuming.data_of(self._config, None))
             if problem:
                 raise self._wrong(
-                    f"{job} was trained otherwise: {problem}. With include: All the training goes on as that job would have: write the "
-                    "same, or take its model alone (include: Model)"
+                    f"{job} had another setting: {problem}. include: All continues the training of that job, so its settings must be the "
+                    "same: write them here, or take its model alone (include: Model)"
                 )
         said = (
             f"Goes on at step {manifest.step} of {job}"

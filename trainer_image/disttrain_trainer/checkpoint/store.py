@@ -221,7 +221,7 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The digest of a file."""
+    """The sha256 of a file, in hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

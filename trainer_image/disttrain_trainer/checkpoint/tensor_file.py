@@ -43,12 +43,12 @@ _BLOCK = 4 << 20
 
 
 def can_hold(dtype: torch.dtype) -> bool:
-    """Whether the format has this type."""
+    """Whether safetensors has this dtype."""
     return dtype in _DTYPES
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """How the format calls a type that it has."""
+    """The name that safetensors gives a dtype, such as F32. Raises KeyError for one that it does not have."""
     return _DTYPES[dtype]
 
 
@@ -75,7 +75,7 @@ def write(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file. Raises WrongInput when it is missing or damaged."""
+    """The tensors of a file by name, in their shapes and dtypes, on the CPU. Raises WrongInput when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

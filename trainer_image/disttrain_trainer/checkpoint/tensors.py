@@ -20,7 +20,10 @@ _BLOCK = 1 << 20
 
 
 def take_over(present: Named, values: Named, *, source: str) -> None:
-    """Copies the values to the tensors of these names. Raises WrongInput when one is missing, or is of another shape or type."""
+    """Copies the values into the tensors of these names, in place. Raises WrongInput when one is missing, or of another shape or dtype.
+
+    source: whose values they are, for messages.
+    """
     for name, ours in present.items():
         theirs = values.get(name)
         if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
@@ -155,7 +158,7 @@ def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def can_be_saved(tensor: torch.Tensor) -> bool:
-    """Whether a file can hold the tensor."""
+    """Whether a checkpoint can hold the tensor: it is dense, not quantized, and of a dtype that safetensors has."""
     return not _problem(tensor)
 
 
@@ -175,7 +178,7 @@ def _problem(tensor: torch.Tensor) -> str:
 
 
 def is_finite(vector: torch.Tensor) -> bool:
-    """Whether every element is a number."""
+    """Whether no element of a one-dimensional tensor is NaN or infinite."""
     wide = torch.float32 if vector.dtype.itemsize < 4 else vector.dtype
     # A finite sum has only finite terms, and takes a tenth of the time; one that is not finite may only have overflowed.
     return all(

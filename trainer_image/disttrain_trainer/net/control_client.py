@@ -75,7 +75,7 @@ class ControlClient:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the connection: the master sees it at once."""
+        """Ends the connection, which the master sees at once. Any thread may call this."""
         self._closed.set()
         self._drop()
 
@@ -133,7 +133,7 @@ class ControlClient:
             return result
 
     def check(self) -> None:
-        """Raises `failure` when the master was declared lost."""
+        """Raises `failure` when the master was declared lost, or refused this process. Does not block; any thread."""
         if self.failure is not None:
             raise self.failure
 

@@ -224,7 +224,7 @@ class Link:
         self.sent = 0
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
-        """Sends a frame; the header says the size of the payload."""
+        """Sends a frame; blocks until the kernel has it. header.nbytes: the size of the payload. Raises Silent, Closed."""
         self._drain(memoryview(header.encode()), socket.MSG_MORE if header.nbytes else 0)
         for view in payload:
             self._drain(view)
@@ -236,12 +236,15 @@ class Link:
         self.send(Header(op=header.op, code=header.code, version=header.version, nbytes=len(data)), [memoryview(data)])
 
     def receive(self, *, patient: bool = False) -> Header:
-        """The next header. `patient`: waits for its first byte for ever (a worker that computes is silent)."""
+        """The next header. Raises Silent, Closed, ProtocolError.
+
+        patient: waits for its first byte without a limit, since a worker that computes is silent.
+        """
         self._fill(memoryview(self._head), patient=patient)
         return Header.decode(self._head)
 
     def receive_into(self, header: Header, views: Sequence[memoryview]) -> None:
-        """The payload of this header, which must be exactly as long as the views."""
+        """Reads the payload of this header into the views, which are as long together. Raises Silent, Closed, ProtocolError."""
         expected = sum(len(view) for view in views)
         if header.nbytes != expected:
             raise ProtocolError(
@@ -280,6 +283,7 @@ class Link:
             self._socket.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
+        """Closes the socket. For the thread that uses the connection, which must not use it afterwards."""
         self._socket.close()
 
     def _drain(self, view: memoryview, flags: int = 0) -> None:

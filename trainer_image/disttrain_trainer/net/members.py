@@ -57,7 +57,8 @@ class Save:
 class Group(Protocol):
     """The connections of a rank to the others, for threads other than the rank's."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Ends every wait of the rank in them. Does not block."""
 
 
 class CollectiveMember:
@@ -89,6 +90,7 @@ class CollectiveMember:
         return fields | self._result()
 
     def on_message(self, message: Message) -> None:
+        """Handles a message of the master. Called by the control thread, with `control.changed` held; does not block."""
         match message["type"]:
             case MessageType.ROUND:
                 self._round_number = int(message["generation"])
@@ -144,7 +146,9 @@ class CollectiveMember:
 class Client(Protocol):
     """A worker's connections to the servers, for threads other than the worker's."""
 
-    def close(self, *, goodbye: bool = True) -> None: ...
+    def close(self, *, goodbye: bool = True) -> None:
+        """Closes them; the worker's call that waits raises. goodbye: on purpose, so that no server reports the worker as lost."""
+
     @property
     def bytes_sent(self) -> int: ...
     @property
@@ -182,6 +186,7 @@ class ParameterServerMember:
         return missing if 2 * missing >= wanted and not self.asked else 0
 
     def on_message(self, message: Message) -> None:
+        """Handles a message of the master. Called by the control thread, with `control.changed` held; does not block."""
         match message["type"]:
             case MessageType.ROUND:
                 self._enter(

@@ -24,7 +24,7 @@ from disttrain_trainer.parallel.traffic import Traffic
 NAME: Final = "disttrain"
 """As init_process_group knows it, once `register` was called."""
 ENDED: Final = "it ended within a step"
-_SLICE: Final = timedelta(milliseconds=50)
+_POLL_INTERVAL: Final = timedelta(milliseconds=50)
 """How long a wait goes on after the end of its round, at most."""
 _NO_LIMIT: Final = timedelta(0)
 _UNUSED_TAG: Final = 2**31 - 1
@@ -38,7 +38,7 @@ class BrokenGroup(Exception):
         super().__init__(str(error).strip().split("\n")[0])
 
 
-class Ending:
+class RoundEnd:
     """The end of a round, for all of its groups: set once, by any thread."""
 
     def __init__(self) -> None:
@@ -56,21 +56,21 @@ class _Collective(Work):
     torch hands out a holder of it that forwards `wait` and `get_future` alone: what else a Work has does not answer truly there.
     """
 
-    def __init__(self, inner: Work, ending: Ending) -> None:
+    def __init__(self, inner: Work, round_end: RoundEnd) -> None:
         super().__init__()
         self._inner = inner
-        self._ending = ending
+        self._round_end = round_end
 
     def wait(self, timeout: timedelta = _NO_LIMIT) -> bool:
         """Blocks until the operation is done: its tensors are whole then. Raises BrokenGroup when a peer is lost or the round ends, and
         RuntimeError after `timeout`, if there is one."""
         try:
-            return self._inner.wait(_SLICE)
+            return self._inner.wait(_POLL_INTERVAL)
         except RuntimeError:
             pass  # it is still under way, or has failed: then it says so once more
         last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
-        while not self._completed_within(_SLICE):
-            self._ending.check()
+        while not self._completed_within(_POLL_INTERVAL):
+            self._round_end.check()
             if time.monotonic() > last:
                 raise RuntimeError(f"the operation took longer than {timeout}")
         try:
@@ -91,10 +91,10 @@ class _Collective(Work):
 class _Message(Work):
     """A send or a receive. gloo closes all connections when a wait for one has a limit, so a thread waits without one."""
 
-    def __init__(self, inner: Work, ending: Ending) -> None:
+    def __init__(self, inner: Work, round_end: RoundEnd) -> None:
         super().__init__()
         self._inner = inner
-        self._ending = ending
+        self._round_end = round_end
         self._error: RuntimeError | None = None
         self._done: threading.Event | None = None
 
@@ -104,8 +104,8 @@ class _Message(Work):
             self._done = threading.Event()
             threading.Thread(target=self._await, args=(self._done,), name="message", daemon=True).start()
         last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
-        while not self._done.wait(_SLICE.total_seconds()):
-            self._ending.check()
+        while not self._done.wait(_POLL_INTERVAL.total_seconds()):
+            self._round_end.check()
             if time.monotonic() > last:
                 raise RuntimeError(f"the message took longer than {timeout}")
         if self._error is not None:
@@ -126,14 +126,14 @@ class EndableBackend(c10d.Backend):
     A receive from any rank is not among them: torch does not ask a Work in Python for its source.
     """
 
-    def __init__(self, gloo: ProcessGroupGloo, *, ending: Ending, traffic: Traffic) -> None:
+    def __init__(self, gloo: ProcessGroupGloo, *, round_end: RoundEnd, traffic: Traffic) -> None:
         self._rank, self._size = gloo.rank(), gloo.size()
         super().__init__(self._rank, self._size)
         self._gloo: Any = gloo
         """None after `release`. No local variable refers to it: whoever drops the last reference waits for its operations."""
         self._closing = threading.Lock()
         self._options = gloo.options
-        self._ending = ending
+        self._round_end = round_end
         self._traffic = traffic
 
     def close(self) -> None:
@@ -172,13 +172,13 @@ class EndableBackend(c10d.Backend):
         """Called by destroy_process_group, which must wait for no peer."""
 
 
-def _operation(name: str, kind: Callable[[Work, Ending], Work]) -> Callable[..., Work]:
+def _operation(name: str, kind: Callable[[Work, RoundEnd], Work]) -> Callable[..., Work]:
     call = getattr(ProcessGroupGloo, name)
 
     def start(self: EndableBackend, *arguments: Any) -> Work:
         """Few lines are as hot as these: each microsecond is a per mille of a small model's step."""
-        ending = self._ending
-        if ending.reached or self._gloo is None:
+        round_end = self._round_end
+        if round_end.reached or self._gloo is None:
             raise BrokenGroup(ENDED)
         try:
             inner = call(self._gloo, *arguments)
@@ -187,7 +187,7 @@ def _operation(name: str, kind: Callable[[Work, Ending], Work]) -> Callable[...,
                 raise  # arguments that gloo does not take
             raise BrokenGroup(error) from None
         self._traffic.count(name, self._rank, self._size, arguments)
-        return kind(inner, ending)
+        return kind(inner, round_end)
 
     return start
 

@@ -22,7 +22,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import backend
-from disttrain_trainer.parallel.backend import BrokenGroup, EndableBackend, Ending
+from disttrain_trainer.parallel.backend import BrokenGroup, EndableBackend, RoundEnd
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime.sockets import split_address
 
@@ -41,7 +41,7 @@ class AbortableProcessGroup:
     """The groups of one round: the default group, and those that a model's mesh makes of it."""
 
     def __init__(self, traffic: Traffic | None = None) -> None:
-        self._ending = Ending()
+        self._round_end = RoundEnd()
         self._traffic = traffic or Traffic()
         self._lock = threading.Lock()
         self._backends: list[EndableBackend] = []
@@ -108,15 +108,15 @@ class AbortableProcessGroup:
         everyone = [f"here/{number}" for number in range(size)]
         last = time.monotonic() + timeout.total_seconds()
         while not store.check(everyone):
-            self._ending.check()
+            self._round_end.check()
             if time.monotonic() > last:
                 raise BrokenGroup(f"not all of {size} ranks came within {timeout.total_seconds():g} s")
             time.sleep(_LOOK_SECONDS)
         gloo = self._endable(lambda: ProcessGroupGloo(store, rank, size, timeout))
-        made = EndableBackend(gloo, ending=self._ending, traffic=self._traffic)
+        made = EndableBackend(gloo, round_end=self._round_end, traffic=self._traffic)
         with self._lock:
             self._backends.append(made)
-        if self._ending.reached:
+        if self._round_end.reached:
             made.close()
         return made
 
@@ -133,16 +133,16 @@ class AbortableProcessGroup:
                 errors.append(error)
             done.set()
 
-        self._ending.check()
+        self._round_end.check()
         threading.Thread(target=run, name="rendezvous", daemon=True).start()
         while not done.wait(0.05):
-            self._ending.check()
+            self._round_end.check()
         if errors:
             raise errors[0]
         return made[0]
 
     def _close(self) -> None:
-        self._ending.reached = True
+        self._round_end.reached = True
         with self._lock:
             backends = list(self._backends)
         for one in backends:

@@ -83,12 +83,15 @@ class Replicated:
         parameter, ranks in which it took part."""
 
     def close(self) -> None:
-        """Takes the hooks off the parameters."""
+        """Removes the hooks from the parameters. The object cannot be used after it."""
         for handle in self._handles:
             handle.remove()
 
     def begin(self, loss: torch.Tensor, *, early: bool = True) -> None:
-        """Before each backward. early: buckets may be sent while it runs; not when what it computes is thrown away."""
+        """Call it before each backward of this loss. Does not block.
+
+        early: buckets may be sent while backward runs. False when its gradients will not be used.
+        """
         self._times = [0] * len(self._times)
         self._early = early and self._usual is not None
         idle = _unused(loss, self._model.trained) if self._search and self._early else frozenset()
@@ -99,7 +102,8 @@ class Replicated:
         self._send_ready()
 
     def finish(self, *, weight: float, own: bool, alive: Callable[[], bool]) -> list[bool] | None:
-        """After each backward: sends what is left, and waits for all. The gradients are the weighted mean then.
+        """Call it after each backward: sends what is left, and blocks until all sums are there. Each `.grad` is then the weighted mean
+        over the ranks.
 
         weight: of this rank's part, such that all are 1 together unless one of them is the loss's own; 0: its gradient is 0.
         Returns which parameters took part on any rank, None for all. Raises BrokenGroup when a peer was lost.

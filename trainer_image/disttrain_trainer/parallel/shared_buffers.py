@@ -33,7 +33,10 @@ class SharedBuffers:
         }
 
     def pack(self, *, gives: bool) -> bool:
-        """Before `bytes` are sent. gives: this is rank 0. False when the form of a buffer has changed; then they are not whole."""
+        """Copies the buffers into `bytes` (uint8, one-dimensional), on rank 0 alone (`gives`). Call it before they are sent.
+
+        False when a buffer has changed its shape or dtype since the round began: then `bytes` are not to be used.
+        """
         found = tensors.buffers_of(self._model)
         if {name: (buffer.shape, buffer.dtype) for name, buffer in found.items()} != self._forms:
             return False
@@ -43,5 +46,5 @@ class SharedBuffers:
         return True
 
     def take(self) -> None:
-        """After `bytes` came from rank 0."""
+        """Copies `bytes` into the buffers of the model. Call it after they came from rank 0."""
         tensors.put_buffers(self._model, self._views, source="the state of worker-0")

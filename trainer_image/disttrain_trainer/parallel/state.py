@@ -51,7 +51,8 @@ class RankState:
         tensors.check_parameters(dict(self._model.named_parameters()))
 
     def present(self) -> dict[str, torch.Tensor]:
-        """All tensors, by name. Those of the optimiser's counts are copies."""
+        """All tensors by name: `model.<name>` as in state_dict(), `optimizer.<vector>.<slot>` one-dimensional. They share the model's
+        memory, except the optimiser's counts of steps, which are copies."""
         buffers = {f"{MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
         return {**self._parameters, **self._slots(), **buffers}
 
@@ -94,9 +95,10 @@ class RankState:
         return {f"{MODEL}{name}": p for name, p in self._model.named_parameters() if not p.requires_grad}
 
     def broadcast(self, *, source: int, step: int, device: torch.device) -> int:
-        """Gives every rank the state of `source`, and returns its step. Raises BrokenGroup when a peer is lost.
+        """Copies the state of the rank `source` to every rank, and returns its step. Every rank of the group must call it; blocks.
 
-        Then any rank but the source may hold a mixture of two states.
+        device: where the backend sends from. Raises BrokenGroup when a peer is lost: then any rank but the source may hold a mixture of two
+        states. Raises WrongInput when the source has another model.
         """
         gives = dist.get_rank() == source
         ours = self.present()
@@ -156,7 +158,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a dense tensor; its own memory when it is contiguous."""
+    """The bytes of a dense tensor of any dtype, as uint8 of shape (bytes,); its own memory when it is contiguous."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
 

@@ -27,7 +27,7 @@ _TO_ROOT, _FROM_ROOT = frozenset({"reduce", "gather"}), frozenset({"broadcast", 
 
 
 class Traffic:
-    """Bytes sent and received by operations, from the moment on at which they start. They never go back."""
+    """Bytes that operations send and receive, counted when they start; they only grow."""
 
     def __init__(self) -> None:
         self.sent = 0

@@ -93,7 +93,7 @@ class ShardedClient:
         return sum(shard.link.received for shard in self.connections if shard.link is not None)
 
     def connect(self, layout: Layout) -> None:
-        """Connects to every server; waits for those that do not listen yet, and for the round to begin."""
+        """Connects to every server; blocks until all listen and the round begins."""
 
         def one(shard: ServerConnection) -> Header:
             shard.spans = layout.spans(server=shard.number, servers=len(self.connections))
@@ -119,7 +119,7 @@ class ShardedClient:
         self.initialized = all(welcome.code for welcome in welcomes)
 
     def initialize(self, flat: Vectors) -> bool:
-        """Offers the first parameters. False when some shard had parameters already: `pull` then."""
+        """Offers the first parameters, a vector for each dtype. False when some shard had parameters already: `pull` then."""
 
         def one(shard: ServerConnection) -> bool:
             shard.send(Header(op=Op.INIT, nbytes=shard.nbytes), shard.views(flat))
@@ -148,7 +148,7 @@ class ShardedClient:
         self._all("to leave", lambda shard: shard.ask(Header(op=Op.LEAVE), Op.DONE))
 
     def pull(self, into: Vectors, *, step: int | None = None) -> tuple[int, ...]:
-        """Reads the parameters into these vectors; returns each shard's version.
+        """Reads the parameters into these vectors, in place (one-dimensional, contiguous, on the CPU); returns each shard's version.
 
         Sync: waits for the version `step`. A version that differs says that the step is over: its parts are all applied.
         BoundedStaleness: waits at the gate. Async: does not wait.
@@ -161,7 +161,7 @@ class ShardedClient:
         return self._pulled(self._all("the parameters", one))
 
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> None:
-        """Hands in the gradient of the part's mean loss (None for an empty part); returns when every shard has it.
+        """Hands in the gradient of the part's mean loss, vectors as in `pull` (None for an empty part); blocks until every shard has it.
 
         Shards that have the part already, from any worker, ignore it.
         """
@@ -192,7 +192,7 @@ class ShardedClient:
         return self._pulled(versions)
 
     def keep_buffers(self, step: int, buffers: bytes) -> None:
-        """Sync: hands in what part 0 of a step left, before that part is pushed."""
+        """Sync: hands in the buffers that part 0 of a step left, as the bytes of a safetensors file; call it before that part is pushed."""
 
         def one(shard: ServerConnection) -> Header:
             shard.send(Header(op=Op.KEEP, step=step, nbytes=len(buffers)), [memoryview(buffers)])
@@ -201,7 +201,8 @@ class ShardedClient:
         self._all(f"the buffers after step {step} to be taken", one, self.connections[:1])
 
     def fetch_buffers(self, step: int) -> bytes | None:
-        """Sync: the buffers of a step; empty for those with which the round began, None when the step is over for long."""
+        """Sync: the buffers of a step, as the bytes of a safetensors file; empty at the beginning of the round. None when the servers
+        do not have them any more."""
 
         def one(shard: ServerConnection) -> bytes | None:
             shard.send(Header(op=Op.FETCH, step=step))

@@ -65,6 +65,7 @@ class ServerConnection:
             self.send(header, [memoryview(runs), *self.views(gradient)])
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
+        """Sends a request. Raises Silent, Closed, or the Refusal that the server sent before it closed the connection."""
         link = self._open_link()
         try:
             link.send(header, payload)

@@ -20,7 +20,7 @@ PADDING = 64
 
 
 class Optimizer:
-    """The job's optimiser over the parts of one shard. Bind it to parts before anything else; not thread-safe.
+    """The job's optimiser (SGD, Adam, AdamW with the rules of torch.optim) over the parts of one shard. Call `bind` first; not thread-safe.
 
     Its kernels update the parameters in place; where the result goes elsewhere they work on a scratch block that stays in the cache.
     """
@@ -36,7 +36,7 @@ class Optimizer:
         self._scratch: list[torch.Tensor] = []
 
     def bind(self, parts: Sequence[torch.Tensor], *, block: int) -> None:
-        """Resets the state to zeros, shaped like these (padded) parts. block: the most elements of a `step`."""
+        """Resets the state to zeros, shaped like these parts (padded, one-dimensional). block: the most elements of a `step`."""
         self.updates = 0
         self._state = [{slot: zeros(len(part), part.dtype) for slot in self.slots} for part in parts]
         self._scratch = [torch.empty_like(part[:block]) for part in parts]
@@ -54,6 +54,7 @@ class Optimizer:
     ) -> None:
         """Updates a block, the elements `block` of part number `part`, with `scale` times the gradient.
 
+        block: within the part. parameters, gradient, out: one-dimensional, as long as the block, of the part's dtype.
         missed: how many of the optimiser's steps these elements took no part in.
 
         The result goes to `out`: `parameters` or `gradient` itself. `gradient` is lost. One optimiser step is a call for every block
@@ -79,9 +80,9 @@ class Optimizer:
         torch.add(parameters, gradient, alpha=-self._rule.learning_rate * scale, out=out)
 
     def advance(self) -> None:
-        """Ends an optimiser step."""
+        """Ends an optimiser step: the count of updates, Adam's t, grows by one."""
         self.updates += 1
 
     def state(self) -> list[dict[str, torch.Tensor]]:
-        """The state of each part, by slot; the tensors themselves."""
+        """The state of each part, by slot: one-dimensional tensors as long as the part. They are the tensors in use, and no copies."""
         return self._state

@@ -14,7 +14,7 @@ _DTYPES = {"F32": "float32", "F64": "float64", "BF16": "bfloat16", "F16": "float
 
 
 def load(folder: Path, *, server: int, servers: int, sync: bool, optimizer: str) -> ShardFile:
-    """What the file of this server would hold if so many servers had written the checkpoint.
+    """What the file of server `server` would hold if `servers` servers had written the checkpoint; in the host's memory.
 
     sync: a version is a step, and not a part. Raises WrongInput for a damaged checkpoint, and one in the middle of a step.
     """

@@ -32,7 +32,7 @@ class Requests:
         self._heartbeat_seconds = heartbeat_seconds
 
     def serve(self) -> bool:
-        """Until the connection ends; True when the worker said goodbye."""
+        """Blocks, and answers requests until BYE: True. Raises Silent, Closed, ProtocolError, Refusal."""
         while True:
             header = self._link.receive(patient=True)
             match header.op:

@@ -55,6 +55,7 @@ class Server:
         }
 
     def on_message(self, message: Message) -> None:
+        """Queues an order of the master for `run`. Called by the control thread; does not block."""
         self._orders.put(message)
 
     def run(self, control: ControlClient) -> None:

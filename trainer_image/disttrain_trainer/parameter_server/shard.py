@@ -94,7 +94,7 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Size of the parameters as workers read them, and of a gradient."""
+        """Bytes of the parameters as workers read them, which are those of a gradient."""
         return sum(span.nbytes for span in self.spans)
 
     def take(self) -> Buffers:
@@ -106,7 +106,7 @@ class Shard:
         self._free.append(buffers)
 
     def initialize(self, values: Buffers) -> None:
-        """Sets the first parameters."""
+        """Takes these buffers as the first parameters; the caller must not use them afterwards."""
         for part, master in zip(values.parts, self._masters, strict=True):
             if master is not None:
                 master.copy_(part)
@@ -116,7 +116,7 @@ class Shard:
         self.initialized = True
 
     def hold(self, part: int, gradient: Buffers, weight: float) -> None:
-        """Takes the gradient of a part, which counts gradient x weight, until it is added to others or stepped with."""
+        """Keeps the gradient of a part, which counts as gradient x weight, until `absorb` adds it to another or takes a step with it."""
         self._sums[part] = _Sum(gradient, weight)
 
     def absorb(
@@ -205,7 +205,7 @@ class Shard:
             self._free_wide.append(summed.wide)
 
     def acquire(self, version: int | None) -> Buffers:
-        """The parameters of that version if they are here, else the current ones; to be read until `release`."""
+        """The parameters of that version if they are here, else the current ones. They do not change until `release`."""
         wanted = self._previous if self._previous is not None and self._previous.version == version else self._current
         wanted.readers += 1
         return wanted

@@ -80,7 +80,10 @@ class ShardState:
 
 
 class ShardHost:
-    """One server's shard in a round, from the initial parameters or from a checkpoint."""
+    """One server's shard in a round, from the initial parameters or from a checkpoint. Any thread may call its methods: they take one lock.
+
+    A request that it does not accept raises Refusal, as every one after `end` does.
+    """
 
     def __init__(
         self,
@@ -165,6 +168,7 @@ class ShardHost:
             return self._known_shard().take()
 
     def give(self, buffers: Buffers) -> None:
+        """Takes back buffers of `take` that are not needed."""
         with self._changed:
             self._known_shard().give(buffers)
 
@@ -194,7 +198,10 @@ class ShardHost:
             self._changed.notify_all()
 
     def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> int:
-        """A whole gradient is here (None: of no samples). Applies it if its part is new; returns the version then."""
+        """Applies a gradient if its part is new; returns the version after that. buffers: its values; None: a part without samples.
+
+        Raises Refusal before there are parameters, and for a part of another step than Sync allows.
+        """
         with self._changed:
             self._require_going_on()
             shard, before = self._known_shard(), self._policy.gate
@@ -246,7 +253,7 @@ class ShardHost:
         heartbeat_seconds: float,
         still_waiting: Callable[[str], None],
     ) -> Buffers:
-        """Waits until the worker may start, and returns the parameters to read; `release` them.
+        """Blocks until the worker may start iteration `clock`, and returns the parameters to read; call `release` with them afterwards.
 
         Calls `still_waiting` with the reason every `heartbeat_seconds`, without the lock. Refuses after `timeout_seconds`.
         """

@@ -157,7 +157,7 @@ def leave_forked_child(error: BaseException | None = None) -> None:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     with contextlib.suppress(BaseException):
         if error is None:
-            print("a child that user code forked came back from it; it ends here", file=sys.stderr)
+            print("a child process that user code forked returned from that code; DistTrain ends it", file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exception(error)
         elif error.code is not None and not isinstance(error.code, int):
