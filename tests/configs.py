@@ -1,4 +1,4 @@
-"""What a training process is told, from the spec of its job."""
+"""The configuration of a training process, from the spec of its job."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from disttrain.api.spec import DistTrainJobSpec
 
 
 def config_of(spec: Mapping[str, Any], **others: Any) -> JobConfig:
-    """The configuration of a job's first attempt. By default nobody listens at its addresses. others: further fields of it."""
+    """The configuration of a job's first attempt. By default no process listens at its addresses. others: further fields of it."""
     read = DistTrainJobSpec.model_validate(spec)
     fields = {
         "namespace": "default",

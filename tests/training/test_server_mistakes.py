@@ -169,7 +169,7 @@ def test_an_order_to_begin_that_comes_a_second_time_is_answered_and_nothing_else
     with role(tmp_path) as (server, control, ended):
         for round_number in (2, 2, 1):
             server.on_message({"type": MessageType.BEGIN, "generation": round_number, "file": None})
-            assert told.heard(MessageType.STATE)["generation"] == 2
+            assert control.received(MessageType.STATE)["generation"] == 2
         assert ended == []
 
 
@@ -184,9 +184,9 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
         return save(self, path)
 
     monkeypatch.setattr(ShardFile, "save", slow)
-    with role(tmp_path) as (server, told, ended):
+    with role(tmp_path) as (server, control, ended):
         server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
-        told.heard(MessageType.STATE)
+        control.received(MessageType.STATE)
         flat = vector_model()
         enter(make_client([server.shard], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
@@ -200,9 +200,9 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
 
 
 def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: Path) -> None:
-    with role(tmp_path) as (server, told, ended):
+    with role(tmp_path) as (server, control, ended):
         server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
-        told.heard(MessageType.STATE)
+        control.received(MessageType.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan
         client = enter(make_client([server.shard], role_config()), flat)

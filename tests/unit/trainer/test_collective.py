@@ -198,7 +198,7 @@ def test_a_member_that_fails_because_another_program_had_ended_is_told_which() -
     assert (B, MessageType.FAILED, {"ended": ["worker-0"]}) in table.sent.take()
 
 
-def test_a_failure_after_a_loss_is_nobodys_fault() -> None:
+def test_a_failure_after_a_loss_is_its_consequence() -> None:
     table = Table().begin_round()
     table.collective.lost(A, 1)
     table.say(B, MessageType.FAILED, message="connection closed by peer")

@@ -168,7 +168,7 @@ class TestLostPeersAgainAndAgain:
         assert scene.says("Failed") == ("True", "BackoffLimitExceeded")
         assert rounds == 5, "one for nothing, three that count, and one too many"
 
-    def test_a_step_in_between_makes_it_nobodys_fault_again(self):
+    def test_a_step_in_between_makes_it_a_consequence_again(self):
         scene = make_job().training()
         for step in range(11, 20):
             self.lost(scene.after(5), 0, 1).after(5).reports(step).seen()
