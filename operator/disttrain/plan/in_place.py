@@ -115,10 +115,16 @@ def sentence(found: Sequence[Uncounted]) -> str | None:
     one = newest(found)
     if one is None:
         return None
-    often = f" {one.restarts} times, the last time" if one.restarts > 1 else ""
-    how = f": {one.reported.message}" if one.reported.message else ""
     more = f" (and those of {len(found) - 1} more pods)" if len(found) > 1 else ""
-    return (
-        f"The process of pod {one.pod.name} ended{often} with exit code {one.reported.exit_code}{how}; "
-        f"it was started again in the pod{more}"
-    )
+    return f"The process of pod {one.pod.name} {_how(one)}; it was started again in the pod{more}"
+
+
+def _how(one: Uncounted) -> str:
+    """How it ended. The report tells of the last failure, which is none of these restarts where nothing failed but its peers."""
+    if not one.failures:
+        return "lost its peers"
+    often = f" {one.restarts} times, the last time" if one.restarts > 1 else ""
+    code, said = f"with exit code {one.reported.exit_code}", one.reported.message
+    if said.startswith(f"ended {code}"):
+        code, said = said.removeprefix("ended "), ""
+    return f"ended{often} {code}" + (f": {said}" if said else "")

@@ -12,12 +12,16 @@ from unit.plan.builders import NOON, SERVER, WORKER, Scene, make_job
 
 
 def said(
-    uid: str, restarts: int = 1, failures: int | None = None, *, code: int = 137, at: datetime = NOON
+    uid: str,
+    restarts: int = 1,
+    failures: int | None = None,
+    *,
+    code: int = 137,
+    how: str = "killed by SIGKILL at step 7",
+    at: datetime = NOON,
 ) -> RestartsInPlace:
     failed = restarts if failures is None else failures
-    return RestartsInPlace(
-        pod=uid, restarts=restarts, failures=failed, exit_code=code, message="killed by SIGKILL at step 7", time=at
-    )
+    return RestartsInPlace(pod=uid, restarts=restarts, failures=failed, exit_code=code, message=how, time=at)
 
 
 def reported(job: Scene, *entries: RestartsInPlace, step: int = 10, **fields: Any) -> Scene:
@@ -43,6 +47,21 @@ def test_a_restart_in_place_stands_in_the_status_with_its_role_index_and_code() 
     )
     assert plan.actions == ()
     assert job.says("Progressing") == ("True", "Training")
+
+
+def test_an_event_says_how_the_process_ended_this_time() -> None:
+    job = make_job().training()
+    uid = job.pod(1).uid
+    told = []
+    for restarts, failures in ((1, 1), (2, 1), (4, 3)):
+        plan = reported(job, said(uid, restarts, failures, code=134, how="ended with exit code 134 at step 9")).step()
+        told += [event.message for event in plan.events if event.reason == "RestartedInPlace"]
+    begin, end = "The process of pod digits-worker-1 ", "; it was started again in the pod"
+    assert [message.removeprefix(begin).removesuffix(end) for message in told] == [
+        "ended with exit code 134 at step 9",
+        "lost its peers",
+        "ended 2 times, the last time with exit code 134 at step 9",
+    ]
 
 
 def test_it_is_counted_once_over_passes_and_over_a_restart_of_the_operator() -> None:
