@@ -43,6 +43,10 @@ def sound_loss(model, batch):
 
 def evaluate(model, test):
     return {"perplexity": math.inf, "accuracy": 0.5}
+
+def evaluate_in_half_precision(model, test):
+    model.half()
+    return {"accuracy": 0.5}
 """
 
 
@@ -83,6 +87,20 @@ def test_an_evaluation_that_is_not_finite_is_in_the_checkpoint_and_not_in_the_pr
         assert progress.evaluation == {"accuracy": 0.5}
         assert str(progress.warning).startswith("evaluation: perplexity is inf; JSON has no such number"), progress
     assert "skipped" not in job.logs()
+
+
+@pytest.mark.parametrize("changes", [DATA_PARALLEL, SYNC])
+def test_an_evaluation_that_converts_the_model_costs_neither_the_training_nor_its_checkpoint(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    (tmp_path / "users_code.py").write_text(USERS)
+    spec = users(changes, loss="users_code:sound_loss", evaluate="users_code:evaluate_in_half_precision")
+    with Job(folder=tmp_path, spec=spec) as job:
+        progress = job.train()
+    assert progress.evaluation == {"accuracy": 0.5}
+    last = manifests(tmp_path / "checkpoints")[-1]
+    assert last["finished"]
+    assert {tensor["dtype"] for tensor in last["tensors"].values()} == {"F32"}
 
 
 @pytest.mark.parametrize("changes", [DATA_PARALLEL, SYNC])

@@ -31,7 +31,9 @@ def enter(member: ParameterServerMember, lease: str) -> Round:
 
 
 def assignments(control: Control, member: ParameterServerMember, this_round: Round) -> Assignments:
-    return Assignments(control, member, this_round)  # type: ignore[arg-type]
+    made = Assignments(control, member)  # type: ignore[arg-type]
+    made.begin(this_round)
+    return made
 
 
 def test_a_worker_asks_once_until_it_is_answered() -> None:

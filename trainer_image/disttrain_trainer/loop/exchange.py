@@ -16,7 +16,8 @@ class Exchange(Protocol):
             complete
             step_done
 
-    Its methods are the training thread's. Each counts the time that it waits for others to the phase `communicate` of the loop's stopwatch.
+    Its methods are the training thread's. The stopwatch of the loop: `next_parts` starts it when there are parts; the loop counts data,
+    forward and backward of each part; `complete` counts what it does, such as communicate and optimize.
     """
 
     def next_parts(self) -> Sequence[BatchPart]:
@@ -35,8 +36,8 @@ class Exchange(Protocol):
     def after(self, part: BatchPart) -> None:
         """The gradient of the part has been added to the model's."""
 
-    def complete(self) -> Sequence[bool] | None:
-        """Exchanges the gradients. Returns which parameters took part in the step; None for all of them, and for a step without weight."""
+    def complete(self) -> bool:
+        """Exchanges the gradients. False when they had a weight, and reached no parameter: nothing was learned."""
 
     def step_done(self, *, reported: bool) -> None:
         """After a step: saves what is due, and raises what went wrong meanwhile. reported: the step was reported to the master."""

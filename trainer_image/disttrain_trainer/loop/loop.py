@@ -72,30 +72,36 @@ class Loop:
                     weighed.backward()  # type: ignore[no-untyped-call]
                 exchange.after(part)
                 lap("backward")
-            self._newest = parts[-1]
-            took_part = exchange.complete()
-            if took_part is not None and not any(took_part):
+            if not exchange.complete():
                 objective.learned_nothing()
+            newest = self._newest = parts[-1]
             now = self.stopwatch.now
             metrics.steps += 1
             metrics.step_seconds.observe(now - self.stopwatch.began)
-            if due := meter.due(now):
+            is_last = newest.step + 1 == task.schedule.total_steps
+            if is_last:
+                self.look_at_last()
+            is_due = is_last or meter.due(now)
+            if is_due:
+                self._verify()
                 self.report()
-            exchange.step_done(reported=due)
+            exchange.step_done(reported=is_due)
 
     def report(self) -> None:
-        """Reports to the master what was computed since the last report. Raises UserError when the user's code has changed the model."""
-        if self._newest is None:
-            return
-        self._model.verify()
-        user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
-        self._meter.report(step=self._newest.step + 1, epoch=self._newest.epoch, now=time.perf_counter())
+        """Reports to the master what was computed since the last report."""
+        if self._newest is not None:
+            self._meter.report(step=self._newest.step + 1, epoch=self._newest.epoch, now=time.perf_counter())
 
     def look_at_last(self) -> None:
         """Looks at the loss that was not looked at yet, if there is one. Raises NonFiniteLoss."""
         if self._unseen is not None:
             unseen, self._unseen = self._unseen, None
             self._count(*unseen)
+
+    def _verify(self) -> None:
+        """Raises UserError when the user's code has changed the model. Not after an evaluation, which may: the training is over then."""
+        self._model.verify()
+        user_code.keep_sigterm("the code of trainer.loss, trainer.model or trainer.dataset")
 
     def _look_at(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> None:
         if self._late:

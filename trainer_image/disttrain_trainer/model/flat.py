@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Vectors = Sequence[torch.Tensor]
-"""One contiguous CPU tensor of one dimension for each vector of a layout."""
+"""One contiguous tensor of one dimension for each vector of a layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

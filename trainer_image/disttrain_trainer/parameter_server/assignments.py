@@ -9,17 +9,22 @@ from disttrain_trainer.net.messages import MessageType
 
 
 class Assignments:
-    """Of one worker, in one round. For the main thread."""
+    """Of one worker. For the main thread."""
 
-    def __init__(self, control: ControlClient, member: ParameterServerMember, this_round: Round) -> None:
+    def __init__(self, control: ControlClient, member: ParameterServerMember) -> None:
         self._control = control
         self._member = member
-        self._round = this_round
+        self._round: Round | None = None
         self._done: list[int] = []
-        """Parts that every server applied and that are not reported to the master yet. Those of an earlier round are forgotten: the servers
-        may have gone back to a checkpoint; if they have not, they report the applied parts to the master themselves."""
+        """Parts that every server applied and that are not reported to the master yet."""
         self._seconds = 0.0
         """Mean duration of a part, lately."""
+
+    def begin(self, this_round: Round) -> None:
+        """Another round: what was done in an earlier one is forgotten. The servers may have gone back to a checkpoint; if they have not,
+        they report the applied parts to the master themselves."""
+        self._round = this_round
+        self._done = []
 
     @property
     def is_over(self) -> bool:
@@ -52,7 +57,7 @@ class Assignments:
         count = member.parts_to_request(self._seconds)
         if count or (force and self._done):
             with self._control.changed:
-                if member.round is not self._round:
+                if self._round is None or member.round is not self._round:
                     return  # the master ignores a request of an earlier lease, and in the next round it would count as made
                 member.asked = member.asked or count > 0
             done, self._done = self._done, []

@@ -35,10 +35,10 @@ class Replica:
         self._is_sync = is_sync
         self._parts_per_step = config.parts_per_step
         buffers = PartBuffers(module)
-        self._buffers = buffers if is_sync and buffers.there_are_some else None
+        self._step_buffers = buffers if is_sync and buffers.there_are_some else None
         """Sync: the buffers of each step, which the first server keeps."""
-        self._buffers_step: int | None = None
-        """The step whose buffers `_buffers` holds."""
+        self._holds_step: int | None = None
+        """The step whose buffers `_step_buffers` holds."""
         self._left_for: int | None = None
         """The step that starts from what this worker's part 0 left."""
         self.round_number = 0
@@ -53,14 +53,14 @@ class Replica:
         if self.trained and (reset_buffers or not client.initialized):
             # The worker's parameters contain the lost steps: to offer them to the servers would apply these steps twice.
             self.saved_buffers.reset(self._first.restore(self.model.parameters))
-            self.staging.offer()
+            self.staging.to_host()
             self.trained = False
         if not client.initialized:
             client.initialize(self.staging.parameters)
         if another and this_round.buffers is not None:
             self.saved_buffers.restore(this_round.buffers)
         if another:
-            self._buffers_step = self._left_for = None
+            self._holds_step = self._left_for = None
         self.round_number = this_round.number
 
     def pull(self, client: ShardedClient, step: int) -> bool:
@@ -70,36 +70,36 @@ class Replica:
 
     def took_over(self, versions: tuple[int, ...], step: int) -> bool:
         """After parameters of these versions came: whether they are good for the step. Sync: exactly its own are."""
-        self.staging.load()
+        self.staging.to_device()
         return not self._is_sync or all(version == step for version in versions)
 
     def take_buffers(self, client: ShardedClient, step: int) -> bool:
         """Sync: makes the model's buffers those of a step. False when a later step has taken its place."""
-        if self._buffers is None:
+        if self._step_buffers is None:
             return True
-        if self._buffers_step == step:
-            self._buffers.restore()
+        if self._holds_step == step:
+            self._step_buffers.restore()
             return True
         if self._left_for == step:
-            self._buffers.advance()
+            self._step_buffers.advance()
         else:
             found = client.fetch_buffers(step)
             if found is None:
                 return False
             if found:
-                self._buffers.take(found)
-        self._buffers.begin()
-        self._buffers_step = step
+                self._step_buffers.take(found)
+        self._step_buffers.begin()
+        self._holds_step = step
         return True
 
     def leave_buffers(self, client: ShardedClient, part: BatchPart) -> None:
         """Sync: after a part. What part 0 leaves goes to the servers before its gradient, which may complete the step."""
-        if self._buffers is None:
+        if self._step_buffers is None:
             return
         number = part.index % self._parts_per_step
-        self._buffers.left(step=part.step, part=number)
+        self._step_buffers.left(step=part.step, part=number)
         if not number:
-            client.keep_buffers(part.step, self._buffers.encoded())
+            client.keep_buffers(part.step, self._step_buffers.encoded())
             self._left_for = part.step + 1
 
     def _load_start(self, module: nn.Module) -> None:

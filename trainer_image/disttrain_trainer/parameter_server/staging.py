@@ -13,12 +13,12 @@ class Staging:
         """What is sent first, and what `pull` writes to."""
         self._gradients: Vectors = _pinned(model.parameters) if self._copies else ()
 
-    def load(self) -> None:
+    def to_device(self) -> None:
         """The model takes over the parameters that came."""
         if self._copies:
             _copy(self.parameters, self._device_parameters)
 
-    def offer(self) -> None:
+    def to_host(self) -> None:
         """`parameters` are those of the model."""
         if self._copies:
             _copy(self._device_parameters, self.parameters)

@@ -77,6 +77,8 @@ class AllReduce:
         self._stand_in = np.arange(min(2, task.schedule.samples))  # two: BatchNorm refuses one
         self._kept: dict[str, torch.Tensor] | None = None
         """The buffers before a stand-in was computed."""
+        self._counts = False
+        """Whether the gradient of the part counts; a gradient that does not is thrown away."""
         self._total = 0.0
         """What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step."""
         self._own = False
@@ -84,11 +86,11 @@ class AllReduce:
 
     def next_parts(self) -> Sequence[BatchPart]:
         """Raises RoundEnded."""
-        if self._rank.round is not self._round:
-            raise RoundEnded
         step = self._rank.step
         if step >= self._schedule.total_steps:
             return ()
+        if self._rank.round is not self._round:
+            raise RoundEnded
         self._watch.start()
         if self._buffers is not None:
             self._buffers.begin()
@@ -110,18 +112,17 @@ class AllReduce:
         return replace(part, indices=self._stand_in)
 
     def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
-        """The loss x its share in the mean of the step."""
+        """The loss x its share in the mean of the step; the loss, where it counts for nothing and the other ranks need this backward."""
         replica = self._replica
-        if not part.samples:
-            if replica is None or not loss.requires_grad:
+        share = part.samples / part.batch_samples
+        if part.samples and weight is not None:
+            share, self._own = weight / part.batch_samples, True
+        self._counts = bool(share)
+        if not share:
+            if replica is None or not self._joint or not loss.requires_grad:
                 return None
             replica.begin(loss, early=False)
             return loss
-        share = part.samples / part.batch_samples
-        if weight is not None:
-            share, self._own = weight / part.batch_samples, True
-        if not share:
-            return None
         self._total += share
         if self._several:
             self._model.refuse_cleared()
@@ -133,17 +134,17 @@ class AllReduce:
         return loss
 
     def after(self, part: BatchPart) -> None:
-        if self._kept is not None:
+        if self._joint and not self._counts:
             self._model.zero_grad()
+        if self._kept is not None:
             put_back(self._module, self._kept)  # only now: backward may need the buffers that forward left
             self._kept = None
-            return
-        if not self._is(part, self._parts[-1]):
+        if self._counts and not self._is(part, self._parts[-1]):
             self._model.gradients()
         if self._buffers is not None:
             self._buffers.left(step=part.step, part=part.index % self._parts_per_step - self._parts[0])
 
-    def complete(self) -> Sequence[bool] | None:
+    def complete(self) -> bool:
         """Averages the gradients over all ranks, and updates the parameters. Raises BrokenGroup."""
         if self._buffers is not None:
             self._buffers.advance()
@@ -164,20 +165,20 @@ class AllReduce:
         self._optimizer.step(self._gradients, took_part)
         self._rank.step += 1
         watch.lap("optimize")
-        return took_part if total else None
+        return not total or took_part is None or any(took_part)
 
     def step_done(self, *, reported: bool) -> None:
-        """Saves a checkpoint that is due or that the master asked for, and reports the last step."""
+        """Saves a checkpoint that is due or that the master asked for."""
         rank, checkpoints = self._rank, self._checkpoints
         is_last = rank.step == self._schedule.total_steps
         is_due = rank.save_asked or (self._every and rank.step % self._every == 0 and not is_last)
         saving = checkpoints if is_due else None
-        # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
-        if is_last or saving is not None:
+        if saving is not None:
             self._loop.look_at_last()
-        if is_last or (saving is not None and saving.busy):
-            self._loop.report()
-            reported = True
+            if saving.busy and not reported:
+                # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
+                self._loop.report()
+                reported = True
         if reported:
             self._metrics.gradient_norm = norm(self._gradients)
             self._control.check()

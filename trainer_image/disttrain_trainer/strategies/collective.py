@@ -42,7 +42,7 @@ MAX_BREAKS = 3
 """Rounds in a row that may break at one step in the same way while no peer is lost."""
 
 
-class DataParallel:
+class CollectiveWorker:
     """One rank of the job."""
 
     def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
@@ -297,4 +297,4 @@ def take_newest(rank: CollectiveMember, this_round: Round, *, state: RankState, 
 def run(process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
     """The role of a DataParallel worker."""
     machine.set_interface(os.environ, toward=split_address(process.config.addresses.rendezvous)[0])
-    DataParallel(process=process, metrics=metrics, control=control, rank=rank).run()
+    CollectiveWorker(process=process, metrics=metrics, control=control, rank=rank).run()

@@ -56,6 +56,7 @@ class Worker:
             metrics=metrics,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
+        self._assignments = Assignments(control, member)
         self._clock = 0
         """Iterations completed in the newest round."""
         self._moved = time.monotonic()
@@ -97,11 +98,12 @@ class Worker:
             if self._member.round is not this_round:
                 return
             self._member.client = client
+        self._assignments.begin(this_round)
         exchange = PushPull(
             control=self._control,
             member=self._member,
             metrics=self._metrics,
-            assignments=Assignments(self._control, self._member, this_round),
+            assignments=self._assignments,
             client=client,
             loop=self._loop,
             schedule=self._task.schedule,

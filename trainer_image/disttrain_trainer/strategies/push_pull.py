@@ -1,5 +1,6 @@
 """The exchange of ParameterServer: a worker gets parts from the master, and pushes the gradient of each to the servers."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -81,10 +82,10 @@ class PushPull:
                 self._participates = True
             self._is_current = self._is_current or replica.pull(client, part.step)
             self._is_current = self._is_current and replica.take_buffers(client, part.step)
-            self._watch.lap("communicate")
             if self._is_current:
+                self._watch.lap("communicate")
                 return (part,)
-            self._finished(part)  # its step is over: another worker computed the part
+            self._finished(part, time.perf_counter())  # its step is over: another worker computed the part
         self._loop.report()
         return ()
 
@@ -100,13 +101,11 @@ class PushPull:
     def after(self, part: BatchPart) -> None:
         pass
 
-    def complete(self) -> Sequence[bool] | None:
+    def complete(self) -> bool:
         """Pushes the gradient, and pulls the parameters for the next part if it is assigned already. Of weight 0: zeros."""
         part, client, replica = self._part, self._client, self._replica
-        took_part = None
         self._gradients, self._info = None, WHOLE
-        if part.samples:
-            took_part = self._take_gradients()
+        learns = not part.samples or self._take_gradients()
         replica.leave_buffers(client, part)
         following = self._assignments.following
         if following is None:
@@ -119,8 +118,8 @@ class PushPull:
             self._is_current = replica.took_over(versions, step)
         self._metrics.version = client.versions[0]
         self._watch.lap("communicate")
-        self._finished(part)
-        return took_part
+        self._finished(part, self._watch.now)
+        return learns
 
     def step_done(self, *, reported: bool) -> None:
         """Tells the master which parts are done, at once when a checkpoint is due."""
@@ -130,18 +129,18 @@ class PushPull:
         if reported or (self._every and (self._part.step + 1) % self._every == 0):
             self._assignments.request(force=True)
 
-    def _take_gradients(self) -> Sequence[bool] | None:
-        """Makes the gradient ready to be sent. Returns which parameters took part, as `complete` does."""
+    def _take_gradients(self) -> bool:
+        """Makes the gradient ready to be sent. False as of `complete`."""
         gradients, took_part = self._model.gradients(), self._model.took_part
         if self._weight is not None or took_part is not None:
             runs = None if took_part is None else runs_of(self._model.places, took_part)
             self._info = GradientInfo(weight=self._weight, runs=runs)
         self._gradients = self._replica.staging.gradients(gradients)
         self._watch.lap("backward")
-        return None if self._weight == 0 else took_part
+        return self._weight == 0 or took_part is None or any(took_part)
 
-    def _finished(self, part: BatchPart) -> None:
-        self._assignments.finished(part.index, self._watch.now - self._watch.began)
+    def _finished(self, part: BatchPart, now: float) -> None:
+        self._assignments.finished(part.index, now - self._watch.began)
         self._on_part()
 
     def _next_assignment(self) -> int | None:

@@ -110,8 +110,10 @@ class RankCheckpoints:
         self._writer.wait()
         self._writer.check()
         asked, self._rank.save_asked = self._rank.save_asked, False
-        self._require_finite()
-        step, tensors = self._rank.step, self._state.present()
+        is_written = last and self._last is not None
+        if not is_written:  # an evaluation may have changed the model since: that is no part of the training
+            self._require_finite()
+        step, tensors = self._rank.step, {} if is_written else self._state.present()
         error = self._commit(step, tensors, began=began, asked=asked, last=last, finished=finished)
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
         return error

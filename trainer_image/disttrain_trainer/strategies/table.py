@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from disttrain.api.runtime import JobConfig
-from disttrain.api.strategy import DataParallel, Exchange, ModelParallel, ParameterServerStrategy
+from disttrain.api.strategy import DataParallel, Exchange, ParameterServerStrategy
+from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, ParameterServerMember
 from disttrain_trainer.runtime.metrics import Metrics
@@ -32,14 +33,17 @@ class WorkerSide:
         import_module(self.module).run(process, metrics, control, member)
 
 
-_COLLECTIVE = WorkerSide("disttrain_trainer.strategies.collective", CollectiveMember)
 _SIDES: dict[type[Exchange], WorkerSide] = {
-    DataParallel: _COLLECTIVE,
-    ModelParallel: _COLLECTIVE,
+    DataParallel: WorkerSide("disttrain_trainer.strategies.collective", CollectiveMember),
     ParameterServerStrategy: WorkerSide("disttrain_trainer.strategies.parameter_server", ParameterServerMember),
 }
 
 
 def side_of(config: JobConfig) -> WorkerSide:
-    """The worker's side of the job's strategy."""
-    return _SIDES[type(config.strategy.exchange)]
+    """The worker's side of the job's strategy. Raises WrongInput for one that this trainer does not know."""
+    side = _SIDES.get(type(config.strategy.exchange))
+    if side is None:
+        raise WrongInput(
+            f"strategy.type: this trainer does not know {config.strategy.type}; use an image of the operator's release"
+        )
+    return side
