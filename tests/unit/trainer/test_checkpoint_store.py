@@ -185,7 +185,7 @@ def test_another_number_of_servers_is_refused(tmp_path: Path) -> None:
         (DataSet(96, "new"), 'fingerprint of trainer.dataset: "old" then, "new" now'),
         (
             DataSet(96, "old", "packed"),
-            'order of trainer.dataset: "feistel-12" then, "packed" now. Another version of the trainer',
+            'order of trainer.dataset: "feistel-8" then, "packed" now. Another version of the trainer',
         ),
         (DataSet(96, "old"), None),
         (DataSet(96), None),
@@ -243,7 +243,7 @@ def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path
     written = json.loads(manifest.read_text())
     del written["data"]["order of trainer.dataset"]
     manifest.write_text(json.dumps(written))
-    error = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-12" now. Another version of the trainer'
+    error = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-8" now. Another version of the trainer'
     with pytest.raises(WrongInput, match=error):
         store.newest(tmp_path, make_config(), DATA)
 

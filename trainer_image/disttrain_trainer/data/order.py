@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 TABLE = "table"
 """The name of numpy's shuffled table, by which checkpoints that name no order were written."""
-_ROUNDS = 12
-"""Of the Feistel network; an even number, so that the halves come back to their sides. With 8, data sets of a few samples show a bias."""
+_ROUNDS = 8
+"""Of the Feistel network; an even number: the halves come back to their sides. With 6, neighbours are seen to depend on one another."""
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _HALF = np.uint64(32)
 
@@ -25,7 +25,7 @@ class Order(Protocol):
         """What a checkpoint records, and compares: another order under the same name would repeat some samples, and skip others."""
 
     def __call__(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples at these positions of an epoch, counted from 0. Shape and dtype are those of the positions."""
+        """The samples at these positions of an epoch, all counted from 0: two vectors of one length."""
 
 
 class KeyedPermutation:
@@ -44,14 +44,20 @@ class KeyedPermutation:
         self._seed = seed
         left = math.isqrt(samples - 1) + 1
         right = -(-samples // left)
-        self._samples, self._right = np.uint64(samples), np.uint64(right)
+        self._samples, self._pairs = samples, left * right
+        self._right = np.uint64(right)
         self._sizes = (np.uint64(left), self._right) * (_ROUNDS // 2)
 
     def __call__(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         keys = np.random.SeedSequence((self._seed, epoch)).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
-        numbers = self._permute(positions.astype(np.uint64), keys)
+        count = len(positions)
+        # Few pairs beyond the samples are permuted along, so that a walk finds its next number and needs no pass of its own.
+        beyond = np.arange(self._samples, self._pairs if self._pairs - self._samples <= count else self._samples)
+        found = self._permute(np.concatenate((positions, beyond)).astype(np.uint64), keys)
+        numbers, after = found[:count], found[count:]
         while (outside := np.flatnonzero(numbers >= self._samples)).size:
-            numbers[outside] = self._permute(numbers[outside], keys)
+            walking = numbers[outside]
+            numbers[outside] = after[walking - np.uint64(self._samples)] if len(after) else self._permute(walking, keys)
         return numbers.view(np.int64)
 
     def _permute(self, numbers: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
