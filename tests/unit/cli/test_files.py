@@ -204,6 +204,12 @@ def test_a_number_in_quotes_is_refused_with_what_to_write() -> None:
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize(("field", "value"), [("partsPerStep", "4"), ("seed", "7"), ("findUnusedParameters", "true")])
+def test_a_whole_number_or_a_truth_value_in_quotes_is_refused_with_what_to_write(field: str, value: str) -> None:
+    (problem,) = problems(MODEL.replace("  trainer:\n", f'  trainer:\n    {field}: "{value}"\n'))
+    assert f' spec.trainer.{field}: write {value} without quotes (got "{value}"); it is: ' in problem
+
+
 @pytest.mark.parametrize("wrong", ["fast", "true", "1e999", "-0.1", "[1]"])
 def test_what_is_no_number_is_refused_in_one_line(wrong: str) -> None:
     (problem,) = problems(MODEL.replace("0.1", wrong))
