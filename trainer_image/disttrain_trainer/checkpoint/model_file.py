@@ -21,14 +21,16 @@ from disttrain_trainer.runtime import logs
 log = logs.get_logger(__name__)
 
 
-def can_be_kept(model: nn.Module) -> bool:
-    """Whether the file can hold the model; says in the log why not."""
+def place_of(model: nn.Module, folder: Path | None) -> Path | None:
+    """The folder; None where there is none, or the file cannot hold the model. Says in the log why it cannot."""
+    if folder is None:
+        return None
     try:
         tensors.check_parameters(dict(model.named_parameters()))
         tensors.check_buffers(model)
     except WrongInput as error:
         log.warning("no %s is written at the end: %s", MODEL_FILE, error)
-        return False
+        return None
     for name in tensors.buffers_of(model):
         if name.endswith(EXTRA_JSON):
             log.warning(
@@ -36,7 +38,7 @@ def can_be_kept(model: nn.Module) -> bool:
                 MODEL_FILE,
                 name.removesuffix(EXTRA_JSON).rstrip(".") or "the model itself",
             )
-    return True
+    return folder
 
 
 def write(model: nn.Module, folder: Path) -> ProgressModel:

@@ -6,6 +6,8 @@ The survivors keep their state, and the rank with the newest state gives it to a
 import os
 import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -59,7 +61,7 @@ class CollectiveWorker:
         self._state = RankState(task.model, self._optimizer, self._flat.described())
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()
-        self._keeps_model = process.rank == 0 and process.model_dir is not None and model_file.can_be_kept(task.model)
+        self._model_dir = model_file.place_of(task.model, process.model_dir) if process.rank == 0 else None
         if needs_all_ranks(task.model) and self._config.parts_per_step != self._config.world_size:
             raise WrongInput(
                 "trainer.model: SyncBatchNorm takes its mean over all ranks at once, so that each must compute one part of a step; here "
@@ -216,11 +218,11 @@ class CollectiveWorker:
         if self._process.rank == 0:
             unsaved = checkpoints is not None and not checkpoints.complete
             evaluates = self._task.evaluate is not None and rank.evaluation is None
-            writes_model = self._keeps_model and rank.model is None
-            if checkpoints is not None and unsaved and (evaluates or writes_model):
+            model_dir = self._model_dir if rank.model is None else None
+            if checkpoints is not None and unsaved and (evaluates or model_dir is not None):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
-            if writes_model:  # before the evaluation, which may change the model
-                self._insist("model", self._write_model, this_round)
+            if model_dir is not None:  # before the evaluation, which may change the model
+                self._insist("model", partial(self._write_model, model_dir), this_round)
             if self._task.evaluate is not None and evaluates:
                 rank.evaluation = self._task.evaluate()
             if checkpoints is not None and unsaved:
@@ -244,10 +246,8 @@ class CollectiveWorker:
         if not final.insist(what, rank.step, attempt, over=over):
             raise RoundEnded
 
-    def _write_model(self) -> str | None:
+    def _write_model(self, folder: Path) -> str | None:
         """Writes the model of the last step; what is wrong when that fails."""
-        folder = self._process.model_dir
-        assert folder is not None
         try:
             self._rank.model = model_file.write(self._task.model, folder)
         except OSError as error:

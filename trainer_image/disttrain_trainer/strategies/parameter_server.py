@@ -5,6 +5,7 @@ round is push_pull.py.
 """
 
 import time
+from pathlib import Path
 
 from disttrain_trainer.checkpoint import final, model_file
 from disttrain_trainer.checkpoint.background import BackgroundWriter
@@ -48,7 +49,7 @@ class Worker:
         )
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
-        self._keeps_model = process.model_dir is not None and model_file.can_be_kept(self._task.model)
+        self._model_dir = model_file.place_of(self._task.model, process.model_dir)
         self._loop = Loop(
             self._task,
             self._replica.model,
@@ -71,7 +72,7 @@ class Worker:
         with control.changed:
             member.data = self._task.data
             member.buffers = self._process.checkpoint_dir is not None
-            member.keeps_model = self._keeps_model
+            member.keeps_model = self._model_dir is not None
         while not control.finished:
             if member.round is None:
                 control.send(MessageType.READY, **member.describe())
@@ -183,19 +184,18 @@ class Worker:
         self._replica.take_buffers(client, client.versions[0])
         client.leave()
         found: dict[str, object] = {}
-        if self._keeps_model and not self._write_model(this_round, found):
+        if self._model_dir is not None and not self._write_model(self._model_dir, this_round, found):
             return
         if self._task.evaluate is not None:
             found["evaluation"] = self._task.evaluate()
         self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
 
-    def _write_model(self, this_round: Round, found: dict[str, object]) -> bool:
+    def _write_model(self, folder: Path, this_round: Round, found: dict[str, object]) -> bool:
         """Writes the model, and adds where it is to what is found. False when the round is over before it can be written.
 
         Raises Unsaved when it fails for too long.
         """
-        folder, control, member = self._process.model_dir, self._control, self._member
-        assert folder is not None
+        control, member = self._control, self._member
 
         def attempt() -> str | None:
             try:
