@@ -92,6 +92,18 @@ def unfreezing(model, batch):
     model.body.weight.requires_grad_(model.calls > 3)
     return loss(model, batch)
 
+def replacing(model, batch):
+    # In the last step.
+    model.calls = getattr(model, "calls", 0) + 1
+    if model.calls == 12:
+        model.body = nn.Linear(4, 3)
+    return loss(model, batch)
+
+def backward(model, batch):
+    found = loss(model, batch)
+    found.backward(retain_graph=True)
+    return found
+
 def frozen(config):
     model = table(config)
     model.body.weight.requires_grad_(False)
@@ -212,8 +224,16 @@ def test_a_lost_worker_and_a_resume_take_buffers_over_as_they_have_grown(tmp_pat
         ({"model": "users:graph"}, 2, "trainer.model: buffer adjacency is sparse"),
         ({"model": "users:table", "loss": "users:weightless"}, 1, "trainer.loss returned the weight -1.0"),
         ({"model": "users:frozen", "loss": "users:unfreezing"}, 1, "parameter body.weight was frozen"),
+        ({"model": "users:table", "loss": "users:replacing"}, 1, "parameter body.weight was added or replaced"),
+        ({"model": "users:table", "loss": "users:backward"}, 1, "trainer.loss calls backward() itself"),
     ],
-    ids=["sparse buffer", "negative weight", "unfrozen later"],
+    ids=[
+        "sparse buffer",
+        "negative weight",
+        "unfrozen later",
+        "replaced in the last step",
+        "backward of the loss's own",
+    ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(
     tmp_path: Path, trainer: dict[str, str], code: int, said: str, strategy: str

@@ -52,6 +52,17 @@ def test_a_file_of_an_older_release_which_has_what_is_no_state_is_read(tmp_path:
     assert (target.scratch.tolist(), target.grows.tolist()) == ([0, 0], [1, 1])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_module_of_torchscript_gives_and_takes_buffers_as_any_other() -> None:
+    scripted, resumed = (torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))) for _ in range(2))
+    scripted(torch.randn(8, 2))
+    assert tensors.may_have_buffers(scripted)
+    found = tensors.buffers_of(scripted)
+    assert found.keys() == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    tensors.put_buffers(resumed, found, source="here")
+    assert all(torch.equal(value, found[name]) for name, value in tensors.buffers_of(resumed).items())
+
+
 def test_a_buffer_without_a_place_is_of_another_model() -> None:
     with pytest.raises(WrongInput, match=r"the file is of another model: body\.mean"):
         tensors.put_buffers(Tables(), {"body.mean": torch.ones(2)}, source="the file")
@@ -176,6 +187,11 @@ def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
 
 
+def inferred() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
@@ -183,8 +199,9 @@ def test_a_model_in_eval_mode_is_trained_and_one_with_a_part_in_eval_mode_keeps_
         (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
         (nn.Sequential(nn.LazyBatchNorm1d(affine=False)), r"buffer 0\.running_mean has no shape yet"),
         (nn.ParameterList([nn.Parameter(torch.eye(2).to_sparse())]), "parameter 0 has the layout torch.sparse_coo"),
+        (inferred(), r"weight was made under torch\.inference_mode"),
     ],
-    ids=["lazy", "meta", "lazy buffer", "sparse"],
+    ids=["lazy", "meta", "lazy buffer", "sparse", "inference"],
 )
 def test_a_model_without_values_is_refused_by_name(module: nn.Module, said: str) -> None:
     with pytest.raises(WrongInput, match=said):

@@ -1,14 +1,20 @@
-"""Which step's state a rank of DataParallel holds, when the rank that gives it is lost on the way."""
+"""Which step's state a rank of DataParallel holds, when the rank that gives it is lost on the way; and which state it takes from a file."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from disttrain_trainer.errors import PeerLost
+from disttrain.api.trainer import Optimizer as Settings
+from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.model.flat import FlatModel
+from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.strategies.collective import take_newest
 
 
@@ -47,3 +53,45 @@ def test_a_rank_that_has_taken_a_state_over_is_at_its_step() -> None:
 def test_a_source_without_a_state_is_refused() -> None:
     with pytest.raises(PeerLost, match="worker-1: it has no whole state to give"):
         take_over(rank_at(3), number=0, broadcast=lambda **_: -1)
+
+
+def state_of(*, frozen: list[int], momentum: float = 0.9) -> tuple[nn.Module, RankState]:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    for number in frozen:
+        model[number].requires_grad_(False)
+    flat = FlatModel(model)
+    settings = Settings.model_validate({"name": "SGD", "learningRate": 0.1, "momentum": momentum})
+    return model, RankState(model, FlatOptimizer(settings, flat), flat.described())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ([0, 1], [0], "parameter 1.bias is frozen there, trained (requires_grad) here"),
+        ([0], [0, 1], "parameter 1.bias is trained there, frozen (requires_grad) here"),
+        ([0], [1], "parameter 0.bias is frozen there, trained (requires_grad) here"),
+    ],
+    ids=["unfrozen", "frozen", "another part of the same size"],
+)
+def test_a_checkpoint_of_which_other_parameters_were_trained_is_refused_by_name(
+    tmp_path: Path, then: list[int], now: list[int], said: str
+) -> None:
+    file = tmp_path / "state.safetensors"
+    _, saved = state_of(frozen=then)
+    saved.write(file, saved.present())
+    model, state = state_of(frozen=now)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(WrongInput) as raised:
+        state.load(file)
+    assert said in str(raised.value)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert saved.layout != state.layout, "nor do two such ranks train with one another"
+
+
+def test_a_checkpoint_of_which_the_same_parameters_were_trained_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    model, saved = state_of(frozen=[1])
+    saved.write(file, saved.present())
+    other, state = state_of(frozen=[1])
+    state.load(file)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))

@@ -211,6 +211,21 @@ def test_sparse_gradients_and_those_that_user_code_replaced_count() -> None:
             assert flat.took_part == [True, False, False]
 
 
+@pytest.mark.parametrize("before", [lambda _: None, lambda model: model.zero_grad()], ids=["as it is", "cleared"])
+def test_a_loss_that_calls_backward_itself_is_refused_also_where_the_graph_stays(before: Any) -> None:
+    model = nn.Linear(2, 1)
+    flat = FlatModel(model)
+    flat.zero_grad()
+    before(model)
+    loss = model(torch.ones(1, 2)).sum()
+    flat.refuse_own_backward()
+    loss.backward(retain_graph=True)
+    with pytest.raises(UserError, match=r"^trainer\.loss calls backward\(\) itself, as it seems: parameter weight has"):
+        flat.refuse_own_backward()
+    model.zero_grad(set_to_none=False)  # as after a penalty of its own
+    flat.refuse_own_backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_the_counts_of_steps_do_not_depend_on_the_default_type_that_user_code_chose(dtype: torch.dtype) -> None:
     before = torch.get_default_dtype()

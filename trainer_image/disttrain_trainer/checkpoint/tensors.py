@@ -43,17 +43,22 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The buffers that are state, by name; one of two names under both."""
     found: dict[str, torch.Tensor] = {}
     for prefix, owner in _modules(module):
-        for leaf, buffer in owner._buffers.items():
+        for leaf, buffer in own_buffers(owner).items():
             if buffer is not None and leaf not in owner._non_persistent_buffers_set:
                 found[prefix + leaf] = buffer.detach()
         found |= extra_state.of(owner, prefix)
     return found
 
 
+def own_buffers(owner: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Those of a module itself, by their last names: a module of TorchScript has no dict of them."""
+    return dict(owner._buffers.items())
+
+
 def may_have_buffers(module: nn.Module) -> bool:
     """Whether the module has buffers that are state, or will: one that is None may become a tensor."""
     return any(
-        extra_state.there_is(owner) or any(leaf not in owner._non_persistent_buffers_set for leaf in owner._buffers)
+        extra_state.there_is(owner) or any(leaf not in owner._non_persistent_buffers_set for leaf in own_buffers(owner))
         for _, owner in _modules(module)
     )
 
@@ -80,7 +85,7 @@ def put_buffers(module: nn.Module, values: Named, *, source: str) -> None:
             raise another_model(source, name, value, None)
         if leaf in owner._non_persistent_buffers_set:
             continue
-        ours = owner._buffers.get(leaf)
+        ours = own_buffers(owner).get(leaf)
         if ours is not None and _fits(ours, value):
             with torch.no_grad():
                 ours.copy_(value)

@@ -55,6 +55,7 @@ class Loop:
         meter.begin(self.stopwatch.start())
         while parts := exchange.next_parts():
             model.zero_grad()
+            is_clear = True
             for assigned in parts:
                 part = exchange.before(assigned)
                 if part is None:
@@ -66,10 +67,13 @@ class Loop:
                 if part.samples:
                     self._look_at(loss, part, weight)
                 model.refuse_unfrozen()
+                if is_clear:
+                    model.refuse_own_backward()
                 lap("forward")
                 weighed = exchange.weigh(loss, part, weight)
                 if weighed is not None:
                     weighed.backward()  # type: ignore[no-untyped-call]
+                    is_clear = False
                 exchange.after(part)
                 lap("backward")
             if not exchange.complete():

@@ -207,6 +207,21 @@ class FlatModel:
         self.took_part = None if all(took) else took
         return self._gradients
 
+    def refuse_own_backward(self) -> None:
+        """Raises UserError when a parameter has a gradient before the loop's own backward. Call it after `zero_grad` and a loss. Cheap.
+
+        It would count as often as there are parts and ranks, whatever their weights.
+        """
+        for (parameter, view), before, place in zip(self._views, self._versions, self.places, strict=True):
+            gradient = parameter.grad
+            if gradient is view and view._version == before:
+                continue
+            if gradient is not None and bool(gradient.any()):
+                raise UserError(
+                    f"trainer.loss calls backward() itself, as it seems: parameter {place.name} has a gradient before the loop calls it. "
+                    "Leave that to the loop: return the sum of the losses, or take what the loss itself needs by torch.autograd.grad()"
+                )
+
     def put_back(self, number: int) -> None:
         """Copies the gradient of one parameter into its place, if user code has replaced it."""
         parameter, view = self._views[number]
@@ -254,7 +269,7 @@ class FlatModel:
             raise UserError(
                 f"parameter {self.places[changed].name} was changed in place while the loss was computed (a clamp, or an embedding's "
                 "max_norm): under strategy ParameterServer the servers hold the parameters, and the change would be lost; leave it out, "
-                "or use strategy DataParallel"
+                "use strategy DataParallel, or freeze it in trainer.model (requires_grad = False) if it is a mean of others and not trained"
             )
 
     def refuse_unfrozen(self) -> None:

@@ -29,6 +29,11 @@ def prepare(model: nn.Module) -> None:
                 raise WrongInput(
                     f"trainer.model: {kind} {name} is on the meta device and has no values: use to_empty() and set them in the factory"
                 )
+            if tensor.is_inference():
+                raise WrongInput(
+                    f"trainer.model: {kind} {name} was made under torch.inference_mode(), and cannot be trained with: use torch.no_grad() "
+                    "in the factory"
+                )
             if kind == "parameter" and tensor.layout is not torch.strided:
                 raise WrongInput(
                     f"trainer.model: parameter {name} has the layout {tensor.layout}; our loop trains dense parameters: keep the values in "

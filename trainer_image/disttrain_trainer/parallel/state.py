@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, Layout
+from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, Layout, read_header
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
@@ -34,6 +34,7 @@ class RankState:
         """layout: how the parameters lie in the optimiser's vectors, for the files."""
         self._model = model
         self._optimizer = optimizer
+        self._layout = layout
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
         self._parameters = {f"{MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
@@ -41,8 +42,9 @@ class RankState:
             (name, str(tensor.dtype), () if name.endswith(EXTRA_JSON) else tuple(tensor.shape))
             for name, tensor in everything.items()
         )
-        self.layout = hashlib.sha256(repr((PROTOCOL, shapes)).encode()).hexdigest()
-        """The same for every rank that this rank can train with: protocol, names, types and shapes, before any training."""
+        trained = [place.name for place in layout.places] if layout else []
+        self.layout = hashlib.sha256(repr((PROTOCOL, shapes, trained)).encode()).hexdigest()
+        """The same for every rank that this rank can train with: protocol, names, types, shapes, what is trained, before any training."""
 
     def check(self) -> None:
         """Raises WrongInput, which names it, for a tensor that can be neither saved nor sent."""
@@ -63,6 +65,8 @@ class RankState:
     def load(self, path: Path) -> None:
         """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""
         values = tensor_file.read(path)
+        if (described := read_header(path).metadata.get(LAYOUT)) is not None:
+            self._require_trained(Layout.model_validate_json(described), source=str(path))
         slots = self._slots()
         for name in slots:
             if name.endswith(_UPDATES) and name in values:  # older releases counted once for all parameters
@@ -73,6 +77,7 @@ class RankState:
         """Takes over a checkpoint of parameter servers. Raises WrongInput when it is damaged, or of another model."""
         with NamedCheckpoint(folder) as checkpoint:
             checkpoint.require_whole_steps()
+            self._require_trained(checkpoint.layout, source=str(folder))
             values = {f"{MODEL}{name}": checkpoint.whole(name) for name in checkpoint.untrained}
             for place in checkpoint.layout.places:
                 flat = checkpoint.in_memory_order(place)
@@ -89,6 +94,19 @@ class RankState:
         self._take(
             {name: tensor.detach() for name, tensor in self._frozen().items()} | values, slots, source=str(folder)
         )
+
+    def _require_trained(self, layout: Layout, *, source: str) -> None:
+        """Raises WrongInput when other parameters of this model were trained: the optimiser's state is kept by their places alone."""
+        if self._layout is None:
+            return
+        then, now = ({place.name for place in one.places} for one in (layout, self._layout))
+        if changed := [name for name in sorted(then ^ now) if f"{MODEL}{name}" in self._parameters]:
+            there, here = ("trained", "frozen") if changed[0] in then else ("frozen", "trained")
+            raise WrongInput(
+                f"trainer.model: {source} is of another training: parameter {changed[0]} is {there} there, {here} (requires_grad) here; "
+                "this is immutable once a job has checkpoints: change it back to go on, or start a new job with the model of this one "
+                "(checkpoint.from). No checkpoint was changed"
+            )
 
     def _frozen(self) -> dict[str, torch.Tensor]:
         """The parameters that are not trained: a checkpoint of servers lacks those that no file can hold."""
