@@ -107,14 +107,19 @@ class JobView:
 
     def _by_its_account(self, pod: PodView) -> PodView:
         """A pod of ours that has ended, by what the process and the master say. The exit code says little: user code and its libraries
-        can call exit(0) in the middle of the training, and an exit handler can change the code of a process that was done."""
-        if not pod.done or self.runs_command:
+        can call exit(0) in the middle of the training, and an exit handler can change the code of a process that was done. A pod that was
+        taken away while it ran was not done, though many a program answers SIGTERM with 0."""
+        if not pod.done:
             return pod
-        if pod.termination.done:
+        if pod.termination.done and not self.runs_command:
             return replace(pod, phase=Phase.SUCCEEDED)
-        if pod.phase is Phase.SUCCEEDED and not self.training_done:
-            return replace(pod, phase=Phase.FAILED, reason=Reason.EXITED_EARLY, message=_EXITED_EARLY)
-        return pod
+        if pod.phase is not Phase.SUCCEEDED or self.training_done:
+            return pod
+        if DISRUPTED in pod.conditions:
+            return replace(pod, phase=Phase.FAILED)
+        if self.runs_command:
+            return pod
+        return replace(pod, phase=Phase.FAILED, reason=Reason.EXITED_EARLY, message=_EXITED_EARLY)
 
     @cached_property
     def training_done(self) -> bool:

@@ -64,6 +64,22 @@ def test_a_disrupted_pod_is_the_cause_whatever_its_exit_code_is(code):
     assert (scene.status.restarts.last.role, scene.status.restarts.last.index) == ("Worker", 1)
 
 
+@pytest.mark.parametrize("kind", ["command", "script", "training"])
+def test_pods_that_are_taken_away_and_exit_with_0_have_not_done_their_work(kind):
+    scene = getattr(make_job(), kind)()
+    scene = scene if kind == "training" else scene.started()
+    for worker in (0, 1):
+        scene.exited_early(worker).change(
+            worker, conditions=frozenset({"DisruptionTarget"}), disruption="TerminationByKubelet"
+        )
+    scene.seen().after(9).seen()
+    assert not scene.finished
+    assert scene.says("Restarting") == ("True", "Evicted")
+    assert "ExitedEarly" not in scene.condition("Restarting").message
+    assert scene.status.restarts.counted_towards_limit == 0
+    assert not scene.after(15).seen().all_run().seen().finished
+
+
 @pytest.mark.parametrize("code", [1, 75, 137])
 def test_an_eviction_for_the_pods_own_memory_counts_whatever_its_exit_code_is(code):
     scene = make_job().training().failed(1, code=code, message=OWN, **BY_KUBELET).seen()
