@@ -14,6 +14,9 @@ from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.task import Objective, Task
 from disttrain_trainer.runtime.metrics import Metrics
 
+WATCHED_STEPS = 3
+"""Steps from the first one on of which it is seen whether the loss calls backward() itself; then one after each report."""
+
 
 class Loop:
     """The loop of one process. For one thread."""
@@ -53,9 +56,10 @@ class Loop:
         task, model, metrics, meter, objective = self._task, self._model, self._metrics, self._meter, self._objective
         lap = self.stopwatch.lap
         meter.begin(self.stopwatch.start())
+        watched = WATCHED_STEPS
         while parts := exchange.next_parts():
             model.zero_grad()
-            is_clear = True
+            is_watched = watched > 0
             for assigned in parts:
                 part = exchange.before(assigned)
                 if part is None:
@@ -67,17 +71,18 @@ class Loop:
                 if part.samples:
                     self._look_at(loss, part, weight)
                 model.refuse_unfrozen()
-                if is_clear:
+                if is_watched:
                     model.refuse_own_backward()
                 lap("forward")
                 weighed = exchange.weigh(loss, part, weight)
                 if weighed is not None:
                     weighed.backward()  # type: ignore[no-untyped-call]
-                    is_clear = False
+                    is_watched = False
                 exchange.after(part)
                 lap("backward")
             if not exchange.complete():
                 objective.learned_nothing()
+            watched -= 1
             newest = self._newest = parts[-1]
             now = self.stopwatch.now
             metrics.steps += 1
@@ -89,6 +94,7 @@ class Loop:
             if is_due:
                 self._verify()
                 self.report()
+                watched = 1
             exchange.step_done(reported=is_due)
 
     def report(self) -> None:
