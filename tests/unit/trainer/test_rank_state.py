@@ -88,6 +88,39 @@ def test_a_checkpoint_of_which_other_parameters_were_trained_is_refused_by_name(
     assert saved.layout != state.layout, "nor do two such ranks train with one another"
 
 
+def moments_of(model: nn.Module) -> RankState:
+    flat = FlatModel(model)
+    settings = Settings.model_validate({"name": "Adam", "learningRate": 0.1})
+    return RankState(model, FlatOptimizer(settings, flat), flat.described())
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (
+            nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}),
+            nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)}),
+        ),
+        (nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)),
+    ],
+    ids=["order", "memory format"],
+)
+def test_a_checkpoint_in_which_parameters_lie_elsewhere_is_refused(
+    tmp_path: Path, then: nn.Module, now: nn.Module
+) -> None:
+    saved = moments_of(then)
+    saved.write(tmp_path / "state.safetensors", saved.present())
+    with pytest.raises(WrongInput, match=r"parameter (b\.)?weight has another place or memory format"):
+        moments_of(now).load(tmp_path / "state.safetensors")
+
+
+def test_a_checkpoint_of_other_names_is_of_another_model(tmp_path: Path) -> None:
+    saved = moments_of(nn.Sequential(nn.Linear(2, 2)))
+    saved.write(tmp_path / "state.safetensors", saved.present())
+    with pytest.raises(WrongInput, match=r"is of another model: model\.0\.0\.weight is missing there"):
+        moments_of(nn.Sequential(nn.Sequential(nn.Linear(2, 2)))).load(tmp_path / "state.safetensors")
+
+
 def test_a_checkpoint_of_which_the_same_parameters_were_trained_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     model, saved = state_of(frozen=[1])

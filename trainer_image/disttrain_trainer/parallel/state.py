@@ -66,7 +66,7 @@ class RankState:
         """Takes over a file's values. Raises WrongInput when it is damaged, or of another model."""
         values = tensor_file.read(path)
         if (described := read_header(path).metadata.get(LAYOUT)) is not None:
-            self._require_trained(Layout.model_validate_json(described), source=str(path))
+            self._require_places(Layout.model_validate_json(described), values, source=str(path))
         slots = self._slots()
         for name in slots:
             if name.endswith(_UPDATES) and name in values:  # older releases counted once for all parameters
@@ -77,13 +77,13 @@ class RankState:
         """Takes over a checkpoint of parameter servers. Raises WrongInput when it is damaged, or of another model."""
         with NamedCheckpoint(folder) as checkpoint:
             checkpoint.require_whole_steps()
-            self._require_trained(checkpoint.layout, source=str(folder))
             values = {f"{MODEL}{name}": checkpoint.whole(name) for name in checkpoint.untrained}
             for place in checkpoint.layout.places:
                 flat = checkpoint.in_memory_order(place)
                 values[f"{MODEL}{place.name}"] = (
                     flat.view(place.shape) if place.strides is None else flat.as_strided(place.shape, place.strides)
                 )
+            self._require_places(checkpoint.layout, values, source=str(folder))
             counts, slots = checkpoint.updates(), self._slots()
             for name, tensor in slots.items():
                 _, number, slot = name.split(".")
@@ -95,18 +95,27 @@ class RankState:
             {name: tensor.detach() for name, tensor in self._frozen().items()} | values, slots, source=str(folder)
         )
 
-    def _require_trained(self, layout: Layout, *, source: str) -> None:
-        """Raises WrongInput when other parameters of this model were trained: the optimiser's state is kept by their places alone."""
+    def _require_places(self, layout: Layout, values: tensor_file.Named, *, source: str) -> None:
+        """Raises WrongInput when the parameters of this model lay in other places: the optimiser's state is kept by places alone.
+
+        values: what is there, by name. A model of other names or shapes is left to `_take`.
+        """
         if self._layout is None:
             return
-        then, now = ({place.name for place in one.places} for one in (layout, self._layout))
-        if changed := [name for name in sorted(then ^ now) if f"{MODEL}{name}" in self._parameters]:
+        then, now = ({place.name: place for place in one.places} for one in (layout, self._layout))
+        both = self._parameters.keys() & values.keys()
+        if changed := [name for name in sorted(then.keys() ^ now.keys()) if f"{MODEL}{name}" in both]:
             there, here = ("trained", "frozen") if changed[0] in then else ("frozen", "trained")
-            raise WrongInput(
-                f"trainer.model: {source} is of another training: parameter {changed[0]} is {there} there, {here} (requires_grad) here; "
-                "this is immutable once a job has checkpoints: change it back to go on, or start a new job with the model of this one "
-                "(checkpoint.from). No checkpoint was changed"
-            )
+            what = f"parameter {changed[0]} is {there} there, {here} (requires_grad) here"
+        elif then.keys() == now.keys() and all(then[name].shape == now[name].shape for name in now) and then != now:
+            moved = next(name for name in now if then[name] != now[name])
+            what = f"parameter {moved} has another place or memory format (channels_last) there, as in a model made in another order"
+        else:
+            return
+        raise WrongInput(
+            f"trainer.model: {source} is of another training: {what}; this is immutable once a job has checkpoints: change it back to go "
+            "on, or start a new job with the model of this one (checkpoint.from). No checkpoint was changed"
+        )
 
     def _frozen(self) -> dict[str, torch.Tensor]:
         """The parameters that are not trained: a checkpoint of servers lacks those that no file can hold."""
