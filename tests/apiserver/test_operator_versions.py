@@ -99,15 +99,15 @@ def test_roll_back_leaves_finished_running_and_suspended_jobs_as_they_are(contro
             eventually(lambda name=name: list(pods(rest, name)) == pod_names(name))  # type: ignore[misc]
             for pod in pod_names(name):
                 kubelet.run(pod)
-        rest.create(JOBS, job("rests", suspend=True))
+        rest.create(JOBS, job("suspended", suspend=True))
         for pod in sorted(pod_names("done"), reverse=True):
             kubelet.succeed(pod)
         eventually(lambda: condition(rest, "done", "Complete") == "True", seconds=30)
-        eventually(lambda: condition(rest, "rests", "Suspended") == "True")
+        eventually(lambda: condition(rest, "suspended", "Suspended") == "True")
         eventually(lambda: condition(rest, "runs", "Scheduled") == "True")
     for pod in pod_names("done"):
         kubelet.gone(pod)
-    running, before = pods(rest, "runs"), {name: status(rest, name) for name in ("done", "runs", "rests")}
+    running, before = pods(rest, "runs"), {name: status(rest, name) for name in ("done", "runs", "suspended")}
     with schema(rest, newer):
         # The API server takes a schema over a moment after its CRD is stored, and prunes by the old one until then.
         eventually(lambda: rest.get(JOBS, "runs")["spec"]["runPolicy"].get("newKnob") == 5)
@@ -129,8 +129,8 @@ def test_roll_back_leaves_finished_running_and_suspended_jobs_as_they_are(contro
     with Operator(control_plane, *flags, name="with-its-own-crd"):
         looked_after(rest, "under-its-own-crd")
         assert condition(rest, "done", "Complete") == "True"
-        assert condition(rest, "rests", "Suspended") == "True"
-        assert (pods(rest, "done"), pods(rest, "rests"), pods(rest, "runs")) == ({}, {}, running)
+        assert condition(rest, "suspended", "Suspended") == "True"
+        assert (pods(rest, "done"), pods(rest, "suspended"), pods(rest, "runs")) == ({}, {}, running)
 
 
 def with_config_map_of_a_script(properties: Any) -> None:

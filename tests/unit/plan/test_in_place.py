@@ -52,12 +52,12 @@ def test_a_restart_in_place_stands_in_the_status_with_its_role_index_and_code() 
 def test_an_event_says_how_the_process_ended_this_time() -> None:
     job = make_job().training()
     uid = job.pod(1).uid
-    told = []
+    messages = []
     for restarts, failures in ((1, 1), (2, 1), (4, 3)):
         plan = reported(job, said(uid, restarts, failures, code=134, how="ended with exit code 134 at step 9")).step()
-        told += [event.message for event in plan.events if event.reason == "RestartedInPlace"]
+        messages += [event.message for event in plan.events if event.reason == "RestartedInPlace"]
     begin, end = "The process of pod digits-worker-1 ", "; it was started again in the pod"
-    assert [message.removeprefix(begin).removesuffix(end) for message in told] == [
+    assert [message.removeprefix(begin).removesuffix(end) for message in messages] == [
         "ended with exit code 134 at step 9",
         "lost its peers",
         "ended 2 times, the last time with exit code 134 at step 9",
