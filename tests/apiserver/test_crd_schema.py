@@ -217,13 +217,7 @@ def test_columns_and_names(control_plane: ControlPlane) -> None:
         "state": "Training",
         "worker": {"readyReplicas": 3, "selector": "a=b"},
         "restarts": {"total": 2},
-        "training": {
-            "step": 1250,
-            "progressPercent": 27,
-            "loss": 0.1834,
-            "samplesPerSecond": 5120.4,
-            "etaSeconds": 41,
-        },
+        "training": {"step": 1250, "progressPercent": 27, "loss": 0.1834, "samplesPerSecond": 5120.4, "etaSeconds": 41},
     }
     _write_status(control_plane, "columns", status)
     header, row = control_plane.kubectl("get", "dtj", "columns", "-n", "default").splitlines()

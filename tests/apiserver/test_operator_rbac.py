@@ -12,18 +12,7 @@ import pytest
 import yaml
 
 from apiserver.meddling import Meddler, Watches
-from apiserver.operating import (
-    EVENTS,
-    JOBS,
-    PODS,
-    POLICIES,
-    SERVICES,
-    Operator,
-    Rest,
-    eventually,
-    job,
-    pod_names,
-)
+from apiserver.operating import EVENTS, JOBS, PODS, POLICIES, SERVICES, Operator, Rest, eventually, job, pod_names
 from apiserver.playing import Kubelet
 from cluster.controlplane import ControlPlane
 

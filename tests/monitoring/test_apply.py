@@ -18,11 +18,7 @@ JOB = {
     "apiVersion": "disttrain.dev/v1alpha1",
     "kind": "DistTrainJob",
     "metadata": {"name": "mine", "namespace": "team"},
-    "spec": {
-        "strategy": {"type": "DataParallel"},
-        "trainer": {"command": ["true"]},
-        "worker": {"replicas": 1},
-    },
+    "spec": {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["true"]}, "worker": {"replicas": 1}},
 }
 
 

@@ -110,10 +110,7 @@ def messages(rank: int) -> list[torch.Tensor]:
     dist.send(values(rank), right)
     assert receive is not None
     receive.wait()
-    operations = [
-        dist.P2POp(dist.isend, values(rank, len(large)), right),
-        dist.P2POp(dist.irecv, large, left),
-    ]
+    operations = [dist.P2POp(dist.isend, values(rank, len(large)), right), dist.P2POp(dist.irecv, large, left)]
     for work in dist.batch_isend_irecv(operations):
         work.wait()
     return [got, large.sum()]

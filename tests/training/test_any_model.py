@@ -184,13 +184,7 @@ def test_a_job_trains_what_a_plain_loop_trains(
     exec(USERS, users)
     expected = by_hand(users, model, loss, workers=workers, weighted=loss == "counted")
     found = trained(
-        tmp_path,
-        expected,
-        strategy=strategy,
-        workers=workers,
-        model=f"users:{model}",
-        loss=f"users:{loss}",
-        **more,
+        tmp_path, expected, strategy=strategy, workers=workers, model=f"users:{model}", loss=f"users:{loss}", **more
     )
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)

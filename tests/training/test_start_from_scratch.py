@@ -68,12 +68,17 @@ def test_a_training_that_starts_from_scratch_without_a_volume_ends_as_if_no_serv
     assert job.restarts.get((Role.WORKER, 0), 0) == (1 if model == "kept_model" else 0)
 
 
-def test_the_first_parameters_come_back_from_the_factory_and_the_seed() -> None:
+def first_of(flat_seed: int) -> tuple[FlatModel, InitialParameters]:
+    """A model of this seed, in a job whose seed is 3."""
     config = make_config()
     trainer = config.trainer.model_copy(update={"model": "disttrain_trainer.examples.mlp:model", "seed": 3})
-    torch.manual_seed(3)
+    torch.manual_seed(flat_seed)
     flat = FlatModel(mlp.model({}))
-    first = InitialParameters(config.model_copy(update={"trainer": trainer}), flat.parameters)
+    return flat, InitialParameters(config.model_copy(update={"trainer": trainer}), flat.parameters)
+
+
+def test_the_first_parameters_come_back_from_the_factory_and_the_seed() -> None:
+    flat, first = first_of(3)
     expected = [vector.clone() for vector in flat.parameters]
     for vector in flat.parameters:
         vector.add_(1)
@@ -82,11 +87,7 @@ def test_the_first_parameters_come_back_from_the_factory_and_the_seed() -> None:
 
 
 def test_a_factory_that_makes_another_model_is_found_out() -> None:
-    config = make_config()
-    trainer = config.trainer.model_copy(update={"model": "disttrain_trainer.examples.mlp:model", "seed": 3})
-    torch.manual_seed(4)
-    flat = FlatModel(mlp.model({}))
-    first = InitialParameters(config.model_copy(update={"trainer": trainer}), flat.parameters)
+    flat, first = first_of(4)
     with pytest.raises(FactoryNotRepeatable, match="did not make the same model a second time") as raised:
         first.restore(flat.parameters)
     assert raised.value.exit_code == 75

@@ -68,12 +68,7 @@ STRATEGIES = [pytest.param({}, id="DataParallel"), pytest.param(served("Sync", s
 
 
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
-    ours = {
-        "loss": "users:loss",
-        "evaluate": None,
-        "optimizer": {"name": "SGD", "learningRate": 0.01},
-        "batchSize": 16,
-    }
+    ours = {"loss": "users:loss", "evaluate": None, "optimizer": {"name": "SGD", "learningRate": 0.01}, "batchSize": 16}
     return digits(**changes, trainer={**ours, "epochs": 2, **trainer})
 
 

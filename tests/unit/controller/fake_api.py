@@ -15,17 +15,7 @@ from typing import Any
 
 from disttrain.api.names import API_VERSION, KIND, LABEL_JOB_NAME
 from disttrain.controller.cache import Key
-from disttrain.kube.api import (
-    EVENTS,
-    JOBS,
-    PODS,
-    ApiError,
-    Body,
-    Conflict,
-    NotFound,
-    Page,
-    Resource,
-)
+from disttrain.kube.api import EVENTS, JOBS, PODS, ApiError, Body, Conflict, NotFound, Page, Resource
 from unit.controller.hand_turned import now
 
 NAMESPACE = "team"

@@ -11,16 +11,7 @@ import pytest
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller import apply
 from disttrain.controller.record import Child
-from disttrain.kube.api import (
-    JOBS,
-    NETWORK_POLICIES,
-    PODS,
-    SERVICES,
-    ApiError,
-    Refused,
-    Resource,
-    Unavailable,
-)
+from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, Refused, Resource, Unavailable
 from unit.controller.fake_api import JOB, PODS_OF_JOB, job
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned, now

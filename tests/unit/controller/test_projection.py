@@ -252,9 +252,7 @@ class TestTroubleOfASidecar:
                 id="it waits to be tried again",
             ),
             pytest.param(
-                {"state": {"waiting": {"reason": "CrashLoopBackOff"}}},
-                "keeps ending",
-                id="it is unknown how it ended",
+                {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}, "keeps ending", id="it is unknown how it ended"
             ),
             pytest.param(
                 {"state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}},

@@ -51,6 +51,11 @@ class Masters:
     def follow(self, name: str, namespace: str = "team") -> None:
         self.reader.follow(Key(namespace, name), master(name, namespace))
 
+    async def read_for(self, seconds: float) -> None:
+        """Time passes, and then nothing is read any more."""
+        await asyncio.sleep(seconds)
+        await self.reader.close()
+
     def longest_gap(self, names: set[str], *, since: float) -> float:
         """The longest time for which one of them did not answer."""
         gaps = []
@@ -73,9 +78,8 @@ async def test_masters_that_answer_are_read_every_few_seconds_beside_many_that_n
     began = now()
     for name in names:
         masters.follow(name)
-    await asyncio.sleep(180)
+    await masters.read_for(180)
     assert masters.longest_gap(set(names[silent:]), since=began) < 2 * INTERVAL
-    await masters.reader.close()
 
 
 @hand_turned
@@ -87,9 +91,8 @@ async def test_masters_that_fall_silent_at_once_delay_the_others_once_and_by_sec
     await asyncio.sleep(60)
     masters.silent = set(names[:900])
     cut = now()
-    await asyncio.sleep(180)
+    await masters.read_for(180)
     assert masters.longest_gap(set(names[900:]), since=cut) < 2.5 * INTERVAL
-    await masters.reader.close()
 
 
 @hand_turned
@@ -100,9 +103,8 @@ async def test_master_that_answers_again_is_read_within_half_of_a_minute() -> No
     await asyncio.sleep(600)
     masters.silent.clear()
     back = now()
-    await asyncio.sleep(LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS + 1)
+    await masters.read_for(LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS + 1)
     assert masters.answered["digits"][0] - back <= LONGEST_PAUSE_SECONDS + TIMEOUT_SECONDS
-    await masters.reader.close()
 
 
 @hand_turned
@@ -110,9 +112,8 @@ async def test_busy_master_is_read_although_its_answer_takes_two_seconds() -> No
     masters = Masters()
     masters.seconds["digits"] = 2.0
     masters.follow("digits")
-    await asyncio.sleep(20)
+    await masters.read_for(20)
     assert masters.answered["digits"]
-    await masters.reader.close()
 
 
 @hand_turned
@@ -120,9 +121,8 @@ async def test_master_that_starts_and_refuses_is_asked_at_every_interval() -> No
     masters = Masters()
     masters.refusing = {"digits"}
     masters.follow("digits")
-    await asyncio.sleep(61)
+    await masters.read_for(61)
     assert len(masters.asked["digits"]) == 13
-    await masters.reader.close()
 
 
 @hand_turned
@@ -130,9 +130,8 @@ async def test_master_that_answers_with_garbage_is_asked_seldom() -> None:
     masters = Masters()
     masters.garbage = {"digits"}
     masters.follow("digits")
-    await asyncio.sleep(121)
+    await masters.read_for(121)
     assert len(masters.asked["digits"]) <= 8
-    await masters.reader.close()
 
 
 @hand_turned
@@ -143,9 +142,8 @@ async def test_slow_masters_of_one_namespace_do_not_delay_those_of_another() -> 
         masters.follow(name, "flood")
     masters.follow("digits", "team")
     began = now()
-    await asyncio.sleep(60)
+    await masters.read_for(60)
     assert masters.longest_gap({"digits"}, since=began) < 2 * INTERVAL
-    await masters.reader.close()
 
 
 def test_pauses_of_a_silent_master_double_up_to_half_a_minute() -> None:

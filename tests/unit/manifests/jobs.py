@@ -88,7 +88,7 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
             trainer={
                 "command": ["python", "-m", "mine"],
                 "code": {"persistentVolumeClaim": "sources", "path": "team/src"},
-            },
+            }
         ),
         ((Role.WORKER, 1),),
     ),

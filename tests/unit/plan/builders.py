@@ -14,16 +14,7 @@ from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import Condition, DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
-from disttrain.plan.model import (
-    Action,
-    Create,
-    CreatePod,
-    Delete,
-    DeletePod,
-    Phase,
-    PodView,
-    Refusal,
-)
+from disttrain.plan.model import Action, Create, CreatePod, Delete, DeletePod, Phase, PodView, Refusal
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MASTER, SERVER, WORKER = Role.MASTER, Role.PARAMETER_SERVER, Role.WORKER

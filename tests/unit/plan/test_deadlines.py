@@ -288,10 +288,7 @@ class TestBlameOfAStall:
 
     @pytest.mark.parametrize(
         ("waiting_for", "role", "index"),
-        [
-            ("worker-1 (59 s)", "Worker", 1),
-            ("parameter-server-1 (59 s)", "ParameterServer", 1),
-        ],
+        [("worker-1 (59 s)", "Worker", 1), ("parameter-server-1 (59 s)", "ParameterServer", 1)],
     )
     def test_the_one_pod_that_is_waited_for_is_named(self, waiting_for, role, index):
         last_role, last_index, by_role = self.restarts(self.stalled(waiting_for))

@@ -67,10 +67,6 @@ def test_text_is_the_default(log_format: str | None) -> None:
 
 
 def test_unknown_format_is_refused_in_one_line() -> None:
-    environ = {
-        environment.JOB: command_config().encode(),
-        environment.ROLE: "worker",
-        environment.LOG_FORMAT: "yaml",
-    }
+    environ = {environment.JOB: command_config().encode(), environment.ROLE: "worker", environment.LOG_FORMAT: "yaml"}
     with pytest.raises(WrongInput, match="DISTTRAIN_LOG_FORMAT: 'yaml' is no log format; expected text or json"):
         Process.read(environ)

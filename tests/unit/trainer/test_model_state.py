@@ -261,9 +261,7 @@ def test_parameters_of_one_storage_without_a_common_element_are_taken_and_so_are
     prepare(Sharing(lambda weight: weight))
 
 
-def test_a_frozen_parameter_that_user_code_changes_is_saved_and_restored_with_the_buffers(
-    tmp_path: Path,
-) -> None:
+def test_a_frozen_parameter_that_user_code_changes_is_saved_and_restored_with_the_buffers(tmp_path: Path) -> None:
     module, resumed = target_network(1), target_network(1)
     buffers = Buffers(module, tmp_path)
     assert buffers.there_are_some

@@ -9,12 +9,7 @@ from disttrain_trainer.data.index_set import IndexSet
 
 
 def make(
-    *,
-    total: int = 12,
-    parts_per_step: int = 3,
-    workers: int = 3,
-    aligned: bool = True,
-    done: list[int] | None = None,
+    *, total: int = 12, parts_per_step: int = 3, workers: int = 3, aligned: bool = True, done: list[int] | None = None
 ) -> WorkQueue:
     queue = WorkQueue(total=total, parts_per_step=parts_per_step, aligned=aligned, done=IndexSet(done or []))
     for worker in range(workers):

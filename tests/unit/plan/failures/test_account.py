@@ -18,8 +18,7 @@ def test_a_failure_that_is_not_counted_waits_the_shortest_time():
 
 
 @pytest.mark.parametrize(
-    ("counted", "seconds"),
-    [(0, 1), (1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (1000, 300)],
+    ("counted", "seconds"), [(0, 1), (1, 1), (2, 2), (3, 4), (8, 128), (9, 256), (10, 300), (1000, 300)]
 )
 def test_the_back_off_doubles_up_to_five_minutes(counted, seconds):
     assert delay(counted) == timedelta(seconds=seconds)

@@ -173,12 +173,7 @@ def test_a_command_whose_worker_was_taken_away_says_by_whom():
 
 
 BAD = {"name": "bad", "onExitCodes": [1], "action": "FailJob"}
-GONE = {
-    "name": "gone",
-    "onPodConditions": ["DisruptionTarget"],
-    "action": "RestartReplica",
-    "countTowardsLimit": False,
-}
+GONE = {"name": "gone", "onPodConditions": ["DisruptionTarget"], "action": "RestartReplica", "countTowardsLimit": False}
 
 
 class TestRules:
