@@ -146,8 +146,8 @@ def check_buffers(module: nn.Module) -> None:
     for name, buffer in buffers_of(module).items():
         if problem := _problem(buffer):
             raise WrongInput(
-                f"trainer.model: buffer {name} is {problem}: keep it dense, or make it again in the factory and register it with "
-                "persistent=False"
+                f"trainer.model: buffer {name} is {problem}: keep it dense and of a common type, or make it again in the factory and "
+                "register it with persistent=False"
             )
 
 
