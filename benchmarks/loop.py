@@ -79,7 +79,7 @@ class Ours:
             process=process,
             metrics=metrics,
             control=control,
-            rank=self._rank,
+            member=self._rank,
             this_round=self._rank.round,
             loop=self._loop,
             task=task,

@@ -41,7 +41,7 @@ def exchange_of(module: nn.Module, model: FlatModel, sums: Sums) -> AllReduce:
         **fakes,
         metrics=nothing,
         control=nothing,
-        rank=rank,
+        member=rank,
         this_round=rank.round,
         model=model,
         optimizer=nothing,

@@ -171,7 +171,7 @@ def process_group(
     config: JobConfig,
     *,
     control: ControlClient,
-    rank: CollectiveMember,
+    member: CollectiveMember,
     this_round: Round,
     index: int,
     backend: str,
@@ -179,7 +179,7 @@ def process_group(
 ) -> Iterator[AbortableProcessGroup | None]:
     """The default group of this round; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
-    index: this rank's number. While it lives, `rank.group` is how the control thread ends it.
+    index: this rank's number. While it lives, `member.group` is how the control thread ends it.
     """
     if config.world_size == 1:
         yield None
@@ -198,14 +198,14 @@ def process_group(
 
     try:
         with control.changed:
-            if rank.round is not this_round:
+            if member.round is not this_round:
                 raise BrokenGroup("the round was over before the group was made")
-            rank.group = group
+            member.group = group
         with group.joined(backend, store=store, rank=index, size=config.world_size, timeout=timeout):
             yield group
     finally:
         with control.changed:
-            rank.group = None
+            member.group = None
 
 
 def _create(options: Any, _: Any) -> EndableBackend:

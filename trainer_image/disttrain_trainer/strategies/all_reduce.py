@@ -27,7 +27,7 @@ class RoundEnded(Exception):
 
 
 class AllReduce:
-    """The Exchange of one rank in one round: the model's state is rank.step steps old, and every rank has the same."""
+    """The Exchange of one rank in one round: the model's state is `member.step` steps old, and every rank has the same."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class AllReduce:
         process: Process,
         metrics: Metrics,
         control: ControlClient,
-        rank: CollectiveMember,
+        member: CollectiveMember,
         this_round: Round,
         loop: Loop,
         task: Task,
@@ -52,7 +52,7 @@ class AllReduce:
         config = process.config
         self._metrics = metrics
         self._control = control
-        self._rank = rank
+        self._member = member
         self._round = this_round
         self._loop = loop
         self._watch = loop.stopwatch
@@ -86,10 +86,10 @@ class AllReduce:
 
     def next_parts(self) -> Sequence[BatchPart]:
         """Raises RoundEnded."""
-        step = self._rank.step
+        step = self._member.step
         if step >= self._schedule.total_steps:
             return ()
-        if self._rank.round is not self._round:
+        if self._member.round is not self._round:
             raise RoundEnded
         self._watch.start()
         if self._buffers is not None:
@@ -163,15 +163,15 @@ class AllReduce:
             watch.lap("backward", until=replica.sent)
             watch.lap("communicate")
         self._optimizer.step(self._gradients, took_part)
-        self._rank.step += 1
+        self._member.step += 1
         watch.lap("optimize")
         return not total or took_part is None or any(took_part)
 
     def step_done(self, *, reported: bool) -> None:
         """Saves a checkpoint that is due or that the master asked for."""
-        rank, checkpoints = self._rank, self._checkpoints
-        is_last = rank.step == self._schedule.total_steps
-        is_due = rank.save_asked or (self._every and rank.step % self._every == 0 and not is_last)
+        member, checkpoints = self._member, self._checkpoints
+        is_last = member.step == self._schedule.total_steps
+        is_due = member.save_asked or (self._every and member.step % self._every == 0 and not is_last)
         saving = checkpoints if is_due else None
         if saving is not None:
             self._loop.look_at_last()
@@ -191,7 +191,7 @@ class AllReduce:
         return part.index % self._parts_per_step == number
 
     def _is_alive(self) -> bool:
-        return self._rank.round is self._round
+        return self._member.round is self._round
 
 
 def needs_all_ranks(model: nn.Module) -> bool:

@@ -47,12 +47,12 @@ MAX_BREAKS = 3
 class CollectiveWorker:
     """One rank of the job."""
 
-    def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
+    def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
         self._process = process
         self._config: JobConfig = process.config
         self._metrics = metrics
         self._control = control
-        self._rank = rank
+        self._member = member
         self._task = task = tasks.build(
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
@@ -71,7 +71,7 @@ class CollectiveWorker:
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
         """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
         with control.changed:
-            rank.data, rank.layout = task.data, self._state.layout
+            member.data, member.layout = task.data, self._state.layout
         self._checkpoints = (
             RankCheckpoints(
                 config=self._config,
@@ -79,7 +79,7 @@ class CollectiveWorker:
                 keep=self._config.checkpoint.keep,
                 metrics=metrics,
                 control=control,
-                rank=rank,
+                member=member,
                 model=self._flat,
                 state=self._state,
                 data=task.data,
@@ -109,8 +109,8 @@ class CollectiveWorker:
     def _run(self) -> None:
         self._resume()
         while True:
-            self._rank.get_ready(self._control)
-            this_round = self._rank.await_round(self._control, timeout=self._config.startup_timeout_seconds)
+            self._member.get_ready(self._control)
+            this_round = self._member.await_round(self._control, timeout=self._config.startup_timeout_seconds)
             if this_round is None:
                 return
             try:
@@ -125,7 +125,7 @@ class CollectiveWorker:
 
     def _take_part_in(self, this_round: Round) -> None:
         """One round: take over the newest state, train to the end, wait for the others."""
-        rank, process = self._rank, self._process
+        member, process = self._member, self._process
         backend = tasks.choose_backend(self._config, self._task.device)
         if self._checkpoints is not None:
             self._checkpoints.forget_last()
@@ -134,7 +134,7 @@ class CollectiveWorker:
         with process_group(
             self._config,
             control=self._control,
-            rank=rank,
+            member=member,
             this_round=this_round,
             index=process.rank,
             backend=backend,
@@ -142,19 +142,19 @@ class CollectiveWorker:
         ) as group:
             replica = None
             if group is not None:
-                take_newest(rank, this_round, state=self._state, own=process.rank, device=self._task.device)
+                take_newest(member, this_round, state=self._state, own=process.rank, device=self._task.device)
                 replica = Replicated(
                     self._flat,
                     group=group,
                     buffers=self._shared_buffers(),
                     search=self._config.trainer.find_unused_parameters,
                 )
-            log.info("round %d begins at step %d", this_round.number, rank.step)
+            log.info("round %d begins at step %d", this_round.number, member.step)
             exchange = AllReduce(
                 process=process,
                 metrics=self._metrics,
                 control=self._control,
-                rank=rank,
+                member=member,
                 this_round=this_round,
                 loop=self._loop,
                 task=self._task,
@@ -184,12 +184,12 @@ class CollectiveWorker:
         if self._round_ended(this_round):
             self._breaks = ((0, ""), 0)
             return
-        how = (self._rank.step, re.sub(r"\d+", "#", str(error)))  # ports differ
+        how = (self._member.step, re.sub(r"\d+", "#", str(error)))  # ports differ
         count = self._breaks[1] + 1 if how == self._breaks[0] else 1
         self._breaks = (how, count)
         if count == MAX_BREAKS:
             raise UserError(
-                f"the connections between the workers broke {count} times in a row at step {self._rank.step} while no worker was lost: "
+                f"the connections between the workers broke {count} times in a row at step {self._member.step} while no worker was lost: "
                 f"{error}"
             )
 
@@ -199,7 +199,7 @@ class CollectiveWorker:
 
     def _reshare(self) -> SharedBuffers | None:
         """After a step in which a buffer has grown, or came or went: every rank takes the whole state of rank 0."""
-        self._state.broadcast(source=0, step=self._rank.step, device=self._task.device)
+        self._state.broadcast(source=0, step=self._member.step, device=self._task.device)
         return self._shared_buffers()
 
     def _count(self) -> None:
@@ -210,46 +210,48 @@ class CollectiveWorker:
         """Whether the master ended the round. A model with collectives of its own (SyncBatchNorm) raises the loss of a peer as its own
         error."""
         with self._control.changed:
-            return self._control.changed.wait_for(lambda: self._rank.round is not this_round, PEER_LOSS_NOTICE_SECONDS)
+            return self._control.changed.wait_for(
+                lambda: self._member.round is not this_round, PEER_LOSS_NOTICE_SECONDS
+            )
 
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
-        rank, checkpoints = self._rank, self._checkpoints
+        member, checkpoints = self._member, self._checkpoints
         if self._process.rank == 0:
             unsaved = checkpoints is not None and not checkpoints.complete
-            evaluates = self._task.evaluate is not None and rank.evaluation is None
-            model_dir = self._model_dir if rank.model is None else None
+            evaluates = self._task.evaluate is not None and member.evaluation is None
+            model_dir = self._model_dir if member.model is None else None
             if checkpoints is not None and unsaved and (evaluates or model_dir is not None):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
             if model_dir is not None:  # before the evaluation, which may change the model
                 self._insist("model", partial(self._write_model, model_dir), this_round)
             if self._task.evaluate is not None and evaluates:
-                rank.evaluation = self._task.evaluate()
+                member.evaluation = self._task.evaluate()
             if checkpoints is not None and unsaved:
                 self._insist("last checkpoint", checkpoints.finish, this_round)
-        rank.get_done(self._control)
-        if not rank.await_end(self._control, this_round):
+        member.get_done(self._control)
+        if not member.await_end(self._control, this_round):
             raise RoundEnded
 
     def _insist(self, what: str, attempt: Callable[[], str | None], this_round: Round) -> None:
         """The last files are part of the job: tried for a while, as room may be made. Raises Unsaved when one cannot be written."""
-        rank, control = self._rank, self._control
+        member, control = self._member, self._control
 
         def over(seconds: float) -> bool:
             with control.changed:
-                control.changed.wait_for(lambda: rank.save_asked or rank.round is not this_round, seconds)
+                control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
             control.check()
-            if rank.save_asked and self._checkpoints is not None:
+            if member.save_asked and self._checkpoints is not None:
                 self._checkpoints.save_last()
-            return rank.round is not this_round
+            return member.round is not this_round
 
-        if not final.insist(what, rank.step, attempt, over=over):
+        if not final.insist(what, member.step, attempt, over=over):
             raise RoundEnded
 
     def _write_model(self, folder: Path) -> str | None:
         """Writes the model of the last step; what is wrong when that fails."""
         try:
-            self._rank.model = model_file.write(self._task.model, folder)
+            self._member.model = model_file.write(self._task.model, folder)
         except OSError as error:
             log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
             return str(error)
@@ -259,7 +261,7 @@ class CollectiveWorker:
         """Rank 0 loads the newest checkpoint, or the model that the job starts with; the other ranks get its state from rank 0, or a newer
         one from another rank."""
         root = self._process.checkpoint_dir
-        self._rank.step = 0
+        self._member.step = 0
         if self._process.rank != 0:
             return
         if root is None:
@@ -277,24 +279,26 @@ class CollectiveWorker:
                 self._state.load(newest.folder / file)
             else:
                 self._state.load_by_name(newest.folder)
-            self._rank.step = newest.manifest.step
+            self._member.step = newest.manifest.step
             self._metrics.checkpoint_step = newest.manifest.step
 
 
-def take_newest(rank: CollectiveMember, this_round: Round, *, state: RankState, own: int, device: torch.device) -> None:
+def take_newest(
+    member: CollectiveMember, this_round: Round, *, state: RankState, own: int, device: torch.device
+) -> None:
     """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a source.
 
     own: this rank's number. Raises PeerLost when the source has no state.
     """
-    held = rank.step
+    held = member.step
     if this_round.source != own:
-        rank.step = -1
-    rank.step = state.broadcast(source=this_round.source, step=held, device=device)
-    if rank.step < 0:
+        member.step = -1
+    member.step = state.broadcast(source=this_round.source, step=held, device=device)
+    if member.step < 0:
         raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 
 
-def run(process: Process, metrics: Metrics, control: ControlClient, rank: CollectiveMember) -> None:
+def run(process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
     """The role of a DataParallel worker."""
     machine.set_interface(os.environ, toward=split_address(process.config.addresses.rendezvous)[0])
-    CollectiveWorker(process=process, metrics=metrics, control=control, rank=rank).run()
+    CollectiveWorker(process=process, metrics=metrics, control=control, member=member).run()

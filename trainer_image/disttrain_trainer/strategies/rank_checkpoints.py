@@ -36,7 +36,7 @@ class RankCheckpoints:
         keep: int,
         metrics: Metrics,
         control: ControlClient,
-        rank: CollectiveMember,
+        member: CollectiveMember,
         model: FlatModel,
         state: RankState,
         data: DataSet,
@@ -47,7 +47,7 @@ class RankCheckpoints:
         self._config = config
         self._metrics = metrics
         self._control = control
-        self._rank = rank
+        self._member = member
         self._model = model
         self._state = state
         self._data = data
@@ -72,13 +72,13 @@ class RankCheckpoints:
         Raises UserError when a parameter is not finite, and what the save before failed with. A volume that is full or broken is logged
         and reported: the training goes on, and the next save has all that was in this one.
         """
-        if self._rank.save_asked:
+        if self._member.save_asked:
             self.save_now()
             return
         began = time.perf_counter()
         self._writer.wait()
         self._require_finite()
-        step, tensors = self._rank.step, self._copy.take(self._state.present())
+        step, tensors = self._member.step, self._copy.take(self._state.present())
         self._writer.start(lambda: self._commit(step, tensors, began=began))
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
 
@@ -109,11 +109,11 @@ class RankCheckpoints:
         began = time.perf_counter()
         self._writer.wait()
         self._writer.check()
-        asked, self._rank.save_asked = self._rank.save_asked, False
+        asked, self._member.save_asked = self._member.save_asked, False
         is_written = last and self._last is not None
         if not is_written:  # an evaluation may have changed the model since: that is no part of the training
             self._require_finite()
-        step, tensors = self._rank.step, {} if is_written else self._state.present()
+        step, tensors = self._member.step, {} if is_written else self._state.present()
         error = self._commit(step, tensors, began=began, asked=asked, last=last, finished=finished)
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
         return error
@@ -122,7 +122,7 @@ class RankCheckpoints:
         self._model.verify()
         if not self._model.is_finite():
             raise UserError(
-                f"a parameter is not finite at step {self._rank.step}: lower trainer.optimizer.learningRate; "
+                f"a parameter is not finite at step {self._member.step}: lower trainer.optimizer.learningRate; "
                 "no checkpoint of it is written"
             )
 
@@ -137,7 +137,7 @@ class RankCheckpoints:
         finished: bool = False,
     ) -> str | None:
         """Writes a checkpoint; the error of a volume that is full or broken. asked: the master waits for the answer."""
-        rank = self._rank
+        member = self._member
         try:
             folder = store.prepare(self._root, step)
             if last and self._last is not None:
@@ -156,8 +156,8 @@ class RankCheckpoints:
                 data=self._data,
                 files={file: digest},
                 finished=finished,
-                evaluation=rank.evaluation,
-                model=rank.model,
+                evaluation=member.evaluation,
+                model=member.model,
                 resumed=self.resumed,
             )
             store.prune(folder, manifest, keep=self._keep)
