@@ -43,11 +43,69 @@ class RoundEnd:
 
     def __init__(self) -> None:
         self.reached = False
+        self._lock = threading.Lock()
+        self._futures: set[_EndableFuture] = set()
+
+    def reach(self) -> None:
+        """The round ends, and with it the waits for its futures."""
+        with self._lock:
+            self.reached = True
+            futures, self._futures = self._futures, set()
+        for future in futures:
+            future.break_off()
+
+    def ends(self, future: "_EndableFuture") -> None:
+        """The end of the round breaks off this future, at once if it is reached."""
+        with self._lock:
+            if not self.reached:
+                self._futures.add(future)
+                return
+        future.break_off()
+
+    def forget(self, future: "_EndableFuture") -> None:
+        """The operation of this future is done."""
+        with self._lock:
+            self._futures.discard(future)
 
     def check(self) -> None:
         """Raises BrokenGroup after the end."""
         if self.reached:
             raise BrokenGroup(ENDED)
+
+
+class _EndableFuture:
+    """The future of an operation of gloo's, which the end of the round completes, too: gloo's own may wait for its time-out."""
+
+    def __init__(self, inner: Future[Any], round_end: RoundEnd) -> None:
+        self._inner = inner
+        self._round_end = round_end
+        self._lock = threading.Lock()
+        self._is_over = self._is_broken_off = False
+        self._gate: Future[None] = Future()
+        # A callback that raises is how Python gives an error to who waits in C++; set_exception is seen from Python alone.
+        self.outer = self._gate.then(self._value)
+        round_end.ends(self)
+        inner.add_done_callback(self._finish)
+
+    def break_off(self) -> None:
+        """The round is over."""
+        self._complete(is_broken_off=True)
+
+    def _finish(self, _: Future[Any]) -> None:
+        self._round_end.forget(self)
+        self._complete(is_broken_off=False)
+
+    def _complete(self, *, is_broken_off: bool) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_over, self._is_broken_off = True, is_broken_off
+        self._gate.set_result(None)
+
+    def _value(self, _: Future[None]) -> Any:
+        if self._is_broken_off:
+            raise BrokenGroup(ENDED)
+        return self._inner.value()
 
 
 class _Collective(Work):
@@ -79,8 +137,8 @@ class _Collective(Work):
             raise BrokenGroup(error) from None
 
     def get_future(self) -> Future[Any]:
-        """For torch's DDP, which waits for it in C++. It is gloo's own, and ends with the group's connections."""
-        return self._inner.get_future()
+        """For torch's DDP, which waits for it in C++."""
+        return _EndableFuture(self._inner.get_future(), self._round_end).outer
 
     def _completed_within(self, limit: timedelta) -> bool:
         with suppress(RuntimeError):

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _SUM: Final = dist.AllreduceOptions()
 _LOOK_SECONDS: Final = 0.005
 """Seconds between two looks at whether all ranks of a group are there."""
-_QUIET_SECONDS: Final = 5.0
+_QUIET_SECONDS: Final = 0.5
 """Seconds for operations that a closed connection ended: after that, what is left of them waits and computes nothing."""
 _rounds: "list[AbortableProcessGroup]" = []
 """The round that this process is in, if any: torch calls `_create` without one."""
@@ -142,7 +142,7 @@ class AbortableProcessGroup:
         return made[0]
 
     def _close(self) -> None:
-        self._round_end.reached = True
+        self._round_end.reach()
         with self._lock:
             backends = list(self._backends)
         for one in backends:
