@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from disttrain.api.names import Role
 from disttrain_trainer.data.schedule import Schedule
@@ -52,6 +53,13 @@ class Graph(Table):
     def __init__(self):
         super().__init__()
         self.register_buffer("adjacency", torch.eye(4).to_sparse())
+        self.register_buffer("phases", torch.zeros(2, dtype=torch.complex128))
+
+    def forward(self, x):
+        grown = self.adjacency.to_dense()
+        grown[0, 1:] += 1
+        self.adjacency, self.phases = grown.to_sparse(), self.phases + 1j
+        return self.body(x @ self.adjacency.to_dense().float())
 
 def branches(config):
     torch.manual_seed(0)
@@ -212,17 +220,29 @@ def test_a_lost_worker_and_a_resume_take_buffers_over_as_they_have_grown(tmp_pat
 
 
 @pytest.mark.parametrize("strategy", ["DataParallel", "Sync"])
+def test_sparse_and_complex_buffers_are_shared_saved_and_resumed_as_others_are(tmp_path: Path, strategy: str) -> None:
+    for attempt, steps in enumerate((STEPS, 2 * STEPS), start=1):
+        with job(tmp_path, strategy=strategy, workers=2, model="users:graph", maxSteps=steps) as running:
+            running.config = running.config.model_copy(update={"attempt": attempt})
+            running.train()
+        (file,) = (tmp_path / "checkpoints" / f"step-{steps:08}").glob(
+            "[bs][ut][fa]*.safetensors"
+        )  # buffers- or state-
+        saved = {name.removeprefix("model."): value for name, value in load_file(file).items()}
+        assert saved["phases::complex128"].tolist() == [[0, steps]] * 2
+        assert saved["adjacency::sparse_coo.values"].tolist() == [1, steps, steps, steps, 1, 1, 1]
+
+
+@pytest.mark.parametrize("strategy", ["DataParallel", "Sync"])
 @pytest.mark.parametrize(
     ("trainer", "code", "said"),
     [
-        ({"model": "users:graph"}, 2, "trainer.model: buffer adjacency is sparse"),
         ({"model": "users:table", "loss": "users:weightless"}, 1, "trainer.loss returned the weight -1.0"),
         ({"model": "users:frozen", "loss": "users:unfreezing"}, 1, "parameter body.weight was frozen"),
         ({"model": "users:table", "loss": "users:replacing"}, 1, "parameter body.weight was added or replaced"),
         ({"model": "users:table", "loss": "users:backward"}, 1, "trainer.loss calls backward() itself"),
     ],
     ids=[
-        "sparse buffer",
         "negative weight",
         "unfrozen later",
         "replaced in the last step",

@@ -22,6 +22,9 @@ MODEL = "model."
 """How the key of a tensor of the model begins in the file of a collective, which has all of it."""
 EXTRA_JSON = "_extra_state.json"
 """How the name of a module's extra state ends that is JSON: its text as bytes. It is no tensor of state_dict()."""
+PART = "::"
+"""What separates the name of a tensor that safetensors cannot hold (sparse, complex128) from that of its part. It is none of
+state_dict() itself."""
 _MOST_HEADER = 100_000_000
 """Bytes: what safetensors itself accepts."""
 

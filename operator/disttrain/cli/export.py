@@ -20,7 +20,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.sealed import unseal
-from disttrain.api.tensor_index import EXTRA_JSON, Entry, Header, read_header
+from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, read_header
 from disttrain.local.folders import ROOT
 
 MANIFEST = "manifest.json"
@@ -142,7 +142,7 @@ def _index(folder: Path) -> dict[str, Entry]:
         raise CannotExport(f"{folder / MANIFEST} is damaged: {error.errors()[0]['msg']}{older}") from None
     if strangers := {piece.file for entry in found.values() for piece in entry.pieces} - files.keys():
         raise CannotExport(f"{folder / MANIFEST} is damaged: it does not list {min(strangers)}{older}")
-    return {name: entry for name, entry in found.items() if not name.endswith(EXTRA_JSON)}
+    return {name: entry for name, entry in found.items() if not name.endswith(EXTRA_JSON) and PART not in name}
 
 
 def _write(path: Path, folder: Path, index: dict[str, Entry]) -> int:

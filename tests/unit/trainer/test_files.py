@@ -87,6 +87,17 @@ def test_a_model_that_the_format_cannot_hold_is_said_and_not_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = nn.Linear(1, 1)
-    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("words", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged))
     assert model_file.place_of(model, tmp_path) is None
-    assert "no model.safetensors is written at the end: trainer.model: buffer sparse is sparse" in caplog.text
+    assert "no model.safetensors is written at the end: trainer.model: buffer words is nested" in caplog.text
+
+
+def test_a_buffer_that_the_format_cannot_hold_is_left_out_of_the_model_file_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    assert model_file.place_of(model, tmp_path) == tmp_path
+    assert "will not have buffer graph, which safetensors cannot hold: load it with strict=False" in caplog.text
+    model_file.write(model, tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == {"weight", "bias"}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from disttrain.api.tensor_index import LAYOUT, Entry, Layout, Place, Stored, read_header
-from disttrain_trainer.checkpoint import extra_state, resuming, tensor_file, tensors
+from disttrain_trainer.checkpoint import composite, extra_state, resuming, tensor_file, tensors
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest
 from disttrain_trainer.errors import WrongInput
 
@@ -209,7 +209,7 @@ def _require_fit(checkpoint: NamedCheckpoint, model: nn.Module, source: str) -> 
     differ = [
         f"{name} ({there} there, {here} here)"
         for name, tensor in ours.items()
-        if name in theirs and extra_state.module_of(name) is None
+        if name in theirs and extra_state.module_of(name) is None and not composite.is_part(name)
         for there, here in [(_form(theirs[name].dtype, theirs[name].shape), _form_of(tensor))]
         if there != here
     ]

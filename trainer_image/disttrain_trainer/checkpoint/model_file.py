@@ -14,7 +14,7 @@ from torch import nn
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.runtime import ProgressModel
 from disttrain.api.tensor_index import EXTRA_JSON
-from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.checkpoint import composite, tensor_file, tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
 
@@ -31,13 +31,15 @@ def place_of(model: nn.Module, folder: Path | None) -> Path | None:
     except WrongInput as error:
         log.warning("no %s is written at the end: %s", MODEL_FILE, error)
         return None
+    left_out: dict[str, None] = {}  # a set that keeps its order
     for name in tensors.buffers_of(model):
         if name.endswith(EXTRA_JSON):
-            log.warning(
-                "%s will not have the extra state of module %s, which is no tensor: load it with strict=False; checkpoints have it",
-                MODEL_FILE,
-                name.removesuffix(EXTRA_JSON).rstrip(".") or "the model itself",
-            )
+            module = name.removesuffix(EXTRA_JSON).rstrip(".") or "the model itself"
+            left_out[f"the extra state of module {module}, which is no tensor"] = None
+        elif composite.is_part(name):
+            left_out[f"buffer {composite.owner_of(name)}, which safetensors cannot hold"] = None
+    for what in left_out:
+        log.warning("%s will not have %s: load it with strict=False; checkpoints have it", MODEL_FILE, what)
     return folder
 
 
@@ -52,7 +54,11 @@ def write(model: nn.Module, folder: Path) -> ProgressModel:
     ):  # of a writer that was killed; one that lives fails, and writes again
         with contextlib.suppress(OSError):
             left.unlink()
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and tensors.can_be_saved(value)
+    }
     written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state))
     log.info("the model is in %s", path)
     return written

@@ -8,7 +8,7 @@ shapes, too.
 import torch
 from torch import nn
 
-from disttrain_trainer.checkpoint import extra_state, tensor_file
+from disttrain_trainer.checkpoint import composite, extra_state, tensor_file
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
@@ -40,12 +40,12 @@ def another_model(source: str, name: str, theirs: torch.Tensor | None, ours: tor
 
 
 def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that are state, by name; one of two names under both."""
+    """The buffers that are state, by name; one of two names under both. Parts stand for one that no file can hold (composite.py)."""
     found: dict[str, torch.Tensor] = {}
     for prefix, owner in _modules(module):
         for leaf, buffer in own_buffers(owner).items():
             if buffer is not None and leaf not in owner._non_persistent_buffers_set:
-                found[prefix + leaf] = buffer.detach()
+                found |= composite.parts_of(prefix + leaf, buffer.detach())
         found |= extra_state.of(owner, prefix)
     return found
 
@@ -69,6 +69,14 @@ def put_buffers(module: nn.Module, values: Named, *, source: str) -> None:
     One that the values lack keeps its value. One that is no state here is left as it is: older releases saved those, too.
     """
     missing = buffers_of(module).keys() - values.keys()
+    try:
+        values = composite.whole(values)
+    except KeyError as error:
+        raise WrongInput(
+            f"trainer.model: {source} is of another model: a tensor there lacks its part {error}"
+        ) from None
+    except RuntimeError as error:
+        raise WrongInput(f"{source} is damaged: the parts of a sparse tensor there make none: {error}") from None
     if missing:
         log.warning("%s has no value of buffer %s, which stays as it is", source, ", ".join(sorted(missing)))
     owners = dict(_modules(module))
@@ -197,5 +205,9 @@ def overlaps(tensor: torch.Tensor) -> bool:
 
 
 def _fits(ours: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the value can be copied into this memory."""
-    return (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout) and not overlaps(ours)
+    """Whether the value can be copied into this memory. A sparse tensor has none of a fixed size."""
+    return (
+        ours.layout is torch.strided
+        and (ours.shape, ours.dtype, ours.layout) == (value.shape, value.dtype, value.layout)
+        and not overlaps(ours)
+    )

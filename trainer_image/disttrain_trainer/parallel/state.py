@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, Layout, read_header
-from disttrain_trainer.checkpoint import tensor_file, tensors
+from disttrain_trainer.checkpoint import composite, tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
@@ -39,7 +39,11 @@ class RankState:
         self._parameters = {f"{MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
         everything = self.present()
         shapes = sorted(
-            (name, str(tensor.dtype), () if name.endswith(EXTRA_JSON) else tuple(tensor.shape))
+            (
+                name,
+                str(tensor.dtype),
+                () if name.endswith(EXTRA_JSON) or composite.is_part(name) else tuple(tensor.shape),
+            )
             for name, tensor in everything.items()
         )
         trained = [place.name for place in layout.places] if layout else []
