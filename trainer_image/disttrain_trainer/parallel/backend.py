@@ -6,6 +6,7 @@ receive or send that is half done (Pair::signalException passes over those); so 
 time. That costs nothing where the operation ends by itself.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ ENDED: Final = "it ended within a step"
 _POLL_INTERVAL: Final = timedelta(milliseconds=50)
 """How long a wait goes on after the end of its round, at most."""
 _NO_LIMIT: Final = timedelta(0)
+_SOURCE: Final = re.compile(r"^\[\S+\.(?:cc|cpp|h):\d+\] ")
+"""Where in gloo's source an error was raised: for its own authors."""
 _UNUSED_TAG: Final = 2**31 - 1
 """Of a message that no rank sends."""
 
@@ -35,7 +38,7 @@ class BrokenGroup(Exception):
     """A peer, or the connection to it, is lost: this round is over."""
 
     def __init__(self, error: Exception | str) -> None:
-        super().__init__(str(error).strip().split("\n")[0])
+        super().__init__(_SOURCE.sub("", str(error).strip().split("\n")[0]))
 
 
 class RoundEnd:
