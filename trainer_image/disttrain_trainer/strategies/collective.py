@@ -104,7 +104,7 @@ class CollectiveWorker:
             self._run()
         finally:
             if self._checkpoints is not None:
-                self._checkpoints.settle()
+                self._checkpoints.wait()
 
     def _run(self) -> None:
         self._resume()

@@ -26,7 +26,7 @@ log = logs.get_logger(__name__)
 
 
 class RankCheckpoints:
-    """Writes the checkpoints of rank 0 and reports them to the master. Its methods are the training thread's, but for `settle`."""
+    """Writes the checkpoints of rank 0 and reports them to the master. Its methods are the training thread's, but for `wait`."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RankCheckpoints:
         """Where this attempt began, for the manifests."""
         self.complete = False
         """The checkpoint of the finished job is committed."""
-        control.before_release = self.settle
+        control.before_release = self.wait
 
     @property
     def busy(self) -> bool:
@@ -100,7 +100,7 @@ class RankCheckpoints:
         """Raises what a save in the background failed with, other than a volume that is full or broken."""
         self._writer.check()
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Blocks until nothing is being written: a process that ends in the middle would lose what it has copied. Any thread's."""
         self._writer.wait()
 
