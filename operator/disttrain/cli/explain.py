@@ -54,15 +54,16 @@ def _sentence(path: Path, details: ErrorDetails) -> str:
             return f"must be an object (got {shown(details['input'])}){about}"
         case "tuple_type":
             return f"must be a list (got {shown(details['input'])}){about}"
-        case "int_type" | "int_parsing" | "bool_type" | "bool_parsing" if _is_quoted(details["input"]):
+        case ("int_type" | "int_parsing" | "bool_type" | "bool_parsing") as kind if _is_quoted(details["input"], kind):
             return f"write {details['input']} without quotes (got {shown(details['input'])}){about}"
         case _:
             return f"{details['msg']} (got {shown(details['input'])}){about}"
 
 
-def _is_quoted(value: object) -> bool:
-    """Whether a text would be a whole number or a truth value without its quotes."""
-    return isinstance(value, str) and re.fullmatch(r"-?\d{1,19}|true|false", value, re.ASCII) is not None
+def _is_quoted(value: object, kind: str) -> bool:
+    """Whether a text would be what is wanted, a whole number or a truth value, without its quotes."""
+    wanted = r"-?\d{1,19}" if kind.startswith("int") else "true|false"
+    return isinstance(value, str) and re.fullmatch(wanted, value, re.ASCII) is not None
 
 
 def shown(value: object) -> str:

@@ -210,6 +210,12 @@ def test_a_whole_number_or_a_truth_value_in_quotes_is_refused_with_what_to_write
     assert f' spec.trainer.{field}: write {value} without quotes (got "{value}"); it is: ' in problem
 
 
+@pytest.mark.parametrize(("field", "value"), [("partsPerStep", "true"), ("findUnusedParameters", "4")])
+def test_what_would_be_wrong_without_quotes_too_is_not_said_to_be_right(field: str, value: str) -> None:
+    (problem,) = problems(MODEL.replace("  trainer:\n", f'  trainer:\n    {field}: "{value}"\n'))
+    assert "without quotes" not in problem
+
+
 @pytest.mark.parametrize("wrong", ["fast", "true", "1e999", "-0.1", "[1]"])
 def test_what_is_no_number_is_refused_in_one_line(wrong: str) -> None:
     (problem,) = problems(MODEL.replace("0.1", wrong))
