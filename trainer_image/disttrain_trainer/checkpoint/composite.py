@@ -75,10 +75,9 @@ def _joined(parts: dict[str, torch.Tensor]) -> torch.Tensor:
         # A copy: torch reads such numbers 16 bytes at a time, and in a file's memory they lie at multiples of 8.
         return torch.view_as_complex(parts[_COMPLEX].clone(memory_format=torch.contiguous_format))
     size = tuple(parts[_SIZE].tolist())
+    kind = next(name.partition(".")[0] for name in parts if name != _SIZE)
     # The values of a sparse tensor may have parts themselves.
-    values = {name.partition(".")[2]: value for name, value in parts.items() if "." in name}
-    values = whole(values)
-    kind = next(name.partition(".")[0] for name in parts if "." in name)
+    values = whole({name.removeprefix(f"{kind}."): value for name, value in parts.items() if name != _SIZE})
     if kind == "sparse_coo":
         return torch.sparse_coo_tensor(
             values["indices"], values["values"], size, is_coalesced=True, check_invariants=True

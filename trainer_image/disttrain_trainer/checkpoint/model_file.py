@@ -6,6 +6,7 @@ Parameters and the buffers that are state, tied weights under each of their name
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.runtime import ProgressModel
 from disttrain.api.tensor_index import EXTRA_JSON
-from disttrain_trainer.checkpoint import composite, tensor_file, tensors
+from disttrain_trainer.checkpoint import composite, final, tensor_file, tensors
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
 
@@ -62,3 +63,21 @@ def write(model: nn.Module, folder: Path) -> ProgressModel:
     written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state))
     log.info("the model is in %s", path)
     return written
+
+
+def insist(model: nn.Module, folder: Path, *, step: int, over: Callable[[float], bool]) -> ProgressModel | None:
+    """`write` at the end of a training, tried again while the volume has no room or is broken; the model is part of the job.
+
+    step: the last one, for messages. over: as of `final.insist`; None when it ends the tries. Raises Unsaved when it fails for too long.
+    """
+    written: list[ProgressModel] = []
+
+    def attempt() -> str | None:
+        try:
+            written.append(write(model, folder))
+        except OSError as error:
+            log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
+            return str(error)
+        return None
+
+    return written[0] if final.insist("model", step, attempt, over=over) else None

@@ -5,9 +5,7 @@ The survivors keep their state, and the rank with the newest state gives it to a
 
 import os
 import re
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -216,7 +214,7 @@ class CollectiveWorker:
 
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
-        member, checkpoints = self._member, self._checkpoints
+        member, checkpoints, over = self._member, self._checkpoints, partial(self._over, this_round)
         if self._process.rank == 0:
             unsaved = checkpoints is not None and not checkpoints.complete
             evaluates = self._task.evaluate is not None and member.evaluation is None
@@ -224,38 +222,30 @@ class CollectiveWorker:
             if checkpoints is not None and unsaved and (evaluates or model_dir is not None):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
             if model_dir is not None:  # before the evaluation, which may change the model
-                self._insist("model", partial(self._write_model, model_dir), this_round)
+                member.model = model_file.insist(self._task.model, model_dir, step=member.step, over=over)
+                if member.model is None:
+                    raise RoundEnded
             if self._task.evaluate is not None and evaluates:
                 member.evaluation = self._task.evaluate()
-            if checkpoints is not None and unsaved:
-                self._insist("last checkpoint", checkpoints.finish, this_round)
+            if (
+                checkpoints is not None
+                and unsaved
+                and not final.insist("last checkpoint", member.step, checkpoints.finish, over=over)
+            ):
+                raise RoundEnded
         member.get_done(self._control)
         if not member.await_end(self._control, this_round):
             raise RoundEnded
 
-    def _insist(self, what: str, attempt: Callable[[], str | None], this_round: Round) -> None:
-        """The last files are part of the job: tried for a while, as room may be made. Raises Unsaved when one cannot be written."""
+    def _over(self, this_round: Round, seconds: float) -> bool:
+        """Waits so long between two tries of a last file; whether the round is over."""
         member, control = self._member, self._control
-
-        def over(seconds: float) -> bool:
-            with control.changed:
-                control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
-            control.check()
-            if member.save_asked and self._checkpoints is not None:
-                self._checkpoints.save_last()
-            return member.round is not this_round
-
-        if not final.insist(what, member.step, attempt, over=over):
-            raise RoundEnded
-
-    def _write_model(self, folder: Path) -> str | None:
-        """Writes the model of the last step; what is wrong when that fails."""
-        try:
-            self._member.model = model_file.write(self._task.model, folder)
-        except OSError as error:
-            log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
-            return str(error)
-        return None
+        with control.changed:
+            control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
+        control.check()
+        if member.save_asked and self._checkpoints is not None:
+            self._checkpoints.save_last()
+        return member.round is not this_round
 
     def _resume(self) -> None:
         """Rank 0 loads the newest checkpoint, or the model that the job starts with; the other ranks get its state from rank 0, or a newer

@@ -5,9 +5,9 @@ round is push_pull.py.
 """
 
 import time
-from pathlib import Path
+from functools import partial
 
-from disttrain_trainer.checkpoint import final, model_file
+from disttrain_trainer.checkpoint import model_file
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import step_of
 from disttrain_trainer.errors import PeerLost
@@ -184,34 +184,23 @@ class Worker:
         self._replica.take_buffers(client, client.versions[0])
         client.leave()
         found: dict[str, object] = {}
-        if self._model_dir is not None and not self._write_model(self._model_dir, this_round, found):
-            return
+        if self._model_dir is not None:
+            step, over = self._task.schedule.total_steps, partial(self._over, this_round)
+            written = model_file.insist(self._task.model, self._model_dir, step=step, over=over)
+            if written is None:
+                return
+            found["model"] = written.to_dict()
         if self._task.evaluate is not None:
             found["evaluation"] = self._task.evaluate()
         self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
 
-    def _write_model(self, folder: Path, this_round: Round, found: dict[str, object]) -> bool:
-        """Writes the model, and adds where it is to what is found. False when the round is over before it can be written.
-
-        Raises Unsaved when it fails for too long.
-        """
+    def _over(self, this_round: Round, seconds: float) -> bool:
+        """Waits so long between two tries of the model's file; whether the round is over."""
         control, member = self._control, self._member
-
-        def attempt() -> str | None:
-            try:
-                found["model"] = model_file.write(self._task.model, folder).to_dict()
-            except OSError as error:
-                log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
-                return str(error)
-            return None
-
-        def over(seconds: float) -> bool:
-            with control.changed:
-                control.changed.wait_for(lambda: member.round is not this_round, seconds)
-            control.check()
-            return member.round is not this_round
-
-        return final.insist("model", self._task.schedule.total_steps, attempt, over=over)
+        with control.changed:
+            control.changed.wait_for(lambda: member.round is not this_round, seconds)
+        control.check()
+        return member.round is not this_round
 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember) -> None:
