@@ -37,7 +37,7 @@ from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.model.memory import zeros
-from disttrain_trainer.net.frames import LOCAL_BUFFER
+from disttrain_trainer.net.transport import LOCAL_BUFFER
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 
 WORKERS = SERVERS = 2

@@ -15,6 +15,7 @@ def config_of(spec: Mapping[str, Any], **others: Any) -> JobConfig:
         "name": "job",
         "uid": "u",
         "attempt": 1,
+        "tls": read.network.tls,
         "strategy": read.strategy,
         "trainer": read.trainer,
         "checkpoint": read.checkpoint,

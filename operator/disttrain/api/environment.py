@@ -19,6 +19,8 @@ MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
+TLS_DIR: Final = "DISTTRAIN_TLS_DIR"
+"""The folder of the attempt's certificate, where network.tls is Mutual: ca.crt, tls.crt, tls.key."""
 METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
 TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
 LOG_FORMAT: Final = "DISTTRAIN_LOG_FORMAT"
@@ -72,6 +74,7 @@ RESERVED: Final = frozenset(
         MODEL_DIR,
         DATA_DIR,
         CODE_DIR,
+        TLS_DIR,
         METRICS_PORT,
         TERMINATION_LOG,
         POD_UID,

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 from pydantic_core import from_json
 
 from disttrain.api.base import Model
+from disttrain.api.policies import Tls
 from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.storage import Checkpoint, Data
 from disttrain.api.strategy import Strategy
@@ -52,6 +53,7 @@ class JobConfig(Model):
     workers_per_machine: Annotated[int, Field(ge=1)] = 1
     """Workers that share a machine: 1 on a cluster, where each pod is a machine; all of them in a local run."""
     gpus_per_worker: Annotated[int, Field(ge=0)] = 0
+    tls: Tls = Tls.DISABLED
     parameter_servers: Annotated[int, Field(ge=0)] = 0
     addresses: Addresses
     startup_timeout_seconds: Annotated[float, Field(gt=0)] = 600

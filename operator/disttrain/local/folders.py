@@ -1,7 +1,8 @@
 """Where a local run keeps things: `.disttrain/` in the current folder.
 
     .disttrain/
-      runs/<job>-<time>-<uid>/       one run: job.json (the final DistTrainJob), logs/, termination/, config/ (its ConfigMaps)
+      runs/<job>-<time>-<uid>/       one run: job.json (the final DistTrainJob), logs/, termination/, config/ (its ConfigMaps),
+                                     tls/ (the certificate of the attempt that runs)
       claims/<claim>/                a PersistentVolumeClaim, shared by all runs as it is on a cluster
       claims/<claim>/<run>/          the checkpoints of one run
 
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +103,22 @@ class RunFolder:
     def termination_message(self, label: str, uid: str) -> Path:
         """Where a process leaves its termination message."""
         return self.path / "termination" / f"{label}-{uid[:8]}.json"
+
+    def tls(self, attempt: int) -> Path:
+        """The folder of an attempt's certificate."""
+        return self.path / "tls" / str(attempt)
+
+    def keep_secret(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """Writes files that no other user of the machine may read; those beside their folder are of older attempts, and go."""
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        for name, content in files.items():
+            with open(folder / name, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(content)
+
+    def forget_secrets(self) -> None:
+        """Removes the certificates: no process of the run is left."""
+        shutil.rmtree(self.path / "tls", ignore_errors=True)
 
     def config(self, name: str) -> Path:
         """The folder of a ConfigMap of the file."""

@@ -7,13 +7,16 @@ GPUs for the resources of a container. Not here: starting anything (processes.py
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from disttrain import certificates
 from disttrain.api import environment as names
 from disttrain.api.code import module_path, with_code
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
+from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses
 from disttrain.api.trainer import FACTORIES, Command, Script
 from disttrain.local import code, machine
@@ -144,6 +147,17 @@ class Programs:
         volume = self._job.spec.data.volume if self._job.spec.data else None
         return str(self._folder.claim(volume.persistent_volume_claim).absolute()) if volume else None
 
+    def _tls_dir(self, attempt: int) -> str | None:
+        """The folder of the attempt's certificate, which its first process causes to be made."""
+        if self._job.spec.network.tls is Tls.DISABLED:
+            return None
+        folder = self._folder.tls(attempt)
+        if not folder.is_dir():
+            self._folder.keep_secret(
+                folder, certificates.of_attempt(self._job.metadata, attempt, now=datetime.now(UTC))
+            )
+        return str(folder.absolute())
+
     def _path(self, role: Role) -> FieldPath:
         return ("spec", _ROLE_FIELDS[role])
 
@@ -163,6 +177,7 @@ class Programs:
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
             code_dir=str(self._code) if self._code is not None else None,
+            tls_dir=self._tls_dir(process.attempt),
             workers_per_machine=1 if self._runs_command else job.spec.worker.replicas,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}

@@ -103,6 +103,7 @@ class Run:
                 watching = self._tasks.create_task(self._watch_progress())
                 await self._loop()
                 watching.cancel()
+        self._folder.forget_secrets()
         return self.job
 
     def interrupt(self) -> float:

@@ -60,6 +60,7 @@ def job_config(
         workers_per_machine=workers_per_machine,
         gpus_per_worker=job.spec.worker.gpus_per_worker,
         parameter_servers=job.spec.servers,
+        tls=job.spec.network.tls,
         addresses=addresses,
         exit_codes_of_rules=_exit_codes_of_rules(job.spec.failure_policy),
     )
@@ -85,6 +86,7 @@ def training_environment(
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
     code_dir: str | None = None,
+    tls_dir: str | None = None,
     workers_per_machine: int = 1,
 ) -> dict[str, str]:
     """The variables of one process that no template may replace. Ranks are those of the pod's first process; only workers have them.
@@ -120,6 +122,8 @@ def training_environment(
         variables[env.CHECKPOINT_DIR] = checkpoint_dir
     if data_dir is not None:
         variables[env.DATA_DIR] = data_dir
+    if tls_dir is not None:
+        variables[env.TLS_DIR] = tls_dir
     return variables
 
 

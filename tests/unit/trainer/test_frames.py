@@ -1,19 +1,21 @@
 """The binary protocol: what is encoded comes back, and nothing else is believed."""
 
-import socket
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain_trainer.net.frames import CHUNK, SIZE, Closed, Header, Link, Op, ProtocolError, Silent
+from disttrain_trainer.net.frames import SIZE, Header, Link, Op, ProtocolError
+from disttrain_trainer.net.transport import CHUNK, PLAIN, Closed, Connection, Silent, Transport
 from disttrain_trainer.parameter_server.identity import Hello
+from transports import certified, connected
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 headers = st.builds(
@@ -69,23 +71,28 @@ def test_garbage_is_no_hello(data: bytes) -> None:
         Hello.decode(data)
 
 
-@pytest.fixture
-def sockets() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        a = socket.create_connection(listener.getsockname())
-        b, _ = listener.accept()
-    return a, b
+@pytest.fixture(params=["plain", "TLS"])
+def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
+    return PLAIN if request.param == "plain" else certified(tmp_path)
 
 
 @pytest.fixture
-def pair(sockets: tuple[socket.socket, socket.socket], request: pytest.FixtureRequest) -> Iterator[tuple[Link, Link]]:
-    """Two ends of a connection. Neither is silent within a message, but for tests that ask for so short a time-out."""
-    a, b = sockets
-    timeout = getattr(request, "param", 20)
-    links = Link(a, timeout=timeout), Link(b, timeout=timeout)
-    yield links
-    for link in links:
-        link.close()
+def timeout() -> float:
+    """Seconds. No end is silent within a message, but for tests that ask for a short time-out."""
+    return 20
+
+
+@pytest.fixture
+def connections(transport: Transport, timeout: float) -> Iterator[tuple[Connection, Connection]]:
+    with connected(transport, timeout=timeout) as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(connections: tuple[Connection, Connection]) -> tuple[Link, Link]:
+    """Two ends of a connection."""
+    a, b = connections
+    return Link(a), Link(b)
 
 
 def test_payload_goes_from_memory_into_memory_and_is_counted(pair: tuple[Link, Link]) -> None:
@@ -116,7 +123,7 @@ def test_a_long_text_is_refused_before_it_is_read(pair: tuple[Link, Link]) -> No
         b.receive_text(Header(op=Op.HELLO, nbytes=1 << 62))
 
 
-@pytest.mark.parametrize("pair", [0.2], indirect=True)
+@pytest.mark.parametrize("timeout", [0.2])
 def test_a_silent_peer_is_noticed_when_it_stops_sending_and_when_it_stops_taking(pair: tuple[Link, Link]) -> None:
     a, b = pair
     begin = time.monotonic()
@@ -137,13 +144,14 @@ def test_a_peer_that_closes_or_is_aborted_by_another_thread_is_noticed_at_once(p
         a.receive(patient=True)
 
 
+@pytest.mark.parametrize("timeout", [0.2])
 def test_a_worker_that_computes_may_be_silent_between_requests_but_not_within_one(
-    pair: tuple[Link, Link], sockets: tuple[socket.socket, socket.socket]
+    pair: tuple[Link, Link], connections: tuple[Connection, Connection]
 ) -> None:
     a, b = pair
     header = Header(op=Op.PULL)
     threading.Timer(0.5, a.send, (header,)).start()
     assert b.receive(patient=True) == header
-    sockets[0].sendall(replace(header, clock=5).encode()[:10])
+    connections[0].send(memoryview(replace(header, clock=5).encode())[:10])
     with pytest.raises(Silent):
         b.receive(patient=True)

@@ -22,6 +22,7 @@ from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordi
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Terminated
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.runtime import exposition, logs, sockets
@@ -48,7 +49,7 @@ class Master:
         self._config: JobConfig = process.config
         self._work = self._config.trainer.work
         self._metrics = metrics
-        self._control = ControlServer(config=self._config)
+        self._control = ControlServer(config=self._config, transport=transport.of(self._config, process.tls_dir))
         self._tracker = Tracker(attempt=self._config.attempt)
         began = datetime.now(UTC).replace(microsecond=0)
         self._goodput = MasterGoodput(time.monotonic(), began=began, steps_done=process.steps_done)

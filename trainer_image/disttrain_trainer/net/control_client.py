@@ -6,17 +6,16 @@ One thread connects, reads and sends heartbeats; the role's own thread sends mes
 import contextlib
 import math
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.process import Process
-from disttrain_trainer.runtime.sockets import split_address
 
 log = logs.get_logger(__name__)
 
@@ -61,7 +60,8 @@ class ControlClient:
         self._address = process.config.addresses.control
         self._reconnect_seconds = process.config.startup_timeout_seconds
         self._peer_timeout = process.config.peer_timeout_seconds
-        self._socket: socket.socket | None = None
+        self._transport = transport.of(process.config, process.tls_dir)
+        self._connection: transport.Connection | None = None
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._leaving = False
@@ -87,9 +87,9 @@ class ControlClient:
         line = encode(kind, **fields)
         try:
             with self._sending:
-                if self._socket is None:
+                if self._connection is None:
                     return False
-                self._socket.sendall(line)
+                self._connection.send(memoryview(line))
         except OSError:
             self._drop()
             return False
@@ -174,13 +174,12 @@ class ControlClient:
         """One connection from its HELLO to its end. Returns the time of the last message, None when the master did not admit this
         process."""
         beat = beat_interval(self._peer_timeout)
-        with socket.create_connection(split_address(self._address), timeout=self._peer_timeout) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self._transport.dial(self._address, timeout=beat, within=self._peer_timeout)
+        with contextlib.closing(connection):
             with self._sending:
                 # Under one lock with `send`: a change before this is in the HELLO, and a change after it is sent after the HELLO.
-                connection.sendall(self._hello())
-                self._socket = connection
-            connection.settimeout(beat)
+                connection.send(memoryview(self._hello()))
+                self._connection = connection
             received_at = beaten = time.monotonic()
             admitted = False
             buffer = b""
@@ -190,8 +189,8 @@ class ControlClient:
                     beaten = now
                     self.send(MessageType.BEAT)
                 try:
-                    data = connection.recv(65536)
-                except TimeoutError:
+                    data = connection.receive_some(65536)
+                except transport.Silent:
                     if time.monotonic() - received_at > self._peer_timeout:
                         raise TimeoutError(f"silent for {self._peer_timeout:g} s") from None
                     continue
@@ -254,10 +253,9 @@ class ControlClient:
         self._on_released()
 
     def _drop(self) -> None:
-        connection, self._socket = self._socket, None
+        connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            connection.abort()
 
     def _fail(self, failure: TrainerError) -> None:
         with self.changed:

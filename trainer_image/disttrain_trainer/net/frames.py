@@ -1,4 +1,4 @@
-"""The binary protocol between workers and parameter servers: frames on a blocking TCP socket.
+"""The binary protocol between workers and parameter servers: frames on a connection (transport.py).
 
 A frame is a header of 72 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
 in the order of the layout, JSON for HELLO, text for the reason of REFUSED and WAIT. A PUSH whose gradient is one of some parameters only
@@ -22,26 +22,18 @@ time-out: a silent server counts as lost. No input is trusted: sizes are known b
 that does not fit is a `ProtocolError`, which costs its sender the connection and has no other effect.
 """
 
-import contextlib
-import select
-import socket
 import struct
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from disttrain_trainer.net.transport import Connection
+
 MAGIC = b"DTPS"
 PROTOCOL = 2
 MAX_TEXT = 64 * 1024
 """Bytes of a HELLO or of a text."""
-CHUNK = 4 << 20
-"""Bytes of one system call, which must move within the time-out."""
-LOCAL_BUFFER = 256 << 10
-"""Bytes of a socket's buffers when both ends are on one machine. Left alone, the kernel lets them grow to megabytes, for networks with
-a delay; here a small one keeps what is in flight in the processor's cache, which doubles the throughput."""
-
 MAX_BUFFERS = 1 << 32
 """Bytes of the buffers of a step."""
 MAX_RUNS = 1 << 20
@@ -64,14 +56,6 @@ class Refusal(Exception):
         super().__init__(text)
         self.reason = reason
         self.text = text
-
-
-class Silent(Exception):
-    """The peer has neither sent nor taken anything for the time-out."""
-
-
-class Closed(Exception):
-    """The peer has closed the connection, or its end was lost."""
 
 
 class Op(IntEnum):
@@ -195,39 +179,23 @@ class Header:
 
 
 class Link:
-    """One end of a connection; for one thread at a time.
+    """Frames on one end of a connection; for one thread at a time. Calls raise Silent and Closed, as the connection's do."""
 
-    timeout: seconds; a call raises Silent when the peer has not moved the next CHUNK for so long. A lost connection raises Closed,
-    and so does one that another thread has aborted.
-    """
-
-    def __init__(self, sock: socket.socket, *, timeout: float) -> None:
-        # Time-outs of the kernel: a socket with a time-out of Python is non-blocking, and costs a poll() with every call.
-        sock.settimeout(None)
-        interval = struct.pack("@ll", int(timeout), max(1, int(timeout % 1 * 1e6)))  # 0 would be for ever
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A machine that vanishes says nothing; a worker that computes does not either. The kernel asks.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-        if sock.getsockname()[0] == sock.getpeername()[0]:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
-        self._socket = sock
-        self._timeout = timeout
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._head = bytearray(SIZE)
         self.received = 0
         """Bytes so far."""
         self.sent = 0
+        self.abort = connection.abort
+        self.stop_reading = connection.stop_reading
+        self.close = connection.close
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
-        """Sends a frame; blocks until the kernel has it. header.nbytes: the size of the payload. Raises Silent, Closed."""
-        self._drain(memoryview(header.encode()), socket.MSG_MORE if header.nbytes else 0)
+        """Sends a frame; blocks until the kernel has it. header.nbytes: the size of the payload."""
+        self._connection.send(memoryview(header.encode()), more=header.nbytes > 0)
         for view in payload:
-            self._drain(view)
+            self._connection.send(view)
         self.sent += SIZE + header.nbytes
 
     def send_text(self, header: Header, text: str) -> None:
@@ -236,15 +204,12 @@ class Link:
         self.send(Header(op=header.op, code=header.code, version=header.version, nbytes=len(data)), [memoryview(data)])
 
     def receive(self, *, patient: bool = False) -> Header:
-        """The next header. Raises Silent, Closed, ProtocolError.
-
-        patient: waits for its first byte without a limit, since a worker that computes is silent.
-        """
+        """The next header, or ProtocolError. patient: waits for its first byte without a limit."""
         self._fill(memoryview(self._head), patient=patient)
         return Header.decode(self._head)
 
     def receive_into(self, header: Header, views: Sequence[memoryview]) -> None:
-        """Reads the payload of this header into the views, which are as long together. Raises Silent, Closed, ProtocolError."""
+        """Reads the payload of this header into the views, which are as long together, or raises ProtocolError."""
         expected = sum(len(view) for view in views)
         if header.nbytes != expected:
             raise ProtocolError(
@@ -265,65 +230,15 @@ class Link:
         self._fill(memoryview(data))
         return data
 
-    def abort(self) -> None:
-        """Ends the connection; a thread that uses it gets Closed. Any thread may call this."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
     @property
     def hung_up(self) -> bool:
         """Whether the peer has closed its end. For the thread that uses the connection, while it reads nothing."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return self._connection.hung_up
 
-    def stop_reading(self) -> None:
-        """A thread that reads gets Closed, but may still send a last frame. Any thread may call this."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
-
-    def close(self) -> None:
-        """Closes the socket. For the thread that uses the connection, which must not use it afterwards."""
-        self._socket.close()
-
-    def _drain(self, view: memoryview, flags: int = 0) -> None:
-        sent, size = 0, len(view)
-        while sent < size:
-            chunk = view[sent : sent + CHUNK]
-            begin = time.monotonic()
-            try:
-                count = self._socket.send(chunk, flags)
-            except BlockingIOError:
-                raise Silent from None
-            except OSError as error:
-                raise Closed(_describe(error)) from None
-            self._require_progress(count, len(chunk), begin)
-            sent += count
+    def handshake(self, *, within: float) -> None:
+        """Verifies the peer of an accepted connection, before the first frame."""
+        self._connection.handshake(within=within)
 
     def _fill(self, view: memoryview, *, patient: bool = False) -> None:
-        filled, size = 0, len(view)
-        while filled < size:
-            chunk = min(CHUNK, size - filled)
-            begin = time.monotonic()
-            try:
-                count = self._socket.recv_into(view[filled : filled + chunk], chunk, socket.MSG_WAITALL)
-            except BlockingIOError:
-                if patient and not filled:
-                    continue
-                raise Silent from None
-            except OSError as error:
-                raise Closed(_describe(error)) from None
-            if not count:
-                raise Closed("closed by the peer")
-            self._require_progress(count, chunk, begin)
-            filled += count
-        self.received += size
-
-    def _require_progress(self, moved: int, wanted: int, begin: float) -> None:
-        # Less than was wanted is the end of the connection or a signal, and then the next call tells; or the time-out.
-        if moved < wanted and time.monotonic() - begin >= self._timeout:
-            raise Silent
-
-
-def _describe(error: OSError) -> str:
-    return error.strerror or str(error)
+        self._connection.receive_into(view, patient=patient)
+        self.received += len(view)

@@ -16,7 +16,8 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, RoundOver
 from disttrain_trainer.model.flat import Layout, Vectors
-from disttrain_trainer.net.frames import OWN_WEIGHT, PARTIAL, RUN, Closed, Header, Op, ProtocolError, Silent
+from disttrain_trainer.net.frames import OWN_WEIGHT, PARTIAL, RUN, Header, Op, ProtocolError
+from disttrain_trainer.net.transport import PLAIN, Closed, Silent, Transport
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
 from disttrain_trainer.parameter_server.participation import within
@@ -57,13 +58,16 @@ class ShardedClient:
         round_number: int,
         timeout: float,
         clock: int = 0,
+        transport: Transport = PLAIN,
     ) -> None:
         self._config = config
         self._rank = rank
         self._incarnation = incarnation
         self._round_number = round_number
         self._timeout = timeout
-        self.connections = tuple(ServerConnection(number, address, timeout) for number, address in enumerate(addresses))
+        self.connections = tuple(
+            ServerConnection(number, address, timeout, transport) for number, address in enumerate(addresses)
+        )
         """One to each server, in their order."""
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call

@@ -1,7 +1,6 @@
 """A worker's connection to one server: dialling, frames, and the errors that refusals become."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ import torch
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
-from disttrain_trainer.net.frames import MAX_BUFFERS, Closed, Header, Link, Op, ProtocolError, Reason, Silent
+from disttrain_trainer.net.frames import MAX_BUFFERS, Header, Link, Op, ProtocolError, Reason
+from disttrain_trainer.net.transport import Closed, Connection, Silent, Transport
 from disttrain_trainer.parameter_server.identity import Hello
 
 _RETRY_SECONDS = 0.05
@@ -21,7 +21,7 @@ _RETRY_SECONDS = 0.05
 class ServerConnection:
     """One server, as this worker sees it."""
 
-    def __init__(self, number: int, address: str, timeout: float) -> None:
+    def __init__(self, number: int, address: str, timeout: float, transport: Transport) -> None:
         self.number = number
         self.name = f"parameter-server-{number} ({address})"
         self.link: Link | None = None
@@ -29,6 +29,7 @@ class ServerConnection:
         self.waiting_for = ""
         self._address = address
         self._timeout = timeout
+        self._transport = transport
         self._closed = threading.Event()
         self._views: list[tuple[Vectors, list[memoryview]]] = []
         """Of the vectors that were used last, a worker's gradients and its parameters: to make views costs as much as to read a header."""
@@ -40,12 +41,7 @@ class ServerConnection:
 
     def open(self, hello: Hello, timeout_seconds: float) -> Header:
         """Connects, introduces this worker, and returns the welcome."""
-        sock = self._dial(timeout_seconds)
-        try:
-            self.link = Link(sock, timeout=self._timeout)
-        except OSError as error:
-            sock.close()
-            raise Closed(error.strerror or str(error)) from None
+        self.link = Link(self._dial(timeout_seconds))
         data = hello.encode()
         self.link.send(Header(op=Op.HELLO, nbytes=len(data)), [memoryview(data)])
         return self.receive(Op.WELCOME)
@@ -132,23 +128,15 @@ class ServerConnection:
             raise Closed("this side closed the connection")
         return self.link
 
-    def _dial(self, timeout_seconds: float) -> socket.socket:
+    def _dial(self, timeout_seconds: float) -> Connection:
         """Tries until the server listens and its name resolves, which in a cluster takes up to half a minute."""
-        host, _, port = self._address.rpartition(":")
         deadline = time.monotonic() + timeout_seconds
         pause = _RETRY_SECONDS
         while True:
             try:
-                sock = socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
+                return self._transport.dial(self._address, timeout=self._timeout)
             except OSError as error:
                 why = error.strerror or str(error)
-            else:
-                if sock.getsockname() != sock.getpeername():
-                    return sock
-                # No process listens on this port of this machine, and the kernel chose it for our own end: the socket is connected to
-                # itself.
-                sock.close()
-                why = "no process listens"
             if time.monotonic() + pause > deadline:
                 raise PeerLost(self.name, f"{why}; tried to connect for {timeout_seconds:g} s")
             if self._closed.wait(pause):

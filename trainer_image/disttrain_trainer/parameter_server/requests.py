@@ -8,12 +8,12 @@ from disttrain_trainer.net.frames import (
     OWN_WEIGHT,
     PARTIAL,
     RUN,
-    Closed,
     Header,
     Link,
     Op,
     ProtocolError,
 )
+from disttrain_trainer.net.transport import Closed
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
 from disttrain_trainer.parameter_server.shard_host import Gradient, Session, ShardHost

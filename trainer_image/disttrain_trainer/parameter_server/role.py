@@ -12,6 +12,7 @@ from typing import Any
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import shard_of
 from disttrain_trainer.errors import UserError
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parameter_server import server
@@ -43,6 +44,7 @@ class Server:
             port=port,
             on_staleness=metrics.staleness.observe,
             on_failure=self._orders.put,
+            transport=transport.of(config, process.tls_dir),
         )
         metrics.before_scrape = self._count
 

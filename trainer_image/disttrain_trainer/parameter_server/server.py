@@ -21,7 +21,8 @@ from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.net.frames import Closed, Header, Link, Op, ProtocolError, Reason, Refusal, Silent
+from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason, Refusal
+from disttrain_trainer.net.transport import PLAIN, Closed, Refusals, Silent, Transport, Unverified
 from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
@@ -99,6 +100,7 @@ class ShardServer:
         on_worker_lost: Callable[[int], None] | None = None,
         on_staleness: Callable[[int], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        transport: Transport = PLAIN,
     ) -> None:
         loop, strategy = config.trainer.work, config.strategy.exchange
         if not (isinstance(loop, Loop) and isinstance(strategy, ParameterServerStrategy)):
@@ -111,6 +113,8 @@ class ShardServer:
         self._on_worker_lost = on_worker_lost
         self._on_staleness = on_staleness
         self._on_failure = on_failure
+        self._transport = transport
+        self._refusals = Refusals(f"shard {index}")
         self._digest = config_digest(config)
         self._changed = threading.Condition()
         self._host: ShardHost | None = None
@@ -265,7 +269,7 @@ class ShardServer:
                     time.sleep(_RETRY_SECONDS)
                 continue
             try:
-                connection = _Connection(Link(sock, timeout=self._config.peer_timeout_seconds))
+                connection = _Connection(Link(self._transport.accept(sock, timeout=self._config.peer_timeout_seconds)))
             except OSError:  # it was closed again already
                 sock.close()
                 continue
@@ -278,6 +282,7 @@ class ShardServer:
         """One connection, from HELLO to its end."""
         said_goodbye = False
         try:
+            connection.link.handshake(within=self._config.peer_timeout_seconds)
             hello = self._hello(connection.link)
             self._newcomers.discard(connection)
             host, session = self._admit(connection, hello)
@@ -293,6 +298,8 @@ class ShardServer:
         except ProtocolError as error:
             log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
             _refuse(connection.link, Reason.MISTAKE, str(error))
+        except Unverified as error:
+            self._refusals.note(peer, error)
         except (Closed, Silent):
             if (former := connection.host) is not None and former.over:
                 _refuse(connection.link, Reason.ROUND, f"round {former.number} is over")

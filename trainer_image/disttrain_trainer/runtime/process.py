@@ -30,6 +30,8 @@ class Process:
     code_dir: Path | None = None
     """The folder of trainer.code; None without code, and in a role that runs none."""
     code_digest: str | None = None
+    tls_dir: Path | None = None
+    """The folder of the attempt's certificate; None where network.tls is Disabled."""
     metrics_port: int | None = None
     termination_log: Path | None = None
     pod: str | None = None
@@ -99,6 +101,7 @@ class Process:
             model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,
             data_dir=_path(environ, environment.DATA_DIR),
             code_dir=_path(environ, environment.CODE_DIR),
+            tls_dir=_path(environ, environment.TLS_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
             termination_log=_path(environ, environment.TERMINATION_LOG),
         )

@@ -15,6 +15,7 @@ from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -48,6 +49,7 @@ class Worker:
             self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
         )
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
+        self._transport = transport.of(self._config, process.tls_dir)
         self._writer = BackgroundWriter()
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
         self._loop = Loop(
@@ -94,6 +96,7 @@ class Worker:
             round_number=this_round.number,
             timeout=self._config.peer_timeout_seconds,
             clock=self._clock if this_round.number == self._replica.round_number else 0,
+            transport=self._transport,
         )
         with self._control.changed:
             if self._member.round is not this_round:
