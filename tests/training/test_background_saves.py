@@ -18,12 +18,12 @@ from disttrain_trainer.checkpoint import atomic
 
 write = atomic.write
 
-def slow(path, fill):
+def slow(path, *how):
     if path.name != "manifest.json" and path.parent.name == Path("slow").read_text():
         Path("writing").touch()
         while Path("slow").read_text() == path.parent.name:
             time.sleep(0.005)
-    return write(path, fill)
+    return write(path, *how)
 
 atomic.write = slow
 """

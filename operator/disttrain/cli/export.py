@@ -5,7 +5,6 @@ Without torch: the bytes of the tensors are copied.
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import secrets
@@ -18,13 +17,14 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
+from disttrain.api import digests
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.sealed import unseal
 from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, read_header
 from disttrain.local.folders import ROOT
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """The newest format of a manifest that is understood."""
 _BLOCK = 4 << 20
 _STEPS = "step-*"
@@ -130,10 +130,11 @@ def _index(folder: Path) -> dict[str, Entry]:
         )
     for name, expected in files.items():
         try:
-            with (folder / name).open("rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = digests.of(folder / name, like=expected)
         except FileNotFoundError:
             raise CannotExport(f"{folder} is torn: {name} is missing{older}") from None
+        except ValueError as error:
+            raise CannotExport(f"{folder / MANIFEST} is damaged: {name}: {error}{older}") from None
         if actual != expected:
             raise CannotExport(f"{folder} is torn: {name} does not have the digest that the manifest says{older}")
     try:

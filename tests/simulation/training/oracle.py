@@ -132,7 +132,7 @@ class Oracle:
         for server in range(job.config.parameter_servers):
             names = [name for name in files if name.startswith(shard_of(server))]
             file = folder.files.get(names[0]) if folder is not None and len(names) == 1 else None
-            if file is None or file.sha256 != files[names[0]]:
+            if file is None or file.digest != files[names[0]]:
                 self.wrong(f"checkpoint {step} is committed without the shard of server {server}: {sorted(files)}")
             if file.parts != _bits(file.applied):
                 self.wrong(f"the file of server {server} says {file.applied}, but holds {_names(file.parts)}")

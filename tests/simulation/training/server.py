@@ -282,7 +282,7 @@ class Server:
         except OSError as error:
             self._saved(order, error=str(error))
             return
-        self._saved(order, file=name, sha256=file.sha256, applied=file.applied.intervals())
+        self._saved(order, file=name, digest=file.digest, applied=file.applied.intervals())
 
     def _saved(self, order: Message, **fields: object) -> None:
         self._saves.popleft()

@@ -24,7 +24,7 @@ class ShardFile:
     """What it holds: a bit for each part in the parameters."""
 
     @property
-    def sha256(self) -> str:
+    def digest(self) -> str:
         return f"{self.version}-{self.parts:x}"
 
 

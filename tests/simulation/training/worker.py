@@ -365,7 +365,7 @@ class Worker:
         except OSError as error:
             self.control.send(MessageType.SAVED, id=save.id, error=str(error))
         else:
-            self.control.send(MessageType.SAVED, id=save.id, file=name, sha256="")
+            self.control.send(MessageType.SAVED, id=save.id, file=name, digest="")
 
     def _evaluate(self, client: Client, this_round: Round) -> Steps[None]:
         job = self.job

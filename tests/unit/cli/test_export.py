@@ -1,7 +1,6 @@
 """`disttrain export`: the model of a checkpoint without torch; what is wrong with one is said in one line."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from disttrain.api import digests
 from disttrain.api.tensor_index import index_of
 from disttrain.api.trainer import Optimizer
 from disttrain.cli import export as exporting
@@ -42,7 +42,7 @@ def checkpoint(root: Path, step: int = 1, **changes: Any) -> nn.Module:
     folder.mkdir(parents=True)
     files = {"state.safetensors": state.write(folder / "state.safetensors", state.present())}
     tensors = {name: entry.to_dict() for name, entry in index_of(folder, files).items()}
-    manifest = {"format": 2, "files": files, "tensors": tensors} | changes
+    manifest = {"format": 3, "files": files, "tensors": tensors} | changes
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return model
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_that_does_not_hold_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 3}, "has format 3, and this version reads formats up to 2"),
+        ({"format": 4}, "has format 4, and this version reads formats up to 3"),
         ({"tensors": {}}, "does not name its tensors: an older version wrote it"),
     ],
 )
@@ -154,15 +154,15 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_gives_way_to_the_next_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint(tmp_path, 1)
-    digest_of = hashlib.file_digest
+    digest_of = digests.of
 
-    def removing(file: Any, name: str) -> Any:
-        monkeypatch.setattr(hashlib, "file_digest", digest_of)
+    def removing(file: Path, *, like: str) -> str:
+        monkeypatch.setattr(digests, "of", digest_of)
         checkpoint(tmp_path, 2)
         shutil.rmtree(tmp_path / "step-00000001")
-        return digest_of(file, name)
+        return digest_of(file, like=like)
 
-    monkeypatch.setattr(hashlib, "file_digest", removing)
+    monkeypatch.setattr(digests, "of", removing)
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "out.safetensors")]) == 0
     assert f"from {tmp_path}/step-00000002" in capsys.readouterr().out
 

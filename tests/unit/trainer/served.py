@@ -126,7 +126,7 @@ class Table:
                         "type": MessageType.SAVED,
                         "id": fields["id"],
                         "file": shard(server, fields["id"]),
-                        "sha256": "x",
+                        "digest": "x",
                     }
                 state = self.state(server)
                 if kind is MessageType.SAVE and self.consistency == "Sync":

@@ -289,9 +289,9 @@ def test_a_job_of_which_none_holds_is_refused_and_an_older_one_is_not_taken(clai
 
 def test_a_newer_format_is_refused_and_no_older_one_taken(claim: Path) -> None:
     file = claim / "old-00000001" / "step-00000030" / NAME
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 3}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 4}))
     assert refusal(claim, "old").startswith(
-        "checkpoint.from: checkpoint step-00000030 was written by a later version of the trainer: its format is 3"
+        "checkpoint.from: checkpoint step-00000030 was written by a later version of the trainer: its format is 4"
     )
     assert value_of(taken(claim, {"job": "old", "step": 20})) == (20, 20.0), "one of its steps may be named"
 

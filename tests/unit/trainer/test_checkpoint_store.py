@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs import config_of
+from disttrain.api import digests
 from disttrain.api.runtime import JobConfig
 from disttrain.api.sealed import seal
 from disttrain_trainer.checkpoint import atomic, store
@@ -36,12 +37,20 @@ def _log_to_caplog(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
-def write(root: Path, step: int, content: str = "state", *, keep: int | None = None, **trainer: Any) -> Path:
+def write(
+    root: Path,
+    step: int,
+    content: str = "state",
+    *,
+    keep: int | None = None,
+    algorithm: str = digests.XXH3,
+    **trainer: Any,
+) -> Path:
     """A checkpoint of one file, `state`, or `state.<content>` of another content. keep: prune afterwards, as a job does."""
     folder = store.prepare(root, step)
     file = folder / ("state" if content == "state" else f"state.{content}")
     file.write_text(content)
-    manifest = publish(folder, step, {file.name: store.sha256_of(file)}, **trainer)
+    manifest = publish(folder, step, {file.name: digests.of(file, like=algorithm)}, **trainer)
     if keep is not None:
         store.prune(folder, manifest, keep=keep)
     return folder
@@ -107,7 +116,7 @@ def test_the_newest_is_taken(tmp_path: Path) -> None:
             id="folder 2",
         ),
         pytest.param(
-            lambda f: (f / "state").write_text("stale"), "state is damaged: its sha256 is", id="other content"
+            lambda f: (f / "state").write_text("stale"), "state is damaged: its digest is", id="other content"
         ),
     ],
 )
@@ -222,19 +231,36 @@ def test_no_bit_of_a_manifest_flips_without_being_found(tmp_path: Path) -> None:
     assert newest_step(tmp_path) == 12
 
 
-@pytest.mark.parametrize(("number", "version"), [(1, "an earlier"), (3, "a later")])
+@pytest.mark.parametrize(("number", "version"), [(1, "an earlier"), (4, "a later")])
 def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_a_damaged_one(
     tmp_path: Path, number: int, version: str
 ) -> None:
     manifest = write(tmp_path, 1) / "manifest.json"
     edit(manifest, format=number)
     text = manifest.read_text()
-    error = f"checkpoint step-00000001 was written by {version} version of the trainer: its format is {number}, and this version reads 2; "
+    wrote = f"checkpoint step-00000001 was written by {version} version of the trainer"
+    error = f"{wrote}: its format is {number}, and this version reads 2 and 3; "
     with pytest.raises(WrongInput, match=re.escape(error + "go on with that version")):
         newest_step(tmp_path)
     with pytest.raises(WrongInput, match=re.escape(error)):
         write(tmp_path, 1, "new")
     assert manifest.read_text() == text
+
+
+def test_a_checkpoint_of_format_2_whose_digests_are_sha256_is_read_and_its_damage_found(tmp_path: Path) -> None:
+    for step in (1, 2):
+        edit(write(tmp_path, step, algorithm=digests.SHA256) / "manifest.json", format=2)
+    assert newest_step(tmp_path) == 2
+    (tmp_path / "step-00000002" / "state").write_text("stale")
+    assert newest_step(tmp_path) == 1
+
+
+def test_a_digest_of_an_algorithm_that_is_not_known_does_not_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(write(tmp_path, 1) / "manifest.json", files={"state": "md9:00"})
+    assert newest_step(tmp_path) is None
+    assert "state is damaged: its digest is of md9, which this version does not know" in caplog.text
 
 
 def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path: Path) -> None:
@@ -303,10 +329,10 @@ def test_a_checkpoint_that_was_left_out_is_reported(tmp_path: Path) -> None:
 def test_a_volume_that_cannot_be_read_is_no_start_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
 
-    def stale(path: Path) -> str:
+    def stale(path: Path, *, like: str) -> str:
         raise OSError(116, "Stale file handle", str(path))
 
-    monkeypatch.setattr(store, "sha256_of", stale)
+    monkeypatch.setattr(digests, "of", stale)
     with pytest.raises(store.Unreadable, match="Stale file handle") as raised:
         newest_step(tmp_path)
     assert raised.value.exit_code == 134
@@ -356,13 +382,13 @@ def test_a_checkpoint_that_is_written_again_stays_until_the_new_one_is_whole(tmp
     assert newest_step(tmp_path) == 1
 
 
-def test_a_new_folder_is_on_the_disk_before_anything_is_written_into_it(
+def test_a_new_folder_is_on_the_disk_when_its_checkpoint_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(atomic, "sync_folder", synced.append)
-    store.prepare(tmp_path, 1)
-    assert synced == [tmp_path]
+    folder = write(tmp_path, 1)
+    assert synced == [folder, tmp_path]
 
 
 def test_pruning_keeps_the_newest_and_what_is_being_written(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 """Files of a checkpoint: written whole or not at all, with their digest, and readable by plain safetensors."""
 
+import errno
+import fcntl
 import hashlib
+import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 from torch import nn
 
+from disttrain.api import digests
 from disttrain.api.names import MODEL_FILE
 from disttrain_trainer.checkpoint import atomic, model_file, tensor_file
 from disttrain_trainer.errors import WrongInput
@@ -27,6 +33,36 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("size", [0, 1, 4096, 1 << 20, (3 << 20) + 5])
+def test_a_file_of_any_size_is_what_was_written_however_it_was_cut(tmp_path: Path, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+
+    def fill(sink: atomic.Sink) -> None:
+        sink.write(content[:5])
+        sink.write(memoryview(content)[5:])
+
+    digest = atomic.write(tmp_path / "file", fill)
+    assert (tmp_path / "file").read_bytes() == content
+    assert digest == digests.of(tmp_path / "file", like=digest)
+
+
+def test_a_file_system_that_cannot_write_past_the_page_cache_gets_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = os.write, list[int]()
+
+    def as_some_do(descriptor: int, data: memoryview) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(len(data))
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", as_some_do)
+    atomic.write(tmp_path / "file", lambda sink: sink.write(bytes(3 << 20)))
+    assert len(refused) == 1
+    assert (tmp_path / "file").read_bytes() == bytes(3 << 20)
+
+
 def test_tensors_of_every_kind_are_read_by_plain_safetensors_and_have_their_digest(tmp_path: Path) -> None:
     wide = torch.arange(12.0).reshape(3, 4)
     tensors = {
@@ -43,7 +79,7 @@ def test_tensors_of_every_kind_are_read_by_plain_safetensors_and_have_their_dige
     }
     path = tmp_path / "file"
     digest = tensor_file.write(path, tensors, {"format": "pt"})
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(path.read_bytes())}"
     for found in (load_file(path), tensor_file.read(path)):
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():

@@ -210,7 +210,7 @@ def test_a_worker_that_is_lost_before_the_training_begins_is_no_recovery() -> No
 
 
 def save_buffers(table: Table, worker: Member, file: str) -> None:
-    answer = {"type": MessageType.SAVED, "id": "m.1", "file": file, "sha256": "x"}
+    answer = {"type": MessageType.SAVED, "id": "m.1", "file": file, "digest": "x"}
     table.training.on_message(worker, answer, 0)
 
 
@@ -257,7 +257,7 @@ def test_another_worker_gives_its_buffers_when_the_first_is_lost_and_without_any
     assert table.on_disk is None, "without a worker's file the manifest could name no tensors"
     table.join(WORKERS[0])
     assert (WORKERS[0], MessageType.SAVE, {"id": "m.2", "folder": name_of(4)}) in table.take()
-    written = {"type": MessageType.SAVED, "id": "m.2", "file": "buffers-2.safetensors", "sha256": "x"}
+    written = {"type": MessageType.SAVED, "id": "m.2", "file": "buffers-2.safetensors", "digest": "x"}
     table.training.on_message(WORKERS[0], written, 3)
     assert table.on_disk is not None
     assert (table.on_disk.step, table.on_disk.file_of("buffers-")) == (4, "buffers-2.safetensors")

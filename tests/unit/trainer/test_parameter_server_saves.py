@@ -20,10 +20,10 @@ def due(**options: Any) -> tuple[Table, str]:
     return table, save
 
 
-def write(table: Table, number: int, save: str, sha256: str = "x") -> None:
+def write(table: Table, number: int, save: str, digest: str = "x") -> None:
     """A server says that it wrote its file."""
     server = SERVERS[number]
-    said = {"type": MessageType.SAVED, "id": save, "file": shard(server, save), "sha256": sha256}
+    said = {"type": MessageType.SAVED, "id": save, "file": shard(server, save), "digest": digest}
     table.training.on_message(server, said | table.state(server), 0)
 
 
@@ -378,7 +378,7 @@ def test_the_training_goes_on_when_every_server_has_copied_and_the_next_checkpoi
     assert MessageType.SAVE not in [kind for _, kind, _ in table.said]
     assert table.work(WORKERS[0], 0) == [], "the next checkpoint is due"
     for number, server in enumerate(SERVERS):
-        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "sha256": "x"}
+        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "digest": "x"}
         table.training.on_message(server, file | {"applied": [[0, 8]], "generation": number}, 0)
     assert table.on_disk is not None
     assert table.on_disk.step == 4
@@ -395,7 +395,7 @@ def test_who_leaves_while_a_checkpoint_is_written_is_released_after_a_newer_one(
     table.work(WORKERS[1], 1, ask=1)
     assert table.tracker.step == 5
     for server in SERVERS:
-        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "sha256": "x"}
+        file = {"type": MessageType.SAVED, "id": first, "file": shard(server, first), "digest": "x"}
         table.training.on_message(server, file | {"applied": [[0, 8]], "generation": 1}, 0)
     assert table.on_disk is not None
     assert table.on_disk.step == 4

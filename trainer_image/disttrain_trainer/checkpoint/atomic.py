@@ -1,44 +1,77 @@
 """The one way in which a file of a checkpoint is written: whole or not at all, durable, digested in the same pass."""
 
 import contextlib
-import hashlib
+import errno
+import fcntl
+import mmap
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+
+from disttrain.api import digests
+from disttrain.api.digests import Digest
+
+_BLOCK = 1 << 20
+"""Bytes that are digested and written at a time: they are still in the core's cache from when they were gathered."""
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Sink:
-    """Where the bytes of a file go."""
+    """Where the bytes of a file go: in whole blocks, past the page cache where the file system can. To put every byte there as well would
+    take several times the processor's time, and push out what is read."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
+    def __init__(self, descriptor: int, digest: Digest) -> None:
+        self._descriptor = descriptor
+        self._digest = digest
+        self._block = memoryview(mmap.mmap(-1, _BLOCK))
+        """On a page's border, as O_DIRECT wants it."""
+        self._filled = 0
+        with contextlib.suppress(OSError):  # a file system without it
+            self._set_direct(True)
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends the bytes. Raises OSError."""
-        self._file.write(data)
-        self._digest.update(data)
+        rest = memoryview(data)
+        while rest:
+            part = rest[: _BLOCK - self._filled]
+            self._block[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == _BLOCK:
+                self.flush()
 
-    @property
-    def sha256(self) -> str:
-        """The digest of all bytes up to now, in hex."""
-        return self._digest.hexdigest()
+    def flush(self) -> None:
+        """Writes what was gathered. Raises OSError."""
+        rest, self._filled = self._block[: self._filled], 0
+        self._digest.update(rest)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._set_direct(False)  # what is not a multiple of the device's block, such as the end of the file
+
+    def _set_direct(self, direct: bool) -> None:
+        self._direct = False
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | _DIRECT if direct else flags & ~_DIRECT)
+        self._direct = direct
 
 
-def write(path: Path, fill: Callable[[Sink], None]) -> str:
-    """Has `fill` write a temporary file, then renames it to `path`; the sha256 of the file in hex.
+def write(path: Path, fill: Callable[[Sink], None], algorithm: str = digests.XXH3) -> str:
+    """Has `fill` write a temporary file, then renames it to `path`; the digest of the file.
 
     When it returns, the file survives a crash of the machine. Raises OSError; then `path` is as it was. Several processes may write the
     same path at once: each has a temporary file of its own, and the last rename holds.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary, digest = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), Digest(algorithm)
     try:
-        with temporary.open("xb") as file:
-            sink = Sink(file)
+        with temporary.open("xb", buffering=0) as file:
+            sink = Sink(file.fileno(), digest)
             fill(sink)
-            file.flush()
+            sink.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -46,7 +79,7 @@ def write(path: Path, fill: Callable[[Sink], None]) -> str:
             temporary.unlink()
         raise
     sync_folder(path.parent)
-    return sink.sha256
+    return str(digest)
 
 
 def sync_folder(folder: Path) -> None:

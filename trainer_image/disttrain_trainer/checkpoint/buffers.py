@@ -77,7 +77,7 @@ class Buffers:
                 return {"error": "it has no checkpoint volume"}
             path = root / folder / f"{BUFFERS}{secrets.token_hex(4)}.safetensors"
             try:
-                return {"file": path.name, "sha256": tensor_file.write(path, copy, self._metadata)}
+                return {"file": path.name, "digest": tensor_file.write(path, copy, self._metadata)}
             except OSError as error:
                 return {"error": str(error)}
 

@@ -17,7 +17,9 @@ from disttrain_trainer.checkpoint.resuming import Section
 from disttrain_trainer.data.order import TABLE
 
 NAME = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+"""2: every digest is a sha256."""
+_READ = (2, FORMAT)
 
 
 class OtherFormat(Exception):
@@ -30,7 +32,7 @@ class Manifest(BaseModel):
     # An evaluation may be infinite, such as a perplexity: pydantic would write null, and then refuse to read it.
     model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants", populate_by_name=True)
 
-    format: Literal[2] = 2
+    format: Literal[2, 3] = 3
     job: str
     namespace: str | None = None
     """Of the job; None in manifests of older releases."""
@@ -44,7 +46,7 @@ class Manifest(BaseModel):
     steps_per_epoch: int = Field(ge=1)
     """How long an epoch is, from which the length of the job follows before its dataset is known again."""
     files: dict[str, str]
-    """sha256 of every file, by its name in the folder."""
+    """Digest of every file, by its name in the folder."""
     state: Section
     """What shapes the state: must be the same to go on from it."""
     data: Section
@@ -69,10 +71,10 @@ class Manifest(BaseModel):
         """The manifest of a file's text. Raises ValueError when it is damaged, or OtherFormat."""
         raw = sealed.unseal(text)
         number = raw.get("format")
-        if isinstance(number, int) and number != FORMAT:
+        if isinstance(number, int) and number not in _READ:
             version = "a later" if number > FORMAT else "an earlier"
             raise OtherFormat(
-                f"{version} version of the trainer: its format is {number}, and this version reads {FORMAT}"
+                f"{version} version of the trainer: its format is {number}, and this version reads {_READ[0]} and {FORMAT}"
             )
         manifest = cls.model_validate(raw)
         manifest.data.setdefault(resuming.ORDER, TABLE)
@@ -80,7 +82,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def digest_beside(cls, file: Path) -> str | None:
-        """The sha256 of a file as the manifest in its folder says; None when there is no manifest, or it does not name the file."""
+        """The digest of a file as the manifest in its folder says; None when there is no manifest, or it does not name the file."""
         try:
             return cls.read((file.parent / NAME).read_text()).files.get(file.name)
         except (OSError, ValueError, OtherFormat):

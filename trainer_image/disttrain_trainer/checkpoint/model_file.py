@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from disttrain.api import digests
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.runtime import ProgressModel
 from disttrain.api.tensor_index import EXTRA_JSON
@@ -60,7 +61,7 @@ def write(model: nn.Module, folder: Path) -> ProgressModel:
         for name, value in model.state_dict().items()
         if isinstance(value, torch.Tensor) and tensors.can_be_saved(value)
     }
-    written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state))
+    written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state, algorithm=digests.SHA256))
     log.info("the model is in %s", path)
     return written
 

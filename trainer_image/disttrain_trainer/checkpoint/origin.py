@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from disttrain.api import digests
 from disttrain.api.names import uid_in_folder
 from disttrain.api.origin import Include, Origin
 from disttrain.api.runtime import JobConfig
@@ -276,7 +277,7 @@ def _take(target: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _link(source: Path, target: Path, sha256: str) -> None:
+def _link(source: Path, target: Path, digest: str) -> None:
     """Gives a file, which never changes, another name; a copy where the volume has no links. Raises OSError."""
     try:
         os.link(source, target)
@@ -291,5 +292,5 @@ def _link(source: Path, target: Path, sha256: str) -> None:
             while block := file.read(_BLOCK):
                 sink.write(block)
 
-    if atomic.write(target, copy) != sha256:
+    if atomic.write(target, copy, digests.algorithm_of(digest)) != digest:
         raise OSError(f"{source} changed while it was copied")

@@ -6,7 +6,6 @@ being written, changes nothing that a manifest names. Works on any file system t
 No process writes into a folder that holds a checkpoint of another training: it refuses.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import ClassVar
 
 from pydantic import ValidationError
 
+from disttrain.api import digests
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import index_of
 from disttrain_trainer.checkpoint import atomic, resuming
@@ -138,11 +138,10 @@ def newest(root: Path, config: JobConfig, data: DataSet | None = None) -> Found:
 def prepare(root: Path, step: int) -> Path:
     """The folder for a new checkpoint of this step. One that is there already stays until the new manifest replaces its own.
 
-    Raises OSError.
+    It is durable once the checkpoint is published: steps of synchronous servers wait for this call. Raises OSError.
     """
     folder = root / name_of(step)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.sync_folder(root)  # or a power cut could take the folder with all that is durable in it
     return folder
 
 
@@ -189,6 +188,7 @@ def publish(
         tensors=tensors,
     )
     write_manifest(folder, manifest)
+    atomic.sync_folder(folder.parent)  # or a power cut could take the folder with all that is durable in it
     return manifest
 
 
@@ -218,12 +218,6 @@ def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
                 _tidy(folder)
         except OSError as error:
             log.warning("%s could not be removed: %s", folder.name, error)
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folders(root: Path) -> list[Path]:
@@ -315,10 +309,12 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Raises ValueError when a file is not what the manifest says."""
     for name, expected in manifest.files.items():
         try:
-            actual = sha256_of(folder / name)
+            actual = digests.of(folder / name, like=expected)
         except FileNotFoundError:
             raise ValueError(f"{name} is missing") from None
         except IsADirectoryError:
             raise ValueError(f"{name} is damaged: it is a folder") from None
+        except ValueError as error:
+            raise ValueError(f"{name} is damaged: {error}") from None
         if actual != expected:
-            raise ValueError(f"{name} is damaged: its sha256 is {actual[:12]}…, the manifest says {expected[:12]}…")
+            raise ValueError(f"{name} is damaged: its digest is {actual}, the manifest says {expected}")

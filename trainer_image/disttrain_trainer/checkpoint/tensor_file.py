@@ -5,12 +5,13 @@ written; tensors that share memory are each written under their own name. Readin
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from disttrain.api import digests
 from disttrain_trainer.checkpoint import atomic
 from disttrain_trainer.errors import WrongInput
 
@@ -38,8 +39,6 @@ _DTYPES = {
 }
 _ALIGNMENT = 8
 """Bytes: the data begins at a multiple of it, so that a mapped file holds aligned numbers."""
-_BLOCK = 4 << 20
-"""Bytes that are written and digested at a time."""
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -52,8 +51,10 @@ def name_of(dtype: torch.dtype) -> str:
     return _DTYPES[dtype]
 
 
-def write(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None) -> str:
-    """Writes a file atomically; its sha256 in hex. Raises OSError. tensors: dense, of types that the format has, on any device."""
+def write(
+    path: Path, tensors: Named, metadata: Mapping[str, str] | None = None, *, algorithm: str = digests.XXH3
+) -> str:
+    """Writes a file atomically; its digest. Raises OSError. tensors: dense, of types that the format has, on any device."""
     # Wide types first: then every tensor is aligned without gaps, which the format does not allow.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -68,10 +69,9 @@ def write(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None)
     def fill(sink: atomic.Sink) -> None:
         sink.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            for block in _blocks(tensors[name]):
-                sink.write(block)
+            sink.write(_bytes(tensors[name]))
 
-    return atomic.write(path, fill)
+    return atomic.write(path, fill, algorithm)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -83,10 +83,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise WrongInput(f"{path} cannot be read: {error}") from None
 
 
-def _blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The tensor's elements in order, as bytes."""
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's elements in order."""
     flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-    data = flat.view(torch.uint8).numpy().data
-    for start in range(0, len(data), _BLOCK):
-        yield data[start : start + _BLOCK]
+    return flat.view(torch.uint8).numpy().data

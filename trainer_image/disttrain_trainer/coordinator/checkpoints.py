@@ -231,7 +231,7 @@ class CheckpointCoordinator:
         if message.get("error"):
             self._end(f"parameter-server-{index}: {message['error']}", now)
             return
-        save.files[message["file"]] = message["sha256"]
+        save.files[message["file"]] = message["digest"]
         save.applied[index] = parts_of(message)
         whole = IndexSet.from_intervals([(0, save.step * self._parts_per_step)] if save.step else [])
         if self._aligned and any(parts != whole for parts in save.applied.values()):
@@ -248,7 +248,7 @@ class CheckpointCoordinator:
         if message.get("error"):
             self._end(f"worker-{rank}: {message['error']}", now)
             return
-        save.files[message["file"]] = message["sha256"]
+        save.files[message["file"]] = message["digest"]
         save.buffer_writer = None
         self._complete(save)
 

@@ -141,7 +141,7 @@ class _Saved(_Incoming):
     error: str | None = None
     id: Name = ""
     file: Name = ""
-    sha256: Digest = ""
+    digest: Digest = ""
     applied: Parts = []
 
 

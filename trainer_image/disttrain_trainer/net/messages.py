@@ -70,7 +70,7 @@ class MessageType(StrEnum):
     """From a server and a worker of servers: what it is to save is copied, and may change from now on [id: that of the SAVE]."""
     SAVED = "saved"
     """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
-    sha256, of a server applied, or error]."""
+    digest, of a server applied, or error]."""
 
     # Parameter servers.
     BEGIN = "begin"

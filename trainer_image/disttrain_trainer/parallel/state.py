@@ -63,7 +63,7 @@ class RankState:
         return {**self._parameters, **self._slots(), **buffers}
 
     def write(self, path: Path, tensors: tensor_file.Named) -> str:
-        """Writes what `present` returned, or a copy of it, to a file; its sha256 in hex. Raises OSError."""
+        """Writes what `present` returned, or a copy of it, to a file; its digest. Raises OSError."""
         return tensor_file.write(path, tensors, self._metadata)
 
     def load(self, path: Path) -> None:

@@ -156,7 +156,7 @@ class Server:
                 control.send(MessageType.SAVED, id=save, error=str(error))
                 return
             self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-            control.send(MessageType.SAVED, id=save, file=file, sha256=saved.sha256, applied=saved.applied.intervals())
+            control.send(MessageType.SAVED, id=save, file=file, digest=saved.digest, applied=saved.applied.intervals())
 
         writer.start(write)
         writer.wait()

@@ -47,8 +47,8 @@ HEARTBEAT_SECONDS = 0.5
 class SavedShard:
     """What a checkpoint's manifest says of a shard."""
 
-    sha256: str
-    """Of the file, in hex."""
+    digest: str
+    """Of the file."""
     version: int
     applied: IndexSet
     """The parts in it."""
@@ -66,7 +66,7 @@ def write(file: ShardFile, path: Path) -> SavedShard:
     """
     if not file.is_finite():
         raise NotFinite("a parameter is not finite")
-    return SavedShard(sha256=file.save(path), version=file.version, applied=file.applied)
+    return SavedShard(digest=file.save(path), version=file.version, applied=file.applied)
 
 
 class _Connection:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from disttrain_trainer.checkpoint import store, tensor_file
+from disttrain.api import digests
+from disttrain_trainer.checkpoint import tensor_file
 from disttrain_trainer.checkpoint.tensors import is_finite
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
@@ -44,7 +45,7 @@ class ShardFile:
         return all(is_finite(tensor) for name, tensor in self.tensors.items() if name.endswith(".parameters"))
 
     def save(self, path: Path) -> str:
-        """Writes the file and returns its sha256 in hex. When it returns, the file survives a crash of the machine. Raises OSError."""
+        """Writes the file and returns its digest. When it returns, the file survives a crash of the machine. Raises OSError."""
         metadata = {
             "format": FORMAT,
             "layout": json.dumps(
@@ -61,14 +62,14 @@ class ShardFile:
         return tensor_file.write(path, self.tensors, metadata)
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> "ShardFile":
+    def load(cls, path: Path, digest: str | None = None) -> "ShardFile":
         """Reads and checks the file; WrongInput that names it when it is missing, damaged, or no shard.
 
-        sha256: what the manifest says of the file, in hex; None: nothing.
+        digest: what the manifest says of the file; None: nothing.
         """
         try:
-            if sha256 is not None and (found := store.sha256_of(path)) != sha256:
-                raise WrongInput(f"shard {path} is damaged: its sha256 is {found[:12]}…, not {sha256[:12]}…")
+            if digest is not None and (found := digests.of(path, like=digest)) != digest:
+                raise WrongInput(f"shard {path} is damaged: its digest is {found}, not {digest}")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
