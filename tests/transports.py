@@ -1,7 +1,9 @@
-"""Connections for tests: certificates of a job, and two ends that know one another."""
+"""Connections for tests: certificates of a job, two ends that know one another, and a rendezvous store."""
 
+import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,9 @@ from disttrain import certificates
 from disttrain.api.job import Metadata
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net import transport
+from disttrain_trainer.net.rendezvous import RendezvousServer
 from disttrain_trainer.net.transport import Connection, Transport
+from disttrain_trainer.runtime.sockets import listen
 
 JOB = Metadata(name="job", namespace="default", uid="0b5e9f0c-5a4e-4a86-9f0a-1d5a4c3b2a10")
 SPEC = {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["true"]}, "network": {"tls": "Mutual"}}
@@ -33,7 +37,13 @@ def mutual_config(job: Metadata = JOB) -> JobConfig:
 
 def certified(folder: Path, job: Metadata = JOB, *, attempt: int = 1, age: timedelta = timedelta(0)) -> Transport:
     """The transport of a process of that job, with a certificate of its own making."""
-    return transport.of(mutual_config(job), certificate(folder, job, attempt=attempt, age=age))
+    certificate(folder, job, attempt=attempt, age=age)
+    return certified_by(folder, job)
+
+
+def certified_by(folder: Path, job: Metadata = JOB) -> Transport:
+    """The transport of a process of that job, with the certificate that is there."""
+    return transport.of(mutual_config(job), folder)
 
 
 @contextlib.contextmanager
@@ -51,3 +61,30 @@ def connected(
                 yield connection, accepted
         finally:
             accepted.close()
+
+
+class Rendezvous:
+    """The master's end of the rendezvous store, in a thread."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._loop = asyncio.new_event_loop()
+        listener = listen("127.0.0.1", 0)
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self._server = RendezvousServer(context=transport.context, processes=4)
+        self._serving = self._loop.create_task(self._server.serve(listener))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def renew(self) -> None:
+        """A new round begins."""
+        self._loop.call_soon_threadsafe(self._server.renew)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._serving.cancel)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._serving)
+        self._loop.run_until_complete(asyncio.sleep(0))

@@ -1,8 +1,12 @@
-"""What torch does with a group, on gloo and on ours: the results of each are to be the same."""
+"""What torch does with a group, on plain gloo, on ours over gloo and on ours under TLS: the results of each are to be the same.
+
+Values are small integers, of which every sum is exact, whatever its order.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +18,29 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+import transports
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
+from disttrain_trainer.parallel.rendezvous_store import RendezvousStore
 
 SIZE = 4
 TIMEOUT = timedelta(seconds=60)
 
 
-def run(results: Connection, what: str, rank: int, port: int) -> None:
-    """Sends two lists of tensors as nested lists: gloo's results, and ours."""
+def run(results: Connection, what: str, rank: int, port: int, rendezvous: str, tls: Path) -> None:
+    """Sends three lists of tensors as nested lists: gloo's results, ours over gloo, and ours under TLS.
+
+    port: of torch's store. rendezvous: address of ours. tls: folder of the certificate.
+    """
     torch.set_num_threads(1)
     operations: Callable[[int], list[torch.Tensor]] = globals()[what]
+    transport = transports.certified_by(tls)
 
     def store(prefix: str) -> dist.Store:
         connected = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
         return dist.PrefixStore(prefix, connected)
+
+    def secure_store() -> dist.Store:
+        return RendezvousStore(transport, rendezvous, prefix="ours", timeout=TIMEOUT)
 
     def calculated() -> list[Any]:
         torch.manual_seed(0)
@@ -36,13 +49,51 @@ def run(results: Connection, what: str, rank: int, port: int) -> None:
     dist.init_process_group("gloo", store=store("gloo"), rank=rank, world_size=SIZE, timeout=TIMEOUT)
     expected = calculated()
     dist.destroy_process_group()
-    with AbortableProcessGroup().joined("gloo", store=lambda: store("ours"), rank=rank, size=SIZE, timeout=TIMEOUT):
-        assert dist.get_backend() == "disttrain"
-        results.send((expected, calculated()))
+    found = []
+    for group, its_store in (
+        (AbortableProcessGroup(), lambda: store("ours")),
+        (AbortableProcessGroup(transport=transport), secure_store),
+    ):
+        with group.joined("gloo", store=its_store, rank=rank, size=SIZE, timeout=TIMEOUT):
+            assert dist.get_backend() == "disttrain"
+            found.append(calculated())
+    results.send((expected, *found))
 
 
 def values(rank: int, count: int = 8) -> torch.Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(rank))
+    return torch.randint(-8, 9, (count,), generator=torch.Generator().manual_seed(rank)).float()
+
+
+def dtypes(rank: int) -> list[torch.Tensor]:
+    """Sums and others of each dtype, of few elements and of so many that they travel in pieces, and of a tensor that is not contiguous."""
+    found = []
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int8,
+        torch.uint8,
+        torch.int32,
+        torch.int64,
+    ):
+        for count in (3, 1_000_003):
+            whole = (values(rank, count) % 5).to(dtype)
+            shared, largest, product = whole.clone(), whole.clone(), whole.clone()
+            dist.all_reduce(whole)
+            dist.broadcast(shared, 1)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            dist.all_reduce(product, op=dist.ReduceOp.PRODUCT)
+            found += [tensor[:: max(1, count // 7)].double() for tensor in (whole, shared, largest, product)]
+    bits = values(rank).to(torch.int32)
+    for op in (dist.ReduceOp.BAND, dist.ReduceOp.BOR, dist.ReduceOp.BXOR):
+        mine = bits.clone()
+        dist.all_reduce(mine, op=op)
+        found.append(mine)
+    columns, part = values(rank, 80_000).view(200, 400).t(), torch.zeros(300_000)
+    dist.all_reduce(columns)
+    dist.reduce_scatter_tensor(part, values(rank, 300_000 * SIZE))
+    return [*found, columns[::50, ::50], part[::50_000]]
 
 
 def collectives(rank: int) -> list[torch.Tensor]:

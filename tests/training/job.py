@@ -35,8 +35,11 @@ from safetensors.torch import load_file
 from cluster.processes import wait_for
 from configs import config_of
 from disttrain.api import environment
+from disttrain.api.job import Metadata
 from disttrain.api.names import Role, checkpoint_dir
+from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses, Progress, Termination
+from transports import certificate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -196,6 +199,11 @@ class Job:
         own = claim / Path(checkpoint_dir(name, uid)).name if claim else folder / "checkpoints"
         self.checkpoints = own if config.checkpoint else None
         (folder / "held_loss.py").write_text(HELD_LOSS)
+        self._tls = None
+        if config.tls is Tls.MUTUAL:
+            self._tls = certificate(
+                folder / "tls", Metadata(name=name, namespace=config.namespace, uid=uid), attempt=attempt
+            )
         self.processes: dict[Key, _Started] = {}
         self.restarts: dict[Key, int] = {}
         self._program = program
@@ -290,6 +298,8 @@ class Job:
             environment.ATTEMPT: str(self.config.attempt),
             **self._env,
         }
+        if self._tls is not None:
+            env[environment.TLS_DIR] = str(self._tls)
         if self._in_place:
             env[environment.POD_UID] = f"{role.value}-{index}.{self._count}"
         if role is Role.MASTER:

@@ -27,8 +27,11 @@ def loss(model, batch):
 """
 
 
-def spec(workers: int, **trainer: Any) -> dict[str, Any]:
-    return digits(worker={"replicas": workers}, trainer=ENDLESS | trainer)
+BOTH = pytest.mark.parametrize("tls", ["Disabled", "Mutual"])
+
+
+def spec(workers: int, tls: str = "Disabled", **trainer: Any) -> dict[str, Any]:
+    return digits(worker={"replicas": workers}, trainer=ENDLESS | trainer, network={"tls": tls})
 
 
 def replace(job: Job, index: int) -> float:
@@ -40,9 +43,11 @@ def replace(job: Job, index: int) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("workers", [3, 4])
-def test_a_lost_rank_is_not_waited_for_by_the_neighbours_of_its_neighbours(tmp_path: Path, workers: int) -> None:
-    with Job(folder=tmp_path, spec=spec(workers), peer_timeout=30) as job:
+@pytest.mark.parametrize(("workers", "tls"), [(3, "Disabled"), (4, "Disabled"), (3, "Mutual")])
+def test_a_lost_rank_is_not_waited_for_by_the_neighbours_of_its_neighbours(
+    tmp_path: Path, workers: int, tls: str
+) -> None:
+    with Job(folder=tmp_path, spec=spec(workers, tls), peer_timeout=30) as job:
         job.start()
         job.until(lambda progress: progress.step > 20)
         job.kill(Role.WORKER, workers - 1)
@@ -50,8 +55,9 @@ def test_a_lost_rank_is_not_waited_for_by_the_neighbours_of_its_neighbours(tmp_p
         assert replace(job, workers - 1) < 15, job.logs()
 
 
-def test_a_frozen_rank_is_waited_for_as_long_as_the_master_misses_it(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=spec(3), peer_timeout=2, startup_timeout=120) as job:
+@BOTH
+def test_a_frozen_rank_is_waited_for_as_long_as_the_master_misses_it(tmp_path: Path, tls: str) -> None:
+    with Job(folder=tmp_path, spec=spec(3, tls), peer_timeout=2, startup_timeout=120) as job:
         job.start()
         job.until(lambda progress: progress.step > 20)
         job.kill(Role.WORKER, 1, signal.SIGSTOP)
@@ -62,9 +68,10 @@ def test_a_frozen_rank_is_waited_for_as_long_as_the_master_misses_it(tmp_path: P
         assert replace(job, 1) < 15, job.logs()
 
 
-def test_a_rank_that_is_slow_for_longer_than_the_peer_timeout_is_not_lost(tmp_path: Path) -> None:
+@BOTH
+def test_a_rank_that_is_slow_for_longer_than_the_peer_timeout_is_not_lost(tmp_path: Path, tls: str) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
-    chosen = spec(2, loss="slow:loss", epochs=None, maxSteps=10)
+    chosen = spec(2, tls, loss="slow:loss", epochs=None, maxSteps=10)
     with Job(folder=tmp_path, spec=chosen, peer_timeout=1.5) as job:
         progress = job.train()
     assert (progress.step, progress.generation) == (10, 1)

@@ -6,11 +6,14 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
+import transports
 from training import group_operations, group_rank
 
 ENDLESS = 10**9
@@ -163,15 +166,20 @@ def test_a_round_ends_while_its_group_is_made(ranks_of: Callable[..., Ranks]) ->
     ranks.done([rank])
 
 
-OPERATIONS = ["collectives", "functional_collectives", "messages", "subgroups", "tensor_parallel", "pipeline"]
+OPERATIONS = ["collectives", "dtypes", "functional_collectives", "messages", "subgroups", "pipeline", "tensor_parallel"]
 
 
 @pytest.mark.parametrize("what", OPERATIONS)
-def test_operations_give_bitwise_what_gloo_gives(what: str) -> None:
+def test_operations_give_bitwise_what_gloo_gives_and_so_they_do_under_tls(tmp_path: Path, what: str) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    rendezvous = transports.Rendezvous(transports.certified(tmp_path))
     pipes = [SPAWN.Pipe() for _ in range(group_operations.SIZE)]
     processes = [
-        SPAWN.Process(target=group_operations.run, args=(theirs, what, rank, store.port), daemon=True)
+        SPAWN.Process(
+            target=group_operations.run,
+            args=(theirs, what, rank, store.port, rendezvous.address, tmp_path),
+            daemon=True,
+        )
         for rank, (_, theirs) in enumerate(pipes)
     ]
     for process in processes:
@@ -179,10 +187,16 @@ def test_operations_give_bitwise_what_gloo_gives(what: str) -> None:
     try:
         for ours, _ in pipes:
             assert ours.poll(100)
-            gloo, disttrain = ours.recv()
+            gloo, disttrain, under_tls = ours.recv()
             assert gloo
             assert gloo == disttrain
+            if what == "tensor_parallel":  # the weights are no integers, and the order of a sum is another one
+                for one, other in zip(gloo, under_tls, strict=True):
+                    torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-6, rtol=0)
+            else:
+                assert gloo == under_tls
     finally:
         for process in processes:
             process.kill()
             process.join()
+        rendezvous.close()

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +26,8 @@ from disttrain_trainer.errors import PeerLost, Terminated
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.peers import Coordinator, Member
+from disttrain_trainer.net.rendezvous import RendezvousServer
+from disttrain_trainer.net.transport import PLAIN
 from disttrain_trainer.runtime import exposition, logs, sockets
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.process import Process
@@ -49,12 +52,14 @@ class Master:
         self._config: JobConfig = process.config
         self._work = self._config.trainer.work
         self._metrics = metrics
-        self._control = ControlServer(config=self._config, transport=transport.of(self._config, process.tls_dir))
+        self._transport = transport.of(self._config, process.tls_dir)
+        self._control = ControlServer(config=self._config, transport=self._transport)
         self._tracker = Tracker(attempt=self._config.attempt)
         began = datetime.now(UTC).replace(microsecond=0)
         self._goodput = MasterGoodput(time.monotonic(), began=began, steps_done=process.steps_done)
         self._counting = threading.Lock()
         self._store: TCPStore | None = None
+        self._rendezvous: RendezvousServer | None = None
         self._folder = self._checkpoint_folder()
         self._coordinator: Coordinator = self._coordinate()
         self._control.coordinator = self._coordinator
@@ -196,19 +201,31 @@ class Master:
             coordinator.begin(time.monotonic())
 
     def _renew_store(self, opened: Callable[[float], None]) -> None:
-        """An empty store for torch's rendezvous, on the same port. Importing torch takes seconds, in which members already join."""
+        """An empty store for torch's rendezvous, on the same port."""
+        if self._transport is PLAIN:
+            self._renew_torch_store(opened)
+            return
+        if self._rendezvous is None:
+            self._rendezvous = RendezvousServer(context=self._transport.context, processes=self._config.world_size)
+            self._keep(self._serve_rendezvous(self._rendezvous))
+        else:
+            self._rendezvous.renew()
+
+        async def done() -> None:
+            opened(time.monotonic())
+
+        self._keep(done())
+
+    def _renew_torch_store(self, opened: Callable[[float], None]) -> None:
+        """torch's own, which speaks no TLS. Importing torch takes seconds, in which members already join."""
         self._store = None  # closes the old one: torch puts no round into the keys any more (2.15)
 
         def host() -> "TCPStore":
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
-            name, port = split_address(self._config.addresses.rendezvous)
             # A socket of our own: torch would listen at every address of the machine, whatever address it gets.
-            try:
-                listener = listen(listening_host(name), port)
-            except OSError as error:
-                why = f"torch's store cannot listen: {error.strerror}; another process of this machine or pod has the port"
-                raise PeerLost(f"port {port}", why) from None
+            listener = self._listen_for_ranks()
+            name, port = split_address(self._config.addresses.rendezvous)
             sockets.defer_silent(listener)
             return TCPStore(
                 listening_host(name) or "localhost",
@@ -224,10 +241,29 @@ class Master:
 
         self._run_apart(host, keep)
 
+    async def _serve_rendezvous(self, server: RendezvousServer) -> None:
+        await server.serve(self._listen_for_ranks())
+
+    def _listen_for_ranks(self) -> socket.socket:
+        name, port = split_address(self._config.addresses.rendezvous)
+        try:
+            return listen(listening_host(name), port)
+        except OSError as error:
+            why = f"torch's store cannot listen: {error.strerror}; another process of this machine or pod has the port"
+            raise PeerLost(f"port {port}", why) from None
+
     def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None], executor: Executor | None = None) -> None:
         async def go() -> None:
+            answer(await asyncio.get_running_loop().run_in_executor(executor, work))
+
+        self._keep(go())
+
+    def _keep(self, work: Coroutine[object, object, None]) -> None:
+        """Runs it beside the rest; what it raises ends the master."""
+
+        async def go() -> None:
             try:
-                answer(await asyncio.get_running_loop().run_in_executor(executor, work))
+                await work
             except Exception as error:
                 self._failure = error
             self._control.poke()

@@ -6,7 +6,6 @@ state is then unknown.
 """
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from disttrain_trainer.net.attempt_code import AttemptCode
 from disttrain_trainer.net.incoming import Hello
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.net.peers import Coordinator, Member
-from disttrain_trainer.net.transport import PLAIN, Refusals, Transport, Unverified, why_unverified
+from disttrain_trainer.net.transport import PLAIN, Refusals, Transport, Unverified, hold_back, verify
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, listen
 
@@ -123,8 +122,7 @@ class ControlServer:
                     peer.writer.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Nothing is read before it is clear who reads: the handshake of TLS, or we.
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket
+        hold_back(writer)
         # The task that asyncio itself would make logs a traceback when it is cancelled, as at the end of the loop (until Python 3.12).
         task = asyncio.create_task(self._hold(reader, writer))
         self._conversations.add(task)
@@ -133,7 +131,7 @@ class ControlServer:
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._newcomers.add(writer)
         try:
-            await self._verify(writer)
+            await verify(writer, self._context, within=self._config.peer_timeout_seconds)
             line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
             self._newcomers.discard(writer)
             if line:
@@ -147,18 +145,6 @@ class ControlServer:
         finally:
             self._newcomers.discard(writer)
             writer.close()
-
-    async def _verify(self, writer: asyncio.StreamWriter) -> None:
-        """Reads on, after the peer has shown the certificate of this attempt where the job has one. Raises Unverified, OSError."""
-        if self._context is None:
-            writer.transport.resume_reading()  # type: ignore[attr-defined]  # of a socket
-            return
-        try:
-            await writer.start_tls(self._context, ssl_handshake_timeout=self._config.peer_timeout_seconds)
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            raise ConnectionError("closed by the peer") from None
-        except ssl.SSLError as error:
-            raise why_unverified(error) from None
 
     async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

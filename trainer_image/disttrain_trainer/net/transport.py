@@ -8,6 +8,7 @@ itself in its HELLO. The certificate authority signed nothing else, and its key 
 it dials. An expired certificate is refused.
 """
 
+import asyncio
 import contextlib
 import math
 import select
@@ -384,9 +385,22 @@ class Refusals:
             log.warning("%s refuses %s:%s: %s", self._who, *peer[:2], error)
 
 
-def why_unverified(error: ssl.SSLError) -> Unverified:
-    """The same of a handshake that asyncio did."""
-    return Unverified(_why(error))
+def hold_back(writer: asyncio.StreamWriter) -> None:
+    """Nothing is read before it is clear who reads: the handshake of TLS, or we. Called when asyncio has accepted; `verify` follows."""
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket
+
+
+async def verify(writer: asyncio.StreamWriter, context: ssl.SSLContext | None, *, within: float) -> None:
+    """Reads on, after the peer has shown the certificate of this attempt where the job has one. Raises Unverified, OSError."""
+    if context is None:
+        writer.transport.resume_reading()  # type: ignore[attr-defined]  # of a socket
+        return
+    try:
+        await writer.start_tls(context, ssl_handshake_timeout=within)
+    except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        raise ConnectionError("closed by the peer") from None
+    except ssl.SSLError as error:
+        raise Unverified(_why(error)) from None
 
 
 def _context(protocol: int, folder: Path) -> ssl.SSLContext:

@@ -287,6 +287,6 @@ for _name in (
     setattr(EndableBackend, _name, False)
 
 
-def register(create: Callable[[Any, Any], EndableBackend]) -> None:
+def register(create: Callable[[Any, Any], Any]) -> None:
     """Makes the backend known to torch. create: called for each group with c10d's DistributedBackendOptions and the caller's options."""
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,17 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore, Wo
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parallel import backend
 from disttrain_trainer.parallel.backend import BrokenGroup, EndableBackend, RoundEnd
+from disttrain_trainer.parallel.rendezvous_store import RendezvousStore
 from disttrain_trainer.parallel.traffic import Traffic
+from disttrain_trainer.parallel.wire_backend import WireBackend
+from disttrain_trainer.runtime import machine
 from disttrain_trainer.runtime.sockets import split_address
 
 T = TypeVar("T")
+B = TypeVar("B", bound="RoundBackend")
 
 _SUM: Final = dist.AllreduceOptions()
 _LOOK_SECONDS: Final = 0.005
@@ -37,14 +42,32 @@ _rounds: "list[AbortableProcessGroup]" = []
 """The round that this process is in, if any: torch calls `_create` without one."""
 
 
+class RoundBackend(Protocol):
+    """A group of a round, on gloo or on connections of ours."""
+
+    def allreduce(self, tensors: list[torch.Tensor], options: dist.AllreduceOptions, /) -> Work: ...
+
+    def close(self) -> None:
+        """Ends every wait in it. Does not block."""
+
+    def release(self) -> object:
+        """Ends its threads. Blocks until then."""
+
+
 class AbortableProcessGroup:
     """The groups of one round: the default group, and those that a model's mesh makes of it."""
 
-    def __init__(self, traffic: Traffic | None = None) -> None:
+    def __init__(
+        self, traffic: Traffic | None = None, *, transport: Transport = PLAIN, host: str = "127.0.0.1"
+    ) -> None:
+        """transport: that of the job; gloo has the plain one only, so under TLS the connections are ours. host: the address of this
+        machine that the peers reach, for these."""
         self._round_end = RoundEnd()
         self._traffic = traffic or Traffic()
+        self._transport, self._host = transport, host
         self._lock = threading.Lock()
-        self._backends: list[EndableBackend] = []
+        self._backends: list[RoundBackend] = []
+        self._store: Store | None = None
 
     @contextmanager
     def joined(
@@ -63,7 +86,7 @@ class AbortableProcessGroup:
             try:
                 dist.init_process_group(
                     backend.NAME if name == "gloo" else name,
-                    store=self._endable(store),
+                    store=self._endable(lambda: self._opened(store())),
                     rank=rank,
                     world_size=size,
                     timeout=timeout,
@@ -100,11 +123,36 @@ class AbortableProcessGroup:
         if group is not None and not self._backends:
             threading.Thread(target=_abort, args=(group,), name="abort", daemon=True).start()
 
-    def create(self, options: Any) -> EndableBackend:
+    def create(self, options: Any) -> RoundBackend:
         """One more group, when torch asks for it. options: c10d's DistributedBackendOptions."""
-        store, rank, size, timeout = options.store, options.group_rank, options.group_size, options.timeout
-        # A peer that is lost before it comes is waited for here, where the end of the round is seen, and not within gloo.
-        store.set(f"here/{rank}", b"")
+        if self._transport is PLAIN:
+            self._await_everyone(options, b"")
+            return self._keep(self._endable(lambda: self._on_gloo(options)))
+        made = WireBackend(
+            rank=options.group_rank,
+            size=options.group_size,
+            transport=self._transport,
+            host=self._host,
+            timeout=options.timeout,
+            round_end=self._round_end,
+            traffic=self._traffic,
+        )
+        self._keep(made)
+        places = self._await_everyone(options, made.place.encode())
+        self._endable(lambda: made.connect([place.decode() for place in places]))
+        return made
+
+    def _on_gloo(self, options: Any) -> EndableBackend:
+        gloo = ProcessGroupGloo(options.store, options.group_rank, options.group_size, options.timeout)
+        return EndableBackend(gloo, round_end=self._round_end, traffic=self._traffic)
+
+    def _await_everyone(self, options: Any, own: bytes) -> list[bytes]:
+        """Tells the other ranks of a group that this one is here, and what they need of it; returns what each has told.
+
+        A peer that is lost before it comes is waited for here, where the end of the round is seen, and not within gloo.
+        """
+        store, size, timeout = options.store, options.group_size, options.timeout
+        store.set(f"here/{options.group_rank}", own)
         everyone = [f"here/{number}" for number in range(size)]
         last = time.monotonic() + timeout.total_seconds()
         while not store.check(everyone):
@@ -112,13 +160,25 @@ class AbortableProcessGroup:
             if time.monotonic() > last:
                 raise BrokenGroup(f"not all of {size} ranks came within {timeout.total_seconds():g} s")
             time.sleep(_LOOK_SECONDS)
-        gloo = self._endable(lambda: ProcessGroupGloo(store, rank, size, timeout))
-        made = EndableBackend(gloo, round_end=self._round_end, traffic=self._traffic)
+        return [store.get(key) for key in everyone]
+
+    def _keep(self, made: B) -> B:
         with self._lock:
             self._backends.append(made)
         if self._round_end.reached:
             made.close()
         return made
+
+    def _opened(self, store: Store) -> Store:
+        """Keeps the store: torch's C++ finds one that is written in Python only while a reference in Python lives."""
+        self._store = store
+        if self._round_end.reached:
+            self._close_store()
+        return store
+
+    def _close_store(self) -> None:
+        if isinstance(self._store, RendezvousStore):
+            self._store.close()
 
     def _endable(self, make: Callable[[], T]) -> T:
         """What `make` returns or raises, from a thread that is left alone when the round ends."""
@@ -147,9 +207,11 @@ class AbortableProcessGroup:
             backends = list(self._backends)
         for one in backends:
             one.close()
+        self._close_store()
 
     def _leave(self) -> None:
         """Leaves the groups without waiting for another rank."""
+        self._close_store()
         if not dist.is_initialized():
             return
         group = dist.group.WORLD
@@ -176,6 +238,7 @@ def process_group(
     index: int,
     backend: str,
     traffic: Traffic,
+    transport: Transport = PLAIN,
 ) -> Iterator[AbortableProcessGroup | None]:
     """The default group of this round; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
@@ -190,11 +253,14 @@ def process_group(
     host, port = split_address(config.addresses.rendezvous)
     # Long, because a slow peer is no lost one.
     timeout = timedelta(seconds=config.startup_timeout_seconds)
-    group = AbortableProcessGroup(traffic)
+    group = AbortableProcessGroup(traffic, transport=transport, host=machine.address_toward(host) or host)
 
     def store() -> Store:
+        prefix = f"generation-{this_round.number}"
+        if transport is not PLAIN:
+            return RendezvousStore(transport, config.addresses.rendezvous, prefix=prefix, timeout=timeout)
         connected = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
-        return PrefixStore(f"generation-{this_round.number}", connected)
+        return PrefixStore(prefix, connected)
 
     try:
         with control.changed:
@@ -208,7 +274,7 @@ def process_group(
             member.group = None
 
 
-def _create(options: Any, _: Any) -> EndableBackend:
+def _create(options: Any, _: Any) -> RoundBackend:
     if not _rounds:
         raise RuntimeError("no round is under way: a group can be made within one only")
     return _rounds[-1].create(options)

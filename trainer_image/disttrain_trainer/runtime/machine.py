@@ -242,14 +242,22 @@ def set_interface(environ: MutableMapping[str, str], *, toward: str) -> None:
 
 def interface_toward(host: str) -> str | None:
     """Name of the network interface whose address the route to `host` begins at; None when it is unknown."""
+    own = address_toward(host)
+    if own is None:
+        return None
+    family = socket.AF_INET6 if ":" in own else socket.AF_INET
+    return next((name for _, name in socket.if_nameindex() if own in _addresses(name, family)), None)
+
+
+def address_toward(host: str) -> str | None:
+    """The address of this machine at which the route to `host` begins; None when it is unknown."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)  # sends nothing: only asks for the route
-            own = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
         return None
-    return next((name for _, name in socket.if_nameindex() if own in _addresses(name, family)), None)
 
 
 def _addresses(interface: str, family: int) -> list[str]:

@@ -18,6 +18,7 @@ from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -94,6 +95,7 @@ class CollectiveWorker:
             late=task.device.type == "cuda",
         )
         self._traffic = Traffic()
+        self._transport = transport.of(self._config, process.tls_dir)
         metrics.before_scrape = self._count
 
     def run(self) -> None:
@@ -137,6 +139,7 @@ class CollectiveWorker:
             index=process.rank,
             backend=backend,
             traffic=self._traffic,
+            transport=self._transport,
         ) as group:
             replica = None
             if group is not None:

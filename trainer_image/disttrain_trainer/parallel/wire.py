@@ -1,0 +1,240 @@
+"""The connections between the ranks of one group, under the transport of the job: to each peer one that takes data there, and one that
+brings it. Over each of them data flow one way only: no two threads ever use one connection.
+
+A rank publishes where it listens, with a token that a peer says first, so that a connection of another round finds no way in. What says
+who a peer is beyond that is its certificate.
+"""
+
+import contextlib
+import queue
+import secrets
+import struct
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from typing import Final
+
+from disttrain_trainer.net.transport import Closed, Connection, Transport, Unverified
+from disttrain_trainer.parallel.operation import Operation
+from disttrain_trainer.runtime import logs
+from disttrain_trainer.runtime.sockets import Newcomers, listen
+
+log = logs.get_logger(__name__)
+
+SMALL: Final = 16 << 10
+"""Bytes that are copied and sent at once, with their head in one record of TLS; more are sent by a thread, from the tensor's memory."""
+DIAL_SECONDS: Final = 30.0
+"""Within which a connection stands, or is given up."""
+STRANGERS: Final = 64
+"""Connections that have not said yet who they are, beside those of the peers."""
+HEAD: Final = struct.Struct("<qqQ")
+"""Before each message: two numbers that say which one it is, and its bytes."""
+_HELLO: Final = struct.Struct("<16sBI")
+
+
+class Use(IntEnum):
+    """What a connection carries."""
+
+    COLLECTIVES = 1
+    MESSAGES = 2
+
+
+class Sender:
+    """Sends to one peer, in the order of the calls."""
+
+    def __init__(self, dial: Callable[[], Connection], name: str) -> None:
+        """dial: makes the connection, when it is first needed."""
+        self._dial = dial
+        self._connection: Connection | None = None
+        self._queue: queue.SimpleQueue[tuple[bytes, memoryview | None, Operation] | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def connect(self) -> None:
+        """Makes the connection now, before anything is sent. Raises OSError."""
+        self._connection = self._dial()
+
+    def send(self, head: bytes, view: memoryview, operation: Operation, *, now: bool = False) -> None:
+        """Does not block. `view` is a part of the operation until it is sent; a small one is copied.
+
+        now: send a small one in this thread, which is the only one that calls and whose messages the peer takes in order. Raises OSError.
+        """
+        small = len(view) <= SMALL
+        if small and now and not self._waiting and self._connection is not None:
+            self._connection.send(memoryview(head + view))
+            return
+        operation.begin_part()
+        with self._lock:
+            self._waiting += 1
+        self._queue.put((head + view, None, operation) if small else (head, view, operation))
+
+    def finish(self) -> None:
+        """Sends what is left, and ends the thread; blocks until then."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            head, view, operation = item
+            try:
+                if self._error is None:
+                    self._send(head, view)
+            except Exception as error:
+                self._error = error
+            with self._lock:
+                self._waiting -= 1
+            operation.end_part(self._error)
+            del item, view, operation  # the tensor lives no longer than needed
+
+    def _send(self, head: bytes, view: memoryview | None) -> None:
+        if self._connection is None:
+            self._connection = self._dial()
+        self._connection.send(memoryview(head), more=view is not None)
+        if view is not None:
+            self._connection.send(view)
+
+
+class Wire:
+    """This rank's connections in one group. `close` may be called by any thread, at any time: it ends whatever waits."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        host: str,
+        rank: int,
+        size: int,
+        timeout: float,
+        on_messages: Callable[[int, Connection], None],
+    ) -> None:
+        """host: the address of this machine that the peers reach. timeout: seconds without a byte in the middle of a message.
+        on_messages: called in a thread of its own when a peer brings messages; returns when the connection is over."""
+        self._transport = transport
+        self._rank, self._size = rank, size
+        self._timeout = timeout
+        self._on_messages = on_messages
+        self._changed = threading.Condition()
+        self._closed = False
+        self._connections: list[Connection] = []
+        self._threads: list[threading.Thread] = []
+        self._places: list[str] = []
+        self.incoming: dict[int, Connection] = {}
+        """From each peer, for the one thread that carries out collectives."""
+        self.outgoing: dict[int, Sender] = {}
+        self._newcomers: Newcomers[Connection] = Newcomers(STRANGERS + 2 * size, Connection.abort)
+        self._token = secrets.token_bytes(16)
+        self._listener = listen(host, 0)
+        bracketed = f"[{host}]" if ":" in host else host
+        self.place = f"{bracketed}:{self._listener.getsockname()[1]} {self._token.hex()}"
+        """Where the peers find this rank."""
+        self._start(self._accept, "accept")
+
+    @property
+    def peers(self) -> list[int]:
+        """Each other rank, the next one first, so that not all begin with the same."""
+        return [(self._rank + number) % self._size for number in range(1, self._size)]
+
+    def connect(self, places: list[str]) -> None:
+        """Connects with all peers, each of which does so. Raises OSError."""
+        self._places = places
+        self.outgoing = {peer: Sender(self.dialer(peer, Use.COLLECTIVES), f"to-{peer}") for peer in self.peers}
+        for sender in self.outgoing.values():
+            sender.connect()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._closed or len(self.incoming) == self._size - 1, self._timeout):
+                missing = sorted({*self.peers} - {*self.incoming})
+                raise Closed(f"rank {missing[0]} did not connect within {self._timeout:g} s")
+            self._check()
+
+    def dialer(self, peer: int, use: Use) -> Callable[[], Connection]:
+        """What makes a connection that takes data to a peer."""
+
+        def dial() -> Connection:
+            address, token = self._places[peer].split()
+            connection = self._keep(self._transport.dial(address, timeout=self._timeout, within=DIAL_SECONDS))
+            connection.send(memoryview(_HELLO.pack(bytes.fromhex(token), use, self._rank)))
+            return connection
+
+        return dial
+
+    def close(self) -> None:
+        """Ends every connection. Does not block."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            for connection in self._connections:
+                connection.abort()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(2)  # wakes accept()
+
+    def release(self) -> None:
+        """Sends what is left, then closes the sockets, and ends the threads. Blocks until then."""
+        for sender in self.outgoing.values():
+            sender.finish()
+        self.close()
+        with self._changed:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+        self._listener.close()
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                connection = self._keep(self._transport.accept(sock, timeout=self._timeout))
+            except OSError:
+                sock.close()
+                continue
+            self._newcomers.add(connection)
+            self._start(partial(self._welcome, connection), "incoming")
+
+    def _welcome(self, connection: Connection) -> None:
+        hello = bytearray(_HELLO.size)
+        try:
+            connection.handshake(within=DIAL_SECONDS)
+            connection.receive_into(memoryview(hello))
+        except OSError as error:
+            if isinstance(error, Unverified):
+                log.warning("a connection to this rank is refused: %s", error)
+            connection.abort()
+            return
+        finally:
+            self._newcomers.discard(connection)
+        token, use, peer = _HELLO.unpack(hello)
+        if not secrets.compare_digest(token, self._token) or not 0 <= peer < self._size:
+            log.warning("a connection to this rank is refused: it is not of this round")
+            connection.abort()
+        elif use == Use.MESSAGES:
+            self._on_messages(peer, connection)
+        else:
+            with self._changed:
+                self.incoming[peer] = connection
+                self._changed.notify_all()
+
+    def _start(self, work: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        with self._changed:
+            self._threads.append(thread)
+        thread.start()
+
+    def _keep(self, connection: Connection) -> Connection:
+        with self._changed:
+            self._connections.append(connection)
+            if self._closed:
+                connection.abort()
+                raise Closed("the round ended")
+        return connection
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the round ended")
