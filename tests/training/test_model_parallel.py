@@ -1,0 +1,79 @@
+"""A model cut into tensor and pipeline parts computes what one process computes with the same parts and micro-batches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from disttrain.api.strategy import Schedule
+from training import mesh_models
+from training.mesh_ranks import MeshRanks
+
+WHOLE = 10**6
+"""A micro-batch that takes in a whole part."""
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[MeshRanks]:
+    started = MeshRanks()
+    yield started
+    started.close()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def difference(ranks: MeshRanks, options: dict[str, Any], *, stages: int = 1, shards: int = 1, **how: Any) -> float:
+    found = ranks.run(stages * shards, mesh_models.on_mesh, options, stages=stages, shards=shards, **how)
+    how.pop("order", None)
+    if stages == 1:
+        how["microbatch"] = WHOLE
+    return mesh_models.difference(mesh_models.alone(options, **how), found)
+
+
+EVERY = pytest.mark.parametrize("order", list(Schedule))
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"frozen": True}], ids=["free", "tied", "frozen"])
+def test_a_layer_on_two_processes_is_that_of_one(ranks: MeshRanks, options: dict[str, Any]) -> None:
+    assert difference(ranks, options, shards=2) < 1e-12
+
+
+@EVERY
+def test_a_pipeline_with_dropout_buffers_and_a_smaller_last_batch_is_one_process(
+    ranks: MeshRanks, order: Schedule
+) -> None:
+    assert difference(ranks, {}, stages=2, order=order) < 1e-12
+
+
+@EVERY
+def test_a_pipeline_trains_what_comes_after_a_frozen_stage(ranks: MeshRanks, order: Schedule) -> None:
+    assert difference(ranks, {"frozen": True}, stages=2, order=order) < 1e-12
+
+
+@EVERY
+def test_a_layer_on_two_processes_of_each_of_two_stages_is_one_process(ranks: MeshRanks, order: Schedule) -> None:
+    assert difference(ranks, {}, stages=2, shards=2, order=order) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"shards": 2}, {"stages": 2, "order": Schedule.ONE_FORWARD_ONE_BACKWARD}], ids=["tensor", "pipeline"]
+)
+def test_in_fp32_sgd_stays_near(ranks: MeshRanks, mesh: dict[str, Any]) -> None:
+    assert difference(ranks, {"dtype": torch.float32}, name="SGD", **mesh) < 1e-6
+
+
+def test_a_loss_without_a_weight_counts_by_samples(ranks: MeshRanks) -> None:
+    how = {"order": Schedule.ONE_FORWARD_ONE_BACKWARD, "of": mesh_models.mean_loss, "microbatch": 3}
+    assert difference(ranks, {}, stages=2, **how) < 1e-12
+
+
+def test_attention_that_would_compute_something_else_in_parts_is_refused(ranks: MeshRanks) -> None:
+    for says in ranks.run(2, mesh_models.refusal_of_wide):
+        assert "no plan for 0 of trainer.model: it computes something else once its heads are shared out" in says
