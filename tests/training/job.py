@@ -53,6 +53,7 @@ _forks.set_forkserver_preload(
         "disttrain_trainer.strategies.parameter_server",
         "disttrain_trainer.parameter_server.role",
         "disttrain_trainer.strategies.collective",
+        "disttrain_trainer.strategies.sharded",
         "torch._dynamo",  # DistributedDataParallel imports it when it is made, and that takes longer than torch
     ]
 )

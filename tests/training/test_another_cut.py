@@ -33,7 +33,11 @@ DATA_PARALLEL: dict[str, Any] = {}
 
 
 def trained(
-    folder: Path, *stages: tuple[dict[str, Any], int], dtype: str = "float64", deterministic: bool = True
+    folder: Path,
+    *stages: tuple[dict[str, Any], int],
+    dtype: str = "float64",
+    deterministic: bool = True,
+    parts: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """The model after these stages, each a way to train and the step to which it goes, all from the checkpoint of the one before."""
     folder.mkdir()
@@ -45,6 +49,7 @@ def trained(
         "epochs": None,
         "optimizer": optimizer,
         "deterministic": deterministic,
+        "partsPerStep": parts,
     }
     for attempt, (changes, steps) in enumerate(stages, start=1):
         spec = digits(**changes, **checkpoints(100), trainer=names | {"maxSteps": steps})
@@ -68,6 +73,25 @@ def test_a_training_goes_from_servers_to_collectives_and_back_within_rounding(tm
     sync = served("Sync", servers=servers)
     calm = trained(tmp_path / "calm", (sync, 9))
     changed = trained(tmp_path / "changed", (sync, 3), (DATA_PARALLEL, 6), (sync, 9))
+    assert calm.keys() == changed.keys()
+    for name, tensor in calm.items():
+        assert torch.allclose(changed[name], tensor, rtol=1e-12, atol=1e-12), name
+
+
+def test_a_training_goes_from_any_sharding_to_any_other_strategy_and_back_within_rounding(tmp_path: Path) -> None:
+    def workers(strategy: dict[str, Any], count: int) -> dict[str, Any]:
+        return strategy | {"worker": {"replicas": count}}
+
+    full, half = (
+        {"strategy": {"type": "DataParallel", "dataParallel": sharded}}
+        for sharded in ({"sharding": "FullyShard"}, {"sharding": "HybridShard", "shardSize": 2})
+    )
+    sync = served("Sync", servers=2)
+    stages = [workers(full, 3), sync, workers(half, 4), DATA_PARALLEL, full, workers(half, 2)]
+    calm = trained(tmp_path / "calm", (DATA_PARALLEL, 12), parts=4)
+    changed = trained(
+        tmp_path / "changed", *((stage, 2 * number) for number, stage in enumerate(stages, start=1)), parts=4
+    )
     assert calm.keys() == changed.keys()
     for name, tensor in calm.items():
         assert torch.allclose(changed[name], tensor, rtol=1e-12, atol=1e-12), name

@@ -58,6 +58,7 @@ def evaluation_of(path: Path, trainer: dict[str, object], folder: Path) -> dict[
         ("mlp-sync", {"epochs": 1}),
         ("own-model", {"epochs": 1}),
         ("charlm-ddp", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 1}}),
+        ("charlm-fully-shard", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
     ],
 )
 def test_each_example_leaves_a_model_that_reaches_the_printed_evaluation(

@@ -85,7 +85,12 @@ class JobConfig(Model):
     @property
     def parts_per_step(self) -> int:
         """Parts of a global batch: the same in every attempt, however many processes compute them."""
-        return self.trainer.parts_per_step or self.world_size
+        return self.trainer.parts_per_step or self.data_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of processes that compute a batch part each."""
+        return max(1, self.world_size // self.strategy.model_parallel_size)
 
     @property
     def local_world_size(self) -> int:

@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from disttrain.api.base import IMMUTABLE, Model, Rule
+from disttrain.api.mesh import shard_size
 from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
 from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy
 from disttrain.api.storage import Checkpoint, Data
-from disttrain.api.strategy import Consistency, Strategy, StrategyType
+from disttrain.api.strategy import Consistency, Sharding, Strategy, StrategyType
 from disttrain.api.template import PodTemplate
 from disttrain.api.trainer import Backend, Command, Trainer
 from disttrain.api.types import Image
@@ -120,6 +121,16 @@ _PROCESSES = (
     "self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)"
 )
 """CEL: the training processes of each worker, with the default resolved."""
+_MODEL_PARALLEL = (
+    "(has(self.strategy.modelParallel) ? self.strategy.modelParallel.tensor * self.strategy.modelParallel.pipeline : 1)"
+)
+"""CEL: the processes that compute one batch part together."""
+_SHARD = (
+    "(self.strategy.dataParallel.shardSize > 0 ? self.strategy.dataParallel.shardSize : "
+    f"!has(self.strategy.modelParallel) ? {_PROCESSES} : "
+    f"{_PROCESSES} < self.strategy.modelParallel.tensor ? 1 : {_PROCESSES} / self.strategy.modelParallel.tensor)"
+)
+"""CEL: the processes that share one copy of the model under HybridShard."""
 
 
 class DistTrainJobSpec(Model):
@@ -199,9 +210,11 @@ class DistTrainJobSpec(Model):
         ),
         Rule(
             cel="!has(self.trainer.model) || has(self.trainer.partsPerStep) || self.trainer.batchSize < 1 || "
-            f"self.trainer.batchSize >= self.worker.replicas * {_PROCESSES}",
+            f"self.trainer.batchSize * {_MODEL_PARALLEL} >= self.worker.replicas * {_PROCESSES}",
             check=lambda s: (
-                s.trainer.model is None or s.trainer.parts_per_step is not None or s.trainer.batch_size >= s.world_size
+                s.trainer.model is None
+                or s.trainer.parts_per_step is not None
+                or s.trainer.batch_size >= s.data_parallel_size
             ),
             message="trainer.batchSize is global and must give every worker process at least one sample",
             field="trainer.batchSize",
@@ -218,6 +231,27 @@ class DistTrainJobSpec(Model):
             ),
             message="workers x processes each must be a multiple of tensor x pipeline",
             field="strategy.modelParallel",
+        ),
+        Rule(
+            cel="has(self.trainer.model) || !has(self.strategy.dataParallel) || "
+            "self.strategy.dataParallel.sharding == 'Replicated'",
+            check=lambda s: s.trainer.model is not None or s.strategy.sharding is Sharding.REPLICATED,
+            message="only for our loop (trainer.model and dataset): a script or command shards its model itself",
+            field="strategy.dataParallel.sharding",
+            shows="strategy.dataParallel.sharding",
+        ),
+        Rule(
+            cel="!has(self.trainer.model) || !has(self.strategy.dataParallel) || "
+            "self.strategy.dataParallel.sharding != 'HybridShard' || "
+            f"self.worker.replicas * {_PROCESSES} % ({_MODEL_PARALLEL} * {_SHARD}) == 0",
+            check=lambda s: (
+                s.trainer.model is None
+                or s.strategy.sharding is not Sharding.HYBRID_SHARD
+                or s.data_parallel_size % shard_size(s.strategy, s.worker.processes) == 0
+            ),
+            message="workers x processes each / (tensor x pipeline) must be a multiple of shardSize (0: the processes of one pod)",
+            field="strategy.dataParallel.shardSize",
+            shows="strategy.dataParallel.shardSize",
         ),
         Rule(
             cel="!has(self.trainer.model) || self.worker.gpusPerWorker == 0 || "
@@ -279,6 +313,11 @@ class DistTrainJobSpec(Model):
     def world_size(self) -> int:
         """Training processes of the whole job."""
         return self.worker.replicas * self.processes_per_worker
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of processes that compute a batch part each: by default a step has as many parts."""
+        return self.world_size // self.strategy.model_parallel_size
 
     @property
     def servers(self) -> int:

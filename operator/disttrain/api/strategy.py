@@ -47,8 +47,19 @@ class Schedule(StrEnum):
 class DataParallel(Model):
     """How data parallel workers keep their parameters."""
 
+    RULES = (
+        Rule(
+            cel="self.shardSize == 0 || self.sharding == 'HybridShard'",
+            check=lambda d: d.shard_size == 0 or d.sharding is Sharding.HYBRID_SHARD,
+            message="only with sharding HybridShard: FullyShard cuts over all processes",
+            field="shardSize",
+            shows="shardSize",
+        ),
+    )
     sharding: Sharding = Sharding.REPLICATED
     """Replicated (DDP), FullyShard (FSDP2) or HybridShard. Default: Replicated."""
+    shard_size: Annotated[StrictInt, Field(ge=0, le=65_536)] = 0
+    """HybridShard: processes that share one copy of the model. Default: 0, those of one pod."""
 
 
 class ParameterServerStrategy(Model):
@@ -138,6 +149,21 @@ class Strategy(Model):
     def exchange(self) -> Exchange:
         """How processes of our loop exchange gradients and parameters, by `type`. Hybrid: the model is cut."""
         return self.parameter_server or self.model_parallel or self.data_parallel or DataParallel()
+
+    @property
+    def sharding(self) -> Sharding:
+        """How processes that compute the same part of the model keep its parameters."""
+        return self.data_parallel.sharding if self.data_parallel is not None else Sharding.REPLICATED
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process of our loop holds a part of the model, and its state."""
+        return self.sharding is not Sharding.REPLICATED or self.model_parallel is not None
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that compute one batch part together."""
+        return self.model_parallel.tensor * self.model_parallel.pipeline if self.model_parallel is not None else 1
 
     @property
     def synchronous(self) -> bool:

@@ -7,10 +7,11 @@ Shared by the trainer, which writes it, and `disttrain export`, which reads it w
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from disttrain.api.base import Model
 
@@ -22,6 +23,10 @@ MODEL = "model."
 """How the key of a tensor of the model begins in the file of a collective, which has all of it."""
 EXTRA_JSON = "_extra_state.json"
 """How the name of a module's extra state ends that is JSON: its text as bytes. It is no tensor of state_dict()."""
+UPDATES = "updates"
+"""The slot of a parameter with the number of updates that it has seen."""
+BLOCKS = "blocks"
+"""The key of a header's metadata under which the file of a sharded rank says what it holds: the JSON of `Blocks`."""
 PART = "::"
 """What separates the name of a tensor that safetensors cannot hold (sparse, complex128) from that of its part. It is none of
 state_dict() itself."""
@@ -50,13 +55,92 @@ class Layout(Model):
 
 
 class Piece(Model):
-    """Elements [start, start + length) of a tensor, which lie from `offset` on in the tensor `key` of a file."""
+    """Elements [start, start + length) of a tensor, which lie from `offset` on in the tensor `key` of a file.
+
+    With `count` runs, also those of the same length that begin `stride`, 2 x `stride` … elements later; in the file one run follows the
+    other. So lie the rows of a block of columns.
+    """
 
     file: str
     key: str
     offset: int = Field(0, ge=0)
     start: int = Field(0, ge=0)
     length: int = Field(ge=0)
+    count: int = Field(1, ge=1)
+    stride: int = Field(0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_runs(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A piece of one run as older releases read it."""
+        found: dict[str, Any] = serialize(self)
+        return found if self.count > 1 else {key: found[key] for key in found if key not in ("count", "stride")}
+
+    def runs(self) -> Iterator["Piece"]:
+        """The runs, each as a piece of its own."""
+        for number in range(self.count):
+            yield Piece(
+                file=self.file,
+                key=self.key,
+                offset=self.offset + number * self.length,
+                start=self.start + number * self.stride,
+                length=self.length,
+            )
+
+
+class Block(Model):
+    """The block of a tensor that a file holds: of dimension d the elements [offsets[d], offsets[d] + sizes[d])."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Block":
+        """All of a tensor."""
+        return cls(shape=shape, offsets=(0,) * len(shape), sizes=shape)
+
+    def cut(self, dimension: int, *, parts: int, number: int) -> "Block":
+        """The part `number` of so many that torch.chunk makes: the first ones are filled first, the last ones may be empty."""
+        length = self.sizes[dimension]
+        each = -(-length // parts)
+        begin, end = min(number * each, length), min((number + 1) * each, length)
+        offsets, sizes = list(self.offsets), list(self.sizes)
+        offsets[dimension] += begin
+        sizes[dimension] = end - begin
+        return Block(shape=self.shape, offsets=tuple(offsets), sizes=tuple(sizes))
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return prod(self.sizes)
+
+    def piece(self, file: str, key: str) -> Piece:
+        """Where its elements lie in the whole tensor, when `key` of the file holds them in order.
+
+        Raises ValueError for a block that is cut in two dimensions beyond the first: its runs have no common stride.
+        """
+        cut = [d for d in range(len(self.shape)) if self.sizes[d] != self.shape[d]]
+        inner = cut[-1] if cut else 0
+        if any(0 < d < inner for d in cut):
+            raise ValueError(
+                f"a block of {self.sizes} in {self.shape} is cut in more than the first and one more dimension"
+            )
+        behind = [prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
+        start = sum(offset * size for offset, size in zip(self.offsets, behind, strict=True))
+        if inner == 0:
+            return Piece(file=file, key=key, start=start, length=self.elements)
+        length = self.sizes[inner] * behind[inner]
+        return Piece(
+            file=file, key=key, start=start, length=length, count=self.elements // length, stride=behind[inner - 1]
+        )
+
+
+class Blocks(Model):
+    """What the file of a sharded rank holds: `model.<name>` a block of a tensor, `<slot>.<name>` the same block of an optimiser's slot."""
+
+    blocks: dict[str, Block]
+    """By the names of state_dict(). None is empty."""
 
 
 class Stored(Model):
@@ -120,7 +204,9 @@ def index_of(folder: Path, files: Mapping[str, str]) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     shards: list[tuple[int, str]] = []
     for name, header in headers.items():
-        if "server" in header.metadata:
+        if BLOCKS in header.metadata:
+            _add_blocks(found, name, header)
+        elif "server" in header.metadata:
             shards.append((json.loads(header.metadata["server"])[0], name))
         elif any(key.startswith(MODEL) for key in header.tensors):  # of a collective: all of it
             found |= _whole(name, header, prefix=MODEL)
@@ -148,6 +234,24 @@ def _whole(file: str, header: Header, *, prefix: str) -> dict[str, Entry]:
         for key, described in header.tensors.items()
         if key.startswith(prefix) and (prefix or not key.startswith(FROZEN))
     }
+
+
+def _add_blocks(found: dict[str, Entry], file: str, header: Header) -> None:
+    """Adds the blocks of a file to the tensors, of which other files may hold other blocks."""
+    blocks = Blocks.model_validate_json(header.metadata[BLOCKS]).blocks
+    for key, described in header.tensors.items():
+        slot, _, name = key.partition(".")
+        block, dtype = blocks[name], described["dtype"]
+        entry = found.setdefault(name, Entry(dtype=dtype, shape=block.shape, pieces=()))
+        if f"{slot}." == MODEL:
+            update: dict[str, Any] = {"dtype": dtype, "pieces": (*entry.pieces, block.piece(file, key))}
+        elif slot == UPDATES:  # one number, which every file has
+            update = {"slots": entry.slots | {slot: Stored(dtype=dtype, pieces=(Piece(file=file, key=key, length=1),))}}
+        else:
+            before = entry.slots[slot].pieces if slot in entry.slots else ()
+            stored = Stored(dtype=dtype, pieces=(*before, block.piece(file, key)))
+            update = {"slots": entry.slots | {slot: stored}}
+        found[name] = entry.model_copy(update=update)
 
 
 def _with_slots(entry: Entry, place: Place, layout: Layout, file: str, header: Header) -> Entry:

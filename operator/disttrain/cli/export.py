@@ -20,7 +20,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from disttrain.api import digests
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.sealed import unseal
-from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, read_header
+from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, Piece, read_header
 from disttrain.local.folders import ROOT
 
 MANIFEST = "manifest.json"
@@ -185,7 +185,7 @@ def _write(path: Path, folder: Path, index: dict[str, Entry]) -> int:
 def _check(name: str, entry: Entry, headers: dict[str, Header]) -> None:
     """Raises CannotExport unless the pieces make up the tensor, and the files hold what the manifest says."""
     at = 0
-    for piece in sorted(entry.pieces, key=lambda piece: piece.start):
+    for piece in _runs(entry):
         stored = headers[piece.file].tensors.get(piece.key)
         fits = stored is not None and stored["dtype"] == entry.dtype
         if not fits or piece.start != at or piece.offset + piece.length > headers[piece.file].length(piece.key):
@@ -204,7 +204,7 @@ def _blocks(entry: Entry, headers: dict[str, Header], sources: Mapping[str, Bina
         yield _contiguous(memory, entry, entry.strides)
         return
     size = _itemsize(entry.dtype)
-    for piece in sorted(entry.pieces, key=lambda piece: piece.start):
+    for piece in _runs(entry):
         source, header = sources[piece.file], headers[piece.file]
         source.seek(header.data + header.tensors[piece.key]["data_offsets"][0] + piece.offset * size)
         left = piece.length * size
@@ -214,6 +214,11 @@ def _blocks(entry: Entry, headers: dict[str, Header], sources: Mapping[str, Bina
                 raise CannotExport(f"{piece.file} is torn: it ends before {piece.key} does")
             left -= len(block)
             yield block
+
+
+def _runs(entry: Entry) -> list[Piece]:
+    """Every run of the tensor's pieces, in the order of its elements."""
+    return sorted((run for piece in entry.pieces for run in piece.runs()), key=lambda run: run.start)
 
 
 def _contiguous(memory: bytes, entry: Entry, strides: Sequence[int]) -> bytes:

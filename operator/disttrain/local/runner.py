@@ -65,7 +65,7 @@ def _parts_per_step(job: DistTrainJob, former: DistTrainJob | None) -> int | Non
         return None
     if job.spec.trainer.parts_per_step is not None:  # another one than before only where no step was taken
         return job.spec.trainer.parts_per_step
-    return former.status.parts_per_step or former.spec.world_size
+    return former.status.parts_per_step or former.spec.data_parallel_size
 
 
 class Run:

@@ -36,7 +36,7 @@ def job_config(
     trainer = job.spec.trainer
     parts = trainer.parts_per_step or job.status.parts_per_step
     # Named only where it is not the default, which a trainer of an earlier release has without the field.
-    trainer = trainer.model_copy(update={"parts_per_step": parts if parts != job.spec.world_size else None})
+    trainer = trainer.model_copy(update={"parts_per_step": parts if parts != job.spec.data_parallel_size else None})
     if trainer.code is not None:
         # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
         # running attempt keep, knows no trainer.code.

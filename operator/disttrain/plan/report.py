@@ -92,7 +92,7 @@ def _parts_per_step(view: JobView, making: bool) -> dict[str, Any]:
     begun = view.started or making or view.snapshot.pods
     if not view.runs_our_loop or view.status.parts_per_step is not None or not begun:
         return {}
-    return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.world_size}
+    return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.data_parallel_size}
 
 
 def _replica_statuses(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from disttrain.api.policies import Gang, Scheduling, Tls
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.strategy import ParameterServerStrategy, Sharding, StrategyType
+from disttrain.api.strategy import ParameterServerStrategy, StrategyType
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -32,11 +32,6 @@ UNSUPPORTED = (
         lambda s: s.strategy.type is StrategyType.MODEL_PARALLEL,
     ),
     Unsupported(("strategy", "type"), "strategy.type Hybrid", lambda s: s.strategy.type is StrategyType.HYBRID),
-    Unsupported(
-        ("strategy", "dataParallel", "sharding"),
-        "strategy.dataParallel.sharding other than Replicated",
-        lambda s: s.strategy.data_parallel is not None and s.strategy.data_parallel.sharding is not Sharding.REPLICATED,
-    ),
     Unsupported(
         ("strategy", "parameterServer", "backupWorkers"),
         "strategy.parameterServer.backupWorkers",
@@ -94,9 +89,10 @@ def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> s
     parts_per_step: that of a job that has begun, where trainer.partsPerStep does not name it.
     """
     parts, in_steps = spec.trainer.parts_per_step or parts_per_step, spec.strategy.synchronous
-    if not isinstance(spec.trainer.work, Loop) or parts is None or spec.world_size <= parts or not in_steps:
+    if not isinstance(spec.trainer.work, Loop) or parts is None or spec.data_parallel_size <= parts or not in_steps:
         return ""
+    members = spec.data_parallel_size
     return (
-        f"{spec.world_size - parts} of {spec.world_size} worker processes have nothing to do in a step: it has {parts} "
+        f"{members - parts} of {members} worker processes have nothing to do in a step: it has {parts} "
         f"part{'' if parts == 1 else 's'} (trainer.partsPerStep)"
     )

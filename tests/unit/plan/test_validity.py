@@ -7,10 +7,6 @@ from disttrain.plan.validity import UNSUPPORTED, unsupported, unsupported_fields
 from unit.plan.builders import make_job
 
 
-def parallel(**fields):
-    return make_job().spec(strategy={"type": "DataParallel", "dataParallel": fields})
-
-
 def cut(kind):
     return make_job().spec(strategy={"type": kind, "modelParallel": {"pipeline": 2}})
 
@@ -19,8 +15,6 @@ FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
     (cut("ModelParallel"), "strategy.type", "ModelParallel"),
     (cut("Hybrid"), "strategy.type", "Hybrid"),
-    (parallel(sharding="FullyShard"), "strategy.dataParallel.sharding", "other than Replicated"),
-    (parallel(sharding="HybridShard"), "strategy.dataParallel.sharding", "other than Replicated"),
     (make_job().servers(2, backupWorkers=1), "strategy.parameterServer.backupWorkers", ""),
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
     (make_job().spec(data={"partitions": 4}), "data.partitions", ""),

@@ -109,7 +109,7 @@ def test_a_model_is_loaded_by_plain_safetensors_with_its_buffers_and_tied_weight
     model, other = Tied(), Tied()
     model.norm.running_mean.fill_(3)
     (tmp_path / f".{MODEL_FILE}.aa.tmp").write_text("of a writer that was killed")
-    written = model_file.write(model, tmp_path)
+    written = model_file.write(model_file.state_of(model), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [MODEL_FILE]
     assert written.sha256 == hashlib.sha256(Path(written.path).read_bytes()).hexdigest()
     found = load_file(written.path)
@@ -135,5 +135,5 @@ def test_a_buffer_that_the_format_cannot_hold_is_left_out_of_the_model_file_and_
     model.register_buffer("graph", torch.eye(3).to_sparse())
     assert model_file.place_of(model, tmp_path) == tmp_path
     assert "will not have buffer graph, which safetensors cannot hold: load it with strict=False" in caplog.text
-    model_file.write(model, tmp_path)
+    model_file.write(model_file.state_of(model), tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == {"weight", "bias"}

@@ -12,7 +12,7 @@ from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.buffers import Buffers
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.module import evaluating, prepare
-from disttrain_trainer.parallel.state import as_bytes
+from disttrain_trainer.parallel.hand_over import as_bytes
 
 
 class Tables(nn.Module):

@@ -14,15 +14,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from disttrain.api.tensor_index import LAYOUT, Entry, Layout, Place, Stored, read_header
+from disttrain.api.tensor_index import (
+    EXTRA_JSON,
+    LAYOUT,
+    PART,
+    UPDATES,
+    Block,
+    Entry,
+    Layout,
+    Place,
+    Stored,
+    read_header,
+)
 from disttrain_trainer.checkpoint import composite, extra_state, resuming, tensor_file, tensors
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest
 from disttrain_trainer.errors import WrongInput
 
 PARAMETERS = "parameters"
 """How a tensor itself is called among its slots."""
-UPDATES = "updates"
-"""The slot with the number of updates that a parameter has seen."""
 
 
 class NamedCheckpoint:
@@ -83,6 +92,8 @@ class NamedCheckpoint:
 
         Raises WrongInput when the files hold fewer.
         """
+        if any(piece.count > 1 for piece in stored.pieces):
+            return self._of_rows(stored, start, stop)
         parts = []
         for piece in sorted(stored.pieces, key=lambda piece: piece.start):
             low, high = max(start, piece.start), min(stop, piece.start + piece.length)
@@ -90,15 +101,54 @@ class NamedCheckpoint:
                 at = piece.offset - piece.start
                 parts.append(self._range(piece.file, piece.key, at + low, at + high))
         found = torch.cat(parts) if parts else torch.empty(0)
-        if len(found) != stop - start:
-            raise WrongInput(f"checkpoint {self.folder} is damaged: {len(found)} of {stop - start} elements are there")
+        self._require_all(len(found), stop - start)
         return found
+
+    def block(self, stored: Stored, block: Block) -> torch.Tensor:
+        """A block of a tensor or slot: in the block's shape, of the dtype in the file, on the CPU. Reads little more than its bytes."""
+        if not block.elements:
+            return torch.empty(block.sizes)
+        if stored.strides is not None or not block.shape:
+            flat = self.elements(stored, 0, prod(block.shape))
+            whole = flat.view(block.shape) if stored.strides is None else flat.as_strided(block.shape, stored.strides)
+            return whole[tuple(slice(o, o + s) for o, s in zip(block.offsets, block.sizes, strict=True))].contiguous()
+        row = prod(block.shape[1:])
+        first, rows = block.offsets[0], block.sizes[0]
+        found = self.elements(stored, first * row, (first + rows) * row).view(rows, *block.shape[1:])
+        inner = zip(block.offsets[1:], block.sizes[1:], strict=True)
+        return found[(slice(None), *(slice(o, o + s) for o, s in inner))].contiguous()
+
+    def _of_rows(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
+        """`elements` of pieces with several runs."""
+        found: torch.Tensor | None = None
+        filled = 0
+        for piece in stored.pieces:
+            last = piece.start + (piece.count - 1) * piece.stride + piece.length
+            if last <= start or piece.start >= stop:
+                continue
+            values = self._range(piece.file, piece.key, piece.offset, piece.offset + piece.count * piece.length)
+            found = torch.empty(stop - start, dtype=values.dtype) if found is None else found
+            for number in range(piece.count):
+                at = piece.start + number * piece.stride
+                low, high = max(start, at), min(stop, at + piece.length)
+                if low < high:
+                    begin = number * piece.length + low - at
+                    found[low - start : high - start] = values[begin : begin + high - low]
+                    filled += high - low
+        self._require_all(filled, stop - start)
+        return torch.empty(0) if found is None else found
+
+    def _require_all(self, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise WrongInput(f"checkpoint {self.folder} is damaged: {found} of {wanted} elements are there")
 
     def in_memory_order(self, place: Place) -> torch.Tensor:
         """All elements of a trained parameter, one-dimensional, in the order in which they lie in its vector."""
-        entry = self.entry(place.name)
-        flat = self.elements(entry, 0, place.stop - place.start)
-        if place.strides is None or entry.strides is not None:
+        return self._in_memory_order(place, self.entry(place.name))
+
+    def _in_memory_order(self, place: Place, stored: Stored) -> torch.Tensor:
+        flat = self.elements(stored, 0, place.stop - place.start)
+        if place.strides is None or stored.strides is not None:
             return flat
         memory = torch.empty_like(flat)
         memory.as_strided(place.shape, place.strides).copy_(flat.view(place.shape))
@@ -118,6 +168,8 @@ class NamedCheckpoint:
                 parts.append(self.in_memory_order(place)[low - place.start : high - place.start])
             elif (stored := self.entry(place.name).slots.get(slot)) is None:
                 return None
+            elif place.strides is not None and stored.strides is None:
+                parts.append(self._in_memory_order(place, stored)[low - place.start : high - place.start])
             else:
                 parts.append(self.elements(stored, low - place.start, high - place.start))
         return torch.cat(parts) if parts else torch.empty(0)
@@ -150,8 +202,11 @@ class NamedCheckpoint:
         return found
 
     def whole(self, name: str) -> torch.Tensor:
-        """A tensor that lies in one piece, such as a buffer or an untrained parameter: in its shape and dtype, on the CPU."""
-        piece = self.entry(name).pieces[0]
+        """A tensor that is not trained, such as a buffer: in its shape and dtype, on the CPU."""
+        entry = self.entry(name)
+        if len(entry.pieces) > 1:
+            return self.elements(entry, 0, prod(entry.shape)).view(entry.shape)
+        piece = entry.pieces[0]
         return self._file(piece.file).get_tensor(piece.key)  # type: ignore[no-any-return]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -182,6 +237,13 @@ class NamedCheckpoint:
             except (OSError, SafetensorError) as error:
                 raise WrongInput(f"{self.folder / name} cannot be read: {error}") from None
         return self._files[name]
+
+
+def state_dict_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of `state_dict()` of the model of a checkpoint. Raises WrongInput when it is damaged."""
+    with NamedCheckpoint(folder) as checkpoint:
+        names = [name for name in checkpoint.manifest.tensors if not name.endswith(EXTRA_JSON) and PART not in name]
+        return {name: checkpoint.tensor(name) for name in names}
 
 
 def load_model(folder: Path, model: nn.Module, *, source: str) -> None:

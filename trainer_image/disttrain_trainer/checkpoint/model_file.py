@@ -45,7 +45,16 @@ def place_of(model: nn.Module, folder: Path | None) -> Path | None:
     return folder
 
 
-def write(model: nn.Module, folder: Path) -> ProgressModel:
+def state_of(model: nn.Module) -> tensor_file.Named:
+    """What the file holds of a model: the tensors of `state_dict()` that safetensors has a type for."""
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and tensors.can_be_saved(value)
+    }
+
+
+def write(state: tensor_file.Named, folder: Path) -> ProgressModel:
     """Writes `state_dict()` as `model.safetensors` into a folder, in place of an earlier one; its path and sha256. Raises OSError.
 
     Blocks until the file is durable. Tied weights are written under each of their names.
@@ -56,26 +65,24 @@ def write(model: nn.Module, folder: Path) -> ProgressModel:
     ):  # of a writer that was killed; one that lives fails, and writes again
         with contextlib.suppress(OSError):
             left.unlink()
-    state = {
-        name: value
-        for name, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor) and tensors.can_be_saved(value)
-    }
     written = ProgressModel(path=str(path), sha256=tensor_file.write(path, state, algorithm=digests.SHA256))
     log.info("the model is in %s", path)
     return written
 
 
-def insist(model: nn.Module, folder: Path, *, step: int, over: Callable[[float], bool]) -> ProgressModel | None:
+def insist(
+    state: Callable[[], tensor_file.Named], folder: Path, *, step: int, over: Callable[[float], bool]
+) -> ProgressModel | None:
     """`write` at the end of a training, tried again while the volume has no room or is broken; the model is part of the job.
 
+    state: gives the tensors of `state_dict()`.
     step: the last one, for messages. over: as of `final.insist`; None when it ends the tries. Raises Unsaved when it fails for too long.
     """
     written: list[ProgressModel] = []
 
     def attempt() -> str | None:
         try:
-            written.append(write(model, folder))
+            written.append(write(state(), folder))
         except OSError as error:
             log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
             return str(error)

@@ -32,6 +32,8 @@ STATE = "state-"
 """How the name of the file of a rank's state (model and optimiser) begins."""
 BUFFERS = "buffers-"
 """How the name of the file with a worker's buffers begins, where parameter servers save the rest."""
+BLOCK = "block-"
+"""How the names of the files of a sharded model's ranks begin."""
 SHARD = "shard-"
 """How the names of the files of parameter servers begin."""
 _LONGEST = 1000

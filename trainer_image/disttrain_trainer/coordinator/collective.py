@@ -4,7 +4,7 @@ Each round has a rendezvous store of its own, so that no member reads what an ea
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: the caller gives the time, the sender sends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +12,7 @@ from disttrain.api.runtime import ProgressCheckpoint, ProgressModel
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.draining import DrainingMembers
 from disttrain_trainer.coordinator.missing_members import MissingMembers
+from disttrain_trainer.coordinator.newest import newest
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import DataSet, Schedule
 from disttrain_trainer.net.members import MemberState
@@ -32,6 +33,8 @@ class _Place:
     round_number: int = 0
     step: int = -1
     """The step of the state that it holds, -1 for none."""
+    checkpoint: int | None = None
+    """Of rank 0, for a sharded model: where a round begins that no state is left for."""
     reforming: bool = False
     """The member received REFORM and has not left its round yet."""
     evaluation: dict[str, float] | None = None
@@ -55,6 +58,7 @@ class CollectiveCoordinator:
         lasting: bool = True,
         used: Callable[[], bool] | None = None,
         schedule: Callable[[int], Schedule] | None = None,
+        pieces: Sequence[Sequence[int]] = (),
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
@@ -63,6 +67,7 @@ class CollectiveCoordinator:
         lasting: whether a round needs its store no more once it runs. A script may make another group at any time: its round ends
         with the store, which ends with its master, as it does under torchrun.
         used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
+        pieces: of a sharded model, for each piece of it the ranks that hold copies of it; none where each rank holds all.
         schedule: that of a data set of so many samples, for ranks of our own loop: a master that is new at the end gets no report.
         """
         self._sender = sender
@@ -73,6 +78,7 @@ class CollectiveCoordinator:
         self._lasting = lasting
         self._used = used
         self._schedule = schedule
+        self._pieces = pieces
         self._join_by: float | None = None
         """When the processes of a script are to have used their store; None once that was looked at."""
         self._task: tuple[DataSet, str] | None = None
@@ -106,6 +112,7 @@ class CollectiveCoordinator:
             MemberState(hello.get("state", MemberState.READY)),
             int(hello.get("generation", 0)),
             int(hello.get("step", -1)),
+            hello.get("checkpoint"),
             evaluation=hello.get("evaluation"),
             model=_model_of(hello),
         )
@@ -130,6 +137,7 @@ class CollectiveCoordinator:
         match message["type"]:
             case MessageType.READY:
                 place.state, place.reforming, place.step = MemberState.READY, False, int(message.get("step", -1))
+                place.checkpoint = message.get("checkpoint")
                 self._compare(member, message)
             case MessageType.FAILED:
                 self._failed(member, message)
@@ -276,8 +284,7 @@ class CollectiveCoordinator:
 
     def _begin_round(self, now: float) -> None:
         round_number = 1 + max(self._tracker.round_number, *(p.round_number for p in self._places.values()))
-        newest = max(self._places, key=lambda m: (self._places[m].step, -m.rank))
-        step = self._places[newest].step
+        step, fields = self._start()
         if step >= 0:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
@@ -287,7 +294,19 @@ class CollectiveCoordinator:
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():
             place.state, place.round_number = MemberState.RUNNING, round_number
-            self._sender.send(member, MessageType.ROUND, generation=round_number, source=newest.rank)
+            self._sender.send(member, MessageType.ROUND, generation=round_number, **fields)
+
+    def _start(self) -> tuple[int, dict[str, object]]:
+        """The step at which a round begins, -1 when it is not known; and how the members are told where the state is."""
+        steps = {member.rank: place.step for member, place in self._places.items()}
+        if not self._pieces:
+            step, holders = newest(steps, [list(steps)])
+            return step, {"source": min(holders, default=min(steps))}
+        step, holders = newest(steps, self._pieces)
+        if not holders:
+            saved = self._places[self._members[0]].checkpoint
+            step = -1 if saved is None else saved
+        return step, {"source": 0, "step": step, "holders": holders}
 
     def _dissolve(self) -> None:
         self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from disttrain.api.goodput import MasterGoodput
+from disttrain.api.mesh import Mesh
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig, Progress
 from disttrain.api.strategy import ParameterServerStrategy
@@ -189,6 +190,7 @@ class Master:
                     renew_store=self._renew_store,
                     saves=self._folder is not None,
                     schedule=lambda samples: Schedule.of(config, samples),
+                    pieces=_pieces(config),
                 )
 
     def _begin(self) -> None:
@@ -271,6 +273,13 @@ class Master:
         task = asyncio.get_running_loop().create_task(go())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _pieces(config: JobConfig) -> tuple[tuple[int, ...], ...]:
+    """For each piece of a sharded model the ranks that hold copies of it; none where each rank holds all."""
+    if not config.strategy.is_sharded:
+        return ()
+    return Mesh.of(config.strategy, workers=config.workers, processes=config.processes_per_worker).copies()
 
 
 def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) -> None:

@@ -9,9 +9,9 @@ from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.loop.exchange import Exchange
 from disttrain_trainer.loop.meter import Meter
 from disttrain_trainer.loop.stopwatch import Stopwatch
+from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import user_code
-from disttrain_trainer.model.flat import FlatModel
-from disttrain_trainer.model.task import Objective, Task
+from disttrain_trainer.model.task import LossOf, Objective, Task
 from disttrain_trainer.runtime.metrics import Metrics
 
 WATCHED_STEPS = 3
@@ -24,14 +24,16 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        model: FlatModel,
+        model: Trained,
         *,
         name: str,
         metrics: Metrics,
         send: Callable[[dict[str, object]], object],
         late: bool = False,
+        counts: bool = True,
     ) -> None:
-        """send: gets the fields of a report.
+        """send: gets the fields of a report. counts: whether the losses and samples of this process count; not where another one computes
+        the same parts together with it.
 
         late: a loss is looked at one part after it is computed, because to wait for a GPU's would stall it. Not where servers would
         have taken in the gradient of a NaN by then.
@@ -39,14 +41,19 @@ class Loop:
         self._task = task
         self._model = model
         self._metrics = metrics
-        self._objective = Objective(task.model, task.loss)
+        self._objective: LossOf = Objective(task.model, task.loss)
         self._meter = Meter(name=name, metrics=metrics, total_steps=task.schedule.total_steps, send=send)
         self.stopwatch = Stopwatch(metrics.phase_seconds)
         self._newest: BatchPart | None = None
         """Of the last step."""
         self._late = late
+        self._counts_losses = counts
         self._unseen: tuple[torch.Tensor, BatchPart, float | None] | None = None
         """A loss that was not looked at yet."""
+
+    def adopt(self, model: Trained, objective: LossOf) -> None:
+        """The modules were made anew: from now on these are trained."""
+        self._model, self._objective = model, objective
 
     def run(self, exchange: Exchange) -> None:
         """Steps until the exchange has no more parts. Raises UserError, what the user's code raises, and what the exchange raises.
@@ -68,7 +75,7 @@ class Loop:
                 batch = task.fetch(part.indices)
                 lap("data")
                 loss, weight = objective(batch)
-                if part.samples:
+                if part.samples and self._counts_losses:
                     self._look_at(loss, part, weight)
                 model.refuse_unfrozen()
                 if is_watched:

@@ -162,25 +162,7 @@ class FlatModel:
 
     def described(self) -> tensor_index.Layout:
         """Where each parameter lies, by name, for a checkpoint's manifest."""
-        names = {id(parameter): place.name for place, (parameter, _) in zip(self.places, self._views, strict=True)}
-        return tensor_index.Layout(
-            places=tuple(
-                tensor_index.Place(
-                    name=place.name,
-                    vector=place.vector,
-                    start=place.start,
-                    stop=place.stop,
-                    shape=tuple(parameter.shape),
-                    strides=None if parameter.is_contiguous() else _strides(parameter),
-                )
-                for place, (parameter, _) in zip(self.places, self._views, strict=True)
-            ),
-            aliases={
-                name: names[id(parameter)]
-                for name, parameter in self._module.named_parameters(remove_duplicate=False)
-                if names.get(id(parameter), name) != name
-            },
-        )
+        return described(self._module)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -289,6 +271,31 @@ class FlatModel:
             return False
         view.copy_(gradient.to_dense() if gradient.layout is not torch.strided else gradient)
         return True
+
+
+def described(module: nn.Module) -> tensor_index.Layout:
+    """Where each trained parameter lies, or would lie, in flat vectors, by name. WrongInput as `Layout.of`."""
+    vectors = [torch.empty(0, dtype=DTYPES[vector.dtype]) for vector in Layout.of(module).vectors]
+    placed = list(_placed(vectors, module))
+    names = {id(parameter): place.name for place, parameter in placed}
+    return tensor_index.Layout(
+        places=tuple(
+            tensor_index.Place(
+                name=place.name,
+                vector=place.vector,
+                start=place.start,
+                stop=place.stop,
+                shape=tuple(parameter.shape),
+                strides=None if parameter.is_contiguous() else _strides(parameter),
+            )
+            for place, parameter in placed
+        ),
+        aliases={
+            name: names[id(parameter)]
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if names.get(id(parameter), name) != name
+        },
+    )
 
 
 def copy_into(vectors: Vectors, module: nn.Module) -> None:

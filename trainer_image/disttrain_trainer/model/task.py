@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,12 +44,15 @@ class Task:
     """The user's part of a training, ready to be stepped through."""
 
     model: nn.Module
+    make_model: Callable[[], nn.Module]
+    """Calls the factory once more: the same parameters and buffers in a new module. Raises as `build`."""
     loss: Loss
     schedule: Schedule
     data: DataSet
     fetch: Fetch
     device: torch.device
-    evaluate: Callable[[], Evaluation] | None
+    evaluate: Callable[[nn.Module], Evaluation] | None
+    """Evaluates a model of the factory's on the test data."""
 
     deterministic: bool
 
@@ -125,11 +128,18 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         _be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
-    with guarded("trainer.model"), factory_seeds(trainer.seed):
-        model = resolved["trainer.model"](dict(options))
-    if not isinstance(model, nn.Module):
-        raise WrongInput(f"trainer.model: {loop.model!r} returned a {type(model).__name__}; expected a torch.nn.Module")
-    prepare(model)
+
+    def make_model() -> nn.Module:
+        with guarded("trainer.model"), factory_seeds(trainer.seed):
+            model = resolved["trainer.model"](dict(options))
+        if not isinstance(model, nn.Module):
+            raise WrongInput(
+                f"trainer.model: {loop.model!r} returned a {type(model).__name__}; expected a torch.nn.Module"
+            )
+        prepare(model)
+        return model
+
+    model = make_model()
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
         fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
@@ -137,7 +147,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     model.to(device)
     schedule = _schedule(config, data.samples)
 
-    def evaluate_on_test(evaluate: Callable[..., Any]) -> Evaluation:
+    def evaluate_on_test(evaluate: Callable[..., Any], model: nn.Module) -> Evaluation:
         with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
             test = resolved["trainer.dataset"](dict(options), "test")
             with evaluating(model), torch.no_grad():
@@ -147,6 +157,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     seed_process(trainer.seed, rank=rank, incarnation=incarnation)
     return Task(
         model=model,
+        make_model=make_model,
         loss=loss,
         schedule=schedule,
         data=data,
@@ -170,6 +181,16 @@ def _schedule(config: JobConfig, samples: int) -> Schedule:
             f"{trainer.batch_size}; lower batchSize, or set lastBatch to Keep"
         )
     return Schedule.of(config, samples)
+
+
+class LossOf(Protocol):
+    """What the loop computes of a batch."""
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
+        """The mean loss, a scalar, and its weight; None: the number of samples. Raises UserError."""
+
+    def learned_nothing(self) -> None:
+        """After a backward that reached no parameter. Raises UserError when none of the first ones did."""
 
 
 class Objective:

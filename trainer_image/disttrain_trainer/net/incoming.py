@@ -86,6 +86,7 @@ class Hello(_Incoming):
     state: Literal["starting", "ready", "running", "done"] = "ready"
     round_number: Count = Field(0, alias="generation")
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
+    checkpoint: Count | None = None
     evaluation: Evaluation | None = None
     model: ProgressModel | None = None
     samples: Samples | None = None
@@ -100,6 +101,7 @@ class Hello(_Incoming):
 
 class _Ready(_Incoming):
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1
+    checkpoint: Count | None = None
     samples: Samples | None = None
     fingerprint: Digest | None = None
     order: Digest | None = None

@@ -40,6 +40,10 @@ class Round:
     """Fencing token of a worker of parameter servers: messages that carry an earlier one are ignored."""
     source: int = 0
     """With collectives: the rank whose state is the newest."""
+    step: int = -1
+    """Of a sharded model: the step at which the round begins; -1 where it is not known beforehand."""
+    holders: frozenset[int] = frozenset()
+    """The ranks whose state is of that step; none: it is the checkpoint's."""
     buffers: str | None = None
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
     from_scratch: bool = False
@@ -68,6 +72,8 @@ class CollectiveMember:
         self.state = MemberState.STARTING
         self.step = -1
         """Steps in the state that this rank holds; -1 for none."""
+        self.checkpoint: int | None = None
+        """The step where a sharded model begins that no ranks hold: rank 0 says so."""
         self.data: DataSet | None = None
         self.layout: str | None = None
         """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
@@ -86,7 +92,7 @@ class CollectiveMember:
 
     def describe(self) -> Message:
         """The fields of HELLO that tell a new master this member's state."""
-        fields: Message = {"state": self.state, "generation": self._round_number, "step": self.step} | self._task()
+        fields: Message = {"state": self.state, "generation": self._round_number, **self._held()} | self._task()
         return fields | self._result()
 
     def on_message(self, message: Message) -> None:
@@ -94,7 +100,12 @@ class CollectiveMember:
         match message["type"]:
             case MessageType.ROUND:
                 self._round_number = int(message["generation"])
-                self.round = Round(self._round_number, source=int(message["source"]))
+                self.round = Round(
+                    self._round_number,
+                    source=int(message["source"]),
+                    step=int(message.get("step", -1)),
+                    holders=frozenset(message.get("holders", ())),
+                )
                 self.state, self.save_asked, self.blamed = MemberState.RUNNING, False, False
             case MessageType.REFORM:
                 self.round = None
@@ -109,7 +120,10 @@ class CollectiveMember:
         """Leaves the round, and tells the master."""
         with control.changed:
             self.state, self.round = MemberState.READY, None
-        control.send(MessageType.READY, step=self.step, **self._task())
+        control.send(MessageType.READY, **self._held(), **self._task())
+
+    def _held(self) -> Message:
+        return {"step": self.step} | ({} if self.checkpoint is None else {"checkpoint": self.checkpoint})
 
     def _task(self) -> Message:
         return {} if self.data is None else {**asdict(self.data), "layout": self.layout}

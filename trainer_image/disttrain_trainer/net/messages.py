@@ -49,11 +49,13 @@ class MessageType(StrEnum):
 
     # Rounds with collectives (DataParallel, scripts).
     READY = "ready"
-    """The member is in no round and waits for one [step: of the state that it holds, -1 for none; samples, fingerprint and order of its
+    """The member is in no round and waits for one [step: of the state that it holds, -1 for none; checkpoint: of a sharded model, from
+    rank 0, where a round begins that no state is left for; samples, fingerprint and order of its
     data set; layout: a digest of the state's, or, with parameter servers, whether its model has
     buffers, and whether the worker has a place for the trained model (keeps_model)]."""
     ROUND = "world"
-    """A round begins [generation, source: the rank whose state is the newest].
+    """A round begins [generation, source: the rank whose state is the newest; of a sharded model step: that of the state, and holders: the
+    ranks that have it, none where it is the checkpoint's].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
     checkpoint]: both ends ignore messages of an earlier lease."""

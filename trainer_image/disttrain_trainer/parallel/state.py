@@ -1,19 +1,18 @@
 """The state of a model and its optimiser as named tensors: to be saved, loaded, and sent to the other ranks."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, Layout, read_header
+from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, UPDATES, Layout, read_header
 from disttrain_trainer.checkpoint import composite, tensor_file, tensors
-from disttrain_trainer.checkpoint.by_name import UPDATES, NamedCheckpoint
+from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.hand_over import hand_over
 
 PROTOCOL = 2
 """What ranks exchange in a step and in the hand-over of a state. Ranks of two releases that differ in it must not join one round: their
@@ -131,39 +130,15 @@ class RankState:
         device: where the backend sends from. Raises BrokenGroup when a peer is lost: then any rank but the source may hold a mixture of two
         states. Raises WrongInput when the source has another model.
         """
-        gives = dist.get_rank() == source
-        ours = self.present()
-        # Bytes, and all on one device: not every backend sends every type, nor from every memory.
-        views = {name: as_bytes(tensor).to(device) for name, tensor in ours.items()} if gives else {}
-        text = json.dumps([(name, _name_of(t.dtype), tuple(t.shape)) for name, t in ours.items()]) if gives else ""
-        head = torch.tensor([step, len(text)], device=device)
-        _send(head, source)
-        step, length = (int(value) for value in head.tolist())
-        written = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if gives else None
-        written = written if written is not None else torch.empty(length, dtype=torch.uint8, device=device)
-        _send(written, source)
-        described = json.loads(bytes(written.tolist()))
-        values: dict[str, torch.Tensor] = {}
-        for name, dtype, shape in described:
-            if gives:
-                _send(views.pop(name), source)
-                continue
-            # Into the tensor's own memory where it has the same form.
-            tensor, kind = ours.get(name), getattr(torch, dtype)
-            direct = name in self._parameters or name.startswith("optimizer.")
-            if (
-                tensor is None
-                or not (direct and tensor.is_contiguous() and tensor.device.type == device.type)
-                or tensor.shape != tuple(shape)
-            ):
-                tensor = torch.empty(tuple(shape), dtype=kind, device=device)
-            if tensor.dtype != kind:
-                raise WrongInput(f"worker-{source} has another model: {name} is {kind} there, {tensor.dtype} here")
-            _send(as_bytes(tensor), source)
-            values[name] = tensor
-        if not gives:
-            slots = {name: tensor for name, tensor in ours.items() if name.startswith("optimizer.")}
-            self._take(values, slots, source=f"the state of worker-{source}")
+        step, values = hand_over(
+            self.present(),
+            source=source,
+            step=step,
+            device=device,
+            in_place=lambda name: name in self._parameters or name.startswith("optimizer."),
+        )
+        if dist.get_rank() != source:
+            self._take(values, self._slots(), source=f"the state of worker-{source}")
         return step
 
     def _slots(self) -> dict[str, torch.Tensor]:
@@ -182,23 +157,3 @@ class RankState:
         buffers = {name.removeprefix(MODEL): value for name, value in values.items() if name not in present}
         tensors.put_buffers(self._model, buffers, source=source)
         self._optimizer.restore([slots[name] for name in slots if name.endswith(_UPDATES)])
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a dense tensor of any dtype, as uint8 of shape (bytes,); its own memory when it is contiguous."""
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).view(torch.uint8)
-
-
-def _send(tensor: torch.Tensor, source: int) -> None:
-    """Gives every rank the tensor of `source`. Raises BrokenGroup when a peer is lost."""
-    if not tensor.numel():
-        return
-    try:
-        dist.broadcast(tensor, source)
-    except RuntimeError as error:
-        raise BrokenGroup(error) from None

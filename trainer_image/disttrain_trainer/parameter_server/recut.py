@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from disttrain_trainer.checkpoint.by_name import PARAMETERS, UPDATES, NamedCheckpoint
+from disttrain.api.tensor_index import UPDATES
+from disttrain_trainer.checkpoint.by_name import PARAMETERS, NamedCheckpoint
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.model.flat import Layout, Vector
 from disttrain_trainer.parameter_server.participation import Missed

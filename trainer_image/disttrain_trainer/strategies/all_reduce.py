@@ -19,11 +19,8 @@ from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.rank import RoundEnded
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
-
-
-class RoundEnded(Exception):
-    """The master ended the round."""
 
 
 class AllReduce:

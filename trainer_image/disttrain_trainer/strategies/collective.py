@@ -4,57 +4,38 @@ The survivors keep their state, and the rank with the newest state gives it to a
 """
 
 import os
-import re
-from functools import partial
 
 import torch
 
-from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
-from disttrain_trainer.errors import PeerLost, UserError, WrongInput
+from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.loop.loop import Loop
-from disttrain_trainer.loop.meter import NonFiniteLoss
-from disttrain_trainer.model import task as tasks
-from disttrain_trainer.model import user_code
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
-from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.process_group import process_group
 from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 from disttrain_trainer.parallel.state import RankState
-from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs, machine
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
-from disttrain_trainer.strategies.all_reduce import AllReduce, RoundEnded, needs_all_ranks
+from disttrain_trainer.strategies.all_reduce import AllReduce, needs_all_ranks
+from disttrain_trainer.strategies.rank import Rank, RoundEnded
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
 log = logs.get_logger(__name__)
 
-PEER_LOSS_NOTICE_SECONDS = 3.0
-"""Seconds within which the master reports the loss of a peer that broke a step."""
-MAX_BREAKS = 3
-"""Rounds in a row that may break at one step in the same way while no peer is lost."""
 
-
-class CollectiveWorker:
+class CollectiveWorker(Rank):
     """One rank of the job."""
 
     def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
-        self._process = process
-        self._config: JobConfig = process.config
-        self._metrics = metrics
-        self._control = control
-        self._member = member
-        self._task = task = tasks.build(
-            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
-        )
+        super().__init__(process=process, metrics=metrics, control=control, member=member)
+        task = self._task
         self._flat = FlatModel(task.model)
         self._optimizer = FlatOptimizer(self._config.trainer.loop.optimizer, self._flat)
         self._state = RankState(task.model, self._optimizer, self._flat.described())
@@ -67,8 +48,6 @@ class CollectiveWorker:
                 f"trainer.partsPerStep is {self._config.parts_per_step}, and the job has {self._config.world_size} worker processes: make "
                 "them equal, or use BatchNorm"
             )
-        self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
-        """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
         with control.changed:
             member.data, member.layout = task.data, self._state.layout
         self._checkpoints = (
@@ -94,50 +73,24 @@ class CollectiveWorker:
             send=lambda fields: control.send(MessageType.REPORT, **fields),
             late=task.device.type == "cuda",
         )
-        self._traffic = Traffic()
-        self._transport = transport.of(self._config, process.tls_dir)
-        metrics.before_scrape = self._count
 
-    def run(self) -> None:
-        """Trains until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
-        try:
-            self._run()
-        finally:
-            if self._checkpoints is not None:
-                self._checkpoints.wait()
+    @property
+    def saves(self) -> RankCheckpoints | None:
+        """Rank 0's."""
+        return self._checkpoints
 
-    def _run(self) -> None:
-        self._resume()
-        while True:
-            self._member.get_ready(self._control)
-            this_round = self._member.await_round(self._control, timeout=self._config.startup_timeout_seconds)
-            if this_round is None:
-                return
-            try:
-                self._take_part_in(this_round)
-                return
-            except RoundEnded:
-                log.info("round %d is over: a worker was lost", this_round.number)
-            except BrokenGroup as error:
-                log.warning("round %d ended: %s", this_round.number, error)
-                self._require_a_lost_peer(this_round, error)
-            self._metrics.recoveries += 1
-
-    def _take_part_in(self, this_round: Round) -> None:
+    def take_part_in(self, this_round: Round) -> None:
         """One round: take over the newest state, train to the end, wait for the others."""
         member, process = self._member, self._process
-        backend = tasks.choose_backend(self._config, self._task.device)
         if self._checkpoints is not None:
             self._checkpoints.forget_last()
-        if backend == "nccl":
-            self._metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         with process_group(
             self._config,
             control=self._control,
             member=member,
             this_round=this_round,
             index=process.rank,
-            backend=backend,
+            backend=self._backend,
             traffic=self._traffic,
             transport=self._transport,
         ) as group:
@@ -166,33 +119,11 @@ class CollectiveWorker:
                 checkpoints=self._checkpoints,
             )
             try:
-                with user_code.refusing_groups("trainer.model"):
-                    self._loop.run(exchange)
-            except NonFiniteLoss as error:
-                self._control.send(MessageType.NAN, step=error.step)
-                raise
-            except RuntimeError as error:
-                if replica is not None and self._round_ended(this_round):
-                    raise BrokenGroup(error) from None
-                raise
+                self.train(self._loop, exchange, this_round, together=replica is not None)
             finally:
                 if replica is not None:
                     replica.close()
         self._end(this_round)
-
-    def _require_a_lost_peer(self, this_round: Round, error: BrokenGroup) -> None:
-        """Raises UserError when MAX_BREAKS rounds in a row break at one step in the same way, and the master knows of no lost peer."""
-        if self._round_ended(this_round):
-            self._breaks = ((0, ""), 0)
-            return
-        how = (self._member.step, re.sub(r"\d+", "#", str(error)))  # ports differ
-        count = self._breaks[1] + 1 if how == self._breaks[0] else 1
-        self._breaks = (how, count)
-        if count == MAX_BREAKS:
-            raise UserError(
-                f"the connections between the workers broke {count} times in a row at step {self._member.step} while no worker was lost: "
-                f"{error}"
-            )
 
     def _shared_buffers(self) -> SharedBuffers | None:
         model = self._task.model
@@ -203,21 +134,9 @@ class CollectiveWorker:
         self._state.broadcast(source=0, step=self._member.step, device=self._task.device)
         return self._shared_buffers()
 
-    def _count(self) -> None:
-        """The bytes up to now, for a scrape."""
-        self._metrics.bytes_sent, self._metrics.bytes_received = self._traffic.sent, self._traffic.received
-
-    def _round_ended(self, this_round: Round) -> bool:
-        """Whether the master ended the round. A model with collectives of its own (SyncBatchNorm) raises the loss of a peer as its own
-        error."""
-        with self._control.changed:
-            return self._control.changed.wait_for(
-                lambda: self._member.round is not this_round, PEER_LOSS_NOTICE_SECONDS
-            )
-
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
-        member, checkpoints, over = self._member, self._checkpoints, partial(self._over, this_round)
+        member, checkpoints, over = self._member, self._checkpoints, self.over(this_round)
         if self._process.rank == 0:
             unsaved = checkpoints is not None and not checkpoints.complete
             evaluates = self._task.evaluate is not None and member.evaluation is None
@@ -225,32 +144,22 @@ class CollectiveWorker:
             if checkpoints is not None and unsaved and (evaluates or model_dir is not None):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
             if model_dir is not None:  # before the evaluation, which may change the model
-                member.model = model_file.insist(self._task.model, model_dir, step=member.step, over=over)
+                member.model = model_file.insist(
+                    lambda: model_file.state_of(self._task.model), model_dir, step=member.step, over=over
+                )
                 if member.model is None:
                     raise RoundEnded
             if self._task.evaluate is not None and evaluates:
-                member.evaluation = self._task.evaluate()
+                member.evaluation = self._task.evaluate(self._task.model)
             if (
                 checkpoints is not None
                 and unsaved
                 and not final.insist("last checkpoint", member.step, checkpoints.finish, over=over)
             ):
                 raise RoundEnded
-        member.get_done(self._control)
-        if not member.await_end(self._control, this_round):
-            raise RoundEnded
+        self.await_the_others(this_round)
 
-    def _over(self, this_round: Round, seconds: float) -> bool:
-        """Waits so long between two tries of a last file; whether the round is over."""
-        member, control = self._member, self._control
-        with control.changed:
-            control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
-        control.check()
-        if member.save_asked and self._checkpoints is not None:
-            self._checkpoints.save_last()
-        return member.round is not this_round
-
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Rank 0 loads the newest checkpoint, or the model that the job starts with; the other ranks get its state from rank 0, or a newer
         one from another rank."""
         root = self._process.checkpoint_dir

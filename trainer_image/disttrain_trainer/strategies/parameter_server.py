@@ -189,12 +189,14 @@ class Worker:
         found: dict[str, object] = {}
         if self._model_dir is not None:
             step, over = self._task.schedule.total_steps, partial(self._over, this_round)
-            written = model_file.insist(self._task.model, self._model_dir, step=step, over=over)
+            written = model_file.insist(
+                lambda: model_file.state_of(self._task.model), self._model_dir, step=step, over=over
+            )
             if written is None:
                 return
             found["model"] = written.to_dict()
         if self._task.evaluate is not None:
-            found["evaluation"] = self._task.evaluate()
+            found["evaluation"] = self._task.evaluate(self._task.model)
         self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
 
     def _over(self, this_round: Round, seconds: float) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import assert_never
 
 from disttrain.api.runtime import JobConfig
-from disttrain.api.strategy import DataParallel, Exchange, ParameterServerStrategy
-from disttrain_trainer.errors import WrongInput
+from disttrain.api.strategy import DataParallel, ModelParallel, ParameterServerStrategy, Sharding
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, ParameterServerMember
 from disttrain_trainer.runtime.metrics import Metrics
@@ -33,17 +33,19 @@ class WorkerSide:
         import_module(self.module).run(process, metrics, control, member)
 
 
-_SIDES: dict[type[Exchange], WorkerSide] = {
-    DataParallel: WorkerSide("disttrain_trainer.strategies.collective", CollectiveMember),
-    ParameterServerStrategy: WorkerSide("disttrain_trainer.strategies.parameter_server", ParameterServerMember),
-}
+_WHOLE = WorkerSide("disttrain_trainer.strategies.collective", CollectiveMember)
+_SHARDED = WorkerSide("disttrain_trainer.strategies.sharded", CollectiveMember)
+_SERVED = WorkerSide("disttrain_trainer.strategies.parameter_server", ParameterServerMember)
 
 
 def side_of(config: JobConfig) -> WorkerSide:
-    """The worker's side of the job's strategy. Raises WrongInput for one that this trainer does not know."""
-    side = _SIDES.get(type(config.strategy.exchange))
-    if side is None:
-        raise WrongInput(
-            f"strategy.type: this trainer does not know {config.strategy.type}; use an image of the operator's release"
-        )
-    return side
+    """The worker's side of the job's strategy."""
+    match config.strategy.exchange:
+        case ParameterServerStrategy():
+            return _SERVED
+        case DataParallel(sharding=Sharding.REPLICATED):
+            return _WHOLE
+        case DataParallel() | ModelParallel():
+            return _SHARDED
+        case unknown:
+            assert_never(unknown)

@@ -1,0 +1,65 @@
+"""A sharded training goes on after the loss of any process: from the copy that another holds, else from the newest checkpoint."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import MODEL_FILE, Role
+from training.job import Job, checkpoints, digits, held
+from training.test_sharded import FULLY, hybrid
+
+HELD, STEPS = 12, 16
+
+
+def spec_of(strategy: dict[str, Any], workers: int, **others: Any) -> dict[str, Any]:
+    trainer = held(epochs=None, maxSteps=STEPS, deterministic=True, optimizer={"name": "Adam", "learningRate": 0.01})
+    return digits(**strategy, worker={"replicas": workers}, trainer=trainer, **others)
+
+
+def lose(job: Job, index: int, number: signal.Signals) -> None:
+    """Loses a worker while all are held in a step; a frozen one is replaced once the others have noticed."""
+    job.kill(Role.WORKER, index, number)
+    job.let_go()
+    if number is signal.SIGSTOP:
+        for other in {*range(job.config.workers)} - {index}:
+            job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
+        job.kill(Role.WORKER, index)
+
+
+def calm(folder: Path, spec: dict[str, Any]) -> dict[str, torch.Tensor]:
+    folder.mkdir()
+    with Job(folder=folder, spec=spec) as job:
+        job.train()
+    return load_file(folder / "checkpoints" / MODEL_FILE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_without_a_copy_the_steps_since_the_checkpoint_are_done_again(tmp_path: Path, number: signal.Signals) -> None:
+    spec = spec_of(FULLY, 3, **checkpoints(5))
+    with Job(folder=tmp_path, spec=spec, peer_timeout=2) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD, checkpoint=10)
+        lose(job, 0 if number is signal.SIGKILL else 1, number)
+        progress = job.complete()
+        assert "round 2 begins at step 10" in job.log(Role.WORKER, 2), job.logs()
+    assert (progress.step, progress.redone_steps) == (STEPS, 2)
+    expected = calm(tmp_path / "calm", spec)
+    trained = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_with_a_copy_no_step_is_lost(tmp_path: Path, number: signal.Signals) -> None:
+    with Job(folder=tmp_path, spec=spec_of(hybrid(2), 4), peer_timeout=2) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD)
+        lose(job, 1 if number is signal.SIGKILL else 2, number)
+        progress = job.complete()
+        assert all(f"round 2 begins at step {HELD}" in job.log(Role.WORKER, rank) for rank in (0, 3)), job.logs()
+    assert (progress.step, progress.redone_steps) == (STEPS, 0)

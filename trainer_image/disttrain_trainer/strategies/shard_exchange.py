@@ -1,0 +1,224 @@
+"""The exchange of a sharded model: gradients are summed over the data-parallel ranks as backward goes, each rank updates what it holds.
+
+Every rank runs every forward and backward, for the others wait for its share of the parameters: one without samples computes on a
+stand-in, whose gradient is 0. The last sum of a step is of a few numbers that all ranks need: whoever has it knows that all gradients are
+summed everywhere, so that ranks differ by a step only when they are lost in that very moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from disttrain.api.mesh import Mesh
+from disttrain_trainer.data.schedule import BatchPart, parts_of
+from disttrain_trainer.errors import UserError
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.model.part_buffers import PartBuffers
+from disttrain_trainer.model.task import Task
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.mesh import Groups
+from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
+from disttrain_trainer.parallel.sharded_model import ShardedModel
+from disttrain_trainer.parallel.shared_buffers import SharedBuffers
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.rank import RoundEnded
+from disttrain_trainer.strategies.shard_checkpoints import ShardCheckpoints
+
+_WEIGHT, _OWN, _SAVE, _SQUARE, _HEAD = range(5)
+"""What the numbers are that every step sums over all ranks; after these one for each trained parameter."""
+
+
+class ShardExchange:
+    """The Exchange of one rank in one round: the model's state is `member.step` steps old, on every rank."""
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        metrics: Metrics,
+        control: ControlClient,
+        member: CollectiveMember,
+        this_round: Round,
+        loop: Loop,
+        task: Task,
+        mesh: Mesh,
+        groups: Groups | None,
+        model: ShardedModel,
+        optimizer: ShardOptimizer,
+        buffers: SharedBuffers | None,
+        parameters: int,
+        checkpoints: ShardCheckpoints | None,
+    ) -> None:
+        """groups: None for a rank that is alone. buffers: those of this rank's part of the model. parameters: trained ones of the whole."""
+        config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._member = member
+        self._round = this_round
+        self._loop = loop
+        self._watch = loop.stopwatch
+        self._schedule = task.schedule
+        self._groups = groups
+        self._model = model
+        self._optimizer = optimizer
+        self._shared = buffers
+        self._checkpoints = checkpoints
+        self._every = config.checkpoint.every_steps if config.checkpoint else 0
+        self._parts_per_step = config.parts_per_step
+        self._counts_weights = mesh.counts(process.rank)
+        parts = parts_of(mesh.data_rank(process.rank), ranks=mesh.data, parts_per_step=config.parts_per_step)
+        most = -(-config.parts_per_step // mesh.data)
+        nearest = min(max(parts.start, 1), config.parts_per_step) - 1
+        own = [*parts] or [nearest]
+        self._own_parts = len(parts)
+        self._numbers = [*own, *[own[-1]] * (most - len(own))]
+        """The parts that this rank computes, and as many stand-ins as the others have parts more."""
+        self._position = 0
+        """Parts of the step that were begun; 0 between two steps."""
+        self._stand_in = np.arange(min(2, task.schedule.samples))  # two: BatchNorm refuses one
+        part_buffers = PartBuffers(model.module)
+        self._buffers = part_buffers if part_buffers.there_are_some else None
+        self._counts = False
+        self._total = 0.0
+        self._own = False
+        self._save_due = False
+        self._square = 0.0
+        device = model.pieces[0].local.device if model.pieces else torch.device("cpu")
+        self._notes = torch.zeros(_HEAD + parameters, dtype=torch.float64, device=device)
+
+    def next_parts(self) -> Sequence[BatchPart]:
+        """Raises RoundEnded."""
+        step = self._member.step
+        if step >= self._schedule.total_steps:
+            return ()
+        if self._member.round is not self._round:
+            raise RoundEnded
+        self._watch.start()
+        if self._buffers is not None:
+            self._buffers.begin()
+        self._total, self._own, self._position = 0.0, False, 0
+        first = step * self._parts_per_step
+        return [self._schedule.part(first + number) for number in self._numbers]
+
+    def before(self, part: BatchPart) -> BatchPart | None:
+        """The part, or a stand-in where this rank has none, or one without samples."""
+        position, self._position = self._position, self._position + 1
+        if position and self._buffers is not None:
+            self._buffers.restore()
+        if position < self._own_parts and part.samples:
+            return part
+        return replace(part, indices=self._stand_in, samples=0)
+
+    def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
+        """The loss x its share in the mean of the step; a loss that counts for nothing where the other ranks need this backward."""
+        share = part.samples / part.batch_samples
+        if part.samples and weight is not None:
+            share, self._own = weight / part.batch_samples, True
+        self._counts = bool(share)
+        self._model.before_backward(counts=self._counts)
+        self._total += share
+        if not loss.requires_grad:
+            raise UserError(
+                "trainer.loss returned a loss of weight 0 that no parameter can learn from: with a sharded model every worker must run "
+                "backward for the others; compute it from the model's output, and return the weight 0 beside it"
+            )
+        return loss * share if self._counts else loss
+
+    def after(self, part: BatchPart) -> None:
+        if self._buffers is not None:
+            self._buffers.left(step=part.step, part=self._position - 1)
+
+    def complete(self) -> bool:
+        """Waits for the sums of the step, and updates what lies here. Raises BrokenGroup."""
+        watch, model = self._watch, self._model
+        if self._buffers is not None:
+            self._buffers.advance()
+        watch.lap("backward")
+        total, owned, took_part = self._sum_up()
+        watch.lap("communicate")
+        if owned and total:
+            for piece in model.trained:
+                if (gradient := model.gradient(piece)) is not None:
+                    gradient.mul_(1 / total)
+        self._optimizer.step(took_part if total else ())
+        self._member.step += 1
+        self._position = 0
+        watch.lap("optimize")
+        return not total or bool(took_part)
+
+    def step_done(self, *, reported: bool) -> None:
+        """Saves a checkpoint that is due, or that the master asked rank 0 for."""
+        member, checkpoints = self._member, self._checkpoints
+        is_last = member.step == self._schedule.total_steps
+        is_due = self._save_due or (self._every and member.step % self._every == 0 and not is_last)
+        if reported:
+            self._metrics.gradient_norm = self._square**0.5
+            self._control.check()
+            if checkpoints is not None:
+                checkpoints.check()
+        if is_due and checkpoints is not None:
+            self._loop.look_at_last()
+            checkpoints.save(at_once=self._save_due)
+
+    def restore_buffers(self) -> None:
+        """After a step that broke: the buffers are those of the step's begin again."""
+        if self._buffers is not None and self._position:
+            self._buffers.restore()
+
+    def _sum_up(self) -> tuple[float, bool, frozenset[int]]:
+        """The weight of the step, whether some loss had one of its own, and the numbers of the parameters that took part on some rank."""
+        model, notes = self._model, self._notes
+        took_part = model.took_part
+        if self._groups is None:
+            self._save_due = self._member.save_asked
+            self._square = model.gradient_square()
+            return self._total, self._own, took_part
+        try:
+            for piece in model.trained:
+                if not piece.is_cut:
+                    self._sum_whole(piece.parameter)
+            notes.zero_()
+            if took_part:
+                notes[[_HEAD + number for number in took_part]] = 1.0
+            if self._counts_weights:
+                notes[_WEIGHT], notes[_OWN] = self._total, float(self._own)
+            notes[_SAVE], notes[_SQUARE] = float(self._member.save_asked), model.gradient_square()
+            if self._shared is not None:
+                self._share_buffers(self._shared)
+            dist.all_reduce(notes)
+        except RuntimeError as error:
+            raise BrokenGroup(error) from None
+        weight, own, save, square, *counts = notes.tolist()
+        self._save_due = bool(save)
+        self._square = square / (weight * weight) if own and weight else square
+        return weight, bool(own), frozenset(number for number, count in enumerate(counts) if count)
+
+    def _sum_whole(self, parameter: torch.nn.Parameter) -> None:
+        """Sums the gradient of a parameter that each data-parallel rank has whole."""
+        assert self._groups is not None
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradient = parameter.grad
+        local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+        if local.numel():
+            dist.all_reduce(local, group=self._groups.data)
+
+    def _share_buffers(self, buffers: SharedBuffers) -> None:
+        """Gives the data-parallel ranks the buffers that part 0 left, which the first of them computes."""
+        assert self._groups is not None
+        source = self._groups.data_ranks[0]
+        gives = dist.get_rank() == source
+        if not buffers.pack(gives=gives):
+            raise UserError(
+                "trainer.model: a buffer has changed its shape or type in a step: with a sharded model it keeps them; use another strategy"
+            )
+        if buffers.bytes.numel():
+            dist.broadcast(buffers.bytes, source, group=self._groups.data)
+            if not gives:
+                buffers.take()

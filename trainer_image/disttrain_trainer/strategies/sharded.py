@@ -1,0 +1,256 @@
+"""The role of a worker that holds a part of the model: FullyShard, HybridShard, ModelParallel and Hybrid.
+
+Torch's wrappers live for one round, as the groups that they are made with do: each round makes the model anew, cuts it, and takes over the
+state that is held here or by the rank of a copy; where that is lost, every rank loads its part of the newest checkpoint.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from disttrain.api.mesh import Coordinate
+from disttrain_trainer.checkpoint import by_name, model_file, origin, store, tensors
+from disttrain_trainer.checkpoint.manifest import NAME
+from disttrain_trainer.errors import PeerLost
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.model.flat import described
+from disttrain_trainer.model.initial import FactoryNotRepeatable
+from disttrain_trainer.model.task import Objective
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.parallel import shard_state
+from disttrain_trainer.parallel.compose import Place, compose
+from disttrain_trainer.parallel.mesh import Groups, mesh_of
+from disttrain_trainer.parallel.process_group import process_group
+from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
+from disttrain_trainer.parallel.shard_state import ShardState
+from disttrain_trainer.parallel.sharded_model import ShardedModel
+from disttrain_trainer.parallel.shared_buffers import SharedBuffers
+from disttrain_trainer.runtime import logs, machine
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.sockets import split_address
+from disttrain_trainer.strategies.rank import Rank, RoundEnded
+from disttrain_trainer.strategies.shard_checkpoints import ShardCheckpoints, Writers
+from disttrain_trainer.strategies.shard_exchange import ShardExchange
+
+log = logs.get_logger(__name__)
+
+_LAST_STATE = ".last-state"
+"""The folder beside the trained model, in which the ranks put their blocks of it where the job has no checkpoints."""
+
+
+class ShardedWorker(Rank):
+    """One rank of the job."""
+
+    def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
+        super().__init__(process=process, metrics=metrics, control=control, member=member)
+        config, task = self._config, self._task
+        self._mesh = mesh_of(config)
+        self._at: Coordinate = self._mesh.coordinate(process.rank)
+        shard_state.check(task.model)
+        self._layout = described(task.model)
+        self._model_dir = model_file.place_of(task.model, process.model_dir)
+        with control.changed:
+            member.data = task.data
+            member.layout = shard_state.digest_of(task.model, self._layout, self._mesh)
+        self._fresh: nn.Module | None = task.model
+        """A model of the factory's that no round has cut yet."""
+        self._held: dict[str, torch.Tensor] = {}
+        """This rank's state, `member.step` steps old, by the names of ShardState.present."""
+        root = process.checkpoint_dir if config.checkpoint is not None else None
+        self._checkpoints = self._checkpoints_in(root) if root is not None else None
+        self._loop: Loop | None = None
+
+    @property
+    def saves(self) -> ShardCheckpoints | None:
+        return self._checkpoints
+
+    def resume(self) -> None:
+        """Rank 0 finds the newest checkpoint that holds, and tells the master its step."""
+        if self._process.rank:
+            return
+        self._member.checkpoint = 0
+        if self._process.checkpoint_dir is None:
+            log.info("there is no checkpoint volume: if all workers are lost, the training starts again at step 0")
+            return
+        found = origin.look(self._process.checkpoint_dir, self._config, self._task.data)
+        if self._checkpoints is not None:
+            self._checkpoints.resumed = found.describe(self._config)
+        if found.checkpoint is not None:
+            self._member.checkpoint = found.checkpoint.manifest.step
+            self._metrics.checkpoint_step = found.checkpoint.manifest.step
+
+    def take_part_in(self, this_round: Round) -> None:
+        """One round: cut the model, take over the state, train to the end, wait for the others."""
+        config, process, task, member = self._config, self._process, self._task, self._member
+        with process_group(
+            config,
+            control=self._control,
+            member=member,
+            this_round=this_round,
+            index=process.rank,
+            backend=self._backend,
+            traffic=self._traffic,
+            transport=self._transport,
+        ) as group:
+            groups = Groups.of(self._mesh, rank=process.rank, device=task.device.type) if group is not None else None
+            part = compose(self._new_model(), Place(config=config, mesh=self._mesh, at=self._at, groups=groups))
+            model = ShardedModel(part, layout=self._layout, at=self._at)
+            optimizer = ShardOptimizer(config.trainer.loop.optimizer, model)
+            state = ShardState(
+                model,
+                optimizer,
+                self._layout,
+                keeps_buffers=self._at.replicate == self._at.shard == self._at.tensor == 0,
+            )
+            self._enter(this_round, state, groups)
+            loop = self._loop = self._loop or self._new_loop(model)
+            loop.adopt(model, Objective(part.module, task.loss))
+            checkpoints = self._checkpoints
+            if checkpoints is not None:
+                checkpoints.begin(model, state, self._writers(this_round))
+            log.info("round %d begins at step %d", this_round.number, member.step)
+            may_change = tensors.may_have_buffers(part.module)
+            exchange = ShardExchange(
+                process=process,
+                metrics=self._metrics,
+                control=self._control,
+                member=member,
+                this_round=this_round,
+                loop=loop,
+                task=task,
+                mesh=self._mesh,
+                groups=groups,
+                model=model,
+                optimizer=optimizer,
+                buffers=SharedBuffers(part.module, task.device) if may_change and groups is not None else None,
+                parameters=len(self._layout.places),
+                checkpoints=checkpoints,
+            )
+            try:
+                self.train(loop, exchange, this_round, together=groups is not None)
+            finally:
+                exchange.restore_buffers()
+                self._held = state.present()
+            self._finish(this_round, model, state)
+        self.await_the_others(this_round)
+
+    def _new_loop(self, model: ShardedModel) -> Loop:
+        control = self._control
+        return Loop(
+            self._task,
+            model,
+            name=self._process.name,
+            metrics=self._metrics,
+            send=lambda fields: control.send(MessageType.REPORT, **fields),
+            late=self._task.device.type == "cuda",
+            counts=self._mesh.counts(self._process.rank),
+        )
+
+    def _new_model(self) -> nn.Module:
+        """A model that no round has cut. Raises FactoryNotRepeatable where the factory returns one that it keeps."""
+        fresh, self._fresh = self._fresh, None
+        if fresh is None:
+            fresh = self._task.make_model().to(self._task.device)
+            if any(hasattr(parameter, "device_mesh") for parameter in fresh.parameters()):
+                raise FactoryNotRepeatable(
+                    "trainer.model returned the same model a second time, which is cut over workers that are lost: a new process has to"
+                )
+        return fresh
+
+    def _enter(self, this_round: Round, state: ShardState, groups: Groups | None) -> None:
+        """Takes over the state that the round begins with, as the master has decided from where."""
+        member = self._member
+        if not this_round.holders:
+            self._held = {}
+            member.step = -1
+            self._load(state, max(0, this_round.step))
+            member.step = max(0, this_round.step)
+            return
+        own = self._process.rank
+        copies = self._mesh.copies_of(own)
+        if own in this_round.holders:
+            state.take(self._held, source="the round before")
+        else:
+            member.step = -1
+        if groups is not None and not this_round.holders.issuperset(copies):
+            source = min(rank for rank in copies if rank in this_round.holders)
+            state.receive(source=source, step=this_round.step, device=self._task.device, group=groups.replicate)
+        self._held = {}
+        member.step = this_round.step
+
+    def _load(self, state: ShardState, step: int) -> None:
+        """This rank's part of the checkpoint of a step; at step 0 the model that the job starts with. Raises PeerLost, WrongInput."""
+        root = self._process.checkpoint_dir
+        if root is None:
+            return
+        folder = root / store.name_of(step)
+        if step or (folder / NAME).exists():
+            if not (folder / NAME).exists():
+                raise PeerLost(
+                    folder.name, "this process does not see the checkpoint: the volume must be one for all workers"
+                )
+            state.load(folder)
+        elif (start := origin.taken(root, self._config)) is not None:
+            state.load(start.folder, model_only=True, source=start.of)
+
+    def _finish(self, this_round: Round, model: ShardedModel, state: ShardState) -> None:
+        """The last step is done: save, write the model, evaluate; all ranks together."""
+        member, checkpoints = self._member, self._checkpoints
+        if checkpoints is None and self._model_dir is not None:
+            checkpoints = self._checkpoints_in(self._model_dir / _LAST_STATE)
+            checkpoints.begin(model, state, self._writers(this_round))
+        if checkpoints is not None:
+            checkpoints.save_last()
+            if self._process.rank == 0 and self._model_dir is not None and member.model is None:
+                self._write_model(this_round, checkpoints.last_folder, self._model_dir)
+        if self._task.evaluate is not None:
+            member.evaluation = self._task.evaluate(model.module)
+            if self._process.rank:
+                member.evaluation = None  # the same on every rank
+        if self._process.rank == 0 and checkpoints is not None and self._checkpoints is not None:
+            checkpoints.finish()
+
+    def _write_model(self, this_round: Round, last: Path, target: Path) -> None:
+        """Rank 0: puts the blocks of the last state together. Raises RoundEnded."""
+        member = self._member
+        member.model = model_file.insist(
+            lambda: by_name.state_dict_of(last), target, step=member.step, over=self.over(this_round)
+        )
+        if member.model is None:
+            raise RoundEnded
+        if self._checkpoints is None:
+            shutil.rmtree(last.parent, ignore_errors=True)
+
+    def _writers(self, this_round: Round) -> Writers:
+        member = self._member
+        return Writers(
+            ranks=tuple(ranks[0] for ranks in self._mesh.copies()),
+            store=dist.distributed_c10d._get_default_store() if dist.is_initialized() else None,
+            alive=lambda: member.round is this_round,
+        )
+
+    def _checkpoints_in(self, root: Path) -> ShardCheckpoints:
+        return ShardCheckpoints(
+            config=self._config,
+            rank=self._process.rank,
+            root=root,
+            keep=self._config.checkpoint.keep if self._config.checkpoint is not None else 1,
+            metrics=self._metrics,
+            control=self._control,
+            member=self._member,
+            data=self._task.data,
+            lasting=root == self._process.checkpoint_dir,
+        )
+
+
+def run(process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
+    """The role of a worker of a sharded model."""
+    machine.set_interface(os.environ, toward=split_address(process.config.addresses.rendezvous)[0])
+    ShardedWorker(process=process, metrics=metrics, control=control, member=member).run()
