@@ -19,6 +19,7 @@ def config_of(spec: Mapping[str, Any], **others: Any) -> JobConfig:
         "strategy": read.strategy,
         "trainer": read.trainer,
         "checkpoint": read.checkpoint,
+        "data": read.data,
         "workers": read.worker.replicas,
         "processes_per_worker": read.processes_per_worker,
         "parameter_servers": read.servers,

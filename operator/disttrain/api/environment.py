@@ -17,6 +17,8 @@ CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
 MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
 """Where the trained model is put at the end. Default: CHECKPOINT_DIR. Set in local runs, which always keep it."""
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
+DATA_KEY: Final = "DISTTRAIN_DATA_KEY"
+"""A worker's: the file with the key of data.encryption."""
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
 TLS_DIR: Final = "DISTTRAIN_TLS_DIR"
@@ -73,6 +75,7 @@ RESERVED: Final = frozenset(
         CHECKPOINT_DIR,
         MODEL_DIR,
         DATA_DIR,
+        DATA_KEY,
         CODE_DIR,
         TLS_DIR,
         METRICS_PORT,

@@ -47,6 +47,10 @@ MODEL_FILE: Final = "model.safetensors"
 """The trained model, in the job's folder of the checkpoint claim, or in the folder of a local run."""
 CODE_PATH: Final = "/disttrain/code"
 """Where a worker has trainer.code."""
+DATA_KEY_PATH: Final = "/disttrain/data-key"
+"""Where a worker has the Secret of data.encryption."""
+COPIES_PATH: Final = "/disttrain/copies"
+"""Where a worker keeps its copies of the data, with data.replication."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 

@@ -3,6 +3,7 @@
 Here: the roles, and what must hold between the parts. The parts are in strategy.py, trainer.py, storage.py, policies.py, template.py.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
@@ -11,7 +12,7 @@ from disttrain.api.base import IMMUTABLE, Model, Rule
 from disttrain.api.mesh import shard_size
 from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
 from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy
-from disttrain.api.storage import Checkpoint, Data
+from disttrain.api.storage import PACKED, Checkpoint, Data
 from disttrain.api.strategy import Consistency, Sharding, Strategy, StrategyType
 from disttrain.api.template import PodTemplate
 from disttrain.api.trainer import Backend, Command, Trainer
@@ -114,6 +115,17 @@ def _mounts(spec: "DistTrainJobSpec") -> set[str]:
         if container.name == TRAINER_CONTAINER
         for mount in container.volume_mounts or ()
     }
+
+
+def _only_packed(field: str, cel: str, used: Callable[[Data], bool]) -> Rule:
+    """A field of data that has a meaning for a packed data set alone. cel, used: whether it asks for anything."""
+    return Rule(
+        cel=f"!has(self.data) || !({cel}) || (has(self.trainer.dataset) && self.trainer.dataset == '{PACKED}')",
+        check=lambda s: s.data is None or not used(s.data) or s.trainer.dataset == PACKED,
+        message=f"is of a packed data set: pack it with `disttrain data pack`, and set trainer.dataset to {PACKED}",
+        field=f"data.{field}",
+        shows="trainer.dataset",
+    )
 
 
 _PROCESSES = (
@@ -269,6 +281,23 @@ class DistTrainJobSpec(Model):
             field="data.volume.path",
             shows="data.volume.path",
         ),
+        Rule(
+            cel=f"!has(self.trainer.dataset) || self.trainer.dataset != '{PACKED}' || (has(self.data) && has(self.data.volume))",
+            check=lambda s: s.trainer.dataset != PACKED or (s.data is not None and s.data.volume is not None),
+            message="reads from a volume: set data.volume to the claim that the data set was packed into",
+            field="trainer.dataset",
+            shows="trainer.dataset",
+        ),
+        _only_packed("partitions", "has(self.data.partitions)", lambda data: data.partitions is not None),
+        _only_packed("replication", "self.data.replication > 1", lambda data: data.replication > 1),
+        _only_packed("encryption", "has(self.data.encryption)", lambda data: data.encryption is not None),
+        Rule(
+            cel="!has(self.data) || self.data.replication <= 1 || self.data.replication <= self.worker.replicas",
+            check=lambda s: s.data is None or s.data.replication <= max(1, s.worker.replicas),
+            message="must be at most worker.replicas: each keeps one copy",
+            field="data.replication",
+            shows="data.replication",
+        ),
     )
     suspend: StrictBool = False
     """true: checkpoint, then free every pod; back to false: go on where it was. Default: false."""
@@ -282,7 +311,7 @@ class DistTrainJobSpec(Model):
     trainer: Trainer
     """What is trained."""
     data: Data | None = None
-    """Where the data lies and how it is handed out."""
+    """Where the data lies, and how a packed data set is kept."""
     master: Master = Master()
     """The one pod that hosts rendezvous, work queue and progress."""
     parameter_server: ParameterServer | None = None

@@ -1,21 +1,27 @@
 """spec.data and spec.checkpoint: what lies on volumes. Not here: checkpoint.from (origin.py)."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, StrictInt
 
 from disttrain.api.base import Model, Rule
-from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH
+from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH, COPIES_PATH, DATA_KEY_PATH
 from disttrain.api.origin import Origin
 from disttrain.api.types import INT32_MAX, AbsolutePath, DnsSubdomain
+
+PACKED: Final = "disttrain_trainer.data:packed"
+"""The factory of trainer.dataset that reads what `disttrain data pack` wrote: partitions, encryption and replication are of such data."""
+KEY_OF_SECRET: Final = "key"
+"""The entry of the Secret of data.encryption."""
 
 
 class Encryption(Model):
     """Encryption of the data at rest."""
 
     secret_name: DnsSubdomain
-    """Secret with the AES-256 key."""
+    """Secret with the AES-256 key of `disttrain data pack --key`, in its entry `key`: 32 bytes, also in hex or base64. Only the workers
+    get it, as a file."""
 
 
 class Volume(Model):
@@ -25,7 +31,7 @@ class Volume(Model):
     """Name of the claim; every pod of the job mounts it."""
 
 
-_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{CODE_PATH})(/|$)"
+_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{CODE_PATH}|{DATA_KEY_PATH}|{COPIES_PATH})(/|$)"
 
 
 class DataVolume(Volume):
@@ -35,7 +41,8 @@ class DataVolume(Volume):
         Rule(
             cel=f"!self.path.matches('{_TAKEN_PATHS}')",
             check=lambda volume: re.match(_TAKEN_PATHS, volume.path) is None,
-            message="must not lie at or below /tmp, /dev, /checkpoints, /disttrain/code, /proc and /sys, which every pod has already",
+            message="must not lie at or below /tmp, /dev, /proc, /sys, /checkpoints, "
+            "/disttrain/code, /disttrain/data-key and /disttrain/copies, which pods have already",
             field="path",
             shows="path",
         ),
@@ -52,14 +59,15 @@ class DataVolume(Volume):
 
 
 class Data(Model):
-    """Where the data lies and how it is handed out."""
+    """Where the data lies, and how a packed data set is kept."""
 
     partitions: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
-    """Ranges handed out to the workers; every sample exactly once an epoch, through faults and resizes."""
+    """Files of the packed data set, as `disttrain data pack --partitions` wrote them. Default: as many as there are."""
     replication: Annotated[StrictInt, Field(ge=1, le=16)] = 1
-    """Workers that hold a copy of each partition. Default: 1."""
+    """Above 1: workers that keep a copy of each partition of a packed data set on their disks, as it is stored, and read from one
+    another; the volume is the last resort. Default: 1, all read from the volume."""
     encryption: Encryption | None = None
-    """AES-256-GCM at rest, with a key from a Secret."""
+    """The key of an encrypted packed data set: AES-256-GCM at rest, on the volume and on the workers' disks."""
     volume: DataVolume | None = None
     """Claim with the data, mounted into every pod."""
 

@@ -48,6 +48,13 @@ def _call(options: argparse.Namespace) -> int:
             from disttrain.cli.export import export
 
             return export(options.source, options.output)
+        case "data":
+            from disttrain.cli.data import pack
+
+            named = ("partitions", "key", "config", "seed")
+            given = [f"--{name}={value}" for name in named if (value := getattr(options, name)) is not None]
+            given += [f"--split={split}" for split in options.split or ()]
+            return pack([*given, "--", options.dataset, options.out])
         case _:
             print(f"disttrain {__version__}")
             return 0
@@ -122,6 +129,30 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", metavar="FILE", default="model.safetensors", help="default: model.safetensors"
     )
+
+    data = verbs.add_parser("data", help="pack a data set for data.volume")
+    pack = data.add_subparsers(dest="data_verb", required=True, metavar="VERB").add_parser(
+        "pack",
+        help="write a data set into partition files",
+        description="Writes the samples of a map-style data set into partition files and an index, which trainer.dataset "
+        "disttrain_trainer.data:packed reads: larger than memory, encrypted with --key, kept on the workers' disks with data.replication.",
+        epilog="exit codes: 0 done, 1 the factory or the disk failed, 2 wrong input, 130 interrupted",
+    )
+    pack.add_argument(
+        "dataset", metavar="package.module:dataset", help="the factory (config, split), as trainer.dataset"
+    )
+    pack.add_argument(
+        "out", metavar="OUT", help="folder, which gets one of each split: the content of the claim of data.volume"
+    )
+    pack.add_argument(
+        "--partitions", metavar="N", required=True, help="files of each split; a few for each worker, such as 64"
+    )
+    pack.add_argument(
+        "--key", metavar="FILE", help="encrypt with AES-256-GCM: 32 bytes, also in hex (openssl rand -hex 32) or base64"
+    )
+    pack.add_argument("--config", metavar="JSON|FILE", help="the factory's config, as trainer.config; default: {}")
+    pack.add_argument("--seed", metavar="N", help="as trainer.seed: what the factory draws at random; default: 0")
+    pack.add_argument("--split", metavar="SPLIT", action="append", help="train or test; may be repeated; default: both")
 
     verbs.add_parser("version", help="print the version")
     return parser

@@ -39,6 +39,10 @@ class Documents:
         for key, data in content.items():
             (folder / key).write_bytes(data)
 
+    def entry(self, kind: str, name: str, key: str, path: FieldPath) -> bytes:
+        """What a ConfigMap or Secret holds under a key. Raises Unusable."""
+        return _entry(self._object(kind, name, path).files(), f'{kind} "{name}"', key, path)
+
     def environment(
         self, template: PodTemplate, path: FieldPath, known: Mapping[str, str], fields: Mapping[str, str]
     ) -> dict[str, str]:
@@ -97,7 +101,8 @@ class Documents:
                 content = self._object(kind, reference.name, (*path, field)).variables()
                 if reference.optional and reference.key not in content:
                     return None
-                return _entry(content, f'{kind} "{reference.name}"', reference.key, (*path, field))
+                found = _entry(content, f'{kind} "{reference.name}"', reference.key, (*path, field))
+                return found.decode(errors="replace")
         if parsed.field is not None and parsed.field.field_path in fields:
             return fields[parsed.field.field_path]
         raise Unusable(
@@ -105,10 +110,10 @@ class Documents:
         )
 
 
-def _entry(content: Mapping[str, bytes], owner: str, key: str, path: FieldPath) -> str:
+def _entry(content: Mapping[str, bytes], owner: str, key: str, path: FieldPath) -> bytes:
     if key not in content:
         raise Unusable(path, f'{owner} has no key "{key}"; it has {", ".join(sorted(content)) or "none"}')
-    return content[key].decode(errors="replace")
+    return content[key]
 
 
 def _usable(value: str, path: FieldPath) -> str:

@@ -6,6 +6,7 @@ GPUs for the resources of a container. Not here: starting anything (processes.py
 
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses
+from disttrain.api.storage import KEY_OF_SECRET
 from disttrain.api.trainer import FACTORIES, Command, Script
 from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
@@ -56,6 +58,7 @@ class Programs:
         self._runs_command = isinstance(job.spec.trainer.work, Command)
         self._gpus = machine.gpus()
         self._code = code.folder_of(job.spec.trainer, documents, folder)
+        self._data_key = self._secret_in_memory()
         self._check()
         self._checkpoint_dir()  # makes the folders, or says now that they cannot be made
         self._data_dir()
@@ -158,6 +161,18 @@ class Programs:
             )
         return str(folder.absolute())
 
+    def _secret_in_memory(self) -> str | None:
+        """A file with the key of data.encryption that is on no disk: the processes of the run open it where ours has it open."""
+        encryption = self._job.spec.data.encryption if self._job.spec.data else None
+        if encryption is None:
+            return None
+        path = ("spec", "data", "encryption", "secretName")
+        key = self._documents.entry("Secret", encryption.secret_name, KEY_OF_SECRET, path)
+        descriptor = os.memfd_create("data-key")
+        weakref.finalize(self, os.close, descriptor)
+        os.write(descriptor, key)
+        return f"/proc/{os.getpid()}/fd/{descriptor}"
+
     def _path(self, role: Role) -> FieldPath:
         return ("spec", _ROLE_FIELDS[role])
 
@@ -176,6 +191,7 @@ class Programs:
             termination_log=str(process.termination_log.absolute()),
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
+            data_key=self._data_key,
             code_dir=str(self._code) if self._code is not None else None,
             tls_dir=self._tls_dir(process.attempt),
             workers_per_machine=1 if self._runs_command else job.spec.worker.replicas,

@@ -85,6 +85,7 @@ def training_environment(
     termination_log: str,
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
+    data_key: str | None = None,
     code_dir: str | None = None,
     tls_dir: str | None = None,
     workers_per_machine: int = 1,
@@ -109,6 +110,8 @@ def training_environment(
     if role is Role.WORKER:
         if code_dir is not None:
             variables[env.CODE_DIR] = code_dir
+        if data_key is not None:
+            variables[env.DATA_KEY] = data_key
         rank = index * config.processes_per_worker
         variables[env.RANK] = str(rank)
         if isinstance(job.spec.trainer.work, Command):

@@ -13,6 +13,7 @@ from disttrain.api.names import (
     CHECKPOINT_PATH,
     CODE_PATH,
     CONTROL_PORT,
+    DATA_KEY_PATH,
     GPU,
     LABEL_ATTEMPT,
     LABEL_INDEX,
@@ -27,6 +28,7 @@ from disttrain.api.names import (
     pod_name,
     service_name,
 )
+from disttrain.api.storage import KEY_OF_SECRET
 from disttrain.api.trainer import Command, Loop
 from disttrain.manifests.environment import cluster_addresses, default_environment, store_host, training_environment
 from disttrain.manifests.owner import child_metadata
@@ -50,6 +52,7 @@ _TMP: Final = f"{VOLUME_PREFIX}tmp"
 _SHM: Final = f"{VOLUME_PREFIX}shm"
 _CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
 _DATA: Final = f"{VOLUME_PREFIX}data"
+_DATA_KEY: Final = f"{VOLUME_PREFIX}data-key"
 _CODE: Final = f"{VOLUME_PREFIX}code"
 
 _WITH_CODE: Final = (
@@ -62,6 +65,9 @@ _WITH_CODE: Final = (
     "sh",
 )
 """Before a command that has trainer.code. None of our programs runs in its container, and only the volume shows which archives it holds."""
+
+_SECRET_MODE: Final = 0o440
+"""Of a file with a secret: its user and group. The trainer is of the group (security.py)."""
 
 _Object = dict[str, Any]
 
@@ -155,6 +161,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         termination_log=TERMINATION_LOG,
         checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
+        data_key=f"{DATA_KEY_PATH}/{KEY_OF_SECRET}" if _secret_of(job, role) is not None else None,
         code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
@@ -214,7 +221,16 @@ def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
             own.append(_claim(_CODE, code.persistent_volume_claim))
         else:
             own.append({"name": _CODE, "configMap": {"name": code.config_map}})
+    if (secret := _secret_of(job, role)) is not None:
+        item = {"key": KEY_OF_SECRET, "path": KEY_OF_SECRET}
+        own.append({"name": _DATA_KEY, "secret": {"secretName": secret, "items": [item], "defaultMode": _SECRET_MODE}})
     return merge_by("name", template.get("volumes", []), own)
+
+
+def _secret_of(job: DistTrainJob, role: Role) -> str | None:
+    """The Secret with the key of the data: only workers read samples."""
+    encryption = job.spec.data.encryption if job.spec.data is not None else None
+    return encryption.secret_name if encryption is not None and role is Role.WORKER else None
 
 
 def _code_of(job: DistTrainJob, role: Role) -> Code | None:
@@ -252,6 +268,8 @@ def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _CHECKPOINTS, "mountPath": CHECKPOINT_PATH})
     if job.spec.data is not None and job.spec.data.volume is not None:
         own.append({"name": _DATA, "mountPath": job.spec.data.volume.path, "readOnly": True})
+    if _secret_of(job, role) is not None:
+        own.append({"name": _DATA_KEY, "mountPath": DATA_KEY_PATH, "readOnly": True})
     if _code_of(job, role) is not None:
         own.append({"name": _CODE, "mountPath": CODE_PATH, "readOnly": True})
     return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

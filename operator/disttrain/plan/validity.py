@@ -43,13 +43,7 @@ UNSUPPORTED = (
         lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 1,
     ),
     Unsupported(
-        ("data", "partitions"), "data.partitions", lambda s: s.data is not None and s.data.partitions is not None
-    ),
-    Unsupported(
         ("data", "replication"), "data.replication above 1", lambda s: s.data is not None and s.data.replication > 1
-    ),
-    Unsupported(
-        ("data", "encryption"), "data.encryption", lambda s: s.data is not None and s.data.encryption is not None
     ),
     Unsupported(
         # Not a rule of the API server: CEL sees no field that has no type (api/origin.py).

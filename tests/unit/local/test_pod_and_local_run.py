@@ -40,6 +40,7 @@ OTHER_VALUE = {
     "DISTTRAIN_TERMINATION_LOG": "a file of the run's folder in place of the container's own",
     "DISTTRAIN_CHECKPOINT_DIR": "the claim is a folder under .disttrain",
     "DISTTRAIN_DATA_DIR": "as DISTTRAIN_CHECKPOINT_DIR",
+    "DISTTRAIN_DATA_KEY": "the Secret of the file, in memory",
 }
 """Variables of both, with values that differ, and why."""
 ONLY_LOCAL = {

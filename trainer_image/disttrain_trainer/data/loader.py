@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from disttrain.api.runtime import utf8
+from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 from disttrain_trainer.runtime import machine
 
@@ -48,10 +49,22 @@ def fetcher(dataset: Any, *, device: torch.device, field: str, collate: Collate 
     if type(dataset) is TensorDataset and collate is None:
         tensors = tuple(tensor.to(device) for tensor in dataset.tensors)
         return lambda indices: [tensor[numbers] for numbers in (_tensor(indices),) for tensor in tensors]
-    collated = _collater(dataset, collate or (lambda samples: _default_collate(samples, field)))
+    fetch = _collater(dataset, collate or (lambda samples: _default_collate(samples, field)))
+    if isinstance(dataset, PackedDataset) and collate is None:
+        fetch = _batches(dataset, otherwise=fetch)
     if device.type == "cpu":
-        return collated
-    return lambda indices: _move(collated(indices), device)
+        return fetch
+    return lambda indices: _move(fetch(indices), device)
+
+
+def _batches(dataset: PackedDataset, *, otherwise: Fetch) -> Fetch:
+    """The rows of its blocks, which are batches already, as far as its samples are alike."""
+
+    def fetch(indices: NDArray[np.int64]) -> Any:
+        batch = dataset.batch(indices)
+        return otherwise(indices) if batch is None else batch
+
+    return fetch
 
 
 def fingerprint_of(dataset: Any) -> str | None:

@@ -39,9 +39,9 @@ class KeyedPermutation:
 
     name = f"feistel-{_ROUNDS}"
 
-    def __init__(self, samples: int, seed: int) -> None:
-        """samples: from 1 to 2^62. seed: 0 or more."""
-        self._seed = seed
+    def __init__(self, samples: int, seed: int, *, use: tuple[int, ...] = ()) -> None:
+        """samples: from 1 to 2^62. seed: 0 or more. use: of an order that has several permutations, which; the last number above 0."""
+        self._seed, self._use = seed, use
         left = math.isqrt(samples - 1) + 1
         right = -(-samples // left)
         self._samples, self._pairs = samples, left * right
@@ -49,7 +49,9 @@ class KeyedPermutation:
         self._sizes = (np.uint64(left), self._right) * (_ROUNDS // 2)
 
     def __call__(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        keys = np.random.SeedSequence((self._seed, epoch)).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
+        keys = (
+            np.random.SeedSequence((self._seed, epoch, *self._use)).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
+        )
         count = len(positions)
         # Few pairs beyond the samples are permuted along, so that a walk finds its next number and needs no pass of its own.
         beyond = np.arange(self._samples, self._pairs if self._pairs - self._samples <= count else self._samples)

@@ -115,8 +115,11 @@ class Schedule:
         """The epoch, the first position and the samples of the block that was computed last."""
 
     @classmethod
-    def of(cls, config: JobConfig, samples: int) -> "Schedule":
-        """The schedule of a job over a data set of so many samples. Raises ValueError when lastBatch leaves no batch."""
+    def of(cls, config: JobConfig, samples: int, order: Order | None = None) -> "Schedule":
+        """The schedule of a job over a data set of so many samples. Raises ValueError when lastBatch leaves no batch.
+
+        order: as of the class. Who asks for no samples, as the master, needs none.
+        """
         trainer = config.trainer
         return cls(
             samples=samples,
@@ -126,6 +129,7 @@ class Schedule:
             epochs=trainer.epochs,
             max_steps=trainer.max_steps,
             last_batch=trainer.last_batch,
+            order=order,
         )
 
     def part(self, index: int) -> BatchPart:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 Config = dict[str, Any]
 
@@ -50,9 +50,9 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return nn.functional.cross_entropy(model(images), digits)
 
 
-def evaluate(model: nn.Module, dataset: TensorDataset) -> dict[str, float]:
-    """The part of the test images whose digit is found."""
-    images, digits = dataset.tensors
+def evaluate(model: nn.Module, dataset: Dataset[Any]) -> dict[str, float]:
+    """The part of the test images whose digit is found. dataset: of these samples, also a packed one."""
+    [(images, digits)] = DataLoader(dataset, batch_size=TEST_SAMPLES)
     device = next(model.parameters()).device
     found = model(images.to(device)).argmax(dim=1).cpu()
     return {"accuracy": (found == digits).float().mean().item()}

@@ -72,7 +72,7 @@ class Loop:
                 if part is None:
                     continue
                 task.seed(part)
-                batch = task.fetch(part.indices)
+                batch = task.batch(part)
                 lap("data")
                 loss, weight = objective(batch)
                 if part.samples and self._counts_losses:

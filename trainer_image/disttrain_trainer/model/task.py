@@ -19,6 +19,9 @@ from disttrain.api.environment import HASH_SEED
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Backend, LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
+from disttrain_trainer.data.order import KeyedPermutation, Order
+from disttrain_trainer.data.packed_dataset import PackedDataset
+from disttrain_trainer.data.read_ahead import ReadAhead
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 from disttrain_trainer.model.evaluation import Evaluation, numbers_of
@@ -55,6 +58,16 @@ class Task:
     """Evaluates a model of the factory's on the test data."""
 
     deterministic: bool
+    packed: PackedDataset | None = None
+    """The data set, where it is a packed one."""
+    read_ahead: Callable[[int], None] | None = None
+    """Has the samples of the parts after this one read in the background."""
+
+    def batch(self, part: BatchPart) -> Any:
+        """The samples of a part, on the device."""
+        if self.read_ahead is not None:
+            self.read_ahead(part.index)
+        return self.fetch(part.indices)
 
     def seed(self, part: BatchPart) -> None:
         """Sets torch's generator for a part, so that dropout does not depend on who computes the part, nor on restarts.
@@ -143,9 +156,18 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
         fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
-        data = DataSet(len(dataset), fingerprint_of(dataset))
+        packed = dataset if isinstance(dataset, PackedDataset) else None
+        order = packed.order(trainer.seed) if packed is not None else None
+        data = DataSet(
+            len(dataset), fingerprint_of(dataset), order.name if order is not None else KeyedPermutation.name
+        )
     model.to(device)
-    schedule = _schedule(config, data.samples)
+    schedule = _schedule(config, data.samples, order)
+    read_ahead = None
+    if packed is not None:
+        _check_partitions(config, packed)
+        steps = max(1, packed.ahead // trainer.batch_size)
+        read_ahead = ReadAhead(Schedule.of(config, data.samples, order), steps, packed.read_ahead)
 
     def evaluate_on_test(evaluate: Callable[..., Any], model: nn.Module) -> Evaluation:
         with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
@@ -165,7 +187,17 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         device=device,
         evaluate=partial(evaluate_on_test, evaluate) if evaluate else None,
         deterministic=trainer.deterministic,
+        packed=packed,
+        read_ahead=read_ahead,
     )
+
+
+def _check_partitions(config: JobConfig, packed: PackedDataset) -> None:
+    wanted, there = config.data and config.data.partitions, len(packed.index.partitions)
+    if wanted is not None and wanted != there:
+        raise WrongInput(
+            f"data.partitions is {wanted}, but {packed.folder} was packed into {there}: set it to {there}, or leave it out"
+        )
 
 
 def _resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
@@ -173,14 +205,14 @@ def _resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
         return resolve(field, name, *arguments)
 
 
-def _schedule(config: JobConfig, samples: int) -> Schedule:
+def _schedule(config: JobConfig, samples: int, order: Order | None) -> Schedule:
     trainer = config.trainer
     if trainer.last_batch is LastBatch.DROP and samples < trainer.batch_size:
         raise WrongInput(
             f"trainer.lastBatch: Drop leaves nothing: trainer.dataset has {samples} samples, and trainer.batchSize is "
             f"{trainer.batch_size}; lower batchSize, or set lastBatch to Keep"
         )
-    return Schedule.of(config, samples)
+    return Schedule.of(config, samples, order)
 
 
 class LossOf(Protocol):

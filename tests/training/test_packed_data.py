@@ -1,0 +1,91 @@
+"""Training on packed and encrypted data: the example as it stands, and the same training when a worker is killed in the middle."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import Role
+from disttrain_trainer.data.pack_writer import write
+from disttrain_trainer.examples import digits as example
+from local_runs.command import left_behind, run
+from training.job import Job, checkpoints, digits, held
+
+EXAMPLES = Path("examples").absolute()
+
+
+def shell_of(file: Path) -> list[str]:
+    """The commands of an example's first lines."""
+    lines = re.findall(r"^# (?:First:)? +((?:head|disttrain data) .*?)(?:  .*)?$", file.read_text(), re.M)
+    return [line.replace("disttrain ", f"{sys.executable} -m disttrain.cli.main ") for line in lines]
+
+
+@pytest.mark.timeout(180)
+def test_the_example_is_packed_and_trained_as_it_says(tmp_path: Path) -> None:
+    file = EXAMPLES / "digits-packed.yaml"
+    commands = shell_of(file)
+    assert len(commands) == 2
+    for command in commands:
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    done = run(tmp_path, str(file), seconds=150)
+    assert done.code == 0, done
+    assert float(re.findall(r"^  evaluation +accuracy ([0-9.]+)$", done.out, re.M)[0]) >= 0.97
+    assert left_behind(tmp_path) == []
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Digits, packed and encrypted; the key lies beside them."""
+    key = bytes(range(32))
+    for split in ("train", "test"):
+        write(example.dataset({}, split), tmp_path / "data" / split, split=split, partitions=8, key=key, what="digits")
+    (tmp_path / "key").write_bytes(key)
+    return tmp_path
+
+
+def job(data: Path, name: str, trainer: dict[str, Any], **spec: Any) -> Job:
+    (folder := data / name).mkdir()
+    packed = {"volume": {"persistentVolumeClaim": "c"}, "encryption": {"secretName": "s"}}
+    env = {"DISTTRAIN_DATA_DIR": str(data / "data"), "DISTTRAIN_DATA_KEY": str(data / "key")}
+    trainer = {"dataset": "disttrain_trainer.data:packed", "epochs": None, "maxSteps": 40, **trainer}
+    return Job(folder=folder, env=env, spec=digits(trainer=trainer, data=packed, **checkpoints(10), **spec))
+
+
+def model_of(job: Job) -> dict[str, torch.Tensor]:
+    assert job.checkpoints is not None
+    return load_file(job.checkpoints / "model.safetensors")
+
+
+def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(data: Path) -> None:
+    with job(data, "calm", {}) as calm:
+        calm.train()
+    with job(data, "killed", held()) as killed:
+        killed.hold(25)
+        killed.start()
+        killed.until_held(25)
+        killed.kill(Role.WORKER, 1)
+        killed.let_go()
+        killed.complete()
+    assert killed.restarts == {(Role.WORKER, 1): 1}
+    expected, found = model_of(calm), model_of(killed)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_wrong_number_of_partitions_is_refused_before_the_first_step(data: Path) -> None:
+    with job(data, "job", {}) as wrong:
+        spec = wrong.config.data.model_copy(update={"partitions": 7}) if wrong.config.data else None
+        wrong.config = wrong.config.model_copy(update={"data": spec})
+        wrong.start()
+        assert wrong.wait(Role.WORKER) == 2
+    message = wrong.termination(Role.WORKER).message
+    assert (
+        message
+        == f"data.partitions is 7, but {data / 'data' / 'train'} was packed into 8: set it to 8, or leave it out"
+    )
