@@ -14,6 +14,7 @@ from training.job import Job, checkpoints, digits, held, manifests, served
 SAVE_STEPS, EPOCHS = 40, 8
 STEPS = EPOCHS * 23
 MIDDLE = 2 * SAVE_STEPS + 10
+FULLY_SHARD = {"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}}
 SYNC = served("Sync")
 SLOW_VOLUME = """
 import os, threading
@@ -174,7 +175,12 @@ def test_a_training_goes_on_with_a_lower_rate_and_another_worker_and_says_so(
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param({}, id="DataParallel"), pytest.param(SYNC, id="Sync"), pytest.param(served("Async"), id="Async")],
+    [
+        pytest.param({}, id="DataParallel"),
+        pytest.param(FULLY_SHARD, id="FullyShard"),
+        pytest.param(SYNC, id="Sync"),
+        pytest.param(served("Async"), id="Async"),
+    ],
 )
 def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, Any]) -> None:
     endless = digits(**changes, **checkpoints(1_000_000), trainer={"epochs": 100_000})

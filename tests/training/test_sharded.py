@@ -154,3 +154,66 @@ def test_a_sharded_model_learns_what_one_process_learns(
         torch.testing.assert_close(
             trained[name], value, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+WEIGHED = """
+from users_model import *
+
+class Choosing(Block):
+    '''Some parts take a way of their own, and so have parameters to themselves.'''
+    def __init__(self):
+        super().__init__()
+        self.seldom = nn.Linear(12, 12)
+
+    def forward(self, x):
+        x = super().forward(x)
+        return self.seldom(x) if x[0, 0] > 0.3 else x
+
+def chooser(config):
+    model = Model()
+    model.blocks[1] = Choosing()
+    return model.to(getattr(torch, config["dtype"]))
+
+def weighed(model, batch):
+    inputs, targets = batch
+    kept = targets > 7
+    losses = nn.functional.cross_entropy(model(inputs), targets, reduction="none")
+    return (losses * kept).sum() / kept.sum(), kept.sum()
+"""
+
+
+def test_own_weights_and_parameters_that_only_some_parts_use_count_as_in_one_process(tmp_path: Path) -> None:
+    users_module(tmp_path)
+    (tmp_path / "weighed_model.py").write_text(WEIGHED)
+    names: dict[str, Any] = {}
+    exec(USERS + WEIGHED.replace("from users_model import *", ""), names)
+    parts, chosen = 5, {"model": "weighed_model:chooser", "loss": "weighed_model:weighed", "partsPerStep": 5}
+    spec = spec_of(FULLY, workers=2, optimizer=SGD, dtype="float64", **chosen)
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.train()
+    trained = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    config = {"dtype": "float64", "samples": SAMPLES}
+    torch.manual_seed(0)
+    model = names["chooser"](config)
+    inputs, targets = names["dataset"](config, "train").tensors
+    schedule = Schedule(samples=SAMPLES, batch_size=BATCH, parts_per_step=parts, seed=0, max_steps=STEPS)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.5)
+    used = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        cut = [schedule.part(step * parts + number) for number in range(parts)]
+        batches = [[inputs[torch.tensor(p.indices)], targets[torch.tensor(p.indices)]] for p in cut if p.samples]
+        total = sum(int((batch[1] > 7).sum()) for batch in batches)
+        mean, left = model.mean.clone(), model.mean
+        for number, batch in enumerate(batches):
+            model.mean = mean.clone()
+            loss, weight = names["weighed"](model, batch)
+            left = left if number else model.mean.clone()
+            if weight:
+                (loss * (float(weight) / total)).backward()
+        model.mean = left
+        used.append(model.blocks[1].seldom.weight.grad is not None)
+        optimizer.step()
+    assert len(set(used)) == 2, "some steps use it, some do not"
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, atol=1e-12, rtol=0, msg=lambda m, name=name: f"{name}: {m}")

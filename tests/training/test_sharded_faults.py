@@ -63,3 +63,30 @@ def test_with_a_copy_no_step_is_lost(tmp_path: Path, number: signal.Signals) -> 
         progress = job.complete()
         assert all(f"round 2 begins at step {HELD}" in job.log(Role.WORKER, rank) for rank in (0, 3)), job.logs()
     assert (progress.step, progress.redone_steps) == (STEPS, 0)
+
+
+def test_a_worker_that_is_told_to_leave_leaves_when_every_rank_has_saved(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec_of(FULLY, 2, **checkpoints(1000))) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD)
+        job.kill(Role.WORKER, 1, signal.SIGTERM)
+        job.let_go()
+        progress = job.complete()
+        assert job.restarts == {(Role.WORKER, 1): 1}
+    assert (progress.step, progress.redone_steps) == (STEPS, 0)
+
+
+def test_a_loss_that_is_not_finite_fails_the_job_and_names_rank_and_step(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import torch\nfrom disttrain_trainer.examples import digits\n\n"
+        "def loss(model, batch):\n"
+        "    bad = torch.initial_seed() == BAD\n"
+        "    return digits.loss(model, batch) * (torch.nan if bad else 1)\n\n"
+        "from disttrain_trainer.model.task import mix\nBAD = mix(0, 7)\n"
+    )
+    spec = digits(**FULLY, trainer={"loss": "bad:loss", "epochs": None, "maxSteps": STEPS})
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.start()
+        assert job.wait(Role.WORKER, 1) == 1, job.logs()
+        assert "the loss is nan on worker-1 at step 3" in job.termination(Role.WORKER, 1).message

@@ -21,7 +21,8 @@ class ShardOptimizer:
         self._model = model
         self.slots = {slot: [torch.zeros_like(piece.local) for piece in model.trained] for slot in self._rule.slots}
         """One tensor for each trained parameter of this rank, in the shape of its block."""
-        self.updates = torch.zeros(len(model.trained) if self._rule.is_adaptive else 0)
+        device = model.trained[0].local.device if model.trained else torch.device("cpu")
+        self.updates = torch.zeros(len(model.trained) if self._rule.is_adaptive else 0, device=device)
         """Steps that each of them has taken, float32; empty where the rule does not count them."""
 
     def step(self, took_part: Collection[int]) -> None:

@@ -132,17 +132,18 @@ class ShardedModel:
         return all(tensors.is_finite(piece.local.reshape(-1)) for piece in self.trained)
 
     def _watch(self, parameter: torch.Tensor, number: int) -> None:
-        parameter.register_post_accumulate_grad_hook(self._hook(number))  # type: ignore[no-untyped-call]
+        # Before the gradient is added to what the parts before have left.
+        parameter.register_hook(self._hook(number))  # type: ignore[no-untyped-call]
         self._watched.add(number)
 
-    def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
-        def grown(parameter: torch.Tensor) -> None:
-            if not self._discards:
-                self._took.add(number)
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
+    def _hook(self, number: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
+        def comes(gradient: torch.Tensor) -> torch.Tensor | None:
+            if self._discards:
+                return torch.zeros_like(gradient)
+            self._took.add(number)
+            return None
 
-        return grown
+        return comes
 
 
 def norm_of(squares: float) -> float:
