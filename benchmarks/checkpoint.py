@@ -8,11 +8,15 @@ many calm ones (the median) is what the checkpoint cost: the copy, and all that 
 steps with and without a save alternate within one run, and whatever else the machine does hits both. Compare ratios, not times.
 
 - cost: in steps, best and median over the checkpoints but the first, which also gets its memory; the target is half a step
+- cpu: the same in the processor's time of all processes of the run (median): other work on the machine, and where the scheduler puts ours,
+  hardly change it. What the kernel does elsewhere for the disk is not in it
 - longest: the longest step beside a save, in steps (median): what the loop waits for the copy is in it
 - saved in: seconds until the commit (median)
 """
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,7 +28,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -64,16 +68,51 @@ def dataset(config: dict[str, Any], split: str) -> TensorDataset:
 def loss(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     if os.environ["RANK"] == "0":
         with Path(os.environ["BENCHMARK_TIMES"]).open("a") as file:
-            file.write(f"{time.time()}\n")
+            file.write(f"{time.time()} {cpu_seconds()}\n")
     output: torch.Tensor = module(batch[0])
     return output.square().mean()
+
+
+def cpu_seconds() -> float:
+    """Of all processes of this run since they began."""
+    ticks = 0
+    for stat in processes():
+        fields = stat.read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@functools.cache
+def processes() -> list[Path]:
+    """Where the kernel counts for each of them: those that have the variable of this run. All are there when the first step begins."""
+    own = f"BENCHMARK_TIMES={os.environ['BENCHMARK_TIMES']}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if own in environ.read_bytes().split(b"\0"):
+                found.append(environ.with_name("stat"))
+    return found
 
 
 # The measurement.
 
 
-def run(folder: Path, strategy: str, *, mib: int, every: int, intervals: int) -> tuple[list[float], dict[int, float]]:
-    """Runs a job; when worker 0 began each step, and when the checkpoint of which step was committed."""
+class Cost(NamedTuple):
+    """Of one checkpoint, in calm steps of its interval."""
+
+    step: float
+    """Seconds of one."""
+    taken: float
+    cpu: float
+    longest: float
+    saved_in: float
+    """Seconds."""
+
+
+def run(
+    folder: Path, strategy: str, *, mib: int, every: int, intervals: int
+) -> tuple[list[tuple[float, float]], dict[int, float]]:
+    """Runs a job; when worker 0 began each step, with the processor's time until then, and when the checkpoint of a step was committed."""
     folder.mkdir()
     times = folder / "times"
     spec = STRATEGIES[strategy] | {
@@ -108,21 +147,29 @@ def run(folder: Path, strategy: str, *, mib: int, every: int, intervals: int) ->
         raise SystemExit(f"the run failed with {done.returncode}:\n{done.stdout}{done.stderr}")
     manifests = [json.loads(path.read_text()) for path in folder.glob(".disttrain/claims/claim/*/step-*/manifest.json")]
     committed = {m["step"]: datetime.fromisoformat(m["time"]).timestamp() for m in manifests if not m["finished"]}
-    return [float(line) for line in times.read_text().split()], dict(sorted(committed.items()))
+    noted = [tuple(map(float, line.split())) for line in times.read_text().splitlines()]
+    return [(begun, cpu) for begun, cpu in noted], dict(sorted(committed.items()))
 
 
-def costs(begun: list[float], committed: dict[int, float]) -> Iterator[tuple[float, float, float, float]]:
-    """For each checkpoint but the first: seconds of a calm step; its cost and the longest step beside it in such steps; seconds to save."""
-    seconds = [after - before for before, after in itertools.pairwise(begun)]
+def costs(noted: list[tuple[float, float]], committed: dict[int, float]) -> Iterator[Cost]:
+    """Of each checkpoint but the first."""
+    begun, until = zip(*noted, strict=True)
+    seconds, cpu = ([after - before for before, after in itertools.pairwise(times)] for times in (begun, until))
     # The copy is made at the end of a step; Async begins it a part earlier or later.
     copied = [max(0, step - 2) for step in committed]
     for start, stop, moment in list(zip(copied, [*copied[1:], len(seconds)], committed.values(), strict=True))[1:]:
         beside = [number for number in range(start, stop) if begun[number] < moment]
-        calm = seconds[start + len(beside) : stop]
+        calm = range(start + len(beside), stop)
         if len(calm) >= CALM:
-            step = statistics.median(calm)
+            step, calm_cpu = (statistics.median(times[number] for number in calm) for times in (seconds, cpu))
             taken = [seconds[number] for number in beside]
-            yield step, sum(taken) / step - len(taken), max(taken) / step, moment - begun[start + 1]
+            yield Cost(
+                step=step,
+                taken=sum(taken) / step - len(taken),
+                cpu=sum(cpu[number] for number in beside) / calm_cpu - len(beside),
+                longest=max(taken) / step,
+                saved_in=moment - begun[start + 1],
+            )
 
 
 def main() -> None:
@@ -133,7 +180,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     options = parser.parse_args()
     print(
-        f"{'strategy':<13} {'MiB':>4} {'step ms':>8} {'cost: best':>11} {'median':>7} {'longest':>8} {'saved in s':>11}"
+        f"{'strategy':<13} {'MiB':>4} {'step ms':>8} {'cost: best':>11} {'median':>7} {'cpu':>6} {'longest':>8} {'saved in s':>11}"
         f"   target: cost <= {TARGET}"
     )
     for mib, strategy in itertools.product(options.mib, options.strategies):
@@ -143,10 +190,11 @@ def main() -> None:
             )
         if not measured:
             raise SystemExit(f"{strategy}: every save took its whole interval; raise --every")
-        steps, taken, longest, saves = zip(*measured, strict=True)
+        best = min(cost.taken for cost in measured)
+        middle = Cost(*map(statistics.median, zip(*measured, strict=True)))
         print(
-            f"{strategy:<13} {mib:>4} {statistics.median(steps) * 1e3:>8.0f} {min(taken):>11.2f} {statistics.median(taken):>7.2f} "
-            f"{statistics.median(longest):>8.2f} {statistics.median(saves):>11.2f}",
+            f"{strategy:<13} {mib:>4} {middle.step * 1e3:>8.0f} {best:>11.2f} {middle.taken:>7.2f} {middle.cpu:>6.2f} "
+            f"{middle.longest:>8.2f} {middle.saved_in:>11.2f}",
             flush=True,
         )
 
