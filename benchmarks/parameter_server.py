@@ -36,9 +36,9 @@ from disttrain.api.strategy import Strategy
 from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
-from disttrain_trainer.model.memory import zeros
 from disttrain_trainer.net.transport import LOCAL_BUFFER
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
+from disttrain_trainer.runtime.memory import zeros
 
 WORKERS = SERVERS = 2
 RATE = 0.1

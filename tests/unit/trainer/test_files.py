@@ -16,6 +16,7 @@ from torch import nn
 from disttrain.api import digests
 from disttrain.api.names import MODEL_FILE
 from disttrain_trainer.checkpoint import atomic, model_file, tensor_file
+from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.errors import WrongInput
 
 
@@ -85,6 +86,19 @@ def test_tensors_of_every_kind_are_read_by_plain_safetensors_and_have_their_dige
         for name, tensor in tensors.items():
             assert found[name].dtype == tensor.dtype
             assert torch.equal(found[name], tensor), name
+
+
+def test_a_copy_is_written_from_where_it_lies_to_the_same_file(tmp_path: Path) -> None:
+    tensors = {
+        "large": torch.rand(3 << 18),
+        "odd": torch.arange(5, dtype=torch.int16),
+        "transposed": torch.rand(600, 1000).t(),
+        "none": torch.empty(0, 3),
+        "wide": torch.rand(7, dtype=torch.complex128).real,
+    }
+    digest = tensor_file.write(tmp_path / "one", tensors)
+    assert tensor_file.write(tmp_path / "two", HostCopy().take(tensors)) == digest
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:

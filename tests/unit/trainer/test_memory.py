@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from disttrain_trainer.model import memory
-from disttrain_trainer.model.memory import HUGE_PAGE, zeros
+from disttrain_trainer.runtime import memory
+from disttrain_trainer.runtime.memory import HUGE_PAGE, zeros
 
 
 def flags(tensor: torch.Tensor) -> list[str]:

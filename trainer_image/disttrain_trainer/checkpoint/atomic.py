@@ -9,11 +9,15 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from disttrain.api import digests
 from disttrain.api.digests import Digest
 
 _BLOCK = 1 << 20
 """Bytes that are digested and written at a time: they are still in the core's cache from when they were gathered."""
+PAGE = 4096
+"""Bytes: O_DIRECT wants memory and places in the file at multiples of it."""
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
@@ -25,7 +29,7 @@ class Sink:
         self._descriptor = descriptor
         self._digest = digest
         self._block = memoryview(mmap.mmap(-1, _BLOCK))
-        """On a page's border, as O_DIRECT wants it."""
+        """What does not lie on a page's border already."""
         self._filled = 0
         with contextlib.suppress(OSError):  # a file system without it
             self._set_direct(True)
@@ -34,6 +38,10 @@ class Sink:
         """Appends the bytes. Raises OSError."""
         rest = memoryview(data)
         while rest:
+            if not self._filled and len(rest) >= _BLOCK and np.frombuffer(rest, np.uint8).ctypes.data % PAGE == 0:
+                self._put(rest[:_BLOCK])
+                rest = rest[_BLOCK:]
+                continue
             part = rest[: _BLOCK - self._filled]
             self._block[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
@@ -43,7 +51,10 @@ class Sink:
 
     def flush(self) -> None:
         """Writes what was gathered. Raises OSError."""
-        rest, self._filled = self._block[: self._filled], 0
+        block, self._filled = self._block[: self._filled], 0
+        self._put(block)
+
+    def _put(self, rest: memoryview) -> None:
         self._digest.update(rest)
         while rest:
             try:

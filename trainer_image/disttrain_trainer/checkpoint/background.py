@@ -9,15 +9,19 @@ from collections.abc import Callable
 
 import torch
 
+from disttrain_trainer.checkpoint import tensor_file
 from disttrain_trainer.checkpoint.tensor_file import Named
-from disttrain_trainer.runtime import machine
+from disttrain_trainer.runtime import machine, memory
 
 
 class HostCopy:
-    """The host's memory that holds the copy of named tensors; it is used again for the next one, and stays until the process ends."""
+    """The host's memory that holds the copy of named tensors; it is used again for the next one, and stays until the process ends.
+
+    They lie in it as in a file, which is then written from there with no further copy.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[str, torch.Tensor] = {}
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, tensors: Named) -> dict[str, torch.Tensor]:
         """Copies of the tensors by name, dense, of the same shapes and dtypes, in the host's memory; blocks until all are made.
@@ -25,20 +29,24 @@ class HostCopy:
         They are valid until the next call, which uses their memory again: when it is made, no thread may read them any more. A GPU copies
         into pinned memory. For one thread at a time.
         """
-        self._held = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+        sizes = {name: tensors[name].numel() * tensors[name].dtype.itemsize for name in tensor_file.in_order(tensors)}
+        if len(self._memory) < (size := sum(sizes.values())):
+            self._memory = (
+                torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
+                if devices
+                else memory.zeros(size, torch.uint8)
+            )
+        copies, rest = {}, self._memory
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                self._held[name].copy_(tensor, non_blocking=tensor.is_cuda)
+            for name, size in sizes.items():
+                tensor = tensors[name]
+                copies[name] = rest[:size].view(tensor.dtype).view(tensor.shape)
+                copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
+                rest = rest[size:]
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
-        return dict(self._held)
-
-    def _memory_for(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        held = self._held.get(name)
-        if held is not None and (held.shape, held.dtype) == (tensor.shape, tensor.dtype):
-            return held
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+        return copies
 
 
 class BackgroundWriter:

@@ -37,8 +37,11 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ALIGNMENT = 8
-"""Bytes: the data begins at a multiple of it, so that a mapped file holds aligned numbers."""
+_ALIGNMENT = atomic.PAGE
+"""Bytes: the data begins at a multiple of it, so that a mapped file holds aligned numbers and a copy is written as it lies."""
+
+_LENGTH = 8
+"""Bytes before the header, which say how long it is."""
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -55,8 +58,7 @@ def write(
     path: Path, tensors: Named, metadata: Mapping[str, str] | None = None, *, algorithm: str = digests.XXH3
 ) -> str:
     """Writes a file atomically; its digest. Raises OSError. tensors: dense, of types that the format has, on any device."""
-    # Wide types first: then every tensor is aligned without gaps, which the format does not allow.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    names = in_order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
@@ -64,14 +66,19 @@ def write(
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    text += b" " * (-(len(text) + _LENGTH) % _ALIGNMENT)
 
     def fill(sink: atomic.Sink) -> None:
-        sink.write(len(text).to_bytes(8, "little") + text)
+        sink.write(len(text).to_bytes(_LENGTH, "little") + text)
         for name in names:
             sink.write(_bytes(tensors[name]))
 
     return atomic.write(path, fill, algorithm)
+
+
+def in_order(tensors: Named) -> list[str]:
+    """The names as their tensors lie in a file. Wide types first: then each is aligned without gaps, which the format does not allow."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

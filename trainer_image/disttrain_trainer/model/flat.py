@@ -19,7 +19,7 @@ from torch import nn
 from disttrain.api import tensor_index
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import UserError, WrongInput
-from disttrain_trainer.model.memory import zeros
+from disttrain_trainer.runtime.memory import zeros
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest SIMD register."""

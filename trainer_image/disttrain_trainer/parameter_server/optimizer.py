@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from disttrain.api.trainer import Optimizer as Settings
-from disttrain_trainer.model.memory import zeros
 from disttrain_trainer.model.update_rule import UpdateRule
+from disttrain_trainer.runtime.memory import zeros
 
 PADDING = 64
 """Elements. More than one turn of the widest kernel: 64 B registers of the narrowest dtype, twice unrolled."""

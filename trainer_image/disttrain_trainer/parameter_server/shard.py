@@ -19,10 +19,10 @@ from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, Span, bytes_of
-from disttrain_trainer.model.memory import zeros
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
 from disttrain_trainer.parameter_server.participation import Missed, Took, after, to_update
 from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.runtime.memory import zeros
 
 BLOCK = 1 << 18
 """Elements that are summed, updated and rounded at a time: they stay in the core's cache from one to the next."""
