@@ -189,10 +189,12 @@ class Job:
             peer_timeout_seconds=peer_timeout,
         )
         control, rendezvous, metrics, *servers = (self.free_port() for _ in range(3 + config.parameter_servers))
+        keeping = config.workers if config.data is not None and config.data.replication > 1 else 0
         addresses = Addresses(
             control=f"127.0.0.1:{control}",
             rendezvous=f"127.0.0.1:{rendezvous}",
             parameter_servers=tuple(f"127.0.0.1:{port}" for port in servers),
+            copies=tuple(f"127.0.0.1:{self.free_port()}" for _ in range(keeping)),
         )
         self.config = config.model_copy(update={"addresses": addresses})
         self.folder = folder
@@ -301,6 +303,8 @@ class Job:
         }
         if self._tls is not None:
             env[environment.TLS_DIR] = str(self._tls)
+        if role is Role.WORKER and self.config.addresses.copies:
+            env[environment.COPIES_DIR] = str(self.copies(index))
         if self._in_place:
             env[environment.POD_UID] = f"{role.value}-{index}.{self._count}"
         if role is Role.MASTER:
@@ -308,6 +312,10 @@ class Job:
         if self.checkpoints is not None:
             env[environment.CHECKPOINT_DIR] = str(self.checkpoints)
         return env
+
+    def copies(self, worker: int) -> Path:
+        """The disk of a worker, for its copies of the data."""
+        return self.folder / "copies" / f"worker-{worker}"
 
     def kill(self, role: Role, index: int = 0, number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal: SIGKILL, SIGTERM, SIGSTOP, SIGCONT."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.processes import wait_for
 from disttrain.api.names import Role
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.examples import digits as example
@@ -28,8 +30,9 @@ def shell_of(file: Path) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-def test_the_example_is_packed_and_trained_as_it_says(tmp_path: Path) -> None:
-    file = EXAMPLES / "digits-packed.yaml"
+@pytest.mark.parametrize("name", ["digits-packed", "digits-replicated"])
+def test_the_example_is_packed_and_trained_as_it_says(tmp_path: Path, name: str) -> None:
+    file = EXAMPLES / f"{name}.yaml"
     commands = shell_of(file)
     assert len(commands) == 2
     for command in commands:
@@ -38,6 +41,7 @@ def test_the_example_is_packed_and_trained_as_it_says(tmp_path: Path) -> None:
     assert done.code == 0, done
     assert float(re.findall(r"^  evaluation +accuracy ([0-9.]+)$", done.out, re.M)[0]) >= 0.97
     assert left_behind(tmp_path) == []
+    assert not list(tmp_path.glob(".disttrain/runs/*/copies")), "the claim has the data"
 
 
 @pytest.fixture
@@ -50,11 +54,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job(data: Path, name: str, trainer: dict[str, Any], **spec: Any) -> Job:
+def job(data: Path, name: str, trainer: dict[str, Any], *, replication: int = 1, **spec: Any) -> Job:
     (folder := data / name).mkdir()
-    packed = {"volume": {"persistentVolumeClaim": "c"}, "encryption": {"secretName": "s"}}
+    volume, key = {"persistentVolumeClaim": "c"}, {"secretName": "s"}
+    packed = {"volume": volume, "encryption": key, "replication": replication}
     env = {"DISTTRAIN_DATA_DIR": str(data / "data"), "DISTTRAIN_DATA_KEY": str(data / "key")}
-    trainer = {"dataset": "disttrain_trainer.data:packed", "epochs": None, "maxSteps": 40, **trainer}
+    trainer = {"dataset": "disttrain_trainer.data:packed", "epochs": None, "maxSteps": 30, **trainer}
     return Job(folder=folder, env=env, spec=digits(trainer=trainer, data=packed, **checkpoints(10), **spec))
 
 
@@ -67,14 +72,36 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(data: Path) -> Non
     with job(data, "calm", {}) as calm:
         calm.train()
     with job(data, "killed", held()) as killed:
-        killed.hold(25)
+        killed.hold(15)
         killed.start()
-        killed.until_held(25)
+        killed.until_held(15)
         killed.kill(Role.WORKER, 1)
         killed.let_go()
         killed.complete()
     assert killed.restarts == {(Role.WORKER, 1): 1}
     expected, found = model_of(calm), model_of(killed)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data: Path) -> None:
+    with job(data, "calm", {}) as calm:
+        calm.train()
+    with job(data, "wiped", held(), replication=2) as wiped:
+        wiped.hold(15)
+        wiped.start()
+        wiped.until_held(15)
+        wait_for("the copies", lambda: wiped.log(Role.WORKER, 0).count("are on this disk"), 20)
+        wait_for("the copies", lambda: wiped.log(Role.WORKER, 1).count("are on this disk"), 20)
+        wiped.kill(Role.WORKER, 1)
+        assert len(list(wiped.copies(1).rglob("*.blocks"))) == 8
+        shutil.rmtree(wiped.copies(1))
+        wiped.let_go()
+        wiped.complete()
+    assert wiped.restarts == {(Role.WORKER, 1): 1}
+    assert "copies of 8 partitions are on this disk: 0 were here, 8 came from other workers" in wiped.log(
+        Role.WORKER, 1
+    )
+    expected, found = model_of(calm), model_of(wiped)
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 

@@ -19,6 +19,8 @@ MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
 DATA_KEY: Final = "DISTTRAIN_DATA_KEY"
 """A worker's: the file with the key of data.encryption."""
+COPIES_DIR: Final = "DISTTRAIN_COPIES_DIR"
+"""A worker's: the folder on its own disk for its copies of the data, with data.replication."""
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
 TLS_DIR: Final = "DISTTRAIN_TLS_DIR"
@@ -76,6 +78,7 @@ RESERVED: Final = frozenset(
         MODEL_DIR,
         DATA_DIR,
         DATA_KEY,
+        COPIES_DIR,
         CODE_DIR,
         TLS_DIR,
         METRICS_PORT,

@@ -35,7 +35,7 @@ RENDEZVOUS_PORT: Final = 29500
 CONTROL_PORT: Final = 29400
 """The master's control connection: membership, work queue, progress."""
 SERVER_PORT: Final = 29600
-"""A parameter server's data connection."""
+"""A parameter server's data connection; a worker's, for copies of the data."""
 METRICS_PORT: Final = 9400
 OWN_PORTS: Final = ("metrics", "rendezvous", "control", "server")
 """The names of these ports in the pods and the Service of a job."""

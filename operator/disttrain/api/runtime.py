@@ -29,6 +29,8 @@ class Addresses(Model):
     """The torch.distributed store (MASTER_ADDR:MASTER_PORT)."""
     parameter_servers: tuple[Address, ...] = ()
     """The data connection of each server, by index."""
+    copies: tuple[Address, ...] = ()
+    """Where each worker serves its copies of the data, by index; only with data.replication."""
 
 
 class JobConfig(Model):

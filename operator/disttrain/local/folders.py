@@ -116,6 +116,14 @@ class RunFolder:
             with open(folder / name, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(content)
 
+    def copies(self, worker: int) -> Path:
+        """What stands for the disk of a worker's node: its copies of the data."""
+        return self.path / "copies" / f"worker-{worker}"
+
+    def forget_copies(self) -> None:
+        """Removes them: no process of the run is left, and the claim has the data."""
+        shutil.rmtree(self.path / "copies", ignore_errors=True)
+
     def forget_secrets(self) -> None:
         """Removes the certificates: no process of the run is left."""
         shutil.rmtree(self.path / "tls", ignore_errors=True)

@@ -29,7 +29,7 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.local.references import FieldPath, Unusable
-from disttrain.manifests.environment import default_environment, store_host, training_environment
+from disttrain.manifests.environment import default_environment, keeping_workers, store_host, training_environment
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
@@ -131,6 +131,9 @@ class Programs:
             parameter_servers=tuple(
                 self._ports.address(Role.PARAMETER_SERVER, index, "data") for index in range(self._job.spec.servers)
             ),
+            copies=tuple(
+                self._ports.address(Role.WORKER, index, "data") for index in range(keeping_workers(self._job))
+            ),
         )
 
     def _job_of_processes(self) -> DistTrainJob:
@@ -192,6 +195,7 @@ class Programs:
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
             data_key=self._data_key,
+            copies_dir=str(self._folder.copies(process.index).absolute()) if keeping_workers(job) else None,
             code_dir=str(self._code) if self._code is not None else None,
             tls_dir=self._tls_dir(process.attempt),
             workers_per_machine=1 if self._runs_command else job.spec.worker.replicas,

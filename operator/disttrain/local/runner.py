@@ -104,6 +104,7 @@ class Run:
                 await self._loop()
                 watching.cancel()
         self._folder.forget_secrets()
+        self._folder.forget_copies()
         return self.job
 
     def interrupt(self) -> float:

@@ -17,6 +17,11 @@ def store_host(job: DistTrainJob) -> Role:
     return Role.WORKER if isinstance(job.spec.trainer.work, Command) else Role.MASTER
 
 
+def keeping_workers(job: DistTrainJob) -> int:
+    """Workers that keep copies of the data; 0 where the volume alone has it."""
+    return job.spec.worker.replicas if job.spec.data is not None and job.spec.data.replication > 1 else 0
+
+
 def cluster_addresses(job: DistTrainJob) -> Addresses:
     """Where the processes listen on a cluster: names of the job's Service."""
     name = job.metadata.name
@@ -26,6 +31,7 @@ def cluster_addresses(job: DistTrainJob) -> Addresses:
         parameter_servers=tuple(
             f"{pod_host(name, Role.PARAMETER_SERVER, index)}:{SERVER_PORT}" for index in range(job.spec.servers)
         ),
+        copies=tuple(f"{pod_host(name, Role.WORKER, index)}:{SERVER_PORT}" for index in range(keeping_workers(job))),
     )
 
 
@@ -86,6 +92,7 @@ def training_environment(
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
     data_key: str | None = None,
+    copies_dir: str | None = None,
     code_dir: str | None = None,
     tls_dir: str | None = None,
     workers_per_machine: int = 1,
@@ -112,6 +119,8 @@ def training_environment(
             variables[env.CODE_DIR] = code_dir
         if data_key is not None:
             variables[env.DATA_KEY] = data_key
+        if copies_dir is not None:
+            variables[env.COPIES_DIR] = copies_dir
         rank = index * config.processes_per_worker
         variables[env.RANK] = str(rank)
         if isinstance(job.spec.trainer.work, Command):

@@ -13,6 +13,7 @@ from disttrain.api.names import (
     CHECKPOINT_PATH,
     CODE_PATH,
     CONTROL_PORT,
+    COPIES_PATH,
     DATA_KEY_PATH,
     GPU,
     LABEL_ATTEMPT,
@@ -30,7 +31,13 @@ from disttrain.api.names import (
 )
 from disttrain.api.storage import KEY_OF_SECRET
 from disttrain.api.trainer import Command, Loop
-from disttrain.manifests.environment import cluster_addresses, default_environment, store_host, training_environment
+from disttrain.manifests.environment import (
+    cluster_addresses,
+    default_environment,
+    keeping_workers,
+    store_host,
+    training_environment,
+)
 from disttrain.manifests.owner import child_metadata
 from disttrain.manifests.security import container_security, pod_security
 from disttrain.manifests.size import too_large
@@ -53,6 +60,7 @@ _SHM: Final = f"{VOLUME_PREFIX}shm"
 _CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
 _DATA: Final = f"{VOLUME_PREFIX}data"
 _DATA_KEY: Final = f"{VOLUME_PREFIX}data-key"
+_COPIES: Final = f"{VOLUME_PREFIX}copies"
 _CODE: Final = f"{VOLUME_PREFIX}code"
 
 _WITH_CODE: Final = (
@@ -162,6 +170,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
         data_key=f"{DATA_KEY_PATH}/{KEY_OF_SECRET}" if _secret_of(job, role) is not None else None,
+        copies_dir=COPIES_PATH if _keeps_copies(job, role) else None,
         code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
@@ -194,7 +203,7 @@ def _ports(job: DistTrainJob, role: Role) -> list[_Object]:
     ports = {"metrics": job.spec.observability.metrics_port}
     if role is Role.MASTER:
         ports |= {"control": CONTROL_PORT}
-    if role is Role.PARAMETER_SERVER:
+    if role is Role.PARAMETER_SERVER or _keeps_copies(job, role):
         ports |= {"server": SERVER_PORT}
     if role is store_host(job):
         ports |= {"rendezvous": RENDEZVOUS_PORT}
@@ -224,7 +233,13 @@ def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
     if (secret := _secret_of(job, role)) is not None:
         item = {"key": KEY_OF_SECRET, "path": KEY_OF_SECRET}
         own.append({"name": _DATA_KEY, "secret": {"secretName": secret, "items": [item], "defaultMode": _SECRET_MODE}})
+    if _keeps_copies(job, role):
+        own.append({"name": _COPIES, "emptyDir": {}})
     return merge_by("name", template.get("volumes", []), own)
+
+
+def _keeps_copies(job: DistTrainJob, role: Role) -> bool:
+    return role is Role.WORKER and keeping_workers(job) > 0
 
 
 def _secret_of(job: DistTrainJob, role: Role) -> str | None:
@@ -270,6 +285,8 @@ def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _DATA, "mountPath": job.spec.data.volume.path, "readOnly": True})
     if _secret_of(job, role) is not None:
         own.append({"name": _DATA_KEY, "mountPath": DATA_KEY_PATH, "readOnly": True})
+    if _keeps_copies(job, role):
+        own.append({"name": _COPIES, "mountPath": COPIES_PATH})
     if _code_of(job, role) is not None:
         own.append({"name": _CODE, "mountPath": CODE_PATH, "readOnly": True})
     return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

@@ -44,6 +44,10 @@ def too_large(job: DistTrainJob) -> TooLarge | None:
             config.model_copy(update={"addresses": config.addresses.model_copy(update={"parameter_servers": ()})}),
             "their addresses are part of it; take fewer servers, or a shorter name of the job",
         ),
+        ("spec", "worker", "replicas"): (
+            config.model_copy(update={"addresses": config.addresses.model_copy(update={"copies": ()})}),
+            "with data.replication their addresses are part of it; take fewer workers, or leave data.replication out",
+        ),
     }
     saved = {path: size - _size(lighter) for path, (lighter, _) in parts.items()}
     path = max(saved, key=lambda path: saved[path])

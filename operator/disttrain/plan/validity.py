@@ -43,9 +43,6 @@ UNSUPPORTED = (
         lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 1,
     ),
     Unsupported(
-        ("data", "replication"), "data.replication above 1", lambda s: s.data is not None and s.data.replication > 1
-    ),
-    Unsupported(
         # Not a rule of the API server: CEL sees no field that has no type (api/origin.py).
         ("checkpoint", "from"),
         "checkpoint.from of a script or command",

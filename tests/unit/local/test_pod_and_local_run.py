@@ -41,6 +41,7 @@ OTHER_VALUE = {
     "DISTTRAIN_CHECKPOINT_DIR": "the claim is a folder under .disttrain",
     "DISTTRAIN_DATA_DIR": "as DISTTRAIN_CHECKPOINT_DIR",
     "DISTTRAIN_DATA_KEY": "the Secret of the file, in memory",
+    "DISTTRAIN_COPIES_DIR": "a folder of the run in place of one of the pod",
 }
 """Variables of both, with values that differ, and why."""
 ONLY_LOCAL = {

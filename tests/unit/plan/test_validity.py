@@ -11,23 +11,12 @@ def cut(kind):
     return make_job().spec(strategy={"type": kind, "modelParallel": {"pipeline": 2}})
 
 
-COPIES = {
-    "data": {"replication": 2, "volume": {"persistentVolumeClaim": "data"}},
-    "trainer": {
-        "model": "m:m",
-        "dataset": "disttrain_trainer.data:packed",
-        "optimizer": {"name": "SGD", "learningRate": 0.1},
-        "epochs": 1,
-    },
-    "worker": {"replicas": 2},
-}
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
     (cut("ModelParallel"), "strategy.type", "ModelParallel"),
     (cut("Hybrid"), "strategy.type", "Hybrid"),
     (make_job().servers(2, backupWorkers=1), "strategy.parameterServer.backupWorkers", ""),
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
-    (make_job().spec(**COPIES), "data.replication", "above 1"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().spec(worker={"elastic": {"minReplicas": 1, "maxReplicas": 2}}), "worker.elastic", ""),

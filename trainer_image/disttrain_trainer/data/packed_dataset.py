@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ CACHE_BYTES: Final = 128 << 20
 """Of a process, for blocks that were read."""
 AHEAD_BYTES: Final = 32 << 20
 """Of samples that are read before they are used."""
+WITHOUT_VOLUME_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 0.1
 _OPEN_FILES: Final = 256
 
 
@@ -54,11 +57,12 @@ class Folder:
             # Within the lock: another thread could close the file. Blocks are small, and most of them are in the page cache.
             return os.pread(descriptor, length, offset)
 
-    def close(self) -> None:
-        """Closes the files."""
+    def forget(self, partition: int) -> None:
+        """Closes a file: what has its name now may be another one."""
         with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1])
+            descriptor = self._open.pop(partition, None)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class PackedDataset:
@@ -68,7 +72,7 @@ class PackedDataset:
         """folder: that of a split. key: of an encrypted data set, 32 bytes. cache: bytes. Raises WrongInput, which names the file."""
         self.folder = folder
         self.index, self._seal = _open(folder, key)
-        self._volume = Folder(folder)
+        self.volume = Folder(folder)
         self._sources: Sequence[Source] = ()
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._cached, self._most = 0, cache
@@ -174,6 +178,17 @@ class PackedDataset:
                 self._coming.pop(block, None)
 
     def _opened(self, block: int) -> Block:
+        """A block from where it can be had. Where there are copies, a volume that cannot be read is waited for, and so are they."""
+        deadline = time.monotonic() + (WITHOUT_VOLUME_SECONDS if self._sources else 0)
+        while True:
+            try:
+                return self._tried(block)
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
+
+    def _tried(self, block: int) -> Block:
         file, number, offset, length = self.index.place(block)
         samples = int(self.index.counts[block])
         for source in self._sources:
@@ -185,7 +200,7 @@ class PackedDataset:
             except ValueError:
                 source.refuse(file)
         path = self.folder / file_name(file)
-        sealed = self._volume.read(file, offset, length)
+        sealed = self.volume.read(file, offset, length)
         if len(sealed) < length:
             raise WrongInput(f"{path} is cut short: it ends in block {number}; {_REMEDY}")
         try:

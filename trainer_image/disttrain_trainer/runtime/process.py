@@ -30,6 +30,8 @@ class Process:
     code_dir: Path | None = None
     """The folder of trainer.code; None without code, and in a role that runs none."""
     code_digest: str | None = None
+    copies_dir: Path | None = None
+    """Where a worker keeps its copies of the data (data.replication)."""
     tls_dir: Path | None = None
     """The folder of the attempt's certificate; None where network.tls is Disabled."""
     metrics_port: int | None = None
@@ -101,6 +103,7 @@ class Process:
             model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,
             data_dir=_path(environ, environment.DATA_DIR),
             code_dir=_path(environ, environment.CODE_DIR),
+            copies_dir=_path(environ, environment.COPIES_DIR),
             tls_dir=_path(environ, environment.TLS_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
             termination_log=_path(environ, environment.TERMINATION_LOG),

@@ -15,7 +15,7 @@ from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
-from disttrain_trainer.net import transport
+from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -50,6 +50,7 @@ class Worker:
         )
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._transport = transport.of(self._config, process.tls_dir)
+        copies.keep(process, self._task.packed, self._transport)
         self._writer = BackgroundWriter()
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
         self._loop = Loop(

@@ -15,7 +15,7 @@ from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
-from disttrain_trainer.net import transport
+from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -64,6 +64,7 @@ class Rank(ABC):
             metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         self._traffic = Traffic()
         self._transport = transport.of(self._config, process.tls_dir)
+        copies.keep(process, self._task.packed, self._transport)
         metrics.before_scrape = self._count
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
         """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""

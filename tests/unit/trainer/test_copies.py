@@ -1,0 +1,212 @@
+"""Copies of packed data on the workers' disks: who keeps what, who serves whom, and that no copy is believed unseen."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.processes import wait_for
+from configs import config_of
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses
+from disttrain_trainer.data.pack_index import file_name
+from disttrain_trainer.data.pack_writer import write
+from disttrain_trainer.data.packed_dataset import PackedDataset
+from disttrain_trainer.data.placement import holders
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.net import copies
+from disttrain_trainer.net.transport import PLAIN
+from disttrain_trainer.runtime.process import Process
+
+KEY = bytes(range(32))
+PLANTED = b"a planted sample that nobody may read"
+PARTITIONS = 6
+WORKERS = 3
+
+
+def test_each_partition_has_its_workers_and_all_workers_have_much_the_same() -> None:
+    kept = Counter(worker for p in range(3000) for worker in holders(KEY[:16], p, workers=10, copies=3))
+    assert sum(kept.values()) == 9000
+    assert all(len(set(holders(KEY[:16], p, workers=10, copies=3))) == 3 for p in range(100))
+    assert set(kept) == set(range(10))
+    assert all(800 < count < 1000 for count in kept.values())
+    assert holders(KEY[:16], 5, workers=2, copies=4) in ([0, 1], [1, 0]), "no more than there are"
+
+
+def test_another_worker_moves_only_the_copies_that_it_keeps() -> None:
+    for partition in range(200):
+        before = holders(KEY[:16], partition, workers=8, copies=2)
+        after = holders(KEY[:16], partition, workers=9, copies=2)
+        assert after == before or (8 in after and set(after) - {8} < set(before))
+
+
+class Workers:
+    """Workers of one job, each with a disk of its own."""
+
+    def __init__(self, root: Path, stack: ExitStack) -> None:
+        self.root, self._stack = root, stack
+        folder = root / "data" / "train"
+        index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
+        self._id = index.id
+        held = [stack.enter_context(socket.socket()) for _ in range(WORKERS)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        addresses = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in held)
+        trainer = {
+            "model": "m:m",
+            "dataset": "disttrain_trainer.data:packed",
+            "optimizer": {"name": "SGD", "learningRate": 1},
+            "epochs": 1,
+        }
+        spec: dict[str, Any] = {
+            "strategy": {"type": "DataParallel"},
+            "trainer": trainer,
+            "worker": {"replicas": WORKERS},
+            "data": {"replication": 2, "volume": {"persistentVolumeClaim": "c"}},
+        }
+        self.config = config_of(spec, addresses=Addresses(control="h:1", rendezvous="h:2", copies=addresses))
+
+    def disk(self, index: int) -> Path:
+        return self.root / f"worker-{index}"
+
+    def start(self, index: int, **changes: Any) -> PackedDataset:
+        """A worker with its copies, which it makes in the background."""
+        config = self.config.model_copy(update=changes)
+        process = Process(config=config, role=Role.WORKER, index=index, copies_dir=self.disk(index))
+        dataset = PackedDataset(self.root / "data" / "train", KEY, cache=1)  # every other read is one of a file
+        kept = copies.keep(process, dataset, PLAIN)
+        assert kept is not None
+        self._stack.callback(kept.close)
+        return dataset
+
+    def kept(self, index: int) -> list[int]:
+        return [p for p in range(PARTITIONS) if index in holders(self._id, p, workers=WORKERS, copies=2)]
+
+    def copy(self, index: int, partition: int) -> Path:
+        return self.disk(index) / self._id.hex() / file_name(partition)
+
+    def until_filled(self, index: int) -> None:
+        wait_for("the copies", lambda: all(self.copy(index, p).exists() for p in self.kept(index)), 20)
+
+    def peer(self, index: int, **changes: Any) -> copies.Peer:
+        """What another worker reads with."""
+        hello = copies.hello_of(self.config.model_copy(update=changes), self._id)
+        peer = copies.Peer(self.config.addresses.copies[index], PLAIN, hello)
+        self._stack.callback(peer.close)
+        return peer
+
+    def lose_the_volume(self) -> None:
+        for part in (self.root / "data" / "train").glob("*.blocks"):
+            part.unlink()
+
+
+class _Planted:
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, number: int) -> Any:
+        return number, PLANTED * 100
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    with ExitStack() as stack:
+        yield Workers(tmp_path, stack)
+
+
+def numbers(dataset: PackedDataset) -> list[int]:
+    return [dataset[i][0] for i in range(60)]
+
+
+def test_without_the_volume_every_worker_reads_all_from_copies(workers: Workers) -> None:
+    datasets = [workers.start(index) for index in range(WORKERS)]
+    for index in range(WORKERS):
+        workers.until_filled(index)
+    workers.lose_the_volume()
+    assert all(numbers(dataset) == list(range(60)) for dataset in datasets)
+
+
+def test_a_worker_whose_disk_was_wiped_gets_its_copies_from_the_others(workers: Workers) -> None:
+    wiped, _, _ = (workers.start(index) for index in range(WORKERS))
+    for index in range(WORKERS):
+        workers.until_filled(index)
+    for kept in workers.kept(0):
+        assert wiped[kept * 60 // PARTITIONS][0] == kept * 60 // PARTITIONS, "its own copy is read"
+    for path in workers.disk(0).rglob("*.blocks"):
+        path.write_bytes(b"")  # what it has open is empty, too
+    workers.lose_the_volume()
+    assert numbers(wiped) == list(range(60))
+    workers.until_filled(0)
+
+
+def test_a_copy_that_is_damaged_is_not_used_and_is_made_anew(workers: Workers) -> None:
+    one, _, _ = (workers.start(index) for index in range(WORKERS))
+    for index in range(WORKERS):
+        workers.until_filled(index)
+    copy = workers.copy(0, workers.kept(0)[0])
+    good = copy.read_bytes()
+    copy.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    assert numbers(one) == list(range(60))
+    wait_for("the copy", lambda: copy.exists() and copy.read_bytes() == good, 20)
+
+
+def test_a_copy_that_is_gone_is_made_anew(workers: Workers) -> None:
+    workers.start(0)
+    workers.until_filled(0)
+    copy = workers.copy(0, workers.kept(0)[0])
+    copy.unlink()
+    again = workers.start(1)
+    workers.until_filled(1)
+    assert numbers(again) == list(range(60))
+
+
+def test_no_disk_shows_a_sample_of_an_encrypted_data_set(workers: Workers) -> None:
+    workers.start(0)
+    workers.until_filled(0)
+    files = [path for path in workers.disk(0).rglob("*") if path.is_file()]
+    assert len(files) == len(workers.kept(0)) > 0
+    assert not any(PLANTED in path.read_bytes() for path in files)
+    assert all(path.read_bytes() == (workers.root / "data" / "train" / path.name).read_bytes() for path in files)
+
+
+def test_a_peer_answers_with_the_bytes_as_they_are_stored(workers: Workers) -> None:
+    workers.start(0)
+    workers.until_filled(0)
+    kept = workers.kept(0)[0]
+    missing = next(p for p in range(PARTITIONS) if p not in workers.kept(0))
+    stored = (workers.root / "data" / "train" / file_name(kept)).read_bytes()
+    asked = workers.peer(0)
+    assert asked.read(kept, 10, 100) == stored[10:110]
+    assert asked.read(missing, 0, 10) is None
+    assert asked.read(kept, len(stored) - 5, 10) is None, "behind its end"
+    assert asked.read(kept, 0, 10) == stored[:10], "and it goes on"
+
+
+@pytest.mark.parametrize("other", [{"uid": "another"}, {"attempt": 2}])
+def test_a_peer_of_another_job_or_attempt_gets_nothing(workers: Workers, other: dict[str, Any]) -> None:
+    workers.start(0)
+    workers.until_filled(0)
+    assert workers.peer(0, **other).read(workers.kept(0)[0], 0, 10) is None
+
+
+def test_without_any_peer_the_volume_is_read(workers: Workers) -> None:
+    assert numbers(workers.start(2)) == list(range(60))
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(workers.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(
+        WrongInput, match=r"data\.replication is 2: the copies of this worker need \d+ bytes in .*, which has 100 free"
+    ):
+        workers.start(0)
