@@ -101,7 +101,8 @@ import torch
 from disttrain_trainer.examples import digits
 from disttrain_trainer.model.task import mix
 
-NUMBER = {mix(0, number): number for number in range(1 << 13)}  # parts by what the trainer seeds each one with
+# Parts by what the trainer seeds each one with; in a pipeline each micro-batch.
+NUMBER = {seed: number for number in range(1 << 12) for seed in (mix(0, number), *(mix(mix(0, number), micro) for micro in range(4)))}
 
 def held_parts():  # how many parts the training may compute, and how many a step has
     try:
@@ -239,7 +240,7 @@ class Job:
 
     def hold(self, step: int) -> None:
         """The workers of a `held` training stop at this step. Call it before `start`, or while they stop at an earlier one."""
-        size, new = self.config.world_size, self.folder / "hold.new"
+        size, new = self.config.parts_per_step, self.folder / "hold.new"
         new.write_text(f"{step * size} {size}")
         new.replace(self.folder / "hold")
 

@@ -38,10 +38,11 @@ def trained(
     dtype: str = "float64",
     deterministic: bool = True,
     parts: int | None = None,
+    users: str = USERS,
 ) -> dict[str, torch.Tensor]:
     """The model after these stages, each a way to train and the step to which it goes, all from the checkpoint of the one before."""
     folder.mkdir()
-    (folder / "users_model.py").write_text(USERS if dtype == "float64" else USERS.replace("double()", f"{dtype}()"))
+    (folder / "users_model.py").write_text(users if dtype == "float64" else users.replace("double()", f"{dtype}()"))
     optimizer = {"name": "Adam", "learningRate": 0.01}
     names = {
         "model": "users_model:model",
@@ -91,6 +92,32 @@ def test_a_training_goes_from_any_sharding_to_any_other_strategy_and_back_within
     calm = trained(tmp_path / "calm", (DATA_PARALLEL, 12), parts=4)
     changed = trained(
         tmp_path / "changed", *((stage, 2 * number) for number, stage in enumerate(stages, start=1)), parts=4
+    )
+    assert calm.keys() == changed.keys()
+    for name, tensor in calm.items():
+        assert torch.allclose(changed[name], tensor, rtol=1e-12, atol=1e-12), name
+
+
+def test_a_training_goes_from_tensor_and_pipeline_parts_to_any_other_strategy_and_back(tmp_path: Path) -> None:
+    def cut(count: int, **parts: int) -> dict[str, Any]:
+        return {"strategy": {"type": "Hybrid", "modelParallel": parts}, "worker": {"replicas": count}}
+
+    full = {"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}}
+    stages = [cut(2, tensor=2), full, cut(4, pipeline=2), served("Sync", servers=2), cut(4, tensor=2), DATA_PARALLEL]
+    users = USERS.replace(
+        "def model(config):\n    return Model()",
+        "def model(config):\n"
+        "    first, second = nn.Sequential(nn.Linear(64, 30), nn.Tanh(), nn.Linear(30, 30)), nn.Linear(30, 10)\n"
+        "    return nn.Sequential(Double(), first, second).double()",
+    ).replace(
+        "class Model", "class Double(nn.Module):\n    def forward(self, x):\n        return x.double()\n\nclass Model"
+    )
+    calm = trained(tmp_path / "calm", (DATA_PARALLEL, 12), parts=2, users=users)
+    changed = trained(
+        tmp_path / "changed",
+        *((stage, 2 * number) for number, stage in enumerate(stages, start=1)),
+        parts=2,
+        users=users,
     )
     assert calm.keys() == changed.keys()
     for name, tensor in calm.items():

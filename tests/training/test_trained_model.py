@@ -59,6 +59,11 @@ def evaluation_of(path: Path, trainer: dict[str, object], folder: Path) -> dict[
         ("own-model", {"epochs": 1}),
         ("charlm-ddp", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 1}}),
         ("charlm-fully-shard", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-tensor", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-data-tensor", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-data-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-tensor-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
     ],
 )
 def test_each_example_leaves_a_model_that_reaches_the_printed_evaluation(

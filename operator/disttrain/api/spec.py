@@ -245,6 +245,42 @@ class DistTrainJobSpec(Model):
             field="strategy.modelParallel",
         ),
         Rule(
+            cel="!has(self.trainer.model) || !has(self.strategy.modelParallel) || self.strategy.modelParallel.pipeline == 1 || "
+            f"self.worker.replicas * {_PROCESSES} % {_MODEL_PARALLEL} != 0 || self.trainer.batchSize % "
+            f"((has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : self.worker.replicas * {_PROCESSES} / {_MODEL_PARALLEL}) "
+            "* self.strategy.modelParallel.microbatches) == 0",
+            check=lambda s: (
+                s.trainer.model is None
+                or s.strategy.model_parallel is None
+                or s.strategy.model_parallel.pipeline == 1
+                or s.world_size % s.strategy.model_parallel_size != 0
+                or s.trainer.batch_size
+                % ((s.trainer.parts_per_step or s.data_parallel_size) * s.strategy.model_parallel.microbatches)
+                == 0
+            ),
+            message="must be a multiple of partsPerStep (default: workers x processes each / (tensor x pipeline)) x "
+            "modelParallel.microbatches",
+            field="trainer.batchSize",
+            shows="trainer.batchSize",
+        ),
+        Rule(
+            cel="!has(self.trainer.parallelize) || has(self.strategy.modelParallel) || "
+            "(has(self.strategy.dataParallel) && self.strategy.dataParallel.sharding != 'Replicated')",
+            check=lambda s: s.trainer.parallelize is None or s.strategy.is_sharded,
+            message="only where the model is cut: type ModelParallel or Hybrid, or sharding FullyShard or HybridShard",
+            field="trainer.parallelize",
+        ),
+        Rule(
+            cel="!has(self.trainer.pipelineSplit) || "
+            "(has(self.strategy.modelParallel) && self.strategy.modelParallel.pipeline > 1)",
+            check=lambda s: (
+                s.trainer.pipeline_split is None
+                or (s.strategy.model_parallel is not None and s.strategy.model_parallel.pipeline > 1)
+            ),
+            message="only with strategy.modelParallel.pipeline above 1",
+            field="trainer.pipelineSplit",
+        ),
+        Rule(
             cel="has(self.trainer.model) || !has(self.strategy.dataParallel) || "
             "self.strategy.dataParallel.sharding == 'Replicated'",
             check=lambda s: s.trainer.model is not None or s.strategy.sharding is Sharding.REPLICATED,

@@ -94,6 +94,29 @@ class ParameterServerStrategy(Model):
 class ModelParallel(Model):
     """How the model is cut. Data parallel is what remains: workers x GPUs each / (tensor x pipeline)."""
 
+    RULES = (
+        Rule(
+            cel="self.pipeline == 1 || self.schedule != 'OneForwardOneBackward' || self.microbatches >= self.pipeline",
+            check=lambda m: (
+                m.schedule is not Schedule.ONE_FORWARD_ONE_BACKWARD or m.takes(m.microbatches) or m.pipeline == 1
+            ),
+            message="must be pipeline or more: OneForwardOneBackward has a micro-batch in every stage",
+            field="microbatches",
+            shows="microbatches",
+        ),
+        Rule(
+            cel="self.pipeline == 1 || !(self.schedule in ['Interleaved', 'ZeroBubble']) || self.microbatches < self.pipeline || "
+            "self.microbatches % (self.microbatches / self.pipeline) == 0",
+            check=lambda m: (
+                m.schedule not in (Schedule.INTERLEAVED, Schedule.ZERO_BUBBLE)
+                or m.takes(m.microbatches)
+                or m.pipeline == 1
+            ),
+            message="Interleaved and ZeroBubble work in microbatches / pipeline rounds (rounded down), of which it must be a multiple",
+            field="microbatches",
+            shows="microbatches",
+        ),
+    )
     tensor: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
     """Processes that share each layer. Default: 1."""
     pipeline: Annotated[StrictInt, Field(ge=1, le=1024)] = 1
@@ -102,6 +125,15 @@ class ModelParallel(Model):
     """Order of the pipeline's work. Default: OneForwardOneBackward."""
     microbatches: Annotated[StrictInt, Field(ge=1, le=4096)] = 4
     """Parts of a batch in the pipeline. Default: 4."""
+
+    def takes(self, microbatches: int) -> bool:
+        """Whether the schedule runs with so many micro-batches."""
+        match self.schedule:
+            case Schedule.GPIPE:
+                return True
+            case Schedule.ONE_FORWARD_ONE_BACKWARD:
+                return microbatches >= self.pipeline
+        return microbatches % max(1, microbatches // self.pipeline) == 0
 
 
 Exchange: TypeAlias = DataParallel | ParameterServerStrategy | ModelParallel

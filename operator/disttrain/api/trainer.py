@@ -10,7 +10,7 @@ from disttrain.api.base import Model, Rule
 from disttrain.api.code import ESCAPES, Code, escapes
 from disttrain.api.types import INT32_MAX, Argument, DnsSubdomain, Factory, FreeForm, Number, NumberBelow1
 
-FACTORIES = ("model", "dataset", "loss", "evaluate", "collate")
+FACTORIES = ("model", "dataset", "loss", "evaluate", "collate", "parallelize", "pipeline_split")
 """The fields that name a callable of the user's, package.module:callable."""
 _MAX_ARGUMENTS = 65_536
 """Characters of all arguments together: they travel in one variable of the environment, which holds 128 KiB."""
@@ -128,6 +128,8 @@ class Loop:
     loss: str | None
     evaluate: str | None
     collate: str | None
+    parallelize: str | None
+    pipeline_split: str | None
 
 
 Work: TypeAlias = Loop | Script | Command
@@ -205,6 +207,7 @@ class Trainer(Model):
         Rule(
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
             "&& !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) && !has(self.collate) "
+            "&& !has(self.parallelize) && !has(self.pipelineSplit) "
             "&& self.lastBatch == 'Keep')",
             check=lambda t: (
                 t.model is not None
@@ -212,12 +215,12 @@ class Trainer(Model):
                     not (
                         t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps or t.parts_per_step or t.collate
                     )
+                    and not (t.parallelize or t.pipeline_split)
                     and t.last_batch is LastBatch.KEEP
                 )
             ),
-            message="loss, evaluate, optimizer, epochs, maxSteps, partsPerStep, collate and lastBatch are for our loop (model and "
-            "dataset); "
-            "a script or command brings its own",
+            message="loss, evaluate, optimizer, epochs, maxSteps, partsPerStep, collate, parallelize, pipelineSplit and lastBatch are for "
+            "our loop (model and dataset); a script or command brings its own",
         ),
     )
     model: Factory | None = None
@@ -248,6 +251,12 @@ class Trainer(Model):
     collate: Factory | None = None
     """package.module:function(samples) -> batch, for samples that do not stack, such as sequences of different length; samples is a
     list. Default: torch's default_collate."""
+    parallelize: Factory | None = None
+    """package.module:function(model, mesh, config) -> model, cut by torch's parallelize_module and fully_shard; mesh has the dimensions
+    pipeline, replicate, shard and tensor. Only where the strategy cuts the model. Default: what is certain of it is cut."""
+    pipeline_split: Factory | None = None
+    """package.module:function(model, stages, config) -> the list of its stages, modules that are called one after the other. Only with
+    modelParallel.pipeline above 1. Default: pipeline_stages() of the model, or an nn.Sequential, cut by number of parameters."""
     seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False
@@ -276,7 +285,16 @@ class Trainer(Model):
             case Trainer(script=Script() as script):
                 return script
             case Trainer(model=str(model), dataset=str(dataset), optimizer=Optimizer() as optimizer):
-                return Loop(model, dataset, optimizer, loss=self.loss, evaluate=self.evaluate, collate=self.collate)
+                return Loop(
+                    model,
+                    dataset,
+                    optimizer,
+                    loss=self.loss,
+                    evaluate=self.evaluate,
+                    collate=self.collate,
+                    parallelize=self.parallelize,
+                    pipeline_split=self.pipeline_split,
+                )
         raise ValueError("trainer names no work")
 
     @property

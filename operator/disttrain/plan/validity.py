@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from disttrain.api.policies import Gang, Scheduling, Tls
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.strategy import ParameterServerStrategy, StrategyType
+from disttrain.api.strategy import ParameterServerStrategy, Sharding
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -27,11 +27,14 @@ class Unsupported:
 
 UNSUPPORTED = (
     Unsupported(
-        ("strategy", "type"),
-        "strategy.type ModelParallel",
-        lambda s: s.strategy.type is StrategyType.MODEL_PARALLEL,
+        ("strategy", "dataParallel", "sharding"),
+        "strategy.dataParallel.sharding other than Replicated with modelParallel.pipeline above 1",
+        lambda s: (
+            s.strategy.sharding is not Sharding.REPLICATED
+            and s.strategy.model_parallel is not None
+            and s.strategy.model_parallel.pipeline > 1
+        ),
     ),
-    Unsupported(("strategy", "type"), "strategy.type Hybrid", lambda s: s.strategy.type is StrategyType.HYBRID),
     Unsupported(
         ("strategy", "parameterServer", "backupWorkers"),
         "strategy.parameterServer.backupWorkers",

@@ -7,14 +7,18 @@ from disttrain.plan.validity import UNSUPPORTED, unsupported, unsupported_fields
 from unit.plan.builders import make_job
 
 
-def cut(kind):
-    return make_job().spec(strategy={"type": kind, "modelParallel": {"pipeline": 2}})
+def sharded_pipeline():
+    sharded = {"sharding": "FullyShard"}
+    return make_job().spec(strategy={"type": "Hybrid", "modelParallel": {"pipeline": 2}, "dataParallel": sharded})
 
 
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
-    (cut("ModelParallel"), "strategy.type", "ModelParallel"),
-    (cut("Hybrid"), "strategy.type", "Hybrid"),
+    (
+        sharded_pipeline(),
+        "strategy.dataParallel.sharding",
+        "other than Replicated with modelParallel.pipeline above 1",
+    ),
     (make_job().servers(2, backupWorkers=1), "strategy.parameterServer.backupWorkers", ""),
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),

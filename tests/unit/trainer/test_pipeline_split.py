@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from torch import nn
 
-from disttrain.api.strategy import Schedule
+from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.examples import charlm
 from disttrain_trainer.parallel import pipeline
@@ -121,4 +121,4 @@ def test_what_cannot_be_a_pipeline_is_refused_in_one_line(
     ],
 )
 def test_which_micro_batches_a_schedule_takes_on_four_processes(order: Schedule, microbatches: int, fits: bool) -> None:
-    assert pipeline.fits(order, microbatches=microbatches, ranks=4) == fits
+    assert ModelParallel(pipeline=4, microbatches=8, schedule=order).takes(microbatches) == fits

@@ -133,6 +133,6 @@ class Three:
 )
 def test_what_has_no_plan_is_refused_by_name_in_one_line(model: nn.Module, says: str) -> None:
     with pytest.raises(WrongInput) as error:
-        tensor.apply(model, Three(), config={}, by_user=None)  # type: ignore[arg-type]
+        tensor.apply(model, Three())  # type: ignore[arg-type]
     assert says in str(error.value)
     assert "\n" not in str(error.value)

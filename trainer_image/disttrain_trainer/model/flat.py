@@ -277,7 +277,7 @@ def described(module: nn.Module) -> tensor_index.Layout:
     """Where each trained parameter lies, or would lie, in flat vectors, by name. WrongInput as `Layout.of`."""
     vectors = [torch.empty(0, dtype=DTYPES[vector.dtype]) for vector in Layout.of(module).vectors]
     placed = list(_placed(vectors, module))
-    names = {id(parameter): place.name for place, parameter in placed}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     return tensor_index.Layout(
         places=tuple(
             tensor_index.Place(
@@ -293,7 +293,7 @@ def described(module: nn.Module) -> tensor_index.Layout:
         aliases={
             name: names[id(parameter)]
             for name, parameter in module.named_parameters(remove_duplicate=False)
-            if names.get(id(parameter), name) != name
+            if names[id(parameter)] != name
         },
     )
 

@@ -9,7 +9,7 @@ model is called with; in the last one it returns what came through the pipeline.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleLoopedBFS,
 )
 
-from disttrain.api.strategy import Schedule
+from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.task import Loss, Objective
@@ -40,37 +40,42 @@ _SHAPES: Final = 8
 """Shapes of micro-batches whose stages are kept."""
 
 
-def stages_per_rank(schedule: Schedule) -> int:
-    """Stages of one process. Stage s is with the process s modulo the number of processes."""
-    return 2 if schedule is Schedule.INTERLEAVED else 1
+def stages_of(cut: ModelParallel, rank: int) -> range:
+    """The numbers of the stages of one process of a pipeline."""
+    return range(rank, stages(cut), cut.pipeline)
 
 
-def split(model: nn.Module, stages: int, *, config: dict[str, Any], by_user: Split | None) -> list[nn.Module]:
-    """The stages of a model, in the order of forward: they share its modules, and each tensor of its state is in exactly one.
+def stages(cut: ModelParallel) -> int:
+    """The stages of a pipeline; Interleaved: two in each process."""
+    return cut.pipeline * (2 if cut.schedule is Schedule.INTERLEAVED else 1)
+
+
+def split(model: nn.Module, count: int, *, config: dict[str, Any], by_user: Split | None) -> list[nn.Module]:
+    """The `count` stages of a model, in the order of forward: they share its modules, and each tensor of its state is in exactly one.
 
     by_user: trainer.pipelineSplit; else the pieces of `model.pipeline_stages()` or of an nn.Sequential are joined to stages of about
     the same number of parameters. Raises WrongInput.
     """
     if by_user is not None:
-        found = by_user(model, stages, dict(config))
+        found = by_user(model, count, dict(config))
         if not isinstance(found, list | tuple | nn.ModuleList) or not all(isinstance(one, nn.Module) for one in found):
             raise WrongInput(
-                f"trainer.pipelineSplit returned a {type(found).__name__}; expected a list of {stages} torch.nn.Module"
+                f"trainer.pipelineSplit returned a {type(found).__name__}; expected a list of {count} torch.nn.Module"
             )
-        if len(found) != stages:
+        if len(found) != count:
             raise WrongInput(
-                f"trainer.pipelineSplit returned {len(found)} stages; expected {stages}, as it was called with"
+                f"trainer.pipelineSplit returned {len(found)} stages; expected {count}, as it was called with"
             )
         chosen = list(found)
     else:
         pieces, where = _pieces(model)
         costs = [sum(parameter.numel() for parameter in piece.parameters()) for piece in pieces]
-        if sum(cost > 0 for cost in costs) < stages:
+        if sum(cost > 0 for cost in costs) < count:
             raise WrongInput(
                 f"strategy.modelParallel.pipeline: {where} has {sum(cost > 0 for cost in costs)} members with parameters, and "
-                f"{stages} stages are needed: lower pipeline, or cut the model in trainer.pipelineSplit"
+                f"{count} stages are needed: lower pipeline, or cut the model in trainer.pipelineSplit"
             )
-        chosen = [nn.Sequential(*pieces[members.start : members.stop]) for members in cut(costs, stages)]
+        chosen = [nn.Sequential(*pieces[members.start : members.stop]) for members in cut(costs, count)]
     _check(model, chosen)
     return chosen
 
@@ -115,21 +120,12 @@ def keep(model: nn.Module, stages: Sequence[nn.Module]) -> None:
                     tensors[name] = None
 
 
-def fits(schedule: Schedule, *, microbatches: int, ranks: int) -> bool:
-    """Whether torch's schedule takes this number of micro-batches."""
-    if schedule is Schedule.GPIPE:
-        return True
-    if schedule is Schedule.ONE_FORWARD_ONE_BACKWARD:
-        return microbatches >= ranks
-    return microbatches % max(1, microbatches // ranks) == 0
-
-
 def micro_batches(samples: int, size: int) -> list[slice]:
     """The samples in pieces of `size`, the last one smaller. A single sample, with which BatchNorm cannot train, joins the one before."""
     starts = list(range(0, samples, size))
     if len(starts) > 1 and size > 1 and samples - starts[-1] == 1:
         starts.pop()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
+    return [slice(start, stop) for start, stop in pairwise([*starts, samples])]
 
 
 class Pipeline:
@@ -137,20 +133,19 @@ class Pipeline:
 
     def __init__(
         self,
-        stages: Mapping[int, nn.Module],
+        modules: Mapping[int, nn.Module],
         *,
-        count: int,
+        cut: ModelParallel,
         group: dist.ProcessGroup,
-        schedule: Schedule,
         microbatch: int,
         loss: Loss,
         chance: Chance,
         device: torch.device,
     ) -> None:
-        """stages: those of this process, by their number of `count`. microbatch: samples of one."""
+        """modules: the stages of this process, by number. microbatch: samples of one."""
         self._group = group
-        self._count = count
-        self._schedule = schedule
+        self._cut = cut
+        self._count = count = stages(cut)
         self._size = microbatch
         self._device = device
         self._part = _Part(chance, loss)
@@ -160,25 +155,33 @@ class Pipeline:
                 self._part,
                 number=number,
                 is_last=number == count - 1,
-                asks_gradient=schedule is Schedule.ZERO_BUBBLE,
+                asks_gradient=cut.schedule is Schedule.ZERO_BUBBLE,
             )
-            for number, stage in stages.items()
+            for number, stage in modules.items()
         }
         self._made: dict[Any, PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
-    def __call__(self, batch: Any, part: BatchPart) -> tuple[torch.Tensor, float | None]:
+    def begin(self, part: BatchPart) -> None:
+        """Before the batch of a part."""
+        current = self._part
+        current.number, current.batch_samples = part.index, part.batch_samples
+        current.pieces = micro_batches(part.samples, self._size)
+
+    def learned_nothing(self) -> None:
+        """See LossOf."""
+        self._part.objective.learned_nothing()
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
         """Adds to the gradients those of the part's sum of losses / the samples of the whole batch: a loss counts as many times as its
         micro-batch has samples, or as its own weight says. Returns the part's mean loss; and its weight, None where there is none.
 
         Raises UserError, what the user's code raises, and BrokenGroup.
         """
         current = self._part
-        current.number, current.batch_samples = part.index, part.batch_samples
-        pieces = micro_batches(part.samples, self._size)
-        current.samples = [piece.stop - piece.start for piece in pieces]
-        current.batches = [_cut(batch, part.samples, piece) for piece in pieces]
+        samples = current.pieces[-1].stop
+        current.batches = [_cut(batch, samples, piece) for piece in current.pieces]
         current.losses = {}
-        for shape, numbers in groupby(range(len(pieces)), key=lambda number: _shape(current.batches[number])):
+        for shape, numbers in groupby(range(len(current.batches)), key=lambda number: _shape(current.batches[number])):
             self._run(shape, list(numbers))
         return self._sum(current.losses.values())
 
@@ -207,8 +210,7 @@ class Pipeline:
             for number, stage in self._stages.items()
         ]
         options: dict[str, Any] = {"loss_fn": lambda loss, _: loss, "scale_grads": False}
-        whole = fits(self._schedule, microbatches=microbatches, ranks=dist.get_world_size(self._group))
-        match self._schedule if whole else None:
+        match self._cut.schedule if self._cut.takes(microbatches) else None:
             case Schedule.ONE_FORWARD_ONE_BACKWARD:
                 return Schedule1F1B(stages[0], microbatches, **options)
             case Schedule.INTERLEAVED:
@@ -236,7 +238,7 @@ class Pipeline:
 class _Part:
     """The part that is computed.
 
-    batches, samples: of its micro-batches. losses: (mean, samples, weight) of each, where the last stage is.
+    pieces, batches: of its micro-batches. losses: (mean, samples, weight) of each, where the last stage is.
     """
 
     def __init__(self, chance: Chance, loss: Loss) -> None:
@@ -247,7 +249,7 @@ class _Part:
         self.number = 0
         self.batch_samples = 1
         self.batches: list[Any] = []
-        self.samples: list[int] = []
+        self.pieces: list[slice] = []
         self.losses: dict[int, tuple[torch.Tensor, int, float | None]] = {}
 
 
@@ -336,12 +338,13 @@ class _Stage(nn.Module):
         part.chance.begin(part.number, microbatch)
         part.stand_in.outputs = [output]
         loss, weight = part.objective(part.batches[microbatch])
-        samples = part.samples[microbatch]
+        piece = part.pieces[microbatch]
+        samples: int = piece.stop - piece.start
         part.losses[microbatch] = loss.detach(), samples, weight
         if weight == 0:
             # Of no elements: its gradient is zero, whatever the loss is.
-            tensors = [tensor for tensor in (*received, *self.module.parameters()) if tensor.requires_grad]
-            return torch.stack([tensor.flatten()[:0].sum() for tensor in tensors]).sum()
+            tensors = [*(one for one in received if one.requires_grad), *self.module.parameters()]
+            return next(tensor.flatten()[:0].sum() for tensor in tensors if tensor.requires_grad)
         return loss * ((samples if weight is None else weight) / part.batch_samples)
 
 

@@ -43,6 +43,8 @@ class ShardedModel:
         """layout: of the whole model."""
         self.module = part.module
         self.name_of = part.name_of
+        self._backward_is_ours = part.pipeline is not None
+        """A pipeline computes gradients where the loop asks for a loss."""
         numbers = {place.name: number for number, place in enumerate(layout.places)}
         cut = {id(record.sharded_param) for record in gathered(part.module)}
         self.pieces = tuple(
@@ -68,6 +70,8 @@ class ShardedModel:
     @property
     def took_part(self) -> frozenset[int]:
         """Numbers of the parameters that have got a gradient that counts since `zero_grad`."""
+        if self._backward_is_ours:  # a schedule may add to the gradients itself, without autograd's hooks
+            return frozenset(piece.number for piece in self.trained if piece.parameter.grad is not None)
         return frozenset(self._took)
 
     def zero_grad(self) -> None:
@@ -100,6 +104,8 @@ class ShardedModel:
 
     def refuse_own_backward(self) -> None:
         """See Trained."""
+        if self._backward_is_ours:
+            return
         for piece in self.trained:
             gradient = self.gradient(piece)
             if gradient is not None and bool(gradient.any()):

@@ -1,6 +1,6 @@
 """Tensor parallel: the processes of the tensor axis share the Linears of a layer, by columns and then by rows.
 
-The user's `trainer.parallelize` says what is cut. Without one, it is what is certain: between one or more Linears with the same input and
+Cut is what is certain, where the user's `trainer.parallelize` does not say it: between one or more Linears with the same input and
 the Linear after them there are only elementwise functions (an MLP, gated or not), or the attention of heads (q, k, v and o). What a
 module computes in between is read off its forward() with torch.fx; and attention is computed once before and once after the cut, since a
 forward() may ask how wide it is. Everything else is replicated: each process computes it whole, with the same gradient.
@@ -10,7 +10,6 @@ Dropout between the Linears would draw another mask than one process draws. Such
 
 import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,9 +23,6 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
-
-Parallelize = Callable[[nn.Module, Any, dict[str, Any]], Any]
-"""The user's trainer.parallelize: (model, mesh, config) -> model."""
 
 _HEADS: Final = re.compile(r"(n_?|num_)?(kv_|key_value_|attention_|attn_)?heads?|n_?kv")
 """The names under which an attention keeps how many heads it has."""
@@ -68,24 +64,11 @@ class Plan:
     why: str = ""
 
 
-def apply(
-    model: nn.Module,
-    mesh: DeviceMesh,
-    *,
-    config: dict[str, Any],
-    by_user: Parallelize | None,
-    user_mesh: DeviceMesh | None = None,
-) -> nn.Module:
+def apply(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """The model with its layers shared among the processes of `mesh`, which has one dimension; the same modules, in place.
 
-    All processes of the mesh call it with the same values in the parameters. user_mesh: what trainer.parallelize is called with; the same
-    mesh where it is left out. Raises WrongInput.
+    All processes of the mesh call it with the same values in the parameters. Raises WrongInput.
     """
-    if by_user is not None:
-        found = by_user(model, user_mesh or mesh, dict(config))
-        if not isinstance(found, nn.Module):
-            raise WrongInput(f"trainer.parallelize returned a {type(found).__name__}; expected the model")
-        return found
     plans = {name: plan_of(module) for name, module in model.named_modules() if _has_linears(module)}
     shared = _shared(model)
     left: list[str] = []

@@ -22,6 +22,7 @@ from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.mesh import Groups
+from disttrain_trainer.parallel.pipeline import Pipeline
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.sharded_model import ShardedModel
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
@@ -50,6 +51,7 @@ class ShardExchange:
         mesh: Mesh,
         groups: Groups | None,
         model: ShardedModel,
+        pipeline: Pipeline | None,
         optimizer: ShardOptimizer,
         buffers: SharedBuffers | None,
         parameters: int,
@@ -66,6 +68,7 @@ class ShardExchange:
         self._schedule = task.schedule
         self._groups = groups
         self._model = model
+        self._pipeline = pipeline
         self._optimizer = optimizer
         self._shared = buffers
         self._checkpoints = checkpoints
@@ -111,7 +114,16 @@ class ShardExchange:
         position, self._position = self._position, self._position + 1
         if position and self._buffers is not None:
             self._buffers.restore()
-        if position < self._own_parts and part.samples:
+        is_real = position < self._own_parts and bool(part.samples)
+        if self._pipeline is not None:
+            if is_real:
+                self._model.before_backward(counts=True)
+                self._pipeline.begin(part)
+                return part
+            if not position and self._buffers is not None:
+                self._buffers.left(step=part.step, part=0)
+            return None  # ranks of other data-parallel members do not wait for it
+        if is_real:
             return part
         return replace(part, indices=self._stand_in, samples=0)
 
@@ -120,9 +132,11 @@ class ShardExchange:
         share = part.samples / part.batch_samples
         if part.samples and weight is not None:
             share, self._own = weight / part.batch_samples, True
+        self._total += share
+        if self._pipeline is not None:
+            return None  # it has gone backward
         self._counts = bool(share)
         self._model.before_backward(counts=self._counts)
-        self._total += share
         if not loss.requires_grad:
             raise UserError(
                 "trainer.loss returned a loss of weight 0 that no parameter can learn from: with a sharded model every worker must run "

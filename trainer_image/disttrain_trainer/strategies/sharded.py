@@ -100,7 +100,10 @@ class ShardedWorker(Rank):
             transport=self._transport,
         ) as group:
             groups = Groups.of(self._mesh, rank=process.rank, device=task.device.type) if group is not None else None
-            part = compose(self._new_model(), Place(config=config, mesh=self._mesh, at=self._at, groups=groups))
+            part = compose(
+                self._new_model(),
+                Place(config=config, mesh=self._mesh, at=self._at, groups=groups, loss=task.loss, device=task.device),
+            )
             model = ShardedModel(part, layout=self._layout, at=self._at)
             optimizer = ShardOptimizer(config.trainer.loop.optimizer, model)
             state = ShardState(
@@ -111,7 +114,7 @@ class ShardedWorker(Rank):
             )
             self._enter(this_round, state, groups)
             loop = self._loop = self._loop or self._new_loop(model)
-            loop.adopt(model, Objective(part.module, task.loss))
+            loop.adopt(model, part.pipeline or Objective(part.module, task.loss))
             checkpoints = self._checkpoints
             if checkpoints is not None:
                 checkpoints.begin(model, state, self._writers(this_round))
@@ -128,6 +131,7 @@ class ShardedWorker(Rank):
                 mesh=self._mesh,
                 groups=groups,
                 model=model,
+                pipeline=part.pipeline,
                 optimizer=optimizer,
                 buffers=SharedBuffers(part.module, task.device) if may_change and groups is not None else None,
                 parameters=len(self._layout.places),
@@ -208,14 +212,24 @@ class ShardedWorker(Rank):
             checkpoints.begin(model, state, self._writers(this_round))
         if checkpoints is not None:
             checkpoints.save_last()
+            if self._process.rank == 0 and self._mesh.pipeline > 1:
+                self._evaluate_whole(checkpoints.last_folder)
             if self._process.rank == 0 and self._model_dir is not None and member.model is None:
                 self._write_model(this_round, checkpoints.last_folder, self._model_dir)
-        if self._task.evaluate is not None:
+        if self._task.evaluate is not None and self._mesh.pipeline == 1:
             member.evaluation = self._task.evaluate(model.module)
             if self._process.rank:
                 member.evaluation = None  # the same on every rank
         if self._process.rank == 0 and checkpoints is not None and self._checkpoints is not None:
             checkpoints.finish()
+
+    def _evaluate_whole(self, last: Path) -> None:
+        """Rank 0 of a pipeline evaluates the whole model, which it has never been called with in one process: read from the last state."""
+        if self._task.evaluate is None or self._member.evaluation is not None:
+            return
+        whole = self._task.make_model()
+        whole.load_state_dict(dict(by_name.state_dict_of(last)), strict=False)  # not: buffers that are not saved
+        self._member.evaluation = self._task.evaluate(whole.to(self._task.device))
 
     def _write_model(self, this_round: Round, last: Path, target: Path) -> None:
         """Rank 0: puts the blocks of the last state together. Raises RoundEnded."""

@@ -1,0 +1,122 @@
+"""Jobs whose model is cut: they learn what one process learns, and go on after the loss of any process."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import MODEL_FILE, Role
+from training import mesh_models, mesh_users
+from training.job import Job, checkpoints, digits, held
+
+FILE = Path(__file__).with_name("mesh_users.py")
+
+
+def cut(
+    *, tensor: int = 1, pipeline: int = 1, data: int = 1, schedule: str | None = None, sharding: str | None = None
+) -> dict[str, Any]:
+    """The fields of a spec that cut the model."""
+    chosen: dict[str, Any] = {"tensor": tensor, "pipeline": pipeline}
+    if schedule is not None:
+        chosen["schedule"] = schedule
+    strategy: dict[str, Any] = {"type": "Hybrid" if data > 1 else "ModelParallel", "modelParallel": chosen}
+    if sharding is not None:
+        strategy["dataParallel"] = {"sharding": sharding}
+    return {"strategy": strategy, "worker": {"replicas": tensor * pipeline * data}}
+
+
+def users_spec(changes: dict[str, Any], options: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
+    trainer = {name: f"mesh_users:{name}" for name in ("model", "dataset", "loss", "evaluate")}
+    more = {"config": options, "optimizer": optimizer, "epochs": None, "maxSteps": mesh_models.STEPS, "seed": 3}
+    return digits(**changes, **checkpoints(100), trainer=trainer | more | {"batchSize": mesh_models.BATCH})
+
+
+ADAMW = {"name": "AdamW", "learningRate": 0.01, "weightDecay": 0.01}
+SGD = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options", "optimizer", "tolerance"),
+    [
+        ({"tensor": 2}, {"tied": True, "frozen": True}, ADAMW, 1e-12),
+        ({"tensor": 2}, {"dtype": "float32"}, SGD, 1e-6),
+        ({"pipeline": 2, "schedule": "ZeroBubble"}, {}, ADAMW, 1e-12),
+        ({"data": 2, "tensor": 2}, {"tied": True}, ADAMW, 1e-12),
+        ({"data": 2, "tensor": 2, "sharding": "FullyShard"}, {}, ADAMW, 1e-12),
+        ({"data": 2, "pipeline": 2, "schedule": "OneForwardOneBackward"}, {"frozen": True}, ADAMW, 1e-12),
+        ({"tensor": 2, "pipeline": 2, "schedule": "Interleaved"}, {}, ADAMW, 1e-12),
+        ({"pipeline": 2, "schedule": "GPipe"}, {"dtype": "float32"}, SGD, 1e-6),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_a_cut_model_learns_what_one_process_learns(
+    tmp_path: Path, mesh: dict[str, Any], options: dict[str, Any], optimizer: dict[str, Any], tolerance: float
+) -> None:
+    shutil.copy(FILE, tmp_path)
+    data = mesh.get("data", 1)
+    microbatch = mesh_models.BATCH // data // 4 if "pipeline" in mesh else None
+    with Job(folder=tmp_path, spec=users_spec(cut(**mesh), options, optimizer)) as job:
+        progress = job.train()
+    expected = mesh_models.alone(options, name=optimizer["name"], microbatch=microbatch, count=data)
+    found = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    far = mesh_models.difference(expected, [found])
+    print(f"{mesh} {options} {optimizer['name']}: {far:.1e}")
+    assert far < tolerance
+    whole = mesh_users.model(options)
+    whole.load_state_dict(found)
+    evaluation = mesh_users.evaluate(whole.eval(), mesh_users.dataset({}, "test"))
+    assert {name: float(value) for name, value in (progress.evaluation or {}).items()} == pytest.approx(
+        evaluation, rel=1e-5
+    )
+
+
+MODEL = """
+from torch import nn
+
+def model(config):
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10), nn.Dropout(0.1))
+"""
+HELD, STEPS = 12, 16
+
+
+@pytest.mark.parametrize(
+    ("mesh", "lost", "goes_on_at", "number"),
+    [
+        ({"tensor": 2}, 1, 10, signal.SIGKILL),
+        ({"pipeline": 2}, 0, 10, signal.SIGKILL),
+        ({"pipeline": 2}, 1, 10, signal.SIGSTOP),
+        ({"data": 2, "tensor": 2}, 3, HELD, signal.SIGKILL),
+    ],
+    ids=["tensor-killed", "pipeline-killed", "pipeline-frozen", "hybrid-killed"],
+)
+def test_a_lost_process_costs_what_no_other_holds(
+    tmp_path: Path, mesh: dict[str, Any], lost: int, goes_on_at: int, number: signal.Signals
+) -> None:
+    trainer = held(model="one_model:model", evaluate=None, epochs=None, maxSteps=STEPS, deterministic=True)
+    spec = digits(**cut(**mesh), trainer=trainer, **checkpoints(10))
+    models = []
+    for folder, is_calm in ((tmp_path / "lost", False), (tmp_path / "calm", True)):
+        folder.mkdir()
+        (folder / "one_model.py").write_text(MODEL)
+        with Job(folder=folder, spec=spec, peer_timeout=2) as job:
+            if is_calm:
+                job.train()
+            else:
+                job.hold(HELD)
+                job.start()
+                job.until_held(HELD, checkpoint=10)
+                job.kill(Role.WORKER, lost, number)
+                job.let_go()
+                if number is signal.SIGSTOP:
+                    other = 0 if lost else 1
+                    job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
+                    job.kill(Role.WORKER, lost)
+                progress = job.complete()
+                assert f"round 2 begins at step {goes_on_at}" in job.logs()
+                assert (progress.step, progress.redone_steps) == (STEPS, HELD - goes_on_at)
+        models.append(load_file(folder / "checkpoints" / MODEL_FILE))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
