@@ -44,12 +44,14 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst
-bench: bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst bench-sharded
+bench: bench-ps bench-loop bench-sharded bench-order bench-checkpoint bench-restart bench-burst ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
+bench-sharded: env-dev ## our loop under FullyShard against a bare PyTorch loop with FSDP2 and the same wrapping
+	@$(PY) benchmarks/sharded.py
 bench-order: env-dev ## the computed order of an epoch against one that is kept as a table
 	@$(PY) benchmarks/order.py
 bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run

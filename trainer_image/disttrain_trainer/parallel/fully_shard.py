@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.parallel import shard_collectives
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -39,6 +40,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
             module.set_force_sum_reduction_for_comms(True)
             # A parameter that takes no part on one rank may do so on another: the sums must be the same everywhere.
             module.set_reduce_scatter_unused_params(True)
+            if mesh.device_type == "cpu":
+                shard_collectives.use(module)
     return model
 
 

@@ -1,0 +1,214 @@
+"""What our loop costs beside a bare PyTorch loop with FSDP2 and the same wrapping: in turns, in the same two processes.
+
+    python benchmarks/sharded.py            # a table; a ratio of 1.00 is a loop that costs nothing, above it is faster
+
+The bare loop is what one would write by hand: fully_shard on each layer and the model, AdamW with fused=True, torch's collectives on plain
+gloo. The second line has our collectives in the bare loop, so that the two effects can be told apart.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from disttrain.api.names import Role
+from disttrain.api.runtime import Addresses, JobConfig
+from disttrain.api.spec import DistTrainJobSpec
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model.flat import described
+from disttrain_trainer.model.task import Objective, Task
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.parallel import shard_collectives
+from disttrain_trainer.parallel.compose import Place, compose
+from disttrain_trainer.parallel.fully_shard import blocks_of
+from disttrain_trainer.parallel.mesh import Groups, mesh_of
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup
+from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
+from disttrain_trainer.parallel.sharded_model import ShardedModel
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.shard_exchange import ShardExchange
+
+RANKS, BATCH = 2, 16
+TIMEOUT = timedelta(seconds=300)
+MODELS = {"charlm 64x2": {"width": 64, "layers": 2}, "charlm 256x4": {"width": 256, "layers": 4}}
+Turn = Callable[[], None]
+
+
+def config_of(model: str) -> JobConfig:
+    """A job of RANKS workers that never ends."""
+    module = "disttrain_trainer.examples.charlm"
+    spec = DistTrainJobSpec.model_validate(
+        {
+            "strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}},
+            "trainer": {
+                "model": f"{module}:model",
+                "dataset": f"{module}:dataset",
+                "loss": f"{module}:loss",
+                "optimizer": {"name": "AdamW", "learningRate": 0.001},
+                "batchSize": BATCH * RANKS,
+                "maxSteps": 1_000_000,
+                "config": MODELS[model],
+            },
+            "worker": {"replicas": RANKS},
+        }
+    )
+    return JobConfig(
+        namespace="benchmark",
+        name="sharded",
+        uid="none",
+        attempt=1,
+        strategy=spec.strategy,
+        trainer=spec.trainer,
+        workers=RANKS,
+        addresses=Addresses(control="127.0.0.1:9", rendezvous="127.0.0.1:9"),
+    )
+
+
+def ours(config: JobConfig, rank: int, steps: int) -> Turn:
+    """Our loop. Its reports go to a connection that is never made."""
+    process = Process(config=config, role=Role.WORKER, index=rank)
+    member = CollectiveMember()
+    control = ControlClient(
+        process=process, describe=member.describe, on_message=member.on_message, on_released=lambda: None
+    )
+    task, mesh, metrics = (
+        tasks.build(config, rank=rank, local_rank=0, incarnation=""),
+        mesh_of(config),
+        Metrics(process),
+    )
+    layout, at = described(task.model), mesh.coordinate(rank)
+    groups = Groups.of(mesh, rank=rank, device="cpu")
+    part = compose(task.model, Place(config=config, mesh=mesh, at=at, groups=groups))
+    model = ShardedModel(part, layout=layout, at=at)
+    loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
+    loop.adopt(model, Objective(part.module, task.loss))
+    member.step, member.round = 0, Round(1)
+    exchange = ShardExchange(
+        process=process,
+        metrics=metrics,
+        control=control,
+        member=member,
+        this_round=member.round,
+        loop=loop,
+        task=task,
+        mesh=mesh,
+        groups=groups,
+        model=model,
+        optimizer=ShardOptimizer(config.trainer.loop.optimizer, model),
+        buffers=None,
+        parameters=len(layout.places),
+        checkpoints=None,
+    )
+
+    def turn() -> None:
+        task.schedule.total_steps = member.step + steps
+        loop.run(exchange)
+
+    return turn
+
+
+def bare(task: Task, config: JobConfig, mesh: DeviceMesh, rank: int, steps: int, *, own_collectives: bool) -> Turn:
+    """The loop without us."""
+    model, loss = task.model, task.loss
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if own_collectives:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                shard_collectives.use(module)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001, fused=True)
+    dataset = __import__("disttrain_trainer.examples.charlm", fromlist=["dataset"]).dataset({}, "train")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[rank::RANKS]
+    at = 0
+
+    def turn() -> None:
+        nonlocal at
+        for _ in range(steps):
+            at = at if at + BATCH <= len(order) else 0
+            indices = order[at : at + BATCH]
+            at += BATCH
+            optimizer.zero_grad()
+            loss(model, [tensor[indices] for tensor in dataset.tensors]).backward()
+            optimizer.step()
+
+    return turn
+
+
+def run(results: Connection, rank: int, port: int, model: str, steps: int, rounds: int) -> None:
+    """One rank. Sends for each loop the seconds of a step, one for each turn."""
+    torch.set_num_threads(1)
+    config = config_of(model)
+
+    def store() -> dist.Store:
+        return dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+
+    def new_task() -> Task:
+        return tasks.build(config, rank=rank, local_rank=0, incarnation="")
+
+    with AbortableProcessGroup().joined("gloo", store=store, rank=rank, size=RANKS, timeout=TIMEOUT):
+        gloo = dist.new_group(backend="gloo")
+        mesh = DeviceMesh.from_group(gloo, "cpu", mesh_dim_names=("shard",))
+        turns = {
+            "ours": ours(config, rank, steps),
+            "bare": bare(new_task(), config, mesh, rank, steps, own_collectives=False),
+            "bare, our collectives": bare(new_task(), config, mesh, rank, steps, own_collectives=True),
+        }
+        found: dict[str, list[float]] = {name: [] for name in turns}
+        for number in range(rounds + 1):
+            for name in list(turns) if number % 2 else reversed(turns):
+                dist.barrier()
+                began = time.perf_counter()
+                turns[name]()
+                if number:  # the first one warms up
+                    found[name].append((time.perf_counter() - began) / steps)
+    results.send(found)
+
+
+def measure(model: str, *, steps: int, rounds: int) -> dict[str, list[float]]:
+    spawn = multiprocessing.get_context("spawn")
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    here, there = spawn.Pipe()
+    ranks = [
+        spawn.Process(target=run, args=(there, rank, server.port, model, steps, rounds), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        rank.start()
+    found: dict[str, list[float]] = here.recv()
+    for rank in ranks:
+        rank.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = parser.parse_args()
+    print(f"{'model':<13} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7}   bare / it; target of ours 0.97")
+    for model in options.models:
+        found = measure(model, steps=options.steps, rounds=options.rounds)
+        for name, seconds in found.items():
+            median = statistics.median(b / s for b, s in zip(found["bare"], seconds, strict=True))
+            best = min(found["bare"]) / min(seconds)
+            print(f"{model:<13} {name:<22} {min(seconds) * 1e3:>8.2f} {best:>6.2f} {median:>7.2f}")
+
+
+if __name__ == "__main__":
+    main()
