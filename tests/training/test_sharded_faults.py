@@ -90,3 +90,19 @@ def test_a_loss_that_is_not_finite_fails_the_job_and_names_rank_and_step(tmp_pat
         job.start()
         assert job.wait(Role.WORKER, 1) == 1, job.logs()
         assert "the loss is nan on worker-1 at step 3" in job.termination(Role.WORKER, 1).message
+
+
+def test_checkpoints_go_on_with_a_new_master_though_the_rounds_store_is_lost(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec_of(FULLY, 2, **checkpoints(5))) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD, checkpoint=10)
+        job.kill(Role.MASTER)
+        job.wait(Role.MASTER)
+        job.start_one(Role.MASTER)
+        job.let_go()
+        progress = job.complete()
+        assert "round 2" not in job.log(Role.WORKER, 0), job.logs()
+    assert progress.last_checkpoint is not None
+    assert progress.last_checkpoint.step == STEPS
+    assert "abandoned" not in job.log(Role.WORKER, 0)

@@ -1,7 +1,7 @@
 """The checkpoints of a sharded model: every rank that owns a block writes one file, rank 0 commits them as one checkpoint.
 
-All ranks save after the same steps, so that they number their saves alike. Who has written its file says so in the round's store; rank 0
-waits there, and publishes the manifest when the last one has. A round that ends meanwhile leaves files that no manifest names.
+All ranks save after the same steps. Who has written its file says so to rank 0, in a group that nothing else uses, for it is another
+thread's; rank 0 publishes the manifest when it has heard from all. A round that ends meanwhile leaves files that no manifest names.
 """
 
 import json
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.distributed import Store  # type: ignore[attr-defined]  # not in its __all__
+import torch
+import torch.distributed as dist
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import final, store
@@ -23,6 +24,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember
 from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
 from disttrain_trainer.runtime import logs
@@ -31,12 +33,10 @@ from disttrain_trainer.strategies.rank import RoundEnded
 
 log = logs.get_logger(__name__)
 
-_LOOK_SECONDS = 0.01
-"""Seconds between two looks at whether every rank has written its file."""
-
-
-class Abandoned(Exception):
-    """The round ended before every rank had written its file."""
+_SAID = 512
+"""Bytes of what a rank says of its file."""
+_MOST_OF_ERROR = 128
+"""Characters of an error in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,9 @@ class Writers:
     """Who writes in a round, and where they meet."""
 
     ranks: tuple[int, ...]
-    store: Store | None
-    """None for a rank that is alone."""
+    """The first of them is rank 0."""
+    group: dist.ProcessGroup | None
+    """Of these ranks, for the thread that writes; None for one that is alone."""
     alive: Callable[[], bool]
     """Whether the round goes on."""
 
@@ -81,8 +82,6 @@ class ShardCheckpoints:
         self._model: ShardedModel | None = None
         self._state: ShardState | None = None
         self._writers: Writers | None = None
-        self._number = 0
-        """Of the next save of this round."""
         self._last: Manifest | None = None
         """Rank 0's manifest of the state after the last step."""
         self.resumed: str | None = None
@@ -93,7 +92,7 @@ class ShardCheckpoints:
         """A round begins with these modules."""
         self._writer.wait()
         self._model, self._state, self._writers = model, state, writers
-        self._number, self._last = 0, None
+        self._last = None
 
     def save(self, *, at_once: bool) -> None:
         """Saves the state after this step: in the background, or before this returns. Every rank must call it after the same step.
@@ -104,31 +103,38 @@ class ShardCheckpoints:
         self._writer.wait()
         self._writer.check()
         self._require_finite()
-        step, number, asked = self._member.step, self._next(), at_once and self._member.save_asked
-        if self._writers is None or self._rank not in self._writers.ranks:
-            return
+        step, asked = self._member.step, at_once and self._member.save_asked
         if at_once:
             self._member.save_asked = False
-            self._commit(step, number, self._present(), began=began, asked=asked)
+            self._commit(step, self._present(), began=began, asked=asked)
         else:
             copy = self._copy.take(self._present())
-            self._writer.start(lambda: self._commit(step, number, copy, began=began))
+            self._writer.start(lambda: self._commit(step, copy, began=began))
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
 
     def save_last(self) -> None:
-        """Saves the state after the last step: every rank its file, rank 0 the manifest. Blocks. Raises RoundEnded, Unsaved, UserError."""
+        """Saves the state after the last step: every rank its file, rank 0 the manifest; tries again while a volume is full or broken.
+
+        Blocks. Raises RoundEnded, Unsaved, UserError.
+        """
         began = time.perf_counter()
         self._writer.wait()
         self._writer.check()
         self._require_finite()
-        step, number = self._member.step, self._next()
+        step, said = self._member.step, dict[str, str]()
         asked, self._member.save_asked = self._member.save_asked, False
 
-        def attempt() -> str | None:
-            return self._commit(step, number, self._present(), began=began, asked=asked, insists=True)
+        def write() -> None:
+            if not said:
+                said.update(self._write(step, self._present()))
 
-        if not final.insist("last checkpoint", step, attempt, over=self._wait_for_room):
-            raise RoundEnded
+        self._insist(write)
+        try:
+            files = _collect(said, self._round_writers) if self._writes else {}
+        except (RuntimeError, BrokenGroup):
+            raise RoundEnded from None
+        if self._rank == 0:
+            self._insist(lambda: self._publish_and_report(step, files, began=began, asked=asked))
 
     def finish(self) -> str | None:
         """Rank 0: the job is finished, with its evaluation and model; what is wrong when that cannot be written."""
@@ -156,10 +162,6 @@ class ShardCheckpoints:
         """Blocks until nothing is being written. Any thread's."""
         self._writer.wait()
 
-    def _next(self) -> int:
-        number, self._number = self._number, self._number + 1
-        return number
-
     def _present(self) -> Named:
         assert self._state is not None
         return self._state.present()
@@ -173,83 +175,82 @@ class ShardCheckpoints:
                 "no checkpoint of it is written"
             )
 
+    @property
+    def _round_writers(self) -> Writers:
+        assert self._writers is not None
+        return self._writers
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this rank has a file; the others hold copies of what is in those of others."""
+        return self._rank in self._round_writers.ranks
+
+    def _insist(self, work: Callable[[], None]) -> None:
+        """Does this work for the last checkpoint, again and again while it raises OSError. Raises RoundEnded, Unsaved."""
+
+        def attempt() -> str | None:
+            try:
+                work()
+            except OSError as error:
+                log.error("the last checkpoint was not written: %s; it is tried again", error)
+                return str(error)
+            return None
+
+        if not final.insist("last checkpoint", self._member.step, attempt, over=self._wait_for_room):
+            raise RoundEnded
+
     def _wait_for_room(self, seconds: float) -> bool:
         """Waits so long; whether the round is over."""
-        assert self._writers is not None
-        alive = self._writers.alive
+        alive = self._round_writers.alive
         with self._control.changed:
             self._control.changed.wait_for(lambda: not alive(), seconds)
         self._control.check()
         return not alive()
 
-    def _commit(
-        self, step: int, number: int, tensors: Named, *, began: float, asked: bool = False, insists: bool = False
-    ) -> str | None:
-        """Writes this rank's file; rank 0 then makes a checkpoint of all of them. What is wrong when a volume is full or broken.
-
-        insists: this rank tries again, so that the others need not hear of its failure.
-        """
-        assert self._state is not None
-        assert self._writers is not None
-        writers, failure, said = self._writers, None, {}
-        folder = self._root / store.name_of(step)
-        if self._rank in writers.ranks:
-            try:
-                folder = store.prepare(self._root, step)
-                # A name of its own: what is there of this step already must stay whole until a manifest names the new files.
-                file = f"{store.BLOCK}{self._rank}-{secrets.token_hex(4)}.safetensors"
-                said = {"file": file, "sha256": self._state.write(folder / file, tensors)}
-            except OSError as error:
-                if insists:
-                    log.error("checkpoint %d was not written: %s; it is tried again", step, error)
-                    return str(error)
-                said = {"error": str(error)}
-            if writers.store is not None and self._rank:
-                writers.store.set(_key(number, self._rank), json.dumps(said))
-        if self._rank:
-            return None
+    def _commit(self, step: int, tensors: Named, *, began: float, asked: bool = False) -> None:
+        """Writes this rank's file; rank 0 then makes a checkpoint of all of them. A volume that is full or broken is logged and reported:
+        the next save has all that was in this one."""
+        if not self._writes:
+            return
         try:
-            files = self._collect(number, writers, own=said)
-            manifest = self._publish(folder, step, files, finished=False)
-            store.prune(folder, manifest, keep=self._keep)
-        except Abandoned:
-            if insists:
-                raise RoundEnded from None
-            log.info("checkpoint %d is abandoned: a worker was lost while it was written", step)
-            self._control.send(MessageType.SAVED, error="a worker was lost", asked=asked)
-            return None
+            said = self._write(step, tensors)
         except OSError as error:
-            failure = str(error)
-            log.error("checkpoint %d was not written: %s; the one before is intact", step, failure)
-            self._control.send(MessageType.SAVED, error=failure, asked=asked)
-            return failure
-        self._last = manifest
-        if not self._lasting:
-            return None
-        self._member.checkpoint = step
-        self._metrics.checkpoint_step = step
-        self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-        self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked)
-        return None
+            said = {"error": str(error)[:_MOST_OF_ERROR]}
+        try:
+            files = _collect(said, self._round_writers)
+            if self._rank == 0:
+                self._publish_and_report(step, files, began=began, asked=asked)
+        except (RuntimeError, BrokenGroup):
+            log.info("checkpoint %d is abandoned: a worker was lost while it was written", step)
+            self._report_failure("a worker was lost", asked=asked)
+        except OSError as error:
+            log.error("checkpoint %d was not written: %s; the one before is intact", step, error)
+            self._report_failure(str(error), asked=asked)
 
-    def _collect(self, number: int, writers: Writers, *, own: dict[str, str]) -> dict[str, str]:
-        """The files of all writers with their digests. Raises Abandoned, and OSError with what a rank could not write."""
-        said = {0: own}
-        others = [rank for rank in writers.ranks if rank]
-        if writers.store is not None and others:
-            keys = [_key(number, rank) for rank in others]
-            try:
-                while not writers.store.check(keys):
-                    if not writers.alive():
-                        raise Abandoned
-                    time.sleep(_LOOK_SECONDS)
-                said |= {rank: json.loads(writers.store.get(key)) for rank, key in zip(others, keys, strict=True)}
-            except RuntimeError as error:  # the master, which has the store, is lost
-                raise Abandoned from error
-        for rank, found in said.items():
-            if "error" in found:
-                raise OSError(f"worker process {rank}: {found['error']}")
-        return {found["file"]: found["sha256"] for found in said.values()}
+    def _write(self, step: int, tensors: Named) -> dict[str, str]:
+        """Writes this rank's file, if it has one; its name and digest. Raises OSError."""
+        assert self._state is not None
+        if not self._writes:
+            return {}
+        folder = store.prepare(self._root, step)
+        # A name of its own: what is there of this step already must stay whole until a manifest names the new files.
+        file = f"{store.BLOCK}{self._rank}-{secrets.token_hex(4)}.safetensors"
+        return {"file": file, "digest": self._state.write(folder / file, tensors)}
+
+    def _publish_and_report(self, step: int, files: dict[str, str], *, began: float, asked: bool) -> None:
+        """Rank 0: makes a checkpoint of the files of all ranks. Raises OSError."""
+        folder = self._root / store.name_of(step)
+        manifest = self._last = self._publish(folder, step, files, finished=False)
+        store.prune(folder, manifest, keep=self._keep)
+        if self._lasting:
+            self._member.checkpoint = step
+            self._metrics.checkpoint_step = step
+            self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
+            self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked)
+
+    def _report_failure(self, error: str, *, asked: bool) -> None:
+        if self._rank == 0 and self._lasting:
+            self._control.send(MessageType.SAVED, error=error, asked=asked)
 
     def _publish(self, folder: Path, step: int, files: dict[str, str], *, finished: bool) -> Manifest:
         return store.publish(
@@ -266,5 +267,19 @@ class ShardCheckpoints:
         )
 
 
-def _key(number: int, rank: int) -> str:
-    return f"saved/{number}/{rank}"
+def _collect(said: dict[str, str], writers: Writers) -> dict[str, str]:
+    """On rank 0 the files of all writers with their digests, when the last one is written.
+
+    Raises OSError with what a rank could not write, and BrokenGroup or RuntimeError when the round ends before.
+    """
+    found = [said]
+    if writers.group is not None:
+        encoded = json.dumps(said).encode().ljust(_SAID)
+        mine = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        every = [torch.empty(_SAID, dtype=torch.uint8) for _ in writers.ranks] if dist.get_rank() == 0 else None
+        dist.gather(mine, every, dst=0, group=writers.group)
+        found = [json.loads(bytes(one.tolist())) for one in every or ()]
+    for rank, one in zip(writers.ranks, found, strict=False):
+        if "error" in one:
+            raise OSError(f"worker process {rank}: {one['error']}")
+    return {one["file"]: one["digest"] for one in found}

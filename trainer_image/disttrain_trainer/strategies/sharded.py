@@ -23,7 +23,7 @@ from disttrain_trainer.model.task import Objective
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parallel import shard_state
+from disttrain_trainer.parallel import backend, shard_state
 from disttrain_trainer.parallel.compose import Place, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import process_group
@@ -113,6 +113,7 @@ class ShardedWorker(Rank):
                 keeps_buffers=self._at.replicate == self._at.shard == self._at.tensor == 0,
             )
             self._enter(this_round, state, groups)
+            self._held = state.present()
             loop = self._loop = self._loop or self._new_loop(model)
             loop.adopt(model, part.pipeline or Objective(part.module, task.loss))
             checkpoints = self._checkpoints
@@ -172,7 +173,6 @@ class ShardedWorker(Rank):
         """Takes over the state that the round begins with, as the master has decided from where."""
         member = self._member
         if not this_round.holders:
-            self._held = {}
             member.step = -1
             self._load(state, max(0, this_round.step))
             member.step = max(0, this_round.step)
@@ -186,7 +186,6 @@ class ShardedWorker(Rank):
         if groups is not None and not this_round.holders.issuperset(copies):
             source = min(rank for rank in copies if rank in this_round.holders)
             state.receive(source=source, step=this_round.step, device=self._task.device, group=groups.replicate)
-        self._held = {}
         member.step = this_round.step
 
     def _load(self, state: ShardState, step: int) -> None:
@@ -243,10 +242,13 @@ class ShardedWorker(Rank):
             shutil.rmtree(last.parent, ignore_errors=True)
 
     def _writers(self, this_round: Round) -> Writers:
+        """Every rank must call it: it makes a group."""
         member = self._member
+        ranks = tuple(ranks[0] for ranks in self._mesh.copies())
+        group = dist.new_group([*ranks], backend=backend.NAME) if dist.is_initialized() else None
         return Writers(
-            ranks=tuple(ranks[0] for ranks in self._mesh.copies()),
-            store=dist.distributed_c10d._get_default_store() if dist.is_initialized() else None,
+            ranks=ranks,
+            group=group if isinstance(group, dist.ProcessGroup) else None,  # a number for a rank outside
             alive=lambda: member.round is this_round,
         )
 
