@@ -44,8 +44,8 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst bench-sharded
-bench: bench-ps bench-loop bench-sharded bench-order bench-checkpoint bench-restart bench-burst ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst bench-sharded bench-tls
+bench: bench-ps bench-loop bench-sharded bench-order bench-checkpoint bench-restart bench-burst bench-tls ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 bench-loop: env-dev ## our loop against a bare PyTorch loop
@@ -58,6 +58,8 @@ bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
 bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod
 	@$(PY) benchmarks/restart.py
+bench-tls: env-dev ## a DDP step under TLS against plain gloo, and against the bare exchange under TLS
+	@$(PY) benchmarks/encrypted.py
 bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 	@$(PY) tests/cluster/programs.py apiserver
 	@$(PY) benchmarks/burst.py

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,23 +23,28 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import transports
+from disttrain_trainer.net.transport import PLAIN
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
+from disttrain_trainer.parallel.rendezvous_store import RendezvousStore
 
 TIMEOUT = timedelta(seconds=60)
 ROWS, WIDTH = 12, 256
 
 
-def run(commands: Connection, backend: str, model: str, port: int) -> None:
-    """The whole life of a rank. backend: disttrain, or gloo. model: ddp, or fsdp. port: of the store."""
+def run(commands: Connection, backend: str, model: str, port: int, rendezvous: str, tls: Path) -> None:
+    """The whole life of a rank. backend: disttrain, tls, or gloo. model: ddp, or fsdp. port: of torch's store. rendezvous: address of
+    ours. tls: folder of the certificate."""
     torch.set_num_threads(1)
-    Rank(commands, backend, model, port).run()
+    Rank(commands, backend, model, port, rendezvous, tls).run()
 
 
 class Rank:
-    def __init__(self, commands: Connection, backend: str, model: str, port: int) -> None:
+    def __init__(self, commands: Connection, backend: str, model: str, port: int, rendezvous: str, tls: Path) -> None:
         self._connection = commands
-        self._backend, self._model, self._port = backend, model, port
+        self._backend, self._model, self._port, self._rendezvous = backend, model, port, rendezvous
+        self._transport = transports.certified_by(tls) if backend == "tls" else PLAIN
         self._rounds: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self.group: AbortableProcessGroup | None = None
         self.ended = 0.0
@@ -77,6 +83,8 @@ class Rank:
     @contextmanager
     def joined(self, number: int, rank: int, size: int) -> Iterator[None]:
         def store() -> dist.Store:
+            if self._backend == "tls":
+                return RendezvousStore(self._transport, self._rendezvous, prefix=f"round-{number}", timeout=TIMEOUT)
             connected = dist.TCPStore("127.0.0.1", self._port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
             return dist.PrefixStore(f"round-{number}", connected)
 
@@ -85,7 +93,7 @@ class Rank:
             yield
             dist.destroy_process_group()
             return
-        self.group, self.ended = AbortableProcessGroup(), 0.0
+        self.group, self.ended = AbortableProcessGroup(transport=self._transport), 0.0
         with self.group.joined("gloo", store=store, rank=rank, size=size, timeout=TIMEOUT):
             yield
 

@@ -23,6 +23,14 @@ def test_the_parameter_server_is_compared_with_all_reduce_rpc_and_its_limit() ->
         assert re.search(r" \d+\.\d\d +\d+\.\d\d +<= 1\.\d$", rows[peer]), rows[peer]
 
 
+def test_a_step_under_tls_is_compared_with_plain_gloo_and_its_limit() -> None:
+    lines = printed("encrypted.py", "--rounds=1", "--steps=1", "--mib=1", "--compute=1")
+    rows = {line.split()[0]: [float(number) for number in line.split()[1:]] for line in lines[2:]}
+    assert list(rows) == ["gloo", "ours", "bare"]
+    assert rows["gloo"][1:] == [1, 1]
+    assert all(number > 0 for row in rows.values() for number in row)
+
+
 def test_our_loop_is_compared_with_two_bare_ones_on_both_examples() -> None:
     lines = printed("loop.py", "--rounds=1")
     rows = [re.split(r"  +", line) for line in lines[1:]]

@@ -32,10 +32,14 @@ def finish(job: Job) -> dict[str, float]:
     return progress.evaluation or {}
 
 
-def test_data_parallel_on_the_gpus_of_a_pod_equals_one_process_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backend", "tls"), [("Auto", "Disabled"), ("Gloo", "Mutual")])
+def test_data_parallel_on_the_gpus_of_a_pod_equals_one_process_on_the_cpu(
+    tmp_path: Path, backend: str, tls: str
+) -> None:
     # NCCL takes a GPU for one rank only: with a single one here, the job has one rank, without a group.
     count = min(2, torch.cuda.device_count())
-    finish(on_gpus(tmp_path, classic(workers=1, float64=True), count))
+    spec = classic(workers=1, float64=True, backend=backend)
+    finish(on_gpus(tmp_path, spec | {"network": {"tls": tls}}, count))
     saved = state(tmp_path, STEPS)
     for name, parameter in expected(float64=True).items():
         torch.testing.assert_close(saved[f"model.{name}"], parameter, atol=TOLERANCE, rtol=0)

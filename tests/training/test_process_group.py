@@ -24,9 +24,9 @@ SPAWN.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "disttr
 class Rank:
     """A process of group_rank.py."""
 
-    def __init__(self, backend: str, model: str, port: int) -> None:
+    def __init__(self, *what: Any) -> None:
         self._connection, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=group_rank.run, args=(theirs, backend, model, port), daemon=True)
+        self.process = SPAWN.Process(target=group_rank.run, args=(theirs, *what), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -57,9 +57,11 @@ class Rank:
 class Ranks:
     """Ranks with one store."""
 
-    def __init__(self, backend: str, model: str, count: int) -> None:
+    def __init__(self, tls: Path, backend: str, model: str, count: int) -> None:
+        """tls: a folder for the certificate."""
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._what = backend, model
+        self.rendezvous = transports.Rendezvous(transports.certified(tls))
+        self._what = backend, model, self.store.port, self.rendezvous.address, tls
         self._round = 0
         self.ranks: list[Rank] = []
         for _ in range(count):
@@ -67,7 +69,7 @@ class Ranks:
 
     def start(self) -> Rank:
         """One more rank."""
-        rank = Rank(*self._what, self.store.port)
+        rank = Rank(*self._what)
         self.ranks.append(rank)
         rank.answer("ready")
         return rank
@@ -89,15 +91,16 @@ class Ranks:
         for rank in self.ranks:
             rank.process.kill()
             rank.process.join()
+        self.rendezvous.close()
 
 
 @pytest.fixture
-def ranks_of() -> Iterator[Callable[..., Ranks]]:
+def ranks_of(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """Starts ranks, for the time of a test."""
     found: list[Ranks] = []
 
     def start(*arguments: Any) -> Ranks:
-        found.append(Ranks(*arguments))
+        found.append(Ranks(tmp_path / str(len(found)), *arguments))
         return found[-1]
 
     yield start
@@ -105,12 +108,16 @@ def ranks_of() -> Iterator[Callable[..., Ranks]]:
         ranks.close()
 
 
+BOTH = pytest.mark.parametrize("backend", ["disttrain", "tls"])
+
+
+@BOTH
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 @pytest.mark.parametrize("model", ["ddp", "fsdp"])
 def test_two_ranks_go_on_exactly_when_the_third_is_lost(
-    ranks_of: Callable[..., Ranks], model: str, loss: signal.Signals
+    ranks_of: Callable[..., Ranks], backend: str, model: str, loss: signal.Signals
 ) -> None:
-    ranks = ranks_of("disttrain", model, 3)
+    ranks = ranks_of(backend, model, 3)
     ranks.begin(ranks.ranks, until=ENDLESS)
     first, lost, last = ranks.ranks
     time.sleep(random.uniform(0.2, 0.6))
@@ -125,7 +132,7 @@ def test_two_ranks_go_on_exactly_when_the_third_is_lost(
         lost.signal(signal.SIGCONT)
         # The master tells it as well: gloo may leave it in a send that was half written when the others closed their ends.
         assert lost.ended()["late"] < 1
-    calm = ranks_of("gloo", model, 3)
+    calm = ranks_of("tls" if backend == "tls" else "gloo", model, 3)  # the order of a sum is another one
     calm.begin(calm.ranks, until=max(steps))
     calm.done(calm.ranks)
     both = [calm.ranks[0], calm.ranks[2]]
@@ -133,11 +140,14 @@ def test_two_ranks_go_on_exactly_when_the_third_is_lost(
     assert ranks.done([first, last]) == calm.done(both)
 
 
-def test_fifty_broken_rounds_leave_no_thread_and_no_file_behind(ranks_of: Callable[..., Ranks]) -> None:
-    ranks = ranks_of("disttrain", "ddp", 1)
+@pytest.mark.parametrize(("backend", "rounds"), [("disttrain", 50), ("tls", 10)])
+def test_many_broken_rounds_leave_no_thread_and_no_file_behind(
+    ranks_of: Callable[..., Ranks], backend: str, rounds: int
+) -> None:
+    ranks = ranks_of(backend, "ddp", 1)
     (survivor,) = ranks.ranks
     few = {"threads": 0, "files": 0}
-    for number in range(50):
+    for number in range(rounds):
         peer = ranks.start()
         ranks.begin([survivor, peer], until=ENDLESS)
         time.sleep(random.uniform(0, 0.05))
@@ -156,8 +166,9 @@ def test_fifty_broken_rounds_leave_no_thread_and_no_file_behind(ranks_of: Callab
     assert found == few
 
 
-def test_a_round_ends_while_its_group_is_made(ranks_of: Callable[..., Ranks]) -> None:
-    ranks = ranks_of("disttrain", "ddp", 1)
+@BOTH
+def test_a_round_ends_while_its_group_is_made(ranks_of: Callable[..., Ranks], backend: str) -> None:
+    ranks = ranks_of(backend, "ddp", 1)
     (rank,) = ranks.ranks
     rank.command("round", 1, 0, 2, 0, ENDLESS)  # the other one never comes
     time.sleep(0.3)

@@ -437,7 +437,7 @@ def _lost(error: ssl.SSLError) -> Closed:
     return (
         Unverified(_why(error))
         if "ALERT" in (error.reason or "")
-        else Closed(f"the connection is damaged: {error.reason}")
+        else Closed(f"the connection is damaged: {_words(error.reason or '') or error}")
     )
 
 

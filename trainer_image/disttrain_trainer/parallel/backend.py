@@ -289,4 +289,4 @@ for _name in (
 
 def register(create: Callable[[Any, Any], Any]) -> None:
     """Makes the backend known to torch. create: called for each group with c10d's DistributedBackendOptions and the caller's options."""
-    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
+    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu", "cuda"])

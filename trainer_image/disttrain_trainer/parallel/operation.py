@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch.distributed import Work
 from torch.futures import Future
 
-from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.backend import BrokenGroup, RoundEnd
 
 _NO_LIMIT: Final = timedelta(0)
 
@@ -17,9 +17,10 @@ class Operation(Work):
     """Done when each of its parts is: the part of the thread that carries it out, and each tensor that is still being sent. Or broken,
     with its first error."""
 
-    def __init__(self, result: Any, limit: float) -> None:
+    def __init__(self, result: Any, *, limit: float, round_end: RoundEnd) -> None:
         """result: of its future. limit: seconds that a wait takes at most, unless the caller says."""
         super().__init__()
+        self._round_end = round_end
         self._result = result
         self._limit = limit
         self._lock = threading.Lock()
@@ -79,4 +80,5 @@ class Operation(Work):
 
     def _check(self) -> None:
         if self._error is not None:
+            self._round_end.check()
             raise BrokenGroup(self._error) from None

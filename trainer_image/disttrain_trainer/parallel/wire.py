@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from disttrain_trainer.net.transport import Closed, Connection, Transport, Unverified
+from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import Newcomers, listen
@@ -43,15 +44,16 @@ class Use(IntEnum):
 class Sender:
     """Sends to one peer, in the order of the calls."""
 
-    def __init__(self, dial: Callable[[], Connection], name: str) -> None:
+    def __init__(self, peer: int, dial: Callable[[], Connection]) -> None:
         """dial: makes the connection, when it is first needed."""
+        self._peer = peer
         self._dial = dial
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[tuple[bytes, memoryview | None, Operation] | None] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"to-{peer}", daemon=True)
         self._thread.start()
 
     def connect(self) -> None:
@@ -61,11 +63,15 @@ class Sender:
     def send(self, head: bytes, view: memoryview, operation: Operation, *, now: bool = False) -> None:
         """Does not block. `view` is a part of the operation until it is sent; a small one is copied.
 
-        now: send a small one in this thread, which is the only one that calls and whose messages the peer takes in order. Raises OSError.
+        now: send a small one in this thread, which is the only one that calls, and whose messages the peer takes in order. Raises
+        BrokenGroup.
         """
         small = len(view) <= SMALL
         if small and now and not self._waiting and self._connection is not None:
-            self._connection.send(memoryview(head + view))
+            try:
+                self._connection.send(memoryview(head + view))
+            except OSError as error:
+                raise self._lost(error) from None
             return
         operation.begin_part()
         with self._lock:
@@ -84,11 +90,14 @@ class Sender:
                 if self._error is None:
                     self._send(head, view)
             except Exception as error:
-                self._error = error
+                self._error = self._lost(error)
             with self._lock:
                 self._waiting -= 1
             operation.end_part(self._error)
             del item, view, operation  # the tensor lives no longer than needed
+
+    def _lost(self, error: Exception) -> BrokenGroup:
+        return BrokenGroup(f"the connection to rank {self._peer} is lost: {error}")
 
     def _send(self, head: bytes, view: memoryview | None) -> None:
         if self._connection is None:
@@ -141,7 +150,7 @@ class Wire:
     def connect(self, places: list[str]) -> None:
         """Connects with all peers, each of which does so. Raises OSError."""
         self._places = places
-        self.outgoing = {peer: Sender(self.dialer(peer, Use.COLLECTIVES), f"to-{peer}") for peer in self.peers}
+        self.outgoing = {peer: Sender(peer, self.dialer(peer, Use.COLLECTIVES)) for peer in self.peers}
         for sender in self.outgoing.values():
             sender.connect()
         with self._changed:

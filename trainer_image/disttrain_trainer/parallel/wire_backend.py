@@ -347,7 +347,7 @@ class WireBackend(c10d.Backend):
         operation = self._begin("send", (tensors, peer, tag), tensors)
         sender = self._senders.get(peer)
         if sender is None:
-            sender = self._senders[peer] = Sender(self._wire.dialer(peer, Use.MESSAGES), f"messages-to-{peer}")
+            sender = self._senders[peer] = Sender(peer, self._wire.dialer(peer, Use.MESSAGES))
         (vector,) = map(_Flat(), tensors)
         sender.send(HEAD.pack(tag, 0, vector.nbytes), bytes_of(vector), operation)
         operation.end_part()
@@ -364,7 +364,7 @@ class WireBackend(c10d.Backend):
         if self._round_end.reached:
             raise BrokenGroup(ENDED)
         self._traffic.count(name, self._rank, self._size, arguments)
-        return Operation(result, self._seconds)
+        return Operation(result, limit=self._seconds, round_end=self._round_end)
 
     def _start(
         self, name: str, kind: str, arguments: tuple[Any, ...], result: Any, run: Callable[[Operation], None]
@@ -381,17 +381,14 @@ class WireBackend(c10d.Backend):
                 if self._broken is None:
                     run(operation)
             except Exception as error:  # the peers are in the middle of it, too: nothing that follows could fit
-                self._broken = BrokenGroup(ENDED if self._round_end.reached else error)
+                self._broken = BrokenGroup(error)
             operation.end_part(self._broken)
             del item, operation, run  # their tensors live no longer than needed
 
     def _give(self, operation: Operation, peer: int, vector: torch.Tensor) -> None:
         """Sends a vector to a peer, which takes it by the same operation."""
         head = HEAD.pack(self._number, self._kind, vector.nbytes)
-        try:
-            self._wire.outgoing[peer].send(head, bytes_of(vector), operation, now=True)
-        except OSError as error:
-            raise BrokenGroup(f"the connection to rank {peer} is lost: {error}") from None
+        self._wire.outgoing[peer].send(head, bytes_of(vector), operation, now=True)
 
     def _take(self, peer: int, vector: torch.Tensor) -> None:
         self._take_head(peer, vector.nbytes)
@@ -528,16 +525,17 @@ for _name in (
 
 
 class _Flat:
-    """Makes a tensor one of one dimension whose elements are neighbours; where that takes a copy, `finish` copies it back."""
+    """Makes a tensor one of one dimension whose elements are neighbours in the memory of the host; where that takes a copy, `finish`
+    copies it back."""
 
     def __init__(self) -> None:
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, tensor: torch.Tensor, *, written: bool = False) -> torch.Tensor:
         tensor = tensor.detach()
-        if tensor.is_contiguous():
+        if _is_plain(tensor):
             return tensor.view(-1)
-        copy = tensor.contiguous()
+        copy = tensor.contiguous().cpu()
         if written:
             self._copies.append((tensor, copy))
         return copy.view(-1)
@@ -601,7 +599,7 @@ class _Mailbox:
         with self._lock:
             waiting = self._waiting[peer, tag]
             tensor, operation = waiting.popleft() if waiting else (None, None)
-        if tensor is not None and operation is not None and tensor.is_contiguous() and tensor.nbytes == size:
+        if tensor is not None and operation is not None and _is_plain(tensor) and tensor.nbytes == size:
             try:
                 connection.receive_into(bytes_of(tensor.detach().view(-1)))
             except OSError as error:
@@ -624,6 +622,10 @@ class _Mailbox:
                     return
                 tensor, operation = waiting.popleft()
         operation.end_part(_deliver(message, tensor))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous()
 
 
 def _deliver(message: torch.Tensor, tensor: torch.Tensor) -> Exception | None:
