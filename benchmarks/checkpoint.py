@@ -161,7 +161,8 @@ def costs(noted: list[tuple[float, float]], committed: dict[int, float]) -> Iter
         beside = [number for number in range(start, stop) if begun[number] < moment]
         calm = range(start + len(beside), stop)
         if len(calm) >= CALM:
-            step, calm_cpu = (statistics.median(times[number] for number in calm) for times in (seconds, cpu))
+            step = statistics.median(seconds[number] for number in calm)
+            calm_cpu = statistics.fmean(cpu[number] for number in calm)  # the kernel counts in steps of 10 ms
             taken = [seconds[number] for number in beside]
             yield Cost(
                 step=step,

@@ -49,7 +49,7 @@ def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
     lines = printed("checkpoint.py", "--mib=4", "--intervals=1", "--every=9", "--strategies", "DataParallel")
     (row,) = (line.split() for line in lines[1:])
     assert row[:2] == ["DataParallel", "4"]
-    assert len([float(number) for number in row[2:]]) == 5
+    assert len([float(number) for number in row[2:]]) == 6
     assert float(row[2]) > 0
 
 

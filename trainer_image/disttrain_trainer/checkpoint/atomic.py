@@ -1,7 +1,6 @@
 """The one way in which a file of a checkpoint is written: whole or not at all, durable, digested in the same pass."""
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -59,10 +58,12 @@ class Sink:
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self._direct:
+            except OSError:
+                if not self._direct:
                     raise
-                self._set_direct(False)  # what is not a multiple of the device's block, such as the end of the file
+                # Refused is what is no multiple of the device's block, such as the end of the file, and on some systems more. A disk that
+                # is full or broken refuses again, at the latest in fsync.
+                self._set_direct(False)
 
     def _set_direct(self, direct: bool) -> None:
         self._direct = False
