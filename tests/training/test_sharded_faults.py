@@ -106,3 +106,15 @@ def test_checkpoints_go_on_with_a_new_master_though_the_rounds_store_is_lost(tmp
     assert progress.last_checkpoint is not None
     assert progress.last_checkpoint.step == STEPS
     assert "abandoned" not in job.log(Role.WORKER, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_the_same_over_tls(tmp_path: Path, number: signal.Signals) -> None:
+    spec = spec_of(FULLY, 2, **checkpoints(5), network={"tls": "Mutual"})
+    with Job(folder=tmp_path, spec=spec, peer_timeout=2) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD, checkpoint=10)
+        lose(job, 1, number)
+        progress = job.complete()
+    assert (progress.step, progress.redone_steps) == (STEPS, 2)
