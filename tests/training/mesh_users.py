@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
 
 from disttrain_trainer.examples import charlm
@@ -63,3 +65,15 @@ def mean_loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 
 def evaluate(model: nn.Module, dataset: TensorDataset) -> dict[str, float]:
     return {"loss": charlm.loss(model, list(dataset.tensors)).item()}
+
+
+def split(model: Any, stages: int, config: dict[str, Any]) -> list[nn.Module]:
+    """The user's own cut: as uneven as can be."""
+    pieces = model.pipeline_stages()
+    return [*pieces[: stages - 1], nn.Sequential(*pieces[stages - 1 :])]
+
+
+def parallelize(model: Any, mesh: DeviceMesh, config: dict[str, Any]) -> nn.Module:
+    """The user's own plan: of the first layer its MLP alone."""
+    plan = {"layers.0.mlp.0": ColwiseParallel(), "layers.0.mlp.2": RowwiseParallel()}
+    return parallelize_module(model, mesh["tensor"], plan)

@@ -1,5 +1,6 @@
 """Jobs whose model is cut: they learn what one process learns, and go on after the loss of any process."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -72,6 +73,20 @@ def test_a_cut_model_learns_what_one_process_learns(
     assert {name: float(value) for name, value in (progress.evaluation or {}).items()} == pytest.approx(
         evaluation, rel=1e-5
     )
+
+
+def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path) -> None:
+    shutil.copy(FILE, tmp_path)
+    spec = users_spec(cut(tensor=2, pipeline=2), {}, ADAMW)
+    spec["trainer"] |= {"parallelize": "mesh_users:parallelize", "pipelineSplit": "mesh_users:split"}
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.train()
+    found = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    assert mesh_models.difference(mesh_models.alone({}), [found]) < 1e-12
+    manifest = (tmp_path / "checkpoints" / f"step-{mesh_models.STEPS:08d}" / "manifest.json").read_text()
+    pieces = json.loads(manifest)["tensors"]
+    assert len(pieces["layers.0.mlp.0.weight"]["pieces"]) == 2
+    assert len(pieces["layers.1.layer.mlp.0.weight"]["pieces"]) == 1
 
 
 MODEL = """

@@ -269,6 +269,7 @@ class DistTrainJobSpec(Model):
             check=lambda s: s.trainer.parallelize is None or s.strategy.is_sharded,
             message="only where the model is cut: type ModelParallel or Hybrid, or sharding FullyShard or HybridShard",
             field="trainer.parallelize",
+            shows="trainer.parallelize",
         ),
         Rule(
             cel="!has(self.trainer.pipelineSplit) || "
@@ -279,6 +280,7 @@ class DistTrainJobSpec(Model):
             ),
             message="only with strategy.modelParallel.pipeline above 1",
             field="trainer.pipelineSplit",
+            shows="trainer.pipelineSplit",
         ),
         Rule(
             cel="has(self.trainer.model) || !has(self.strategy.dataParallel) || "

@@ -219,7 +219,7 @@ class Trainer(Model):
                     and t.last_batch is LastBatch.KEEP
                 )
             ),
-            message="loss, evaluate, optimizer, epochs, maxSteps, partsPerStep, collate, parallelize, pipelineSplit and lastBatch are for "
+            message="loss, evaluate, optimizer, parallelize, pipelineSplit, epochs, maxSteps, partsPerStep, collate and lastBatch are for "
             "our loop (model and dataset); a script or command brings its own",
         ),
     )

@@ -1,7 +1,7 @@
 """How a model is divided over the mesh: one function for each axis, applied in this order.
 
-1. pipeline: this rank's stage of the model
-2. tensor: the layers of the stage cut over the ranks of a tensor group
+1. pipeline: this rank's stages of the model
+2. tensor: the layers cut over the ranks of a tensor group; then the other stages' are dropped
 3. activation checkpointing, compile
 4. data: what is left is cut, or copied, over the data-parallel ranks
 
@@ -59,7 +59,7 @@ Step = Callable[[Part, Place], Part]
 
 
 def cut_pipeline(part: Part, place: Place) -> Part:
-    """This rank's stages; the tensors of the others are dropped."""
+    """This rank's stages."""
     cut = place.config.strategy.model_parallel
     if cut is None or cut.pipeline == 1 or place.groups is None:
         return part
@@ -78,7 +78,6 @@ def cut_pipeline(part: Part, place: Place) -> Part:
         by_user = resolve(field, name, "model", "stages", "config") if name else None
         found = pipeline.split(model, pipeline.stages(cut), config=options, by_user=by_user)
     own = {number: found[number] for number in pipeline.stages_of(cut, place.at.pipeline)}
-    pipeline.keep(model, list(own.values()))
     return replace(
         part,
         pipeline=Pipeline(
@@ -111,6 +110,13 @@ def cut_tensor(part: Part, place: Place) -> Part:
     return replace(part, module=tensor.apply(part.module, place.groups.mesh["tensor"]))
 
 
+def drop_stages(part: Part, place: Place) -> Part:
+    """Without the tensors of the other stages. Not sooner: trainer.parallelize may cut the layers of all of them."""
+    if part.pipeline is not None:
+        pipeline.keep(part.module, part.pipeline.modules)
+    return part
+
+
 def cut_data(part: Part, place: Place) -> Part:
     """FSDP2 over the data axes, unless the strategy keeps copies: then the exchange sums their gradients."""
     if place.groups is None or place.config.strategy.sharding is Sharding.REPLICATED:
@@ -118,7 +124,7 @@ def cut_data(part: Part, place: Place) -> Part:
     return replace(part, module=fully_shard.shard(part.module, place.groups.mesh))
 
 
-STEPS: tuple[Step, ...] = (cut_pipeline, cut_tensor, cut_data)
+STEPS: tuple[Step, ...] = (cut_pipeline, cut_tensor, drop_stages, cut_data)
 
 
 def compose(model: nn.Module, place: Place) -> Part:

@@ -143,6 +143,7 @@ class Pipeline:
         device: torch.device,
     ) -> None:
         """modules: the stages of this process, by number. microbatch: samples of one."""
+        self.modules = tuple(modules.values())
         self._group = group
         self._cut = cut
         self._count = count = stages(cut)

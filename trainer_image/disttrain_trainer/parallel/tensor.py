@@ -277,8 +277,8 @@ def _no_plan(where: str, why: str) -> WrongInput:
 
 
 def _has_linears(module: nn.Module) -> bool:
-    """Whether two or more of its direct members are Linears with weights, here."""
-    return sum(isinstance(member, nn.Linear) and member.weight is not None for member in module.children()) > 1
+    """Whether two or more of its direct members are Linears."""
+    return sum(isinstance(member, nn.Linear) for member in module.children()) > 1
 
 
 def _is_linear(node: fx.Node, members: dict[str, nn.Module]) -> bool:

@@ -215,6 +215,10 @@ class ShardedWorker(Rank):
                 self._evaluate_whole(checkpoints.last_folder)
             if self._process.rank == 0 and self._model_dir is not None and member.model is None:
                 self._write_model(this_round, checkpoints.last_folder, self._model_dir)
+        elif self._task.evaluate is not None and self._mesh.pipeline > 1:
+            log.warning(
+                "trainer.evaluate is not called: the stages of a pipeline meet on a volume, and the job has none"
+            )
         if self._task.evaluate is not None and self._mesh.pipeline == 1:
             member.evaluation = self._task.evaluate(model.module)
             if self._process.rank:
