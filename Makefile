@@ -44,8 +44,8 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-checkpoint bench-restart bench-burst bench-sharded bench-tls
-bench: bench-ps bench-loop bench-sharded bench-order bench-checkpoint bench-restart bench-burst bench-tls ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-burst bench-sharded bench-tls
+bench: bench-ps bench-loop bench-sharded bench-order bench-data bench-checkpoint bench-restart bench-burst bench-tls ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 bench-loop: env-dev ## our loop against a bare PyTorch loop
@@ -54,6 +54,8 @@ bench-sharded: env-dev ## our loop under FullyShard against a bare PyTorch loop 
 	@$(PY) benchmarks/sharded.py
 bench-order: env-dev ## the computed order of an epoch against one that is kept as a table
 	@$(PY) benchmarks/order.py
+bench-data: env-dev ## packed, encrypted, replicated data against tensors in memory
+	@$(PY) benchmarks/data.py
 bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
 bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod

@@ -64,13 +64,16 @@ def make_config(example: str, steps: int) -> JobConfig:
 class Ours:
     """Our loop, a number of steps at a time. Its reports go to a connection that is never made."""
 
-    def __init__(self, example: str, *, steps: int, rounds: int) -> None:
-        process = Process(config=make_config(example, steps * rounds), role=Role.WORKER, index=0)
+    def __init__(self, job: str | JobConfig, *, steps: int, rounds: int) -> None:
+        """job: the name of an example, or a job of one worker."""
+        config = make_config(job, steps * rounds) if isinstance(job, str) else job
+        process = Process(config=config, role=Role.WORKER, index=0)
         self._rank = CollectiveMember()
         control = ControlClient(
             process=process, describe=self._rank.describe, on_message=self._rank.on_message, on_released=lambda: None
         )
         self._task = task = tasks.build(process.config, rank=0, local_rank=0, incarnation="")
+        self.packed = task.packed
         model, metrics = FlatModel(task.model), Metrics(process)
         self._loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
         self._rank.step, self._rank.round = 0, Round(1)

@@ -117,14 +117,14 @@ def _mounts(spec: "DistTrainJobSpec") -> set[str]:
     }
 
 
-def _only_packed(field: str, cel: str, used: Callable[[Data], bool]) -> Rule:
-    """A field of data that has a meaning for a packed data set alone. cel, used: whether it asks for anything."""
+def _only_packed(field: str, cel: str, used: Callable[[Data], bool], *, shows: str = "") -> Rule:
+    """A field of data that has a meaning for a packed data set alone. cel, used: whether it asks for anything. shows: a part of it."""
     return Rule(
         cel=f"!has(self.data) || !({cel}) || (has(self.trainer.dataset) && self.trainer.dataset == '{PACKED}')",
         check=lambda s: s.data is None or not used(s.data) or s.trainer.dataset == PACKED,
         message=f"is of a packed data set: pack it with `disttrain data pack`, and set trainer.dataset to {PACKED}",
         field=f"data.{field}",
-        shows="trainer.dataset",
+        shows=f"data.{field}{shows}",
     )
 
 
@@ -328,7 +328,9 @@ class DistTrainJobSpec(Model):
         ),
         _only_packed("partitions", "has(self.data.partitions)", lambda data: data.partitions is not None),
         _only_packed("replication", "self.data.replication > 1", lambda data: data.replication > 1),
-        _only_packed("encryption", "has(self.data.encryption)", lambda data: data.encryption is not None),
+        _only_packed(
+            "encryption", "has(self.data.encryption)", lambda data: data.encryption is not None, shows=".secretName"
+        ),
         Rule(
             cel="!has(self.data) || self.data.replication <= 1 || self.data.replication <= self.worker.replicas",
             check=lambda s: s.data is None or s.data.replication <= max(1, s.worker.replicas),

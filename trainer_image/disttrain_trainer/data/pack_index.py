@@ -1,6 +1,6 @@
 """The index of a packed data set: which samples are in which block of which file. Pure.
 
-`index.json` beside the partition files (docs/design/0007). A block's first sample and its place in the file are the sums of those before
+`index.json` beside the partition files (docs/design/0008). A block's first sample and its place in the file are the sums of those before
 it, so that the table has two numbers a block and none a sample.
 """
 
