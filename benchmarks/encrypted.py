@@ -129,7 +129,7 @@ def bare(rank: int, link: transport.Transport, elements: int) -> Step:
         operation = Operation(None, limit=300, round_end=RoundEnd())
         wire.outgoing[peer].send(b"", bytes_of(sent), operation)
         operation.end_part()
-        reading = threading.Thread(target=wire.incoming[peer].receive_into, args=(bytes_of(received),))
+        reading = threading.Thread(target=wire.incoming[peer].fill, args=(bytes_of(received),))
         reading.start()
         for _ in range(LAYERS):
             Busy.work()

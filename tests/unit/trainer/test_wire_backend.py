@@ -28,7 +28,7 @@ SUM, PLANTED = dist.AllreduceOptions(), b"a planted tensor"
 class Ranks:
     """Backends of one group, and the end of their round."""
 
-    def __init__(self, transports: list[Transport]) -> None:
+    def __init__(self, transports: list[Transport], **options: int) -> None:
         self.ends = [RoundEnd() for _ in transports]
         self.backends = [
             WireBackend(
@@ -39,6 +39,7 @@ class Ranks:
                 timeout=LONG,
                 round_end=self.ends[rank],
                 traffic=Traffic(),
+                **options,
             )
             for rank, transport in enumerate(transports)
         ]
@@ -57,8 +58,8 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def ranks_of(transports: list[Transport]) -> Iterator[Ranks]:
-    ranks = Ranks(transports)
+def ranks_of(transports: list[Transport], **options: int) -> Iterator[Ranks]:
+    ranks = Ranks(transports, **options)
     try:
         yield ranks
     finally:
@@ -178,10 +179,30 @@ def test_a_peer_of_another_job_finds_no_way_in(tmp_path: Path, caplog: pytest.Lo
     assert "a connection to this rank is refused" in caplog.text
 
 
+def test_a_connection_that_has_carried_enough_of_one_key_is_followed_by_another(tmp_path: Path) -> None:
+    relays = Relays()
+    with (
+        contextlib.closing(relays),
+        ranks_of([transports.certified(tmp_path)] * 3, records=10) as ranks,
+    ):
+        ranks.connect(relays.via)
+        for number in range(12):
+            for count in (5, LARGE):
+                for found in summed(ranks, [torch.full((count,), float(rank + number)) for rank in range(3)]):
+                    assert torch.equal(found, torch.full((count,), 3.0 + 3 * number))
+        sent = [ranks.backends[0].send([torch.full((3,), float(number))], 1, 0) for number in range(40)]
+        received = [torch.zeros(3) for _ in sent]
+        for vector in received:
+            ranks.backends[1].recv([vector], 0, 0).wait()
+        assert [vector[0].item() for vector in received] == list(range(40))
+    assert relays.connections > 6 * 12
+
+
 class Relays:
     """Lets every connection pass, and keeps what went through."""
 
     def __init__(self) -> None:
+        self.connections = 0
         self.seen: list[bytes] = []
         self._sockets: list[socket.socket] = []
 
@@ -203,6 +224,7 @@ class Relays:
         with contextlib.suppress(OSError):
             while True:
                 one, other = listener.accept()[0], socket.create_connection(target)
+                self.connections += 1
                 self._sockets += [one, other]
                 for ends in ((one, other), (other, one)):
                     threading.Thread(target=self._pass, args=ends).start()

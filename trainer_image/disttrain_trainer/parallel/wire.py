@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Final
 
-from disttrain_trainer.net.transport import Closed, Connection, Transport, Unverified
+from disttrain_trainer.net.transport import RECORD, Closed, Connection, Transport, Unverified
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.runtime import logs
@@ -31,7 +31,13 @@ STRANGERS: Final = 64
 """Connections that have not said yet who they are, beside those of the peers."""
 HEAD: Final = struct.Struct("<qqQ")
 """Before each message: two numbers that say which one it is, and its bytes."""
-_HELLO: Final = struct.Struct("<16sBI")
+RECORDS: Final = 1 << 23
+"""Records that a connection carries before the next one takes over, with other keys: AES-GCM is made for 2^24.5 (RFC 8446, 5.5), which
+is 380 GiB, and OpenSSL does not change keys by itself."""
+_MOVED: Final = HEAD.pack(-1, -1, 0)
+"""The last head on a connection: what follows comes on the next one."""
+_HELLO: Final = struct.Struct("<16sBII")
+"""Token of the rank that is dialled, use, rank of the dialler, number of the connection among those that follow one another."""
 
 
 class Use(IntEnum):
@@ -44,9 +50,10 @@ class Use(IntEnum):
 class Sender:
     """Sends to one peer, in the order of the calls."""
 
-    def __init__(self, peer: int, dial: Callable[[], Connection]) -> None:
-        """dial: makes the connection, when it is first needed."""
+    def __init__(self, peer: int, dial: Callable[[int], Connection], *, records: int) -> None:
+        """dial: makes a connection with this number; the first when it is needed, and another one after so many records."""
         self._peer = peer
+        self._most, self._records, self._number = records, 0, 0
         self._dial = dial
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[tuple[bytes, memoryview | None, Operation] | None] = queue.SimpleQueue()
@@ -58,7 +65,7 @@ class Sender:
 
     def connect(self) -> None:
         """Makes the connection now, before anything is sent. Raises OSError."""
-        self._connection = self._dial()
+        self._connection = self._dial(0)
 
     def send(self, head: bytes, view: memoryview, operation: Operation, *, now: bool = False) -> None:
         """Does not block. `view` is a part of the operation until it is sent; a small one is copied.
@@ -69,7 +76,7 @@ class Sender:
         small = len(view) <= SMALL
         if small and now and not self._waiting and self._connection is not None:
             try:
-                self._connection.send(memoryview(head + view))
+                self._send(head + view, None)
             except OSError as error:
                 raise self._lost(error) from None
             return
@@ -101,10 +108,42 @@ class Sender:
 
     def _send(self, head: bytes, view: memoryview | None) -> None:
         if self._connection is None:
-            self._connection = self._dial()
+            self._connection = self._dial(0)
+        elif self._records >= self._most:
+            self._number, self._records = self._number + 1, 0
+            last, self._connection = self._connection, self._dial(self._number)
+            last.send(memoryview(_MOVED))
+            last.close()
         self._connection.send(memoryview(head), more=view is not None)
         if view is not None:
             self._connection.send(view)
+        self._records += 1 + -(-(len(head) if view is None else len(view)) // RECORD)
+
+
+class Receiver:
+    """Brings what one peer sends, for one thread. Its methods raise OSError when the connection is lost."""
+
+    def __init__(self, take: Callable[[int], Connection]) -> None:
+        """take: the peer's connection of a number; blocks until it is there."""
+        self._take = take
+        self._number = 0
+        self._connection = take(0)
+        self._head = bytearray(HEAD.size)
+
+    def head(self) -> tuple[int, int, int]:
+        """The next head; waits for it without a limit."""
+        self._connection.receive_into(memoryview(self._head), patient=True)
+        while self._head == _MOVED:
+            self._connection.close()
+            self._number += 1
+            self._connection = self._take(self._number)
+            self._connection.receive_into(memoryview(self._head), patient=True)
+        number, kind, size = HEAD.unpack(self._head)
+        return number, kind, size
+
+    def fill(self, view: memoryview) -> None:
+        """The bytes that follow a head."""
+        self._connection.receive_into(view)
 
 
 class Wire:
@@ -118,21 +157,26 @@ class Wire:
         rank: int,
         size: int,
         timeout: float,
-        on_messages: Callable[[int, Connection], None],
+        on_messages: Callable[[int, Receiver], None],
+        records: int = RECORDS,
     ) -> None:
         """host: the address of this machine that the peers reach. timeout: seconds without a byte in the middle of a message.
-        on_messages: called in a thread of its own when a peer brings messages; returns when the connection is over."""
+        on_messages: called in a thread of its own when a peer brings messages; returns when they are over. records: after which a
+        connection is followed by another one."""
         self._transport = transport
         self._rank, self._size = rank, size
         self._timeout = timeout
         self._on_messages = on_messages
+        self._records = records
         self._changed = threading.Condition()
         self._closed = False
         self._connections: list[Connection] = []
         self._threads: list[threading.Thread] = []
         self._places: list[str] = []
-        self.incoming: dict[int, Connection] = {}
+        self.incoming: dict[int, Receiver] = {}
         """From each peer, for the one thread that carries out collectives."""
+        self._arrived: dict[tuple[int, int, int], Connection] = {}
+        """By use, peer and number."""
         self.outgoing: dict[int, Sender] = {}
         self._newcomers: Newcomers[Connection] = Newcomers(STRANGERS + 2 * size, Connection.abort)
         self._token = secrets.token_bytes(16)
@@ -150,25 +194,33 @@ class Wire:
     def connect(self, places: list[str]) -> None:
         """Connects with all peers, each of which does so. Raises OSError."""
         self._places = places
-        self.outgoing = {peer: Sender(peer, self.dialer(peer, Use.COLLECTIVES)) for peer in self.peers}
+        self.outgoing = {peer: self.sender(peer, Use.COLLECTIVES) for peer in self.peers}
         for sender in self.outgoing.values():
             sender.connect()
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or len(self.incoming) == self._size - 1, self._timeout):
-                missing = sorted({*self.peers} - {*self.incoming})
-                raise Closed(f"rank {missing[0]} did not connect within {self._timeout:g} s")
-            self._check()
+        self.incoming = {peer: self._receiver(peer, Use.COLLECTIVES) for peer in self.peers}
 
-    def dialer(self, peer: int, use: Use) -> Callable[[], Connection]:
-        """What makes a connection that takes data to a peer."""
+    def sender(self, peer: int, use: Use) -> Sender:
+        """What takes data to a peer."""
 
-        def dial() -> Connection:
+        def dial(number: int) -> Connection:
             address, token = self._places[peer].split()
             connection = self._keep(self._transport.dial(address, timeout=self._timeout, within=DIAL_SECONDS))
-            connection.send(memoryview(_HELLO.pack(bytes.fromhex(token), use, self._rank)))
+            connection.send(memoryview(_HELLO.pack(bytes.fromhex(token), use, self._rank, number)))
             return connection
 
-        return dial
+        return Sender(peer, dial, records=self._records)
+
+    def _receiver(self, peer: int, use: Use) -> Receiver:
+        def take(number: int) -> Connection:
+            key = (use, peer, number)
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._closed or key in self._arrived, self._timeout):
+                    raise Closed(f"rank {peer} did not connect within {self._timeout:g} s")
+                if self._closed:
+                    raise Closed("the round ended")
+                return self._arrived.pop(key)
+
+        return Receiver(take)
 
     def close(self) -> None:
         """Ends every connection. Does not block."""
@@ -219,16 +271,17 @@ class Wire:
             return
         finally:
             self._newcomers.discard(connection)
-        token, use, peer = _HELLO.unpack(hello)
+        token, use, peer, number = _HELLO.unpack(hello)
         if not secrets.compare_digest(token, self._token) or not 0 <= peer < self._size:
             log.warning("a connection to this rank is refused: it is not of this round")
             connection.abort()
-        elif use == Use.MESSAGES:
-            self._on_messages(peer, connection)
-        else:
-            with self._changed:
-                self.incoming[peer] = connection
-                self._changed.notify_all()
+            return
+        with self._changed:
+            self._arrived[use, peer, number] = connection
+            self._changed.notify_all()
+        if use == Use.MESSAGES and not number:
+            with contextlib.suppress(Closed):  # the round ended meanwhile
+                self._on_messages(peer, self._receiver(peer, Use.MESSAGES))
 
     def _start(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -243,7 +296,3 @@ class Wire:
                 connection.abort()
                 raise Closed("the round ended")
         return connection
-
-    def _check(self) -> None:
-        if self._closed:
-            raise Closed("the round ended")

@@ -21,11 +21,11 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import Work
 
 from disttrain_trainer.model.flat import bytes_of
-from disttrain_trainer.net.transport import Connection, Transport
+from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.parallel.backend import ENDED, NAME, BrokenGroup, RoundEnd
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.parallel.traffic import Traffic
-from disttrain_trainer.parallel.wire import HEAD, SMALL, Sender, Use, Wire
+from disttrain_trainer.parallel.wire import HEAD, RECORDS, SMALL, Receiver, Sender, Use, Wire
 
 PIECE: Final = 512 << 10
 """Bytes that are read and added at once: they stay in the processor's cache in between."""
@@ -75,8 +75,10 @@ class WireBackend(c10d.Backend):
         timeout: timedelta,
         round_end: RoundEnd,
         traffic: Traffic,
+        records: int = RECORDS,
     ) -> None:
-        """host: the address of this machine that the peers reach. timeout: of an operation. `connect` comes next."""
+        """host: the address of this machine that the peers reach. timeout: of an operation. records: of TLS, after which a connection is
+        followed by another one. `connect` comes next."""
         super().__init__(rank, size)
         self._rank, self._size = rank, size
         self._options = c10d.Backend.Options(NAME, timeout)
@@ -86,7 +88,13 @@ class WireBackend(c10d.Backend):
         self._broken: BrokenGroup | None = None
         self._mailbox = _Mailbox()
         self._wire = Wire(
-            transport=transport, host=host, rank=rank, size=size, timeout=self._seconds, on_messages=self._mailbox.fill
+            transport=transport,
+            host=host,
+            rank=rank,
+            size=size,
+            timeout=self._seconds,
+            on_messages=self._mailbox.fill,
+            records=records,
         )
         self._peers = self._wire.peers
         self._senders: dict[int, Sender] = {}
@@ -347,7 +355,7 @@ class WireBackend(c10d.Backend):
         operation = self._begin("send", (tensors, peer, tag), tensors)
         sender = self._senders.get(peer)
         if sender is None:
-            sender = self._senders[peer] = Sender(peer, self._wire.dialer(peer, Use.MESSAGES))
+            sender = self._senders[peer] = self._wire.sender(peer, Use.MESSAGES)
         (vector,) = map(_Flat(), tensors)
         sender.send(HEAD.pack(tag, 0, vector.nbytes), bytes_of(vector), operation)
         operation.end_part()
@@ -395,12 +403,10 @@ class WireBackend(c10d.Backend):
         self._fill(peer, vector)
 
     def _take_head(self, peer: int, nbytes: int) -> None:
-        head = bytearray(HEAD.size)
         try:
-            self._wire.incoming[peer].receive_into(memoryview(head), patient=True)
+            number, kind, size = self._wire.incoming[peer].head()
         except OSError as error:
-            raise BrokenGroup(f"the connection from rank {peer} is lost: {error}") from None
-        number, kind, size = HEAD.unpack(head)
+            raise _lost(peer, error) from None
         if (number, kind, size) != (self._number, self._kind, nbytes):
             raise BrokenGroup(
                 f"rank {peer} is at collective {number}, {_NAMES[kind]}, with {size} bytes, where rank {self._rank} is at {self._number}, "
@@ -409,9 +415,9 @@ class WireBackend(c10d.Backend):
 
     def _fill(self, peer: int, vector: torch.Tensor) -> None:
         try:
-            self._wire.incoming[peer].receive_into(bytes_of(vector))
+            self._wire.incoming[peer].fill(bytes_of(vector))
         except OSError as error:
-            raise BrokenGroup(f"the connection from rank {peer} is lost: {error}") from None
+            raise _lost(peer, error) from None
 
     def _sum_everywhere(self, operation: Operation, vector: torch.Tensor, combine: Combine, mean: int) -> None:
         if vector.nbytes <= SMALL:  # one step: each rank adds all up
@@ -568,16 +574,14 @@ class _Mailbox:
                     return
         operation.end_part(error if message is None else _deliver(message, tensor))
 
-    def fill(self, peer: int, connection: Connection) -> None:
-        """Reads the messages of a peer until the connection ends."""
-        head = bytearray(HEAD.size)
+    def fill(self, peer: int, receiver: Receiver) -> None:
+        """Reads the messages of a peer until the connection is lost."""
         try:
             while True:
-                connection.receive_into(memoryview(head), patient=True)
-                tag, _, size = HEAD.unpack(head)
-                self._read(peer, tag, size, connection)
+                tag, _, size = receiver.head()
+                self._read(peer, tag, size, receiver)
         except OSError as error:
-            lost = BrokenGroup(f"the connection from rank {peer} is lost: {error}")
+            lost = _lost(peer, error)
         with self._lock:
             self._lost[peer] = lost
             over = [one for key, waiting in self._waiting.items() if key[0] == peer for one in waiting]
@@ -595,24 +599,24 @@ class _Mailbox:
         for _, operation in over:
             operation.end_part(error)
 
-    def _read(self, peer: int, tag: int, size: int, connection: Connection) -> None:
+    def _read(self, peer: int, tag: int, size: int, receiver: Receiver) -> None:
         with self._lock:
             waiting = self._waiting[peer, tag]
             tensor, operation = waiting.popleft() if waiting else (None, None)
         if tensor is not None and operation is not None and _is_plain(tensor) and tensor.nbytes == size:
             try:
-                connection.receive_into(bytes_of(tensor.detach().view(-1)))
+                receiver.fill(bytes_of(tensor.detach().view(-1)))
             except OSError as error:
-                operation.end_part(BrokenGroup(f"the connection from rank {peer} is lost: {error}"))
+                operation.end_part(_lost(peer, error))
                 raise
             operation.end_part()
             return
         message = torch.empty(size, dtype=torch.uint8)
         try:
-            connection.receive_into(bytes_of(message))
+            receiver.fill(bytes_of(message))
         except OSError as error:
             if operation is not None:
-                operation.end_part(BrokenGroup(f"the connection from rank {peer} is lost: {error}"))
+                operation.end_part(_lost(peer, error))
             raise
         if tensor is None or operation is None:
             with self._lock:
@@ -626,6 +630,10 @@ class _Mailbox:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu and tensor.is_contiguous()
+
+
+def _lost(peer: int, error: OSError) -> BrokenGroup:
+    return BrokenGroup(f"the connection from rank {peer} is lost: {error}")
 
 
 def _deliver(message: torch.Tensor, tensor: torch.Tensor) -> Exception | None:
