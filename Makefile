@@ -60,8 +60,9 @@ bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
 bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod
 	@$(PY) benchmarks/restart.py
-bench-tls: env-dev ## a DDP step under TLS against plain gloo, and against the bare exchange under TLS
+bench-tls: env-dev ## a step under TLS against the same without, and the bare exchange: DDP, and parameter servers
 	@$(PY) benchmarks/encrypted.py
+	@$(PY) benchmarks/parameter_server.py --tls --compute 30
 bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 	@$(PY) tests/cluster/programs.py apiserver
 	@$(PY) benchmarks/burst.py

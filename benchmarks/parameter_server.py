@@ -1,6 +1,6 @@
 """A synchronous parameter-server step against its peers and its limit.
 
-    python benchmarks/parameter_server.py [--rounds 12] [--steps 5] [--mib 32]
+    python benchmarks/parameter_server.py [--rounds 12] [--steps 5] [--mib 32] [--compute 0] [--tls]
 
 Two workers exchange the gradients and parameters of a model of 32 MiB, each process with one thread for arithmetic, over loopback:
 
@@ -9,6 +9,9 @@ Two workers exchange the gradients and parameters of a model of 32 MiB, each pro
 - rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
 - bare: the traffic of ours (the same processes, threads, connections, bytes and kind of memory, and each answer after all questions),
   with no sum, no optimiser and no protocol: the limit
+
+With --tls, ours under TLS (network.tls Mutual) against ours without, and beside it the bare traffic under TLS. A step of training computes,
+too: --compute has each worker do arithmetic for so many milliseconds before it pushes.
 
 All are set up first, and then take turns, so that whatever else the machine does hits each of them. Compare ratios, not times.
 """
@@ -23,6 +26,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,14 +36,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed import rpc
 
+from disttrain import certificates
+from disttrain.api.job import Metadata
+from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.strategy import Strategy
 from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.transport import LOCAL_BUFFER
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 from disttrain_trainer.runtime.memory import zeros
+from disttrain_trainer.runtime.sockets import split_address
 
 WORKERS = SERVERS = 2
 RATE = 0.1
@@ -47,10 +57,27 @@ Step = Callable[[], object]
 """One step of one worker."""
 
 
+def work_of(seconds: float) -> Step:
+    """Arithmetic that takes so long on an idle core: always the same amount."""
+    one, other, taken = torch.randn(128, 128), torch.randn(128, 128), []
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(20):
+            one @ other
+        taken.append((time.perf_counter() - began) / 20)
+    count = round(seconds / min(taken))
+
+    def work() -> None:
+        for _ in range(count):
+            one @ other
+
+    return work
+
+
 # Ours.
 
 
-def our_config() -> JobConfig:
+def our_config(tls: Path | None = None) -> JobConfig:
     trainer = {"model": "a:b", "dataset": "a:c", "maxSteps": 1, "optimizer": {"name": "SGD", "learningRate": RATE}}
     return JobConfig(
         namespace="default",
@@ -61,25 +88,36 @@ def our_config() -> JobConfig:
         trainer=Trainer.model_validate(trainer),
         workers=WORKERS,
         parameter_servers=SERVERS,
+        tls=Tls.DISABLED if tls is None else Tls.MUTUAL,
         addresses=Addresses(control="localhost:1", rendezvous="localhost:2"),
     )
 
 
-def our_server(index: int, control: Connection, elements: int) -> None:
-    server = ShardServer(config=our_config(), index=index, host="127.0.0.1", port=0)
+def our_server(index: int, control: Connection, elements: int, *, tls: Path | None = None) -> None:
+    config = our_config(tls)
+    server = ShardServer(config=config, index=index, host="127.0.0.1", port=0, transport=transport.of(config, tls))
     server.start()
     server.begin(1, None)
     control.send(server.address)
     control.recv()
 
 
-def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
+def our_worker(
+    index: int, addresses: Sequence[str], elements: int, *, tls: Path | None = None, compute: float = 0
+) -> Step:
+    config, busy = our_config(tls), work_of(compute)
     flat = FlatModel(torch.nn.ParameterList([torch.zeros(elements)]))
     schedule = Schedule(samples=2, batch_size=2, parts_per_step=WORKERS, seed=0, max_steps=1_000_000)
     parameters, gradient = flat.parameters, flat.gradients()
     gradient[0].fill_(1)
     client = ShardedClient(
-        addresses=addresses, config=our_config(), rank=index, incarnation=f"worker-{index}", round_number=1, timeout=30
+        addresses=addresses,
+        config=config,
+        rank=index,
+        incarnation=f"worker-{index}",
+        round_number=1,
+        timeout=30,
+        transport=transport.of(config, tls),
     )
     client.connect(flat.layout)
     client.initialize(parameters)
@@ -87,6 +125,7 @@ def our_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
     steps = iter(range(1_000_000))
 
     def step() -> None:
+        busy()
         number = next(steps)
         client.push_pull(schedule.part(number * WORKERS + index), gradient, parameters, number + 1)
 
@@ -164,61 +203,77 @@ def gloo_worker(index: int, addresses: Sequence[str], elements: int, store: str)
     return lambda: dist.all_reduce(gradient)
 
 
-# Bare sockets.
+# The bare traffic.
 
 
-def bare_socket(sock: socket.socket) -> socket.socket:
-    """With what makes it fastest here, which is what ours does, too."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
-    return sock
+class BareSocket:
+    """A plain socket with what makes it fastest here, which is what ours does, too."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+        self._socket = sock
+        self.send = sock.sendall
+
+    def receive_into(self, view: memoryview) -> None:
+        if not self._socket.recv_into(view, len(view), socket.MSG_WAITALL):
+            raise ConnectionError
 
 
-def bare_server(index: int, control: Connection, elements: int) -> None:
+def bare_server(index: int, control: Connection, elements: int, *, tls: Path | None = None) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     control.send(f"127.0.0.1:{listener.getsockname()[1]}")
     start = threading.Barrier(WORKERS)
 
     def serve(sock: socket.socket) -> None:
+        end: BareSocket | transport.Connection = BareSocket(sock)
+        if tls is not None:
+            end = transport.of(our_config(tls), tls).accept(sock, timeout=3600)
+            end.handshake(within=30)
         buffer = bytes_of(zeros(elements // SERVERS, torch.float32))
         with suppress(OSError):
-            while sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL):
+            while True:
+                end.receive_into(buffer)
                 start.wait()
-                sock.sendall(buffer)
+                end.send(buffer)
 
     for _ in range(WORKERS):
-        sock = bare_socket(listener.accept()[0])
-        threading.Thread(target=serve, args=(sock,), daemon=True).start()
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
     control.recv()
 
 
-def bare_worker(index: int, addresses: Sequence[str], elements: int) -> Step:
-    size = 4 * elements // SERVERS
+def bare_worker(
+    index: int, addresses: Sequence[str], elements: int, *, tls: Path | None = None, compute: float = 0
+) -> Step:
+    size, busy = 4 * elements // SERVERS, work_of(compute)
     sends, receives = (bytes_of(zeros(elements, torch.float32)) for _ in range(2))
-    sockets = []
+    ends: list[BareSocket | transport.Connection] = []
     for address in addresses:
-        host, port = address.split(":")
-        sockets.append(bare_socket(socket.create_connection((host, int(port)))))
-    starts = [threading.Semaphore(0) for _ in sockets]
-    ends = threading.Semaphore(0)
+        if tls is None:
+            ends.append(BareSocket(socket.create_connection(split_address(address))))
+        else:
+            ends.append(transport.of(our_config(tls), tls).dial(address, timeout=3600, within=30))
+    starts = [threading.Semaphore(0) for _ in ends]
+    done = threading.Semaphore(0)
 
     def exchange(number: int) -> None:
         part = slice(number * size, (number + 1) * size)
         while True:
             starts[number].acquire()
-            sockets[number].sendall(sends[part])
-            sockets[number].recv_into(receives[part], size, socket.MSG_WAITALL)
-            ends.release()
+            ends[number].send(sends[part])
+            ends[number].receive_into(receives[part])
+            done.release()
 
-    for number in range(len(sockets)):
+    for number in range(len(ends)):
         threading.Thread(target=exchange, args=(number,), daemon=True).start()
 
     def step() -> None:
+        busy()
         for start in starts:
             start.release()
-        for _ in sockets:
-            ends.acquire()
+        for _ in ends:
+            done.acquire()
 
     return step
 
@@ -305,15 +360,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
     parser.add_argument("--mib", type=int, default=32, help="size of the model")
+    parser.add_argument("--compute", type=float, default=0, help="ms of arithmetic before each push (of ours and bare)")
+    parser.add_argument("--tls", action="store_true", help="ours and bare, plain and under TLS")
     arguments = parser.parse_args()
-    elements = arguments.mib * (1 << 18)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {
-            "ours": Contender(elements=elements, worker=our_worker, server=our_server),
-            "all_reduce": Contender(elements=elements, worker=gloo_worker, store=f"{folder}/gloo"),
-            "rpc": Contender(elements=elements, worker=rpc_worker, server=rpc_server, store=f"{folder}/rpc"),
-            "bare": Contender(elements=elements, worker=bare_worker, server=bare_server),
-        }
+        contenders = starters(arguments, Path(folder))
         times: dict[str, list[float]] = {name: [] for name in contenders}
         cpu = dict.fromkeys(contenders, 0.0)
         for _ in range(arguments.rounds):
@@ -321,18 +372,49 @@ def main() -> None:
                 seconds, work_seconds = contender.run(arguments.steps)
                 times[name].append(seconds)
                 cpu[name] += work_seconds / arguments.rounds
+    compute = f", {arguments.compute:g} ms of compute" if arguments.compute else ""
     print(
-        f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB; {arguments.rounds} rounds of {arguments.steps} steps each"
+        f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB{compute}; {arguments.rounds} rounds of {arguments.steps} steps each"
     )
-    print(f"{'':12}{'best ms':>10}{'median ms':>11}{'CPU ms':>8}{'ours / it: best':>17}{'median':>8}{'target':>9}")
-    targets = {"all_reduce": 1.3, "rpc": 1.0, "bare": 1.3}
+    first, targets = ("TLS", {"ours": 2.0, "bare TLS": 1.3}) if arguments.tls else ("ours", TARGETS)
+    print(f"{'':12}{'best ms':>10}{'median ms':>11}{'CPU ms':>8}{f'{first} / it: best':>17}{'median':>8}{'target':>9}")
     for name, measured in times.items():
         best, median = min(measured), statistics.median(measured)
-        ratios = [ours / theirs for ours, theirs in zip(times["ours"], measured, strict=True)]
+        ratios = [ours / theirs for ours, theirs in zip(times[first], measured, strict=True)]
         line = f"{name:12}{best * 1e3:10.1f}{median * 1e3:11.1f}{cpu[name] * 1e3:8.0f}"
         if name in targets:
-            line += f"{min(times['ours']) / best:17.2f}{statistics.median(ratios):8.2f}{'<= ' + str(targets[name]):>9}"
+            line += f"{min(times[first]) / best:17.2f}{statistics.median(ratios):8.2f}{'<= ' + str(targets[name]):>9}"
         print(line)
+
+
+TARGETS = {"all_reduce": 1.3, "rpc": 1.0, "bare": 1.3}
+
+
+def starters(arguments: argparse.Namespace, folder: Path) -> dict[str, Contender]:
+    """Those who take part, started."""
+    elements, compute = arguments.mib * (1 << 18), arguments.compute / 1e3
+
+    def ours(worker: Callable[..., Step], server: Callable[..., None], tls: Path | None = None) -> Contender:
+        return Contender(
+            elements=elements, worker=partial(worker, tls=tls, compute=compute), server=partial(server, tls=tls)
+        )
+
+    if arguments.tls:
+        job = Metadata(name="benchmark", namespace="default", uid="benchmark")
+        for name, content in certificates.of_attempt(job, 1, now=datetime.now(UTC)).items():
+            (folder / name).write_bytes(content)
+        return {
+            "ours": ours(our_worker, our_server),
+            "TLS": ours(our_worker, our_server, folder),
+            "bare": ours(bare_worker, bare_server),
+            "bare TLS": ours(bare_worker, bare_server, folder),
+        }
+    return {
+        "ours": ours(our_worker, our_server),
+        "all_reduce": Contender(elements=elements, worker=gloo_worker, store=f"{folder}/gloo"),
+        "rpc": Contender(elements=elements, worker=rpc_worker, server=rpc_server, store=f"{folder}/rpc"),
+        "bare": ours(bare_worker, bare_server),
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from disttrain_trainer.net.transport import Connection, Transport
 from disttrain_trainer.runtime.sockets import listen
 
 JOB = Metadata(name="job", namespace="default", uid="0b5e9f0c-5a4e-4a86-9f0a-1d5a4c3b2a10")
-SPEC = {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["true"]}, "network": {"tls": "Mutual"}}
+TRAINER = {"model": "a:b", "dataset": "a:c", "optimizer": {"name": "SGD", "learningRate": 0.1}, "epochs": 1}
+SPEC = {"strategy": {"type": "DataParallel"}, "trainer": TRAINER, "network": {"tls": "Mutual"}}
 
 
 def certificate(folder: Path, job: Metadata = JOB, *, attempt: int = 1, age: timedelta = timedelta(0)) -> Path:

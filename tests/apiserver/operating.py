@@ -26,6 +26,7 @@ JOBS = "apis/disttrain.dev/v1alpha1/{}/disttrainjobs"
 PODS = "api/v1/{}/pods"
 SERVICES = "api/v1/{}/services"
 POLICIES = "apis/networking.k8s.io/v1/{}/networkpolicies"
+SECRETS = "api/v1/{}/secrets"
 EVENTS = "api/v1/{}/events"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from apiserver.operating import JOBS, PODS, POLICIES, SERVICES, Operator, Rest, eventually, job, pod_names
+from apiserver.operating import JOBS, PODS, POLICIES, SECRETS, SERVICES, Operator, Rest, eventually, job, pod_names
 from cluster.controlplane import ControlPlane
 from cluster.programs import require
 
@@ -30,13 +30,15 @@ def collecting() -> Iterator[ControlPlane]:
 def test_deleted_job_leaves_nothing(collecting: ControlPlane, *, there: bool) -> None:
     rest = Rest(collecting)
     with Operator(collecting, "--progress=Pod", name=f"operator-{there}") as operator:
-        rest.create(JOBS, job("ended"))
+        rest.create(JOBS, job("ended", network={"tls": "Mutual"}))
         eventually(lambda: sorted(pod["metadata"]["name"] for pod in rest.list(PODS)) == pod_names("ended"))
         if not there:
             operator.kill()
         rest.delete(JOBS, "ended")
         selector = "disttrain.dev/job-name=ended"
-        eventually(lambda: not any(rest.list(path, selector) for path in (PODS, SERVICES, POLICIES)), seconds=100)
+        eventually(
+            lambda: not any(rest.list(path, selector) for path in (PODS, SERVICES, POLICIES, SECRETS)), seconds=100
+        )
         if there:
             # What was deleted with its job is not made again by a pass that was late.
             rest.create(JOBS, job("later"))

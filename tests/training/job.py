@@ -78,6 +78,10 @@ def digits(**changes: Any) -> dict[str, Any]:
     }
 
 
+MUTUAL: dict[str, Any] = {"network": {"tls": "Mutual"}}
+"""The field of a spec that encrypts the traffic."""
+
+
 def served(consistency: str, *, servers: int = 2, staleness: int | None = None) -> dict[str, Any]:
     """The fields of a spec that make it one with parameter servers."""
     chosen: dict[str, Any] = {"consistency": consistency}

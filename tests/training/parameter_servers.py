@@ -14,6 +14,7 @@ from configs import config_of
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.net.frames import Header, Op
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.connection import ServerConnection
 
@@ -81,6 +82,7 @@ def make_client(
     round_number: int = 1,
     timeout: float = 10,
     clock: int = 0,
+    transport: Transport = PLAIN,
 ) -> ShardedClient:
     client = ShardedClient(
         addresses=[server.address for server in servers],
@@ -90,6 +92,7 @@ def make_client(
         round_number=round_number,
         timeout=timeout,
         clock=clock,
+        transport=transport,
     )
     _clients.append(client)
     return client

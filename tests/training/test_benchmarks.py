@@ -31,6 +31,13 @@ def test_a_step_under_tls_is_compared_with_plain_gloo_and_its_limit() -> None:
     assert all(number > 0 for row in rows.values() for number in row)
 
 
+def test_the_parameter_server_under_tls_is_compared_with_plain_and_with_the_bare_traffic() -> None:
+    lines = printed("parameter_server.py", "--rounds=1", "--steps=1", "--mib=1", "--tls", "--compute=1")
+    rows = [re.split(r"  +", line) for line in lines[2:]]
+    assert [row[0] for row in rows] == ["ours", "TLS", "bare", "bare TLS"]
+    assert [len(row) for row in rows] == [7, 4, 4, 7]
+
+
 def test_our_loop_is_compared_with_two_bare_ones_on_both_examples() -> None:
     lines = printed("loop.py", "--rounds=1")
     rows = [re.split(r"  +", line) for line in lines[1:]]

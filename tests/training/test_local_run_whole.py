@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import JobState
@@ -28,6 +29,19 @@ def test_digits_on_a_parameter_server(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
     checkpoints = sorted(path.name for path in tmp_path.glob(".disttrain/claims/digits-checkpoints/*/step-*"))
     assert checkpoints[-1] == "step-00000345"
+
+
+@pytest.mark.timeout(180)
+def test_encrypted_traffic_changes_no_bit_of_the_model_and_the_run_leaves_no_key(tmp_path: Path) -> None:
+    models = []
+    for example in ("mlp-sync", "mlp-tls"):
+        done = run(tmp_path, str(EXAMPLES / f"{example}.yaml"), seconds=80)
+        assert done.code == 0, done
+        (model,) = tmp_path.glob(f".disttrain/runs/{example}-*/model.safetensors")
+        models.append(load_file(model))
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+    assert not list(tmp_path.rglob("tls.key"))
 
 
 @pytest.mark.timeout(180)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, held, manifests, served
+from training.job import MUTUAL, Job, checkpoints, digits, held, manifests, served
 
 SAVE_STEPS = 40
 MIDDLE = 2 * SAVE_STEPS + 10
@@ -93,6 +93,8 @@ def test_a_server_without_a_checkpoint_volume_starts_from_scratch(tmp_path: Path
         pytest.param({}, Role.WORKER, Role.WORKER, id="a rank of DataParallel"),
         pytest.param(served("Sync"), Role.PARAMETER_SERVER, Role.WORKER, id="a server"),
         pytest.param(served("Async"), Role.MASTER, Role.PARAMETER_SERVER, id="the master"),
+        pytest.param(served("Sync") | MUTUAL, Role.PARAMETER_SERVER, Role.WORKER, id="a server, under TLS"),
+        pytest.param(served("Async") | MUTUAL, Role.MASTER, Role.PARAMETER_SERVER, id="the master, under TLS"),
     ],
 )
 def test_a_frozen_peer_is_noticed_within_seconds(
@@ -105,12 +107,15 @@ def test_a_frozen_peer_is_noticed_within_seconds(
         job.kill(frozen, 1 if frozen is witness else 0, signal.SIGSTOP)
         assert job.wait(witness, 0, timeout=90) == 75
         said = job.termination(witness).message
-        assert "waited" in said, said
+        assert "waited" in said or "tried to connect" in said, said
 
 
+@pytest.mark.parametrize("network", [{}, MUTUAL], ids=["plain", "TLS"])
 @pytest.mark.parametrize("master_is_lost", [False, True])
-def test_a_frozen_worker_does_not_hold_up_the_others(tmp_path: Path, master_is_lost: bool) -> None:
-    spec = digits(**served("BoundedStaleness", staleness=1), trainer=HELD)
+def test_a_frozen_worker_does_not_hold_up_the_others(
+    tmp_path: Path, master_is_lost: bool, network: dict[str, Any]
+) -> None:
+    spec = digits(**served("BoundedStaleness", staleness=1), **network, trainer=HELD)
     with Job(folder=tmp_path, spec=spec, peer_timeout=3) as job:
         job.hold(10)
         job.start()

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from disttrain.api.policies import Tls
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
+from disttrain_trainer.net import transport
 from disttrain_trainer.net.frames import Header, Op
 from training.parameter_servers import (
     ASYNC,
@@ -31,6 +33,7 @@ from training.parameter_servers import (
     serving,
 )
 from training.test_parameter_server_async import ONE, vector_model, whole_gradient
+from transports import certificate
 
 TESTS = Path(__file__).parents[1]
 
@@ -117,10 +120,12 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_behind_and_its_p
 SERVER = """
     import sys, threading
     from disttrain.api.runtime import JobConfig
+    from pathlib import Path
+    from disttrain_trainer.net import transport
     from disttrain_trainer.parameter_server import ShardServer
 
     config = JobConfig.model_validate_json({config!r})
-    server = ShardServer(config=config, index=1, host="127.0.0.1", port=0)
+    server = ShardServer(config=config, index=1, host="127.0.0.1", port=0, transport=transport.of(config, Path({folder!r})))
     server.start()
     server.begin(1, None)
     print(server.address, flush=True)
@@ -128,11 +133,17 @@ SERVER = """
 """
 
 
-def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_one_is_noticed_at_once() -> None:
-    config = make_config(workers=1, servers=2, consistency=SYNC, optimizer=ONE)
+@pytest.mark.parametrize("tls", list(Tls))
+def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_one_is_noticed_at_once(
+    tmp_path: Path, tls: Tls
+) -> None:
+    config = make_config(workers=1, servers=2, consistency=SYNC, optimizer=ONE).model_copy(update={"tls": tls})
+    certificate(tmp_path)
+    chosen = transport.of(config, tmp_path)
+    program = SERVER.format(config=config.model_dump_json(by_alias=True), folder=str(tmp_path))
     schedule = Schedule(samples=8, batch_size=4, parts_per_step=1, seed=0, max_steps=10)
     length = 8_000_000  # more than the sockets' buffers hold
-    with serving(config) as servers, python(SERVER.format(config=config.model_dump_json(by_alias=True))) as process:
+    with serving(config, transport=chosen) as servers, python(program) as process:
         assert process.stdout is not None
         remote = process.stdout.readline().strip()
 
@@ -142,7 +153,7 @@ def test_a_frozen_server_costs_each_call_its_time_out_and_is_named_and_a_killed_
         flat = vector_model(length)
 
         def connected(timeout: float = 1):
-            client = make_client([servers[0], Remote()], config, timeout=timeout)  # type: ignore[list-item]
+            client = make_client([servers[0], Remote()], config, timeout=timeout, transport=chosen)  # type: ignore[list-item]
             client.connect(flat.layout)
             client.initialize(flat.parameters)
             client.pull(flat.parameters)

@@ -51,6 +51,8 @@ DATA_KEY_PATH: Final = "/disttrain/data-key"
 """Where a worker has the Secret of data.encryption."""
 COPIES_PATH: Final = "/disttrain/copies"
 """Where a worker keeps its copies of the data, with data.replication."""
+TLS_PATH: Final = "/disttrain/tls"
+"""Where a pod has the certificate of its attempt."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 
@@ -76,13 +78,22 @@ class Role(StrEnum):
 
 
 class ChildKind(StrEnum):
-    """A kind of object of which a job has at most one; it has the job's name. A new kind is a line here, a rule in `plan.children.NEEDED`,
+    """A kind of object of which a job has at most one, named by `child_name`. A new kind is a line here, a rule in `plan.children.NEEDED`,
     a manifest in `manifests.CHILDREN`, and its place in `kube.api.CHILDREN`."""
 
     SERVICE = "Service"
     """The headless Service that gives every pod of the job a stable name."""
     NETWORK_POLICY = "NetworkPolicy"
     """The NetworkPolicy of network.policy JobOnly."""
+    SECRET = "Secret"
+    """The Secret with the certificate of the present attempt, for network.tls Mutual. The operator may not list or watch Secrets: of
+    theirs it knows what it has made itself, or found when it would have made it."""
+
+
+def child_name(kind: ChildKind, job: str, uid: str, attempt: int) -> str:
+    """The name of a job's object of a kind. That of a certificate is another one for each attempt of each job of the name, so that an
+    object that has it already is our own."""
+    return f"{job}-{uid[:8]}-tls-{attempt}" if kind is ChildKind.SECRET else job
 
 
 def checkpoint_dir(job: str, uid: str) -> str:

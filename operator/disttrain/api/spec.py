@@ -11,7 +11,7 @@ from pydantic import Field, StrictBool, StrictInt, StringConstraints
 from disttrain.api.base import IMMUTABLE, Model, Rule
 from disttrain.api.mesh import shard_size
 from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
-from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy
+from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy, Tls
 from disttrain.api.storage import PACKED, Checkpoint, Data
 from disttrain.api.strategy import Consistency, Sharding, Strategy, StrategyType
 from disttrain.api.template import PodTemplate
@@ -217,6 +217,21 @@ class DistTrainJobSpec(Model):
             cel="self.trainer.backend != 'nccl' || self.worker.gpusPerWorker > 0",
             check=lambda s: s.trainer.backend is not Backend.NCCL or s.worker.gpus_per_worker > 0,
             message="backend nccl needs worker.gpusPerWorker >= 1; use gloo on CPUs",
+            field="trainer.backend",
+            shows="trainer.backend",
+        ),
+        Rule(
+            cel="self.network.tls != 'Mutual' || has(self.trainer.model)",
+            check=lambda s: s.network.tls is not Tls.MUTUAL or s.trainer.model is not None,
+            message="a script or command makes its own connections, which no certificate of ours encrypts: leave tls out, "
+            "and encrypt in the program or in the network",
+            field="network.tls",
+            shows="network.tls",
+        ),
+        Rule(
+            cel="self.network.tls != 'Mutual' || self.trainer.backend != 'nccl'",
+            check=lambda s: s.network.tls is not Tls.MUTUAL or s.trainer.backend is not Backend.NCCL,
+            message="NCCL cannot encrypt what it sends: take backend gloo with network.tls Mutual",
             field="trainer.backend",
             shows="trainer.backend",
         ),

@@ -7,12 +7,15 @@ What the API server refuses becomes a Refusal for the plan; what it cannot do no
 """
 
 import asyncio
+import base64
+import contextlib
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import groupby
 
+from disttrain import certificates
 from disttrain.api import DistTrainJob
-from disttrain.api.names import KIND, pod_name
+from disttrain.api.names import KIND, ChildKind, child_name, pod_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.record import Child, JobRecord
@@ -21,6 +24,7 @@ from disttrain.kube.api import (
     CHILDREN,
     JOBS,
     PODS,
+    SECRETS,
     Body,
     Conflict,
     KubeApi,
@@ -99,13 +103,10 @@ class Executor:
         namespace, name = job.metadata.namespace, job.metadata.name
         match action:
             case Create(kind=kind):
-                child = Child(CHILDREN[kind], Key(namespace, name))
-                return await self._create(job, record, child, lambda: MANIFESTS[kind](job))
-            case Delete(kind=kind):
-                resource = CHILDREN[kind]
-                existing = list(self._cache.stores[resource].owned_by(namespace, job.metadata.uid))
-                gone = [await self._delete(job, resource, one.key, one.uid, None) for one in existing]
-                return any(gone)
+                child = Child(CHILDREN[kind], _key(job, kind))
+                return await self._create(job, record, child, lambda: self._build(job, kind))
+            case Delete(kind=kind, attempt=attempt):
+                return await self._delete_child(job, CHILDREN[kind], _key(job, kind, attempt))
             case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept):
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
                 image = kept or self._trainer_image
@@ -116,6 +117,13 @@ class Executor:
                 return await self._delete(job, PODS, Key(namespace, pod), uid, grace)
             case DeleteJob():
                 return await self._delete(job, JOBS, Key(namespace, name), job.metadata.uid, None)
+
+    def _build(self, job: DistTrainJob, kind: ChildKind) -> Body:
+        body = MANIFESTS[kind](job)
+        if kind is ChildKind.SECRET:
+            files = certificates.of_attempt(job.metadata, job.status.attempt or 1, now=self._clock())
+            body["data"] = {name: base64.b64encode(content).decode() for name, content in files.items()}
+        return body
 
     async def _create(self, job: DistTrainJob, record: JobRecord, child: Child, build: Callable[[], Body]) -> bool:
         """Makes a child. True when there was a useless one in its place, which went at once."""
@@ -162,6 +170,16 @@ class Executor:
         record.refused(child, Refusal(name=name, message=message, retryable=retryable, time=self._clock()))
         return ChildNotCreated()
 
+    async def _delete_child(self, job: DistTrainJob, resource: Resource, key: Key) -> bool:
+        """Deletes the job's object of this name, if there is one."""
+        known = self._cache.stores[resource].get(key)
+        uid = known.uid if known is not None and known.owner == job.metadata.uid else ""
+        if not uid and resource is SECRETS:  # no watch tells of those that an operator before this one has made
+            with contextlib.suppress(NotFound):
+                found = await self._api.get(resource, *key)
+                uid = found["metadata"]["uid"] if owned(found, job.metadata.uid) else ""
+        return bool(uid) and await self._delete(job, resource, key, uid, None)
+
     async def _delete(self, job: DistTrainJob, resource: Resource, key: Key, uid: str, grace: int | None) -> bool:
         """Deletes a child. True when it is gone with the answer, False when it has yet to end."""
         owner = Key(key.namespace, job.metadata.name)
@@ -181,6 +199,12 @@ class Executor:
 
 
 CREATIONS = (Create, CreatePod)
+
+
+def _key(job: DistTrainJob, kind: ChildKind, attempt: int | None = None) -> Key:
+    """The place of the job's object of a kind. attempt None: of the present one."""
+    attempt = attempt or job.status.attempt or 1
+    return Key(job.metadata.namespace, child_name(kind, job.metadata.name, job.metadata.uid, attempt))
 
 
 class ChildNotCreated(Exception):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from disttrain.api import DistTrainJob
-from disttrain.api.names import Role
+from disttrain.api.names import Role, child_name
 from disttrain.controller.cache import Cache, CachedPod, Entry
 from disttrain.controller.record import JobRecord
 from disttrain.kube.api import CHILDREN
@@ -24,7 +24,12 @@ def take_snapshot(
         job=job,
         now=now,
         pods=tuple(sorted(views, key=lambda view: (view.role, view.index, view.name))),
-        children=frozenset(kind for kind, where in CHILDREN.items() if any(cache.stores[where].owned_by(*owner))),
+        children=frozenset(
+            kind
+            for kind, where in CHILDREN.items()
+            if child_name(kind, job.metadata.name, job.metadata.uid, job.status.attempt or 1)
+            in {entry.key.name for entry in cache.stores[where].owned_by(*owner)}
+        ),
         progress=record.progress,
         progress_read=record.progress_read,
         step_seen=record.step_seen,

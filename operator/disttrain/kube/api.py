@@ -36,11 +36,12 @@ JOBS = Resource(GROUP, VERSION, PLURAL, KIND)
 PODS = Resource("", "v1", "pods", "Pod")
 SERVICES = Resource("", "v1", "services", "Service")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+SECRETS = Resource("", "v1", "secrets", "Secret")
 EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 CHILDREN: Mapping[ChildKind, Resource] = MappingProxyType(
-    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES}
+    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES, ChildKind.SECRET: SECRETS}
 )
 """Where the API server has a job's object of each kind."""
 

@@ -9,11 +9,16 @@ from disttrain.api.names import ChildKind
 from disttrain.manifests.environment import cluster_addresses, training_environment
 from disttrain.manifests.network_policy import build_network_policy
 from disttrain.manifests.pod import build_pod
+from disttrain.manifests.secret import build_secret
 from disttrain.manifests.service import build_service
 from disttrain.manifests.size import TooLarge, too_large
 
 CHILDREN: Mapping[ChildKind, Callable[[DistTrainJob], dict[str, Any]]] = MappingProxyType(
-    {ChildKind.SERVICE: build_service, ChildKind.NETWORK_POLICY: build_network_policy}
+    {
+        ChildKind.SERVICE: build_service,
+        ChildKind.NETWORK_POLICY: build_network_policy,
+        ChildKind.SECRET: build_secret,
+    }
 )
 """The manifest of a job's object of each kind."""
 

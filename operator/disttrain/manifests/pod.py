@@ -22,13 +22,17 @@ from disttrain.api.names import (
     RENDEZVOUS_PORT,
     SERVER_PORT,
     TERMINATION_LOG,
+    TLS_PATH,
     TRAINER_CONTAINER,
     VOLUME_PREFIX,
+    ChildKind,
     Role,
     checkpoint_dir,
+    child_name,
     pod_name,
     service_name,
 )
+from disttrain.api.policies import Tls
 from disttrain.api.storage import KEY_OF_SECRET
 from disttrain.api.trainer import Command, Loop
 from disttrain.manifests.environment import (
@@ -62,6 +66,7 @@ _DATA: Final = f"{VOLUME_PREFIX}data"
 _DATA_KEY: Final = f"{VOLUME_PREFIX}data-key"
 _COPIES: Final = f"{VOLUME_PREFIX}copies"
 _CODE: Final = f"{VOLUME_PREFIX}code"
+_TLS: Final = f"{VOLUME_PREFIX}tls"
 
 _WITH_CODE: Final = (
     "sh",
@@ -100,7 +105,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         "enableServiceLinks": False,
         "securityContext": pod_security(template.get("securityContext", {})),
         "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
-        "volumes": _volumes(job, role, template),
+        "volumes": _volumes(job, role, attempt, template),
         "tolerations": _tolerations(template.get("tolerations", [])),
     }
     if init_containers:
@@ -172,6 +177,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         data_key=f"{DATA_KEY_PATH}/{KEY_OF_SECRET}" if _secret_of(job, role) is not None else None,
         copies_dir=COPIES_PATH if _keeps_copies(job, role) else None,
         code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
+        tls_dir=TLS_PATH if job.spec.network.tls is Tls.MUTUAL else None,
     )
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
     defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role, index, addresses)
@@ -219,7 +225,7 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
     return resources
 
 
-def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
+def _volumes(job: DistTrainJob, role: Role, attempt: int, template: _Object) -> list[_Object]:
     own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
         own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
@@ -235,6 +241,9 @@ def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _DATA_KEY, "secret": {"secretName": secret, "items": [item], "defaultMode": _SECRET_MODE}})
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "emptyDir": {}})
+    if job.spec.network.tls is Tls.MUTUAL:
+        name = child_name(ChildKind.SECRET, job.metadata.name, job.metadata.uid, attempt)
+        own.append({"name": _TLS, "secret": {"secretName": name, "defaultMode": _SECRET_MODE}})
     return merge_by("name", template.get("volumes", []), own)
 
 
@@ -289,4 +298,6 @@ def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _COPIES, "mountPath": COPIES_PATH})
     if _code_of(job, role) is not None:
         own.append({"name": _CODE, "mountPath": CODE_PATH, "readOnly": True})
+    if job.spec.network.tls is Tls.MUTUAL:
+        own.append({"name": _TLS, "mountPath": TLS_PATH, "readOnly": True})
     return merge_by("mountPath", scratch, template.get("volumeMounts", []), own)

@@ -1,4 +1,4 @@
-"""What a job is made of against what there is: the Service, the NetworkPolicy, the pods. Makes what is missing, removes what is old.
+"""What a job is made of against what there is: Service, NetworkPolicy, certificate, pods. Makes what is missing, removes what is old.
 
 Not here: whether a failed pod counts (failures/). A pod is removed only after that was written down.
 """
@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from disttrain.api.names import ChildKind, Role
-from disttrain.api.policies import NetworkPolicyMode
+from disttrain.api.policies import NetworkPolicyMode, Tls
 from disttrain.api.reasons import Reason
 from disttrain.plan import disruptions, lost_nodes, words
 from disttrain.plan.failures import account
@@ -37,6 +37,7 @@ NEEDED: Mapping[ChildKind, Callable[[JobView], bool]] = MappingProxyType(
     {
         ChildKind.SERVICE: lambda _: True,
         ChildKind.NETWORK_POLICY: lambda view: view.spec.network.policy is NetworkPolicyMode.JOB_ONLY,
+        ChildKind.SECRET: lambda view: view.spec.network.tls is Tls.MUTUAL,
     }
 )
 """Whether a job needs its object of a kind, in the order in which they are created. One that it no longer needs is deleted."""
@@ -48,6 +49,7 @@ def converge(view: JobView) -> Step:
     deletions += tuple(
         Delete(kind=kind) for kind, needed in NEEDED.items() if kind in view.snapshot.children and not needed(view)
     )
+    deletions += _former_certificate(view)
     waits = [moment for pod in view.failed if (moment := account.release(view, pod)) > view.now]
     lost = disruptions.one_more(view) if disruptions.taken_away(view) else disruptions.carried_over(view)
     held = _held_until(view, disruptions.paused_until(lost))
@@ -120,6 +122,12 @@ def _held_until(view: JobView, paused: datetime | None) -> datetime | None:
     if (moment := account.next_attempt(view)) is not None:
         moments.append(moment)
     return max((moment for moment in moments if moment > view.now), default=None)
+
+
+def _former_certificate(view: JobView) -> tuple[Delete, ...]:
+    """With the certificate of an attempt that begins, that of the attempt before it goes."""
+    missing = NEEDED[ChildKind.SECRET](view) and ChildKind.SECRET not in view.snapshot.children
+    return (Delete(kind=ChildKind.SECRET, attempt=view.attempt - 1),) if missing and view.attempt > 1 else ()
 
 
 def _deletions(view: JobView) -> Iterator[DeletePod]:

@@ -21,7 +21,7 @@ def after_the_end(view: JobView) -> Plan:
     )
     moments = [moment for moment in (expiry, lost_nodes.upcoming(view)) if moment is not None]
     return Plan(
-        actions=(*deletions, *lost_nodes.forced(view)),
+        actions=(*deletions, *lost_nodes.forced(view), *view.spent_certificate),
         status=view.status,
         look_again=min(moments) - view.now if moments else None,
     )

@@ -152,6 +152,8 @@ class Delete:
     """Delete the job's object of a kind."""
 
     kind: ChildKind
+    attempt: int | None = None
+    """Of an earlier attempt; None: the present one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,8 @@ def _suspend(view: JobView) -> Step:
         events = (
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
-        return Step(claims=(_suspended("True", Reason.SUSPENDED, message), *_at_rest()), events=events)
+        claims = (_suspended("True", Reason.SUSPENDED, message), *_at_rest())
+        return Step(actions=view.spent_certificate, claims=claims, events=events)
     # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)
     going = view.snapshot.pods if written else ()

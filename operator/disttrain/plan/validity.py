@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from disttrain.api.policies import Gang, Scheduling, Tls
+from disttrain.api.policies import Gang, Scheduling
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.strategy import ParameterServerStrategy, Sharding
 from disttrain.api.trainer import Loop
@@ -63,7 +63,6 @@ UNSUPPORTED = (
         lambda s: s.scheduling.timeout_seconds != Scheduling().timeout_seconds,
     ),
     Unsupported(("scheduling", "topologyKey"), "scheduling.topologyKey", lambda s: s.scheduling.topology_key != ""),
-    Unsupported(("network", "tls"), "network.tls Mutual", lambda s: s.network.tls is Tls.MUTUAL),
 )
 
 

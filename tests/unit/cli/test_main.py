@@ -94,9 +94,9 @@ def test_lint_warns_of_workers_that_have_no_part_of_a_step(capsys: pytest.Captur
 
 def test_lint_tells_what_this_version_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(Path(GOOD).read_text() + "  network: {tls: Mutual}\n")
+    file.write_text(Path(GOOD).read_text() + "  scheduling: {topologyKey: rack}\n")
     assert main(["lint", str(file)]) == 2
-    assert "network.tls Mutual is not supported by this version" in capsys.readouterr().err
+    assert "scheduling.topologyKey is not supported by this version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["lint", "run"])

@@ -335,10 +335,11 @@ def test_a_command_that_is_not_there(folder: Path) -> None:
 
 
 def test_a_job_of_a_later_version_is_wrong_input(folder: Path) -> None:
-    done = run(folder, stub.write_job(folder, network={"tls": "Mutual"}))
+    done = run(folder, stub.write_job(folder, scheduling={"gang": "Kueue"}))
     assert (done.code, done.out) == (2, "")
     assert re.fullmatch(
-        r"stub.yaml:\d+: spec.network.tls: network.tls Mutual is not supported by this version\n", done.err
+        r"stub.yaml:\d+: spec.scheduling.gang: scheduling.gang Coscheduling, Volcano or Kueue is not supported by this version\n",
+        done.err,
     )
     assert not (folder / ".disttrain").exists(), "or --resume would go on with it"
 

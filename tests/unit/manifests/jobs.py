@@ -63,6 +63,7 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
         job(**PARAMETER_SERVER, **VOLUMES, image="team/train:1"),
         ((Role.MASTER, 0), (Role.PARAMETER_SERVER, 1), (Role.WORKER, 0)),
     ),
+    "tls": (job(**PARAMETER_SERVER, network={"tls": "Mutual"}), ((Role.PARAMETER_SERVER, 1),)),
     "gpus-and-template": (
         job(
             worker={"replicas": 4, "gpusPerWorker": 8, "template": TEMPLATE},

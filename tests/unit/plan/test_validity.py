@@ -29,7 +29,6 @@ ROWS = [
     (make_job().spec(scheduling={"gang": "Kueue"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
     (make_job().spec(scheduling={"timeoutSeconds": 60}), "scheduling.timeoutSeconds", "other than 600"),
     (make_job().spec(scheduling={"topologyKey": "rack"}), "scheduling.topologyKey", ""),
-    (make_job().spec(network={"tls": "Mutual"}), "network.tls", "Mutual"),
 ]
 
 

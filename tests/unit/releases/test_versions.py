@@ -81,7 +81,7 @@ def look(body: dict[str, Any], like: dict[str, Any]) -> Pass:
         job=read.job,
         now=NOW,
         pods=pods,
-        children=frozenset(ChildKind if status else ()),
+        children=frozenset((ChildKind.SERVICE, ChildKind.NETWORK_POLICY) if status else ()),
         listening_since=NOW,
         not_understood=read.not_understood,
     )

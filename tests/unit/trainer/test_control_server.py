@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from disttrain_trainer.net import incoming
 from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.messages import Message, MessageType, decode
 from disttrain_trainer.net.peers import Member
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.runtime.sockets import listen
+from transports import certified, certified_by
 from unit.trainer.configs import command_config
 
 CONFIG = command_config(workers=2)
@@ -54,9 +58,9 @@ class Recorder:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]:
+async def serving(transport: Transport = PLAIN) -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]:
     """Its coordinator, its port, and its end."""
-    control = ControlServer(config=CONFIG)
+    control = ControlServer(config=CONFIG, transport=transport)
     coordinator = control.coordinator = Recorder()
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -69,13 +73,13 @@ async def serving() -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]
         await asyncio.wait([end])
 
 
-async def answers(port: int, *lines: bytes) -> list[Message]:
+async def answers(port: int, *lines: bytes, tls: ssl.SSLContext | None = None) -> list[Message]:
     """What a peer that says this receives, until the master closes the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     writer.writelines(lines)
     received = []
     async with asyncio.timeout(20):
-        with contextlib.suppress(ConnectionResetError):  # it closes what it does not read to the end
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):  # it closes what it does not read to the end
             while answer := await reader.readline():
                 received.append(decode(answer))
     writer.close()
@@ -267,3 +271,25 @@ async def test_strangers_that_say_nothing_take_a_bounded_number_of_connections_a
                 assert await oldest.read() == b"", "its connection is closed"
         for _, writer in [*silent, (None, member)]:
             writer.close()
+
+
+async def test_a_peer_without_the_certificate_of_the_attempt_is_named_in_one_line_however_often_it_tries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    with caplog.at_level("WARNING"):
+        async with serving(certified(tmp_path)) as (coordinator, port, _):
+            for tls in (stranger, None, stranger, None):
+                assert await answers(port, line(HELLO), tls=tls) == []
+            member = await asyncio.to_thread(certified_by(tmp_path).dial, f"127.0.0.1:{port}", timeout=20)
+            with contextlib.closing(member):
+                member.send(memoryview(line(HELLO)))
+                welcome = await asyncio.to_thread(member.receive_some, 1 << 16)
+            assert decode(welcome.splitlines()[0])["type"] == MessageType.WELCOME
+            assert coordinator.said[0] == ("joined", 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition("refuses 127.0.0.1:")[2].partition(": ")[2] for text in said] == [
+        "it has no certificate",
+        "it does not speak TLS 1.3",
+    ]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from disttrain.api.environment import HASH_SEED
+from disttrain.api.policies import Tls
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Backend, LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
@@ -363,10 +364,10 @@ def choose_device(config: JobConfig, *, local_rank: int) -> torch.device:
 
 
 def choose_backend(config: JobConfig, device: torch.device) -> str:
-    """nccl between GPUs, gloo elsewhere, unless the job says which."""
+    """nccl between GPUs, gloo elsewhere and for encrypted traffic, which NCCL has not, unless the job says which."""
     if config.trainer.backend is not Backend.AUTO:
         return str(config.trainer.backend.value)
-    return "nccl" if device.type == "cuda" else "gloo"
+    return "nccl" if device.type == "cuda" and config.tls is Tls.DISABLED else "gloo"
 
 
 def _be_deterministic() -> None:
