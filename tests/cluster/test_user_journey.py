@@ -3,8 +3,11 @@
 Jane has the rights of `edit` in one namespace, which enforces the restricted Pod Security Standard, and none elsewhere.
 """
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,16 +53,26 @@ def job_of(example: str, name: str) -> dict[str, Any]:
     return job
 
 
-def apply(node: Node, example: str) -> str:
-    """As Jane; volumes for the claims of the file are the cluster's business. Returns the job's name."""
+def apply(node: Node, example: str, **changes: dict[str, Any]) -> str:
+    """As Jane; volumes for the claims of the file are the cluster's business. Returns the job's name.
+
+    changes: what else is in a section of the spec, as trainer={"maxSteps": 20}."""
     docs = documents(example)
+    [job] = [doc for doc in docs if doc["kind"] == "DistTrainJob"]
+    for section, fields in changes.items():
+        job["spec"].setdefault(section, {}).update(fields)
     for doc in docs:
-        claim = doc["metadata"]["name"]
-        if doc["kind"] == "PersistentVolumeClaim" and f"{TEAM}-{claim}" not in node.kubectl("get", "pv", "-o", "name"):
-            node.volume(claim, namespace=TEAM, access=doc["spec"]["accessModes"][0], make_claim=False)
-    node.kubectl("apply", "-n", TEAM, "-f", str(ROOT / "examples" / example), user=JANE)
-    name: str = next(doc["metadata"]["name"] for doc in docs if doc["kind"] == "DistTrainJob")
-    return name
+        if doc["kind"] == "PersistentVolumeClaim":
+            volume(node, doc["metadata"]["name"], doc["spec"]["accessModes"][0])
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=docs, user=JANE)
+    return str(job["metadata"]["name"])
+
+
+def volume(node: Node, claim: str, access: str) -> Path:
+    """The folder of a claim that an example makes."""
+    if f"{TEAM}-{claim}" in node.kubectl("get", "pv", "-o", "name"):
+        return node.folder / "volumes" / f"{TEAM}-{claim}"
+    return node.volume(claim, namespace=TEAM, access=access, make_claim=False)
 
 
 def complete(node: Node, name: str, *, seconds: int = 240) -> dict[str, Any]:
@@ -172,6 +185,67 @@ def test_a_killed_worker_is_replaced_and_the_job_completes(node: Node) -> None:
     assert float(status["training"]["evaluation"]["accuracy"]) >= 0.97
 
 
+_HELD = """
+import time
+from pathlib import Path
+from disttrain_trainer.examples import {example}
+steps = 0
+def loss(model, batch):
+    global steps
+    steps += 1
+    while steps == {step} and not Path("/checkpoints/go-on").exists():
+        time.sleep(0.05)
+    return {example}.loss(model, batch)
+"""
+
+
+@contextlib.contextmanager
+def held(node: Node, example: str, *, module: str, step: int, steps: int) -> Iterator[str]:
+    """The example's job in so many steps; all its workers wait in one of them until the block's end. A checkpoint is every 10 steps."""
+    code = {"held.py": _HELD.format(example=module, step=step)}
+    held = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"held-{module}"}, "data": code}
+    node.kubectl("apply", "-n", TEAM, "-f", "-", input=held, user=JANE)
+    trainer = {"loss": "held:loss", "code": {"configMap": f"held-{module}"}, "maxSteps": steps, "epochs": None}
+    observability = {"statusIntervalSeconds": 1}
+    name = apply(node, example, trainer=trainer, checkpoint={"everySteps": 10}, observability=observability)
+    yield name
+    (volume(node, f"{name}-checkpoints", "ReadWriteOnce") / "go-on").touch()
+
+
+def test_a_model_cut_over_workers_goes_on_from_its_checkpoint_when_a_pod_is_lost(node: Node) -> None:
+    """Each worker holds a part of the state that no other holds."""
+    with held(node, "charlm-fully-shard.yaml", module="charlm", step=16, steps=20) as name:
+        node.wait_for("a checkpoint", lambda: training(node, name).get("lastCheckpoint", {}).get("step") == 10, 120)
+        node.kill_pod(TEAM, f"{name}-worker-1")
+    status = complete(node, name)
+    assert (status["restarts"]["total"], status["restarts"]["last"]["exitCode"]) == (1, 137)
+    assert "round 2 begins at step 10" in node.kubectl("logs", f"{name}-worker-0", "-n", TEAM)
+    assert status["training"]["step"] == 20
+    assert float(status["training"]["evaluation"]["bits_per_character"]) < 5.5  # a guess is above 6
+
+
+def test_a_lost_pod_of_a_job_with_replicated_data_gets_its_copies_from_the_others(node: Node, tmp_path: Path) -> None:
+    """Packed data on a claim, its key in a Secret. The pod takes its copies along, and the one that replaces it has an empty disk."""
+    (key := tmp_path / "key").write_bytes(bytes(32))  # the example's
+    data = volume(node, "digits-shared", "ReadWriteMany")
+    pack = ["data", "pack", "disttrain_trainer.examples.digits:dataset", str(data), "--partitions", "12"]
+    command = [sys.executable, "-m", "disttrain.cli.main", *pack, "--key", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    def copied(worker: int) -> list[str]:
+        """Copies of the worker's pod: how many it found on its disk, got from other workers, and from the volume, once it has all."""
+        log = node.kubectl("logs", f"digits-replicated-worker-{worker}", "-n", TEAM, check=False)
+        return re.findall(r"(\d+ were here, \d+ came from other workers, \d+ from the volume)", log)
+
+    with held(node, "digits-replicated.yaml", module="digits", step=16, steps=30) as name:
+        node.wait_for("the workers to have their copies", lambda: all(map(copied, range(3))), 120, every=0.5)
+        node.kill_pod(TEAM, f"{name}-worker-1")
+    status = complete(node, name)
+    assert (status["restarts"]["total"], status["restarts"]["last"]["exitCode"]) == (1, 137)
+    assert copied(1) == ["0 were here, 8 came from other workers, 0 from the volume"]
+    assert float(status["training"]["evaluation"]["accuracy"]) > 0.5  # a guess is 0.1
+
+
 def test_the_other_examples_complete_side_by_side(node: Node) -> None:
     language = job_of("charlm-ddp.yaml", "charlm")
     language["spec"]["trainer"]["maxSteps"] = 20  # of 300, which are half a minute of two cores
@@ -247,7 +321,7 @@ def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
 
 def test_the_operator_may_do_what_it_needs_and_no_more(node: Node) -> None:
     account = "system:serviceaccount:disttrain-system:disttrain-operator"
-    for question in ["get secrets", "create pods --subresource=exec", "delete namespaces", "* *"]:
+    for question in ["list secrets", "watch secrets", "create pods --subresource=exec", "delete namespaces", "* *"]:
         answer = node.kubectl("auth", "can-i", *question.split(), "-n", TEAM, f"--as={account}", check=False)
         assert answer.strip() == "no", question
     roles = json.loads(
