@@ -18,7 +18,7 @@ from disttrain.api.names import Role
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.examples import digits as example
 from local_runs.command import left_behind, run
-from training.job import Job, checkpoints, digits, held
+from training.job import Job, checkpoints, digits, held, served
 
 EXAMPLES = Path("examples").absolute()
 
@@ -103,6 +103,30 @@ def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data
     )
     expected, found = model_of(calm), model_of(wiped)
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_parameter_servers_train_on_it_through_a_killed_worker(data: Path) -> None:
+    with job(data, "calm", {"deterministic": True}, **served("Sync")) as calm:
+        calm.train()
+    with job(data, "killed", held(deterministic=True), replication=2, **served("Sync")) as killed:
+        killed.hold(15)
+        killed.start()
+        killed.until_held(15)
+        killed.kill(Role.WORKER, 1)
+        killed.let_go()
+        killed.complete()
+    expected, found = model_of(calm), model_of(killed)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_split_to_evaluate_on_that_is_missing_is_said_before_the_first_step(data: Path) -> None:
+    shutil.rmtree(data / "data" / "test")
+    with job(data, "job", {}) as wrong:
+        wrong.start()
+        assert wrong.wait(Role.WORKER) == 2
+    assert wrong.termination(Role.WORKER).message.startswith(
+        f"there is no packed data set in {data / 'data'} with the split 'test'; it has train"
+    )
 
 
 def test_a_wrong_number_of_partitions_is_refused_before_the_first_step(data: Path) -> None:

@@ -159,6 +159,10 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
         packed = dataset if isinstance(dataset, PackedDataset) else None
         order = packed.order(trainer.seed) if packed is not None else None
+        if packed is not None and evaluate is not None:
+            resolved["trainer.dataset"](
+                dict(options), "test"
+            )  # what is wrong with it is not to be seen at the end only
         data = DataSet(
             len(dataset), fingerprint_of(dataset), order.name if order is not None else KeyedPermutation.name
         )
