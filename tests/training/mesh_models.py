@@ -101,7 +101,6 @@ def on_mesh(
         cut = ModelParallel(pipeline=stages, schedule=order)
         modules = pipeline.split(whole, pipeline.stages(cut), config={}, by_user=None)
         mine = {number: modules[number] for number in pipeline.stages_of(cut, mesh["pipeline"].get_local_rank())}
-        pipeline.keep(whole, list(mine.values()))
         run = pipeline.Pipeline(
             mine,
             cut=cut,
@@ -113,6 +112,8 @@ def on_mesh(
         )
     if shards > 1:
         tensor.apply(whole, mesh["tensor"])
+    if run is not None:
+        pipeline.keep(whole, run.modules)
     stepper = optimizer(name, whole.parameters())
     data = users.dataset({}, "train").tensors
     for number in range(STEPS):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
+from disttrain_trainer.runtime import machine
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
@@ -47,7 +48,10 @@ class MeshRanks:
         connections = [connection for _, connection in self._ranks[:size]]
         while waiting := [connection for connection in connections if connection not in answers]:
             for connection in wait(waiting):
-                answers[connection], error = connection.recv()  # type: ignore[union-attr, index]
+                try:
+                    answers[connection], error = connection.recv()  # type: ignore[union-attr, index]
+                except EOFError:
+                    error = "a rank has ended"
                 if error:  # the others wait for it
                     self.close()
                     raise AssertionError(error)
@@ -62,6 +66,7 @@ class MeshRanks:
 
 def _serve(connection: Connection, port: int) -> None:
     torch.set_num_threads(1)
+    machine.take_role()
     while True:
         number, rank, size, function, arguments, keywords = connection.recv()
 

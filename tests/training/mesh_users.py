@@ -38,7 +38,8 @@ def model(config: dict[str, Any]) -> nn.Module:
         dropout=0.1,
         tied=config.get("tied", False),
     )
-    made.layers[1] = Normal(8, made.layers[1])
+    # Nothing with a bias comes before the BatchNorm: it takes the bias away again, and Adam would make a step of the rounding of 0.
+    made.layers[0] = Normal(8, made.layers[0])
     if config.get("frozen"):
         made.layers[0].requires_grad_(False)
         made.embedding.requires_grad_(False)
@@ -75,5 +76,5 @@ def split(model: Any, stages: int, config: dict[str, Any]) -> list[nn.Module]:
 
 def parallelize(model: Any, mesh: DeviceMesh, config: dict[str, Any]) -> nn.Module:
     """The user's own plan: of the first layer its MLP alone."""
-    plan = {"layers.0.mlp.0": ColwiseParallel(), "layers.0.mlp.2": RowwiseParallel()}
+    plan = {"layers.0.layer.mlp.0": ColwiseParallel(), "layers.0.layer.mlp.2": RowwiseParallel()}
     return parallelize_module(model, mesh["tensor"], plan)

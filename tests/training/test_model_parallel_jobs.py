@@ -85,8 +85,8 @@ def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path) -> None:
     assert mesh_models.difference(mesh_models.alone({}), [found]) < 1e-12
     manifest = (tmp_path / "checkpoints" / f"step-{mesh_models.STEPS:08d}" / "manifest.json").read_text()
     pieces = json.loads(manifest)["tensors"]
-    assert len(pieces["layers.0.mlp.0.weight"]["pieces"]) == 2
-    assert len(pieces["layers.1.layer.mlp.0.weight"]["pieces"]) == 1
+    assert len(pieces["layers.0.layer.mlp.0.weight"]["pieces"]) == 2
+    assert len(pieces["layers.1.mlp.0.weight"]["pieces"]) == 1
 
 
 MODEL = """
@@ -135,3 +135,57 @@ def test_a_lost_process_costs_what_no_other_holds(
                 assert (progress.step, progress.redone_steps) == (STEPS, HELD - goes_on_at)
         models.append(load_file(folder / "checkpoints" / MODEL_FILE))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+
+
+MISTAKES = """
+import torch
+from torch import nn
+from disttrain_trainer.examples import digits
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 1), nn.Linear(256, 10)
+
+    def forward(self, x):
+        return self.head(self.conv(x[:, None]).flatten(1))
+
+def plain(config):
+    return Plain()
+
+def layers(config):
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+
+def regularized(model, batch):
+    return digits.loss(model, batch) + model.weight_decay
+
+def failing(model, batch):
+    model(batch[0])
+    raise ValueError("no such label")
+"""
+
+
+@pytest.mark.parametrize(
+    ("mesh", "trainer", "code", "says"),
+    [
+        ({"tensor": 2}, {"model": "mistakes:plain"}, 2, "no plan for the model of trainer.model"),
+        ({"pipeline": 2}, {"model": "mistakes:plain"}, 2, "a Plain cannot be cut into the stages of a pipeline"),
+        (
+            {"pipeline": 2},
+            {"model": "mistakes:layers", "loss": "mistakes:regularized"},
+            1,
+            "trainer.loss reads model.weight_decay: in a pipeline the loss may only call",
+        ),
+        ({"pipeline": 2}, {"model": "mistakes:layers", "loss": "mistakes:failing"}, 1, "ValueError: no such label"),
+    ],
+    ids=["no plan", "no stages", "a loss that reads the model", "a loss that fails"],
+)
+def test_a_mistake_in_a_cut_model_is_said_in_one_line(
+    tmp_path: Path, mesh: dict[str, Any], trainer: dict[str, Any], code: int, says: str
+) -> None:
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    with Job(folder=tmp_path, spec=digits(**cut(**mesh), trainer=trainer | {"evaluate": None})) as job:
+        job.start()
+        assert job.supervise() == code, job.logs()
+        found = [job.termination(Role.WORKER, index).message for index in range(2)]
+    assert any(says in message and "\n" not in message for message in found), found

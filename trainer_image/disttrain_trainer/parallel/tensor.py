@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model.module import evaluating
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -252,19 +253,15 @@ def _tried(module: nn.Module, pair: Pair, where: str) -> torch.Tensor:
     weight = linear.weight
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 4, linear.in_features, generator=generator).to(weight.device, weight.dtype)
-    training = module.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(module):
             torch.default_generator.manual_seed(0)
-            module.train(False)
             found = module(hidden)
     except Exception as error:
         text = str(error).splitlines()
         raise _no_plan(
             where, f"its heads cannot be shared out ({type(error).__name__}: {text[0] if text else ''})"
         ) from None
-    finally:
-        module.train(training)
     if not isinstance(found, torch.Tensor):
         raise _no_plan(where, f"its forward() returns a {type(found).__name__}")
     return found
