@@ -246,6 +246,12 @@ def test_a_lost_pod_of_a_job_with_replicated_data_gets_its_copies_from_the_other
     assert float(status["training"]["evaluation"]["accuracy"]) > 0.5  # a guess is 0.1
 
 
+def test_a_model_in_tensor_parts_and_one_in_pipeline_stages_train(node: Node) -> None:
+    for name in [apply(node, f"charlm-{kind}.yaml", trainer={"maxSteps": 20}) for kind in ("tensor", "pipeline")]:
+        status = complete(node, name)
+        assert float(status["training"]["evaluation"]["bits_per_character"]) < 5.5, name  # a guess is above 6
+
+
 def test_the_other_examples_complete_side_by_side(node: Node) -> None:
     language = job_of("charlm-ddp.yaml", "charlm")
     language["spec"]["trainer"]["maxSteps"] = 20  # of 300, which are half a minute of two cores
