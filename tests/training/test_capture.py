@@ -75,9 +75,12 @@ class Tapped(Job):
 
     def tap(self) -> list[Relay]:
         addresses = self.config.addresses
-        self.relays = [Relay(address) for address in (addresses.control, *addresses.parameter_servers)]
-        control, *servers = (relay.address for relay in self.relays)
-        through = addresses.model_copy(update={"control": control, "parameter_servers": tuple(servers)})
+        dialled = (addresses.control, addresses.rendezvous, *addresses.parameter_servers)
+        self.relays = [Relay(address) for address in dialled]
+        control, rendezvous, *servers = (relay.address for relay in self.relays)
+        through = addresses.model_copy(
+            update={"control": control, "rendezvous": rendezvous, "parameter_servers": tuple(servers)}
+        )
         self.tapped = self.config.model_copy(update={"addresses": through})
         return self.relays
 
@@ -96,6 +99,24 @@ def test_a_planted_parameter_is_on_the_wire_only_without_tls(tmp_path: Path, net
         relays = [stack.enter_context(contextlib.closing(relay)) for relay in job.tap()]
         assert job.train().step == 20
     heard = [b"".join(relay.heard) for relay in relays]
-    assert len(heard[1]) > 20 * 4 * 4096
-    for relayed, secret in zip(heard, (job.config.uid.encode(), PLANTED), strict=True):
+    control, _, server = heard
+    assert len(server) > 20 * 4 * 4096
+    for relayed, secret in ((control, job.config.uid.encode()), (server, PLANTED)):
+        assert (secret in relayed) is (network == {}), secret
+
+
+@pytest.mark.parametrize("network", [{}, MUTUAL], ids=["plain", "TLS"])
+def test_where_the_ranks_find_one_another_is_on_the_wire_only_without_tls(
+    tmp_path: Path, network: dict[str, Any]
+) -> None:
+    """What they then send one another is listened to in unit/trainer/test_wire_backend.py."""
+    with (
+        Tapped(folder=tmp_path, spec=digits(**network, trainer={"epochs": None, "maxSteps": 20})) as job,
+        contextlib.ExitStack() as stack,
+    ):
+        relays = [stack.enter_context(contextlib.closing(relay)) for relay in job.tap()]
+        assert job.train().step == 20
+    control, rendezvous = (b"".join(relay.heard) for relay in relays)
+    for relayed, secret in ((control, job.config.uid.encode()), (rendezvous, b"generation-1")):
+        assert relayed
         assert (secret in relayed) is (network == {}), secret

@@ -45,6 +45,23 @@ def test_encrypted_traffic_changes_no_bit_of_the_model_and_the_run_leaves_no_key
 
 
 @pytest.mark.timeout(180)
+def test_two_ranks_under_tls_train_the_model_that_they_train_over_gloo(tmp_path: Path) -> None:
+    text = re.sub(r"  parameterServer:\n    replicas: 1\n", "", (EXAMPLES / "mlp-tls.yaml").read_text())
+    text = re.sub(r"type: ParameterServer\n.*\n.*\n", "type: DataParallel\n", text).replace(
+        "replicas: 3", "replicas: 2"
+    )
+    models = []
+    for name, tls in (("mlp-tls", "Mutual"), ("mlp-plain", "Disabled")):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text.replace("mlp-tls", name).replace("Mutual", tls))
+        done = run(tmp_path, str(file), seconds=80)
+        assert done.code == 0, done
+        (model,) = tmp_path.glob(f".disttrain/runs/{name}-*/model.safetensors")
+        models.append(load_file(model))
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+@pytest.mark.timeout(180)
 def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
     done = run(tmp_path, str(EXAMPLES / "digits-ddp.yaml"), "-o", "json", seconds=150)
     assert done.code == 0, done
