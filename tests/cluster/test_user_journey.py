@@ -200,27 +200,35 @@ def loss(model, batch):
 
 
 @contextlib.contextmanager
-def held(node: Node, example: str, *, module: str, step: int, steps: int) -> Iterator[str]:
+def held(node: Node, example: str, *, module: str, step: int, steps: int, **changes: dict[str, Any]) -> Iterator[str]:
     """The example's job in so many steps; all its workers wait in one of them until the block's end. A checkpoint is every 10 steps."""
     code = {"held.py": _HELD.format(example=module, step=step)}
     held = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"held-{module}"}, "data": code}
     node.kubectl("apply", "-n", TEAM, "-f", "-", input=held, user=JANE)
     trainer = {"loss": "held:loss", "code": {"configMap": f"held-{module}"}, "maxSteps": steps, "epochs": None}
-    observability = {"statusIntervalSeconds": 1}
-    name = apply(node, example, trainer=trainer, checkpoint={"everySteps": 10}, observability=observability)
+    changes |= {"trainer": trainer, "checkpoint": {"everySteps": 10}, "observability": {"statusIntervalSeconds": 1}}
+    name = apply(node, example, **changes)
     yield name
     (volume(node, f"{name}-checkpoints", "ReadWriteOnce") / "go-on").touch()
 
 
+def certificates(pod: dict[str, Any]) -> list[str]:
+    """The Secrets that a pod mounts."""
+    return [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
+
+
 def test_a_model_cut_over_workers_goes_on_from_its_checkpoint_when_a_pod_is_lost(node: Node) -> None:
-    """Each worker holds a part of the state that no other holds."""
-    with held(node, "charlm-fully-shard.yaml", module="charlm", step=16, steps=20) as name:
+    """Each worker holds a part of the state that no other holds. All that they send is encrypted, by the certificate of a Secret."""
+    tls = {"tls": "Mutual"}
+    with held(node, "charlm-fully-shard.yaml", module="charlm", step=16, steps=20, network=tls) as name:
         node.wait_for("a checkpoint", lambda: training(node, name).get("lastCheckpoint", {}).get("step") == 10, 120)
         node.kill_pod(TEAM, f"{name}-worker-1")
     status = complete(node, name)
     assert (status["restarts"]["total"], status["restarts"]["last"]["exitCode"]) == (1, 137)
     assert "round 2 begins at step 10" in node.kubectl("logs", f"{name}-worker-0", "-n", TEAM)
     assert status["training"]["step"] == 20
+    first, second = (node.get("pod", f"{name}-{pod}", namespace=TEAM) for pod in ("master-0", "worker-1"))
+    assert certificates(first) == certificates(second) != []  # the attempt's, which the later pod has, too
     assert float(status["training"]["evaluation"]["bits_per_character"]) < 5.5  # a guess is above 6
 
 
