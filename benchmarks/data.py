@@ -59,15 +59,18 @@ def measure(*, steps: int, rounds: int, folder: Path) -> list[tuple[str, float]]
     process = Process(config=config, role=Role.WORKER, index=0, copies_dir=folder / "copies")
     kept = copies.keep(process, loops["packed"].packed, PLAIN)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
+    processor: dict[str, list[float]] = {name: [] for name in loops}
     for loop in loops.values():
         loop.run()
     for _ in range(rounds):
         for name, loop in loops.items():
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             loop.run()
+            processor[name].append((time.process_time() - busy) / steps)
             seconds[name].append((time.perf_counter() - began) / steps)
     if kept is not None:
         kept.close()
+    busy_ratio = statistics.median(processor["memory"]) / statistics.median(processor["packed"])
     both = zip(seconds["memory"], seconds["packed"], strict=True)
     return [
         ("a step on tensors in memory, ms at best", min(seconds["memory"]) * 1e3),
@@ -78,6 +81,7 @@ def measure(*, steps: int, rounds: int, folder: Path) -> list[tuple[str, float]]
             batch_seconds(folder, key, cached=False) * 1e3,
         ),
         ("memory / packed at best", min(seconds["memory"]) / min(seconds["packed"])),
+        ("memory / packed of the processor's time, at the median, background threads included", busy_ratio),
         ("memory / packed at the median", statistics.median(m / p for m, p in both)),
     ]
 
@@ -104,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in measure(steps=options.steps, rounds=options.rounds, folder=Path(folder)):
-            print(f"{name:64} {figure:8.3f}")
+            print(f"{name:84} {figure:8.3f}")
 
 
 if __name__ == "__main__":

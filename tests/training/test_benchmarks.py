@@ -69,6 +69,6 @@ def test_a_restart_in_place_is_compared_with_a_new_process() -> None:
 
 def test_packed_data_is_compared_with_tensors_in_memory() -> None:
     lines = printed("data.py", "--rounds=1", "--steps=20")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(float(line.split()[-1]) > 0 for line in lines)
     assert lines[-1].startswith("memory / packed at the median")

@@ -22,8 +22,9 @@ from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.placement import holders
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net import copies
-from disttrain_trainer.net.transport import PLAIN
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.runtime.process import Process
+from transports import certified
 
 KEY = bytes(range(32))
 PLANTED = b"a planted sample that nobody may read"
@@ -50,8 +51,8 @@ def test_another_worker_moves_only_the_copies_that_it_keeps() -> None:
 class Workers:
     """Workers of one job, each with a disk of its own."""
 
-    def __init__(self, root: Path, stack: ExitStack) -> None:
-        self.root, self._stack = root, stack
+    def __init__(self, root: Path, stack: ExitStack, transport: Transport) -> None:
+        self.root, self._stack, self._transport = root, stack, transport
         folder = root / "data" / "train"
         index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
         self._id = index.id
@@ -82,7 +83,7 @@ class Workers:
         config = self.config.model_copy(update=changes)
         process = Process(config=config, role=Role.WORKER, index=index, copies_dir=self.disk(index))
         dataset = PackedDataset(self.root / "data" / "train", KEY, cache=1)  # every other read is one of a file
-        kept = copies.keep(process, dataset, PLAIN)
+        kept = copies.keep(process, dataset, self._transport)
         assert kept is not None
         self._stack.callback(kept.close)
         return dataset
@@ -96,10 +97,10 @@ class Workers:
     def until_filled(self, index: int) -> None:
         wait_for("the copies", lambda: all(self.copy(index, p).exists() for p in self.kept(index)), 20)
 
-    def peer(self, index: int, **changes: Any) -> copies.Peer:
+    def peer(self, index: int, transport: Transport | None = None, **changes: Any) -> copies.Peer:
         """What another worker reads with."""
         hello = copies.hello_of(self.config.model_copy(update=changes), self._id)
-        peer = copies.Peer(self.config.addresses.copies[index], PLAIN, hello)
+        peer = copies.Peer(self.config.addresses.copies[index], transport or self._transport, hello)
         self._stack.callback(peer.close)
         return peer
 
@@ -116,10 +117,10 @@ class _Planted:
         return number, PLANTED * 100
 
 
-@pytest.fixture
-def workers(tmp_path: Path) -> Iterator[Workers]:
+@pytest.fixture(params=["plain", "TLS"])
+def workers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Workers]:
     with ExitStack() as stack:
-        yield Workers(tmp_path, stack)
+        yield Workers(tmp_path, stack, PLAIN if request.param == "plain" else certified(tmp_path / "certificate"))
 
 
 def numbers(dataset: PackedDataset) -> list[int]:
@@ -195,6 +196,15 @@ def test_a_peer_of_another_job_or_attempt_gets_nothing(workers: Workers, other: 
     workers.start(0)
     workers.until_filled(0)
     assert workers.peer(0, **other).read(workers.kept(0)[0], 0, 10) is None
+
+
+@pytest.mark.parametrize("workers", ["TLS"], indirect=True)
+def test_a_peer_without_the_certificate_of_the_attempt_gets_nothing(workers: Workers, tmp_path: Path) -> None:
+    workers.start(0)
+    workers.until_filled(0)
+    for other in (PLAIN, certified(tmp_path / "other")):
+        assert workers.peer(0, other).read(workers.kept(0)[0], 0, 10) is None
+    assert workers.peer(0).read(workers.kept(0)[0], 0, 10) is not None
 
 
 def test_without_any_peer_the_volume_is_read(workers: Workers) -> None:
