@@ -118,3 +118,18 @@ def test_the_same_over_tls(tmp_path: Path, number: signal.Signals) -> None:
         lose(job, 1, number)
         progress = job.complete()
     assert (progress.step, progress.redone_steps) == (STEPS, 2)
+
+
+def test_a_parameter_that_the_loss_takes_out_of_its_module_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(
+        "import torch\nfrom disttrain_trainer.examples import digits\n\n"
+        "def loss(model, batch):\n"
+        "    own = next(model.parameters())\n"
+        "    return digits.loss(model, batch) + (own * torch.ones(own.shape)).sum()\n"
+    )
+    with Job(folder=tmp_path, spec=digits(**FULLY, trainer={"loss": "outside:loss"})) as job:
+        job.start()
+        assert job.wait(Role.WORKER, 0) == 1, job.logs()
+        message = job.termination(Role.WORKER, 0).message
+    assert "a parameter outside the forward() of its module" in message
+    assert "outside.py:6)" in message

@@ -15,7 +15,7 @@ from torch import nn
 from disttrain.api.mesh import Coordinate
 from disttrain_trainer.checkpoint import by_name, model_file, origin, store, tensors
 from disttrain_trainer.checkpoint.manifest import NAME
-from disttrain_trainer.errors import PeerLost
+from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.initial import FactoryNotRepeatable
@@ -35,12 +35,15 @@ from disttrain_trainer.runtime import logs, machine
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
+from disttrain_trainer.runtime.termination import of_user_error
 from disttrain_trainer.strategies.rank import Rank, RoundEnded
 from disttrain_trainer.strategies.shard_checkpoints import ShardCheckpoints, Writers
 from disttrain_trainer.strategies.shard_exchange import ShardExchange
 
 log = logs.get_logger(__name__)
 
+_MIXED = "mixed torch.Tensor and DTensor"
+"""In what torch says of an operation on a whole tensor and a part of one."""
 _LAST_STATE = ".last-state"
 """The folder beside the trained model, in which the ranks put their blocks of it where the job has no checkpoints."""
 
@@ -140,6 +143,14 @@ class ShardedWorker(Rank):
             )
             try:
                 self.train(loop, exchange, this_round, together=groups is not None)
+            except RuntimeError as error:
+                if _MIXED not in str(error):
+                    raise
+                raise UserError(
+                    "trainer.loss or trainer.model uses a parameter outside the forward() of its module, which is cut over the workers "
+                    f"({of_user_error(error)[1].where}): there it is a part of itself. Use it within forward(), or train with sharding "
+                    "Replicated"
+                ) from None
             finally:
                 exchange.restore_buffers()
                 self._held = state.present()
