@@ -250,7 +250,8 @@ def test_a_lost_pod_of_a_job_with_replicated_data_gets_its_copies_from_the_other
         node.kill_pod(TEAM, f"{name}-worker-1")
     status = complete(node, name)
     assert (status["restarts"]["total"], status["restarts"]["last"]["exitCode"]) == (1, 137)
-    assert copied(1) == ["0 were here, 8 came from other workers, 0 from the volume"]
+    [copies] = copied(1)  # how many it keeps is another number for each packing
+    assert re.fullmatch(r"0 were here, [1-9]\d* came from other workers, 0 from the volume", copies), copies
     assert float(status["training"]["evaluation"]["accuracy"]) > 0.5  # a guess is 0.1
 
 
