@@ -92,7 +92,9 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
     )
     layout, at = described(task.model), mesh.coordinate(rank)
     groups = Groups.of(mesh, rank=rank, device="cpu")
-    part = compose(task.model, Place(config=config, mesh=mesh, at=at, groups=groups))
+    part = compose(
+        task.model, Place(config=config, mesh=mesh, at=at, groups=groups, loss=task.loss, device=task.device)
+    )
     model = ShardedModel(part, layout=layout, at=at)
     loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
     loop.adopt(model, Objective(part.module, task.loss))
@@ -108,6 +110,7 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
         mesh=mesh,
         groups=groups,
         model=model,
+        pipeline=None,
         optimizer=ShardOptimizer(config.trainer.loop.optimizer, model),
         buffers=None,
         parameters=len(layout.places),
