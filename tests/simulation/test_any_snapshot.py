@@ -68,7 +68,7 @@ def pods(draw: st.DrawFn) -> tuple[PodView, ...]:
             termination=draw(terminations),
             conditions=draw(st.frozensets(st.sampled_from(("DisruptionTarget", "PodScheduled")))),
         )
-        for role, index in draw(st.frozensets(places, max_size=8))
+        for role, index in draw(st.lists(places, max_size=8, unique=True))
     )
 
 
