@@ -1,11 +1,14 @@
 """Seeds: any that the API takes, another one for each part, and the same for every call of a factory."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from configs import config_of
+from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.task import factory_seeds, mix, seed_all, seed_process
 
 
@@ -51,3 +54,27 @@ def test_a_factory_that_is_called_later_leaves_each_worker_its_own_numbers() -> 
     assert [first, draws()] == alone
     with factory_seeds(7):
         assert draws() == made
+
+
+@pytest.mark.parametrize(
+    ("strategy", "alike"),
+    [
+        ({"type": "DataParallel"}, False),
+        ({"type": "ModelParallel", "modelParallel": {"tensor": 2}}, True),
+        ({"type": "ModelParallel", "modelParallel": {"pipeline": 2}}, True),
+    ],
+    ids=["data", "tensor", "pipeline"],
+)
+def test_ranks_that_compute_a_part_together_draw_the_same_and_others_do_not(
+    strategy: dict[str, Any], alike: bool
+) -> None:
+    names = {"model": "disttrain_trainer.examples.digits:model", "dataset": "disttrain_trainer.examples.digits:dataset"}
+    trainer = names | {"optimizer": {"name": "SGD", "learningRate": 0.1}, "maxSteps": 9, "batchSize": 32}
+    config = config_of({"strategy": strategy, "worker": {"replicas": 2}, "trainer": trainer})
+    drawn = []
+    for rank in range(2):
+        task = tasks.build(config, rank=rank, local_rank=0, incarnation=str(rank))
+        task.seed(task.schedule.part(0))
+        drawn.append(draws())
+    assert drawn[0][0] == drawn[1][0]  # torch's
+    assert [one == other for one, other in zip(*drawn, strict=True)][1:] == [alike, alike]

@@ -252,7 +252,7 @@ def load_model(folder: Path, model: nn.Module, *, source: str) -> None:
     source: whose checkpoint it is, for messages. Raises WrongInput, which names the tensors, when the model fits only in part.
     """
     with NamedCheckpoint(folder) as checkpoint:
-        _require_fit(checkpoint, model, source)
+        _require_tensors_fit(checkpoint, model, source)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if tensors.can_be_saved(parameter):
@@ -261,7 +261,13 @@ def load_model(folder: Path, model: nn.Module, *, source: str) -> None:
     tensors.put_buffers(model, buffers, source=source)
 
 
-def _require_fit(checkpoint: NamedCheckpoint, model: nn.Module, source: str) -> None:
+def require_fit(folder: Path, model: nn.Module, *, source: str) -> None:
+    """Raises WrongInput as `load_model` does, and changes nothing."""
+    with NamedCheckpoint(folder) as checkpoint:
+        _require_tensors_fit(checkpoint, model, source)
+
+
+def _require_tensors_fit(checkpoint: NamedCheckpoint, model: nn.Module, source: str) -> None:
     theirs = checkpoint.manifest.tensors
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if tensors.can_be_saved(p)}
     once = {name for name, _ in model.named_parameters()}  # a tied one may have been stored under one of its names

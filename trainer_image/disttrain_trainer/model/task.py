@@ -58,7 +58,8 @@ class Task:
     evaluate: Callable[[nn.Module], Evaluation] | None
     """Evaluates a model of the factory's on the test data."""
 
-    deterministic: bool
+    seeds_all: bool
+    """Python's and numpy's generators are set for each part, too."""
     packed: PackedDataset | None = None
     """The data set, where it is a packed one."""
     read_ahead: Callable[[int], None] | None = None
@@ -73,14 +74,14 @@ class Task:
     def seed(self, part: BatchPart) -> None:
         """Sets torch's generator for a part, so that dropout does not depend on who computes the part, nor on restarts.
 
-        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`. Without
-        it they go on from where `seed_process` set them.
+        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`, and where
+        several ranks compute a part together, which must read the same samples. Else they go on from where `seed_process` set them.
         """
         seed = mix(self.schedule.seed, part.index)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        if self.deterministic:
+        if self.seeds_all:
             random.seed(seed)
             np.random.seed(seed & 0xFFFFFFFF)
 
@@ -191,7 +192,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         fetch=fetch,
         device=device,
         evaluate=partial(evaluate_on_test, evaluate) if evaluate else None,
-        deterministic=trainer.deterministic,
+        seeds_all=trainer.deterministic or config.strategy.model_parallel_size > 1,
         packed=packed,
         read_ahead=read_ahead,
     )

@@ -90,9 +90,17 @@ class ShardCheckpoints:
 
     def begin(self, model: ShardedModel, state: ShardState, writers: Writers) -> None:
         """A round begins with these modules."""
-        self._writer.wait()
         self._model, self._state, self._writers = model, state, writers
         self._last = None
+
+    def end(self) -> None:
+        """The round is over, and its groups are closed: waits until nothing of it is being written. What that failed with is logged alone,
+        for the next round has other groups, and saves all of it again."""
+        self._writer.wait()
+        try:
+            self._writer.check()
+        except Exception as error:
+            log.error("a checkpoint was not written: %s", error)
 
     def save(self, *, at_once: bool) -> None:
         """Saves the state after this step: in the background, or before this returns. Every rank must call it after the same step.
@@ -130,8 +138,8 @@ class ShardCheckpoints:
 
         self._insist(write)
         try:
-            files = _collect(said, self._round_writers) if self._writes else {}
-        except (RuntimeError, BrokenGroup):
+            files = _collect(said, self._round_writers, rank=self._rank) if self._writes else {}
+        except BrokenGroup:
             raise RoundEnded from None
         if self._rank == 0:
             self._insist(lambda: self._publish_and_report(step, files, began=began, asked=asked))
@@ -217,10 +225,10 @@ class ShardCheckpoints:
         except OSError as error:
             said = {"error": str(error)[:_MOST_OF_ERROR]}
         try:
-            files = _collect(said, self._round_writers)
+            files = _collect(said, self._round_writers, rank=self._rank)
             if self._rank == 0:
                 self._publish_and_report(step, files, began=began, asked=asked)
-        except (RuntimeError, BrokenGroup):
+        except BrokenGroup:
             log.info("checkpoint %d is abandoned: a worker was lost while it was written", step)
             self._report_failure("a worker was lost", asked=asked)
         except OSError as error:
@@ -267,19 +275,26 @@ class ShardCheckpoints:
         )
 
 
-def _collect(said: dict[str, str], writers: Writers) -> dict[str, str]:
+def _collect(said: dict[str, str], writers: Writers, *, rank: int) -> dict[str, str]:
     """On rank 0 the files of all writers with their digests, when the last one is written.
 
-    Raises OSError with what a rank could not write, and BrokenGroup or RuntimeError when the round ends before.
+    rank: this one. Raises OSError with what a rank could not write, and BrokenGroup when the round ends before.
     """
     found = [said]
     if writers.group is not None:
         encoded = json.dumps(said).encode().ljust(_SAID)
         mine = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        every = [torch.empty(_SAID, dtype=torch.uint8) for _ in writers.ranks] if dist.get_rank() == 0 else None
-        dist.gather(mine, every, dst=0, group=writers.group)
+        every = [torch.empty(_SAID, dtype=torch.uint8) for _ in writers.ranks] if rank == 0 else None
+        try:
+            dist.gather(mine, every, dst=0, group=writers.group)
+        except RuntimeError as error:
+            raise BrokenGroup(error) from None
+        except Exception as error:
+            if writers.alive():
+                raise
+            raise BrokenGroup(error) from None  # torch no longer knows the group: the end of the round has destroyed it
         found = [json.loads(bytes(one.tolist())) for one in every or ()]
-    for rank, one in zip(writers.ranks, found, strict=False):
+    for writer, one in zip(writers.ranks, found, strict=False):
         if "error" in one:
-            raise OSError(f"worker process {rank}: {one['error']}")
+            raise OSError(f"worker process {writer}: {one['error']}")
     return {one["file"]: one["digest"] for one in found}

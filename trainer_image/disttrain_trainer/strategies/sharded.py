@@ -24,6 +24,7 @@ from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel import backend, shard_state
+from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.compose import Place, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import process_group
@@ -68,6 +69,12 @@ class ShardedWorker(Rank):
         """This rank's state, `member.step` steps old, by the names of ShardState.present."""
         root = process.checkpoint_dir if config.checkpoint is not None else None
         self._checkpoints = self._checkpoints_in(root) if root is not None else None
+        self._last_state = (
+            self._checkpoints_in(self._model_dir / _LAST_STATE)
+            if root is None and self._model_dir is not None
+            else self._checkpoints
+        )
+        """What writes the state after the last step."""
         self._loop: Loop | None = None
 
     @property
@@ -85,12 +92,23 @@ class ShardedWorker(Rank):
         found = origin.look(self._process.checkpoint_dir, self._config, self._task.data)
         if self._checkpoints is not None:
             self._checkpoints.resumed = found.describe(self._config)
+        if found.checkpoint is None and found.start is not None:
+            # Here, where no round has cut it: a rank does not see what its part lacks.
+            by_name.require_fit(found.start.folder, self._task.model, source=found.start.of)
         if found.checkpoint is not None:
             self._member.checkpoint = found.checkpoint.manifest.step
             self._metrics.checkpoint_step = found.checkpoint.manifest.step
 
     def take_part_in(self, this_round: Round) -> None:
         """One round: cut the model, take over the state, train to the end, wait for the others."""
+        try:
+            self._work_in(this_round)
+        finally:
+            if self._last_state is not None:
+                self._last_state.end()  # before this rank is ready: the next round may begin from what is being written
+        self.await_the_others(this_round)
+
+    def _work_in(self, this_round: Round) -> None:
         config, process, task, member = self._config, self._process, self._task, self._member
         with process_group(
             config,
@@ -102,7 +120,14 @@ class ShardedWorker(Rank):
             traffic=self._traffic,
             transport=self._transport,
         ) as group:
-            groups = Groups.of(self._mesh, rank=process.rank, device=task.device.type) if group is not None else None
+            try:
+                groups = (
+                    Groups.of(self._mesh, rank=process.rank, device=task.device.type) if group is not None else None
+                )
+                # All groups are made here: the store that they meet in may be lost with its master, and the round goes on.
+                writers = self._writers(this_round)
+            except RuntimeError as error:
+                raise BrokenGroup(error) from None
             part = compose(
                 self._new_model(),
                 Place(config=config, mesh=self._mesh, at=self._at, groups=groups, loss=task.loss, device=task.device),
@@ -120,8 +145,8 @@ class ShardedWorker(Rank):
             loop = self._loop = self._loop or self._new_loop(model)
             loop.adopt(model, part.pipeline or Objective(part.module, task.loss))
             checkpoints = self._checkpoints
-            if checkpoints is not None:
-                checkpoints.begin(model, state, self._writers(this_round))
+            if self._last_state is not None:
+                self._last_state.begin(model, state, writers)
             log.info("round %d begins at step %d", this_round.number, member.step)
             may_change = tensors.may_have_buffers(part.module)
             exchange = ShardExchange(
@@ -154,8 +179,7 @@ class ShardedWorker(Rank):
             finally:
                 exchange.restore_buffers()
                 self._held = state.present()
-            self._finish(this_round, model, state)
-        self.await_the_others(this_round)
+            self._finish(this_round, model)
 
     def _new_loop(self, model: ShardedModel) -> Loop:
         control = self._control
@@ -214,12 +238,9 @@ class ShardedWorker(Rank):
         elif (start := origin.taken(root, self._config)) is not None:
             state.load(start.folder, model_only=True, source=start.of)
 
-    def _finish(self, this_round: Round, model: ShardedModel, state: ShardState) -> None:
+    def _finish(self, this_round: Round, model: ShardedModel) -> None:
         """The last step is done: save, write the model, evaluate; all ranks together."""
-        member, checkpoints = self._member, self._checkpoints
-        if checkpoints is None and self._model_dir is not None:
-            checkpoints = self._checkpoints_in(self._model_dir / _LAST_STATE)
-            checkpoints.begin(model, state, self._writers(this_round))
+        member, checkpoints = self._member, self._last_state
         if checkpoints is not None:
             checkpoints.save_last()
             if self._process.rank == 0 and self._mesh.pipeline > 1:
