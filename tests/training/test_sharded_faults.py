@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from disttrain.api.environment import MODEL_DIR
 from disttrain.api.names import MODEL_FILE, Role
 from training.job import Job, checkpoints, digits, held
 from training.test_sharded import FULLY, hybrid
@@ -106,6 +107,20 @@ def test_checkpoints_go_on_with_a_new_master_though_the_rounds_store_is_lost(tmp
     assert progress.last_checkpoint is not None
     assert progress.last_checkpoint.step == STEPS
     assert "abandoned" not in job.log(Role.WORKER, 0)
+
+
+def test_without_checkpoints_the_model_is_written_though_the_rounds_store_is_lost(tmp_path: Path) -> None:
+    with Job(folder=tmp_path, spec=spec_of(FULLY, 2), env={MODEL_DIR: str(tmp_path)}) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD)
+        job.kill(Role.MASTER)
+        job.wait(Role.MASTER)
+        job.start_one(Role.MASTER)
+        job.let_go()
+        progress = job.complete()
+    assert (progress.step, progress.redone_steps) == (STEPS, 0)
+    assert load_file(tmp_path / MODEL_FILE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
