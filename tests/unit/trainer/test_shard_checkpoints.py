@@ -36,12 +36,12 @@ MODULE = "disttrain_trainer.examples.digits"
 AT = Coordinate(pipeline=0, replicate=0, shard=0, tensor=0)
 
 
-def sharded(checkpoint: dict[str, object]) -> JobConfig:
+def sharded(checkpoint: dict[str, object], *, name: str = "new") -> JobConfig:
     strategy = {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}
     names = {"model": f"{MODULE}:model", "dataset": f"{MODULE}:dataset"}
     trainer = names | {"optimizer": {"name": "SGD", "learningRate": 0.1}, "maxSteps": 9, "batchSize": 32}
     volume = {"volume": {"persistentVolumeClaim": "claim"}}
-    return config_of({"strategy": strategy, "trainer": trainer, "checkpoint": volume | checkpoint}, name="new")
+    return config_of({"strategy": strategy, "trainer": trainer, "checkpoint": volume | checkpoint}, name=name)
 
 
 def control_of(process: Process) -> ControlClient:
@@ -52,7 +52,7 @@ class Rank:
     """One that writes alone, in a group all the same; its volume waits for `go`."""
 
     def __init__(self, root: Path) -> None:
-        self.config = sharded({"keep": 1})
+        self.config = sharded({"keep": 1}, name="old")
         process = Process(config=self.config, role=Role.WORKER, index=0)
         self.member = CollectiveMember()
         self.go = threading.Event()
@@ -152,3 +152,14 @@ def test_a_model_of_another_job_that_fits_only_in_part_is_refused_before_it_is_c
     worker = worker_of(sharded({"from": "old"}), tmp_path / "new-99999999", CollectiveMember())
     with pytest.raises(WrongInput, match=r"the model of job old, step 30, fits only in part: .*not in trainer.model: "):
         worker.resume()
+
+
+def test_the_model_of_a_sharded_job_fits_another_one(tmp_path: Path) -> None:
+    old = Rank(tmp_path / "old-00000001")
+    old.go.set()
+    old.begin(None)
+    old.save(30)
+    old.checkpoints.end()
+    member = CollectiveMember()
+    worker_of(sharded({"from": "old"}), tmp_path / "new-99999999", member).resume()
+    assert member.checkpoint == 0
