@@ -1,8 +1,9 @@
 """The checkpoints of one rank of a sharded model, over the end of a round; and the model of another job that it starts with."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +11,20 @@ import torch.distributed as dist
 
 from configs import config_of
 from disttrain.api.mesh import Coordinate, Mesh
-from disttrain.api.names import Role
+from disttrain.api.names import MODEL_FILE, Role
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import final, store
+from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.examples import digits
+from disttrain_trainer.loop import meter
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.task import cross_entropy
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel.compose import Place, compose
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
@@ -120,9 +124,17 @@ def test_a_checkpoint_that_the_end_of_its_round_overtakes_is_abandoned_and_the_n
     assert rank.member.checkpoint == 20
 
 
-def worker_of(config: JobConfig, root: Path, member: CollectiveMember) -> ShardedWorker:
-    process = Process(config=config, role=Role.WORKER, index=0, checkpoint_dir=root)
-    return ShardedWorker(process=process, metrics=Metrics(process), control=control_of(process), member=member)
+def worker_of(
+    config: JobConfig,
+    root: Path,
+    member: CollectiveMember,
+    *,
+    control: ControlClient | None = None,
+    model_dir: Path | None = None,
+) -> ShardedWorker:
+    process = Process(config=config, role=Role.WORKER, index=0, checkpoint_dir=root, model_dir=model_dir)
+    control = control or control_of(process)
+    return ShardedWorker(process=process, metrics=Metrics(process), control=control, member=member)
 
 
 def test_a_rank_leaves_a_round_when_it_knows_of_all_that_was_written_in_it(
@@ -163,3 +175,99 @@ def test_the_model_of_a_sharded_job_fits_another_one(tmp_path: Path) -> None:
     member = CollectiveMember()
     worker_of(sharded({"from": "old"}), tmp_path / "new-99999999", member).resume()
     assert member.checkpoint == 0
+
+
+class Told(ControlClient):
+    """A connection that keeps what it is to send, and calls `then` with it."""
+
+    def __init__(self, then: Callable[[MessageType, dict[str, object]], None]) -> None:
+        super().__init__(
+            process=Process(config=sharded({}), role=Role.WORKER, index=0),
+            describe=dict,
+            on_message=lambda message: None,
+            on_released=lambda: None,
+        )
+        self.said: list[tuple[MessageType, dict[str, object]]] = []
+        self._then = then
+        self.finished = True
+
+    def send(self, kind: MessageType, **fields: object) -> bool:
+        self.said.append((kind, fields))
+        self._then(kind, fields)
+        return True
+
+
+def test_a_rank_that_is_to_leave_while_it_cannot_write_the_model_saves_no_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MODEL_FILE).mkdir()
+    member, written, write = CollectiveMember(), list[Path](), ShardState.write
+
+    def count(state: ShardState, path: Path, copy: Named) -> str:
+        written.append(path)
+        return write(state, path, copy)
+
+    def master(kind: MessageType, fields: dict[str, object]) -> None:
+        if kind is MessageType.SAVED and not written[1:] and (tmp_path / MODEL_FILE).is_dir():
+            if fields["asked"]:
+                (tmp_path / MODEL_FILE).rmdir()
+            else:
+                member.save_asked = True
+
+    monkeypatch.setattr(ShardState, "write", count)
+    monkeypatch.setattr(final, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(final, "GIVE_UP_SECONDS", 5)
+    control = Told(master)
+    worker = worker_of(sharded({}), tmp_path, member, control=control, model_dir=tmp_path)
+    worker.resume()
+    member.round = this_round = Round(1, step=0)
+    worker.take_part_in(this_round)
+    assert [fields["asked"] for kind, fields in control.said if kind is MessageType.SAVED] == [False, True, False]
+    assert len(written) == 1
+    assert store.manifest_of(tmp_path / store.name_of(9)).finished
+
+
+def test_a_step_whose_save_waits_for_the_one_before_is_reported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, write = threading.Event(), ShardState.write
+
+    def wait(state: ShardState, path: Path, copy: Named) -> str:
+        assert reported.wait(5)
+        return write(state, path, copy)
+
+    def master(kind: MessageType, fields: dict[str, object]) -> None:
+        if kind is MessageType.REPORT and fields["step"] == 2:
+            reported.set()
+
+    monkeypatch.setattr(ShardState, "write", wait)
+    monkeypatch.setattr(meter, "REPORT_INTERVAL_SECONDS", 3600)
+    member = CollectiveMember()
+    worker = worker_of(sharded({"everySteps": 1}), tmp_path, member, control=Told(master))
+    worker.resume()
+    member.round = this_round = Round(1, step=0)
+    worker.take_part_in(this_round)
+    assert store.manifest_of(tmp_path / store.name_of(9)).finished
+
+
+def test_the_end_of_the_job_is_written_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, publish = list[bool](), store.publish
+
+    def full_at_first(folder: Path, **fields: Any) -> Manifest:
+        if fields["finished"]:
+            tries.append(True)
+            if len(tries) == 1:
+                raise OSError(28, "No space left on device")
+        return publish(folder, **fields)
+
+    monkeypatch.setattr(store, "publish", full_at_first)
+    monkeypatch.setattr(final, "RETRY_SECONDS", 0.01)
+    member = CollectiveMember()
+    worker = worker_of(sharded({}), tmp_path, member, control=Told(lambda kind, fields: None))
+    worker.resume()
+    member.round = this_round = Round(1, step=0)
+    worker.take_part_in(this_round)
+    assert len(tries) == 2
+    assert store.manifest_of(tmp_path / store.name_of(9)).finished

@@ -43,8 +43,8 @@ class Saves(Protocol):
     def wait(self) -> None:
         """Blocks until nothing is being written."""
 
-    def save_last(self) -> object:
-        """Saves the state after the last step, which the master may ask for once more."""
+    def answer(self) -> None:
+        """Rank 0, between two tries of a last file: the master asks for the state after the last step."""
 
 
 class Rank(ABC):
@@ -136,7 +136,7 @@ class Rank(ABC):
                 control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
             control.check()
             if member.save_asked and self.saves is not None:
-                self.saves.save_last()
+                self.saves.answer()
             return member.round is not this_round
 
         return wait

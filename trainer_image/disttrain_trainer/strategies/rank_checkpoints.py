@@ -86,6 +86,10 @@ class RankCheckpoints:
         """Saves the state after the last step, which stays as it is; what is wrong when that fails."""
         return self.save_now(last=True)
 
+    def answer(self) -> None:
+        """The master asks for the state after the last step: saves it once more."""
+        self.save_last()
+
     def finish(self) -> str | None:
         """Saves the state of the finished job, with its evaluation and model; what is wrong when that fails."""
         error = self.save_now(last=True, finished=True)

@@ -88,6 +88,11 @@ class ShardCheckpoints:
         """Where this attempt began, for the manifests."""
         control.before_release = self.wait
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written, for which the next one has to wait."""
+        return self._writer.busy
+
     def begin(self, model: ShardedModel, state: ShardState, writers: Writers) -> None:
         """A round begins with these modules."""
         self._model, self._state, self._writers = model, state, writers
@@ -153,9 +158,14 @@ class ShardCheckpoints:
         except OSError as error:
             log.error("the end of the job was not written: %s", error)
             return str(error)
+        self.answer()
+        return None
+
+    def answer(self) -> None:
+        """Rank 0: tells the master, which may ask, of the last checkpoint. The other ranks have done their share, and write no more."""
+        assert self._last is not None, "save_last comes first"
         asked, self._member.save_asked = self._member.save_asked, False
         self._control.send(MessageType.SAVED, step=self._last.step, time=self._last.time.isoformat(), asked=asked)
-        return None
 
     @property
     def last_folder(self) -> Path:

@@ -171,14 +171,20 @@ class ShardExchange:
         member, checkpoints = self._member, self._checkpoints
         is_last = member.step == self._schedule.total_steps
         is_due = self._save_due or (self._every and member.step % self._every == 0 and not is_last)
+        saving = checkpoints if is_due else None
+        if saving is not None:
+            self._loop.look_at_last()
+            if saving.busy and not reported:
+                # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
+                self._loop.report()
+                reported = True
         if reported:
             self._metrics.gradient_norm = self._square**0.5
             self._control.check()
             if checkpoints is not None:
                 checkpoints.check()
-        if is_due and checkpoints is not None:
-            self._loop.look_at_last()
-            checkpoints.save(at_once=self._save_due)
+        if saving is not None:
+            saving.save(at_once=self._save_due)
 
     def restore_buffers(self) -> None:
         """After a step that broke: the buffers are those of the step's begin again."""

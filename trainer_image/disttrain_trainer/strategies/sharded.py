@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from disttrain.api.mesh import Coordinate
-from disttrain_trainer.checkpoint import by_name, model_file, origin, store, tensors
+from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.checkpoint.manifest import NAME
 from disttrain_trainer.errors import PeerLost, UserError
 from disttrain_trainer.loop.loop import Loop
@@ -256,7 +256,9 @@ class ShardedWorker(Rank):
             if self._process.rank:
                 member.evaluation = None  # the same on every rank
         if self._process.rank == 0 and checkpoints is not None and self._checkpoints is not None:
-            checkpoints.finish()
+            over = self.over(this_round)
+            if not final.insist("last checkpoint", member.step, checkpoints.finish, over=over):
+                raise RoundEnded
 
     def _evaluate_whole(self, last: Path) -> None:
         """Rank 0 of a pipeline evaluates the whole model, which it has never been called with in one process: read from the last state."""
