@@ -258,18 +258,24 @@ def test_who_is_still_connected_when_the_master_ends_is_no_error_in_its_log(capl
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-async def test_strangers_that_say_nothing_take_a_bounded_number_of_connections_and_keep_no_member_away() -> None:
-    async with serving() as (_, port, _):
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "under TLS"])
+async def test_strangers_that_say_nothing_take_a_bounded_number_of_connections_and_keep_no_member_away(
+    tmp_path: Path, tls: bool
+) -> None:
+    transport = certified(tmp_path) if tls else PLAIN
+    async with serving(transport) as (_, port, end):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
-        answers, member = await asyncio.open_connection("127.0.0.1", port)
-        member.write(json.dumps(HELLO).encode() + b"\n")
-        async with asyncio.timeout(10):
-            assert decode(await answers.readline())["type"] == MessageType.WELCOME
+        member = await asyncio.to_thread(transport.dial, f"127.0.0.1:{port}", timeout=20)
+        with contextlib.closing(member):
+            member.send(memoryview(line(HELLO)))
+            welcome = await asyncio.to_thread(member.receive_some, 1 << 16)
+        assert decode(welcome.splitlines()[0])["type"] == MessageType.WELCOME
         oldest, _ = silent[0]
         async with asyncio.timeout(10):
             with contextlib.suppress(ConnectionResetError):
                 assert await oldest.read() == b"", "its connection is closed"
-        for _, writer in [*silent, (None, member)]:
+        assert not end.done(), "the master goes on"
+        for _, writer in silent:
             writer.close()
 
 

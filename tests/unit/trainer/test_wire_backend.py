@@ -2,8 +2,10 @@
 tests/training/test_process_group.py."""
 
 import contextlib
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -176,7 +178,24 @@ def test_a_peer_of_another_job_finds_no_way_in(tmp_path: Path, caplog: pytest.Lo
         pytest.raises(BrokenGroup, match="its certificate is not that of this attempt"),
     ):
         ranks.connect()
-    assert "a connection to this rank is refused" in caplog.text
+    assert "refuses 127.0.0.1" in caplog.text
+
+
+def test_a_refused_connection_keeps_no_file_number_of_the_rank(three: Ranks, caplog: pytest.LogCaptureFixture) -> None:
+    address = three.backends[0].place.split()[0].split(":")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        with socket.create_connection((address[0], int(address[1]))) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 4)
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(1 << 16):
+                    pass
+    deadline = time.monotonic() + 20
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert caplog.text.count("refuses 127.0.0.1") == 1, "each peer is named once"
+    assert [vector.tolist() for vector in summed(three, [torch.ones(2) for _ in range(3)])] == [[3.0, 3.0]] * 3
 
 
 def test_a_connection_that_has_carried_enough_of_one_key_is_followed_by_another(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class Master:
         try:
             return listen(listening_host(name), port)
         except OSError as error:
-            why = f"torch's store cannot listen: {error.strerror}; another process of this machine or pod has the port"
+            why = f"the rendezvous store cannot listen: {error.strerror}; another process of this machine or pod has the port"
             raise PeerLost(f"port {port}", why) from None
 
     def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None], executor: Executor | None = None) -> None:

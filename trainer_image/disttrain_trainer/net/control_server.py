@@ -67,9 +67,13 @@ class ControlServer:
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
         self._changed = asyncio.Event()
-        self._conversations: set[asyncio.Task[None]] = set()
+        self._conversations: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         processes = config.world_size + config.parameter_servers
-        self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(STRANGERS + processes, _abort)
+        self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(
+            # Not by abort(): asyncio takes a connection that is aborted in its handshake for one that is made.
+            STRANGERS + processes,
+            lambda writer: self._conversations[writer].cancel(),
+        )
         self._sessions: Newcomers[asyncio.StreamWriter] = Newcomers(MAX_SESSIONS + processes, _abort)
 
     @property
@@ -124,12 +128,16 @@ class ControlServer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hold_back(writer)
         # The task that asyncio itself would make logs a traceback when it is cancelled, as at the end of the loop (until Python 3.12).
-        task = asyncio.create_task(self._hold(reader, writer))
-        self._conversations.add(task)
-        task.add_done_callback(self._conversations.discard)
+        task = self._conversations[writer] = asyncio.create_task(self._hold(reader, writer))
+        self._newcomers.add(writer)
+        task.add_done_callback(lambda _: self._close(writer))
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        self._newcomers.discard(writer)
+        del self._conversations[writer]
+        writer.close()
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._newcomers.add(writer)
         try:
             await verify(writer, self._context, within=self._config.peer_timeout_seconds)
             line = await asyncio.wait_for(reader.readline(), self._config.peer_timeout_seconds)
@@ -142,9 +150,6 @@ class ControlServer:
             log.debug("a connection ended: %s", error)
         except Exception as error:
             self._fail(error)
-        finally:
-            self._newcomers.discard(writer)
-            writer.close()
 
     async def _converse(self, first: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -57,11 +57,13 @@ class RendezvousServer:
         self._context = context
         self._refusals = Refusals("the rendezvous store")
         self._newcomers: Newcomers[asyncio.StreamWriter] = Newcomers(
-            STRANGERS + 2 * processes, lambda writer: writer.transport.abort()
+            # Not by abort(): asyncio takes a connection that is aborted in its handshake for one that is made.
+            STRANGERS + 2 * processes,
+            lambda writer: self._connections[writer].cancel(),
         )
         self._values: dict[bytes, bytes] = {}
         self._changed = asyncio.Condition()
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._operations: dict[bytes, Callable[..., list[bytes]]] = {
             b"set": self._set,
             b"add": self._add,
@@ -87,16 +89,20 @@ class RendezvousServer:
     def renew(self) -> None:
         """Forgets every key, and ends the connections: those who wait are of a round that is over."""
         self._values.clear()
-        for task, writer in list(self._connections.items()):
+        for writer, task in list(self._connections.items()):
             writer.transport.abort()
             task.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hold_back(writer)
+        task = self._connections[writer] = asyncio.create_task(self._converse(reader, writer))
         self._newcomers.add(writer)
-        task = asyncio.create_task(self._converse(reader, writer))
-        self._connections[task] = writer
-        task.add_done_callback(lambda _: self._connections.pop(task))
+        task.add_done_callback(lambda _: self._close(writer))
+
+    def _close(self, writer: asyncio.StreamWriter) -> None:
+        self._newcomers.discard(writer)
+        del self._connections[writer]
+        writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -112,9 +118,6 @@ class RendezvousServer:
             self._refusals.note(writer.get_extra_info("peername"), error)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the peer is gone, or its round is over
-        finally:
-            self._newcomers.discard(writer)
-            writer.close()
 
     async def _answer(self, message: bytes) -> list[bytes]:
         try:

@@ -10,12 +10,13 @@ import queue
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 from typing import Final
 
-from disttrain_trainer.net.transport import RECORD, Closed, Connection, Transport, Unverified
+from disttrain_trainer.net.transport import RECORD, Closed, Connection, Refusals, Transport, Unverified
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.runtime import logs
@@ -27,6 +28,7 @@ SMALL: Final = 16 << 10
 """Bytes that are copied and sent at once, with their head in one record of TLS; more are sent by a thread, from the tensor's memory."""
 DIAL_SECONDS: Final = 30.0
 """Within which a connection stands, or is given up."""
+_RETRY_SECONDS: Final = 0.1
 STRANGERS: Final = 64
 """Connections that have not said yet who they are, beside those of the peers."""
 HEAD: Final = struct.Struct("<qqQ")
@@ -179,6 +181,7 @@ class Wire:
         """By use, peer and number."""
         self.outgoing: dict[int, Sender] = {}
         self._newcomers: Newcomers[Connection] = Newcomers(STRANGERS + 2 * size, Connection.abort)
+        self._refusals = Refusals(f"rank {rank}")
         self._token = secrets.token_bytes(16)
         self._listener = listen(host, 0)
         bracketed = f"[{host}]" if ":" in host else host
@@ -248,46 +251,48 @@ class Wire:
     def _accept(self) -> None:
         while not self._closed:
             try:
-                sock, _ = self._listener.accept()
+                sock, peer = self._listener.accept()
             except OSError:
-                return
+                if not self._closed:
+                    time.sleep(_RETRY_SECONDS)  # too many open files
+                continue
             try:
                 connection = self._keep(self._transport.accept(sock, timeout=self._timeout))
             except OSError:
                 sock.close()
                 continue
             self._newcomers.add(connection)
-            self._start(partial(self._welcome, connection), "incoming")
+            self._start(partial(self._welcome, connection, peer), "incoming")
 
-    def _welcome(self, connection: Connection) -> None:
+    def _welcome(self, connection: Connection, peer: tuple[object, ...]) -> None:
         hello = bytearray(_HELLO.size)
         try:
             connection.handshake(within=DIAL_SECONDS)
             connection.receive_into(memoryview(hello))
         except OSError as error:
             if isinstance(error, Unverified):
-                log.warning("a connection to this rank is refused: %s", error)
-            connection.abort()
+                self._refusals.note(peer, error)
+            self._forget(connection)
             return
         finally:
             self._newcomers.discard(connection)
-        token, use, peer, number = _HELLO.unpack(hello)
-        if not secrets.compare_digest(token, self._token) or not 0 <= peer < self._size:
-            log.warning("a connection to this rank is refused: it is not of this round")
-            connection.abort()
+        token, use, rank, number = _HELLO.unpack(hello)
+        if not secrets.compare_digest(token, self._token) or not 0 <= rank < self._size:
+            self._refusals.note(peer, Unverified("it is not of this round"))
+            self._forget(connection)
             return
         with self._changed:
-            self._arrived[use, peer, number] = connection
+            self._arrived[use, rank, number] = connection
             self._changed.notify_all()
         if use == Use.MESSAGES and not number:
             with contextlib.suppress(Closed):  # the round ended meanwhile
-                self._on_messages(peer, self._receiver(peer, Use.MESSAGES))
+                self._on_messages(rank, self._receiver(rank, Use.MESSAGES))
 
     def _start(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
         with self._changed:
-            self._threads.append(thread)
-        thread.start()
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            thread.start()
 
     def _keep(self, connection: Connection) -> Connection:
         with self._changed:
@@ -296,3 +301,9 @@ class Wire:
                 connection.abort()
                 raise Closed("the round ended")
         return connection
+
+    def _forget(self, connection: Connection) -> None:
+        """A connection without a use gives its file number back now: strangers may make many of them in a round."""
+        with self._changed:
+            self._connections.remove(connection)
+        connection.close()
