@@ -29,8 +29,8 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def training_processes(pid: int) -> list[dict[str, str]]:
-    """Their environments."""
-    found = []
+    """The environment of each role; that of a launcher is its process's, too."""
+    found = {}
     for child in descendants(pid):
         try:
             pairs = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
@@ -38,8 +38,8 @@ def training_processes(pid: int) -> list[dict[str, str]]:
             continue
         environment = dict(pair.partition("=")[::2] for pair in pairs if "=" in pair)
         if "DISTTRAIN_METRICS_PORT" in environment:
-            found.append(environment)
-    return found
+            found[environment["DISTTRAIN_METRICS_PORT"]] = environment
+    return [*found.values()]
 
 
 def discovered(process: dict[str, str]) -> dict:
