@@ -54,12 +54,14 @@ ENTRYPOINT ["env", "--block-signal=TERM", "python", "-P", "-m", "disttrain_train
 
 FROM base AS operator
 ARG PIP_NO_INDEX
-# The Kubernetes client is generated: 126 MB, of which most is documentation in docstrings, twice. It is kept as bytecode alone.
+# The Kubernetes client is generated: 126 MB, of which most is documentation in docstrings, twice. It is kept as bytecode alone, and
+# without the classes of every API, which neither the operator nor kopf uses: both send raw objects.
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,source=requirements/operator.txt,target=/requirements.txt \
     python -m pip install --require-hashes --find-links /wheels -r /requirements.txt \
  && client="$(python -c 'import importlib.util as u; print(u.find_spec("kubernetes").submodule_search_locations[0])')" \
  && find "$client" -name __pycache__ -prune -exec rm -r {} + \
+ && rm -r "$client/client/api" "$client/aio/client/api" \
  && python -OO -m compileall -q -b "$client" \
  && find "$client" -name '*.py' -delete
 RUN --mount=type=bind,from=project,source=/dist,target=/dist python -m pip install --no-deps --no-index /dist/*.whl

@@ -117,7 +117,8 @@ def rounded(value: float | None, digits: int) -> float | None:
     no JSON."""
     if value is None or not math.isfinite(value):
         return None
-    return float(round(value)) if 10.0**digits <= abs(value) < 1e15 else float(f"{value:.{digits}g}")
+    short = float(round(value)) if 10.0**digits <= abs(value) < 1e15 else float(f"{value:.{digits}g}")
+    return short if math.isfinite(short) else value  # the largest numbers round up to infinity
 
 
 def is_another_step(progress: Progress, before: Progress | None) -> bool:

@@ -32,6 +32,7 @@ def test_the_report_in_short_strings():
         (0.0, 4, 0),
         (2.5e20, 4, 2.5e20),
         (-1.5, 4, -1.5),
+        (1.7976931348623157e308, 4, 1.7976931348623157e308),
         (float("nan"), 5, None),
         (float("inf"), 5, None),
         (None, 5, None),

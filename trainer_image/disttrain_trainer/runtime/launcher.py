@@ -186,6 +186,8 @@ class Launcher:
             if message is None and by_signal and (self._restarted or end.memory_limit):
                 again = f", {in_place.SAME_ENDS} times in a row" if in_place.repeats(rank.ends) else ""
                 message = Termination(message=f"the process was {end}{again}")
+            if message is None and self._terminated and code == Terminated.exit_code:
+                message = _BY_SIGTERM  # before it had handlers that say so
             return code, message
         return self._of_several(rank, code, message or Termination())
 

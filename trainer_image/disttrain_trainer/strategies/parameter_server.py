@@ -71,6 +71,12 @@ class Worker:
 
     def run(self) -> None:
         """Works until the master says that the job is done. Raises TrainerError, or what the user's code raises."""
+        try:
+            self._run()
+        finally:
+            self._writer.wait()  # without these buffers the servers' shards of a step make no checkpoint
+
+    def _run(self) -> None:
         control, member = self._control, self._member
         with control.changed:
             member.data = self._task.data
