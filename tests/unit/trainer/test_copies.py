@@ -54,8 +54,11 @@ class Workers:
     def __init__(self, root: Path, stack: ExitStack, transport: Transport) -> None:
         self.root, self._stack, self._transport = root, stack, transport
         folder = root / "data" / "train"
-        index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
-        self._id = index.id
+        self._id = b""
+        while not 0 < len(self.kept(0)) < PARTITIONS:  # which copies a worker keeps is drawn with each packing
+            shutil.rmtree(folder, ignore_errors=True)
+            index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
+            self._id = index.id
         held = [stack.enter_context(socket.socket()) for _ in range(WORKERS)]
         for one in held:
             one.bind(("127.0.0.1", 0))
@@ -89,7 +92,7 @@ class Workers:
         return dataset
 
     def kept(self, index: int) -> list[int]:
-        return [p for p in range(PARTITIONS) if index in holders(self._id, p, workers=WORKERS, copies=2)]
+        return [p for p in range(PARTITIONS) if self._id and index in holders(self._id, p, workers=WORKERS, copies=2)]
 
     def copy(self, index: int, partition: int) -> Path:
         return self.disk(index) / self._id.hex() / file_name(partition)
