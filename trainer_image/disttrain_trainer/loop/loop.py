@@ -52,7 +52,7 @@ class Loop:
         """A loss that was not looked at yet."""
 
     def adopt(self, model: Trained, objective: LossOf) -> None:
-        """The modules were made anew: from now on these are trained."""
+        """The modules were made again: from now on these are trained."""
         self._model, self._objective = model, objective
 
     def run(self, exchange: Exchange) -> None:
@@ -108,6 +108,17 @@ class Loop:
         """Reports to the master what was computed since the last report."""
         if self._newest is not None:
             self._meter.report(step=self._newest.step + 1, epoch=self._newest.epoch, now=time.perf_counter())
+
+    def before_save(self, *, waits: bool, reported: bool) -> bool:
+        """Before a checkpoint of this step is written. waits: for the one before. Returns whether the step is reported now.
+
+        Raises NonFiniteLoss.
+        """
+        self.look_at_last()
+        if waits and not reported:
+            self.report()  # else the training seems to have stopped earlier
+            return True
+        return reported
 
     def look_at_last(self) -> None:
         """Looks at the loss that was not looked at yet, if there is one. Raises NonFiniteLoss."""

@@ -1,7 +1,7 @@
 """Chance that does not depend on who computes what: dropout is a function of (seed, part, micro-batch, module).
 
 One generator serves a whole process, so what a module draws depends on what was drawn before it. In a pipeline that is another
-sequence in each process. So the generator is set anew before each module that may draw, by the module's name. A step and its part are one
+sequence in each process. So the generator is set again before each module that may draw, by the module's name. A step and its part are one
 number: that of the part in the whole training.
 """
 

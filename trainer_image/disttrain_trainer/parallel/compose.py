@@ -2,8 +2,7 @@
 
 1. pipeline: this rank's stages of the model
 2. tensor: the layers cut over the ranks of a tensor group; then the other stages' are dropped
-3. activation checkpointing, compile
-4. data: what is left is cut, or copied, over the data-parallel ranks
+3. data: what is left is cut, or copied, over the data-parallel ranks
 
 Each takes a Part and returns one; an axis of size 1 leaves it as it is.
 """

@@ -1,6 +1,5 @@
 """A rank's part of a model whose parameters are cut over a mesh: the tensors that lie here, and their places in the whole."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,11 +149,6 @@ class ShardedModel:
             return None
 
         return comes
-
-
-def norm_of(squares: float) -> float:
-    """The Euclidean norm of a sum of squares over all ranks."""
-    return math.sqrt(squares)
 
 
 def block_of(parameter: torch.Tensor) -> tuple[Block, frozenset[str]]:

@@ -9,13 +9,10 @@ import torch
 
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.errors import PeerLost, WrongInput
-from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parallel.process_group import process_group
 from disttrain_trainer.parallel.replicate import Replicated
 from disttrain_trainer.parallel.shared_buffers import SharedBuffers
 from disttrain_trainer.parallel.state import RankState
@@ -65,14 +62,7 @@ class CollectiveWorker(Rank):
             if process.rank == 0 and process.checkpoint_dir is not None and self._config.checkpoint is not None
             else None
         )
-        self._loop = Loop(
-            task,
-            self._flat,
-            name=process.name,
-            metrics=metrics,
-            send=lambda fields: control.send(MessageType.REPORT, **fields),
-            late=task.device.type == "cuda",
-        )
+        self._loop = self.new_loop(self._flat)
 
     @property
     def saves(self) -> RankCheckpoints | None:
@@ -84,16 +74,7 @@ class CollectiveWorker(Rank):
         member, process = self._member, self._process
         if self._checkpoints is not None:
             self._checkpoints.forget_last()
-        with process_group(
-            self._config,
-            control=self._control,
-            member=member,
-            this_round=this_round,
-            index=process.rank,
-            backend=self._backend,
-            traffic=self._traffic,
-            transport=self._transport,
-        ) as group:
+        with self.group_of(this_round) as group:
             replica = None
             if group is not None:
                 take_newest(member, this_round, state=self._state, own=process.rank, device=self._task.device)

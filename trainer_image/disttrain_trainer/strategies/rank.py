@@ -6,6 +6,7 @@ What it holds and what it does in a round is the strategy's: collective.py for w
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from disttrain.api.runtime import JobConfig
@@ -13,6 +14,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.loop.exchange import Exchange
 from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
+from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.net import copies, transport
@@ -20,6 +22,7 @@ from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.process_group import AbortableProcessGroup, process_group
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
@@ -81,6 +84,32 @@ class Rank(ABC):
     @abstractmethod
     def take_part_in(self, this_round: Round) -> None:
         """One round, from the newest state to the end of the job. Raises RoundEnded, BrokenGroup, UserError."""
+
+    def group_of(self, this_round: Round) -> AbstractContextManager[AbortableProcessGroup | None]:
+        """The process group of a round; None for a rank that is alone."""
+        return process_group(
+            self._config,
+            control=self._control,
+            member=self._member,
+            this_round=this_round,
+            index=self._process.rank,
+            backend=self._backend,
+            traffic=self._traffic,
+            transport=self._transport,
+        )
+
+    def new_loop(self, model: Trained, *, counts: bool = True) -> Loop:
+        """The loop of this rank. counts: see Loop."""
+        control = self._control
+        return Loop(
+            self._task,
+            model,
+            name=self._process.name,
+            metrics=self._metrics,
+            send=lambda fields: control.send(MessageType.REPORT, **fields),
+            late=self._task.device.type == "cuda",
+            counts=counts,
+        )
 
     def run(self) -> None:
         """Trains until the master says that the job is done. Raises TrainerError, or what the user's code raises."""

@@ -173,11 +173,7 @@ class ShardExchange:
         is_due = self._save_due or (self._every and member.step % self._every == 0 and not is_last)
         saving = checkpoints if is_due else None
         if saving is not None:
-            self._loop.look_at_last()
-            if saving.busy and not reported:
-                # A save waits for the one before: the steps up to now are reported first, else the training seems to have stopped earlier.
-                self._loop.report()
-                reported = True
+            reported = self._loop.before_save(waits=saving.busy, reported=reported)
         if reported:
             self._metrics.gradient_norm = self._square**0.5
             self._control.check()

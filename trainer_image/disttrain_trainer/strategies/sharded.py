@@ -1,6 +1,6 @@
 """The role of a worker that holds a part of the model: FullyShard, HybridShard, ModelParallel and Hybrid.
 
-Torch's wrappers live for one round, as the groups that they are made with do: each round makes the model anew, cuts it, and takes over the
+Torch's wrappers live for one round, as the groups that they are made with do: each round makes the model again, cuts it, and takes over the
 state that is held here or by the rank of a copy; where that is lost, every rank loads its part of the newest checkpoint.
 """
 
@@ -22,12 +22,10 @@ from disttrain_trainer.model.initial import FactoryNotRepeatable
 from disttrain_trainer.model.task import Objective
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel import backend, shard_state
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.compose import Place, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
-from disttrain_trainer.parallel.process_group import process_group
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
@@ -110,16 +108,7 @@ class ShardedWorker(Rank):
 
     def _work_in(self, this_round: Round) -> None:
         config, process, task, member = self._config, self._process, self._task, self._member
-        with process_group(
-            config,
-            control=self._control,
-            member=member,
-            this_round=this_round,
-            index=process.rank,
-            backend=self._backend,
-            traffic=self._traffic,
-            transport=self._transport,
-        ) as group:
+        with self.group_of(this_round) as group:
             try:
                 groups = (
                     Groups.of(self._mesh, rank=process.rank, device=task.device.type) if group is not None else None
@@ -142,7 +131,7 @@ class ShardedWorker(Rank):
             )
             self._enter(this_round, state, groups)
             self._held = state.present()
-            loop = self._loop = self._loop or self._new_loop(model)
+            loop = self._loop = self._loop or self.new_loop(model, counts=self._mesh.counts(process.rank))
             loop.adopt(model, part.pipeline or Objective(part.module, task.loss))
             checkpoints = self._checkpoints
             if self._last_state is not None:
@@ -180,18 +169,6 @@ class ShardedWorker(Rank):
                 exchange.restore_buffers()
                 self._held = state.present()
             self._finish(this_round, model)
-
-    def _new_loop(self, model: ShardedModel) -> Loop:
-        control = self._control
-        return Loop(
-            self._task,
-            model,
-            name=self._process.name,
-            metrics=self._metrics,
-            send=lambda fields: control.send(MessageType.REPORT, **fields),
-            late=self._task.device.type == "cuda",
-            counts=self._mesh.counts(self._process.rank),
-        )
 
     def _new_model(self) -> nn.Module:
         """A model that no round has cut. Raises FactoryNotRepeatable where the factory returns one that it keeps."""
