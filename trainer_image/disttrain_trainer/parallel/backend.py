@@ -181,21 +181,48 @@ class _Message(Work):
         done.set()
 
 
-class EndableBackend(c10d.Backend):
+class RoundBackend(c10d.Backend):
+    """What c10d asks of the backend of a group that ends with its round, whatever carries the data."""
+
+    def __init__(
+        self, rank: int, size: int, options: c10d.Backend.Options, *, round_end: RoundEnd, traffic: Traffic
+    ) -> None:
+        super().__init__(rank, size)
+        self._rank, self._size = rank, size
+        self._options = options
+        self._round_end = round_end
+        self._traffic = traffic
+
+    def close(self) -> None:
+        """Closes the connections, so that the waits of all ranks in this group end. From any thread; it does not block."""
+        raise NotImplementedError
+
+    @property
+    def options(self) -> c10d.Backend.Options:
+        return self._options
+
+    def getBackendName(self) -> str:  # c10d's name for it
+        return NAME
+
+    def abort(self) -> None:
+        """Called by torch's abort_process_group."""
+        self.close()
+
+    def shutdown(self) -> None:
+        """Called by destroy_process_group, which must wait for no peer."""
+
+
+class EndableBackend(RoundBackend):
     """One group of ranks of one round. c10d calls its operations by the names below, with their arguments in this order.
 
     A receive from any rank is not among them: torch does not ask a Work in Python for its source.
     """
 
     def __init__(self, gloo: ProcessGroupGloo, *, round_end: RoundEnd, traffic: Traffic) -> None:
-        self._rank, self._size = gloo.rank(), gloo.size()
-        super().__init__(self._rank, self._size)
+        super().__init__(gloo.rank(), gloo.size(), gloo.options, round_end=round_end, traffic=traffic)
         self._gloo: Any = gloo
         """None after `release`. No local variable refers to it: whoever drops the last reference waits for its operations."""
         self._closing = threading.Lock()
-        self._options = gloo.options
-        self._round_end = round_end
-        self._traffic = traffic
 
     def close(self) -> None:
         """Closes the connections, so that the waits of all ranks in this group end. From any thread; it does not block.
@@ -217,20 +244,6 @@ class EndableBackend(c10d.Backend):
         with self._closing:
             gloo, self._gloo = self._gloo, None
         return gloo  # type: ignore[no-any-return]
-
-    @property
-    def options(self) -> c10d.Backend.Options:
-        return self._options
-
-    def getBackendName(self) -> str:  # c10d's name for it
-        return NAME
-
-    def abort(self) -> None:
-        """Called by torch's abort_process_group."""
-        self.close()
-
-    def shutdown(self) -> None:
-        """Called by destroy_process_group, which must wait for no peer."""
 
 
 def _operation(name: str, kind: Callable[[Work, RoundEnd], Work]) -> Callable[..., Work]:

@@ -22,7 +22,7 @@ from torch.distributed import Work
 
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.net.transport import Transport
-from disttrain_trainer.parallel.backend import ENDED, NAME, BrokenGroup, RoundEnd
+from disttrain_trainer.parallel.backend import ENDED, NAME, BrokenGroup, RoundBackend, RoundEnd
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.parallel.wire import HEAD, RECORDS, SMALL, Receiver, Sender, Use, Wire
@@ -62,7 +62,7 @@ _NAMES: Final = (
 )
 
 
-class WireBackend(c10d.Backend):
+class WireBackend(RoundBackend):
     """One group of ranks of one round. c10d calls its operations by the names below, with their arguments in this order."""
 
     def __init__(
@@ -79,12 +79,8 @@ class WireBackend(c10d.Backend):
     ) -> None:
         """host: the address of this machine that the peers reach. timeout: of an operation. records: of TLS, after which a connection is
         followed by another one. `connect` comes next."""
-        super().__init__(rank, size)
-        self._rank, self._size = rank, size
-        self._options = c10d.Backend.Options(NAME, timeout)
+        super().__init__(rank, size, c10d.Backend.Options(NAME, timeout), round_end=round_end, traffic=traffic)
         self._seconds = timeout.total_seconds()
-        self._round_end = round_end
-        self._traffic = traffic
         self._broken: BrokenGroup | None = None
         self._mailbox = _Mailbox()
         self._wire = Wire(
@@ -132,20 +128,6 @@ class WireBackend(c10d.Backend):
             sender.finish()
         self._wire.release()
         self._mailbox.close(BrokenGroup(ENDED))
-
-    @property
-    def options(self) -> c10d.Backend.Options:
-        return self._options
-
-    def getBackendName(self) -> str:  # c10d's name for it
-        return NAME
-
-    def abort(self) -> None:
-        """Called by torch's abort_process_group."""
-        self.close()
-
-    def shutdown(self) -> None:
-        """Called by destroy_process_group, which must wait for no peer."""
 
     # The operations. What torch may change once a call has returned is read here, not in the thread.
 
