@@ -32,7 +32,7 @@ from disttrain_trainer.model.task import Objective, Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import shard_collectives
-from disttrain_trainer.parallel.compose import Place, compose
+from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.fully_shard import blocks_of
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
@@ -92,12 +92,12 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
     )
     layout, at = described(task.model), mesh.coordinate(rank)
     groups = Groups.of(mesh, rank=rank, device="cpu")
-    part = compose(
-        task.model, Place(config=config, mesh=mesh, at=at, groups=groups, loss=task.loss, device=task.device)
+    local = compose(
+        task.model, ParallelContext(config=config, mesh=mesh, at=at, groups=groups, loss=task.loss, device=task.device)
     )
-    model = ShardedModel(part, layout=layout, at=at)
+    model = ShardedModel(local, layout=layout, at=at)
     loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
-    loop.adopt(model, Objective(part.module, task.loss))
+    loop.adopt(model, Objective(local.module, task.loss))
     member.step, member.round = 0, Round(1)
     exchange = ShardExchange(
         process=process,

@@ -25,7 +25,7 @@ from disttrain_trainer.model.task import cross_entropy
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
-from disttrain_trainer.parallel.compose import Place, compose
+from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
@@ -76,7 +76,7 @@ class Rank:
     def begin(self, group: dist.ProcessGroup | None) -> None:
         module = digits.model({})
         layout, go = described(module), self.go
-        place = Place(
+        place = ParallelContext(
             config=self.config, mesh=Mesh(), at=AT, groups=None, loss=cross_entropy, device=torch.device("cpu")
         )
         model = ShardedModel(compose(module, place), layout=layout, at=AT)

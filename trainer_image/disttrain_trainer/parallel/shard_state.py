@@ -130,7 +130,7 @@ class ShardState:
                 if not model_only:
                     self._load_optimizer(checkpoint, source)
             parameters = {name for name, _ in self._model.module.named_parameters(remove_duplicate=False)}
-            own = self._buffers().keys() - {self._model.name_of(name) for name in parameters}
+            own = self._buffers().keys() - parameters
             self._put_buffers(
                 {name: checkpoint.tensor(name) for name in own if name in checkpoint.manifest.tensors}, source=source
             )
@@ -170,14 +170,10 @@ class ShardState:
         }
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """By their names in the whole model."""
-        found = tensors.buffers_of(self._model.module)
-        return {self._model.name_of(name): buffer for name, buffer in found.items()}
+        return tensors.buffers_of(self._model.module)
 
     def _put_buffers(self, values: Named, *, source: str) -> None:
-        names = {self._model.name_of(name): name for name in tensors.buffers_of(self._model.module)}
+        own = self._buffers()
         tensors.put_buffers(
-            self._model.module,
-            {names[name]: value for name, value in values.items() if name in names},
-            source=source,
+            self._model.module, {name: value for name, value in values.items() if name in own}, source=source
         )

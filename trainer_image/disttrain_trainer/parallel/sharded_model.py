@@ -12,7 +12,7 @@ from disttrain.api.mesh import Coordinate
 from disttrain.api.tensor_index import Block, Layout
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.parallel.compose import Part
+from disttrain_trainer.parallel.compose import LocalModel
 from disttrain_trainer.parallel.fully_shard import gathered
 
 
@@ -38,27 +38,26 @@ class Piece:
 class ShardedModel:
     """The parameters and gradients of one rank, as the loop sees them (loop/trained.py), for one round."""
 
-    def __init__(self, part: Part, *, layout: Layout, at: Coordinate) -> None:
+    def __init__(self, local: LocalModel, *, layout: Layout, at: Coordinate) -> None:
         """layout: of the whole model."""
-        self.module = part.module
-        self.name_of = part.name_of
-        self._backward_is_ours = part.pipeline is not None
+        self.module = local.module
+        self._backward_is_ours = local.pipeline is not None
         """A pipeline computes gradients where the loop asks for a loss."""
         numbers = {place.name: number for number, place in enumerate(layout.places)}
-        cut = {id(record.sharded_param) for record in gathered(part.module)}
+        cut = {id(record.sharded_param) for record in gathered(local.module)}
         self.pieces = tuple(
             _piece(
-                part.name_of(name),
+                name,
                 parameter,
                 numbers=numbers,
                 at=at,
                 is_cut=id(parameter) in cut,
             )
-            for name, parameter in part.module.named_parameters()
+            for name, parameter in local.module.named_parameters()
         )
         """Every parameter of this rank, trained or not; tied ones once."""
         self.trained = tuple(piece for piece in self.pieces if piece.number >= 0)
-        self._names = {name for name, _ in part.module.named_parameters()}
+        self._names = {name for name, _ in local.module.named_parameters()}
         self._took: set[int] = set()
         self._discards = False
         self._watched: set[int] = set()

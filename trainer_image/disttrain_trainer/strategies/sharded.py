@@ -24,7 +24,7 @@ from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import backend, shard_state
 from disttrain_trainer.parallel.backend import BrokenGroup
-from disttrain_trainer.parallel.compose import Place, compose
+from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
@@ -117,11 +117,13 @@ class ShardedWorker(Rank):
                 writers = self._writers(this_round)
             except RuntimeError as error:
                 raise BrokenGroup(error) from None
-            part = compose(
+            local = compose(
                 self._new_model(),
-                Place(config=config, mesh=self._mesh, at=self._at, groups=groups, loss=task.loss, device=task.device),
+                ParallelContext(
+                    config=config, mesh=self._mesh, at=self._at, groups=groups, loss=task.loss, device=task.device
+                ),
             )
-            model = ShardedModel(part, layout=self._layout, at=self._at)
+            model = ShardedModel(local, layout=self._layout, at=self._at)
             optimizer = ShardOptimizer(config.trainer.loop.optimizer, model)
             state = ShardState(
                 model,
@@ -132,12 +134,12 @@ class ShardedWorker(Rank):
             self._enter(this_round, state, groups)
             self._held = state.present()
             loop = self._loop = self._loop or self.new_loop(model, counts=self._mesh.counts(process.rank))
-            loop.adopt(model, part.pipeline or Objective(part.module, task.loss))
+            loop.adopt(model, local.pipeline or Objective(local.module, task.loss))
             checkpoints = self._checkpoints
             if self._last_state is not None:
                 self._last_state.begin(model, state, writers)
             log.info("round %d begins at step %d", this_round.number, member.step)
-            may_change = tensors.may_have_buffers(part.module)
+            may_change = tensors.may_have_buffers(local.module)
             exchange = ShardExchange(
                 process=process,
                 metrics=self._metrics,
@@ -149,9 +151,9 @@ class ShardedWorker(Rank):
                 mesh=self._mesh,
                 groups=groups,
                 model=model,
-                pipeline=part.pipeline,
+                pipeline=local.pipeline,
                 optimizer=optimizer,
-                buffers=SharedBuffers(part.module, task.device) if may_change and groups is not None else None,
+                buffers=SharedBuffers(local.module, task.device) if may_change and groups is not None else None,
                 parameters=len(self._layout.places),
                 checkpoints=checkpoints,
             )
