@@ -6,7 +6,7 @@ They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the p
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from disttrain.api.base import Model
 from disttrain.api.policies import Tls
@@ -67,8 +67,16 @@ class JobConfig(Model):
 
     def encode(self) -> str:
         """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image,
-        meets a newer field only where the job uses it."""
-        return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+        meets a newer field only where the job uses it.
+
+        It would ignore `tls`, too, and talk in plain. So under TLS `addresses` is a text, which each release before it refuses and shows;
+        the addresses are in another field.
+        """
+        if self.tls is Tls.DISABLED:
+            return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+        config = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        config[_TLS_ADDRESSES], config[_ADDRESSES] = config[_ADDRESSES], _NEEDS_TLS
+        return to_json(config).decode()
 
     @classmethod
     def decode(cls, text: str) -> "tuple[JobConfig, tuple[str, ...]]":
@@ -113,8 +121,16 @@ class JobConfig(Model):
         return self.workers // self.workers_per_machine
 
 
+_ADDRESSES, _TLS_ADDRESSES = "addresses", "tlsAddresses"
+_NEEDS_TLS = "network.tls is Mutual, which the trainer of this image does not know: take a newer image"
+"""Short enough for a reader of 0.1.0, which shows values of up to 100 characters."""
+
+
 def _of_today(config: Any) -> Any:
-    """The configuration of an operator that had script.configMap, which it mounted at /script."""
+    """The configuration with the addresses where they are, and of an operator that had script.configMap, which it mounted at /script."""
+    if isinstance(config, dict) and _TLS_ADDRESSES in config:
+        config = dict(config)
+        config[_ADDRESSES] = config.pop(_TLS_ADDRESSES)
     trainer = config.get("trainer") if isinstance(config, dict) else None
     script = trainer.get("script") if isinstance(trainer, dict) else None
     if isinstance(trainer, dict) and isinstance(script, dict) and script.get("configMap") is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field, StrictInt
 
 from disttrain.api.base import Model, Rule
-from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH, COPIES_PATH, DATA_KEY_PATH
+from disttrain.api.names import CHECKPOINT_PATH, OWN_PATH
 from disttrain.api.origin import Origin
 from disttrain.api.types import INT32_MAX, AbsolutePath, DnsSubdomain
 
@@ -31,7 +31,7 @@ class Volume(Model):
     """Name of the claim; every pod of the job mounts it."""
 
 
-_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{CODE_PATH}|{DATA_KEY_PATH}|{COPIES_PATH})(/|$)"
+_TAKEN_PATHS = f"^(/tmp|/dev|/proc|/sys|{CHECKPOINT_PATH}|{OWN_PATH})(/|$)"
 
 
 class DataVolume(Volume):
@@ -41,8 +41,7 @@ class DataVolume(Volume):
         Rule(
             cel=f"!self.path.matches('{_TAKEN_PATHS}')",
             check=lambda volume: re.match(_TAKEN_PATHS, volume.path) is None,
-            message="must not lie at or below /tmp, /dev, /proc, /sys, /checkpoints, "
-            "/disttrain/code, /disttrain/data-key and /disttrain/copies, which pods have already",
+            message=f"must not lie at or below /tmp, /dev, /proc, /sys, {CHECKPOINT_PATH} and {OWN_PATH}, which pods have already",
             field="path",
             shows="path",
         ),

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, OpenModel, Rule
-from disttrain.api.names import CHECKPOINT_PATH, CODE_PATH, GPU, OWN_PORTS, TRAINER_CONTAINER
+from disttrain.api.names import CHECKPOINT_PATH, GPU, OWN_PATH, OWN_PORTS, TRAINER_CONTAINER
 from disttrain.api.pod_parts import EnvVar, Port, Resources, Volume, VolumeMount
 from disttrain.api.security import PodSecurityContext, SecurityContext
 from disttrain.api.types import INT32_MAX, Image, LabelMap, PartName, StringMap, list_map
 
 _Words = Annotated[tuple[Annotated[str, StringConstraints(max_length=32_768)], ...], Field(max_length=256)]
 """A command line: long enough for a script of the shell as one word."""
-_OWN_PATHS = (CHECKPOINT_PATH, CODE_PATH)
+_OWN_PATHS = (CHECKPOINT_PATH, OWN_PATH)
 _WHAT_RUNS = "what the trainer container runs is said by spec.trainer: a program of your own is trainer.command"
 
 
@@ -84,7 +84,7 @@ class Container(OpenModel):
                     for path in _OWN_PATHS
                 )
             ),
-            f"{' and '.join(_OWN_PATHS)} are where DistTrain mounts checkpoints and code; choose another path",
+            f"{' and '.join(_OWN_PATHS)} are where DistTrain mounts checkpoints, code and certificates; choose another path",
             "volumeMounts",
         ),
     )

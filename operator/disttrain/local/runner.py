@@ -98,13 +98,15 @@ class Run:
 
     async def to_its_end(self) -> DistTrainJob:
         """Runs the job; returns when it is Complete or Failed, or after `interrupt`, with no process left."""
-        with guarded(self._folder.uid) as self._tell_guard:
-            async with asyncio.TaskGroup() as self._tasks:
-                watching = self._tasks.create_task(self._watch_progress())
-                await self._loop()
-                watching.cancel()
-        self._folder.forget_secrets()
-        self._folder.forget_copies()
+        try:
+            with guarded(self._folder.uid) as self._tell_guard:
+                async with asyncio.TaskGroup() as self._tasks:
+                    watching = self._tasks.create_task(self._watch_progress())
+                    await self._loop()
+                    watching.cancel()
+        finally:
+            self._folder.forget_secrets()
+            self._folder.forget_copies()
         return self.job
 
     def interrupt(self) -> float:

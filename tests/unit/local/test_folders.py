@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from disttrain.api.job import DistTrainJob
+from disttrain.local.addresses import Ports
+from disttrain.local.documents import Documents
 from disttrain.local.folders import NothingToResume, RunFolder
+from disttrain.local.processes import Process
+from disttrain.local.programs import Programs
+from disttrain.local.runner import Observer, Run, admitted
 
 
 def test_two_runs_of_a_job_share_a_claim_and_nothing_else(tmp_path: Path) -> None:
@@ -31,6 +38,26 @@ def test_resume_goes_on_with_the_newest_run_of_that_very_name(tmp_path: Path) ->
     assert resumed.attempt == 3
     assert resumed.path.name.startswith("digits-2")
     resumed.close()
+
+
+def test_a_run_that_ends_by_a_fault_of_its_own_leaves_no_certificate_and_no_copies(tmp_path: Path) -> None:
+    class Broken(Observer):
+        def started(self, process: Process, text: str) -> None:
+            raise RuntimeError("the screen is broken")
+
+    folder = RunFolder.new("digits", tmp_path)
+    folder.keep_secret(folder.tls(1), {"tls.key": b"secret"})
+    folder.copies(0).mkdir(parents=True)
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["true"]}, "worker": {"replicas": 1}}
+    job = admitted(DistTrainJob.model_validate({"metadata": {"name": "digits"}, "spec": spec}), folder)
+    ports = Ports()
+    run = Run(job, Programs(job, Documents([]), folder, ports), folder, ports, Broken())
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(run.to_its_end())
+    assert not folder.tls(1).parent.exists()
+    assert not folder.copies(0).parent.exists()
+    ports.close()
+    folder.close()
 
 
 def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:

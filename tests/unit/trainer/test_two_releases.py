@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, create_model
 
 from disttrain.api import JobConfig, Progress, Termination, environment
+from disttrain.api.base import Model
+from disttrain.api.policies import Tls
+from disttrain.api.reading import NotReadable, read, sentences
+from disttrain.api.runtime import Addresses
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.identity import config_digest
 from disttrain_trainer.runtime.process import Process
@@ -72,6 +78,38 @@ def test_processes_of_two_releases_agree_on_a_job_that_uses_no_new_field() -> No
     config = command_config()
     later = Later.model_validate(config.model_dump())
     assert config_digest(later) == config_digest(config)
+
+
+def tls_config() -> JobConfig:
+    return command_config().model_copy(update={"tls": Tls.MUTUAL})
+
+
+def test_configuration_under_tls_is_read_by_this_release() -> None:
+    assert JobConfig.decode(tls_config().encode()) == (tls_config(), ())
+    plain = command_config().encode()
+    assert "tls" not in plain, "a job that does not use it is as it was"
+
+
+def test_trainer_of_a_release_without_tls_refuses_its_configuration_in_one_line_and_does_not_talk_in_plain() -> None:
+    fields: dict[str, Any] = {
+        name: (Addresses if name == "addresses" else Any, ... if field.is_required() else None)
+        for name, field in JobConfig.model_fields.items()
+        if name != "tls"
+    }
+    older = create_model("Older", __base__=Model, **fields)
+    refused = sentences_of_a_former_reader(older, tls_config().encode())
+    assert len(refused) == 1
+    assert re.search(r"^addresses: .*network\.tls is Mutual, which the trainer of this image does not know", refused[0])
+    assert sentences_of_a_former_reader(older, command_config().encode()) == ()
+
+
+def sentences_of_a_former_reader(config: type[BaseModel], text: str) -> tuple[str, ...]:
+    """What JobConfig.decode of 0.1.0 makes of the text: fields that it does not know are left out, values that it does not understand
+    end it."""
+    try:
+        return sentences(read(config, json.loads(text)).unreadable)
+    except NotReadable as error:
+        return error.reasons
 
 
 @pytest.mark.parametrize("place", [(), ("lastCheckpoint",)])
