@@ -37,6 +37,13 @@ class Consistency(StrEnum):
     """As Async, but no worker is more than maxStaleness steps ahead of the slowest (SSP, Ho et al., NIPS 2013)."""
 
 
+class StaleLearningRate(StrEnum):
+    CONSTANT = "Constant"
+    """Every gradient is applied with the whole learning rate."""
+    INVERSE = "Inverse"
+    """With the learning rate / staleness, from a staleness of 2 on (Zhang et al., IJCAI 2016, arXiv 1511.05950)."""
+
+
 class Schedule(StrEnum):
     GPIPE = "GPipe"
     ONE_FORWARD_ONE_BACKWARD = "OneForwardOneBackward"
@@ -80,6 +87,15 @@ class ParameterServerStrategy(Model):
             field="backupWorkers",
             shows="backupWorkers",
         ),
+        Rule(
+            cel="self.staleLearningRate == 'Constant' || self.consistency != 'Sync'",
+            check=lambda s: (
+                s.stale_learning_rate is StaleLearningRate.CONSTANT or s.consistency is not Consistency.SYNC
+            ),
+            message="Inverse needs consistency Async or BoundedStaleness: under Sync no gradient is stale",
+            field="staleLearningRate",
+            shows="consistency",
+        ),
     )
     consistency: Consistency
     """Sync, Async or BoundedStaleness."""
@@ -89,6 +105,9 @@ class ParameterServerStrategy(Model):
     """Sync only: of N workers, the gradients of the first N - backupWorkers count. Default: 0."""
     replication: Annotated[StrictInt, Field(ge=1, le=3)] = 1
     """Copies of each shard; with 2 a lost server costs nothing. Default: 1."""
+    stale_learning_rate: StaleLearningRate = StaleLearningRate.CONSTANT
+    """Async and BoundedStaleness: Inverse applies a gradient with the learning rate / its staleness, the updates since its parameters
+    were read. Default: Constant."""
 
 
 class ModelParallel(Model):

@@ -47,11 +47,13 @@ class UpdateRule:
         gradients: list[torch.Tensor],
         state: Mapping[str, list[torch.Tensor]],
         updates: Sequence[torch.Tensor],
+        *,
+        rate: float = 1.0,
     ) -> None:
         """Updates parameters and state in place. Call it without gradients (`torch.no_grad`) where parameters require them.
 
         state: by slot. updates: for each tensor the steps that it has taken, float32 of no dimension, on its device; an adaptive rule
-        adds 1.
+        adds 1. rate: what the learning rate is multiplied by.
         """
         if self.is_adaptive:
             adam(
@@ -66,7 +68,7 @@ class UpdateRule:
                 amsgrad=False,
                 beta1=self._beta1,
                 beta2=self._beta2,
-                lr=self.learning_rate,
+                lr=self.learning_rate * rate,
                 weight_decay=self.weight_decay,
                 eps=self._epsilon,
                 maximize=False,
@@ -77,7 +79,7 @@ class UpdateRule:
                 gradients,
                 [*state["momentum"]] if self.momentum else [None] * len(parameters),
                 fused=True,
-                lr=self.learning_rate,
+                lr=self.learning_rate * rate,
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,
                 dampening=0.0,

@@ -51,33 +51,36 @@ class Optimizer:
         scale: float,
         out: torch.Tensor,
         missed: int = 0,
+        rate: float = 1.0,
     ) -> None:
         """Updates a block, the elements `block` of part number `part`, with `scale` times the gradient.
 
         block: within the part. parameters, gradient, out: one-dimensional, as long as the block, of the part's dtype.
-        missed: how many of the optimiser's steps these elements took no part in.
+        missed: how many of the optimiser's steps these elements took no part in. rate: what the learning rate is multiplied by.
 
         The result goes to `out`: `parameters` or `gradient` itself. `gradient` is lost. One optimiser step is a call for every block
         of every part, and then `advance` once.
         """
         if not self.slots:  # plain SGD: one pass over the memory, and no scratch
-            self._descend(parameters, gradient, scale=scale, out=out)
+            self._descend(parameters, gradient, scale=scale, out=out, rate=rate)
             return
         if scale != 1.0:
             gradient.mul_(scale)
         updated = parameters if out is parameters else self._scratch[part][: len(parameters)].copy_(parameters)
         state = {slot: [tensor[block]] for slot, tensor in self._state[part].items()}
         updates = [torch.tensor(float(self.updates - missed), dtype=torch.float32)] if self._rule.is_adaptive else []
-        self._rule.step([updated], [gradient], state, updates)
+        self._rule.step([updated], [gradient], state, updates, rate=rate)
         if updated is not out:
             out.copy_(updated)
 
-    def _descend(self, parameters: torch.Tensor, gradient: torch.Tensor, *, scale: float, out: torch.Tensor) -> None:
+    def _descend(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, *, scale: float, out: torch.Tensor, rate: float
+    ) -> None:
         """Stochastic gradient descent with an L2 penalty, as torch.optim.SGD without momentum."""
         if self._rule.weight_decay:
             gradient.mul_(scale).add_(parameters, alpha=self._rule.weight_decay)
             scale = 1.0
-        torch.add(parameters, gradient, alpha=-self._rule.learning_rate * scale, out=out)
+        torch.add(parameters, gradient, alpha=-self._rule.learning_rate * rate * scale, out=out)
 
     def advance(self) -> None:
         """Ends an optimiser step: the count of updates, Adam's t, grows by one."""

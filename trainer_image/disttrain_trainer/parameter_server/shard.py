@@ -126,12 +126,14 @@ class Shard:
         update: int | None,
         divisor: float = 1.0,
         took: Took = None,
+        rate: float = 1.0,
         measure: bool = False,
     ) -> float | None:
         """For each (a, b) of `additions`, in this order, adds the sum held under part b to that under part a. Then, unless `update` is
         None, takes an optimiser step with the sum held under that part, to a new version. A part may hold nothing.
 
-        divisor: what the sum is divided by before. took: the elements that the step changes.
+        divisor: what the sum is divided by before. took: the elements that the step changes. rate: what the learning rate is multiplied
+        by.
         The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
         """
         work = self._prepare(additions)
@@ -158,9 +160,9 @@ class Shard:
                     own = gradient[: max(0, self.spans[number].length - start)]  # without the padding
                     squared += float(torch.linalg.vector_norm(own)) ** 2
                 if plain:
-                    self._step(number, block, gradient, following, scale)
+                    self._step(number, block, gradient, following, scale, rate)
                 else:
-                    self._step_some(number, block, gradient, following, scale, took)
+                    self._step_some(number, block, gradient, following, scale, rate, took)
         for _, right, *_ in work:
             self._free.append(right.buffers)
             self._narrow(right)
@@ -281,20 +283,28 @@ class Shard:
         gradient: torch.Tensor,
         following: torch.Tensor,
         scale: float,
+        rate: float,
         missed: int = 0,
     ) -> None:
         """Updates a block. With history the next version is written to `following`, over the gradient: no memory is moved for it."""
         current, master = self._current.parts[number][block], self._masters[number]
         out = following if self._history else current
         if master is None:
-            self._optimizer.step(number, block, current, gradient, scale=scale, out=out, missed=missed)
+            self._optimizer.step(number, block, current, gradient, scale=scale, out=out, missed=missed, rate=rate)
         else:
             values = master[block]
-            self._optimizer.step(number, block, values, gradient, scale=scale, out=values, missed=missed)
+            self._optimizer.step(number, block, values, gradient, scale=scale, out=values, missed=missed, rate=rate)
             out.copy_(values)
 
     def _step_some(
-        self, number: int, block: slice, gradient: torch.Tensor, following: torch.Tensor, scale: float, took: Took
+        self,
+        number: int,
+        block: slice,
+        gradient: torch.Tensor,
+        following: torch.Tensor,
+        scale: float,
+        rate: float,
+        took: Took,
     ) -> None:
         """As `_step`, for the elements of a block that took part, each with its own count of steps; the others stay as they are."""
         length = self.spans[number].length
@@ -305,7 +315,7 @@ class Shard:
             if first < block.stop and last > block.start
         ]
         if len(segments) == 1 and segments[0][:2] == (block.start, min(block.stop, length)):
-            self._step(number, block, gradient, following, scale, segments[0][2])
+            self._step(number, block, gradient, following, scale, rate, segments[0][2])
             return
         current, master = self._current.parts[number][block], self._masters[number]
         values = current if master is None else master[block]
@@ -319,7 +329,8 @@ class Shard:
             rest = slice(around.start - block.start, around.stop - block.start)
             before = {slot: tensor[around].clone() for slot, tensor in self._optimizer.state()[number].items()}
             new = values[rest].clone()
-            self._optimizer.step(number, around, new, gradient[rest].clone(), scale=scale, out=new, missed=missed)
+            mine = gradient[rest].clone()
+            self._optimizer.step(number, around, new, mine, scale=scale, out=new, missed=missed, rate=rate)
             for slot, old in before.items():
                 state = self._optimizer.state()[number][slot][around]
                 old[inner] = state[inner]

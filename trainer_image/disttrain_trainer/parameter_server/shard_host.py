@@ -23,6 +23,7 @@ from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.participation import Took, union
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.stale_rate import rate_factor
 
 
 @dataclass(eq=False, slots=True)
@@ -101,6 +102,7 @@ class ShardHost:
         self.number = number
         self._place = (server, servers)
         self._sync = strategy.consistency is ConsistencyName.SYNC
+        self._stale_rate = strategy.stale_learning_rate
         self._optimizer = optimizer
         self._observe_staleness = observe_staleness
         self._changed = threading.Condition()
@@ -220,13 +222,19 @@ class ShardHost:
                 try:
                     if buffers is not None:
                         shard.hold(gradient.index, buffers, self._weigh(gradient))
+                    staleness = max(0, shard.version - gradient.version)
                     if self._observe_staleness is not None and buffers is not None:
-                        self._observe_staleness(max(0, shard.version - gradient.version))
+                        self._observe_staleness(staleness)
                     measure = self._sync and self._norms.due(shard.version + 1)
                     updates = arrival.update is not None
                     divisor, took = (self._divisor(), self._all_took(shard)) if updates else (1.0, None)
                     squared = shard.absorb(
-                        arrival.additions, update=arrival.update, divisor=divisor, took=took, measure=measure
+                        arrival.additions,
+                        update=arrival.update,
+                        divisor=divisor,
+                        took=took,
+                        rate=rate_factor(self._stale_rate, staleness),
+                        measure=measure,
                     )
                     if squared is not None:
                         self._norms.add(shard.version, squared)
