@@ -41,9 +41,9 @@ class _Save:
     began: float
     files: dict[str, str] = field(default_factory=dict)
     applied: dict[int, IndexSet] = field(default_factory=dict)
-    """What each server's file holds."""
+    """What each shard's file holds."""
     copied: set[int] = field(default_factory=set)
-    """The servers that have copied their shards."""
+    """The shards that are copied."""
     buffer_writer: int | None = None
     """The worker that was asked for its buffers, and has not written them yet."""
     buffers_copied: bool = False
@@ -208,13 +208,13 @@ class CheckpointCoordinator:
         if isinstance(folder, OSError):
             self._end(f"the folder of step {save.step} cannot be made: {folder}", now)
         else:
-            self._servers.send_to_all(MessageType.SAVE, id=save.id, folder=folder, step=save.step)
+            self._servers.send_to_primaries(MessageType.SAVE, id=save.id, folder=folder, step=save.step)
             self._ask_buffer_writer(save, now)
 
     def server_copied(self, index: int, message: Message, now: float) -> None:
         """A server copied its shard."""
         if self._save is not None and message["id"] == self._save.id:
-            self._save.copied.add(index)
+            self._save.copied.add(message.get("shard", index))
             self._go_on(self._save, now)
 
     def worker_copied(self, rank: int, message: Message, now: float) -> None:
@@ -224,7 +224,7 @@ class CheckpointCoordinator:
             self._go_on(self._save, now)
 
     def server_saved(self, index: int, message: Message, now: float) -> None:
-        """A server wrote its file, or could not."""
+        """A server wrote a shard's file, or could not. One of an earlier release names no shard: it has that of its own number."""
         save = self._save
         if save is None or message.get("id") != save.id:
             return
@@ -232,7 +232,7 @@ class CheckpointCoordinator:
             self._end(f"parameter-server-{index}: {message['error']}", now)
             return
         save.files[message["file"]] = message["digest"]
-        save.applied[index] = parts_of(message)
+        save.applied[message.get("shard", index)] = parts_of(message)
         whole = IndexSet.from_intervals([(0, save.step * self._parts_per_step)] if save.step else [])
         if self._aligned and any(parts != whole for parts in save.applied.values()):
             # A part that some servers had when its worker or the master was lost: no step of these files could be completed.
@@ -307,8 +307,8 @@ class CheckpointCoordinator:
 
     def _missing(self, save: _Save) -> str:
         """The processes that have not written their files yet."""
-        servers = [Member(Role.PARAMETER_SERVER, index) for index in range(self._servers.count)]
-        missing = [str(server) for server in servers if server.rank not in save.applied]
+        late = {self._servers.primaries[shard] for shard in range(self._servers.count) if shard not in save.applied}
+        missing = [str(Member(Role.PARAMETER_SERVER, index)) for index in sorted(late)]
         if (buffer_writer := save.buffer_writer) is not None:
             missing.append(str(Member(Role.WORKER, buffer_writer)))
         return ", ".join(missing) or "the master"

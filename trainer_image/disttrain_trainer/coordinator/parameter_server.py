@@ -290,7 +290,12 @@ class ParameterServerCoordinator:
         file = newest.file_of(BUFFERS) or newest.file_of(STATE) if newest else None
         buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
-            rank, queue=queue, round_number=self._rounds.number, buffers=buffers, from_scratch=newest is None
+            rank,
+            queue=queue,
+            round_number=self._rounds.number,
+            buffers=buffers,
+            from_scratch=newest is None,
+            primaries=self._servers.primaries,
         )
 
     def _worker_requests(self, rank: int, message: Message, now: float) -> None:

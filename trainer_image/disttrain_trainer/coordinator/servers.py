@@ -1,6 +1,6 @@
 """The parameter servers, as the master knows them: what each one holds, and questions to all of them at once.
 
-A question is answered when every server has answered. Pure; the sender sends.
+Each shard has a server that serves it, its primary. A question is answered when every primary has answered. Pure; the sender sends.
 """
 
 import math
@@ -36,7 +36,9 @@ class Servers:
     def __init__(self, *, sender: Sender, count: int) -> None:
         self._sender = sender
         self.count = count
-        """How many the job has."""
+        """How many the job has: as many as shards."""
+        self.primaries = list(range(count))
+        """The server of each shard."""
         self._there: dict[int, _Server] = {}
         self._asked = 0
         self.asked_at = 0.0
@@ -47,19 +49,24 @@ class Servers:
 
     @property
     def complete(self) -> bool:
+        """Whether every shard is served."""
+        return all(index in self._there for index in self.primaries)
+
+    @property
+    def all_here(self) -> bool:
         return len(self._there) == self.count
 
     @property
     def gradient_norm(self) -> float | None:
         """That of the newest step which every server measured; None when there is none."""
-        if len(self._norms) < self.count:
-            return None
-        common = set.intersection(*(set(norms) for norms in self._norms.values()))
-        return math.sqrt(sum(norms[max(common)] for norms in self._norms.values())) if common else None
+        known = [self._norms.get(index, {}) for index in set(self.primaries)]
+        common = set.intersection(*map(set, known))
+        return math.sqrt(sum(norms[max(common)] for norms in known)) if common else None
 
     @property
     def missing(self) -> list[Member]:
-        return [Member(Role.PARAMETER_SERVER, index) for index in range(self.count) if index not in self._there]
+        """Without which a shard is not served."""
+        return [Member(Role.PARAMETER_SERVER, index) for index in sorted({*self.primaries} - {*self._there})]
 
     @property
     def round_numbers(self) -> set[int]:
@@ -68,8 +75,8 @@ class Servers:
 
     @property
     def applied(self) -> IndexSet:
-        """The parts that are applied on every server; for when they are complete."""
-        return reduce(IndexSet.intersection, (server.applied for server in self._there.values()))
+        """The parts that are applied on every shard; for when they are complete."""
+        return reduce(IndexSet.intersection, (self._there[index].applied for index in self.primaries))
 
     def know(self, index: int, message: Message) -> None:
         """Records the state that a server reported."""
@@ -92,11 +99,16 @@ class Servers:
         for index in range(self.count):
             self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
 
+    def send_to_primaries(self, kind: MessageType, **fields: object) -> None:
+        """Sends to the servers that serve a shard."""
+        for index in sorted({*self.primaries}):
+            self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
+
     def ask(self, kind: MessageType, then: Then, now: float, **fields: object) -> None:
-        """Sends a question to all servers; each answers with STATE."""
+        """Sends a question to all primaries; each answers with STATE."""
         self._asked, self.asked_at = self._asked + 1, now
         self._open[self._asked] = _Question(then)
-        self.send_to_all(kind, id=self._asked, **fields)
+        self.send_to_primaries(kind, id=self._asked, **fields)
 
     def answer(self, message: Message) -> None:
         """A server's answer; the last one completes the question."""
@@ -105,7 +117,7 @@ class Servers:
         if question is None:
             return
         question.applied.append(parts_of(message))
-        if len(question.applied) == self.count:
+        if len(question.applied) == len({*self.primaries}):
             del self._open[number]
             question.then(reduce(IndexSet.intersection, question.applied))
 

@@ -3,6 +3,8 @@
 Pure; the sender sends.
 """
 
+from collections.abc import Sequence
+
 from disttrain.api.names import Role
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.work_queue import WorkQueue
@@ -57,15 +59,23 @@ class Workers:
         return True
 
     def invite(
-        self, rank: int, *, queue: WorkQueue, round_number: int, buffers: str | None, from_scratch: bool
+        self,
+        rank: int,
+        *,
+        queue: WorkQueue,
+        round_number: int,
+        buffers: str | None,
+        from_scratch: bool,
+        primaries: Sequence[int],
     ) -> None:
         """Sends a worker into the round, with a new lease. buffers: the newest checkpoint's file of them. from_scratch: there is no
-        checkpoint."""
+        checkpoint. primaries: the server of each shard."""
         queue.join(rank)
         self._invited += 1
         lease = self._leases[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
-        fields = {"generation": round_number, "stay": lease, "buffers": buffers, "anew": from_scratch}
+        fields: Message = {"generation": round_number, "stay": lease, "buffers": buffers, "anew": from_scratch}
+        fields["primaries"] = list(primaries)
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:

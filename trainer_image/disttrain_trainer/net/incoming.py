@@ -13,6 +13,7 @@ from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Index = Annotated[int, Field(ge=0, le=1 << 20)]
 Name = Annotated[str, Field(max_length=256)]
 Digest = Annotated[str, Field(max_length=64)]
 Evaluation = dict[Name, float]
@@ -144,11 +145,13 @@ class _Saved(_Incoming):
     id: Name = ""
     file: Name = ""
     digest: Digest = ""
+    shard: Index | None = None
     applied: Parts = []
 
 
 class _Copied(_Incoming):
     id: Name
+    shard: Index | None = None
 
 
 class _State(_Incoming):

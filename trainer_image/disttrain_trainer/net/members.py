@@ -48,6 +48,8 @@ class Round:
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
     from_scratch: bool = False
     """There is no checkpoint: the round began from the initial parameters."""
+    primaries: tuple[int, ...] = ()
+    """The parameter server that serves each shard; none: each its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class ParameterServerMember:
                         lease=message["stay"],
                         buffers=message["buffers"],
                         from_scratch=bool(message["anew"]),
+                        primaries=tuple(message.get("primaries", ())),
                     )
                 )
             case MessageType.REFORM:

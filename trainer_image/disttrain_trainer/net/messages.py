@@ -58,7 +58,7 @@ class MessageType(StrEnum):
     ranks that have it, none where it is the checkpoint's].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
-    checkpoint]: both ends ignore messages of an earlier lease."""
+    checkpoint, primaries: the server of each shard]: both ends ignore messages of an earlier lease."""
     REFORM = "reform"
     """A member was lost: leave the round, drop the parts that were not computed, and send READY."""
     NOT_JOINED = "not-joined"
@@ -66,13 +66,14 @@ class MessageType(StrEnum):
     DONE = "done"
     """The member did all its work [evaluation, model: path and sha256 of its file]."""
     SAVE = "save"
-    """To rank 0: save the state now. To a server: save the shard [id, folder, step]. To a worker of servers: save the buffers
-    [id, folder]."""
+    """To rank 0: save the state now. To a server: save the shards that it serves [id, folder, step].
+    To a worker of servers: save the buffers [id, folder]."""
     COPIED = "copied"
-    """From a server and a worker of servers: what it is to save is copied, and may change from now on [id: that of the SAVE]."""
+    """From a server and a worker of servers: what it is to save is copied, and may change from now on [id: that of the SAVE; of a
+    server the shard]."""
     SAVED = "saved"
     """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
-    digest, of a server applied, or error]."""
+    digest, of a server shard and applied, or error]."""
 
     # Parameter servers.
     BEGIN = "begin"

@@ -58,17 +58,20 @@ class ShardedClient:
         round_number: int,
         timeout: float,
         clock: int = 0,
+        primaries: Sequence[int] = (),
         transport: Transport = PLAIN,
     ) -> None:
+        """addresses: of each server. primaries: the server that serves each shard; none: each server its own."""
         self._config = config
         self._rank = rank
         self._incarnation = incarnation
         self._round_number = round_number
         self._timeout = timeout
         self.connections = tuple(
-            ServerConnection(number, address, timeout, transport) for number, address in enumerate(addresses)
+            ServerConnection(shard, server, addresses[server], timeout, transport)
+            for shard, server in enumerate(primaries or range(len(addresses)))
         )
-        """One to each server, in their order."""
+        """One for each shard, in their order."""
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call
         self._closed = False
@@ -106,8 +109,8 @@ class ShardedClient:
                 config_digest=config_digest(self._config),
                 attempt=self._config.attempt,
                 round_number=self._round_number,
-                server=shard.number,
-                servers=len(self.connections),
+                shard=shard.number,
+                shards=len(self.connections),
                 rank=self._rank,
                 incarnation=self._incarnation,
                 timeout_seconds=self._timeout,

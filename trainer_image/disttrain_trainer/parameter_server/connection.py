@@ -19,11 +19,12 @@ _RETRY_SECONDS = 0.05
 
 
 class ServerConnection:
-    """One server, as this worker sees it."""
+    """One shard, as this worker sees it, on the server that is its primary."""
 
-    def __init__(self, number: int, address: str, timeout: float, transport: Transport) -> None:
+    def __init__(self, number: int, server: int, address: str, timeout: float, transport: Transport) -> None:
         self.number = number
-        self.name = f"parameter-server-{number} ({address})"
+        """Of the shard."""
+        self.name = f"parameter-server-{server} ({address})"
         self.link: Link | None = None
         self.spans: tuple[Span, ...] = ()
         self.waiting_for = ""

@@ -12,7 +12,9 @@ from disttrain_trainer.model.flat import Layout, Vector
 from disttrain_trainer.net.frames import ProtocolError
 
 ROUND_FIELD = "generation"
-"""How the number of the round is named on the wire, where release 0.1.0 named it so."""
+SHARD_FIELD, SHARDS_FIELD = "server", "servers"
+"""How the number of the round, the shard and the number of shards are named on the wire, where release 0.1.0 named them so: there a
+server held one shard, of its own number."""
 
 
 class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a later release; so Hello
@@ -29,9 +31,9 @@ class Hello(Model, extra="ignore"):
     config_digest: Annotated[str, Field(max_length=64)]
     attempt: int
     round_number: int = Field(validation_alias=AliasChoices(ROUND_FIELD, "round_number"))
-    server: int
-    """The server that the worker means to talk to, and of how many."""
-    servers: int
+    shard: int = Field(validation_alias=AliasChoices(SHARD_FIELD, "shard"))
+    """The shard that the worker asks for, and of how many."""
+    shards: int = Field(validation_alias=AliasChoices(SHARDS_FIELD, "shards"))
     rank: Annotated[int, Field(ge=0, le=1 << 20)]
     incarnation: Annotated[str, Field(min_length=1, max_length=64)]
     timeout_seconds: Annotated[float, Field(gt=0, le=86400)]
@@ -48,9 +50,8 @@ class Hello(Model, extra="ignore"):
 
     def encode(self) -> bytes:
         """The body of the frame."""
-        return json.dumps(
-            self.model_dump(mode="json", exclude={"round_number"}) | {ROUND_FIELD: self.round_number}
-        ).encode()
+        named = {ROUND_FIELD: self.round_number, SHARD_FIELD: self.shard, SHARDS_FIELD: self.shards}
+        return json.dumps(self.model_dump(mode="json", exclude={"round_number", "shard", "shards"}) | named).encode()
 
     @classmethod
     def decode(cls, data: bytes | bytearray) -> "Hello":

@@ -1,7 +1,7 @@
-"""The role of a parameter server: a shard that carries out the master's orders one at a time.
+"""The role of a parameter server: shards, for which it carries out the master's orders one at a time.
 
 Only checkpoints are made by threads of their own: a DROP must not wait for the disk, since all workers wait for the lost one. One of them
-copies the shard; the other, of low priority, writes the copy while the training goes on.
+copies a shard; the other, of low priority, writes the copy while the training goes on.
 """
 
 import queue
@@ -15,8 +15,10 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
-from disttrain_trainer.parameter_server import server
-from disttrain_trainer.parameter_server.server import NotFinite, ShardServer
+from disttrain_trainer.parameter_server import saving
+from disttrain_trainer.parameter_server.saving import NotFinite
+from disttrain_trainer.parameter_server.server import ShardServer
+from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime import in_place, logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
@@ -135,32 +137,45 @@ class Server:
                 self._orders.put(error)
 
     def _save(self, order: Message, control: ControlClient, writer: BackgroundWriter) -> None:
-        """Copies the shard, tells the master that the training may go on, and writes the copy. Raises NotFinite."""
+        """Copies the shards that this server serves, tells the master that the training may go on, and writes the copies. Raises
+        NotFinite."""
         save, root, began = order["id"], self._process.checkpoint_dir, time.perf_counter()
+        shards = self.shard.primaries
         if root is None:
-            control.send(MessageType.SAVED, id=save, error="it has no checkpoint volume")
+            self._cannot_save(control, save, "it has no checkpoint volume")
             return
-        file = f"{shard_of(self._process.index)}{save}.safetensors"
-        path = root / order["folder"] / file
         try:
-            copy = self.shard.copy()
+            copies = [(shard, self.shard.copy(shard)) for shard in shards]
         except RuntimeError as error:
-            control.send(MessageType.SAVED, id=save, error=str(error))
+            self._cannot_save(control, save, str(error))
             return
-        control.send(MessageType.COPIED, id=save)
+        for shard in shards:
+            control.send(MessageType.COPIED, id=save, shard=shard)
 
         def write() -> None:
-            try:
-                saved = server.write(copy, path)
-            except OSError as error:
-                control.send(MessageType.SAVED, id=save, error=str(error))
-                return
+            for shard, copy in copies:
+                try:
+                    self._write_one(control, order, shard, copy)
+                except OSError as error:
+                    self._cannot_save(control, save, str(error))
+                    return
             self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-            control.send(MessageType.SAVED, id=save, file=file, digest=saved.digest, applied=saved.applied.intervals())
 
         writer.start(write)
         writer.wait()
         writer.check()
+
+    def _write_one(self, control: ControlClient, order: Message, shard: int, copy: ShardFile) -> None:
+        """Writes a shard's file. Raises OSError, NotFinite."""
+        root, save = self._process.checkpoint_dir, order["id"]
+        assert root is not None
+        file = f"{shard_of(shard)}{save}.safetensors"
+        saved = saving.write(copy, root / order["folder"] / file)
+        parts = saved.applied.intervals()
+        control.send(MessageType.SAVED, id=save, shard=shard, file=file, digest=saved.digest, applied=parts)
+
+    def _cannot_save(self, control: ControlClient, save: str, why: str) -> None:
+        control.send(MessageType.SAVED, id=save, error=why)
 
     def _count(self) -> None:
         state, metrics = self.shard.state(), self._metrics

@@ -1,4 +1,4 @@
-"""A parameter server: one shard behind a port, one thread for each connection.
+"""A parameter server: shards behind a port, one thread for each connection.
 
 `begin` starts a round, `save` writes a checkpoint's file, `drop` ends the session of a worker that the master declared lost. Any thread may
 call them.
@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Loop
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason, Refusal
 from disttrain_trainer.net.transport import PLAIN, Closed, Refusals, Silent, Transport, Unverified
@@ -27,8 +26,10 @@ from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.requests import Requests
+from disttrain_trainer.parameter_server.saving import SavedShard, write
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.parameter_server.shard_host import Session, ShardHost, ShardState
+from disttrain_trainer.parameter_server.shard_host import Session, ShardHost
+from disttrain_trainer.parameter_server.shard_state import ShardState, together
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import Newcomers, listen
 
@@ -43,32 +44,6 @@ HEARTBEAT_SECONDS = 0.5
 """Seconds between two signs of life to a worker that waits, and until its own death in the wait is noticed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedShard:
-    """What a checkpoint's manifest says of a shard."""
-
-    digest: str
-    """Of the file."""
-    version: int
-    applied: IndexSet
-    """The parts in it."""
-
-
-class NotFinite(Exception):
-    """A parameter is NaN or infinite."""
-
-
-def write(file: ShardFile, path: Path) -> SavedShard:
-    """Writes a copy, durable when this returns.
-
-    Raises OSError when the file cannot be written, NotFinite when there is nothing worth writing: a finite loss may have a gradient that
-    is not.
-    """
-    if not file.is_finite():
-        raise NotFinite("a parameter is not finite")
-    return SavedShard(digest=file.save(path), version=file.version, applied=file.applied)
-
-
 class _Connection:
     """One accepted connection."""
 
@@ -79,7 +54,8 @@ class _Connection:
 
 
 class ShardServer:
-    """Serves shard `index` of the job on host:port (None: every address of the machine; port 0: any free one).
+    """Server number `index` of the job, on host:port (None: every address of the machine; port 0: any free one). It
+    begins each round with the shard of its own number, and may hold others.
 
     optimizer: makes the optimiser of each round. Default: what the job names.
     on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
@@ -114,17 +90,19 @@ class ShardServer:
         self._on_staleness = on_staleness
         self._on_failure = on_failure
         self._transport = transport
-        self._refusals = Refusals(f"shard {index}")
+        self._refusals = Refusals(f"parameter-server-{index}")
         self._digest = config_digest(config)
         self._changed = threading.Condition()
-        self._host: ShardHost | None = None
+        self._round = 0
+        self._hosts: dict[int, ShardHost] = {}
+        """Of the present round, by shard."""
         self._connections: set[_Connection] = set()
         self._newcomers: Newcomers[_Connection] = Newcomers(STRANGERS + config.world_size, lambda c: c.link.abort())
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
         self._late = 0  # gradients of rounds that are over
-        self._memory = HostCopy()
+        self._memory: dict[int, HostCopy] = {}
         self._listener: socket.socket | None = None
         self._stopped = False
 
@@ -161,8 +139,8 @@ class ShardServer:
         try:
             new = ShardHost(
                 number=round_number,
-                server=self._index,
-                servers=self._config.parameter_servers,
+                shard=self._index,
+                shards=self._config.parameter_servers,
                 parts_per_step=self._config.parts_per_step,
                 strategy=self._strategy,
                 optimizer=self._optimizer(),
@@ -172,15 +150,15 @@ class ShardServer:
         except WrongInput as error:
             raise WrongInput(f"{checkpoint}: {error}" if checkpoint else str(error)) from None
         with self._changed:
-            old = self._host
-            if old is not None and round_number <= old.number:
-                raise ValueError(f"round {round_number} cannot follow {old.number}")
-            self._late += old.state().late_gradients if old is not None else 0
-            self._host = new
-            former = [c for c in self._connections if c.host is old and old is not None]
+            if round_number <= self._round:
+                raise ValueError(f"round {round_number} cannot follow {self._round}")
+            old = list(self._hosts.values())
+            self._late += sum(host.state().late_gradients for host in old)
+            self._round, self._hosts = round_number, {self._index: new}
+            former = [c for c in self._connections if c.host in old]
             self._changed.notify_all()
-        if old is not None:
-            old.end()
+        for host in old:
+            host.end()
         for connection in former:
             connection.link.stop_reading()
 
@@ -195,16 +173,23 @@ class ShardServer:
             optimizer=self._optimizer().name,
         )
 
-    def copy(self) -> ShardFile:
-        """A copy of the current version, until the next call: the memory is used again. Training stands still only meanwhile.
+    @property
+    def primaries(self) -> tuple[int, ...]:
+        """The shards that this server serves to workers."""
+        return tuple(self._hosts)
+
+    def copy(self, shard: int | None = None) -> ShardFile:
+        """A copy of the current version of a shard, by default of the one of this server's number; until the next call: the memory is used
+        again. Training stands still only meanwhile.
 
         Raises RuntimeError when there are no parameters yet.
         """
-        host = self._host
+        number = self._index if shard is None else shard
+        host = self._hosts.get(number)
         if host is None:
             raise RuntimeError("no round has begun")
         try:
-            return host.snapshot(self._memory)
+            return host.snapshot(self._memory.setdefault(number, HostCopy()))
         except Refusal as error:
             raise RuntimeError(error.text) from None
 
@@ -215,12 +200,12 @@ class ShardServer:
     def state(self) -> ShardState:
         """The server now."""
         with self._changed:
-            host = self._host
+            hosts = [self._hosts[shard] for shard in self.primaries]
             links = [connection.link for connection in self._connections]
             bytes_in = self._bytes[0] + sum(link.received for link in links)
             bytes_out = self._bytes[1] + sum(link.sent for link in links)
             late = self._late
-        state = ShardState() if host is None else host.state()
+        state = together([host.state() for host in hosts])
         late += state.late_gradients
         return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
 
@@ -239,8 +224,8 @@ class ShardServer:
             self._stopped = True
             connections = list(self._connections)
             self._changed.notify_all()
-        if self._host is not None:
-            self._host.end()
+        for host in self._hosts.values():
+            host.end()
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
@@ -315,16 +300,18 @@ class ShardServer:
             ("job", hello.job_uid, self._config.uid),
             ("attempt", hello.attempt, self._config.attempt),
             ("configuration", hello.config_digest, self._digest),
-            ("server", (hello.server, hello.servers), (self._index, self._config.parameter_servers)),
+            ("a job of so many shards:", hello.shards, self._config.parameter_servers),
         ):
             if theirs != ours:
                 raise Refusal(Reason.STRANGER, f"worker {hello.rank} is of {what} {theirs}, this server of {ours}")
+        if hello.shard >= hello.shards:
+            raise ProtocolError(f"there is no shard {hello.shard} of {hello.shards}")
         return hello
 
     def _admit(self, connection: _Connection, hello: Hello) -> tuple[ShardHost, Session]:
         self._await_round(connection.link, hello)
         with self._changed:
-            host = self._host
+            host = self._hosts.get(hello.shard)
             if host is None or host.number != hello.round_number:
                 raise Refusal(Reason.ROUND, f"round {hello.round_number} is over")
             if hello.incarnation in self._retired:
@@ -335,7 +322,13 @@ class ShardServer:
             self._incarnations[hello.rank] = hello.incarnation
             session = Session(hello.rank, hello.incarnation)
             version, initialized = host.enter(session, hello.layout)
-            replaced = [c for c in self._connections if c.session is not None and c.session.rank == hello.rank]
+            replaced = [
+                c
+                for c in self._connections
+                if c.session is not None
+                and c.session.rank == hello.rank
+                and (c.host is host or c.session.incarnation != hello.incarnation)  # it asks for other shards, too
+            ]
             connection.session, connection.host = session, host
         for old in replaced:
             old.link.abort()
@@ -343,13 +336,14 @@ class ShardServer:
         return host, session
 
     def _await_round(self, link: Link, hello: Hello) -> None:
-        """Waits for `begin`: a worker may learn of a round before its servers do."""
+        """Waits for the round, and for the shard: a worker may learn of both before its servers do."""
         begin, timeout_seconds = time.monotonic(), self._config.startup_timeout_seconds
         heartbeat_seconds = min(hello.timeout_seconds / 4, HEARTBEAT_SECONDS)
         reason = f"round {hello.round_number} to begin on server {self._index}"
 
         def begun() -> bool:
-            return self._stopped or (self._host is not None and self._host.number >= hello.round_number)
+            here = self._round == hello.round_number and hello.shard in self.primaries
+            return self._stopped or self._round > hello.round_number or here
 
         while True:
             with self._changed:
@@ -366,7 +360,7 @@ class ShardServer:
             self._connections.discard(connection)
             self._bytes[0] += connection.link.received
             self._bytes[1] += connection.link.sent
-            current = host is not None and host is self._host and not self._stopped
+            current = host is not None and not host.over and not self._stopped
         connection.link.close()
         if session is None or host is None:
             return

@@ -8,12 +8,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from disttrain.api.strategy import Consistency as ConsistencyName
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint.background import HostCopy
-from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout
 from disttrain_trainer.net.frames import Reason, Refusal
@@ -23,6 +22,7 @@ from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.participation import Took, union
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.shard_state import ShardState
 from disttrain_trainer.parameter_server.stale_rate import rate_factor
 
 
@@ -52,36 +52,8 @@ class Gradient:
     """The elements of the shard that it is of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardState:
-    """A server at one moment."""
-
-    round_number: int = 0
-    """0 before the first one."""
-    version: int = 0
-    """Optimiser steps behind the parameters; Sync: steps."""
-    applied: IndexSet = field(default_factory=IndexSet)
-    """The parts that count here. Sync: with those of the step that is still incomplete."""
-    max_staleness_seen: int = 0
-    """Largest lead over the slowest live worker with which an iteration started."""
-    late_gradients: int = 0
-    """Gradients that were ignored because their part counted already; of a server those of all its rounds."""
-    initialized: bool = False
-    """Whether the parameters have values."""
-    shard_bytes: int = 0
-    """Size of the parameters, without optimiser state."""
-    wait_seconds: float = 0.0
-    """Time that workers have waited for others, or for the first parameters, summed over workers."""
-    workers: tuple[int, ...] = ()
-    """Ranks of the workers that are connected."""
-    gradient_norms: tuple[tuple[int, float], ...] = ()
-    """Sync: versions, and the squared norm of this server's part of the gradient that led to them; see gradient_norm.py."""
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
 class ShardHost:
-    """One server's shard in a round, from the initial parameters or from a checkpoint. Any thread may call its methods: they take one lock.
+    """One shard in a round, from the initial parameters or from a checkpoint. Any thread may call its methods: they take one lock.
 
     A request that it does not accept raises Refusal, as every one after `end` does.
     """
@@ -90,8 +62,8 @@ class ShardHost:
         self,
         *,
         number: int,
-        server: int,
-        servers: int,
+        shard: int,
+        shards: int,
         parts_per_step: int,
         strategy: ParameterServerStrategy,
         optimizer: Optimizer,
@@ -100,7 +72,8 @@ class ShardHost:
     ) -> None:
         """observe_staleness is called with the lock held."""
         self.number = number
-        self._place = (server, servers)
+        self.shard_number = shard
+        self._place = (shard, shards)
         self._sync = strategy.consistency is ConsistencyName.SYNC
         self._stale_rate = strategy.stale_learning_rate
         self._optimizer = optimizer
@@ -362,8 +335,8 @@ class ShardHost:
         return took
 
     def _build(self, layout: Layout) -> Shard:
-        server, servers = self._place
-        return Shard(layout=layout, server=server, servers=servers, optimizer=self._optimizer, history=self._sync)
+        shard, shards = self._place
+        return Shard(layout=layout, server=shard, servers=shards, optimizer=self._optimizer, history=self._sync)
 
     def _may_start(self, session: Session, clock: int, step: int | None) -> bool:
         self._require_current(session)

@@ -103,6 +103,7 @@ class Worker:
             round_number=this_round.number,
             timeout=self._config.peer_timeout_seconds,
             clock=self._clock if this_round.number == self._replica.round_number else 0,
+            primaries=this_round.primaries,
             transport=self._transport,
         )
         with self._control.changed:
