@@ -92,6 +92,10 @@ def counted(model, batch):
     tokens = torch.where(x[:, 0] < 20, tokens, 0)
     return ((model(x) - y).square().mean(1) * tokens).sum() / tokens.sum(), tokens.sum()
 
+def masked(model, batch):
+    # The mean alone.
+    return counted(model, batch)[0]
+
 def weightless(model, batch):
     return loss(model, batch), -1.0
 
@@ -194,6 +198,18 @@ def test_a_job_trains_what_a_plain_loop_trains(
     found = trained(
         tmp_path, expected, strategy=strategy, workers=workers, model=f"users:{model}", loss=f"users:{loss}", **more
     )
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("strategy", "workers"), [("DataParallel", 3), ("Sync", 2)])
+def test_a_mean_over_tokens_without_its_weight_trains_what_one_process_trains(
+    strategy: str, workers: int, tmp_path: Path
+) -> None:
+    users: dict[str, Any] = {}
+    exec(USERS, users)
+    expected = by_hand(users, "words", "masked", workers=1, weighted=False)
+    found = trained(tmp_path, expected, strategy=strategy, workers=workers, model="users:words", loss="users:masked")
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)
 

@@ -229,7 +229,8 @@ class Trainer(Model):
     """package.module:factory(config, split) -> a map-style dataset; split is "train" or "test"."""
     loss: Factory | None = None
     """package.module:function(model, batch) -> the mean loss of the batch, or (mean, weight), where the mean is one over tokens,
-    pixels or a mask, whose number is the weight. Default: cross entropy of (input, target)."""
+    pixels or a mask, whose number is the weight. Without a weight it is read from the loss's graph where that shows it (cross entropy,
+    sum / count), else it is the number of samples. Default: cross entropy of (input, target)."""
     evaluate: Factory | None = None
     """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. Default: none."""
     optimizer: Optimizer | None = None

@@ -69,7 +69,7 @@ try:
     with guarded("trainer.model"):
         forking()
     batch = fetcher(Samples(), device=torch.device("cpu"), field="trainer.dataset")(np.array([0]))
-    Objective(nn.Linear(2, 1), loss)(batch)
+    Objective(nn.Linear(2, 1), loss)(batch, 1)
 finally:
     print("connections are closed", flush=True)
 """

@@ -41,7 +41,7 @@ def without_the_model(model: nn.Module, batch: Any) -> torch.Tensor:
 @pytest.mark.parametrize("loss", [detached, of_a_number, under_no_grad, without_the_model])
 def test_a_loss_without_a_graph_names_the_field_and_the_users_function(loss: Loss) -> None:
     with pytest.raises(UserError) as raised:
-        Objective(MODEL, loss)(torch.ones(3, 2))
+        Objective(MODEL, loss)(torch.ones(3, 2), 3)
     assert str(raised.value).startswith(
         "trainer.loss returned a loss that no parameter of trainer.model can learn from"
     )
@@ -49,7 +49,7 @@ def test_a_loss_without_a_graph_names_the_field_and_the_users_function(loss: Los
 
 
 def test_a_loss_with_a_graph_is_taken() -> None:
-    loss, weight = Objective(MODEL, mean)(torch.ones(3, 2))
+    loss, weight = Objective(MODEL, mean)(torch.ones(3, 2), 3)
     assert loss.requires_grad
     assert weight is None
 
@@ -57,7 +57,7 @@ def test_a_loss_with_a_graph_is_taken() -> None:
 def test_batch_norm_on_one_sample_names_the_batch_size_and_the_users_line() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(UserError) as raised:
-        Objective(model, mean)(torch.ones(1, 2))
+        Objective(model, mean)(torch.ones(1, 2), 1)
     assert str(raised.value).startswith("trainer.batchSize: BatchNorm cannot train on the one sample")
     assert f"({Path(__file__)}:{mean.__code__.co_firstlineno + 1})" in str(raised.value)
 
@@ -67,7 +67,7 @@ def test_another_mistake_of_the_users_passes_through() -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match=r"^mine$"):
-        Objective(MODEL, broken)(torch.ones(3, 2))
+        Objective(MODEL, broken)(torch.ones(3, 2), 3)
 
 
 def test_a_complex_parameter_is_reported_by_its_name() -> None:
@@ -94,16 +94,16 @@ def test_a_loss_that_no_parameter_learns_from_is_refused_unless_another_one_did(
 
     objective = Objective(MODEL, made_to_require_grad)
     for _ in range(IDLE_STEPS - 1):
-        objective(torch.ones(3, 2))
+        objective(torch.ones(3, 2), 3)
         objective.learned_nothing()
-    objective(torch.ones(3, 2))
+    objective(torch.ones(3, 2), 3)
     with pytest.raises(UserError, match=r"reaches no parameter of trainer\.model, 3 times .*test_objective\.py"):
         objective.learned_nothing()
 
     objective = Objective(MODEL, mean)
-    objective(torch.ones(3, 2))
+    objective(torch.ones(3, 2), 3)
     for _ in range(2 * IDLE_STEPS):  # batches without a target
-        objective(torch.ones(3, 2))
+        objective(torch.ones(3, 2), 3)
         objective.learned_nothing()
 
 
@@ -117,17 +117,17 @@ def test_a_second_value_that_looks_like_an_accuracy_is_said_to_be_taken_as_the_w
 ) -> None:
     objective = Objective(MODEL, with_second(second))
     for _ in range(calls):
-        objective(torch.ones(1, 2))
+        objective(torch.ones(1, 2), 1)
     said = caplog.text
     assert said.count("the second value is taken as the weight of the mean") == 1
     assert "test_objective.py" in said
-    objective(torch.ones(1, 2))
+    objective(torch.ones(1, 2), 1)
     assert caplog.text == said
 
 
 def test_a_loss_that_never_has_a_weight_trains_nothing_and_fails() -> None:
     objective = Objective(MODEL, with_second(0))
     for _ in range(MOST_WEIGHTLESS - 1):
-        objective(torch.ones(1, 2))
+        objective(torch.ones(1, 2), 1)
     with pytest.raises(UserError, match="nothing was trained: the second value is the weight of the mean"):
-        objective(torch.ones(1, 2))
+        objective(torch.ones(1, 2), 1)

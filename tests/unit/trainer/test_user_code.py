@@ -69,8 +69,8 @@ def test_a_factory_that_makes_a_group_is_named_with_its_line_and_torch_is_as_bef
 @pytest.mark.parametrize(
     ("run", "field"),
     [
-        (lambda: Objective(nn.Linear(1, 1), loss)(None), "trainer.loss"),
-        (lambda: Objective(Joining(), cross_entropy)((torch.ones(1, 1), torch.ones(1, 1))), "trainer.model"),
+        (lambda: Objective(nn.Linear(1, 1), loss)(None, 1), "trainer.loss"),
+        (lambda: Objective(Joining(), cross_entropy)((torch.ones(1, 1), torch.ones(1, 1)), 1), "trainer.model"),
         (lambda: fetched(Samples()), "trainer.dataset"),
         (lambda: fetched([1, 2], collate), "trainer.collate"),
     ],

@@ -41,7 +41,7 @@ class Loop:
         self._task = task
         self._model = model
         self._metrics = metrics
-        self._objective: LossOf = Objective(task.model, task.loss)
+        self._objective: LossOf = Objective(task.model, task.loss, reads_weights=task.schedule.parts_per_step > 1)
         self._meter = Meter(name=name, metrics=metrics, total_steps=task.schedule.total_steps, send=send)
         self.stopwatch = Stopwatch(metrics.phase_seconds)
         self._newest: BatchPart | None = None
@@ -74,7 +74,7 @@ class Loop:
                 task.seed(part)
                 batch = task.batch(part)
                 lap("data")
-                loss, weight = objective(batch)
+                loss, weight = objective(batch, part.samples)
                 if part.samples and self._counts_losses:
                     self._look_at(loss, part, weight)
                 model.refuse_unfrozen()

@@ -27,6 +27,7 @@ from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
 from disttrain_trainer.model.evaluation import Evaluation, numbers_of
 from disttrain_trainer.model.factories import add_current_folder, place_of, resolve
+from disttrain_trainer.model.loss_weight import weight_of
 from disttrain_trainer.model.module import evaluating, prepare
 from disttrain_trainer.model.user_code import guarded
 from disttrain_trainer.runtime import logs, machine
@@ -224,8 +225,8 @@ def _schedule(config: JobConfig, samples: int, order: Order | None) -> Schedule:
 class LossOf(Protocol):
     """What the loop computes of a batch."""
 
-    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
-        """The mean loss, a scalar, and its weight; None: the number of samples. Raises UserError."""
+    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
+        """The mean loss of so many samples, a scalar, and its weight; None: the number of samples. Raises UserError."""
 
     def learned_nothing(self) -> None:
         """After a backward that reached no parameter. Raises UserError when none of the first ones did."""
@@ -234,14 +235,20 @@ class LossOf(Protocol):
 class Objective:
     """The user's loss of a batch, checked to be one."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, *, reads_weights: bool = True) -> None:
+        """reads_weights: a loss that returns its mean alone counts by what its graph says that it is the mean of. Without effect, and so
+        left out, where nothing is added up: a batch is one part."""
         self._model = model
         self._loss = loss
+        self._reads_weights = reads_weights
         self._calls = self._idle = self._weightless = 0
         self._warned = False
+        self._kinds = set[bool]()
+        """Whether a weight was read, of the losses that count by something else than samples, and of those whose graph says nothing."""
 
-    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
-        """The mean loss of a batch, a scalar with a graph; and the weight of that mean, None where the loss says none.
+    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
+        """The mean loss of a batch of so many samples, a scalar with a graph; and the weight of that mean, which the loss returns, or its
+        graph says. None: the samples.
 
         A mean of weight 0 may be anything: it counts for nothing. Raises UserError.
         """
@@ -267,6 +274,8 @@ class Objective:
             )
         if weight is not None:
             self._look_at(weight)
+        elif self._reads_weights:
+            weight = self._read(loss, samples)
         if weight == 0:
             return loss, weight
         if not loss.requires_grad:
@@ -277,6 +286,27 @@ class Objective:
         if loss.is_complex():
             raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
         return loss, weight
+
+    def _read(self, loss: torch.Tensor, samples: int) -> float | None:
+        """What the graph says that the mean is over; None: samples, or it does not say. Raises UserError when none has counted."""
+        weight = weight_of(loss)
+        if weight == samples:
+            return None
+        self._weightless += weight == 0
+        if self._weightless == self._calls == MOST_WEIGHTLESS:
+            raise UserError(
+                f"trainer.loss divided by 0 in each of its first {MOST_WEIGHTLESS} calls, so that nothing was trained: its mask leaves "
+                f"nothing, or every target is ignored{place_of(self._loss)}"
+            )
+        self._kinds.add(weight is not None)
+        if len(self._kinds) == 2 and not self._warned:
+            self._warned = True
+            log.warning(
+                "trainer.loss is a mean over something else than samples, such as tokens, in some batches, and a sum of several terms, or "
+                "of another form, in others, which count by their samples: return (mean, weight)%s",
+                place_of(self._loss),
+            )
+        return weight
 
     def _of_user(self, batch: Any) -> Any:
         try:

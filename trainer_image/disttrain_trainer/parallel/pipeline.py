@@ -172,14 +172,13 @@ class Pipeline:
         """See LossOf."""
         self._part.objective.learned_nothing()
 
-    def __call__(self, batch: Any) -> tuple[torch.Tensor, float | None]:
+    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
         """Adds to the gradients those of the part's sum of losses / the samples of the whole batch: a loss counts as many times as its
         micro-batch has samples, or as its own weight says. Returns the part's mean loss; and its weight, None where there is none.
 
         Raises UserError, what the user's code raises, and BrokenGroup.
         """
         current = self._part
-        samples = current.pieces[-1].stop
         current.batches = [_cut(batch, samples, piece) for piece in current.pieces]
         current.losses = {}
         for shape, numbers in groupby(range(len(current.batches)), key=lambda number: _shape(current.batches[number])):
@@ -338,9 +337,9 @@ class _Stage(nn.Module):
         part = self._part
         part.chance.begin(part.number, microbatch)
         part.stand_in.outputs = [output]
-        loss, weight = part.objective(part.batches[microbatch])
         piece = part.pieces[microbatch]
         samples: int = piece.stop - piece.start
+        loss, weight = part.objective(part.batches[microbatch], samples)
         part.losses[microbatch] = loss.detach(), samples, weight
         if weight == 0:
             # Of no elements: its gradient is zero, whatever the loss is.

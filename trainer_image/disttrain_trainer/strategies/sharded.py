@@ -134,7 +134,8 @@ class ShardedWorker(Rank):
             self._enter(this_round, state, groups)
             self._held = state.present()
             loop = self._loop = self._loop or self.new_loop(model, counts=self._mesh.counts(process.rank))
-            loop.adopt(model, local.pipeline or Objective(local.module, task.loss))
+            objective = Objective(local.module, task.loss, reads_weights=config.parts_per_step > 1)
+            loop.adopt(model, local.pipeline or objective)
             checkpoints = self._checkpoints
             if self._last_state is not None:
                 self._last_state.begin(model, state, writers)
