@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain_trainer.coordinator.collective import JOIN_SECONDS, CollectiveCoordinator
+from disttrain_trainer.coordinator.collective import ENDED_EARLY_SECONDS, JOIN_SECONDS, CollectiveCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.net.members import MemberState
@@ -69,9 +69,9 @@ class Table:
     ) -> None:
         self.collective.joined(member, {"state": state, "generation": round_number, "step": step}, 0)
 
-    def say(self, member: Member, kind: MessageType, **fields: object) -> None:
+    def say(self, member: Member, kind: MessageType, *, now: float = 0, **fields: object) -> None:
         message: Message = {"type": kind, **fields}
-        self.collective.on_message(member, message, 0)
+        self.collective.on_message(member, message, now)
 
     def begin_round(self) -> "Table":
         self.join(A)
@@ -316,6 +316,34 @@ def test_a_script_that_trains_gets_no_warning(how: str) -> None:
         table.sent.take()
     table.collective.tick(JOIN_SECONDS)
     assert (table.sent.take(), table.tracker.warning) == ([], None)
+
+
+def test_a_script_that_ends_before_it_joins_is_named_while_the_others_wait_for_it() -> None:
+    table = Table(script=True).begin_round()
+    table.used = True  # by B, which waits
+    table.say(A, MessageType.DONE, now=2.0)
+    table.collective.tick(2.0 + ENDED_EARLY_SECONDS - 0.1)
+    assert table.tracker.warning is None
+    table.collective.tick(2.0 + ENDED_EARLY_SECONDS)
+    assert table.tracker.warning is not None
+    assert table.tracker.warning.startswith(f"{A}: the script has ended with exit code 0, and still runs on {B}")
+    table.collective.tick(20)
+    assert table.tracker.warning is not None, "B waits still"
+    table.say(B, MessageType.DONE, now=21)
+    assert table.tracker.warning is None
+
+
+@pytest.mark.parametrize("how", ["reports steps", "after the time to join", "at the same time"])
+def test_a_script_that_has_trained_may_end_before_the_others(how: str) -> None:
+    table = Table(script=True).begin_round()
+    table.used = True
+    if how == "reports steps":
+        table.say(B, MessageType.REPORT, step=1)
+    table.say(A, MessageType.DONE, now=JOIN_SECONDS if how == "after the time to join" else 2.0)
+    if how == "at the same time":
+        table.say(B, MessageType.DONE, now=2.0 + ENDED_EARLY_SECONDS - 0.1)
+    table.collective.tick(JOIN_SECONDS + 100)
+    assert table.tracker.warning is None
 
 
 def test_the_time_to_join_begins_with_each_round() -> None:

@@ -144,6 +144,33 @@ class CheckpointCoordinator:
         self._final_failed = None
         self.raise_limit(queue)
 
+    # Where the workers stop: parts of step `queue.limit / parts per step` and of later ones are not assigned before a checkpoint is copied.
+    #
+    #                             the workers stop at                    the checkpoint begins
+    #   Sync                      the next multiple of `every`           when all parts before that are applied: one version on all shards
+    #   Async, BoundedStaleness   `every` steps after the newest one     `every` / HEAD_START steps before that, so that they seldom stop
+    #   a process is leaving      the end of the steps in work           when these are whole; Async: or after WHOLE_STEP_SECONDS
+
+    def raise_limit(self, queue: WorkQueue) -> None:
+        """No checkpoint keeps the workers back now: they stop at the next one.
+
+        So a lost server costs at most the interval that is being saved, and one more.
+        """
+        stop = self._attempted + self._every
+        if self._aligned:
+            stop -= stop % self._every
+        queue.limit = min(queue.total, max(stop, self._step_in_work(queue)) * self._parts_per_step)
+
+    def hurry(self, queue: WorkQueue, now: float) -> None:
+        """A process is leaving: the workers stop after the steps in work.
+
+        Then a suspended job can go on with another number of workers, also under Async, which otherwise saves in the middle of steps.
+        """
+        if not self.hurrying:
+            self._hurried_at = now
+        self.hurrying = True
+        queue.limit = min(queue.limit, self._step_in_work(queue) * self._parts_per_step)
+
     def is_due(self, queue: WorkQueue, now: float, *, deserted: bool) -> bool:
         """Whether to start one now.
 
@@ -151,34 +178,18 @@ class CheckpointCoordinator:
         """
         if self.busy or self._tracker.nan_loss:
             return False
-        whole = queue.done >= queue.limit
+        stopped = queue.done >= queue.limit
         if self.hurrying and deserted:
             return True
         if self._aligned:
-            return whole
+            return stopped
         if self.hurrying:
-            return whole or now - self._hurried_at > WHOLE_STEP_SECONDS
+            return stopped or now - self._hurried_at > WHOLE_STEP_SECONDS
         return queue.step >= self._attempted + self._every - self._every // HEAD_START
 
-    def raise_limit(self, queue: WorkQueue) -> None:
-        """Where the workers must wait for a checkpoint: so a lost server costs at most the interval that is being saved, and one more.
-
-        Sync: at the next one, since all shards are copied at one version. Otherwise the copy has a head start, and seldom stops a worker.
-        """
-        limit = self._attempted + self._every
-        if self._aligned:
-            limit -= limit % self._every
-        queue.limit = min(queue.total, max(limit, self._whole(queue)) * self._parts_per_step)
-
-    def hurry(self, queue: WorkQueue, now: float) -> None:
-        """A process is leaving: the next one is due when the steps in work are whole.
-
-        Then a suspended job can go on with another number of workers, also under Async, which otherwise saves in the middle of steps.
-        """
-        if not self.hurrying:
-            self._hurried_at = now
-        self.hurrying = True
-        queue.limit = min(queue.limit, self._whole(queue) * self._parts_per_step)
+    def _step_in_work(self, queue: WorkQueue) -> int:
+        """The step at which every part that is assigned already is done."""
+        return -(-queue.handed_out // self._parts_per_step)
 
     def start(self, step: int, now: float, *, final: bool = False) -> None:
         """Begins a checkpoint; one that is being written must have ended. Without a worker none is begun, and members that drain wait for
@@ -312,10 +323,6 @@ class CheckpointCoordinator:
         if (buffer_writer := save.buffer_writer) is not None:
             missing.append(str(Member(Role.WORKER, buffer_writer)))
         return ", ".join(missing) or "the master"
-
-    def _whole(self, queue: WorkQueue) -> int:
-        """The step at which every part that is assigned already is done."""
-        return -(-queue.handed_out // self._parts_per_step)
 
     def _go_on(self, save: _Save, now: float) -> None:
         """Lets the training go on once all is copied; not while a process is leaving, which waits for a checkpoint of all that is done."""

@@ -22,9 +22,10 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
-
 JOIN_SECONDS = 45.0
 """How long the processes of a script may leave their store unused before the log says so. Imports and data take their time first."""
+ENDED_EARLY_SECONDS = 5.0
+"""How long after a member's programs the others may still run before the log says so, where these ended before JOIN_SECONDS."""
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class _Place:
     """The member received REFORM and has not left its round yet."""
     evaluation: dict[str, float] | None = None
     model: ProgressModel | None = None
+    done_at: float = 0.0
+    """When its work was done."""
     fit: bool = True
     """What it trains is what the others train."""
 
@@ -81,6 +84,10 @@ class CollectiveCoordinator:
         self._pieces = pieces
         self._join_by: float | None = None
         """When the processes of a script are to have used their store; None once that was looked at."""
+        self._join_until = 0.0
+        """When the processes of a script have joined one another, if they do."""
+        self._ended_early = False
+        """A member's programs ended early in this round, and the log says so."""
         self._task: tuple[DataSet, str] | None = None
         """Data set and layout of what is trained, as the first rank that was ready had them."""
         self._reported_round = 0
@@ -142,7 +149,7 @@ class CollectiveCoordinator:
             case MessageType.FAILED:
                 self._failed(member, message)
             case MessageType.DONE:
-                place.state = MemberState.DONE
+                place.state, place.done_at = MemberState.DONE, now
                 place.evaluation, place.model = message.get("evaluation"), _model_of(message)
             case MessageType.REPORT:
                 self.reported(member.rank, message, now)
@@ -205,8 +212,23 @@ class CollectiveCoordinator:
                 self._warn(f"no process of the script has joined the others after {JOIN_SECONDS:.0f} s")
                 for member in self._places:
                     self._sender.send(member, MessageType.NOT_JOINED, seconds=JOIN_SECONDS)
-        elif self._tracker.warning is not None and self._used():
+        elif self._tracker.warning is not None and not self._ended_early and self._used():
             self._tracker.warning = None
+        if not self._ended_early and not self._broken and not self._tracker.reported:
+            self._look_for_early_ends(now)
+
+    def _look_for_early_ends(self, now: float) -> None:
+        """A program that ends before it joins has no failure: the others would wait for it in torch until that gives up."""
+        running = [str(member) for member, place in self._places.items() if place.state is MemberState.RUNNING]
+        for member, place in self._places.items():
+            is_early = place.state is MemberState.DONE and place.done_at < self._join_until
+            if is_early and running and now - place.done_at >= ENDED_EARLY_SECONDS:
+                self._ended_early = True
+                self._warn(
+                    f"{member}: the script has ended with exit code 0, and still runs on {', '.join(running)}: if it ended before it "
+                    "joined the others, they wait in init_process_group() until torch's time-out; every process must join"
+                )
+                return
 
     def _warn(self, message: str) -> None:
         if self._tracker.world_size > 1:
@@ -289,7 +311,8 @@ class CollectiveCoordinator:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
         self._broken = self._fresh = False
-        self._join_by = now + JOIN_SECONDS
+        self._join_by = self._join_until = now + JOIN_SECONDS
+        self._ended_early = False
         self._tracker.round_number = round_number
         self._tracker.world_size = len(self._places) * self._processes
         for member, place in self._places.items():

@@ -58,7 +58,6 @@ class ShardServer:
     begins each round with the shard of its own number, and may hold others.
 
     optimizer: makes the optimiser of each round. Default: what the job names.
-    on_worker_lost: called with the rank when a worker's connection ends without a goodbye, in the connection's thread.
     on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
         the shard stands still meanwhile.
     on_failure: called with an exception of this server itself: the process must end, for its shard may be half changed.
@@ -73,7 +72,6 @@ class ShardServer:
         host: str | None,
         port: int,
         optimizer: Callable[[], Optimizer] | None = None,
-        on_worker_lost: Callable[[int], None] | None = None,
         on_staleness: Callable[[int], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         transport: Transport = PLAIN,
@@ -86,7 +84,6 @@ class ShardServer:
         self._index = index
         self._bind = (host, port)
         self._optimizer = optimizer or (lambda: Optimizer(loop.optimizer))
-        self._on_worker_lost = on_worker_lost
         self._on_staleness = on_staleness
         self._on_failure = on_failure
         self._transport = transport
@@ -210,7 +207,7 @@ class ShardServer:
         return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
 
     def drop(self, worker_rank: int) -> None:
-        """Ends the worker's connection and waits for it no more; it may connect again. `on_worker_lost` is not called."""
+        """Ends the worker's connection and waits for it no more; it may connect again."""
         with self._changed:
             dropped = [c for c in self._connections if c.session is not None and c.session.rank == worker_rank]
         for connection in dropped:
@@ -367,8 +364,6 @@ class ShardServer:
         was_here = host.exit(session)
         if was_here and current and not said_goodbye:
             log.info("shard %d lost worker %d", self._index, session.rank)
-            if self._on_worker_lost is not None:
-                self._on_worker_lost(session.rank)
 
 
 def _refuse(link: Link, reason: Reason, text: str) -> None:
