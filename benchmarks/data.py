@@ -55,9 +55,10 @@ def measure(*, steps: int, rounds: int, folder: Path) -> list[tuple[str, float]]
     write(digits.dataset({}, "train"), folder / "train", split="train", partitions=8, key=key, what="digits")
     os.environ |= {environment.DATA_DIR: str(folder), environment.DATA_KEY: str(folder / "key")}
     config = packed_config(steps * (rounds + 1))
-    loops = {"memory": Ours("digits", steps=steps, rounds=rounds + 1), "packed": Ours(config, steps=steps, rounds=1)}
+    loops = {"memory": Ours("digits", steps=steps, rounds=rounds + 1)}
     process = Process(config=config, role=Role.WORKER, index=0, copies_dir=folder / "copies")
-    kept = copies.keep(process, loops["packed"].packed, PLAIN)
+    with copies.kept(process, PLAIN) as kept:
+        loops["packed"] = Ours(config, steps=steps, rounds=1)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     processor: dict[str, list[float]] = {name: [] for name in loops}
     for loop in loops.values():

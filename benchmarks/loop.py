@@ -73,7 +73,6 @@ class Ours:
             process=process, describe=self._rank.describe, on_message=self._rank.on_message, on_released=lambda: None
         )
         self._task = task = tasks.build(process.config, rank=0, local_rank=0, incarnation="")
-        self.packed = task.packed
         model, metrics = FlatModel(task.model), Metrics(process)
         self._loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
         self._rank.step, self._rank.round = 0, Round(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -93,15 +94,42 @@ def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data
         wait_for("the copies", lambda: wiped.log(Role.WORKER, 0).count("are on this disk"), 20)
         wait_for("the copies", lambda: wiped.log(Role.WORKER, 1).count("are on this disk"), 20)
         wiped.kill(Role.WORKER, 1)
-        assert len(list(wiped.copies(1).rglob("*.blocks"))) == 8
+        assert len(list(wiped.copies(1).rglob("*.blocks"))) == 16, "of both splits"
         shutil.rmtree(wiped.copies(1))
         wiped.let_go()
         wiped.complete()
     assert wiped.restarts == {(Role.WORKER, 1): 1}
-    assert "copies of 8 partitions are on this disk: 0 were here, 8 came from other workers" in wiped.log(
+    assert "copies of 16 partitions are on this disk: 0 were here, 16 came from other workers" in wiped.log(
         Role.WORKER, 1
     )
     expected, found = model_of(calm), model_of(wiped)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_worker_whose_disk_is_wiped_and_one_that_is_replaced_need_no_volume(data: Path) -> None:
+    with job(data, "calm", {}) as calm:
+        calm.train()
+    with job(data, "gone", held(), replication=2) as gone:
+        gone.hold(15)
+        gone.start()
+        gone.until_held(15)
+        for index in range(2):
+            wait_for("the copies", lambda index=index: gone.log(Role.WORKER, index).count("are on this disk"), 20)
+        shutil.move(data / "data", data / "elsewhere")
+        for path in data.glob("elsewhere/*/*"):
+            os.truncate(path, 0)  # who has it open finds nothing there
+        gone.kill(Role.WORKER, 1)
+        assert gone.wait(Role.WORKER, 1) == 137
+        shutil.rmtree(gone.copies(1) / "test")
+        gone.hold(20)
+        gone.start_one(Role.WORKER, 1)
+        gone.until_held(20)
+        wait_for("the other", lambda: "8 were here, 8 came from other workers" in gone.log(Role.WORKER, 1), 20)
+        shutil.rmtree(gone.copies(0))
+        wait_for("the wiped disk", lambda: gone.log(Role.WORKER, 0).count("came again from another worker") == 16, 20)
+        gone.let_go()
+        gone.complete()
+    expected, found = model_of(calm), model_of(gone)
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 

@@ -7,6 +7,7 @@ TrainerError
 ├── FactoryNotRepeatable 75: this process cannot make the initial parameters again; a new one can (model/initial.py)
 ├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/store.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
+├── DataUnreadable     134: packed data cannot be read (data/opening.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 ├── ProgramFailed        n: the user's script ended so
 └── UserError            1: the user's code raised, or made parameters that are not finite
@@ -56,6 +57,12 @@ class WrongInput(TrainerError):
     """Something that the job names is missing or wrong: a module, a factory, a file, a model that does not fit the checkpoint."""
 
     exit_code = ExitCode.WRONG_INPUT
+
+
+class DataUnreadable(TrainerError):
+    """A file of a packed data set cannot be read now. Retryable, and counted: a volume that answers again is read."""
+
+    exit_code: ClassVar = CRASHED  # type: ignore[assignment]
 
 
 class UserError(TrainerError):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,15 @@ from cluster.processes import wait_for
 from configs import config_of
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses
+from disttrain_trainer.data.copy_folder import CopyFolder
 from disttrain_trainer.data.pack_index import file_name
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.placement import holders
-from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.net import copies
+from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.net import copies as copies_module
+from disttrain_trainer.net.copies import WorkerCopies
+from disttrain_trainer.net.copy_peers import Peer, hello_of
 from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.runtime.process import Process
 from transports import certified
@@ -57,8 +64,8 @@ class Workers:
         self._id = b""
         while not 0 < len(self.kept(0)) < PARTITIONS:  # which copies a worker keeps is drawn with each packing
             shutil.rmtree(folder, ignore_errors=True)
-            index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
-            self._id = index.id
+            self.index = write(_Planted(), folder, split="train", partitions=PARTITIONS, key=KEY, what="mine:dataset")
+            self._id = self.index.id
         held = [stack.enter_context(socket.socket()) for _ in range(WORKERS)]
         for one in held:
             one.bind(("127.0.0.1", 0))
@@ -85,31 +92,40 @@ class Workers:
         """A worker with its copies, which it makes in the background."""
         config = self.config.model_copy(update=changes)
         process = Process(config=config, role=Role.WORKER, index=index, copies_dir=self.disk(index))
-        dataset = PackedDataset(self.root / "data" / "train", KEY, cache=1)  # every other read is one of a file
-        kept = copies.keep(process, dataset, self._transport)
-        assert kept is not None
-        self._stack.callback(kept.close)
+        copies = WorkerCopies(process, self._transport)
+        dataset = PackedDataset(
+            self.root / "data" / "train", KEY, cache=1, copies=copies
+        )  # every other read is one of a file
+        copies.keep()
+        self._stack.callback(copies.close)
         return dataset
+
+    @contextmanager
+    def alone(self, index: int) -> Iterator[PackedDataset]:
+        """A worker that ends afterwards."""
+        before = self._stack
+        with ExitStack() as self._stack:
+            yield self.start(index)
+        self._stack = before
 
     def kept(self, index: int) -> list[int]:
         return [p for p in range(PARTITIONS) if self._id and index in holders(self._id, p, workers=WORKERS, copies=2)]
 
     def copy(self, index: int, partition: int) -> Path:
-        return self.disk(index) / self._id.hex() / file_name(partition)
+        return self.disk(index) / "train" / file_name(partition)
 
     def until_filled(self, index: int) -> None:
         wait_for("the copies", lambda: all(self.copy(index, p).exists() for p in self.kept(index)), 20)
 
-    def peer(self, index: int, transport: Transport | None = None, **changes: Any) -> copies.Peer:
+    def peer(self, index: int, transport: Transport | None = None, **changes: Any) -> Peer:
         """What another worker reads with."""
-        hello = copies.hello_of(self.config.model_copy(update=changes), self._id)
-        peer = copies.Peer(self.config.addresses.copies[index], transport or self._transport, hello)
+        hello = hello_of(self.config.model_copy(update=changes))
+        peer = Peer(f"worker-{index}", self.config.addresses.copies[index], transport or self._transport, hello)
         self._stack.callback(peer.close)
         return peer
 
     def lose_the_volume(self) -> None:
-        for part in (self.root / "data" / "train").glob("*.blocks"):
-            part.unlink()
+        shutil.rmtree(self.root / "data")
 
 
 class _Planted:
@@ -151,7 +167,7 @@ def test_a_worker_whose_disk_was_wiped_gets_its_copies_from_the_others(workers: 
     workers.until_filled(0)
 
 
-def test_a_copy_that_is_damaged_is_not_used_and_is_made_anew(workers: Workers) -> None:
+def test_a_copy_that_is_damaged_is_not_used_and_is_made_again(workers: Workers) -> None:
     one, _, _ = (workers.start(index) for index in range(WORKERS))
     for index in range(WORKERS):
         workers.until_filled(index)
@@ -162,7 +178,7 @@ def test_a_copy_that_is_damaged_is_not_used_and_is_made_anew(workers: Workers) -
     wait_for("the copy", lambda: copy.exists() and copy.read_bytes() == good, 20)
 
 
-def test_a_copy_that_is_gone_is_made_anew(workers: Workers) -> None:
+def test_a_copy_that_is_gone_is_made_again(workers: Workers) -> None:
     workers.start(0)
     workers.until_filled(0)
     copy = workers.copy(0, workers.kept(0)[0])
@@ -176,7 +192,7 @@ def test_no_disk_shows_a_sample_of_an_encrypted_data_set(workers: Workers) -> No
     workers.start(0)
     workers.until_filled(0)
     files = [path for path in workers.disk(0).rglob("*") if path.is_file()]
-    assert len(files) == len(workers.kept(0)) > 0
+    assert len(files) == len(workers.kept(0)) + 1 > 1, "and the index"
     assert not any(PLANTED in path.read_bytes() for path in files)
     assert all(path.read_bytes() == (workers.root / "data" / "train" / path.name).read_bytes() for path in files)
 
@@ -188,17 +204,17 @@ def test_a_peer_answers_with_the_bytes_as_they_are_stored(workers: Workers) -> N
     missing = next(p for p in range(PARTITIONS) if p not in workers.kept(0))
     stored = (workers.root / "data" / "train" / file_name(kept)).read_bytes()
     asked = workers.peer(0)
-    assert asked.read(kept, 10, 100) == stored[10:110]
-    assert asked.read(missing, 0, 10) is None
-    assert asked.read(kept, len(stored) - 5, 10) is None, "behind its end"
-    assert asked.read(kept, 0, 10) == stored[:10], "and it goes on"
+    assert asked.read("train", kept, 10, 100) == stored[10:110]
+    assert asked.read("train", missing, 0, 10) is None
+    assert asked.read("train", kept, len(stored) - 5, 10) is None, "behind its end"
+    assert asked.read("train", kept, 0, 10) == stored[:10], "and it goes on"
 
 
 @pytest.mark.parametrize("other", [{"uid": "another"}, {"attempt": 2}])
 def test_a_peer_of_another_job_or_attempt_gets_nothing(workers: Workers, other: dict[str, Any]) -> None:
     workers.start(0)
     workers.until_filled(0)
-    assert workers.peer(0, **other).read(workers.kept(0)[0], 0, 10) is None
+    assert workers.peer(0, **other).read("train", workers.kept(0)[0], 0, 10) is None
 
 
 @pytest.mark.parametrize("workers", ["TLS"], indirect=True)
@@ -206,12 +222,114 @@ def test_a_peer_without_the_certificate_of_the_attempt_gets_nothing(workers: Wor
     workers.start(0)
     workers.until_filled(0)
     for other in (PLAIN, certified(tmp_path / "other")):
-        assert workers.peer(0, other).read(workers.kept(0)[0], 0, 10) is None
-    assert workers.peer(0).read(workers.kept(0)[0], 0, 10) is not None
+        assert workers.peer(0, other).read("train", workers.kept(0)[0], 0, 10) is None
+    assert workers.peer(0).read("train", workers.kept(0)[0], 0, 10) is not None
 
 
 def test_without_any_peer_the_volume_is_read(workers: Workers) -> None:
     assert numbers(workers.start(2)) == list(range(60))
+
+
+def test_a_worker_that_comes_without_the_volume_gets_the_index_from_the_others(workers: Workers) -> None:
+    for index in (0, 1):
+        workers.start(index)
+        workers.until_filled(index)
+    workers.lose_the_volume()
+    replaced = workers.start(2)
+    kept = {p for index in (0, 1) for p in workers.kept(index)}
+    there = [number for number in range(60) if number * PARTITIONS // 60 in kept]
+    assert [replaced[number][0] for number in there] == there
+    wait_for("the copies", lambda: all(workers.copy(2, p).exists() for p in workers.kept(2) if p in kept), 20)
+
+
+def test_a_worker_that_is_started_again_reads_its_own_index(workers: Workers) -> None:
+    with workers.alone(0):
+        workers.until_filled(0)
+    workers.lose_the_volume()
+    with workers.alone(0) as again:
+        kept = workers.kept(0)[0]
+        assert again[kept * 10][0] == kept * 10
+
+
+def test_a_broken_copy_hides_no_intact_one_and_is_made_again(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, _, _ = (workers.start(index) for index in range(WORKERS))
+    for index in range(WORKERS):
+        workers.until_filled(index)
+    partition = next(p for p in range(PARTITIONS) if p not in workers.kept(0))
+    asked_first = holders(workers.index.id, partition, workers=WORKERS, copies=2)[0]
+    copy = workers.copy(asked_first, partition)
+    good = copy.read_bytes()
+    copy.write_bytes(b"broken" + good[6:])
+    workers.lose_the_volume()
+    assert reader[partition * 10 + 5][0] == partition * 10 + 5
+    wait_for("the copy", lambda: copy.exists() and copy.read_bytes() == good, 20)
+    assert re.search(r"the copy of train/part-\d+\.blocks on worker-[12] is broken \(the 1\. broken copy", caplog.text)
+
+
+def test_a_worker_that_is_frozen_costs_a_fraction_of_a_second(tmp_path: Path) -> None:
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as frozen:
+        workers = Workers(tmp_path, stack, PLAIN)
+        addresses = list(workers.config.addresses.copies)
+        for index in (1, 2):
+            workers.start(index)
+            workers.until_filled(index)
+        addresses[1] = f"127.0.0.1:{frozen.getsockname()[1]}"  # it accepts, and says nothing
+        changed = workers.config.addresses.model_copy(update={"copies": tuple(addresses)})
+        began = time.monotonic()
+        reader = workers.start(0, addresses=changed)
+        assert numbers(reader) == list(range(60))
+        assert time.monotonic() - began < 4, "a silent peer is waited for 5 s"
+
+
+def test_a_disk_that_is_wiped_while_its_files_are_open_is_filled_again(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "CHECK_SECONDS", 0.1)
+    wiped, _, _ = (workers.start(index) for index in range(WORKERS))
+    for index in range(WORKERS):
+        workers.until_filled(index)
+    assert numbers(wiped) == list(range(60)), "its files are open now"
+    shutil.rmtree(workers.disk(0))
+    workers.lose_the_volume()
+    assert numbers(wiped) == list(range(60)), "nothing is lost"
+    workers.until_filled(0)
+    wait_for("the index", (workers.disk(0) / "train" / "index.json").exists, 20)
+    assert numbers(wiped) == list(range(60))
+
+
+def test_the_room_of_the_copies_is_taken_before_they_are_made(workers: Workers) -> None:
+    folder = CopyFolder(workers.disk(0) / "train", workers.index)
+    needed = folder.missing_bytes(workers.kept(0))
+    assert needed == sum(workers.index.partitions[p].size for p in workers.kept(0)) > 0
+    folder.reserve(workers.kept(0))
+    taken = sum(path.stat().st_blocks * 512 for path in workers.disk(0).rglob("*.tmp"))
+    assert taken >= needed
+    assert folder.missing_bytes(workers.kept(0)) == 0, "what is reserved is not counted twice"
+
+
+def test_a_disk_that_other_workers_have_filled_meanwhile_is_said_before_the_first_step(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        WrongInput, match=r"needs more than is free: No space left on device \(workers of one disk share"
+    ):
+        workers.start(0)
+    assert not list(workers.disk(0).rglob("*.blocks*")), "and the room is free again"
+
+
+def test_a_port_that_is_taken_is_named(workers: Workers) -> None:
+    port = workers.config.addresses.copies[0].rpartition(":")[2]
+    with (
+        socket.create_server(("127.0.0.1", int(port)), reuse_port=False),
+        pytest.raises(PeerLost, match=f"port {port}: the copies of the data cannot be served: Address already in use"),
+    ):
+        workers.start(0)
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_first_step(
@@ -220,6 +338,8 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(
     usage = shutil.disk_usage(workers.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(
-        WrongInput, match=r"data\.replication is 2: the copies of this worker need \d+ bytes in .*, which has 100 free"
+        WrongInput,
+        match=r"data\.replication is 2 for 3 workers: this one keeps \d of 6 partitions of train, \d+ bytes, in .*, "
+        r"which needs \d+ bytes for train where 100 are free \(workers of one disk share its room\): lower it",
     ):
         workers.start(0)

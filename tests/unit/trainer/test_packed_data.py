@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +18,13 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
 from disttrain.api.sealed import seal, unseal
-from disttrain_trainer.data import packed
+from disttrain_trainer.data import packed, packed_dataset
 from disttrain_trainer.data.block_order import BlockOrder
 from disttrain_trainer.data.pack_writer import BLOCK, write
 from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.sample_format import structure_of
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.data.store import Folder
+from disttrain_trainer.errors import DataUnreadable, WrongInput
 
 KEY = bytes(range(32))
 PLANTED = b"a planted sample that nobody may read"
@@ -291,29 +294,123 @@ def test_the_samples_of_a_window_lie_in_few_blocks_of_many_partitions() -> None:
     assert min(len(np.unique(window // 16)) for window in blocks) >= 8, "neighbours in the data set are far apart"
 
 
-class Counting:
-    """A source that has nothing, and counts what it is asked for."""
+class Counting(Folder):
+    """A store that counts what it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.asked: list[tuple[int, int]] = []
 
-    def read(self, partition: int, offset: int, length: int) -> bytes | None:
+    def read(self, partition: int, offset: int, length: int) -> bytes:
         self.asked.append((partition, offset))
-        return None
-
-    def refuse(self, partition: int) -> None:
-        raise AssertionError("it gave nothing")
+        return super().read(partition, offset, length)
 
 
 def test_what_is_read_ahead_is_read_once(tmp_path: Path) -> None:
-    dataset, counting = packed_of(tmp_path, images(150), key=KEY), Counting()
-    dataset.use([counting])
+    packed_of(tmp_path, images(150), key=KEY)
+    counting = Counting(tmp_path / "train")
+    dataset = PackedDataset(counting, KEY)
     numbers = np.arange(150)
     dataset.read_ahead(numbers)
     dataset.read_ahead(numbers)
     batch = dataset.batch(numbers)
     assert batch[1].tolist() == list(range(150))
     assert len(counting.asked) == len(set(counting.asked)) == len(dataset.index.counts)
+
+
+@pytest.mark.parametrize("cache", [1, BLOCK, 3 * BLOCK, 20 * BLOCK])
+def test_samples_that_are_larger_than_the_cache_are_read_once(tmp_path: Path, cache: int) -> None:
+    packed_of(tmp_path, [(torch.full((BLOCK // 4,), float(number)), number) for number in range(12)])
+    counting = Counting(tmp_path / "train")
+    dataset = PackedDataset(counting, cache=cache)
+    parts = np.arange(12).reshape(4, 3)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if following is not None:
+            dataset.read_ahead(following)
+        assert dataset.batch(part)[1].tolist() == part.tolist()
+    assert len(counting.asked) == len(set(counting.asked)) == 12
+
+
+def test_what_is_read_ahead_for_nothing_does_not_stop_the_reading_ahead(tmp_path: Path) -> None:
+    packed_of(tmp_path, [(torch.zeros(BLOCK // 4), number) for number in range(60)])
+    counting = Counting(tmp_path / "train")
+    dataset = PackedDataset(counting, cache=4 * BLOCK)
+    dataset.read_ahead(np.arange(3))  # of a part that another worker computes then
+    for number in range(10, 60):
+        dataset.read_ahead(np.array([number]))
+        if number > 10:
+            dataset.batch(np.array([number - 1]))
+    assert len(counting.asked) == len(set(counting.asked))
+    dataset.batch(np.array([0]))
+    assert counting.asked.count((0, 0)) == 2, "it made room"
+
+
+class Moody(Folder):
+    """A store that fails so many times, and then reads."""
+
+    def __init__(self, path: Path, error: int, *, reads: int = 0, index: int = 0) -> None:
+        super().__init__(path)
+        self.error, self.reads, self.of_index = error, reads, index
+
+    def index(self) -> bytes:
+        self.of_index -= 1
+        if self.of_index >= 0:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().index()
+
+    def read(self, partition: int, offset: int, length: int) -> bytes:
+        self.reads -= 1
+        if self.reads >= 0:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().read(partition, offset, length)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT])
+def test_a_volume_that_fails_for_a_moment_is_waited_for(
+    tmp_path: Path, error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed_of(tmp_path, [1, 2, 3])
+    dataset = PackedDataset(Moody(tmp_path / "train", error, reads=3))
+    assert [dataset[i] for i in range(3)] == [1, 2, 3]
+    said = f"{tmp_path / 'train' / 'part-000000.blocks'} cannot be read: {os.strerror(error)}"
+    assert caplog.text.count(said) == 1, "one line"
+
+
+def test_a_volume_that_stays_away_is_a_failure_that_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_dataset, "PATIENCE_SECONDS", 0.2)
+    packed_of(tmp_path, [1, 2, 3])
+    dataset = PackedDataset(Moody(tmp_path / "train", errno.EIO, reads=1 << 30))
+    with pytest.raises(DataUnreadable) as caught:
+        dataset[0]
+    where = tmp_path / "train" / "part-000000.blocks"
+    assert str(caught.value) == f"{where} cannot be read: Input/output error; it is tried again: look at data.volume"
+    assert caught.value.exit_code == 134
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (errno.EIO, DataUnreadable),
+        (errno.ESTALE, DataUnreadable),
+        (errno.EACCES, WrongInput),
+        (errno.EISDIR, WrongInput),
+    ],
+)
+def test_an_index_that_cannot_be_read_is_retried_but_for_a_mistake(
+    tmp_path: Path, error: int, raised: type[Exception]
+) -> None:
+    packed_of(tmp_path, [1, 2, 3])
+    with pytest.raises(raised, match=f"index.json cannot be read: {os.strerror(error)}; "):
+        PackedDataset(Moody(tmp_path / "train", error, index=1))
+
+
+def test_swapped_splits_are_seen(tmp_path: Path) -> None:
+    packed_of(tmp_path, [1, 2, 3], split="test")
+    os.rename(tmp_path / "test", tmp_path / "train")
+    with pytest.raises(
+        WrongInput, match=r"train/index.json is the index of the split 'test', in the folder of 'train': "
+    ):
+        PackedDataset(tmp_path / "train")
 
 
 def test_a_data_set_is_read_in_any_order_with_room_for_one_block(tmp_path: Path) -> None:
@@ -338,8 +435,8 @@ def test_a_data_set_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_copy_of_the_folder_is_the_same_data_set(tmp_path: Path) -> None:
     one = packed_of(tmp_path, [1, 2, 3])
-    shutil.copytree(tmp_path / "train", tmp_path / "copy")
-    assert PackedDataset(tmp_path / "copy").fingerprint() == one.fingerprint()
+    shutil.copytree(tmp_path / "train", tmp_path / "copy" / "train")
+    assert PackedDataset(tmp_path / "copy" / "train").fingerprint() == one.fingerprint()
     assert packed_of(tmp_path / "again", [1, 2, 3]).fingerprint() != one.fingerprint()
 
 

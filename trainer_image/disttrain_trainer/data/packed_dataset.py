@@ -4,79 +4,72 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from disttrain_trainer.data import pack_index
 from disttrain_trainer.data.block_order import BlockOrder
-from disttrain_trainer.data.pack_index import INDEX, Index, file_name
+from disttrain_trainer.data.first_answer import first_answer
+from disttrain_trainer.data.opening import REMEDY, Copies, Source, open_store, unreadable
+from disttrain_trainer.data.pack_index import file_name
 from disttrain_trainer.data.sample_format import Block, Column, as_tensor, decode, grown
-from disttrain_trainer.data.sealing import Broken, Seal, seal_of
+from disttrain_trainer.data.sealing import Broken
+from disttrain_trainer.data.store import Folder, Store
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.runtime import logs
+
+log = logs.get_logger(__name__)
 
 CACHE_BYTES: Final = 128 << 20
 """Of a process, for blocks that were read."""
 AHEAD_BYTES: Final = 32 << 20
 """Of samples that are read before they are used."""
-WITHOUT_VOLUME_SECONDS: Final = 60.0
+PATIENCE_SECONDS = 60.0
+"""How long a block is waited for that can be read nowhere: a volume comes back, and so does a worker that has a copy."""
+HEDGE_SECONDS: Final = 0.25
+"""After which a block is also read from the next place; longer for a large one."""
+_SLOW_BYTES: Final = 20e6
+"""A second: what is slower than this is read elsewhere, too."""
 _RETRY_SECONDS: Final = 0.1
-_OPEN_FILES: Final = 256
 
 
-class Source(Protocol):
-    """Where sealed blocks come from, beside the volume. Safe to share between threads."""
+class _Place(NamedTuple):
+    """Where a block lies."""
 
-    def read(self, partition: int, offset: int, length: int) -> bytes | None:
-        """Bytes of a partition's file; None when this source does not have them."""
-
-    def refuse(self, partition: int) -> None:
-        """What it gave of this partition was broken."""
-
-
-class Folder:
-    """Partition files in a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def read(self, partition: int, offset: int, length: int) -> bytes:
-        """Bytes of a partition's file, fewer where it ends. Raises OSError."""
-        with self._lock:
-            descriptor = self._open.get(partition)
-            if descriptor is None:
-                if len(self._open) >= _OPEN_FILES:
-                    os.close(self._open.popitem(last=False)[1])
-                descriptor = self._open[partition] = os.open(self._path / file_name(partition), os.O_RDONLY)
-            # Within the lock: another thread could close the file. Blocks are small, and most of them are in the page cache.
-            return os.pread(descriptor, length, offset)
-
-    def forget(self, partition: int) -> None:
-        """Closes a file: what has its name now may be another one."""
-        with self._lock:
-            descriptor = self._open.pop(partition, None)
-            if descriptor is not None:
-                os.close(descriptor)
+    partition: int
+    number: int
+    """Of the block in its file."""
+    offset: int
+    length: int
+    samples: int
 
 
 class PackedDataset:
     """The map-style data set of `disttrain data pack`. Samples that it returns are copies."""
 
-    def __init__(self, folder: Path, key: bytes | None = None, *, cache: int = CACHE_BYTES) -> None:
-        """folder: that of a split. key: of an encrypted data set, 32 bytes. cache: bytes. Raises WrongInput, which names the file."""
-        self.folder = folder
-        self.index, self._seal = _open(folder, key)
-        self.volume = Folder(folder)
-        self._sources: Sequence[Source] = ()
+    def __init__(
+        self, store: Path | Store, key: bytes | None = None, *, cache: int = CACHE_BYTES, copies: Copies | None = None
+    ) -> None:
+        """store: of a split, or its folder. key: of an encrypted data set, 32 bytes. cache: bytes. copies: asked before the store.
+
+        Raises WrongInput, DataUnreadable: a line that names the file.
+        """
+        self.store: Store = Folder(store) if isinstance(store, Path) else store
+        opened = open_store(self.store, key) if copies is None else copies.open(self.store, key)
+        self.index, self._seal = opened.index, opened.seal
+        self._copies = copies
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._cached, self._most = 0, cache
         self._coming: dict[int, Future[Block]] = {}
+        self._unused: dict[int, tuple[int, int]] = {}
+        """Blocks that are read ahead and were not used yet: what `_asked` was then, and their bytes."""
+        self._asked = 0
+        """Samples that `read_ahead` was called with."""
         self._lock = threading.Lock()
         self._reader: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -105,10 +98,6 @@ class PackedDataset:
         """The order of its epochs."""
         return BlockOrder(self.index.counts, self.index.borders, window=self.index.window, seed=seed)
 
-    def use(self, sources: Sequence[Source]) -> None:
-        """Reads from these from now on, and from the volume what none of them has."""
-        self._sources = sources
-
     def batch(self, numbers: NDArray[np.int64]) -> Any:
         """These samples as torch's default_collate puts them together; None where they are not alike, or hold what it does not take."""
         blocks = self._blocks_of(numbers)
@@ -129,17 +118,31 @@ class PackedDataset:
         return grown(self.index.structure, iter(columns), collated=True)
 
     def read_ahead(self, numbers: NDArray[np.int64]) -> None:
-        """Reads the blocks of these samples in the background."""
+        """Reads the blocks of these samples in the background, as far as the cache holds them until they are used."""
+        self._asked += len(numbers)
+        horizon = self._asked - 4 * (self.ahead + len(numbers))
         for block in np.unique(self._blocks_of(numbers)).tolist():
             with self._lock:
-                if block not in self._cache and block not in self._coming:
-                    self._coming[block] = self._executor().submit(self._read, block)
+                if block in self._cache or block in self._coming:
+                    continue
+                length = self.index.place(block)[3]
+                if self._unused and self._unused_bytes(horizon) + length > self._most:
+                    return  # it is read when it is needed: read now, it would be read twice
+                self._unused[block] = (self._asked, length)
+                self._coming[block] = self._executor().submit(self._read, block)
+
+    def _unused_bytes(self, horizon: int) -> int:
+        """Of blocks that were read ahead and are still to be used: one that was asked for before `horizon` is of a part that another
+        process computes."""
+        for block in [b for b, (asked, _) in self._unused.items() if asked < horizon]:
+            del self._unused[block]
+        return sum(length for _, length in self._unused.values())
 
     @property
     def ahead(self) -> int:
         """Samples whose blocks are worth reading before they are used."""
         mean = max(1, sum(part.size for part in self.index.partitions) // len(self))
-        return max(1, min(4096, AHEAD_BYTES // mean))
+        return max(1, min(4096, min(AHEAD_BYTES, self._most // 4) // mean))
 
     def _executor(self) -> ThreadPoolExecutor:
         if (
@@ -154,6 +157,7 @@ class PackedDataset:
 
     def _block(self, block: int) -> Block:
         with self._lock:
+            self._unused.pop(block, None)
             found = self._cache.get(block)
             if found is not None:
                 self._cache.move_to_end(block)
@@ -163,7 +167,7 @@ class PackedDataset:
         return coming.result() if coming is not None and not coming.cancel() else self._read(block)
 
     def _read(self, block: int) -> Block:
-        """Reads a block into the cache. Raises WrongInput, OSError."""
+        """Reads a block into the cache. Raises WrongInput, DataUnreadable."""
         try:
             found = self._opened(block)
             with self._lock:
@@ -171,47 +175,78 @@ class PackedDataset:
                     self._cached += found.size
                 self._cache[block] = found
                 while self._cached > self._most and len(self._cache) > 1:
-                    self._cached -= self._cache.popitem(last=False)[1].size
+                    # The oldest, of those that were used.
+                    oldest = next((b for b in self._cache if b not in self._unused), next(iter(self._cache)))
+                    self._cached -= self._cache.pop(oldest).size
             return found
         finally:
             with self._lock:
                 self._coming.pop(block, None)
 
     def _opened(self, block: int) -> Block:
-        """A block from where it can be had. Where there are copies, a volume that cannot be read is waited for, and so are they."""
-        deadline = time.monotonic() + (WITHOUT_VOLUME_SECONDS if self._sources else 0)
+        """A block from where it can be had. What cannot be read at all is waited for. Raises WrongInput, DataUnreadable."""
+        partition, number, offset, length = self.index.place(block)
+        place = _Place(partition, number, offset, length, int(self.index.counts[block]))
+        deadline, said = time.monotonic() + PATIENCE_SECONDS, False
         while True:
             try:
-                return self._tried(block)
-            except OSError:
-                if time.monotonic() >= deadline:
+                return self._tried(place)
+            except OSError as error:
+                failure = unreadable(self.store, file_name(partition), error)
+            except WrongInput as error:
+                if self._copies is None:
                     raise
+                failure = error  # a worker with a copy may be on its way back
+            if time.monotonic() >= deadline:
+                raise failure
+            if not said:
+                log.warning("%s; waiting for %.0f s", failure, PATIENCE_SECONDS)
+                said = True
             time.sleep(_RETRY_SECONDS)
 
-    def _tried(self, block: int) -> Block:
-        file, number, offset, length = self.index.place(block)
-        samples = int(self.index.counts[block])
-        for source in self._sources:
-            sealed = source.read(file, offset, length)
-            if sealed is None:
-                continue
-            try:
-                return decode(self.index.structure, self._seal.open(file, number, samples, sealed), samples)
-            except ValueError:
-                source.refuse(file)
-        path = self.folder / file_name(file)
-        sealed = self.volume.read(file, offset, length)
-        if len(sealed) < length:
-            raise WrongInput(f"{path} is cut short: it ends in block {number}; {_REMEDY}")
+    def _tried(self, place: _Place) -> Block:
+        copies = self._copies.of(self.store.split, place.partition) if self._copies is not None else ()
+        for source in copies:
+            if source.local and (found := self._of_copy(source, place)) is not None:
+                return found
+        away = [source for source in copies if not source.local]
+        if not away:
+            return self._of_store(place)
+        calls: list[Callable[[], Block | None]] = [
+            *(partial(self._of_copy, source, place) for source in away if not source.slow),
+            partial(self._of_store, place),
+            *(partial(self._of_copy, source, place) for source in away if source.slow),
+        ]
+        found = first_answer(calls, after=HEDGE_SECONDS + place.length / _SLOW_BYTES, within=PATIENCE_SECONDS)
+        assert found is not None  # the store answers, or raises
+        return found
+
+    def _of_copy(self, source: Source, place: _Place) -> Block | None:
+        sealed = source.read(place.partition, place.offset, place.length)
+        if sealed is None:
+            return None
         try:
-            return decode(self.index.structure, self._seal.open(file, number, samples, sealed), samples)
+            return self._unsealed(place, sealed)
+        except ValueError:
+            source.refuse(place.partition)
+            return None
+
+    def _of_store(self, place: _Place) -> Block:
+        """Raises WrongInput, OSError."""
+        path, number = self.store.where(file_name(place.partition)), place.number
+        sealed = self.store.read(place.partition, place.offset, place.length)
+        if len(sealed) < place.length:
+            raise WrongInput(f"{path} is cut short: it ends in block {number}; {REMEDY}")
+        try:
+            return self._unsealed(place, sealed)
         except Broken:
-            raise WrongInput(f"{path} is damaged: block {number} is not what was packed there; {_REMEDY}") from None
+            raise WrongInput(f"{path} is damaged: block {number} is not what was packed there; {REMEDY}") from None
         except ValueError as error:
-            raise WrongInput(f"{path} is damaged: block {number}: {error}; {_REMEDY}") from None
+            raise WrongInput(f"{path} is damaged: block {number}: {error}; {REMEDY}") from None
 
-
-_REMEDY: Final = "copy it again from where it was packed, or pack the data set anew"
+    def _unsealed(self, place: _Place, sealed: bytes) -> Block:
+        content = self._seal.open(place.partition, place.number, place.samples, sealed)
+        return decode(self.index.structure, content, place.samples)
 
 
 def _gather(columns: list[Column], places: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> NDArray[Any] | None:
@@ -227,58 +262,3 @@ def _gather(columns: list[Column], places: list[NDArray[np.int64]], rows: NDArra
             return None
         found[place] = column.rows[rows[place]]
     return found
-
-
-def _open(folder: Path, key: bytes | None) -> tuple[Index, Seal]:
-    """The index of a folder, checked, and the seal of its blocks. Raises WrongInput."""
-    path = folder / INDEX
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        there = sorted(entry.parent.name for entry in folder.parent.glob(f"*/{INDEX}"))
-        has = (
-            f"it has {', '.join(there)}"
-            if there
-            else "write one there: disttrain data pack package.module:dataset FOLDER"
-        )
-        raise WrongInput(
-            f"there is no packed data set in {folder.parent} with the split {folder.name!r}; {has}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongInput(f"{path}: {error}") from None
-    try:
-        index, signed, signature = pack_index.read(text)
-    except pack_index.OtherFormat as error:
-        raise WrongInput(
-            f"{path} has {error}, and this trainer reads format {pack_index.FORMAT}: pack the data set with the release of the trainer"
-        ) from None
-    except pack_index.Damaged as error:
-        raise WrongInput(f"{path} is damaged: {error}; {_REMEDY}") from None
-    if index.encryption is not None and key is None:
-        raise WrongInput(
-            f"{path}: the data set is encrypted; set data.encryption.secretName to the Secret with its key"
-        )
-    if index.encryption is None and key is not None:
-        raise WrongInput(f"{path}: the data set is not encrypted; pack it with --key, or leave data.encryption out")
-    seal = seal_of(index.id, key)
-    if seal.sign(signed) != signature:
-        wrong = "the key is another one than that of the data set" if key is not None else "its signature is wrong"
-        raise WrongInput(
-            f"{path}: {wrong}" + ("; correct the Secret of data.encryption.secretName" if key is not None else "")
-        )
-    _check_files(folder, index)
-    return index, seal
-
-
-def _check_files(folder: Path, index: Index) -> None:
-    """Every partition is there in its full length. Raises WrongInput."""
-    try:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
-    except OSError as error:
-        raise WrongInput(f"{folder}: {error.strerror or error}") from None
-    for number, partition in enumerate(index.partitions):
-        size = sizes.get(file_name(number))
-        if size is None:
-            raise WrongInput(f"{folder / file_name(number)} is missing: {_REMEDY}")
-        if size != partition.size:
-            raise WrongInput(f"{folder / file_name(number)} has {size} bytes, {partition.size} were packed: {_REMEDY}")

@@ -61,8 +61,6 @@ class Task:
 
     seeds_all: bool
     """Python's and numpy's generators are set for each part, too."""
-    packed: PackedDataset | None = None
-    """The data set, where it is a packed one."""
     read_ahead: Callable[[int], None] | None = None
     """Has the samples of the parts after this one read in the background."""
 
@@ -194,7 +192,6 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         device=device,
         evaluate=partial(evaluate_on_test, evaluate) if evaluate else None,
         seeds_all=trainer.deterministic or config.strategy.model_parallel_size > 1,
-        packed=packed,
         read_ahead=read_ahead,
     )
 
@@ -203,7 +200,7 @@ def _check_partitions(config: JobConfig, packed: PackedDataset) -> None:
     wanted, there = config.data and config.data.partitions, len(packed.index.partitions)
     if wanted is not None and wanted != there:
         raise WrongInput(
-            f"data.partitions is {wanted}, but {packed.folder} was packed into {there}: set it to {there}, or leave it out"
+            f"data.partitions is {wanted}, but {packed.store.where()} was packed into {there}: set it to {there}, or leave it out"
         )
 
 

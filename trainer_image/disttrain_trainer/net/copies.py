@@ -1,288 +1,332 @@
-"""The workers' copies of a packed data set: who keeps what, how it gets there, and how workers read from one another (data.replication).
-
-A connection: the reader sends HELLO, a length in 4 bytes and JSON [job, attempt, data: the data set's id], and gets one byte, 1 for yes.
-Then READs: partition, offset and length, answered by a length, 0 where the copy is not there, and the bytes as they are stored. Nobody
-sees more than the volume shows: what is encrypted stays so.
-"""
+"""The workers' copies of a packed data set (data.replication): who keeps what, how it gets there, and where this process reads it."""
 
 import contextlib
-import json
 import queue
-import socket
-import struct
 import threading
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
-from disttrain.api.runtime import JobConfig
-from disttrain_trainer.data.copy_folder import CopyFolder
-from disttrain_trainer.data.packed_dataset import PackedDataset, Source
+from disttrain.api.names import Role
+from disttrain_trainer.data.copy_folder import FULL, CopyFolder, Filled
+from disttrain_trainer.data.first_answer import first_answer
+from disttrain_trainer.data.opening import Opened, Reading, Source, open_store, verified
+from disttrain_trainer.data.pack_index import INDEX, file_name
 from disttrain_trainer.data.placement import holders
-from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.net.transport import Closed, Connection, Refusals, Silent, Transport, Unverified
+from disttrain_trainer.data.store import Folder, Store
+from disttrain_trainer.errors import DataUnreadable, PeerLost, WrongInput
+from disttrain_trainer.net import copy_peers
+from disttrain_trainer.net.copy_peers import SPLITS, CopyServer, Peer, Request, hello_of
+from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.process import Process
-from disttrain_trainer.runtime.sockets import Newcomers, listen, listening_host, split_address
+from disttrain_trainer.runtime.sockets import listening_host, split_address
 
 log = logs.get_logger(__name__)
 
-_LENGTH: Final = struct.Struct("<I")
-_READ: Final = struct.Struct("<IQI")
-_YES: Final = b"\x01"
-PIECE: Final = 4 << 20
-"""Most bytes of a READ."""
-_MOST_HELLO: Final = 4096
-_STRANGERS: Final = 64
-DIAL_SECONDS: Final = 2.0
-SILENT_SECONDS: Final = 5.0
-"""How long a peer is waited for: the volume has the same."""
-AWAY_SECONDS: Final = 0.5
-"""Before a peer that could not be reached is asked again; twice as long each time, up to a minute."""
-_MOST_AWAY_SECONDS: Final = 60.0
-_RETRY_SECONDS: Final = 10.0
-"""Before a copy that could not be made is tried again."""
-IDLE_SECONDS: Final = 3600.0
-"""How long a reader may ask for nothing."""
+CHECK_SECONDS = 5.0
+"""Between two looks at the copies of this disk; after which one that could not be made is tried again."""
+_ASKED: Final = 8
+"""Workers that are asked for an index at most: each has it."""
+_HEDGE_SECONDS: Final = 0.25
+_INDEX_SECONDS: Final = 1.0
+"""How long the others are asked for an index. At the start of a job none has one, and all refuse the connection at once."""
+PATIENCE_SECONDS = 60.0
+"""How long an index is waited for where neither a worker nor the volume gives it."""
+_RETRY_SECONDS: Final = 0.5
 
 
-def hello_of(config: JobConfig, data_set: bytes) -> bytes:
-    """The first message of a reader."""
-    text = json.dumps({"job": config.uid, "attempt": config.attempt, "data": data_set.hex()}, sort_keys=True)
-    return _LENGTH.pack(len(text)) + text.encode()
+class Held(NamedTuple):
+    """A split, and what this worker keeps of it."""
+
+    opened: Opened
+    store: Store
+    folder: CopyFolder
+    wanted: list[int]
+    """Its partitions; none in another process of the pod than the first, which keeps the copies for all."""
 
 
-class Peer:
-    """Another worker, as a `Source` of what it keeps. Safe to share between threads."""
+class _OfPeer:
+    """The copies of another worker, of one split, as a `Source`."""
 
-    def __init__(self, address: str, transport: Transport, hello: bytes) -> None:
-        self._address, self._transport, self._hello = address, transport, hello
-        self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._away, self._away_until = AWAY_SECONDS, 0.0
+    local = False
 
-    def read(self, partition: int, offset: int, length: int) -> bytes | None:
-        """Bytes of its copy; None where it has none, or cannot be reached."""
-        with self._lock:
-            if time.monotonic() < self._away_until:
-                return None
-            try:
-                found = self._read(partition, offset, length)
-                self._away = AWAY_SECONDS
-                return found
-            except (Closed, Silent, OSError) as error:
-                log.info("no copy is read from the worker at %s for %.0f s: %s", self._address, self._away, error)
-                self._away_until = time.monotonic() + self._away
-                self._away = min(2 * self._away, _MOST_AWAY_SECONDS)
-                self._hang_up()
-                return None
+    def __init__(self, peer: Peer, split: str, on_broken: Callable[[Peer, str, int], None]) -> None:
+        self._peer, self._split, self._on_broken = peer, split, on_broken
 
-    def close(self) -> None:
-        """Ends the connection; it is made again when it is needed."""
-        with self._lock:
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _read(self, partition: int, offset: int, length: int) -> bytes | None:
-        connection = self._connection
-        if connection is None:
-            connection = self._transport.dial(self._address, timeout=SILENT_SECONDS, within=DIAL_SECONDS)
-            self._connection = connection
-            connection.send(memoryview(self._hello))
-            if bytes(_received(connection, len(_YES))) != _YES:
-                raise Closed("it is of another job, attempt or data set")
-        found = bytearray()
-        while len(found) < length:
-            piece = min(PIECE, length - len(found))
-            connection.send(memoryview(_READ.pack(partition, offset + len(found), piece)))
-            (count,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
-            if count != piece:
-                if count:
-                    raise Closed("it does not speak this protocol")
-                return None
-            found += _received(connection, piece)
-        return bytes(found)
-
-
-def _received(connection: Connection, length: int) -> bytearray:
-    data = bytearray(length)
-    connection.receive_into(memoryview(data))
-    return data
-
-
-class CopyServer:
-    """Serves a worker's copies to the others, in threads."""
-
-    def __init__(self, copies: CopyFolder, *, host: str | None, port: int, transport: Transport, hello: bytes) -> None:
-        """Raises OSError when the port is taken."""
-        self._copies, self._transport, self._hello = copies, transport, hello
-        self._listener = listen(host, port)
-        self._newcomers: Newcomers[Connection] = Newcomers(_STRANGERS, Connection.abort)
-        self._refusals = Refusals("the copies of the data")
-        self._readers: dict[threading.Thread, Connection] = {}
-        self._accepting = threading.Thread(target=self._accept, name="copies", daemon=True)
-        self._accepting.start()
-
-    def close(self) -> None:
-        """Ends all connections, and accepts no more."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
-        self._listener.close()
-        self._accepting.join()
-        for reader, connection in list(self._readers.items()):
-            connection.abort()
-            reader.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, peer = self._listener.accept()
-            except OSError:
-                if self._listener.fileno() < 0:
-                    return
-                time.sleep(0.1)  # too many open files
-                continue
-            try:
-                connection = self._transport.accept(sock, timeout=IDLE_SECONDS)
-            except (Closed, OSError):
-                sock.close()
-                continue
-            self._newcomers.add(connection)
-            reader = threading.Thread(target=self._serve, args=(connection, peer), name="copies-reader", daemon=True)
-            self._readers[reader] = connection
-            reader.start()
-
-    def _serve(self, connection: Connection, peer: tuple[object, ...]) -> None:
-        try:
-            connection.handshake(within=SILENT_SECONDS)
-            (length,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
-            if length > _MOST_HELLO or bytes(_received(connection, length)) != self._hello[_LENGTH.size :]:
-                return
-            self._newcomers.discard(connection)
-            connection.send(memoryview(_YES))
-            while True:
-                partition, offset, length = _READ.unpack(_received(connection, _READ.size))
-                data = self._copies.read(partition, offset, length) if length <= PIECE else None
-                connection.send(memoryview(_LENGTH.pack(len(data) if data else 0) + (data or b"")))
-        except Unverified as error:
-            self._refusals.note(peer, error)
-        except (Closed, Silent, OSError):
-            pass
-        finally:
-            self._newcomers.discard(connection)
-            self._readers.pop(threading.current_thread())
-            connection.close()
-
-
-class _Others:
-    """The other holders of a partition, as one `Source`."""
-
-    def __init__(self, peers: dict[int, Peer], data_set: bytes, *, own: int, workers: int, copies: int) -> None:
-        self._peers, self._data_set = peers, data_set
-        self._own, self._workers, self._copies = own, workers, copies
+    @property
+    def slow(self) -> bool:
+        return self._peer.slow
 
     def read(self, partition: int, offset: int, length: int) -> bytes | None:
-        names = holders(self._data_set, partition, workers=self._workers, copies=self._copies)
-        others = [name for name in names if name != self._own]
-        first = self._own % len(others) if others else 0  # not all readers ask the same one
-        for name in others[first:] + others[:first]:
-            found = self._peers[name].read(partition, offset, length)
-            if found is not None:
-                return found
-        return None
+        return self._peer.read(self._split, partition, offset, length)
 
     def refuse(self, partition: int) -> None:
-        """A copy of another worker is broken: that worker sees it itself as it reads it; here the next source is asked."""
+        self._on_broken(self._peer, self._split, partition)
 
 
-class Kept:
-    """What keeps the copies of a worker: its server, its connections, and the thread that makes them."""
+class WorkerCopies:
+    """The copies of a job, as one of its workers sees them: `data.opening.Copies`. Any thread may read."""
 
-    def __init__(self, server: CopyServer, peers: Iterable[Peer], missing: "queue.SimpleQueue[int | None]") -> None:
-        self._server, self._peers, self._missing = server, peers, missing
+    def __init__(self, process: Process, transport: Transport) -> None:
+        """Of a job with data.replication, in a worker that has a folder for copies."""
+        config = process.config
+        assert config.data is not None
+        assert process.copies_dir is not None
+        self._process, self._transport, self._root = process, transport, process.copies_dir
+        self._workers, self._copies = config.workers, min(config.data.replication, config.workers)
+        self._addresses = config.addresses.copies
+        self._peers = {
+            number: Peer(f"{Role.WORKER.value}-{number}", address, transport, hello_of(config))
+            for number, address in enumerate(self._addresses)
+            if number != process.index
+        }
+        self._held: dict[str, Held] = {}
+        self._server: CopyServer | None = None
+        self._suspects: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
+        """Copies of this disk that are perhaps broken or gone; None: the end."""
+        self._broken = 0
 
-    def close(self) -> None:
-        """Ends them. The copies stay."""
-        self._missing.put(None)
-        self._server.close()
-        for peer in self._peers:
-            peer.close()
+    def open(self, store: Store, key: bytes | None) -> Opened:
+        """The split of a store: from this disk, from another worker, or from the store. Raises WrongInput, DataUnreadable."""
+        split = store.split
+        if split in self._held:
+            return self._held[split].opened
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (opened := self._copy_of_index(split, key)) is None:
+            try:
+                opened = open_store(store, key)
+                break
+            except DataUnreadable as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log.warning("%s; the other workers are asked for their copies", error)
+            time.sleep(_RETRY_SECONDS)
+        index = opened.index
+        numbers = range(0 if self._process.local_rank else len(index.partitions))
+        wanted = [p for p in numbers if self._process.index in self._holders(index.id, p)]
+        folder = CopyFolder(self._root / split, index, on_missing=lambda p: self._suspects.put((split, p)))
+        self._held[split] = Held(opened, store, folder, wanted)
+        return opened
 
+    def of(self, split: str, partition: int) -> Sequence[Source]:
+        """The copies of a partition: that of this disk, then those of the other workers, not the same one first for all readers."""
+        held = self._held[split]
+        return [held.folder, *self._others(split, held, partition)]
 
-def keep(process: Process, packed: PackedDataset | None, transport: Transport) -> Kept | None:
-    """Where the job asks for copies: keeps those of this worker, serves them, and has the data set read from copies first.
+    def keep(self) -> None:
+        """Takes the room of this worker's copies, makes them in the background, and serves them.
 
-    None where this process serves none. Raises WrongInput when the disk is too small for them.
-    """
-    config = process.config
-    if packed is None or config.data is None or config.data.replication <= 1 or process.copies_dir is None:
-        return None
-    index, hello = packed.index, hello_of(config, packed.index.id)
-    workers, copies = config.workers, min(config.data.replication, config.workers)
-    numbers = range(len(index.partitions))
-    wanted = [p for p in numbers if process.index in holders(index.id, p, workers=workers, copies=copies)]
-    missing: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    try:
-        own = CopyFolder(process.copies_dir, index, on_missing=missing.put)
-        needed, free = own.missing_bytes(wanted), own.free_bytes()
-    except OSError as error:
-        raise WrongInput(f"data.replication: {process.copies_dir}: {error.strerror or error}") from None
-    if needed > free:
-        raise WrongInput(
-            f"data.replication is {copies}: the copies of this worker need {needed} bytes in {process.copies_dir}, which has {free} free: "
-            "lower it, take more workers, or request ephemeral-storage in worker.template"
-        )
-    addresses = config.addresses.copies
-    peers = {n: Peer(address, transport, hello) for n, address in enumerate(addresses) if n != process.index}
-    others = _Others(peers, index.id, own=process.index, workers=workers, copies=copies)
-    packed.use([own, others])
-    if process.local_rank:
-        return None  # the first process of the pod keeps the copies for all
-    host, port = split_address(addresses[process.index])
-    server = CopyServer(own, host=listening_host(host), port=port, transport=transport, hello=hello)
-    threading.Thread(target=_fill, args=(own, packed, others, wanted, missing), name="copies-fill", daemon=True).start()
-    return Kept(server, peers.values(), missing)
+        The first process of a pod does so for all of them. Raises WrongInput when the disk is too small, PeerLost when the port is taken.
+        """
+        if not self._held:
+            return
+        if not self._process.local_rank:
+            self._reserve()
+            self._serve()
+        threading.Thread(target=self._tend, name="copies-fill", daemon=True).start()
 
-
-def _fill(
-    own: CopyFolder, packed: PackedDataset, others: Source, wanted: list[int], missing: "queue.SimpleQueue[int | None]"
-) -> None:
-    """Makes the copies of this worker, and for ever those again that are lost: from the other workers, or from the volume."""
-    came = {"workers": 0, "volume": 0, "disk": 0}
-    for number in wanted:
-        came[_made(own, packed, others, number)] += 1
-    log.info(
-        "copies of %d partitions are on this disk: %d were here, %d came from other workers, %d from the volume",
-        len(wanted),
-        came["disk"],
-        came["workers"],
-        came["volume"],
-    )
-    while (partition := missing.get()) is not None:
-        if partition in wanted and not own.has(partition):
-            source = _made(own, packed, others, partition)
-            log.warning("the copy of partition %d was lost, and came again from %s", partition, _WORDS[source])
-
-
-_WORDS: Final = {"workers": "another worker", "volume": "the volume", "disk": "this disk"}
-
-
-def _made(own: CopyFolder, packed: PackedDataset, others: Source, partition: int) -> str:
-    """Makes a copy, however long it takes; where it came from."""
-    while True:
-        if own.has(partition):
-            return "disk"
+    def _serve(self) -> None:
+        host, port = split_address(self._addresses[self._process.index])
+        hello = hello_of(self._process.config)
         try:
-            if own.fill(partition, others.read):
-                return "workers"
-            if own.fill(partition, packed.volume.read):
-                return "volume"
-            why = "the volume's is damaged"
+            self._server = CopyServer(
+                self._answer, host=listening_host(host), port=port, transport=self._transport, hello=hello
+            )
         except OSError as error:
             why = error.strerror or str(error)
-        log.warning("no copy of partition %d for %.0f s: %s; it is read elsewhere", partition, _RETRY_SECONDS, why)
-        time.sleep(_RETRY_SECONDS)
+            raise PeerLost(f"port {port}", f"the copies of the data cannot be served: {why}") from None
+
+    def close(self) -> None:
+        """Ends the server, the connections and the thread. The copies stay."""
+        self._suspects.put(None)
+        if self._server is not None:
+            self._server.close()
+        for peer in self._peers.values():
+            peer.close()
+
+    def _holders(self, data_set: bytes, partition: int) -> list[int]:
+        return holders(data_set, partition, workers=self._workers, copies=self._copies)
+
+    def _others(self, split: str, held: Held, partition: int) -> list[Source]:
+        names = self._holders(held.opened.index.id, partition)
+        others = [name for name in names if name != self._process.index]
+        first = self._process.index % len(others) if others else 0
+        return [_OfPeer(self._peers[name], split, self._note_broken) for name in others[first:] + others[:first]]
+
+    def _copy_of_index(self, split: str, key: bytes | None) -> Opened | None:
+        """The split by the index of this disk, or of another worker."""
+
+        def checked(where: str, read: Callable[[], bytes | None]) -> Opened | None:
+            content = read()
+            try:
+                return verified(content, where, key, split=split) if content is not None else None
+            except WrongInput as error:
+                log.warning("%s; it is read elsewhere", error)
+                return None
+
+        own = Folder(self._root / split)
+        with contextlib.suppress(OSError):
+            if (found := checked(own.where(INDEX), own.index)) is not None:
+                return found
+        numbers = sorted(self._peers, key=lambda number: (number - self._process.index) % self._workers)[:_ASKED]
+        calls = [
+            partial(checked, f"the index of {self._peers[n].name}", partial(self._peers[n].index, split))
+            for n in numbers
+        ]
+        try:
+            return first_answer(calls, after=_HEDGE_SECONDS, within=_INDEX_SECONDS)
+        except TimeoutError:
+            return None
+
+    def _note_broken(self, peer: Peer, split: str, partition: int) -> None:
+        self._broken += 1
+        log.warning(
+            "the copy of %s/%s on %s is broken (the %d. broken copy that this process met): it is read elsewhere, and %s makes it again",
+            split,
+            file_name(partition),
+            peer.name,
+            self._broken,
+            peer.name,
+        )
+        peer.report_broken(split, partition)
+
+    def _answer(self, request: Request) -> bytes | None:
+        held = self._held.get(split := SPLITS[request.split])
+        if held is None:
+            return None
+        if request.operation == copy_peers.INDEX:
+            return held.opened.content[request.offset : request.offset + request.length]
+        if request.operation == copy_peers.READ:
+            return held.folder.read(request.partition, request.offset, request.length)
+        if request.partition in held.wanted:
+            self._suspects.put((split, request.partition))
+        return None
+
+    def _reserve(self) -> None:
+        problem = None
+        try:
+            for split, held in self._held.items():
+                held.folder.keep_index(held.opened.content)
+                needed, free = held.folder.missing_bytes(held.wanted), held.folder.free_bytes()
+                if needed > free:
+                    problem = f"{needed} bytes for {split} where {free} are free"
+                    break
+                held.folder.reserve(held.wanted)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise WrongInput(
+                    f"data.replication: no copy can be written to {self._root}: {error.strerror or error}; "
+                    "let the trainer's user write there, or leave data.replication out"
+                ) from None
+            problem = f"more than is free: {error.strerror}"
+        if problem is not None:
+            parts = " + ".join(
+                f"{len(held.wanted)} of {len(held.opened.index.partitions)} partitions of {split}, "
+                f"{sum(held.opened.index.partitions[p].size for p in held.wanted)} bytes"
+                for split, held in self._held.items()
+            )
+            raise WrongInput(
+                f"data.replication is {self._copies} for {self._workers} workers: this one keeps {parts}, in {self._root}, which needs "
+                f"{problem} (workers of one disk share its room): lower it, take more workers, or request ephemeral-storage in "
+                "worker.template"
+            )
+
+    def _tend(self) -> None:
+        """Makes the copies of this worker, and those again that are lost, until the end."""
+        came: Counter[str] = Counter()
+        copies = {(split, partition) for split, held in self._held.items() for partition in held.wanted}
+        made: set[tuple[str, int]] = set()
+        while True:
+            for split, partition in sorted(copies):
+                self._held[split].folder.refresh(partition)  # a disk may be wiped while its files are open
+                if (split, partition) in made:
+                    self._again(split, partition)
+                elif (source := self._made(split, partition)) is not None:
+                    made.add((split, partition))
+                    came[source] += 1
+                    if made == copies:
+                        log.info(
+                            "copies of %d partitions are on this disk: %d were here, %d came from other workers, %d from the %s",
+                            *(len(made), came["disk"], came["workers"], came["store"], self._held[split].store.kind),
+                        )
+            for held in self._held.values():
+                with contextlib.suppress(OSError):
+                    held.folder.keep_index(held.opened.content)
+            for peer in self._peers.values():
+                peer.look_again()
+            if self._ended(CHECK_SECONDS):
+                return
+
+    def _ended(self, seconds: float) -> bool:
+        """Looks at suspected copies for so long; whether `close` was called."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                suspect = self._suspects.get(timeout=left)
+            except queue.Empty:
+                return False
+            if suspect is None:
+                return True
+            split, partition = suspect
+            folder = self._held[split].folder
+            if folder.has(partition) and not folder.is_intact(partition):
+                log.warning("the copy of %s/%s on this disk is broken", split, file_name(partition))
+                folder.refuse(partition)
+            self._again(split, partition)
+        return False
+
+    def _again(self, split: str, partition: int) -> None:
+        """Makes a copy that was there and is not."""
+        held = self._held[split]
+        if partition in held.wanted and not held.folder.has(partition):
+            source = self._made(split, partition)
+            if source is not None:
+                log.warning(
+                    "the copy of %s/%s was lost, and came again from %s",
+                    *(
+                        split,
+                        file_name(partition),
+                        "another worker" if source == "workers" else f"the {held.store.kind}",
+                    ),
+                )
+
+    def _made(self, split: str, partition: int) -> str | None:
+        """Tries to make a copy. Where it is from: the disk, workers or store; None when it could not be made."""
+        held = self._held[split]
+        if held.folder.has(partition):
+            return "disk"
+        try:
+            for other in self._others(split, held, partition):
+                match held.folder.fill(partition, other.read):
+                    case Filled.WHOLE:
+                        return "workers"
+                    case Filled.BROKEN:
+                        other.refuse(partition)
+            if held.folder.fill(partition, held.store.read) is Filled.WHOLE:
+                return "store"
+            why = f"{held.store.where(file_name(partition))} is damaged"
+        except OSError as error:
+            why = error.strerror or str(error)
+        log.warning(
+            "no copy of %s/%s for %.0f s: %s; it is read elsewhere", split, file_name(partition), CHECK_SECONDS, why
+        )
+        return None
+
+
+@contextlib.contextmanager
+def kept(process: Process, transport: Transport) -> Iterator[WorkerCopies | None]:
+    """Around the making of a worker's task, in which the data sets are opened: they are read through the copies, which are kept then.
+
+    None where the job has none. Raises WrongInput, PeerLost: see WorkerCopies.keep.
+    """
+    data = process.config.data
+    copies = None
+    if data is not None and data.replication > 1 and process.copies_dir is not None:
+        copies = WorkerCopies(process, transport)
+    Reading.copies = copies
+    yield copies
+    if copies is not None:
+        copies.keep()

@@ -45,12 +45,12 @@ class Worker:
         self._control = control
         self._member = member
         self._is_sync = process.config.strategy.synchronous
-        self._task = tasks.build(
-            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
-        )
-        self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._transport = transport.of(self._config, process.tls_dir)
-        copies.keep(process, self._task.packed, self._transport)
+        with copies.kept(process, self._transport):
+            self._task = tasks.build(
+                self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
+            )
+        self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
         self._loop = Loop(

@@ -59,15 +59,15 @@ class Rank(ABC):
         self._metrics = metrics
         self._control = control
         self._member = member
-        self._task = tasks.build(
-            self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
-        )
+        self._transport = transport.of(self._config, process.tls_dir)
+        with copies.kept(process, self._transport):
+            self._task = tasks.build(
+                self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
+            )
         self._backend = tasks.choose_backend(self._config, self._task.device)
         if self._backend == "nccl":
             metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
         self._traffic = Traffic()
-        self._transport = transport.of(self._config, process.tls_dir)
-        copies.keep(process, self._task.packed, self._transport)
         metrics.before_scrape = self._count
         self._breaks: tuple[tuple[int, str], int] = ((0, ""), 0)
         """The step and the error at which a round broke although no peer was lost, and how many did so in a row."""
