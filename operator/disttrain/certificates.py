@@ -4,13 +4,14 @@ The authority's key is forgotten here, so that nobody signs another leaf: a proc
 certificate that the attempt's processes accept. They are random; whoever carries a plan out makes them, and no plan depends on them.
 """
 
+import base64
 from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from disttrain.api.job import Metadata
@@ -66,6 +67,12 @@ def of_attempt(job: Metadata, attempt: int, *, now: datetime, lifetime: timedelt
         CERTIFICATE: tls.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM),
         KEY: leaf.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     }
+
+
+def public_key(certificate: bytes) -> str:
+    """The public key of a certificate (PEM), as SubjectPublicKeyInfo in DER and base64."""
+    key = x509.load_pem_x509_certificate(certificate).public_key()
+    return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

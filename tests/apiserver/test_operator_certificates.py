@@ -38,15 +38,18 @@ def certificates_of(rest: Rest, name: str) -> list[Any]:
     return rest.list(SECRETS, f"disttrain.dev/job-name={name}")
 
 
-def secret_name(rest: Rest, name: str, attempt: int) -> str:
-    uid: str = rest.get(JOBS, name)["metadata"]["uid"]
-    return f"{name}-{uid[:8]}-tls-{attempt}"
+def secret_name(rest: Rest, name: str) -> str:
+    """As the status has it."""
+    found = rest.get(JOBS, name)
+    kept = found["status"]["certificate"]
+    return f"{name}-{found['metadata']['uid'][:8]}-tls-{kept['attempt']}-{kept['suffix']}"
 
 
 def test_the_pods_of_an_attempt_mount_one_certificate_that_the_job_owns(rest: Rest, operator: Operator) -> None:
     started(rest, "made")
     (secret,) = certificates_of(rest, "made")
-    assert secret["metadata"]["name"] == secret_name(rest, "made", 1)
+    assert secret["metadata"]["name"] == secret_name(rest, "made")
+    assert secret["metadata"]["uid"] == rest.get(JOBS, "made")["status"]["certificate"]["uid"]
     (owner,) = secret["metadata"]["ownerReferences"]
     assert owner["uid"] == rest.get(JOBS, "made")["metadata"]["uid"]
     files = {name: base64.b64decode(content) for name, content in secret["data"].items()}
@@ -61,15 +64,19 @@ def test_the_pods_of_an_attempt_mount_one_certificate_that_the_job_owns(rest: Re
 
 
 def test_an_operator_that_starts_leaves_the_certificate_as_it_is(control_plane: ControlPlane, rest: Rest) -> None:
+    """It asks for no Secret. One that a user deleted is not made again: the pods that run have the old certificate."""
     with Operator(control_plane, *FLAGS, name="operator-before"):
         started(rest, "restarted")
     (before,) = certificates_of(rest, "restarted")
     with Operator(control_plane, *FLAGS, name="operator-after") as operator:
-        asked = ("create", "secrets", "409")
-        eventually(lambda: operator.requests().get(asked))
         rest.delete(PODS, "restarted-worker-0", gracePeriodSeconds=0)
         eventually(lambda: sorted(rest.pods_of("restarted")) == pod_names("restarted"))
-    assert certificates_of(rest, "restarted") == [before]
+        assert certificates_of(rest, "restarted") == [before]
+        rest.delete(SECRETS, before["metadata"]["name"])
+        rest.delete(PODS, "restarted-worker-0", gracePeriodSeconds=0)
+        eventually(lambda: sorted(rest.pods_of("restarted")) == pod_names("restarted"))
+        assert not [request for request in operator.requests() if request[1] == "secrets"]
+    assert certificates_of(rest, "restarted") == []
 
 
 def test_the_next_attempt_has_another_one_and_the_end_of_the_job_leaves_none(rest: Rest, operator: Operator) -> None:
@@ -79,9 +86,11 @@ def test_the_next_attempt_has_another_one_and_the_end_of_the_job_leaves_none(res
     for name in pod_names("failing"):
         kubelet.run(name)
     kubelet.fail("failing-worker-0")
-    second = secret_name(rest, "failing", 2)
-    eventually(lambda: [each["metadata"]["name"] for each in certificates_of(rest, "failing")] == [second], seconds=40)
-    assert rest.get(SECRETS, second)["data"]["ca.crt"] != first["data"]["ca.crt"]
+    eventually(
+        lambda: ["-tls-2-" in one["metadata"]["name"] for one in certificates_of(rest, "failing")] == [True], seconds=40
+    )
+    (second,) = certificates_of(rest, "failing")
+    assert second["data"]["ca.crt"] != first["data"]["ca.crt"]
     eventually(lambda: sorted(rest.pods_of("failing")) == pod_names("failing"), seconds=40)
     for name in pod_names("failing"):
         kubelet.run(name)

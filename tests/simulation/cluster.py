@@ -11,6 +11,7 @@ from typing import Any
 
 from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
+from disttrain.api.policies import Tls
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
 from disttrain.plan.model import (
@@ -18,10 +19,13 @@ from disttrain.plan.model import (
     Action,
     Create,
     CreatePod,
+    CreateSecret,
     Delete,
     DeleteJob,
     DeletePod,
+    DeleteSecret,
     Event,
+    MadeSecret,
     Phase,
     PodView,
 )
@@ -38,6 +42,10 @@ class Cluster:
     status: DistTrainJobStatus = field(default_factory=DistTrainJobStatus)
     pods: dict[str, PodView] = field(default_factory=dict)
     children: frozenset[ChildKind] = frozenset()
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Those that exist: the uid of each, by the suffix of its name."""
+    mounted: dict[int, set[str | None]] = field(default_factory=dict)
+    """Of each attempt the uids of the Secrets that its pods were created with."""
     deleted: bool = False
     writes: list[DistTrainJobStatus] = field(default_factory=list)
     others_well: list[bool] = field(default_factory=list)
@@ -181,9 +189,21 @@ class Cluster:
 
     # What the API server answers to the operator
 
-    def carry_out(self, action: Action, *, suspended: bool) -> None:
-        """`suspended`: whether the job is to be suspended, as far as the operator knows."""
+    def carry_out(self, action: Action, *, seen: DistTrainJob) -> MadeSecret | None:
+        """seen: the job as the operator knows it. Returns what became of a Secret."""
+        kept = seen.status.certificate
         match action:
+            case CreateSecret():
+                assert kept is not None
+                self._make("the Secret", exists=kept.suffix in self.secrets)
+                if kept.suffix in self.secrets:
+                    return MadeSecret(uid="")
+                self.secrets[kept.suffix] = f"uid-{next(self._uids)}"
+                return MadeSecret(uid=self.secrets[kept.suffix], public_key="AA==")
+            case DeleteSecret():
+                assert kept is not None
+                if kept.uid in (None, self.secrets.get(kept.suffix)):
+                    self.secrets.pop(kept.suffix, None)
             case Create(kind=kind):
                 self._make(f"the {kind}", exists=kind in self.children)
                 self.children |= {kind}
@@ -192,7 +212,9 @@ class Cluster:
             case CreatePod(role=role, index=index, attempt=attempt):
                 name = pod_name(self.body["metadata"]["name"], role, index)
                 if name in self.pods:
-                    return  # 409, and it is ours: harmless
+                    return None  # 409, and it is ours: harmless
+                if seen.spec.network.tls is Tls.MUTUAL:
+                    self.mounted.setdefault(attempt, set()).add(kept.uid if kept is not None else None)
                 self._make(name, exists=False)
                 self.pods[name] = PodView(
                     name=name,
@@ -210,11 +232,12 @@ class Cluster:
                     del self.pods[name]
             case DeletePod(name=name, uid=uid):
                 if name in self.pods and self.pods[name].uid == uid:
-                    if not suspended and self._is_uncounted(self.pods[name]):
+                    if not seen.spec.suspend and self._is_uncounted(self.pods[name]):
                         self.deleted_uncounted.append(name)
                     self.delete(name)
             case DeleteJob():
                 self.deleted = True
+        return None
 
     def _make(self, name: str, *, exists: bool) -> None:
         if self.finished and not exists:
@@ -242,6 +265,7 @@ class Operator:
     report_read: datetime | None = None
     listening_since: datetime = START
     children: frozenset[ChildKind] = frozenset()
+    secret: tuple[str, MadeSecret] | None = None
 
     def __post_init__(self) -> None:
         self.restart()
@@ -250,6 +274,7 @@ class Operator:
         """A new process begins with a complete list."""
         self.report = self.report_read = None
         self.listening_since = self.cluster.now
+        self.secret = None
         self.job = self.cluster.job
         self.see_all()
 
@@ -272,11 +297,15 @@ class Operator:
 
     @property
     def snapshot(self) -> Snapshot:
+        kept = self.job.status.certificate
+        known = self.secret is not None and kept is not None and self.secret[0] == kept.suffix
         return Snapshot(
             job=self.job,
             now=self.cluster.now,
             pods=tuple(self.pods.values()),
             children=self.children,
+            secret=self.secret[1] if known and self.secret is not None else None,
+            random_suffix=f"{len(self.cluster.writes):016x}",
             progress=self.report,
             progress_read=self.report_read,
             listening_since=self.listening_since,
@@ -288,7 +317,9 @@ class Operator:
         for number, action in enumerate(plan.actions):
             if number == stop_after:
                 return plan
-            self.cluster.carry_out(action, suspended=self.job.spec.suspend)
+            made, kept = self.cluster.carry_out(action, seen=self.job), self.job.status.certificate
+            if made is not None and kept is not None:
+                self.secret = (kept.suffix, made)
         if stop_after is not None:
             return plan
         current = self.cluster.job

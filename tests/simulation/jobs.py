@@ -33,6 +33,8 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
     if kind == "server":
         spec["strategy"] = {"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}
         spec["parameterServer"] = {"replicas": draw(st.integers(1, 2))}
+    if kind in ("model", "server") and draw(st.booleans()):
+        spec["network"] = {"tls": "Mutual"}
     if draw(st.booleans()):
         rules = [
             {

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from disttrain.api.names import ChildKind, Role
 from disttrain.plan import Plan, decide
-from disttrain.plan.model import DISRUPTED, Create, CreatePod, Phase, PodView
+from disttrain.plan.model import DISRUPTED, Create, CreatePod, CreateSecret, Phase, PodView
 from simulation.cluster import Cluster, Operator
 from simulation.jobs import jobs
 from width import WIDE
@@ -176,6 +176,12 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.cluster.deleted_uncounted == []
 
     @invariant()
+    def pods_of_an_attempt_have_one_certificate(self) -> None:
+        for uids in self.cluster.mounted.values():
+            assert len(uids) == 1
+            assert None not in uids, "a pod before its certificate"
+
+    @invariant()
     def one_pod_in_one_place(self) -> None:
         places = [(pod.role, pod.index) for pod in self.cluster.pods.values()]
         assert len(places) == len(set(places))
@@ -192,9 +198,9 @@ class AnyOrder(RuleBasedStateMachine):
         before, after = writes[number - 1] if number else None, writes[number]
         assert before != after, "a write that says nothing"
         assert not (after.is_true("Complete") and after.is_true("Failed"))
-        assert before is None or not (before.is_true("Complete") or before.is_true("Failed")), (
-            "a final status was changed"
-        )
+        if before is not None and (before.is_true("Complete") or before.is_true("Failed")):
+            assert after == before.model_copy(update={"certificate": None}), "a final status was changed"
+            return
         assert [condition.type for condition in after.conditions] == [
             "Valid", "Suspended", "Scheduled", "Ready", "Progressing", "Restarting", "Complete", "Failed",
         ]  # fmt: skip
@@ -295,6 +301,7 @@ class AnyOrder(RuleBasedStateMachine):
             self._grace_periods_end()
             self.cluster.now += timedelta(seconds=2)
         self.nothing_is_made_for_a_finished_job()
+        assert self.cluster.secrets == {}, "a Secret outlives the job"
         policy, left = self.cluster.body["spec"]["runPolicy"]["cleanPodPolicy"], self.cluster.pods.values()
         assert policy != "All" or not left
         assert policy != "Running" or all(pod.done for pod in left)
@@ -324,7 +331,7 @@ class AnyOrder(RuleBasedStateMachine):
         writes, forced = len(self.cluster.writes), len(self.cluster.forced_without_need)
         plan = self._reconcile()
         assert len(self.cluster.forced_without_need) == forced, "a pod was removed by force though its node reports"
-        creations = (CreatePod, Create)
+        creations = (CreatePod, CreateSecret, Create)
         assert not (self.cluster.finished and any(isinstance(action, creations) for action in plan.actions))
         return bool(plan.actions) or len(self.cluster.writes) > writes
 

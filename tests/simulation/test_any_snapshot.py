@@ -14,7 +14,7 @@ from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import Snapshot, decide
-from disttrain.plan.model import Phase, PodView, Refusal
+from disttrain.plan.model import MadeSecret, Phase, PodView, Refusal
 from simulation.jobs import jobs
 from width import WIDE
 
@@ -78,6 +78,7 @@ snapshots = st.builds(
     now=st.just(NOW),
     pods=pods(),
     children=st.frozensets(st.sampled_from(ChildKind)),
+    secret=st.none() | st.builds(MadeSecret, uid=st.sampled_from(("", "secret-1")), public_key=st.just("AA==")),
     progress=st.none() | reports,
     progress_read=st.none() | moments,
     refusals=st.lists(

@@ -80,22 +80,19 @@ class Role(StrEnum):
 
 
 class ChildKind(StrEnum):
-    """A kind of object of which a job has at most one, named by `child_name`. A new kind is a line here, a rule in `plan.children.NEEDED`,
-    a manifest in `manifests.CHILDREN`, and its place in `kube.api.CHILDREN`."""
+    """A kind of object of which a job has at most one, with the name of the job. A new kind is a line here, a rule in
+    `plan.children.NEEDED`, a manifest in `manifests.CHILDREN`, and its place in `kube.api.CHILDREN`."""
 
     SERVICE = "Service"
     """The headless Service that gives every pod of the job a stable name."""
     NETWORK_POLICY = "NetworkPolicy"
     """The NetworkPolicy of network.policy JobOnly."""
-    SECRET = "Secret"
-    """The Secret with the certificate of the present attempt, for network.tls Mutual. The operator may not list or watch Secrets: of
-    theirs it knows what it has made itself, or found when it would have made it."""
 
 
-def child_name(kind: ChildKind, job: str, uid: str, attempt: int) -> str:
-    """The name of a job's object of a kind. That of a certificate is another one for each attempt of each job of the name, so that an
-    object that has it already is our own."""
-    return f"{job}-{uid[:8]}-tls-{attempt}" if kind is ChildKind.SECRET else job
+def secret_name(job: str, uid: str, attempt: int, suffix: str) -> str:
+    """The Secret with the certificate of an attempt, for network.tls Mutual. suffix: random, so that nobody can create an object of
+    that name first. The rest of the name is the job's, so that a changed status names no other Secret."""
+    return f"{job}-{uid[:8]}-tls-{attempt}-{suffix}"
 
 
 def checkpoint_dir(job: str, uid: str) -> str:

@@ -142,6 +142,20 @@ class ModelStatus(Model):
     """Its digest in hex."""
 
 
+class CertificateStatus(Model):
+    """The Secret with the certificate of an attempt, where network.tls is Mutual. Its name:
+    <job>-<8 characters of the uid>-tls-<attempt>-<suffix>."""
+
+    attempt: Count
+    """Attempt whose processes have the certificate."""
+    suffix: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$", max_length=16)]
+    """Random end of the Secret's name. It is stored before the Secret is created."""
+    uid: Short | None = None
+    """uid of the Secret, once it is created. Pods are created after that."""
+    public_key: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9+/=]+$", max_length=1024)] | None = None
+    """Public key of the certificate (SubjectPublicKeyInfo, DER, base64): the master signs its reports with the private one."""
+
+
 class TrainingStatus(Model):
     """Progress, as the master reported it."""
 
@@ -251,6 +265,8 @@ class DistTrainJobStatus(Model):
     parts_per_step: Count | None = None
     """Parts of a global batch of our own loop: trainer.partsPerStep, or the worker processes that the job had when it first started.
     Written once."""
+    certificate: CertificateStatus | None = None
+    """The Secret of the attempt's certificate; only with network.tls Mutual, and while there is one."""
     training: TrainingStatus | None = None
     """Progress."""
     goodput: Goodput | None = None

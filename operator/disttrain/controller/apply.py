@@ -7,7 +7,6 @@ What the API server refuses becomes a Refusal for the plan; what it cannot do no
 """
 
 import asyncio
-import base64
 import contextlib
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -15,7 +14,7 @@ from itertools import groupby
 
 from disttrain import certificates
 from disttrain.api import DistTrainJob
-from disttrain.api.names import KIND, ChildKind, child_name, pod_name
+from disttrain.api.names import KIND, pod_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.record import Child, JobRecord
@@ -34,14 +33,18 @@ from disttrain.kube.api import (
     Unavailable,
 )
 from disttrain.manifests import CHILDREN as MANIFESTS
-from disttrain.manifests import build_pod
+from disttrain.manifests import build_pod, build_secret
+from disttrain.manifests.secret import name_of_secret
 from disttrain.plan.model import (
     Action,
     Create,
     CreatePod,
+    CreateSecret,
     Delete,
     DeleteJob,
     DeletePod,
+    DeleteSecret,
+    MadeSecret,
     Refusal,
 )
 
@@ -103,10 +106,14 @@ class Executor:
         namespace, name = job.metadata.namespace, job.metadata.name
         match action:
             case Create(kind=kind):
-                child = Child(CHILDREN[kind], _key(job, kind))
-                return await self._create(job, record, child, lambda: self._build(job, kind))
-            case Delete(kind=kind, attempt=attempt):
-                return await self._delete_child(job, CHILDREN[kind], _key(job, kind, attempt))
+                child = Child(CHILDREN[kind], Key(namespace, name))
+                return await self._create(job, record, child, lambda: MANIFESTS[kind](job))
+            case Delete(kind=kind):
+                return await self._delete_child(job, CHILDREN[kind], Key(namespace, name))
+            case CreateSecret():
+                return await self._create_secret(job, record)
+            case DeleteSecret():
+                return await self._delete_secret(job)
             case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept):
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
                 image = kept or self._trainer_image
@@ -117,13 +124,6 @@ class Executor:
                 return await self._delete(job, PODS, Key(namespace, pod), uid, grace)
             case DeleteJob():
                 return await self._delete(job, JOBS, Key(namespace, name), job.metadata.uid, None)
-
-    def _build(self, job: DistTrainJob, kind: ChildKind) -> Body:
-        body = MANIFESTS[kind](job)
-        if kind is ChildKind.SECRET:
-            files = certificates.of_attempt(job.metadata, job.status.attempt or 1, now=self._clock())
-            body["data"] = {name: base64.b64encode(content).decode() for name, content in files.items()}
-        return body
 
     async def _create(self, job: DistTrainJob, record: JobRecord, child: Child, build: Callable[[], Body]) -> bool:
         """Makes a child. True when there was a useless one in its place, which went at once."""
@@ -136,7 +136,7 @@ class Executor:
             raise self._refuse(record, child, words, retryable=False) from error
         found = None
         try:
-            made = await self._api.create(resource, key.namespace, body)
+            made = await self._send(record, child, body)
         except Conflict as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -147,13 +147,6 @@ class Executor:
             if not owned(found, job.metadata.uid):
                 record.name_taken(child, former=of_a_former_job(found, job.metadata.name), moment=now)
                 raise ChildNotCreated from error
-        except Refused as error:
-            raise self._refuse(record, child, error.message, retryable=error.status not in FINAL) from error
-        except Unavailable as error:
-            failed_for = record.server_failed(child, now) if error.status >= 500 else 0.0
-            if error.retry_after is None and failed_for >= SERVER_ERROR_SECONDS:
-                raise self._refuse(record, child, error.message, retryable=True) from error
-            raise
         record.resolved(child)
         self._expectations.created(Key(key.namespace, job.metadata.name), resource, made, now)
         if found is None or self._cache.shows(resource, key, job.metadata.uid):
@@ -165,6 +158,43 @@ class Executor:
             return True
         raise self._refuse(record, child, UNSEEN, retryable=True)
 
+    async def _send(self, record: JobRecord, child: Child, body: Body) -> Body:
+        """The answer to the creation of a child; what the API server does not take is a Refusal. Raises Conflict."""
+        try:
+            return await self._api.create(child.resource, child.key.namespace, body)
+        except Refused as error:
+            raise self._refuse(record, child, error.message, retryable=error.status not in FINAL) from error
+        except Unavailable as error:
+            now = asyncio.get_running_loop().time()
+            failed_for = record.server_failed(child, now) if error.status >= 500 else 0.0
+            if error.retry_after is None and failed_for >= SERVER_ERROR_SECONDS:
+                raise self._refuse(record, child, error.message, retryable=True) from error
+            raise
+
+    async def _create_secret(self, job: DistTrainJob, record: JobRecord) -> bool:
+        """Makes the Secret of the attempt's certificate. True: the plan has to see what became of it, which no watch reports."""
+        # By the name of the job: that of the Secret changes, and what a refusal is about must not.
+        child = Child(SECRETS, Key(job.metadata.namespace, job.metadata.name))
+        files = certificates.of_attempt(job.metadata, job.status.attempt or 1, now=self._clock())
+        body = build_secret(job, files)
+        try:
+            made = await self._send(record, child, body)
+        except Conflict as error:
+            if error.reason != "AlreadyExists":
+                raise
+            made = {"metadata": {"uid": ""}}
+        record.resolved(child)
+        public_key = certificates.public_key(files[certificates.CERTIFICATE])
+        record.secret_made(body["metadata"]["name"], MadeSecret(uid=made["metadata"]["uid"], public_key=public_key))
+        return True
+
+    async def _delete_secret(self, job: DistTrainJob) -> bool:
+        kept = job.status.certificate
+        if kept is not None:
+            with contextlib.suppress(NotFound, Conflict):  # Conflict: another object has the name by now
+                await self._api.delete(SECRETS, job.metadata.namespace, name_of_secret(job), uid=kept.uid or "")
+        return False
+
     def _refuse(self, record: JobRecord, child: Child, message: str, *, retryable: bool) -> "ChildNotCreated":
         name = f"{child.resource.kind} {child.key.name}"
         record.refused(child, Refusal(name=name, message=message, retryable=retryable, time=self._clock()))
@@ -174,10 +204,6 @@ class Executor:
         """Deletes the job's object of this name, if there is one."""
         known = self._cache.stores[resource].get(key)
         uid = known.uid if known is not None and known.owner == job.metadata.uid else ""
-        if not uid and resource is SECRETS:  # no watch tells of those that an operator before this one has made
-            with contextlib.suppress(NotFound):
-                found = await self._api.get(resource, *key)
-                uid = found["metadata"]["uid"] if owned(found, job.metadata.uid) else ""
         return bool(uid) and await self._delete(job, resource, key, uid, None)
 
     async def _delete(self, job: DistTrainJob, resource: Resource, key: Key, uid: str, grace: int | None) -> bool:
@@ -198,13 +224,7 @@ class Executor:
         return False
 
 
-CREATIONS = (Create, CreatePod)
-
-
-def _key(job: DistTrainJob, kind: ChildKind, attempt: int | None = None) -> Key:
-    """The place of the job's object of a kind. attempt None: of the present one."""
-    attempt = attempt or job.status.attempt or 1
-    return Key(job.metadata.namespace, child_name(kind, job.metadata.name, job.metadata.uid, attempt))
+CREATIONS = (Create, CreateSecret, CreatePod)
 
 
 class ChildNotCreated(Exception):

@@ -25,7 +25,7 @@ from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
 from disttrain.controller.volume_failures import VolumeFailures, waits_for_volumes
-from disttrain.kube.api import JOBS, PODS, SECRETS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
+from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.plan import Plan, decide
 from disttrain.plan.model import DeleteJob
 from disttrain.plan.progress import read_interval
@@ -273,10 +273,6 @@ class Reconciler:
             self._queue.add(key)
 
     def _forget(self, key: Key) -> None:
-        if (record := self._records.find(key)) is not None:
-            certificates = self._cache.stores[SECRETS]  # no watch tells that the garbage collector has deleted them
-            for entry in list(certificates.owned_by(key.namespace, record.uid)):
-                certificates.drop(entry.key, entry.uid)
         self._progress.follow(key, None)
         self._volume_failures.follow(key, None)
         self._expectations.forget(key)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from disttrain.api import Progress
 from disttrain.controller.cache import Key
 from disttrain.kube.api import Resource
-from disttrain.plan.model import Refusal
+from disttrain.plan.model import MadeSecret, Refusal
 from disttrain.plan.progress import is_another_step
 
 LONG_AGO = float("-inf")
@@ -39,6 +39,8 @@ class JobRecord:
     """Children whose name an object of another owner has, and when the operator last looked at that object."""
     former: set[Child] = field(default_factory=set)
     """Those of `name_conflicts` whose name an object of a former job of the same name has."""
+    secret: tuple[str, MadeSecret] | None = None
+    """What became of the last creation of a Secret, and its name."""
     waiting_for_volumes: dict[str, float] = field(default_factory=dict)
     """Uids of pods that have a node and no container yet, and since when."""
     volume_failures: dict[str, str] = field(default_factory=dict)
@@ -79,6 +81,10 @@ class JobRecord:
     def refused(self, child: Child, refusal: Refusal) -> None:
         """The API server refused to create a child."""
         self.refusals[child] = refusal
+
+    def secret_made(self, name: str, made: MadeSecret) -> None:
+        """The API server answered the creation of the Secret of that name."""
+        self.secret = (name, made)
 
     def server_failed(self, child: Child, moment: float) -> float:
         """A creation failed with an error of the server. Returns for how many seconds each creation of this child has failed so."""

@@ -18,17 +18,16 @@ from typing import Any
 from disttrain.api.names import LABEL_JOB_NAME
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Store
 from disttrain.controller.metrics import DRIFT
-from disttrain.kube.api import CHILDREN, JOBS, PODS, SECRETS, ApiError, KubeApi, NotFound, Page, Resource
+from disttrain.kube.api import CHILDREN, JOBS, PODS, ApiError, KubeApi, NotFound, Page, Resource
 
 log = logging.getLogger(__name__)
 
 SOON_SECONDS = 2.0
 """From a watch's new list to a comparison: the watches of all kinds break and restart within moments of one another."""
 
-WATCHED = [resource for resource in CHILDREN.values() if resource is not SECRETS]
-SELECTORS = {PODS: LABEL_JOB_NAME, **dict.fromkeys(WATCHED, LABEL_JOB_NAME), JOBS: ""}
+SELECTORS = {PODS: LABEL_JOB_NAME, **dict.fromkeys(CHILDREN.values(), LABEL_JOB_NAME), JOBS: ""}
 """What is watched and listed of each kind; jobs last, so that a new job is never judged without its children. No Secrets: the right to
-list them is the right to read all of them."""
+read those of jobs is the right to read all of them."""
 
 
 class WatchHealth:

@@ -1,14 +1,16 @@
 """The Snapshot of a job, which `decide` sees, from the cache and from the JobRecord. It judges nothing."""
 
+import secrets
 from dataclasses import replace
 from datetime import datetime
 
 from disttrain.api import DistTrainJob
-from disttrain.api.names import Role, child_name
+from disttrain.api.names import Role
 from disttrain.controller.cache import Cache, CachedPod, Entry
 from disttrain.controller.record import JobRecord
 from disttrain.kube.api import CHILDREN
-from disttrain.plan.model import Phase, PodView, Snapshot
+from disttrain.manifests.secret import name_of_secret
+from disttrain.plan.model import MadeSecret, Phase, PodView, Snapshot
 
 CANNOT_START = "CreateContainerConfigError"
 """What the kubelet itself says of a container that cannot be made for want of a Secret, when an environment variable names it."""
@@ -27,9 +29,10 @@ def take_snapshot(
         children=frozenset(
             kind
             for kind, where in CHILDREN.items()
-            if child_name(kind, job.metadata.name, job.metadata.uid, job.status.attempt or 1)
-            in {entry.key.name for entry in cache.stores[where].owned_by(*owner)}
+            if job.metadata.name in {entry.key.name for entry in cache.stores[where].owned_by(*owner)}
         ),
+        secret=_secret(record, job),
+        random_suffix=secrets.token_hex(8),
         progress=record.progress,
         progress_read=record.progress_read,
         step_seen=record.step_seen,
@@ -40,6 +43,14 @@ def take_snapshot(
         name_conflicts=tuple(sorted({child.key.name for child in record.name_conflicts.keys() - record.former})),
         former=tuple(sorted({child.key.name for child in record.name_conflicts.keys() & record.former})),
     )
+
+
+def _secret(record: JobRecord, job: DistTrainJob) -> MadeSecret | None:
+    """What became of the Secret that the status names."""
+    if record.secret is None or job.status.certificate is None:
+        return None
+    name, made = record.secret
+    return made if name == name_of_secret(job) else None
 
 
 def with_volume_failure(view: PodView, record: JobRecord) -> PodView:

@@ -41,7 +41,7 @@ EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 CHILDREN: Mapping[ChildKind, Resource] = MappingProxyType(
-    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES, ChildKind.SECRET: SECRETS}
+    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES}
 )
 """Where the API server has a job's object of each kind."""
 
@@ -105,7 +105,8 @@ class KubeApi(Protocol):
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
     ) -> Body:
-        """Deletes the object of that uid; what it owns is deleted in the background. Conflict when another object has the name now."""
+        """Deletes the object of that uid ("": the object of that name); what it owns is deleted in the background. Conflict when another
+        object has the name now."""
         ...
 
     async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:

@@ -129,7 +129,9 @@ class KubeClient:
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
     ) -> Body:
-        options: Body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        options: Body = {"propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         return await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=options)

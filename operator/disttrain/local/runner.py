@@ -162,6 +162,7 @@ class Run:
             progress_read=self._progress_read,
             step_seen=self._step_seen,
             log_hint=str(self._folder.log("{pod}")),
+            keeps_certificates=True,
             keeps_model=True,
         )
 

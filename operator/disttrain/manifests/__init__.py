@@ -17,7 +17,6 @@ CHILDREN: Mapping[ChildKind, Callable[[DistTrainJob], dict[str, Any]]] = Mapping
     {
         ChildKind.SERVICE: build_service,
         ChildKind.NETWORK_POLICY: build_network_policy,
-        ChildKind.SECRET: build_secret,
     }
 )
 """The manifest of a job's object of each kind."""
@@ -27,6 +26,7 @@ __all__ = [
     "TooLarge",
     "build_network_policy",
     "build_pod",
+    "build_secret",
     "build_service",
     "cluster_addresses",
     "too_large",

@@ -25,10 +25,8 @@ from disttrain.api.names import (
     TLS_PATH,
     TRAINER_CONTAINER,
     VOLUME_PREFIX,
-    ChildKind,
     Role,
     checkpoint_dir,
-    child_name,
     pod_name,
     service_name,
 )
@@ -43,6 +41,7 @@ from disttrain.manifests.environment import (
     training_environment,
 )
 from disttrain.manifests.owner import child_metadata
+from disttrain.manifests.secret import name_of_secret
 from disttrain.manifests.security import container_security, pod_security
 from disttrain.manifests.size import too_large
 from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers
@@ -105,7 +104,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         "enableServiceLinks": False,
         "securityContext": pod_security(template.get("securityContext", {})),
         "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
-        "volumes": _volumes(job, role, attempt, template),
+        "volumes": _volumes(job, role, template),
         "tolerations": _tolerations(template.get("tolerations", [])),
     }
     if init_containers:
@@ -225,7 +224,7 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
     return resources
 
 
-def _volumes(job: DistTrainJob, role: Role, attempt: int, template: _Object) -> list[_Object]:
+def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
     own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
         own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
@@ -242,8 +241,7 @@ def _volumes(job: DistTrainJob, role: Role, attempt: int, template: _Object) -> 
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "emptyDir": {}})
     if job.spec.network.tls is Tls.MUTUAL:
-        name = child_name(ChildKind.SECRET, job.metadata.name, job.metadata.uid, attempt)
-        own.append({"name": _TLS, "secret": {"secretName": name, "defaultMode": _SECRET_MODE}})
+        own.append({"name": _TLS, "secret": {"secretName": name_of_secret(job), "defaultMode": _SECRET_MODE}})
     return merge_by("name", template.get("volumes", []), own)
 
 

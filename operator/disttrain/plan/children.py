@@ -1,6 +1,7 @@
-"""What a job is made of against what there is: Service, NetworkPolicy, certificate, pods. Makes what is missing, removes what is old.
+"""What a job is made of against what there is: Service, NetworkPolicy, pods. Makes what is missing, removes what is old.
 
-Not here: whether a failed pod counts (failures/). A pod is removed only after that was written down.
+Not here: the certificate, which comes before the pods (certificate.py); whether a failed pod counts (failures/). A pod is removed only
+after that was written down.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +9,9 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from disttrain.api.names import ChildKind, Role
-from disttrain.api.policies import NetworkPolicyMode, Tls
+from disttrain.api.policies import NetworkPolicyMode
 from disttrain.api.reasons import Reason
-from disttrain.plan import disruptions, lost_nodes, words
+from disttrain.plan import certificate, disruptions, lost_nodes, words
 from disttrain.plan.failures import account
 from disttrain.plan.model import (
     Action,
@@ -37,7 +38,6 @@ NEEDED: Mapping[ChildKind, Callable[[JobView], bool]] = MappingProxyType(
     {
         ChildKind.SERVICE: lambda _: True,
         ChildKind.NETWORK_POLICY: lambda view: view.spec.network.policy is NetworkPolicyMode.JOB_ONLY,
-        ChildKind.SECRET: lambda view: view.spec.network.tls is Tls.MUTUAL,
     }
 )
 """Whether a job needs its object of a kind, in the order in which they are created. One that it no longer needs is deleted."""
@@ -49,25 +49,28 @@ def converge(view: JobView) -> Step:
     deletions += tuple(
         Delete(kind=kind) for kind, needed in NEEDED.items() if kind in view.snapshot.children and not needed(view)
     )
-    deletions += _former_certificate(view)
     waits = [moment for pod in view.failed if (moment := account.release(view, pod)) > view.now]
     lost = disruptions.one_more(view) if disruptions.taken_away(view) else disruptions.carried_over(view)
     held = _held_until(view, disruptions.paused_until(lost))
     waits += [moment for moment in (lost_nodes.upcoming(view), held) if moment is not None]
-    creations = () if _impossible(view) or held is not None else tuple(_creations(view))
+    waiting = _impossible(view) != "" or held is not None
+    first = None if waiting else certificate.before_pods(view)
+    creations = () if waiting else tuple(_creations(view, pods=first is None))
     if lost is not None and any(isinstance(action, CreatePod) for action in creations):
         lost = disruptions.made_again(view, lost)
     return Step(
-        actions=(*deletions, *creations),
-        status={"disruptions": lost},
+        actions=(*deletions, *creations, *(first.actions if first is not None else ())),
+        status={"disruptions": lost, **(first.status if first is not None else {})},
         events=_created_event(view, creations),
         look=min(waits, default=None),
+        again=first is not None and first.again,
     )
 
 
 def _created_event(view: JobView, creations: tuple[Action, ...]) -> tuple[Event, ...]:
     # The pass that made the pods may not have been the one to write of it.
-    if view.started or not (creations or view.snapshot.pods):
+    making = any(isinstance(action, CreatePod) for action in creations)
+    if view.started or not (making or view.snapshot.pods):
         return ()
     made = ", ".join(words.count(number, role) for role, number in view.replicas.items())
     return (Event(reason=Reason.CREATED, message=f"Creating {made}"),)
@@ -124,12 +127,6 @@ def _held_until(view: JobView, paused: datetime | None) -> datetime | None:
     return max((moment for moment in moments if moment > view.now), default=None)
 
 
-def _former_certificate(view: JobView) -> tuple[Delete, ...]:
-    """With the certificate of an attempt that begins, that of the attempt before it goes."""
-    missing = NEEDED[ChildKind.SECRET](view) and ChildKind.SECRET not in view.snapshot.children
-    return (Delete(kind=ChildKind.SECRET, attempt=view.attempt - 1),) if missing and view.attempt > 1 else ()
-
-
 def _deletions(view: JobView) -> Iterator[DeletePod]:
     accounted = set(view.restarts.accounted)
     for pod in view.outdated:
@@ -147,10 +144,12 @@ def _deletions(view: JobView) -> Iterator[DeletePod]:
                 yield _delete(pod)
 
 
-def _creations(view: JobView) -> Iterator[Action]:
+def _creations(view: JobView, *, pods: bool) -> Iterator[Action]:
     for kind, needed in NEEDED.items():
         if kind not in view.snapshot.children and needed(view):
             yield Create(kind=kind)
+    if not pods:
+        return
     if view.runs_command and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
         return  # nothing of ours in those programs refuses a peer of another attempt
     image = next((pod.trainer_image for pod in view.present.values() if pod.trainer_image), "")

@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 from disttrain.api.policies import CleanPodPolicy
-from disttrain.plan import lost_nodes
+from disttrain.plan import certificate, lost_nodes
 from disttrain.plan.model import DeleteJob, DeletePod, Plan, PodView
 from disttrain.plan.view import JobView
 
 
 def after_the_end(view: JobView) -> Plan:
-    """The plan for a finished job. Its status is final, to the letter."""
+    """The plan for a finished job. Its status is final, to the letter: only the Secret that is deleted goes from it."""
     ttl = view.spec.run_policy.ttl_seconds_after_finished
     expiry = None
     if ttl is not None and view.status.completion_time is not None:
@@ -21,8 +21,8 @@ def after_the_end(view: JobView) -> Plan:
     )
     moments = [moment for moment in (expiry, lost_nodes.upcoming(view)) if moment is not None]
     return Plan(
-        actions=(*deletions, *lost_nodes.forced(view), *view.spent_certificate),
-        status=view.status,
+        actions=(*deletions, *lost_nodes.forced(view), *certificate.spent(view)),
+        status=view.status.model_copy(update={"certificate": None}) if view.status.certificate else view.status,
         look_again=min(moments) - view.now if moments else None,
     )
 

@@ -105,6 +105,15 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MadeSecret:
+    """What became of the creation of the Secret that status.certificate names."""
+
+    uid: str
+    """"": another object has the name."""
+    public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A job and its children at one moment. `now` is the only clock that a decision has."""
 
@@ -114,6 +123,10 @@ class Snapshot:
     """Every pod whose controller is this very job (by uid), deleting ones included."""
     children: frozenset[ChildKind] = frozenset()
     """The kinds of which the job has its object."""
+    secret: MadeSecret | None = None
+    """What became of the Secret that status.certificate names; None: this process has not created it."""
+    random_suffix: str = "0" * 16
+    """16 hex digits that nobody can foresee, drawn for this snapshot."""
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None
@@ -131,6 +144,8 @@ class Snapshot:
     """Names that the job needs and that objects of a former, deleted job of the same name hold until they have ended."""
     log_hint: str = "kubectl logs -n {namespace} {pod}"
     """How a user reads a pod's log; messages about failures end with it."""
+    keeps_certificates: bool = False
+    """Certificates are kept without a Secret, as in a local run."""
     keeps_model: bool = False
     """The trained model is kept also where the job has no checkpoint volume, as in a local run."""
 
@@ -152,8 +167,16 @@ class Delete:
     """Delete the job's object of a kind."""
 
     kind: ChildKind
-    attempt: int | None = None
-    """Of an earlier attempt; None: the present one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateSecret:
+    """Create the Secret that the stored status.certificate names, with a new certificate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteSecret:
+    """Delete the Secret that the stored status.certificate names, if it is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +206,7 @@ class DeleteJob:
     """Delete the job itself: its TTL is over."""
 
 
-Action: TypeAlias = Create | Delete | CreatePod | DeletePod | DeleteJob
+Action: TypeAlias = Create | Delete | CreateSecret | DeleteSecret | CreatePod | DeletePod | DeleteJob
 
 
 class Write(Enum):

@@ -4,7 +4,7 @@ A job is Suspended only when its last pod is gone. Pods end with their own grace
 """
 
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.plan import lost_nodes
+from disttrain.plan import certificate, lost_nodes
 from disttrain.plan.failures.steps import new_attempt_claims
 from disttrain.plan.model import DeletePod, Event
 from disttrain.plan.step import Claim, Step
@@ -35,7 +35,7 @@ def _suspend(view: JobView) -> Step:
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         claims = (_suspended("True", Reason.SUSPENDED, message), *_at_rest())
-        return Step(actions=view.spent_certificate, claims=claims, events=events)
+        return Step(actions=certificate.spent(view), status={"certificate": None}, claims=claims, events=events)
     # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)
     going = view.snapshot.pods if written else ()

@@ -7,7 +7,7 @@ from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan import disruptions
 from disttrain.plan.model import Plan, Write
 
-_NEEDED_NEXT = frozenset({"attempt", "restarts", "disruptions", "start_time", "completion_time"})
+_NEEDED_NEXT = frozenset({"attempt", "restarts", "disruptions", "start_time", "completion_time", "certificate"})
 """Fields that the next step depends on: a failed pod is deleted only when its failure is written."""
 _BEGINNING = frozenset({"start_time", "attempt"})
 """Those of them that a job begins with. If the operator dies before it writes them, the next one sees the pods, and writes them."""
@@ -53,6 +53,8 @@ def not_carried_out(plan: Plan, before: DistTrainJobStatus) -> Plan:
     """The plan of which a creation failed, so that its status is true. Of a job that has not begun it is written now: deadlines count from
     its start, and the failure may last for hours, in which a user looks at the job."""
     status = disruptions.without_creations(plan.status, before)
+    if before.certificate is not None:  # its Secret may not be deleted, and nothing else knows its name
+        status = status.model_copy(update={"certificate": before.certificate})
     return replace(plan, status=status, write=urgency(before, status) if before.start_time is not None else Write.NOW)
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from disttrain.api.environment import ExitCode
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import ChildKind, Role, pod_name
+from disttrain.api.names import Role, pod_name
 from disttrain.api.policies import BackoffLimitReset
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.runtime import Progress
@@ -19,7 +19,7 @@ from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.api.trainer import Command, Loop
 from disttrain.plan import in_place
 from disttrain.plan.indexes import parse_indexes
-from disttrain.plan.model import DISRUPTED, Delete, Phase, PodView, Snapshot
+from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
 
 REPORT_TIMEOUT = timedelta(seconds=60)
 """Without a report for so long, it is not known whether steps are made."""
@@ -286,11 +286,6 @@ class JobView:
         if not steps and self.status.training is not None and self.status.training.last_checkpoint is not None:
             steps.append(self.status.training.last_checkpoint.step)
         return max(steps, default=0)
-
-    @property
-    def spent_certificate(self) -> tuple[Delete, ...]:
-        """The deletion of the attempt's certificate, where no pod needs it any more."""
-        return (Delete(kind=ChildKind.SECRET),) if ChildKind.SECRET in self.snapshot.children else ()
 
     @cached_property
     def runs_command(self) -> bool:

@@ -118,7 +118,7 @@ class ApiServer:
     ) -> Body:
         await self._asked("delete", resource, name)
         body = self._find(resource, name)
-        if body["metadata"]["uid"] != uid:
+        if uid and body["metadata"]["uid"] != uid:
             raise Conflict(409, "Conflict", "the UID in the precondition is another's")
         grace = body["spec"].get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
         if resource is PODS and body["spec"].get("nodeName") and grace:

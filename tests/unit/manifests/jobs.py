@@ -4,6 +4,7 @@ from typing import Any
 
 from disttrain.api import DistTrainJob
 from disttrain.api.names import Role
+from disttrain.api.status import CertificateStatus, DistTrainJobStatus
 
 MODEL = {
     "model": "disttrain_trainer.examples.digits:model",
@@ -63,7 +64,16 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
         job(**PARAMETER_SERVER, **VOLUMES, image="team/train:1"),
         ((Role.MASTER, 0), (Role.PARAMETER_SERVER, 1), (Role.WORKER, 0)),
     ),
-    "tls": (job(**PARAMETER_SERVER, network={"tls": "Mutual"}), ((Role.PARAMETER_SERVER, 1),)),
+    "tls": (
+        job(**PARAMETER_SERVER, network={"tls": "Mutual"}).model_copy(
+            update={
+                "status": DistTrainJobStatus(
+                    attempt=2, certificate=CertificateStatus(attempt=2, suffix="0123456789abcdef", uid="uid-of-secret")
+                )
+            }
+        ),
+        ((Role.PARAMETER_SERVER, 1),),
+    ),
     "gpus-and-template": (
         job(
             worker={"replicas": 4, "gpusPerWorker": 8, "template": TEMPLATE},

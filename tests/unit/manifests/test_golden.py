@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from disttrain.api.names import ChildKind
 from disttrain.api.policies import Tls
-from disttrain.manifests import CHILDREN, build_pod
+from disttrain.manifests import CHILDREN, build_pod, build_secret
 from unit.manifests.jobs import JOBS
 
 FOLDER = Path(__file__).parent / "golden"
@@ -28,7 +27,8 @@ def manifests(name: str) -> str:
     """All that a job of jobs.py becomes, as one YAML stream."""
     job, pods = JOBS[name]
     encrypted = job.spec.network.tls is Tls.MUTUAL
-    objects = [build(job) for kind, build in CHILDREN.items() if encrypted or kind is not ChildKind.SECRET]
+    objects = [build(job) for build in CHILDREN.values()]
+    objects += [build_secret(job, {"tls.key": b"random"})] if encrypted else []
     objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE) for role, index in pods]
     return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=140)
 

@@ -12,9 +12,21 @@ from typing import Any, Self
 
 from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
-from disttrain.api.status import Condition, DistTrainJobStatus
+from disttrain.api.status import CertificateStatus, Condition, DistTrainJobStatus
 from disttrain.plan import Plan, Snapshot, decide
-from disttrain.plan.model import Action, Create, CreatePod, Delete, DeletePod, Phase, PodView, Refusal
+from disttrain.plan.model import (
+    Action,
+    Create,
+    CreatePod,
+    CreateSecret,
+    Delete,
+    DeletePod,
+    DeleteSecret,
+    MadeSecret,
+    Phase,
+    PodView,
+    Refusal,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MASTER, SERVER, WORKER = Role.MASTER, Role.PARAMETER_SERVER, Role.WORKER
@@ -46,6 +58,9 @@ class Scene:
         self.pods: dict[str, PodView] = {}
         self.status = DistTrainJobStatus()
         self.children: frozenset[ChildKind] = frozenset()
+        self.secret: MadeSecret | None = None
+        self.secrets: dict[str, str] = {}
+        """Those that exist: the uid of each, by the suffix of its name."""
         self.report: Progress | None = None
         self.report_read: datetime | None = None
         self.step_seen: datetime | None = None
@@ -187,8 +202,15 @@ class Scene:
         self.report_read = self.now
         return self
 
+    @property
+    def certificate(self) -> CertificateStatus:
+        kept = self.status.certificate
+        assert kept is not None
+        return kept
+
     def new_operator(self) -> Self:
         """Another process goes on with what is stored. It has received nothing yet."""
+        self.secret = None
         self.report = self.report_read = None
         self.listening_since = self.now
         return self
@@ -202,6 +224,8 @@ class Scene:
             now=self.now,
             pods=tuple(self.pods.values()),
             children=self.children,
+            secret=self.secret,
+            random_suffix=f"{next(self._uids):016x}",
             progress=self.report,
             progress_read=self.report_read,
             step_seen=self.step_seen,
@@ -245,6 +269,15 @@ class Scene:
                 self.children |= {kind}
             case Delete(kind=kind):
                 self.children -= {kind}
+            case CreateSecret():
+                suffix = self.certificate.suffix
+                self.secret = MadeSecret(
+                    uid="" if suffix in self.secrets else f"secret-{next(self._uids)}", public_key="AA=="
+                )
+                self.secrets.setdefault(suffix, self.secret.uid)
+            case DeleteSecret():
+                self.secrets.pop(self.certificate.suffix, None)
+                self.secret = None
             case CreatePod():
                 self.create(action)
             case DeletePod(name=name, uid=uid):

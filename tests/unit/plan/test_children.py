@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from disttrain.api.names import ChildKind
 from disttrain.api.reasons import JobState, Reason
-from disttrain.plan.model import Create, CreatePod, Delete, Refusal
+from disttrain.plan.model import Create, Delete, Refusal
 from unit.plan.builders import MASTER, NOON, SERVER, WORKER, created, deleted, make_job
 
 
@@ -49,28 +49,6 @@ def test_a_service_or_policy_that_a_user_deleted_is_created_again():
     scene.children = frozenset()
     assert scene.step().actions == (Create(kind=ChildKind.SERVICE), Create(kind=ChildKind.NETWORK_POLICY))
     assert scene.status.state is JobState.TRAINING
-
-
-MUTUAL = {"tls": "Mutual"}
-
-
-def test_a_job_with_tls_has_a_certificate_before_it_has_pods_and_none_when_it_is_suspended():
-    scene = make_job().servers(1).spec(network=MUTUAL)
-    actions = scene.step().actions
-    assert actions.index(Create(kind=ChildKind.SECRET)) < actions.index(CreatePod(role=MASTER, index=0, attempt=1))
-    scene.spec(network=MUTUAL, suspend=True).step()
-    scene.pods.clear()
-    assert scene.step().actions == (Delete(kind=ChildKind.SECRET),)
-    assert scene.step().actions == ()
-
-
-def test_with_the_certificate_of_an_attempt_that_of_the_attempt_before_goes():
-    scene = make_job().servers(1).spec(network=MUTUAL).training()
-    scene.status = scene.status.model_copy(update={"attempt": 2})
-    scene.children -= {ChildKind.SECRET}
-    actions = scene.step().actions
-    assert Delete(kind=ChildKind.SECRET, attempt=1) in actions
-    assert Create(kind=ChildKind.SECRET) in actions
 
 
 def test_a_refusal_that_may_pass_is_tried_again_later():

@@ -93,6 +93,7 @@ def stored() -> dict[str, dict[str, Any]]:
         "evicted": evicted,
         "waiting": waiting,
         "script": script,
+        "encrypted": make_job().spec(network={"tls": "Mutual"}).started().seen().all_run().seen(),
         "fresh": make_job(),
     }
     return {name: _body(scene) for name, scene in jobs.items()}
