@@ -109,11 +109,11 @@ class Three:
     [
         (
             nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)),
-            "8 outputs of 0 cannot be shared by 3 processes (8 / 3 leaves 2)",
+            "no plan for 0 of trainer.model: 8 outputs of 0 cannot be shared by 3 processes (8 / 3 leaves 2)",
         ),
         (
             nn.Sequential(charlm.Attention(width=12, heads=4)),
-            "4 heads of 0 (heads) cannot be shared by 3 processes (4 / 3 leaves 1)",
+            "no plan for 0 of trainer.model: 4 heads (heads) cannot be shared by 3 processes (4 / 3 leaves 1)",
         ),
         (
             nn.Sequential(nn.Conv2d(1, 1, 1), Depends()),

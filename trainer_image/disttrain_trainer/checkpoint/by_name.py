@@ -84,7 +84,10 @@ class NamedCheckpoint:
     def entry(self, name: str) -> Entry:
         """Dtype, shape, pieces and slots of a tensor of state_dict(). Raises WrongInput when there is none of this name."""
         if (found := self.manifest.tensors.get(name)) is None:
-            raise WrongInput(f"checkpoint {self.folder}: its manifest has no tensor {name}")
+            raise WrongInput(
+                f"checkpoint {self.folder}: its manifest has no tensor {name}: it is of another model; make trainer.model that one, "
+                "or begin with an empty checkpoint volume"
+            )
         return found
 
     def elements(self, stored: Stored, start: int, stop: int) -> torch.Tensor:

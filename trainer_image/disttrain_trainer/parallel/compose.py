@@ -4,11 +4,14 @@
 2. tensor: the layers cut over the ranks of a tensor group; then the other stages' are dropped
 3. data: what is left is cut, or copied, over the data-parallel ranks
 
+Where layers are cut, a small batch is computed by the whole model before and by the cut one after (trial.py).
+
 Each takes a LocalModel and returns one; an axis of size 1 leaves it as it is.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +23,11 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.factories import resolve
 from disttrain_trainer.model.task import Loss
 from disttrain_trainer.model.user_code import guarded
-from disttrain_trainer.parallel import fully_shard, pipeline, tensor
+from disttrain_trainer.parallel import fully_shard, pipeline, tensor, user_plan
 from disttrain_trainer.parallel.chance import Chance
 from disttrain_trainer.parallel.mesh import Groups
 from disttrain_trainer.parallel.pipeline import Pipeline
+from disttrain_trainer.parallel.trial import Outputs, Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,10 @@ class LocalModel:
     module: nn.Module
     pipeline: Pipeline | None = None
     """Runs forward and backward of the stages that lie here; None: the module is called."""
+    chance: Chance | None = None
+    """Of a pipeline."""
+    whole: Outputs | None = None
+    """What the modules of the whole model returned; None where the cut model is not compared with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,15 @@ class ParallelContext:
     """None for a rank that is alone."""
     loss: Loss
     device: torch.device
+    sample: Callable[[], Any] | None = None
+    """Returns the same small batch each time, which the cut model and the whole one both compute; None: they are not compared. The same
+    on all ranks."""
+
+    @property
+    def plan_field(self) -> str:
+        """The field that decides how layers are cut."""
+        own = self.config.trainer.loop.parallelize
+        return user_plan.FIELD if own else "strategy.modelParallel.tensor"
 
 
 Transform = Callable[[LocalModel, ParallelContext], LocalModel]
@@ -84,7 +101,16 @@ def cut_pipeline(local: LocalModel, context: ParallelContext) -> LocalModel:
             chance=chance,
             device=context.device,
         ),
+        chance=chance,
     )
+
+
+def try_whole(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """What the whole model computes of a small batch, where its layers will be cut."""
+    trial = _trial(local, context)
+    if trial is None or not (context.mesh.tensor > 1 or context.config.trainer.loop.parallelize):
+        return local
+    return replace(local, whole=trial.run(local.module))
 
 
 def cut_tensor(local: LocalModel, context: ParallelContext) -> LocalModel:
@@ -92,17 +118,23 @@ def cut_tensor(local: LocalModel, context: ParallelContext) -> LocalModel:
     if context.groups is None:
         return local
     trainer = context.config.trainer
-    options = dict(trainer.config or {})
     if name := trainer.loop.parallelize:
-        field = "trainer.parallelize"
-        with guarded(field):
-            module = resolve(field, name, "model", "mesh", "config")(local.module, context.groups.mesh, options)
-        if not isinstance(module, nn.Module):
-            raise WrongInput(f"trainer.parallelize returned a {type(module).__name__}; expected the model")
+        module = user_plan.apply(
+            name,
+            local.module,
+            context.groups.mesh,
+            dict(trainer.config or {}),
+            cuts_data=context.config.strategy.sharding is not Sharding.REPLICATED,
+        )
         return replace(local, module=module)
     if context.mesh.tensor == 1:
         return local
     return replace(local, module=tensor.apply(local.module, context.groups.mesh["tensor"]))
+
+
+def try_stages(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """In a pipeline, before the other stages are dropped: the cut model computes the same."""
+    return _compared(local, context) if local.pipeline is not None else local
 
 
 def drop_stages(local: LocalModel, context: ParallelContext) -> LocalModel:
@@ -119,7 +151,33 @@ def cut_data(local: LocalModel, context: ParallelContext) -> LocalModel:
     return replace(local, module=fully_shard.shard(local.module, context.groups.mesh))
 
 
-TRANSFORMS: tuple[Transform, ...] = (cut_pipeline, cut_tensor, drop_stages, cut_data)
+def try_cut(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """Without a pipeline: the cut model computes the same."""
+    return _compared(local, context) if local.pipeline is None else local
+
+
+def _compared(local: LocalModel, context: ParallelContext) -> LocalModel:
+    if (trial := _trial(local, context)) is not None:
+        trial.compare(local.whole, local.module, field=context.plan_field)
+    return replace(local, whole=None)
+
+
+def _trial(local: LocalModel, context: ParallelContext) -> Trial | None:
+    if context.sample is None or context.groups is None:
+        return None
+    seed = context.config.trainer.seed
+    return Trial(loss=context.loss, batch=context.sample, seed=seed, device=context.device, chance=local.chance)
+
+
+TRANSFORMS: tuple[Transform, ...] = (
+    cut_pipeline,
+    try_whole,
+    cut_tensor,
+    try_stages,
+    drop_stages,
+    cut_data,
+    try_cut,
+)
 
 
 def compose(model: nn.Module, context: ParallelContext) -> LocalModel:

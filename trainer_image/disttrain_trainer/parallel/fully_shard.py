@@ -18,6 +18,8 @@ from disttrain_trainer.parallel import shard_collectives
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Wraps the model in place, block by block. mesh: of the axes replicate and shard; a replicate of size 1 costs nothing.
 
+    Where trainer.parallelize has wrapped some modules already, it has chosen the blocks: only what is left is wrapped, with the model.
+
     What it leaves whole, scalars and parameters without elements, has its gradients summed by the exchange. Raises WrongInput for a model
     that FSDP2 cannot cut.
     """
@@ -27,13 +29,15 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
             parameter.data = parameter.data.contiguous()  # FSDP2 cuts no other memory format
     whole = {parameter for parameter in model.parameters() if not (parameter.dim() and parameter.numel())}
     try:
-        for block in blocks_of(model):
-            if not any(isinstance(module, FSDPModule) for module in block.modules()):
-                fully_shard(block, mesh=data, ignored_params=whole)
+        for block in [] if any(isinstance(module, FSDPModule) for module in model.modules()) else blocks_of(model):
+            fully_shard(block, mesh=data, ignored_params=whole)
         if not isinstance(model, FSDPModule):
             fully_shard(model, mesh=data, ignored_params=whole)  # in place
     except (AssertionError, NotImplementedError, ValueError) as error:
-        raise WrongInput(f"trainer.model cannot be cut by FSDP2: {str(error).splitlines()[0]}") from None
+        raise WrongInput(
+            f"trainer.model cannot be cut by FSDP2: {str(error).splitlines()[0]}; change the model, or wrap the modules that can be cut by "
+            "fully_shard in trainer.parallelize, or set strategy.dataParallel.sharding to Replicated"
+        ) from None
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

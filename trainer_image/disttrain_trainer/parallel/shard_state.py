@@ -141,7 +141,10 @@ class ShardState:
             entry = checkpoint.entry(piece.name)
             for slot, values in self._optimizer.slots.items():
                 if (stored := entry.slots.get(slot)) is None:
-                    raise WrongInput(f"trainer.optimizer: {source} has no {slot} of {piece.name}: it is of another one")
+                    raise WrongInput(
+                        f"trainer.optimizer: {source} has no {slot} of {piece.name}: it is of another optimizer; set the one that "
+                        "the checkpoint was written with, or begin from its model alone by checkpoint.from with include: Model"
+                    )
                 values[number].copy_(checkpoint.block(stored, piece.block))
             if counts:
                 self._optimizer.updates[number] = float(counts[piece.name])
@@ -151,7 +154,8 @@ class ShardState:
         there, here = (entry.dtype, entry.shape), (tensor_file.name_of(local.dtype), block.shape)
         if there != here:
             raise WrongInput(
-                f"trainer.model: {source} is of another model: {name} is {there[0]} {list(there[1])} there, {here[0]} {list(here[1])} here"
+                f"trainer.model: {source} has another model: {name} is {there[0]} {list(there[1])} there, {here[0]} {list(here[1])} here: "
+                "make trainer.model that one, or begin with an empty checkpoint volume"
             )
         return entry
 
@@ -159,7 +163,8 @@ class ShardState:
         then, now = ({place.name for place in layout.places} for layout in (checkpoint.layout, self._layout))
         if changed := sorted(then ^ now):
             raise WrongInput(
-                f"trainer.model: {source} is of another training: not the same parameters are trained: {resuming.listed(changed)}"
+                f"trainer.model: {source} is of another training: not the same parameters are trained: {resuming.listed(changed)}; "
+                "set requires_grad as then, or begin from its model alone by checkpoint.from with include: Model"
             )
 
     def _slots(self) -> dict[str, torch.Tensor]:

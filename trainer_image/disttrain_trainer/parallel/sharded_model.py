@@ -33,6 +33,8 @@ class Piece:
     """Of the ranks that hold these elements this one saves and counts them."""
     is_cut: bool
     """FSDP2 sums its gradient over the data-parallel ranks."""
+    is_cut_by_layer: bool
+    """Each rank of the tensor axis has another block of it."""
 
 
 class ShardedModel:
@@ -119,7 +121,7 @@ class ShardedModel:
             change = "added" if names - self._names else "removed"
             raise UserError(
                 f"parameter {min(names ^ self._names)} was {change} after the training began; what is trained is decided once, when "
-                "trainer.model returns"
+                "trainer.model returns: make all parameters there, and set those aside that rest by a flag in forward()"
             )
 
     def refuse_unfrozen(self) -> None:
@@ -180,4 +182,5 @@ def _piece(name: str, parameter: nn.Parameter, *, numbers: dict[str, int], at: C
         block=block,
         is_owner=is_owner and block.elements > 0,
         is_cut=is_cut,
+        is_cut_by_layer="tensor" in cut,
     )

@@ -3,24 +3,32 @@
 Cut is what is certain, where the user's `trainer.parallelize` does not say it: between one or more Linears with the same input and
 the Linear after them there are only elementwise functions (an MLP, gated or not), or the attention of heads (q, k, v and o). What a
 module computes in between is read off its forward() with torch.fx; and attention is computed once before and once after the cut, since a
-forward() may ask how wide it is. Everything else is replicated: each process computes it whole, with the same gradient.
+forward() may ask how wide it is. A Linear of one output that scales the others (a gate) stays whole, and its gradient is summed. Everything
+else is replicated: each process computes it whole, with the same gradient.
 
-Dropout between the Linears would draw another mask than one process draws. Such a layer stays replicated, and the log names it.
+Dropout between the Linears would draw another mask than one process draws. Such a layer stays replicated, and so does one whose widths or
+heads cannot be divided; the log names both.
 """
 
 import operator
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._pytree import tree_leaves
 
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.module import evaluating
+from disttrain_trainer.parallel.backend import BrokenGroup
+from disttrain_trainer.parallel.trial import Print
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
@@ -38,8 +46,8 @@ _ELEMENTWISE = {
     "relu", "tanh", "sigmoid", "square", "mul", "add", "sub", "div", "pow", "neg", "contiguous", "float", "to", "type_as",
 }  # fmt: skip
 _SHAPING = {
-    torch.reshape, torch.transpose, torch.permute, torch.flatten, torch.unflatten,
-    "view", "reshape", "transpose", "permute", "flatten", "unflatten",
+    torch.reshape, torch.transpose, torch.permute, torch.flatten, torch.unflatten, torch.unsqueeze, torch.repeat_interleave,
+    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "unsqueeze", "repeat_interleave", "expand",
 }  # fmt: skip
 _PRODUCTS = {torch.matmul, operator.matmul, "matmul"}
 _SOFTMAX = {F.softmax, torch.softmax, "softmax"}
@@ -72,29 +80,36 @@ def apply(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """
     plans = {name: plan_of(module) for name, module in model.named_modules() if _has_linears(module)}
     shared = _shared(model)
-    left: list[str] = []
+    left: dict[str, str] = {}
     is_cut = False
     for name, plan in plans.items():
         module = model.get_submodule(name)
-        left += [_join(name, linear) for linear in plan.dropout]
+        left |= {_join(name, linear): "there is dropout between it and the next Linear" for linear in plan.dropout}
         for pair in plan.pairs:
             linears = [module.get_submodule(linear) for linear in (*pair.columns, pair.row)]
             if any(id(parameter) in shared for linear in linears for parameter in linear.parameters()):
                 continue
-            _cut(module, pair, mesh, where=name)
+            if why := _indivisible(module, pair, mesh.size()) or (pair.attention and _changes(module, pair, mesh)):
+                parts = [""] if pair.attention else [*pair.columns, pair.row]
+                left |= {_join(name, part) if part else name or "the model": why for part in parts}
+                continue
+            _cut(module, pair, mesh)
             is_cut = True
-    if left:
-        log.info("tensor parallel: these stay whole, because of the dropout between them: %s", ", ".join(left))
     if not is_cut:
         name, why = next(
-            ((name, plan.why) for name, plan in plans.items() if plan.why),
-            ("", "no two Linears in it follow one another"),
+            iter(left.items()),
+            next(
+                ((name, plan.why) for name, plan in plans.items() if plan.why),
+                ("", "no two Linears in it follow one another"),
+            ),
         )
-        if left:
-            name, why = left[0], "there is dropout between it and the next Linear"
         raise WrongInput(
             f"strategy.modelParallel.tensor: no plan for {name or 'the model'} of trainer.model: {why}; write attention with Linears q, k, "
             "v and o, and others as Linear, activation, Linear, or set trainer.parallelize"
+        )
+    for why in dict.fromkeys(left.values()):
+        log.info(
+            "tensor parallel: these stay whole: %s: %s", ", ".join(name for name in left if left[name] == why), why
         )
     return model
 
@@ -209,68 +224,86 @@ class _Region:
         return ""
 
 
-def _cut(module: nn.Module, pair: Pair, mesh: DeviceMesh, *, where: str) -> None:
-    """Cuts the Linears of one pair. Raises WrongInput."""
-    size = mesh.size()
+def _indivisible(module: nn.Module, pair: Pair, size: int) -> str:
+    """Why the widths or heads of a pair cannot be divided by `size` processes; empty where they can."""
     for name in pair.columns:
-        wide = module.get_submodule(name).out_features
-        if wide % size:  # type: ignore[operator]
-            raise WrongInput(
-                f"strategy.modelParallel.tensor: {wide} outputs of {_join(where, name)} cannot be shared by {size} processes "
-                f"({wide} / {size} leaves {wide % size}): choose a tensor that divides them, or set trainer.parallelize"  # type: ignore[operator]
+        wide = int(module.get_submodule(name).out_features)  # type: ignore[arg-type]
+        if wide % size and not _is_gate(module, name, pair):
+            return (
+                f"{wide} outputs of {name} cannot be shared by {size} processes ({wide} / {size} leaves {wide % size}): choose a tensor "
+                "that divides them"
             )
-    before = None
-    heads: dict[str, int] = {}
-    if pair.attention:
-        heads = {
-            name: value
-            for name, value in vars(module).items()
-            if _HEADS.fullmatch(name) and isinstance(value, int) and value > 0
-        }
-        for name, value in heads.items():
-            if value % size:
-                raise WrongInput(
-                    f"strategy.modelParallel.tensor: {value} heads of {where or 'the model'} ({name}) cannot be shared by {size} processes "
-                    f"({value} / {size} leaves {value % size}): choose a tensor that divides them"
-                )
-        before = _tried(module, pair, where)
+    for name, value in _heads(module).items() if pair.attention else ():
+        if value % size:
+            return (
+                f"{value} heads ({name}) cannot be shared by {size} processes ({value} / {size} leaves {value % size}): choose a tensor "
+                "that divides them"
+            )
+    return ""
+
+
+def _is_gate(module: nn.Module, name: str, pair: Pair) -> bool:
+    """Whether a Linear has one output, which scales all those of the others: it stays whole."""
+    wide = [int(module.get_submodule(column).out_features) for column in (name, *pair.columns)]  # type: ignore[arg-type]
+    return not pair.attention and wide[0] == 1 and max(wide) > 1
+
+
+def _heads(module: nn.Module) -> dict[str, int]:
+    """The attributes that count heads."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if _HEADS.fullmatch(name) and isinstance(value, int) and value > 0
+    }
+
+
+def _cut(module: nn.Module, pair: Pair, mesh: DeviceMesh) -> None:
+    """Cuts the Linears of one pair."""
     for name in pair.columns:
-        parallelize_module(module, mesh, {name: ColwiseParallel()}, src_data_rank=None)
+        if _is_gate(module, name, pair):
+            module.get_submodule(name).register_forward_hook(partial(_scales_parts, mesh))
+        else:
+            parallelize_module(module, mesh, {name: ColwiseParallel()}, src_data_rank=None)
     parallelize_module(module, mesh, {pair.row: RowwiseParallel()}, src_data_rank=None)
-    for name, value in heads.items():
-        setattr(module, name, value // size)
-    if before is not None:
-        after = _tried(module, pair, where)
-        if after.shape != before.shape or not torch.allclose(
-            after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())
-        ):
-            raise _no_plan(where, "it computes something else once its heads are shared out")
+    for name, value in _heads(module).items() if pair.attention else ():
+        setattr(module, name, value // mesh.size())
 
 
-def _tried(module: nn.Module, pair: Pair, where: str) -> torch.Tensor:
-    """What the module computes of an input that is the same each time. Raises WrongInput."""
+def _scales_parts(mesh: DeviceMesh, _: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    """The same output, whose gradient is the sum over the processes: each knows that by its own columns."""
+    whole = DTensor.from_local(output, mesh, [Replicate()], run_check=False)
+    return whole.to_local(grad_placements=[Partial()])
+
+
+def _changes(module: nn.Module, pair: Pair, mesh: DeviceMesh) -> str:
+    """Why an attention cannot be cut, as a copy of it shows; empty where it can."""
+    try:
+        before = _tried(module, pair)
+        copy = deepcopy(module)
+        _cut(copy, pair, mesh)
+        after = _tried(copy, pair)
+    except BrokenGroup:
+        raise
+    except Exception as error:
+        text = str(error).splitlines()
+        return f"its heads cannot be shared out ({type(error).__name__}: {text[0] if text else ''})"
+    if before is None or after is None:
+        return "its forward() returns no tensor"
+    if after.shape == before.shape and Print.of(after).is_near(Print.of(before), dtype=before.dtype):
+        return ""
+    return "it computes something else once its heads are shared out"
+
+
+def _tried(module: nn.Module, pair: Pair) -> torch.Tensor | None:
+    """What the module computes of an input that is the same each time: the first tensor that it returns. Raises what it raises."""
     linear: Any = module.get_submodule(pair.columns[0])
     weight = linear.weight
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 4, linear.in_features, generator=generator).to(weight.device, weight.dtype)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(module):
-            torch.default_generator.manual_seed(0)
-            found = module(hidden)
-    except Exception as error:
-        text = str(error).splitlines()
-        raise _no_plan(
-            where, f"its heads cannot be shared out ({type(error).__name__}: {text[0] if text else ''})"
-        ) from None
-    if not isinstance(found, torch.Tensor):
-        raise _no_plan(where, f"its forward() returns a {type(found).__name__}")
-    return found
-
-
-def _no_plan(where: str, why: str) -> WrongInput:
-    return WrongInput(
-        f"strategy.modelParallel.tensor: no plan for {where or 'the model'} of trainer.model: {why}; set trainer.parallelize"
-    )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(module):
+        torch.default_generator.manual_seed(0)
+        found = module(hidden)
+    return next((leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)), None)
 
 
 def _has_linears(module: nn.Module) -> bool:

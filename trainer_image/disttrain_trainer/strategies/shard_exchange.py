@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import loss_parallel
 
 from disttrain.api.mesh import Mesh
 from disttrain_trainer.data.schedule import BatchPart, parts_of
@@ -20,6 +22,7 @@ from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.parallel.agreement import require_equal_gradients
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.mesh import Groups
 from disttrain_trainer.parallel.pipeline import Pipeline
@@ -56,8 +59,12 @@ class ShardExchange:
         buffers: SharedBuffers | None,
         parameters: int,
         checkpoints: ShardCheckpoints | None,
+        plan_field: str | None = None,
     ) -> None:
-        """groups: None for a rank that is alone. buffers: those of this rank's part of the model. parameters: trained ones of the whole."""
+        """groups: None for a rank that is alone. buffers: those of this rank's part of the model. parameters: trained ones of the whole.
+
+        plan_field: the field by which layers are cut, where the gradients of the first step are compared over the tensor axis.
+        """
         config = process.config
         self._metrics = metrics
         self._control = control
@@ -67,6 +74,7 @@ class ShardExchange:
         self._watch = loop.stopwatch
         self._schedule = task.schedule
         self._groups = groups
+        self._unproved_plan = plan_field if mesh.tensor > 1 else None
         self._model = model
         self._pipeline = pipeline
         self._optimizer = optimizer
@@ -142,6 +150,10 @@ class ShardExchange:
                 "trainer.loss returned a loss of weight 0 that no parameter can learn from: with a sharded model every worker must run "
                 "backward for the others; compute it from the model's output, and return the weight 0 beside it"
             )
+        if isinstance(loss, DTensor):  # of loss_parallel(), which the loss has left: its backward needs it again
+            with loss_parallel():
+                (loss.full_tensor() * (share if self._counts else 1.0)).backward()  # type: ignore[no-untyped-call]
+            return None
         return loss * share if self._counts else loss
 
     def after(self, part: BatchPart) -> None:
@@ -199,6 +211,9 @@ class ShardExchange:
             for piece in model.trained:
                 if not piece.is_cut:
                     self._sum_whole(piece.parameter)
+            if self._unproved_plan is not None:
+                self._compare_gradients(self._groups, self._unproved_plan)
+                self._unproved_plan = None
             notes.zero_()
             if took_part:
                 notes[[_HEAD + number for number in took_part]] = 1.0
@@ -221,9 +236,22 @@ class ShardExchange:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradient = parameter.grad
-        local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-        if local.numel():
-            dist.all_reduce(local, group=self._groups.data)
+        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+            if (
+                gradient.placements != parameter.placements
+            ):  # a norm of SequenceParallel has the sum over its own tokens
+                gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
+            gradient = gradient.to_local()
+        if gradient.numel():
+            dist.all_reduce(gradient, group=self._groups.data)
+
+    def _compare_gradients(self, groups: Groups, field: str) -> None:
+        """Raises WrongInput where ranks of a tensor group have other gradients for what they hold together."""
+        if not self._total:
+            return
+        model, axis = self._model, groups.mesh["tensor"]
+        shared = [(piece, model.gradient(piece)) for piece in model.trained if not piece.is_cut_by_layer]
+        require_equal_gradients(shared, group=axis.get_group(), size=axis.size(), field=field)
 
     def _share_buffers(self, buffers: SharedBuffers) -> None:
         """Gives the data-parallel ranks the buffers that part 0 left, which the first of them computes."""

@@ -7,6 +7,7 @@ state that is held here or by the rank of a copy; where that is lost, every rank
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from torch import nn
 from disttrain.api.mesh import Coordinate
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.checkpoint.manifest import NAME
-from disttrain_trainer.errors import PeerLost, UserError
+from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.initial import FactoryNotRepeatable
@@ -24,7 +25,7 @@ from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import backend, shard_state
 from disttrain_trainer.parallel.backend import BrokenGroup
-from disttrain_trainer.parallel.compose import ParallelContext, compose
+from disttrain_trainer.parallel.compose import LocalModel, ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
@@ -41,6 +42,8 @@ from disttrain_trainer.strategies.shard_exchange import ShardExchange
 
 log = logs.get_logger(__name__)
 
+_TRIED_SAMPLES = 2
+"""Of the batch that whole and cut model both compute: BatchNorm refuses one."""
 _MIXED = "mixed torch.Tensor and DTensor"
 """In what torch says of an operation on a whole tensor and a part of one."""
 _LAST_STATE = ".last-state"
@@ -117,12 +120,17 @@ class ShardedWorker(Rank):
                 writers = self._writers(this_round)
             except RuntimeError as error:
                 raise BrokenGroup(error) from None
-            local = compose(
-                self._new_model(),
-                ParallelContext(
-                    config=config, mesh=self._mesh, at=self._at, groups=groups, loss=task.loss, device=task.device
-                ),
+            is_cold = not this_round.holders  # the model, or its plan, may be another one than before
+            context = ParallelContext(
+                config=config,
+                mesh=self._mesh,
+                at=self._at,
+                groups=groups,
+                loss=task.loss,
+                device=task.device,
+                sample=self._sample if is_cold else None,
             )
+            local = self._composed(context, this_round)
             model = ShardedModel(local, layout=self._layout, at=self._at)
             optimizer = ShardOptimizer(config.trainer.loop.optimizer, model)
             state = ShardState(
@@ -157,6 +165,7 @@ class ShardedWorker(Rank):
                 buffers=SharedBuffers(local.module, task.device) if may_change and groups is not None else None,
                 parameters=len(self._layout.places),
                 checkpoints=checkpoints,
+                plan_field=context.plan_field if is_cold else None,
             )
             try:
                 self.train(loop, exchange, this_round, together=groups is not None)
@@ -172,6 +181,22 @@ class ShardedWorker(Rank):
                 exchange.restore_buffers()
                 self._held = state.present()
             self._finish(this_round, model)
+
+    def _composed(self, context: ParallelContext, this_round: Round) -> LocalModel:
+        """A new model, cut. Raises BrokenGroup where a peer is lost meanwhile, which what it calls says in its own ways."""
+        model = self._new_model()
+        try:
+            return compose(model, context)
+        except (RuntimeError, WrongInput) as error:
+            if context.groups is not None and self.has_ended(this_round):
+                raise BrokenGroup(error) from None
+            raise
+
+    def _sample(self) -> Any:
+        """The first samples of the training."""
+        part = self._task.schedule.part(0)
+        self._task.seed(part)
+        return self._task.fetch(part.indices[:_TRIED_SAMPLES])
 
     def _new_model(self) -> nn.Module:
         """A model that no round has cut. Raises FactoryNotRepeatable where the factory returns one that it keeps."""
