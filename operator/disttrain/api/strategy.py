@@ -102,7 +102,8 @@ class ParameterServerStrategy(Model):
     max_staleness: Annotated[StrictInt, Field(ge=0, le=10_000)] | None = None
     """Steps that a worker may be ahead of the slowest one. Exactly with BoundedStaleness."""
     backup_workers: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
-    """Sync only: of N workers, the gradients of the first N - backupWorkers count. Default: 0."""
+    """Sync only: of N workers, so many are spare; a free one computes the oldest outstanding part of the step once more, and the first
+    copy counts. No sample is dropped, and the result is bitwise that without. Default: 0."""
     replication: Annotated[StrictInt, Field(ge=1, le=3)] = 1
     """Copies of each shard; with 2 a lost server costs nothing. Default: 1."""
     stale_learning_rate: StaleLearningRate = StaleLearningRate.CONSTANT

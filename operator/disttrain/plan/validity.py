@@ -36,11 +36,6 @@ UNSUPPORTED = (
         ),
     ),
     Unsupported(
-        ("strategy", "parameterServer", "backupWorkers"),
-        "strategy.parameterServer.backupWorkers",
-        lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.backup_workers > 0,
-    ),
-    Unsupported(
         ("strategy", "parameterServer", "replication"),
         "strategy.parameterServer.replication above 1",
         lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 1,

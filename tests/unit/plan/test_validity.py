@@ -19,7 +19,6 @@ ROWS = [
         "strategy.dataParallel.sharding",
         "other than Replicated with modelParallel.pipeline above 1",
     ),
-    (make_job().servers(2, backupWorkers=1), "strategy.parameterServer.backupWorkers", ""),
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),

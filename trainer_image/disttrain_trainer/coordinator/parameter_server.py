@@ -14,6 +14,7 @@ from disttrain_trainer.checkpoint.store import BUFFERS, STATE, another_training,
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.completion import Completion
 from disttrain_trainer.coordinator.draining import DrainingMembers
+from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.rounds import Rounds
@@ -43,7 +44,9 @@ class ParameterServerCoordinator:
         self._tracker = tracker
         self._config = config
         self._servers = Servers(sender=sender, count=config.parameter_servers)
-        self._workers = workers = Workers(sender=sender, tracker=tracker, incarnation=incarnation)
+        self._workers = workers = Workers(
+            sender=sender, tracker=tracker, incarnation=incarnation, hedges=Hedges.of(config)
+        )
         self._sync = config.strategy.synchronous
         self._checkpoints = (
             CheckpointCoordinator(

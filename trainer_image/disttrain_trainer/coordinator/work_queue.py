@@ -6,8 +6,18 @@ servers guarantee that a part counts once; the queue sees to it that each part i
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from disttrain_trainer.data.index_set import IndexSet
+
+
+class Taken(NamedTuple):
+    """What a worker has to do of a step."""
+
+    begun: int | None
+    """The part that it computes, as far as it has reported; None where that one is done already, by another worker."""
+    waiting: list[int]
+    """Those that it will compute after it, ascending."""
 
 
 class WorkQueue:
@@ -76,6 +86,23 @@ class WorkQueue:
     def holds(self, worker: int) -> bool:
         """Whether the worker has parts that are not done."""
         return bool(self._leases.get(worker))
+
+    def outstanding(self) -> tuple[list[int], dict[int, Taken]]:
+        """The parts of the lowest unfinished step that are not done: those that no worker has (below the limit), ascending, and those of
+        each worker that has some."""
+        low = self.applied.floor // self.parts_per_step * self.parts_per_step
+        missing = {part for part in range(low, min(low + self.parts_per_step, self.limit)) if part not in self.applied}
+        taken = {}
+        for worker, lease in self._leases.items():
+            if held := lease & missing:
+                first = min(lease)  # done by another worker meanwhile or not: it has not reported it yet
+                taken[worker] = Taken(first if first in held else None, sorted(held - {first}))
+                missing -= held
+        return sorted(missing), taken
+
+    def holders(self, part: int) -> list[int]:
+        """The workers that the part is assigned to: one, or none."""
+        return [worker for worker, lease in self._leases.items() if part in lease]
 
     def recall(self) -> None:
         """All assigned parts return; every worker must request again."""

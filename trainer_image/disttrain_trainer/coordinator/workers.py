@@ -6,18 +6,20 @@ Pure; the sender sends.
 from collections.abc import Sequence
 
 from disttrain.api.names import Role
+from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.net.messages import Message, MessageType
+from disttrain_trainer.net.messages import Message, MessageType, Waited
 from disttrain_trainer.net.peers import Member, Sender
 
 
 class Workers:
     """The live workers."""
 
-    def __init__(self, *, sender: Sender, tracker: Tracker, incarnation: str) -> None:
-        """incarnation: the master's, another one in each of its processes."""
+    def __init__(self, *, sender: Sender, tracker: Tracker, incarnation: str, hedges: Hedges | None = None) -> None:
+        """incarnation: the master's, another one in each of its processes. hedges: of a job with backup workers."""
+        self._hedges = hedges
         self._sender = sender
         self._tracker = tracker
         self._incarnation = incarnation
@@ -71,6 +73,8 @@ class Workers:
         """Sends a worker into the round, with a new lease. buffers: the newest checkpoint's file of them. from_scratch: there is no
         checkpoint. primaries: the server of each shard."""
         queue.join(rank)
+        if self._hedges is not None:
+            self._hedges.leave(rank)
         self._invited += 1
         lease = self._leases[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
@@ -82,9 +86,18 @@ class Workers:
         """Records which parts a worker did and how many it requests. False for a message of an earlier lease: its parts have returned."""
         if not self.holds_lease(rank, message):
             return False
+        if self._hedges is not None:
+            for other, parts in self._hedges.finish(rank, message["done"], queue).items():
+                if other in self._leases:
+                    self._sender.send(
+                        Member(Role.WORKER, other), MessageType.ABANDON, stay=self._leases[other], slices=parts
+                    )
         queue.finish(rank, message["done"])
         if message["count"]:
             self._wants[rank] = int(message["count"])
+        if self._hedges is not None and message.get("hedge"):
+            part = self._hedges.give(rank, queue, begun=message["hedge"] == Waited.A_PART)
+            self._sender.send(Member(Role.WORKER, rank), MessageType.HEDGE, stay=self._leases[rank], part=part)
         return True
 
     def holds_lease(self, rank: int, message: Message) -> bool:
@@ -104,11 +117,16 @@ class Workers:
         self.live.pop(rank, None)
         self._wants.pop(rank, None)
         self._leases.pop(rank, None)
+        if self._hedges is not None:
+            self._hedges.leave(rank)
         self._tracker.forget(rank)
         self._count()
 
     def end_leases(self) -> None:
         """Ends every lease: messages that carry it are ignored from now on."""
+        for rank in self._leases:
+            if self._hedges is not None:
+                self._hedges.leave(rank)
         self._leases.clear()
         self._wants.clear()
 

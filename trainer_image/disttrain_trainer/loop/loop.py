@@ -109,6 +109,10 @@ class Loop:
         if self._newest is not None:
             self._meter.report(step=self._newest.step + 1, epoch=self._newest.epoch, now=time.perf_counter())
 
+    def forget_last(self) -> None:
+        """The part that was computed last does not count in the reports: another worker's copy of it does. For `complete`."""
+        self._meter.forget_last()
+
     def before_save(self, *, waits: bool, reported: bool) -> bool:
         """Before a checkpoint of this step is written. waits: for the one before. Returns whether the step is reported now.
 

@@ -42,6 +42,8 @@ class Meter:
         self._final: list[tuple[int, float, float]] = []
         """Of the last steps of the job: number of the part, loss x weight, weight."""
         self._samples = 0
+        self._before_last = 0.0, 0.0, 0, 0
+        """Losses, weight, samples and final steps before the last part was added."""
         self._earlier = 0
         """Samples of these that were computed before the loop began this time."""
         self._began = self._next_report = time.perf_counter()
@@ -58,6 +60,7 @@ class Meter:
     def add(self, part: BatchPart, *, loss: float, weight: float | None = None) -> None:
         """A part was computed: its mean loss, and its weight (default: the samples). Of weight 0 the loss may be anything."""
         samples = part.samples
+        self._before_last = self._loss, self._weight, self._samples, len(self._final)
         in_place.own.step = part.step
         if weight is None:
             weight = samples
@@ -67,6 +70,11 @@ class Meter:
             if part.step >= self._total_steps - FINAL_STEPS:
                 self._final.append((part.index, loss * weight, weight))
         self._samples += samples
+
+    def forget_last(self) -> None:
+        """The part that was added last does not count: another worker's copy of it does. Not after a report."""
+        self._loss, self._weight, self._samples, finals = self._before_last
+        del self._final[finals:]
 
     def due(self, now: float) -> bool:
         """Whether it is time for a report. `now` is of time.perf_counter."""

@@ -10,8 +10,8 @@ begins with
     INIT values                 ->  DONE
     JOIN clock                  ->  DONE clock
     LEAVE                       ->  DONE
-    PUSH part, gradient        ->  DONE version
-    PULL clock, step            ->  VALUES version, parameters
+    PUSH part, gradient        ->  DONE version, whether it came late
+    PULL clock, step, patience  ->  VALUES version, parameters; or, with a patience, that the version is not there yet
     PUSH_PULL part, gradient   ->  VALUES version, parameters               push and pull in one round trip
     KEEP step, buffers         ->  DONE                                     server 0, Sync: what part 0 of a step left
     FETCH step                 ->  KEPT buffers                             server 0, Sync: the buffers of a step
@@ -81,6 +81,12 @@ class Op(IntEnum):
 
 OWN_WEIGHT, PARTIAL = 1, 2
 """Bits of the code of PUSH: the loss names its weight; only some parameters had a gradient."""
+PATIENT = 1
+"""The code of PULL: answer within `weight` seconds, with VALUES of NOT_YET where the version is not there."""
+NOT_YET = 1
+"""The code of VALUES without a payload."""
+LATE = 1
+"""The code of DONE after PUSH: the part counted already."""
 
 
 class Reason(IntEnum):
@@ -106,7 +112,8 @@ class Header:
     op: Op
     code: int = 0
     """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
-    PUSH: bits, OWN_WEIGHT and PARTIAL. KEPT: 0 when the buffers of the step are gone."""
+    PUSH: bits, OWN_WEIGHT and PARTIAL. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
+    KEPT: 0 when the buffers of the step are gone."""
     samples: int = 0
     """PUSH: samples of the part; 0 means no gradient."""
     batch_samples: int = 0
@@ -122,7 +129,7 @@ class Header:
     nbytes: int = 0
     """Bytes of payload that follow."""
     weight: float = 0.0
-    """PUSH with OWN_WEIGHT: what the loss says that its mean weighs."""
+    """PUSH with OWN_WEIGHT: what the loss says that its mean weighs. PULL with PATIENT: seconds."""
     runs: int = 0
     """PUSH with PARTIAL: runs before the gradient."""
 

@@ -60,6 +60,14 @@ class Save:
     folder: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """The master's answer to a free worker."""
+
+    part: int | None
+    """To be computed once more; None: nothing to hedge."""
+
+
 class Group(Protocol):
     """The connections of a rank to the others, for threads other than the rank's."""
 
@@ -186,6 +194,10 @@ class ParameterServerMember:
         self.assignments: deque[int] = deque()
         self.asked = False
         """A REQUEST is not answered yet."""
+        self.hedge: Hedge | None = None
+        """The master's answer to a worker that is free."""
+        self.abandoned: set[int] = set()
+        """Parts that another worker has done meanwhile."""
         self.evaluate = False
         self.client: Client | None = None
         """The connections to the servers, in which the main thread may wait."""
@@ -221,6 +233,10 @@ class ParameterServerMember:
             case MessageType.ASSIGN if self.round is not None and self.round.lease == message["stay"]:
                 self.assignments.extend(message["slices"])
                 self.asked = False
+            case MessageType.HEDGE if self.round is not None and self.round.lease == message["stay"]:
+                self.hedge = Hedge(message["part"])
+            case MessageType.ABANDON if self.round is not None and self.round.lease == message["stay"]:
+                self.abandoned.update(message["slices"])
             case MessageType.EVALUATE:
                 self.evaluate = True
             case MessageType.SAVE:
@@ -229,6 +245,8 @@ class ParameterServerMember:
     def _enter(self, this_round: Round | None) -> None:
         self.round = this_round
         self.assignments.clear()
+        self.hedge = None
+        self.abandoned.clear()
         self.asked = self.evaluate = False
         if self.client is not None:
             self.client.close(goodbye=False)

@@ -83,13 +83,27 @@ class MessageType(StrEnum):
     DROP = "drop"
     """To a server: these workers are lost [ranks, id]; it answers with STATE."""
     REQUEST = "take"
-    """From a worker: assign so many parts [stay, count, done: parts applied since the last message]."""
+    """From a worker: assign so many parts [stay, count, done: parts applied since the last message; hedge: the worker is free and asks for
+    a hedge, see Waited]."""
     ASSIGN = "tickets"
     """To a worker: compute these [stay, slices]."""
+    HEDGE = "hedge"
+    """To a free worker that asks: compute this part once more [stay, part, or null: there is none]."""
+    ABANDON = "abandon"
+    """To a worker: another one has done these parts, which it holds or hedges [stay, slices]."""
     EVALUATE = "evaluate"
     """To a worker: all is applied; evaluate the final parameters, and write the model where there is a place for it."""
     EVALUATED = "evaluated"
     """[evaluation, model: path and sha256 of its file]"""
+
+
+class Waited(StrEnum):
+    """How long a worker that asks for a hedge has waited."""
+
+    LITTLE = "little"
+    """Less than a part takes: what another worker computes now will soon be done."""
+    A_PART = "a-part"
+    """As long as a part takes."""
 
 
 def encode(kind: MessageType, **fields: object) -> bytes:

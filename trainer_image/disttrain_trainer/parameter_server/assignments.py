@@ -4,8 +4,8 @@ The control thread receives assignments while the main thread computes, so that 
 """
 
 from disttrain_trainer.net.control_client import ControlClient
-from disttrain_trainer.net.members import ParameterServerMember, Round
-from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.net.members import Hedge, ParameterServerMember, Round
+from disttrain_trainer.net.messages import MessageType, Waited
 
 
 class Assignments:
@@ -46,19 +46,42 @@ class Assignments:
         except IndexError:
             return None
 
+    def put_back(self, index: int) -> None:
+        """The part is the next one again: another one is computed before it."""
+        with self._control.changed:
+            if not self.is_over:
+                self._member.assignments.appendleft(index)
+
+    def was_abandoned(self, index: int) -> bool:
+        """Whether another worker has done this part meanwhile."""
+        return index in self._member.abandoned
+
     def finished(self, index: int, seconds: float) -> None:
         """Every server has this part, after so many seconds of work."""
         self._done.append(index)
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
 
-    def request(self, *, force: bool = False) -> None:
-        """Reports the parts that are done, and requests more when half of the wanted assignments are used up."""
+    def ask_for_hedge(self, waited: Waited) -> int | None:
+        """The part that this worker, which is free, is to compute once more; None: there is none, or the round is over."""
+        with self._control.changed:
+            self._member.hedge = None
+        self.request(hedge=waited)
+        answer = self._control.wait(
+            lambda: "over" if self.is_over else self._member.hedge,
+            what="the master's answer to a free worker",
+            timeout=None,
+        )
+        return answer.part if isinstance(answer, Hedge) else None
+
+    def request(self, *, force: bool = False, hedge: Waited | None = None) -> None:
+        """Reports the parts that are done, and requests more when half of the wanted assignments are used up. hedge: asks for one."""
         member = self._member
         count = member.parts_to_request(self._seconds)
-        if count or (force and self._done):
+        asks = {} if hedge is None else {"hedge": hedge}
+        if count or asks or (force and self._done):
             with self._control.changed:
                 if self._round is None or member.round is not self._round:
                     return  # the master ignores a request of an earlier lease, and in the next round it would count as made
                 member.asked = member.asked or count > 0
             done, self._done = self._done, []
-            self._control.send(MessageType.REQUEST, stay=self._round.lease, count=count, done=done)
+            self._control.send(MessageType.REQUEST, stay=self._round.lease, count=count, done=done, **asks)

@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, RoundOver
 from disttrain_trainer.model.flat import Layout, Vectors
-from disttrain_trainer.net.frames import OWN_WEIGHT, PARTIAL, RUN, Header, Op, ProtocolError
+from disttrain_trainer.net.frames import LATE, OWN_WEIGHT, PARTIAL, PATIENT, RUN, Header, Op, ProtocolError
 from disttrain_trainer.net.transport import PLAIN, Closed, Silent, Transport
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
@@ -36,6 +37,14 @@ class GradientInfo:
 
 
 WHOLE = GradientInfo()
+
+
+class Tried(Enum):
+    """How many shards had the version that was asked for."""
+
+    NONE = 0
+    SOME = 1
+    ALL = 2
 
 
 class ShardedClient:
@@ -167,18 +176,34 @@ class ShardedClient:
 
         return self._pulled(self._all("the parameters", one))
 
-    def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> None:
+    def try_pull(self, into: Vectors, *, step: int, patience_seconds: float) -> Tried:
+        """`pull` of a synchronous step, which waits no longer than this for it. `into` has values of the step only where all shards have
+        the step; where some have it, it is a mixture."""
+
+        def one(shard: ServerConnection) -> int | None:
+            shard.send(Header(op=Op.PULL, code=PATIENT, weight=patience_seconds, clock=self._clock, step=step))
+            return shard.receive_values_if_there(into)
+
+        found = self._all("the parameters", one)
+        self.versions = tuple(
+            before if version is None else version for before, version in zip(self.versions, found, strict=True)
+        )
+        missing = found.count(None)
+        return Tried.NONE if missing == len(found) else Tried.SOME if missing else Tried.ALL
+
+    def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> bool:
         """Hands in the gradient of the part's mean loss, vectors as in `pull` (None for an empty part); blocks until every shard has it.
 
-        Shards that have the part already, from any worker, ignore it.
+        Shards that have the part already, from any worker, ignore it. Returns whether it counts on the first shard.
         """
 
         def one(shard: ServerConnection) -> Header:
             shard.push(*self._push(shard, Op.PUSH, part, gradient, info))
             return shard.receive(Op.DONE)
 
-        self._all(f"part {part.index} to be taken", one)
+        taken = self._all(f"part {part.index} to be taken", one)
         self._clock += 1
+        return not taken[0].code & LATE
 
     def push_pull(
         self,

@@ -10,7 +10,7 @@ import torch
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
-from disttrain_trainer.net.frames import MAX_BUFFERS, Header, Link, Op, ProtocolError, Reason
+from disttrain_trainer.net.frames import MAX_BUFFERS, NOT_YET, Header, Link, Op, ProtocolError, Reason
 from disttrain_trainer.net.transport import Closed, Connection, Silent, Transport
 from disttrain_trainer.parameter_server.identity import Hello
 
@@ -88,6 +88,14 @@ class ServerConnection:
     def receive_values(self, into: Vectors) -> int:
         """The parameters of this shard, into their place; returns their version."""
         header = self.receive(Op.VALUES)
+        self._open_link().receive_into(header, self.views(into))
+        return header.version
+
+    def receive_values_if_there(self, into: Vectors) -> int | None:
+        """As `receive_values`; None where the server says that the version is not there yet."""
+        header = self.receive(Op.VALUES)
+        if header.code == NOT_YET:
+            return None
         self._open_link().receive_into(header, self.views(into))
         return header.version
 

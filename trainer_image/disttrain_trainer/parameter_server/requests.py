@@ -3,10 +3,13 @@
 import math
 
 from disttrain_trainer.net.frames import (
+    LATE,
     MAX_BUFFERS,
     MAX_RUNS,
+    NOT_YET,
     OWN_WEIGHT,
     PARTIAL,
+    PATIENT,
     RUN,
     Header,
     Link,
@@ -16,7 +19,7 @@ from disttrain_trainer.net.frames import (
 from disttrain_trainer.net.transport import Closed
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
-from disttrain_trainer.parameter_server.shard_host import Gradient, Session, ShardHost
+from disttrain_trainer.parameter_server.shard_host import Gradient, Pushed, Session, ShardHost
 
 
 class Requests:
@@ -44,9 +47,10 @@ class Requests:
                     self._host.leave(self._session)
                     self._done()
                 case Op.PUSH:
-                    self._done(version=self._push(header))
+                    pushed = self._push(header)
+                    self._done(version=pushed.version, code=LATE if pushed.late else 0)
                 case Op.PULL:
-                    self._pull(header.clock, header.step)
+                    self._pull(header.clock, header.step, self._patience(header))
                 case Op.PUSH_PULL:
                     self._push(header)
                     self._pull(header.clock + 1, header.step)
@@ -72,7 +76,7 @@ class Requests:
         self._link.receive_into(header, buffers.views)
         self._done(code=self._host.initialize(buffers))
 
-    def _push(self, header: Header) -> int:
+    def _push(self, header: Header) -> Pushed:
         if not (math.isfinite(header.weight) and header.weight >= 0):
             raise ProtocolError(f"part {header.index} has the weight {header.weight}")
         if not 0 <= header.samples <= header.batch_samples or not header.batch_samples:
@@ -114,15 +118,26 @@ class Requests:
         except ValueError as error:
             raise ProtocolError(f"part {header.index}: {error}") from None
 
-    def _pull(self, clock: int, step: int) -> None:
+    def _patience(self, header: Header) -> float | None:
+        if not header.code & PATIENT:
+            return None
+        if not (math.isfinite(header.weight) and header.weight >= 0):
+            raise ProtocolError(f"a PULL has a patience of {header.weight} seconds")
+        return header.weight
+
+    def _pull(self, clock: int, step: int, patience: float | None = None) -> None:
         buffers = self._host.pull(
             self._session,
             clock=clock,
             step=None if step < 0 else step,
+            patience_seconds=patience,
             timeout_seconds=self._timeout_seconds,
             heartbeat_seconds=self._heartbeat_seconds,
             still_waiting=self._still_waiting,
         )
+        if buffers is None:
+            self._link.send(Header(op=Op.VALUES, code=NOT_YET))
+            return
         try:
             nbytes = sum(len(view) for view in buffers.views)
             self._link.send(Header(op=Op.VALUES, version=buffers.version, nbytes=nbytes), buffers.views)

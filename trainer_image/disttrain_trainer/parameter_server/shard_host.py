@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from disttrain.api.strategy import Consistency as ConsistencyName
 from disttrain.api.strategy import ParameterServerStrategy
@@ -50,6 +51,15 @@ class Gradient:
     """The weight that the loss returned with its mean; None: the number of samples."""
     took: Took = None
     """The elements of the shard that it is of."""
+
+
+class Pushed(NamedTuple):
+    """What became of a pushed gradient."""
+
+    version: int
+    """Of the shard after that."""
+    late: bool
+    """The part counted already: the gradient was ignored."""
 
 
 class ShardHost:
@@ -172,8 +182,8 @@ class ShardHost:
             self._policy.leave(session.rank)
             self._changed.notify_all()
 
-    def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> int:
-        """Applies a gradient if its part is new; returns the version after that. buffers: its values; None: a part without samples.
+    def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> Pushed:
+        """Applies a gradient if its part is new. buffers: its values; None: a part without samples.
 
         Raises Refusal before there are parameters, and for a part of another step than Sync allows.
         """
@@ -222,7 +232,7 @@ class ShardHost:
                 for old in [step for step in self._kept if step < version - 1 and step != self._saved]:
                     del self._kept[old]
                 self._changed.notify_all()
-            return self._policy.version
+            return Pushed(self._policy.version, late=arrival is None)
 
     def pull(
         self,
@@ -230,24 +240,31 @@ class ShardHost:
         *,
         clock: int,
         step: int | None,
+        patience_seconds: float | None = None,
         timeout_seconds: float,
         heartbeat_seconds: float,
         still_waiting: Callable[[str], None],
-    ) -> Buffers:
+    ) -> Buffers | None:
         """Blocks until the worker may start iteration `clock`, and returns the parameters to read; call `release` with them afterwards.
+        None where it may not within the patience.
 
         Calls `still_waiting` with the reason every `heartbeat_seconds`, without the lock. Refuses after `timeout_seconds`.
         """
         begin = time.monotonic()
+        left = math.inf if patience_seconds is None else patience_seconds
         try:
             while True:
                 with self._changed:
                     if self._changed.wait_for(
-                        lambda: self.over or self._may_start(session, clock, step), heartbeat_seconds
+                        lambda: self.over or self._may_start(session, clock, step), min(heartbeat_seconds, left)
                     ):
                         self._require_going_on()
                         return self._known_shard().acquire(step)
                     reason = self._reason(step)
+                if patience_seconds is not None:
+                    left = begin + patience_seconds - time.monotonic()
+                    if left <= 0:
+                        return None
                 if time.monotonic() - begin >= timeout_seconds:
                     raise Refusal(Reason.TIMEOUT, f"waited {timeout_seconds:g} s for {reason}")
                 still_waiting(reason)

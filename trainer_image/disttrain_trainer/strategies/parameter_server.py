@@ -7,6 +7,7 @@ round is push_pull.py.
 import time
 from functools import partial
 
+from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint import model_file
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import step_of
@@ -25,6 +26,7 @@ from disttrain_trainer.parameter_server.replica import Replica
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies.hedging import Hedging
 from disttrain_trainer.strategies.push_pull import PushPull
 
 log = logs.get_logger(__name__)
@@ -125,6 +127,7 @@ class Worker:
             save=lambda: self._save_buffers(client),
             evaluate=lambda: self._evaluate(client, this_round),
             on_part=self._note_part,
+            hedging=self._hedging_with(client),
         )
         try:
             client.connect(self._replica.model.layout)
@@ -144,6 +147,12 @@ class Worker:
                 sent, received = self._moved_bytes
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
+
+    def _hedging_with(self, client: ShardedClient) -> Hedging | None:
+        exchange = self._config.strategy.exchange
+        if not (isinstance(exchange, ParameterServerStrategy) and exchange.backup_workers):
+            return None
+        return Hedging(control=self._control, assignments=self._assignments, client=client, replica=self._replica)
 
     def _note_part(self) -> None:
         self._moved = time.monotonic()

@@ -14,6 +14,7 @@ from disttrain_trainer.parameter_server.assignments import Assignments
 from disttrain_trainer.parameter_server.client import WHOLE, GradientInfo, ShardedClient
 from disttrain_trainer.parameter_server.replica import Replica
 from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.strategies.hedging import Hedging
 
 IDLE_SECONDS = 0.02
 """Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
@@ -41,8 +42,10 @@ class PushPull:
         save: Callable[[], None],
         evaluate: Callable[[], None],
         on_part: Callable[[], None],
+        hedging: Hedging | None = None,
     ) -> None:
-        """every: steps between two checkpoints, 0 for none. on_part: called after each part that the servers have.
+        """hedging: in a job with backup workers. every: steps between two checkpoints, 0 for none. on_part: called after each part that the
+        servers have.
 
         save, evaluate: carry out the master's orders, between two parts.
         """
@@ -61,8 +64,11 @@ class PushPull:
         self._save = save
         self._evaluate = evaluate
         self._on_part = on_part
+        self._hedging = hedging
         self._participates = self._is_current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next part."""
+        self._was_looked_at = self._is_abandoned = False
+        """Of the part that is computed: whether its loss counts in the reports, and whether another worker has done it meanwhile."""
         self._weight: float | None = None
         """Of the part that is computed, where the loss gave one."""
         self._part: BatchPart
@@ -80,23 +86,46 @@ class PushPull:
             if not self._participates:
                 client.join()
                 self._participates = True
-            self._is_current = self._is_current or replica.pull(client, part.step)
+            if self._hedging is not None:
+                part = self._hedge_instead(self._hedging, part)
+            else:
+                self._is_current = self._is_current or replica.pull(client, part.step)
             self._is_current = self._is_current and replica.take_buffers(client, part.step)
             if self._is_current:
+                self._was_looked_at = self._is_abandoned = False
                 self._watch.lap("communicate")
+                if self._hedging is not None:
+                    self._hedging.begin()
                 return (part,)
             self._finished(part, time.perf_counter())  # its step is over: another worker computed the part
         self._loop.report()
         return ()
 
     def before(self, part: BatchPart) -> BatchPart | None:
-        return part if part.samples else None
+        """Nothing for a part without samples, or one that another worker has done."""
+        self._look_whether_abandoned(part)
+        return part if part.samples and not self._is_abandoned else None
+
+    def _hedge_instead(self, hedging: Hedging, part: BatchPart) -> BatchPart:
+        """The parameters are those of the part, or of another one that the master wants to have computed before it: that one."""
+        if self._assignments.was_abandoned(part.index):
+            self._is_current = False
+            return part
+        hedge = hedging.pull(part.step)
+        if hedge is not None:
+            self._assignments.put_back(part.index)
+            part = self._part = self._schedule.part(hedge)
+            hedging.hold(part.step)
+        self._is_current = hedging.held == part.step
+        return part
 
     def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
         """The mean loss of the part: the servers know what it counts in the step."""
         self._weight = weight
         self._model.refuse_changed()
-        return None if weight == 0 else loss
+        self._was_looked_at = True
+        self._look_whether_abandoned(part)
+        return None if weight == 0 or self._is_abandoned else loss
 
     def after(self, part: BatchPart) -> None:
         pass
@@ -105,10 +134,19 @@ class PushPull:
         """Pushes the gradient, and pulls the parameters for the next part if it is assigned already. Of weight 0: zeros."""
         part, client, replica = self._part, self._client, self._replica
         self._gradients, self._info = None, WHOLE
+        if self._hedging is not None:
+            self._hedging.computed()
+        self._look_whether_abandoned(part)
+        if self._is_abandoned:
+            self._drop(part)
+            return True
         learns = not part.samples or self._take_gradients()
         replica.leave_buffers(client, part)
         following = self._assignments.following
-        if following is None:
+        if self._hedging is not None:
+            if not client.push(part, self._gradients, self._info) and self._was_looked_at:
+                self._loop.forget_last()
+        elif following is None:
             client.push(part, self._gradients, self._info)
             self._is_current = False
         else:
@@ -126,8 +164,18 @@ class PushPull:
         if reported and self._gradients and not self._is_sync:
             # Sync: it is a part of the step's gradient, which no worker has.
             self._metrics.gradient_norm = norm(self._gradients)
-        if reported or (self._every and (self._part.step + 1) % self._every == 0):
+        if reported or self._hedging is not None or (self._every and (self._part.step + 1) % self._every == 0):
             self._assignments.request(force=True)
+
+    def _look_whether_abandoned(self, part: BatchPart) -> None:
+        self._is_abandoned = self._is_abandoned or self._assignments.was_abandoned(part.index)
+
+    def _drop(self, part: BatchPart) -> None:
+        """Another worker has done the part: it does not count here."""
+        if self._was_looked_at:
+            self._loop.forget_last()
+        self._watch.lap("communicate")
+        self._finished(part, self._watch.now)
 
     def _take_gradients(self) -> bool:
         """Makes the gradient ready to be sent. False as of `complete`."""
@@ -160,6 +208,8 @@ class PushPull:
             assignments.request(force=True)
             with control.changed:
                 is_idle = not control.changed.wait_for(something_new, IDLE_SECONDS)
+            if is_idle and self._hedging is not None and (index := self._hedging.idle(something_new)) is not None:
+                return index
             if is_idle or member.evaluate:
                 self._loop.report()  # the next wait may be long, and the parts that are computed would not be counted meanwhile
             if is_idle:
