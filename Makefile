@@ -71,8 +71,8 @@ bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 simulation: env-dev ## the wide property tests of the plan and of the coordinator: minutes
 	@DISTTRAIN_WIDE=1 $(PYTEST) tests/simulation -q
 .PHONY: soak
-soak: env-dev ## kill every process of local runs, and any two of fifty jobs; run the examples whole: a quarter of an hour
-	@DISTTRAIN_WIDE=1 $(PYTEST) tests/training/test_local_run_faults.py tests/training/test_random_faults.py tests/training/test_local_run_whole.py -q
+soak: env-dev ## kill every process of local runs, and any two of fifty jobs; resize jobs thirty times; run the examples whole: a quarter of an hour
+	@DISTTRAIN_WIDE=1 $(PYTEST) tests/training/test_local_run_faults.py tests/training/test_random_faults.py tests/training/test_local_run_whole.py tests/training/test_elastic.py -q
 
 .PHONY: kind kind-down
 kind: ## a kind cluster with operator, Prometheus, Grafana and the example; needs Docker and kind

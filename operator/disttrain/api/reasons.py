@@ -116,6 +116,8 @@ class Reason(StrEnum):
     """A rule of the failure policy ended the job because the user's code raised."""
     NAN_LOSS = "NaNLoss"
 
+    RESIZING = "Resizing"
+    """An elastic job gets another number of workers."""
     CREATED = "Created"
     REPLACED = "Replaced"
     """A child of the job was deleted; it was made again."""

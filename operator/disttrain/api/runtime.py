@@ -49,7 +49,9 @@ class JobConfig(Model):
     data: Data | None = None
     checkpoint: Checkpoint | None = None
     workers: Annotated[int, Field(ge=1)]
-    """Worker pods."""
+    """Worker pods; of an elastic job the most that it has at a time."""
+    min_workers: Annotated[int, Field(ge=1)] | None = None
+    """Fewest worker pods with which an elastic job trains; None: the job always has all."""
     processes_per_worker: Annotated[int, Field(ge=1)] = 1
     """Training processes in each."""
     workers_per_machine: Annotated[int, Field(ge=1)] = 1
@@ -88,9 +90,19 @@ class JobConfig(Model):
         return found.value, found.unknown
 
     @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the job trains."""
+        return self.min_workers is not None
+
+    @property
     def world_size(self) -> int:
-        """Training processes of the whole job."""
+        """Training processes of the whole job; of an elastic job the most that it has at a time."""
         return self.workers * self.processes_per_worker
+
+    @property
+    def min_processes(self) -> int:
+        """Fewest training processes with which an elastic job trains; 1 of another job that trains with those that are there."""
+        return 1 if self.min_workers is None else self.min_workers * self.processes_per_worker
 
     @property
     def parts_per_step(self) -> int:

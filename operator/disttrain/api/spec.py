@@ -95,6 +95,11 @@ class Worker(Model):
         """Training processes of each worker, with the default resolved."""
         return self.processes_per_worker or max(1, self.gpus_per_worker)
 
+    @property
+    def most(self) -> int:
+        """The most worker pods that the job has at a time."""
+        return self.replicas if self.elastic is None else self.elastic.max_replicas
+
 
 def _mounts_elsewhere(role: str) -> str:
     """CEL: the trainer container of a role's template has no mount of its own where the data is."""
@@ -128,6 +133,8 @@ def _only_packed(field: str, cel: str, used: Callable[[Data], bool], *, shows: s
     )
 
 
+_MOST_WORKERS = "(has(self.worker.elastic) ? self.worker.elastic.maxReplicas : self.worker.replicas)"
+"""CEL: the most worker pods that the job has at a time."""
 _PROCESSES = (
     "(has(self.worker.processesPerWorker) ? self.worker.processesPerWorker : "
     "self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)"
@@ -214,6 +221,13 @@ class DistTrainJobSpec(Model):
             shows="trainer.deterministic",
         ),
         Rule(
+            cel="!has(self.worker.elastic) || !has(self.trainer.command)",
+            check=lambda s: s.worker.elastic is None or s.trainer.command is None,
+            message="a command starts and connects its processes itself, so that their number is fixed: leave elastic out, or run the file "
+            "as trainer.script",
+            field="worker.elastic",
+        ),
+        Rule(
             cel="self.trainer.backend != 'nccl' || self.worker.gpusPerWorker > 0",
             check=lambda s: s.trainer.backend is not Backend.NCCL or s.worker.gpus_per_worker > 0,
             message="backend nccl needs worker.gpusPerWorker >= 1; use gloo on CPUs",
@@ -237,13 +251,13 @@ class DistTrainJobSpec(Model):
         ),
         Rule(
             cel="!has(self.trainer.model) || has(self.trainer.partsPerStep) || self.trainer.batchSize < 1 || "
-            f"self.trainer.batchSize * {_MODEL_PARALLEL} >= self.worker.replicas * {_PROCESSES}",
+            f"self.trainer.batchSize * {_MODEL_PARALLEL} >= {_MOST_WORKERS} * {_PROCESSES}",
             check=lambda s: (
                 s.trainer.model is None
                 or s.trainer.parts_per_step is not None
-                or s.trainer.batch_size >= s.data_parallel_size
+                or s.trainer.batch_size >= s.default_parts_per_step
             ),
-            message="trainer.batchSize is global and must give every worker process at least one sample",
+            message="trainer.batchSize is global and must give every worker process at least one sample (of elastic.maxReplicas)",
             field="trainer.batchSize",
             shows="trainer.batchSize",
         ),
@@ -400,8 +414,14 @@ class DistTrainJobSpec(Model):
 
     @property
     def data_parallel_size(self) -> int:
-        """Groups of processes that compute a batch part each: by default a step has as many parts."""
+        """Groups of processes that compute a batch part each."""
         return self.world_size // self.strategy.model_parallel_size
+
+    @property
+    def default_parts_per_step(self) -> int:
+        """Parts of a step where trainer.partsPerStep names no number: one for each data-parallel member, of an elastic job for each that
+        it may have."""
+        return self.worker.most * self.processes_per_worker // self.strategy.model_parallel_size
 
     @property
     def servers(self) -> int:

@@ -233,6 +233,8 @@ class WorkerStatus(Model):
 
     ready_replicas: Count = 0
     """Workers that are ready."""
+    target_replicas: Count | None = None
+    """How many workers an elastic job uses now, between elastic.minReplicas and maxReplicas; left out of other jobs."""
     selector: Short = ""
     """Label selector of the workers."""
     completed_indexes: Annotated[str, StringConstraints(pattern=_INDEXES, max_length=32768)] | None = None
@@ -263,8 +265,8 @@ class DistTrainJobStatus(Model):
     attempt: Count | None = None
     """Executions of the job: 1, and one more for each restart of the whole job and each resume."""
     parts_per_step: Count | None = None
-    """Parts of a global batch of our own loop: trainer.partsPerStep, or the worker processes that the job had when it first started.
-    Written once."""
+    """Parts of a global batch of our own loop: trainer.partsPerStep, or the worker processes that the job had when it first started,
+    of an elastic job those of elastic.maxReplicas. Written once."""
     certificate: CertificateStatus | None = None
     """The Secret of the attempt's certificate; only with network.tls Mutual, and while there is one."""
     training: TrainingStatus | None = None

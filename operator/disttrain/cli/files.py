@@ -63,9 +63,22 @@ class FoundJob:
         return Problem(self.file, self.source.line(path), text, warning)
 
     def not_yet_supported(self) -> list[Problem]:
-        """The fields that ask for what this version cannot do."""
-        fields = unsupported_fields(self.job.spec)
+        """The fields that ask for what this version cannot do anywhere."""
+        fields = unsupported_fields(self.job.spec, local=True)
         return [self.problem(("spec", *path), f"{words} is not supported by this version") for path, words in fields]
+
+    def not_on_a_cluster(self) -> list[Problem]:
+        """The fields that ask for what this version does in a local run alone, as warnings."""
+        anywhere = unsupported_fields(self.job.spec, local=True)
+        fields = [entry for entry in unsupported_fields(self.job.spec) if entry not in anywhere]
+        return [
+            self.problem(
+                ("spec", *path),
+                f"{words} is not supported by this version: the operator makes no pods; `disttrain run` carries it out",
+                warning=True,
+            )
+            for path, words in fields
+        ]
 
     def factories_by_file(self) -> list[Problem]:
         """The factories that name a file in place of a module. The schema takes them: a package may hold a module named py."""

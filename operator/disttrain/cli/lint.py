@@ -32,7 +32,7 @@ def lint(names: list[str]) -> int:
 def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
     """What can be said without a cluster and is not in the schema."""
     spec = found.job.spec
-    problems = [*found.not_yet_supported(), *found.factories_by_file()]
+    problems = [*found.not_yet_supported(), *found.not_on_a_cluster(), *found.factories_by_file()]
     if spec.checkpoint is None and isinstance(spec.trainer.work, Loop):
         problems.append(
             found.problem(

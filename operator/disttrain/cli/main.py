@@ -48,6 +48,10 @@ def _call(options: argparse.Namespace) -> int:
             from disttrain.cli.export import export
 
             return export(options.source, options.output)
+        case "scale":
+            from disttrain.cli.scale import scale
+
+            return scale(options.run, options.workers)
         case "data":
             from disttrain.cli.data import pack
 
@@ -129,6 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", metavar="FILE", default="model.safetensors", help="default: model.safetensors"
     )
+
+    scale = verbs.add_parser(
+        "scale",
+        help="change the number of workers of a local run",
+        description="Asks a run of this folder for another number of workers, within worker.elastic of its job. The run goes on with those "
+        "that are there, and the others join or leave between two steps.",
+        epilog="exit codes: 0 asked, 1 the run's folder cannot be written, 2 wrong input",
+    )
+    scale.add_argument(
+        "run", metavar="RUN", help="a run's folder or its name, or a job, which stands for its newest run"
+    )
+    scale.add_argument("workers", metavar="N", help="how many workers, from elastic.minReplicas to maxReplicas")
 
     data = verbs.add_parser("data", help="pack a data set for data.volume")
     pack = data.add_subparsers(dest="data_verb", required=True, metavar="VERB").add_parser(

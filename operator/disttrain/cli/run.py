@@ -117,7 +117,7 @@ def _other_parts(found: FoundJob, folder: RunFolder) -> str:
     named, former = found.job.spec.trainer.parts_per_step, folder.former
     if named is None or former is None or former.status.training is None or not former.status.training.step:
         return ""
-    before = former.status.parts_per_step or former.spec.data_parallel_size
+    before = former.status.parts_per_step or former.spec.default_parts_per_step
     if named == before:
         return ""
     return (

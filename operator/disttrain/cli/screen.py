@@ -116,7 +116,7 @@ def screen_for(stream: TextIO, job: DistTrainJob, *, quiet: bool) -> Screen:
 
 def prefix_width(job: DistTrainJob) -> int:
     """Columns of the longest [name]."""
-    last = {Role.MASTER: 0, Role.WORKER: job.spec.worker.replicas - 1} | (
+    last = {Role.MASTER: 0, Role.WORKER: job.spec.worker.most - 1} | (
         {Role.PARAMETER_SERVER: job.spec.servers - 1} if job.spec.servers else {}
     )
     return max(len(f"[{role.short}-{index}]") for role, index in last.items())

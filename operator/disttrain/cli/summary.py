@@ -55,6 +55,10 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
             facts.append(
                 ("evaluation", ", ".join(f"{name} {value:.15g}" for name, value in training.evaluation.items()))
             )
+    elastic, worker = job.spec.worker.elastic, job.status.worker
+    if elastic is not None and worker is not None and worker.target_replicas is not None:
+        between = f"{worker.target_replicas}, elastic between {elastic.min_replicas} and {elastic.max_replicas}"
+        facts.append(("workers", between))
     if restarts is not None and restarts.total:
         last = restarts.last
         who = "" if last is None or last.role == WHOLE_JOB else f"{last.role} {last.index}, "

@@ -72,7 +72,7 @@ class RunFolder:
     @classmethod
     def resume(cls, job_name: str, root: Path = ROOT) -> Self:
         """The folder of the newest run of a job. Raises NothingToResume."""
-        for path in sorted(_runs(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in sorted(runs_of(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
             try:
                 state = _State.model_validate_json((path / "run.json").read_text())
                 lock = _lock(path)
@@ -90,11 +90,11 @@ class RunFolder:
 
     def remember(self, attempt: int) -> None:
         """Writes down what `--resume` needs."""
-        _write(self.path / "run.json", {"uid": self.uid, "attempt": attempt})
+        replace_json(self.path / "run.json", {"uid": self.uid, "attempt": attempt})
 
     def keep(self, job: DistTrainJob) -> None:
         """Writes the job, status and all."""
-        _write(self.path / "job.json", job.to_dict())
+        replace_json(self.path / "job.json", job.to_dict())
 
     def log(self, label: str) -> Path:
         """The log of a replica and of its successors."""
@@ -162,11 +162,24 @@ def _former(path: Path) -> DistTrainJob | None:
         return None
 
 
-def _runs(job_name: str, root: Path) -> Iterator[Path]:
+def runs_of(job_name: str, root: Path = ROOT) -> Iterator[Path]:
+    """The folders of a job's runs."""
     # <job>-<date>-<time>-<uid>: a job's name may itself hold dashes, so that a pattern alone would find `a-b` for `a`.
     for path in (root / "runs").glob(f"{job_name}-*/run.json"):
         if path.parent.name.rsplit("-", 3)[0] == job_name:
             yield path.parent
+
+
+def is_running(path: Path) -> bool:
+    """Whether the run of this folder goes on."""
+    descriptor = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock(path: Path) -> int:
@@ -180,7 +193,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the file, which others see whole: as it was, or as it is."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)

@@ -63,6 +63,10 @@ class Programs:
         self._checkpoint_dir()  # makes the folders, or says now that they cannot be made
         self._data_dir()
 
+    def resize(self, job: DistTrainJob) -> None:
+        """The job has another number of workers now: what starts from now on is told so."""
+        self._job = job
+
     def arguments(self, process: Process) -> list[str]:
         """The command line of a process."""
         work = self._job.spec.trainer.work
@@ -77,7 +81,7 @@ class Programs:
         job, role = self._job, process.role
         # The shell may itself be a part of a training, or of a Slurm job, whose ranks and addresses do not hold for this job.
         inherited = {name: value for name, value in os.environ.items() if not names.is_of_another_training(name)}
-        cores = max(1, len(os.sched_getaffinity(0)) // (job.spec.worker.replicas * job.spec.worker.processes))
+        cores = max(1, len(os.sched_getaffinity(0)) // (job.spec.worker.most * job.spec.worker.processes))
         ours = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
@@ -198,7 +202,7 @@ class Programs:
             copies_dir=str(self._folder.copies(process.index).absolute()) if keeping_workers(job) else None,
             code_dir=str(self._code) if self._code is not None else None,
             tls_dir=self._tls_dir(process.attempt),
-            workers_per_machine=1 if self._runs_command else job.spec.worker.replicas,
+            workers_per_machine=1 if self._runs_command else job.spec.worker.most,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
         defaults = home | default_environment(job, process.role, process.index, addresses)
@@ -228,11 +232,11 @@ class Programs:
         if self._runs_command:
             return self._gpus[index * each : (index + 1) * each]
         # The workers are processes of one machine: each sees the GPUs of all, and LOCAL_RANK picks its own.
-        return self._gpus[: spec.worker.replicas * each]
+        return self._gpus[: spec.worker.most * each]
 
     def _check(self) -> None:
         job = self._job
-        wanted = job.spec.worker.replicas * job.spec.worker.gpus_per_worker
+        wanted = job.spec.worker.most * job.spec.worker.gpus_per_worker
         if wanted > len(self._gpus):
             raise Unusable(
                 ("spec", "worker", "gpusPerWorker"),

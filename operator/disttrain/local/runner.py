@@ -17,7 +17,7 @@ from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
 from disttrain.api.trainer import Command, Loop
-from disttrain.local import probes
+from disttrain.local import probes, scaling
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.folders import RunFolder
 from disttrain.local.guarded import guarded
@@ -52,6 +52,7 @@ class Observer(Protocol):
 def admitted(job: DistTrainJob, folder: RunFolder) -> DistTrainJob:
     """The job of a file as an API server would have stored it: with a uid, a generation, a time, and what was before on resume."""
     now = datetime.now(UTC).replace(microsecond=0)
+    job = scaling.carried_over(job, folder.path)
     metadata = job.metadata.model_copy(update={"uid": folder.uid, "generation": 1, "creation_timestamp": now})
     status = DistTrainJobStatus()
     if folder.attempt > 1:
@@ -65,7 +66,7 @@ def _parts_per_step(job: DistTrainJob, former: DistTrainJob | None) -> int | Non
         return None
     if job.spec.trainer.parts_per_step is not None:  # another one than before only where no step was taken
         return job.spec.trainer.parts_per_step
-    return former.status.parts_per_step or former.spec.data_parallel_size
+    return former.status.parts_per_step or former.spec.default_parts_per_step
 
 
 class Run:
@@ -163,7 +164,7 @@ class Run:
             step_seen=self._step_seen,
             log_hint=str(self._folder.log("{pod}")),
             keeps_certificates=True,
-            keeps_model=True,
+            local=True,
         )
 
     def _view(self, process: Process) -> PodView:
@@ -255,7 +256,19 @@ class Run:
     async def _watch_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
+            self._read_wish()
             await self._read_progress()
+
+    def _read_wish(self) -> None:
+        """Whether the run was asked for another number of workers, which is then what its spec asks for, as on a cluster."""
+        job = self.job
+        wished = scaling.wished(self._folder.path) if job.spec.worker.elastic is not None else None
+        if wished is None or wished == job.spec.worker.replicas:
+            return
+        metadata = job.metadata.model_copy(update={"generation": (job.metadata.generation or 0) + 1})
+        self.job = scaling.with_workers(job, wished).model_copy(update={"metadata": metadata})
+        self._programs.resize(self.job)
+        self._wake.set()
 
     async def _read_progress(self) -> None:
         master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)

@@ -19,7 +19,7 @@ def store_host(job: DistTrainJob) -> Role:
 
 def keeping_workers(job: DistTrainJob) -> int:
     """Workers that keep copies of the data; 0 where the volume alone has it."""
-    return job.spec.worker.replicas if job.spec.data is not None and job.spec.data.replication > 1 else 0
+    return job.spec.worker.most if job.spec.data is not None and job.spec.data.replication > 1 else 0
 
 
 def cluster_addresses(job: DistTrainJob) -> Addresses:
@@ -42,7 +42,7 @@ def job_config(
     trainer = job.spec.trainer
     parts = trainer.parts_per_step or job.status.parts_per_step
     # Named only where it is not the default, which a trainer of an earlier release has without the field.
-    trainer = trainer.model_copy(update={"parts_per_step": parts if parts != job.spec.data_parallel_size else None})
+    trainer = trainer.model_copy(update={"parts_per_step": parts if parts != job.spec.default_parts_per_step else None})
     if trainer.code is not None:
         # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
         # running attempt keep, knows no trainer.code.
@@ -61,7 +61,8 @@ def job_config(
         code_origin=job.spec.trainer.code.origin if job.spec.trainer.code is not None else None,
         data=job.spec.data,
         checkpoint=job.spec.checkpoint,
-        workers=job.spec.worker.replicas,
+        workers=job.spec.worker.most,
+        min_workers=job.spec.worker.elastic.min_replicas if job.spec.worker.elastic is not None else None,
         processes_per_worker=job.spec.processes_per_worker,
         workers_per_machine=workers_per_machine,
         gpus_per_worker=job.spec.worker.gpus_per_worker,
@@ -106,7 +107,7 @@ def training_environment(
     variables = {
         env.MASTER_ADDR: host,
         env.MASTER_PORT: port,
-        env.WORLD_SIZE: str(config.world_size),
+        env.WORLD_SIZE: str(job.spec.world_size),
         env.JOB: config.encode(),
         env.ROLE: role.value,
         env.INDEX: str(index),

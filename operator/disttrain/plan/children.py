@@ -87,7 +87,7 @@ def blocked(view: JobView) -> str:
 
 def _impossible(view: JobView) -> str:
     """Why there is no use in trying."""
-    if fields := unsupported(view.spec):
+    if fields := unsupported(view.spec, local=view.snapshot.local):
         return f"Not supported by this version: {', '.join(fields)}"
     if view.snapshot.name_conflicts:
         names = ", ".join(sorted(view.snapshot.name_conflicts))
@@ -97,7 +97,7 @@ def _impossible(view: JobView) -> str:
 
 def blocked_reason(view: JobView) -> Reason:
     """The reason to `blocked`."""
-    if unsupported(view.spec):
+    if unsupported(view.spec, local=view.snapshot.local):
         return Reason.NOT_YET_SUPPORTED
     return Reason.NAME_TAKEN if view.snapshot.name_conflicts else Reason.POD_REFUSED
 

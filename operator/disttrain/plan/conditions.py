@@ -116,7 +116,7 @@ def _valid(view: JobView) -> Claim:
     if why := children.blocked(view):
         return _claim(ConditionType.VALID, "False", children.blocked_reason(view), why)
     spec = view.spec
-    no_place = view.runs_our_loop and spec.checkpoint is None and not view.snapshot.keeps_model
+    no_place = view.runs_our_loop and spec.checkpoint is None and not view.snapshot.local
     doubts = (NO_PLACE_FOR_MODEL if no_place else "", idle_workers(spec, view.status.parts_per_step))
     return _claim(ConditionType.VALID, "True", Reason.ACCEPTED, ". ".join(filter(None, doubts)))
 

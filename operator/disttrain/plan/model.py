@@ -146,8 +146,8 @@ class Snapshot:
     """How a user reads a pod's log; messages about failures end with it."""
     keeps_certificates: bool = False
     """Certificates are kept without a Secret, as in a local run."""
-    keeps_model: bool = False
-    """The trained model is kept also where the job has no checkpoint volume, as in a local run."""
+    local: bool = False
+    """It is a local run: the trained model is kept also where the job has no checkpoint volume, and the workers may change in number."""
 
     @property
     def status(self) -> DistTrainJobStatus:

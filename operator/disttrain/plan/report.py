@@ -8,7 +8,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.policies import CleanPodPolicy
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import conditions, deadlines, disruptions, goodput, in_place, progress
+from disttrain.plan import conditions, deadlines, disruptions, elastic, goodput, in_place, progress
 from disttrain.plan.failures import account
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
@@ -52,6 +52,7 @@ def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJo
     fields["replica_statuses"] = _replica_statuses(view, fields, step.actions if same_attempt else None)
     fields["worker"] = WorkerStatus(
         ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
+        target_replicas=elastic.target(view.spec),
         selector=f"{LABEL_JOB_NAME}={view.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
         completed_indexes=(format_indexes(view.completed) or None) if same_attempt else None,
     )
@@ -92,7 +93,7 @@ def _parts_per_step(view: JobView, making: bool) -> dict[str, Any]:
     begun = view.started or making or view.snapshot.pods
     if not view.runs_our_loop or view.status.parts_per_step is not None or not begun:
         return {}
-    return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.data_parallel_size}
+    return {"parts_per_step": view.spec.trainer.parts_per_step or view.spec.default_parts_per_step}
 
 
 def _replica_statuses(
@@ -142,6 +143,8 @@ def _events(view: JobView, seen: dict[ConditionType, Claim], step: Step) -> tupl
     if (restarted := in_place.sentence(view.restarted_in_place)) is not None:
         failed = any(one.failures for one in view.restarted_in_place)
         events.append(Event(reason=Reason.RESTARTED_IN_PLACE, message=restarted, warning=failed))
+    if (resized := elastic.sentence(view)) is not None:
+        events.append(Event(reason=Reason.RESIZING, message=resized))
     restarting = seen[ConditionType.RESTARTING]
     overruled = any(claim.type is ConditionType.RESTARTING for claim in step.claims)
     if (

@@ -5,6 +5,7 @@ Not here: failures, which their own policy writes down (failures/), and lost nod
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.plan import words
+from disttrain.plan.elastic import is_new
 from disttrain.plan.model import Phase, PodView
 from disttrain.plan.step import Claim, Truth
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
@@ -34,7 +35,7 @@ def _loss(view: JobView, progressing: Claim) -> Claim | None:
         return None
     for slot in view.wanted:
         pod = view.present.get(slot)
-        if view.needs_no_pod(slot):
+        if view.needs_no_pod(slot) or is_new(view, *slot):
             continue
         if pod is None or pod.deleting:
             reason = words.disruption(pod) if pod is not None else Reason.REPLACED

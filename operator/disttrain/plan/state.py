@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from disttrain.api.reasons import ConditionType, JobState, Reason
+from disttrain.plan.elastic import resizing
 from disttrain.plan.step import Claim
 from disttrain.plan.view import JobView
 
@@ -27,6 +28,8 @@ def state(view: JobView, claims: Iterable[Claim], *, making: bool) -> JobState:
         return JobState.STALLED
     if true(ConditionType.RESTARTING):
         return JobState.RESTARTING
+    if resizing(view):
+        return JobState.RESIZING
     if progressing.reason == Reason.NO_STEP:
         return JobState.STALLED if true(ConditionType.READY) else JobState.RESTARTING
     if progressing.status == "True":

@@ -23,6 +23,8 @@ class Unsupported:
     path: Path
     words: str
     asked_for: Callable[[DistTrainJobSpec], bool]
+    local: bool = False
+    """Whether a local run carries it out, so that only a cluster does not."""
 
 
 UNSUPPORTED = (
@@ -46,7 +48,18 @@ UNSUPPORTED = (
         "checkpoint.from of a script or command",
         lambda s: s.checkpoint is not None and s.checkpoint.from_ is not None and not isinstance(s.trainer.work, Loop),
     ),
-    Unsupported(("worker", "elastic"), "worker.elastic", lambda s: s.worker.elastic is not None),
+    Unsupported(
+        ("worker", "elastic"),
+        "worker.elastic on a cluster",
+        lambda s: s.worker.elastic is not None and not s.strategy.is_sharded,
+        local=True,
+    ),
+    Unsupported(
+        # A rank that joins or leaves changes what part of the model each other one holds.
+        ("worker", "elastic"),
+        "worker.elastic of a model that is cut over its workers",
+        lambda s: s.worker.elastic is not None and s.strategy.is_sharded,
+    ),
     Unsupported(
         ("scheduling", "gang"),
         "scheduling.gang Coscheduling, Volcano or Kueue",
@@ -61,14 +74,16 @@ UNSUPPORTED = (
 )
 
 
-def unsupported(spec: DistTrainJobSpec) -> tuple[str, ...]:
-    """What the spec asks for and this version cannot do, in words, in the order of the spec."""
-    return tuple(words for _, words in unsupported_fields(spec))
+def unsupported(spec: DistTrainJobSpec, *, local: bool = False) -> tuple[str, ...]:
+    """What the spec asks for and this version cannot do, in words, in the order of the spec. local: in a local run."""
+    return tuple(words for _, words in unsupported_fields(spec, local=local))
 
 
-def unsupported_fields(spec: DistTrainJobSpec) -> tuple[tuple[Path, str], ...]:
+def unsupported_fields(spec: DistTrainJobSpec, *, local: bool = False) -> tuple[tuple[Path, str], ...]:
     """The same with the place of each field, for a caller that can point at it."""
-    return tuple((entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec))
+    return tuple(
+        (entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec) and not (local and entry.local)
+    )
 
 
 def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> str:

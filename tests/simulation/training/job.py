@@ -7,6 +7,8 @@ replays one schedule and prints what happened in it.
 Which process fails: any, at any moment, by a crash or by SIGTERM, alone or all at once; a worker or server also by being replaced while it
 still runs, as on a node that the cluster does not reach. Another process takes its place. Which connection: any, with what is under way.
 Which write: that of a folder, a file or a manifest. After the last fault the job ends in bounded time.
+
+Of some jobs the workers change in number: at any moment one gets SIGTERM and none takes its place, or one that was away joins.
 """
 
 import logging
@@ -80,13 +82,15 @@ def _config(
     every: int,
     keep: int,
     evaluates: bool,
+    fewest: int | None,
 ) -> JobConfig:
     chosen = {"consistency": consistency} | ({"maxStaleness": staleness} if consistency == "BoundedStaleness" else {})
     return config_of(
         {
             "strategy": {"type": "ParameterServer", "parameterServer": chosen},
             "parameterServer": {"replicas": servers},
-            "worker": {"replicas": workers},
+            "worker": {"replicas": workers}
+            | ({"elastic": {"minReplicas": fewest, "maxReplicas": workers}} if fewest is not None else {}),
             "trainer": {
                 "model": "m:m",
                 "dataset": "m:d",
@@ -114,6 +118,12 @@ class Job:
         self.keeps_model = chance.random() < 0.3
         self.evaluates = chance.random() < 0.4
         workers = chance.choice((1, 2, 2, 3, 4))
+        # Of their own, so that the other schedules stay as they are.
+        self._resizing = resizing = Random(-1 - seed)
+        self._fewest = resizing.choice((None, None, 1, max(1, workers - 1)))
+        self._resizes = 0 if self._fewest is None else resizing.randint(0, 6)
+        self._away: set[Member] = set()
+        """Workers that the job does without for now."""
         self.config = _config(
             consistency=chance.choice(("Sync", "Async", "BoundedStaleness")),
             staleness=chance.randrange(3),
@@ -124,6 +134,7 @@ class Job:
             every=chance.randint(1, 4),
             keep=chance.randint(1, 3),
             evaluates=self.evaluates,
+            fewest=self._fewest,
         )
         strategy, checkpoint = self.config.strategy.parameter_server, self.config.checkpoint
         assert strategy is not None
@@ -159,6 +170,8 @@ class Job:
                 return
             if self._faults and self.chance.random() < self._often:
                 self._fault()
+            if self._resizes and self._resizing.random() < self._often:
+                self._resize()
             if self.timeline.now > self._last_fault + CALM_SECONDS:
                 break
         raise Violation(
@@ -182,7 +195,8 @@ class Job:
         process.kill()
         if self._processes.get(process.member) is process:
             self._processes[process.member] = None
-            self.timeline.soon(self._absence(), partial(self._start, process.member))
+            if process.member not in self._away:
+                self.timeline.soon(self._absence(), partial(self._start, process.member))
 
     def finished(self, process: Server | Worker) -> None:
         """A process knows that the job is done."""
@@ -306,6 +320,29 @@ class Job:
             self._spend("the master gets SIGTERM")
             self.timeline.after(GRACE, partial(self.master_ended, master))
             master.terminate()
+
+    def _resize(self) -> None:
+        """A worker leaves for good, or one that is away joins."""
+        chance = self._resizing
+        workers = [process for process in self._running() if isinstance(process, Worker)]
+        assert self._fewest is not None
+        if self._away and (chance.random() < 0.5 or self.config.workers - len(self._away) <= self._fewest):
+            member = min(self._away)
+            if self._processes[member] is None and member not in self._exited:
+                self._away.discard(member)
+                self._resizes -= 1
+                self._last_fault = self.timeline.now
+                self.trace("%s is wanted again", member)
+                self._start(member)
+        elif workers and self.config.workers - len(self._away) > self._fewest:
+            worker = chance.choice(workers)
+            if worker.member not in self._away:
+                self._away.add(worker.member)
+                self._resizes -= 1
+                self._last_fault = self.timeline.now
+                self.trace("%s is to leave", worker.member)
+                self.timeline.after(GRACE, partial(self._end_at_last, worker))
+                worker.control.leave()
 
     def _end_at_last(self, process: Server | Worker) -> None:
         if process.alive:

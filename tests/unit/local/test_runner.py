@@ -14,6 +14,7 @@ import pytest
 
 from cluster.processes import start_time, wait_for
 from disttrain.api.job import DistTrainJob
+from disttrain.local import scaling
 from disttrain.plan.success import LAST_REPORT_GRACE
 from local_runs import stub
 from local_runs.command import Started, left_behind, run, running
@@ -155,6 +156,36 @@ def test_a_checkpoint_just_before_a_failure_is_in_the_summary(folder: Path) -> N
     done = run(folder, stub.write_job(folder, config=config, checkpoint=checkpoint))
     assert done.code == 1, done
     assert re.search(r"^  checkpoint +step 9 in ", done.out, re.M), done.out
+
+
+def test_a_run_is_resized_while_it_goes_on(folder: Path) -> None:
+    goes_on = (
+        "signal.signal(15, lambda *_: (print('leaves', flush=True), sys.exit(143)))\nprint('up', flush=True)\n"
+        "while not os.path.exists('end'):\n    time.sleep(0.05)"
+    )
+    file = stub.write_job(
+        folder,
+        config={"worker": goes_on},
+        worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 3}},
+    )
+    started = Started(folder, file, "-o", "json")
+    until_both_say(started, "up")
+    assert scaling.ask("stub", 3, folder / ".disttrain").after == 3
+    wait_for("the third worker", lambda: "up\n" in started.log("stub-worker-2"), 30)
+    assert scaling.ask("stub", 1, folder / ".disttrain").before == 3
+    wait_for("two to leave", lambda: all("leaves\n" in started.log(f"stub-worker-{n}") for n in (1, 2)), 30)
+    started.process.send_signal(signal.SIGINT)
+    done = started.finish(20)
+    assert done.code == 130, done
+    job = DistTrainJob.parse(done.job)
+    assert job.spec.worker.replicas == 1
+    assert job.status.worker is not None
+    assert job.status.worker.target_replicas == 1
+    assert job.status.restarts is None or job.status.restarts.total == 0
+    assert "Resizing from 2 to 3 workers" in done.err
+    assert "workers     1, elastic between 1 and 3" in done.err
+    assert "leaves" not in started.log("stub-worker-0").split("up")[0]
+    assert left_behind(folder) == []
 
 
 def test_a_second_ctrl_c_does_not_wait(folder: Path) -> None:

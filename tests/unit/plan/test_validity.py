@@ -12,6 +12,7 @@ def sharded_pipeline():
     return make_job().spec(strategy={"type": "Hybrid", "modelParallel": {"pipeline": 2}, "dataParallel": sharded})
 
 
+ELASTIC = {"elastic": {"minReplicas": 1, "maxReplicas": 2}}
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
     (
@@ -22,7 +23,12 @@ ROWS = [
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
-    (make_job().spec(worker={"elastic": {"minReplicas": 1, "maxReplicas": 2}}), "worker.elastic", ""),
+    (make_job().spec(worker=ELASTIC), "worker.elastic", "on a cluster"),
+    (
+        make_job().spec(worker=ELASTIC, strategy={"dataParallel": {"sharding": "FullyShard"}}),
+        "worker.elastic",
+        "of a model that is cut over its workers",
+    ),
     (make_job().spec(scheduling={"gang": "Coscheduling"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
     (make_job().spec(scheduling={"gang": "Volcano"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
     (make_job().spec(scheduling={"gang": "Kueue"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
@@ -63,6 +69,16 @@ def test_a_path_leads_to_a_field_of_the_spec():
 @pytest.mark.parametrize("scene", [make_job(), make_job().servers(2), make_job().script(), make_job().command()])
 def test_a_plain_job_asks_for_nothing_of_it(scene):
     assert unsupported_fields(scene.job.spec) == ()
+
+
+def test_a_local_run_carries_out_what_a_cluster_does_not():
+    spec = make_job().spec(worker=ELASTIC).job.spec
+    assert unsupported(spec) == ("worker.elastic on a cluster",)
+    assert unsupported(spec, local=True) == ()
+    cut = make_job().spec(worker=ELASTIC, strategy={"dataParallel": {"sharding": "FullyShard"}}).job.spec
+    assert (
+        unsupported(cut, local=True) == unsupported(cut) == ("worker.elastic of a model that is cut over its workers",)
+    )
 
 
 IDLE = "2 of 4 worker processes have nothing to do in a step: it has 2 parts (trainer.partsPerStep)"

@@ -36,8 +36,9 @@ class Table:
         steps: int = STEPS,
         every: int = 4,
         slow: bool = False,
+        fewest: int | None = None,
     ) -> None:
-        """slow: the volume is; `find_at_last` reports what was found."""
+        """slow: the volume is; `find_at_last` reports what was found. fewest: workers of an elastic job."""
         self.buffers = buffers
         self.consistency = consistency
         self.slow = slow
@@ -46,7 +47,7 @@ class Table:
             {
                 "strategy": {"type": "ParameterServer", "parameterServer": chosen},
                 "parameterServer": {"replicas": 2},
-                "worker": {"replicas": 2},
+                "worker": {"replicas": 2} | ({"elastic": {"minReplicas": fewest, "maxReplicas": 2}} if fewest else {}),
                 "trainer": {
                     "model": "m:m",
                     "dataset": "m:d",

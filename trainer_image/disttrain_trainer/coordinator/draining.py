@@ -13,7 +13,8 @@ class DrainingMembers:
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
         self._members: set[Member] = set()
-        self._terminating = False
+        self.terminating = False
+        """Whether the master received SIGTERM."""
         self.released = False
         """Whether the master may end."""
 
@@ -27,11 +28,11 @@ class DrainingMembers:
 
     def terminate(self) -> None:
         """The master received SIGTERM."""
-        self._terminating = True
+        self.terminating = True
 
     def release(self) -> None:
         """Sends RELEASED to every draining member: what could be saved is saved."""
         for member in self._members:
             self._sender.send(member, MessageType.RELEASED)
         self._members.clear()
-        self.released = self._terminating
+        self.released = self.terminating

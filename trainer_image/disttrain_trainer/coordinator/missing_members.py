@@ -33,3 +33,8 @@ class MissingMembers:
         names = ", ".join(map(str, missing[:NAMED_MEMBERS]))
         more = f" and {len(missing) - NAMED_MEMBERS} more" if len(missing) > NAMED_MEMBERS else ""
         return f"{names}{more} ({longest:.0f} s)"
+
+
+def too_few(ready: int, fewest: int, what: str) -> str:
+    """What an elastic job waits for that has fewer members than it may have."""
+    return f"{fewest - ready} more {what}: {ready} of at least {fewest} are ready"

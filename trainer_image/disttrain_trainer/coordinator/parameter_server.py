@@ -11,6 +11,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import BUFFERS, STATE, another_training, name_of
+from disttrain_trainer.coordinator import missing_members
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.completion import Completion
 from disttrain_trainer.coordinator.draining import DrainingMembers
@@ -48,6 +49,7 @@ class ParameterServerCoordinator:
             sender=sender, tracker=tracker, incarnation=incarnation, hedges=Hedges.of(config)
         )
         self._sync = config.strategy.synchronous
+        self._fewest = config.min_processes
         self._checkpoints = (
             CheckpointCoordinator(
                 sender=sender,
@@ -127,6 +129,9 @@ class ParameterServerCoordinator:
 
     def on_message(self, member: Member, message: Message, now: float) -> None:
         match member.role, message["type"]:
+            case Role.WORKER, MessageType.LEAVING if self._can_spare(member.rank):
+                self._workers.retire(member.rank, self.queue)
+                self._advance(now)  # another worker evaluates, or its buffers are saved
             case _, MessageType.LEAVING:
                 self._draining.add(member)
                 self._save_soon(now)
@@ -168,7 +173,8 @@ class ParameterServerCoordinator:
         self._draining.forget(member)
         if self.ended:
             return
-        self._missing_members.begin(member, now)
+        if member.role is not Role.WORKER or member.rank not in self._workers.retiring:
+            self._missing_members.begin(member, now)
         if member.role is Role.PARAMETER_SERVER:
             self._servers.lose(member.rank)
             self._drop_questions()  # if it comes back as it was, it is asked again
@@ -188,10 +194,12 @@ class ParameterServerCoordinator:
     def waiting_for(self, now: float) -> str | None:
         if self.ended:
             return None
-        servers = self._servers.missing
-        if not servers and self._workers.ready:
+        servers, ready = self._servers.missing, len(self._workers.ready)
+        if not servers and ready >= self._fewest:
             return self._checkpoints.waiting_for(now) if self._checkpoints is not None else None
-        workers = [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
+        if not servers and self._config.elastic:
+            return missing_members.too_few(ready, self._fewest, "workers")
+        workers = [] if self._config.elastic else [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
         return self._missing_members.describe([m for m in workers if m.rank not in self._workers.live] + servers, now)
 
     # Rounds.
@@ -305,13 +313,21 @@ class ParameterServerCoordinator:
         if self.queue is not None and self._workers.take(rank, message, self.queue):
             self._advance(now)
 
+    def _can_spare(self, rank: int) -> bool:
+        """Whether a worker that received SIGTERM may leave for good, because enough others stay. When the job itself is ended, none does:
+        their state is saved first."""
+        stay = [other for other in self._workers.ready if other != rank]
+        return self._config.elastic and not self._draining.terminating and len(stay) >= self._fewest
+
     def _worker_lost(self, rank: int, now: float) -> None:
+        retired = rank in self._workers.retiring
         self._workers.lose(rank)
         self._called_away(rank, now, lost=True)
+        in_order = retired and self.queue is not None and self.queue.can_spare(rank)
         if self.queue is None or not self.queue.leave(rank):
             return
-        self._tracker.lost_workers += 1
-        if self._sync and not self.queue.finished:
+        self._tracker.lost_workers += not retired
+        if self._sync and not self.queue.finished and not in_order:
             self._void_leases(rank, self.queue)
         self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
         self._advance(now)
@@ -345,7 +361,9 @@ class ParameterServerCoordinator:
         deserted = not self._workers.live and not self._servers.questioned
         if self._checkpoints is not None and self._checkpoints.is_due(queue, now, deserted=deserted):
             self._checkpoints.start(queue.step, now)
-        self._workers.serve(queue)
+        self._workers.release_retired(queue)
+        if len(self._workers.ready) >= self._fewest:
+            self._workers.serve(queue)
 
     def _save_soon(self, now: float) -> None:
         """A member drains: saves as soon as possible, and then releases the members that drain."""

@@ -104,6 +104,14 @@ class WorkQueue:
         """The workers that the part is assigned to: one, or none."""
         return [worker for worker, lease in self._leases.items() if part in lease]
 
+    def can_spare(self, worker: int) -> bool:
+        """Whether the invariant of synchronous steps holds without this worker: it holds no part, and no other worker holds a part of a
+        later step than one that is unassigned."""
+        held = [index for other, lease in self._leases.items() if other != worker for index in lease]
+        latest = max(held, default=0) // self.parts_per_step
+        earlier = (index for step, parts in self._open.items() if step < latest for index in parts)
+        return not self.holds(worker) and all(index in self.applied for index in earlier)
+
     def recall(self) -> None:
         """All assigned parts return; every worker must request again."""
         for worker in self._leases:

@@ -37,14 +37,20 @@ class Workers:
         """A checkpoint needs a file of one of them."""
         self.keep_model = False
         """They have a place for the trained model."""
+        self.retiring: set[int] = set()
+        """Workers of an elastic job that leave for good once their parts are done: they get no other work."""
+        self._released: set[int] = set()
+        """Those of them that may end."""
 
     @property
     def ready(self) -> list[int]:
         """The workers that can evaluate or save, the one that joined first at the front: its buffers have seen most samples."""
-        return [rank for rank, samples in self.live.items() if samples is not None]
+        return [rank for rank, samples in self.live.items() if samples is not None and rank not in self.retiring]
 
     def join(self, rank: int) -> None:
         """A worker joined; it is starting."""
+        self.retiring.discard(rank)
+        self._released.discard(rank)
         self.live[rank] = None
 
     def admit(self, rank: int, message: Message) -> bool:
@@ -96,7 +102,8 @@ class Workers:
         if message["count"]:
             self._wants[rank] = int(message["count"])
         if self._hedges is not None and message.get("hedge"):
-            part = self._hedges.give(rank, queue, begun=message["hedge"] == Waited.A_PART)
+            begun, stays = message["hedge"] == Waited.A_PART, rank not in self.retiring
+            part = self._hedges.give(rank, queue, begun=begun) if stays else None
             self._sender.send(Member(Role.WORKER, rank), MessageType.HEDGE, stay=self._leases[rank], part=part)
         return True
 
@@ -106,7 +113,7 @@ class Workers:
 
     def serve(self, queue: WorkQueue) -> None:
         """Assigns unassigned parts to the workers that wait for some."""
-        for rank in list(self._wants):
+        for rank in [rank for rank in self._wants if rank not in self.retiring]:
             parts = queue.take(rank, self._fair(self._wants[rank], queue))
             if parts:
                 del self._wants[rank]
@@ -119,8 +126,23 @@ class Workers:
         self._leases.pop(rank, None)
         if self._hedges is not None:
             self._hedges.leave(rank)
+        self.retiring.discard(rank)
+        self._released.discard(rank)
         self._tracker.forget(rank)
         self._count()
+
+    def retire(self, rank: int, queue: WorkQueue | None) -> None:
+        """A worker of an elastic job leaves for good, once its parts are done."""
+        self.retiring.add(rank)
+        self._count()
+        self.release_retired(queue)
+
+    def release_retired(self, queue: WorkQueue | None) -> None:
+        """Lets the workers go that leave for good and hold no part."""
+        for rank in self.retiring - self._released:
+            if queue is None or not queue.holds(rank):
+                self._released.add(rank)
+                self._sender.send(Member(Role.WORKER, rank), MessageType.RELEASED)
 
     def end_leases(self) -> None:
         """Ends every lease: messages that carry it are ignored from now on."""

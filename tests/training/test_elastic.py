@@ -1,0 +1,127 @@
+"""Workers join and leave while a job trains: its result does not depend on who was there when. `make soak` resizes a job thirty times."""
+
+import random
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.api.names import MODEL_FILE, Role
+from training.job import Job, checkpoints, digits, served
+from width import WIDE
+
+FEWEST, MOST = 2, 5
+RESIZES = 30 if WIDE else 3
+STEPS = 1500 if WIDE else 150
+USERS = """
+import time
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from disttrain_trainer.examples import digits
+
+SAMPLES = 240
+
+class OneHot(Dataset):  # the gradient of a sample reaches a parameter of its own: in the end each tells how often it counted
+    def __len__(self):
+        return SAMPLES
+    def __getitem__(self, i):
+        return torch.nn.functional.one_hot(torch.tensor(i), SAMPLES).double()
+
+def counted(config, split):
+    return OneHot()
+
+def counter(config):
+    model = nn.Linear(SAMPLES, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    return model
+
+def count(model, batch):
+    time.sleep(0.01)
+    return model(batch).mean()
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+def model(config):
+    return nn.Sequential(Double(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 10)).double()
+
+def loss(model, batch):
+    time.sleep(0.005)
+    return digits.loss(model, batch)
+"""
+WORKERS = {"worker": {"replicas": FEWEST, "elastic": {"minReplicas": FEWEST, "maxReplicas": MOST}}}
+COLLECTIVE: dict[str, Any] = {"strategy": {"type": "DataParallel"}}
+
+
+def sizes() -> list[int]:
+    """The numbers of workers, one after the other; of the quick slice 5, 3, 4."""
+    if not WIDE:
+        return [5, 3, 4]
+    chance, found = random.Random(12), [FEWEST]
+    while len(found) <= RESIZES:
+        found.append(chance.choice([size for size in range(FEWEST, MOST + 1) if size != found[-1]]))
+    return found[1:]
+
+
+def resize(job: Job, size: int) -> None:
+    """What `disttrain scale` leads to: the processes with the highest indexes are asked to end, or new ones start."""
+    now = [index for role, index in job.processes if role is Role.WORKER]
+    for index in range(size):
+        if index not in now:
+            job.start_one(Role.WORKER, index)
+    leavers = [index for index in now if index >= size]
+    for index in leavers:
+        job.kill(Role.WORKER, index, signal.SIGTERM)
+    for index in leavers:
+        assert job.wait(Role.WORKER, index) == 143, job.logs()
+        del job.processes[Role.WORKER, index]
+    job.until(lambda progress: progress.world_size == size or progress.finished)
+
+
+def trained(
+    folder: Path, strategy: dict[str, Any], resizes: Iterable[int], trainer: dict[str, Any], *, steps: int = STEPS
+) -> dict[str, torch.Tensor]:
+    """The model of a job that is resized to these numbers of workers, at even distances."""
+    folder.mkdir()
+    (folder / "users.py").write_text(USERS)
+    resizes = list(resizes)
+    named = {"evaluate": None, "epochs": None, "maxSteps": steps} | trainer
+    with Job(folder=folder, spec=digits(**strategy, **WORKERS, **checkpoints(40), trainer=named)) as job:
+        for role, index in job.keys:
+            if role is not Role.WORKER or index < FEWEST:
+                job.start_one(role, index)
+        for number, size in enumerate(resizes, start=1):
+            at = number * steps // (len(resizes) + 2)
+            job.until(lambda progress, at=at: progress.step >= at)
+            resize(job, size)
+            assert not job.progress().finished, "it ended before it was resized"
+        assert job.complete(timeout=100).redone_steps == 0
+        assert not job.restarts
+        return load_file(folder / "checkpoints" / MODEL_FILE)
+
+
+@pytest.mark.timeout(600 if WIDE else 120)
+@pytest.mark.parametrize("strategy", [served("Sync"), served("Async", servers=1)], ids=["Sync", "Async"])
+def test_every_sample_counts_once_an_epoch_whoever_comes_and_goes(tmp_path: Path, strategy: dict[str, Any]) -> None:
+    """240 samples in batches of 40: five parts of eight samples each."""
+    trainer = {"model": "users:counter", "dataset": "users:counted", "loss": "users:count", "batchSize": 40}
+    trainer["optimizer"] = {"name": "SGD", "learningRate": 1.0}
+    model = trained(tmp_path / "job", strategy, sizes(), trainer)
+    per_part = 1 / 8 if "Async" in str(strategy) else 1 / 40
+    expected = torch.full((1, 240), -per_part * STEPS * 40 / 240, dtype=torch.float64)
+    assert torch.allclose(model["weight"], expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.timeout(1200 if WIDE else 120)
+def test_a_synchronous_training_has_the_bits_of_one_that_was_never_resized(tmp_path: Path) -> None:
+    trainer = {"model": "users:model", "loss": "users:loss", "deterministic": True}
+    calm = trained(tmp_path / "calm", served("Sync"), [], trainer)
+    resized = trained(tmp_path / "resized", served("Sync"), sizes(), trainer)
+    assert calm.keys() == resized.keys()
+    assert all(torch.equal(resized[name], tensor) for name, tensor in calm.items())
