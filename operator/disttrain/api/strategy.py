@@ -3,9 +3,10 @@
 from enum import StrEnum
 from typing import Annotated, TypeAlias
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from disttrain.api.base import Model, Rule
+from disttrain.api.types import Number, NumberBelow1
 
 
 class StrategyType(StrEnum):
@@ -69,6 +70,26 @@ class DataParallel(Model):
     """HybridShard: processes that share one copy of the model. Default: 0, those of one pod."""
 
 
+class OuterOptimizer(Model):
+    """SGD on the servers, with the changes that workers push as its gradient. The defaults are those of DiLoCo (arXiv 2311.08105)."""
+
+    RULES = (
+        Rule(
+            cel="!self.nesterov || self.momentum > 0.0",
+            check=lambda o: not o.nesterov or o.momentum > 0,
+            message="nesterov needs momentum above 0",
+            field="nesterov",
+            shows="momentum",
+        ),
+    )
+    learning_rate: Number = 0.7
+    """Step size; 1 without momentum takes over the mean of what the workers have. Default: 0.7."""
+    momentum: NumberBelow1 = 0.9
+    """Momentum, below 1. Default: 0.9."""
+    nesterov: StrictBool = True
+    """Nesterov's momentum. Default: true."""
+
+
 class ParameterServerStrategy(Model):
     """How parameter servers keep workers in step."""
 
@@ -96,6 +117,27 @@ class ParameterServerStrategy(Model):
             field="staleLearningRate",
             shows="consistency",
         ),
+        Rule(
+            cel="has(self.outerOptimizer) == (self.localSteps > 1)",
+            check=lambda s: (s.outer_optimizer is not None) == (s.local_steps > 1),
+            message="set it with localSteps above 1, such as {learningRate: 0.7, momentum: 0.9, nesterov: true}, and only then",
+            field="outerOptimizer",
+            shows="localSteps",
+        ),
+        Rule(
+            cel="self.localSteps == 1 || self.consistency == 'Sync'",
+            check=lambda s: s.local_steps == 1 or s.consistency is Consistency.SYNC,
+            message="local steps need consistency Sync: the outer step is made for the mean of all workers' changes",
+            field="localSteps",
+            shows="consistency",
+        ),
+        Rule(
+            cel="self.localSteps == 1 || self.backupWorkers == 0",
+            check=lambda s: s.local_steps == 1 or s.backup_workers == 0,
+            message="local steps and backupWorkers exclude each other: two workers' copies of a part differ by their own optimisers' state",
+            field="localSteps",
+            shows="backupWorkers",
+        ),
     )
     consistency: Consistency
     """Sync, Async or BoundedStaleness."""
@@ -106,6 +148,11 @@ class ParameterServerStrategy(Model):
     copy counts. No sample is dropped, and the result is bitwise that without. Default: 0."""
     replication: Annotated[StrictInt, Field(ge=1, le=3)] = 1
     """Copies of each shard; with 2 a lost server costs nothing. Default: 1."""
+    local_steps: Annotated[StrictInt, Field(ge=1, le=100_000)] = 1
+    """Sync: a worker divides its part of a step into so many batches, takes a step of its own with trainer.optimizer on each, and pushes
+    the change of its parameters. The state of that optimiser stays on the worker and is lost with it. Default: 1, a gradient is pushed."""
+    outer_optimizer: OuterOptimizer | None = None
+    """Exactly with localSteps above 1: the servers' step with the mean of the changes."""
     stale_learning_rate: StaleLearningRate = StaleLearningRate.CONSTANT
     """Async and BoundedStaleness: Inverse applies a gradient with the learning rate / its staleness, the updates since its parameters
     were read. Default: Constant."""

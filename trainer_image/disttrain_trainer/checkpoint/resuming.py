@@ -24,6 +24,7 @@ SAMPLES = "samples of trainer.dataset"
 FINGERPRINT = "fingerprint of trainer.dataset"
 STEPS = "steps of an epoch of trainer.dataset"
 ORDER = "order of trainer.dataset"
+LOCAL = "strategy.parameterServer.localSteps"
 CUT = frozenset({"strategy.type", "strategy.parameterServer.consistency", "parameterServer.replicas"})
 """How the tensors are divided into files, and what a version of them counts: no matter where the manifest names them."""
 _SHOWN = 5
@@ -46,6 +47,16 @@ def state_of(config: JobConfig) -> Section:
         section |= {
             "strategy.parameterServer.consistency": served.get("consistency"),
             "parameterServer.replicas": config.parameter_servers,
+        }
+    steps, outer = int(served.get("localSteps") or 1), served.get("outerOptimizer") or {}
+    section[LOCAL] = "1" if steps == 1 else "above 1"
+    if steps > 1:  # the state beside the parameters is the outer optimiser's; that of trainer.optimizer is not saved
+        section |= {
+            "trainer.optimizer.name": None,
+            "trainer.optimizer.momentum": None,
+            "strategy.parameterServer.outerOptimizer.momentum": "set"
+            if float(outer.get("momentum") or 0)
+            else "not set",
         }
     return section
 

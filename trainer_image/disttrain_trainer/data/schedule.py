@@ -39,6 +39,8 @@ class BatchPart:
     """Samples of the whole step; the part's gradient counts samples / batch_samples in a synchronous step."""
     indices: NDArray[np.int64]
     """The samples' numbers in the dataset, shape (samples,), read-only."""
+    batch: int = 0
+    """Local steps: the number of this batch in the part, which is cut into some (inner_batches.py)."""
 
 
 @dataclass(frozen=True, slots=True)

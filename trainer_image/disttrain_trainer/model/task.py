@@ -77,6 +77,8 @@ class Task:
         several ranks compute a part together, which must read the same samples. Else they go on from where `seed_process` set them.
         """
         seed = mix(self.schedule.seed, part.index)
+        if part.batch:
+            seed = mix(seed, part.batch)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -11,12 +11,27 @@ from collections.abc import Sequence
 
 import torch
 
+from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.trainer import OptimizerName
 from disttrain_trainer.model.update_rule import UpdateRule
 from disttrain_trainer.runtime.memory import zeros
 
 PADDING = 64
 """Elements. More than one turn of the widest kernel: 64 B registers of the narrowest dtype, twice unrolled."""
+
+
+def settings_of(strategy: ParameterServerStrategy, inner: Settings) -> Settings:
+    """The servers' optimiser: the job's own, or with local steps the outer one, plain SGD with momentum. inner: trainer.optimizer."""
+    outer = strategy.outer_optimizer
+    if outer is None:
+        return inner
+    return Settings(
+        name=OptimizerName.SGD,
+        learning_rate=outer.learning_rate,
+        momentum=outer.momentum or None,
+        nesterov=outer.nesterov,
+    )
 
 
 class Optimizer:

@@ -24,7 +24,7 @@ from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason
 from disttrain_trainer.net.transport import PLAIN, Closed, Refusals, Silent, Transport, Unverified
 from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
-from disttrain_trainer.parameter_server.optimizer import Optimizer
+from disttrain_trainer.parameter_server.optimizer import Optimizer, settings_of
 from disttrain_trainer.parameter_server.requests import Requests
 from disttrain_trainer.parameter_server.saving import SavedShard, write
 from disttrain_trainer.parameter_server.shard_file import ShardFile
@@ -83,7 +83,7 @@ class ShardServer:
         self._strategy = strategy
         self._index = index
         self._bind = (host, port)
-        self._optimizer = optimizer or (lambda: Optimizer(loop.optimizer))
+        self._optimizer = optimizer or (lambda: Optimizer(settings_of(strategy, loop.optimizer)))
         self._on_staleness = on_staleness
         self._on_failure = on_failure
         self._transport = transport

@@ -27,6 +27,7 @@ from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.strategies.hedging import Hedging
+from disttrain_trainer.strategies.local_steps import LocalSteps
 from disttrain_trainer.strategies.push_pull import PushPull
 
 log = logs.get_logger(__name__)
@@ -62,6 +63,7 @@ class Worker:
             metrics=metrics,
             send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
+        self._local = self._local_steps()
         self._assignments = Assignments(control, member)
         self._clock = 0
         """Iterations completed in the newest round."""
@@ -128,6 +130,7 @@ class Worker:
             evaluate=lambda: self._evaluate(client, this_round),
             on_part=self._note_part,
             hedging=self._hedging_with(client),
+            local=self._local,
         )
         try:
             client.connect(self._replica.model.layout)
@@ -147,6 +150,13 @@ class Worker:
                 sent, received = self._moved_bytes
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
+
+    def _local_steps(self) -> LocalSteps | None:
+        exchange, trainer = self._config.strategy.exchange, self._config.trainer
+        if not (isinstance(exchange, ParameterServerStrategy) and exchange.local_steps > 1):
+            return None
+        full = trainer.batch_size // self._config.parts_per_step
+        return LocalSteps(self._replica.model, trainer.loop.optimizer, steps=exchange.local_steps, full=full)
 
     def _hedging_with(self, client: ShardedClient) -> Hedging | None:
         exchange = self._config.strategy.exchange

@@ -15,6 +15,7 @@ from disttrain_trainer.parameter_server.client import WHOLE, GradientInfo, Shard
 from disttrain_trainer.parameter_server.replica import Replica
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.strategies.hedging import Hedging
+from disttrain_trainer.strategies.local_steps import LocalSteps
 
 IDLE_SECONDS = 0.02
 """Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
@@ -43,9 +44,10 @@ class PushPull:
         evaluate: Callable[[], None],
         on_part: Callable[[], None],
         hedging: Hedging | None = None,
+        local: LocalSteps | None = None,
     ) -> None:
-        """hedging: in a job with backup workers. every: steps between two checkpoints, 0 for none. on_part: called after each part that the
-        servers have.
+        """hedging: in a job with backup workers. local: in one with local steps. every: steps between two checkpoints, 0 for none.
+        on_part: called after each part that the servers have.
 
         save, evaluate: carry out the master's orders, between two parts.
         """
@@ -65,6 +67,7 @@ class PushPull:
         self._evaluate = evaluate
         self._on_part = on_part
         self._hedging = hedging
+        self._local = local
         self._participates = self._is_current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next part."""
         self._was_looked_at = self._is_abandoned = False
@@ -96,7 +99,7 @@ class PushPull:
                 self._watch.lap("communicate")
                 if self._hedging is not None:
                     self._hedging.begin()
-                return (part,)
+                return (part,) if self._local is None else self._local.begin(part)
             self._finished(part, time.perf_counter())  # its step is over: another worker computed the part
         self._loop.report()
         return ()
@@ -124,11 +127,14 @@ class PushPull:
         self._weight = weight
         self._model.refuse_changed()
         self._was_looked_at = True
+        if self._local is not None:
+            self._local.weigh(part, weight)
         self._look_whether_abandoned(part)
         return None if weight == 0 or self._is_abandoned else loss
 
     def after(self, part: BatchPart) -> None:
-        pass
+        if self._local is not None:
+            self._local.step()
 
     def complete(self) -> bool:
         """Pushes the gradient, and pulls the parameters for the next part if it is assigned already. Of weight 0: zeros."""
@@ -179,7 +185,10 @@ class PushPull:
 
     def _take_gradients(self) -> bool:
         """Makes the gradient ready to be sent. False as of `complete`."""
-        gradients, took_part = self._model.gradients(), self._model.took_part
+        if self._local is not None:
+            gradients, took_part, self._weight = self._local.change()
+        else:
+            gradients, took_part = self._model.gradients(), self._model.took_part
         if self._weight is not None or took_part is not None:
             runs = None if took_part is None else runs_of(self._model.places, took_part)
             self._info = GradientInfo(weight=self._weight, runs=runs)
