@@ -45,7 +45,7 @@ from disttrain.api.trainer import Trainer
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.net import transport
-from disttrain_trainer.net.transport import LOCAL_BUFFER
+from disttrain_trainer.net.connection import LOCAL_BUFFER
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 from disttrain_trainer.runtime.memory import zeros
 from disttrain_trainer.runtime.sockets import split_address

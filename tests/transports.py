@@ -14,8 +14,10 @@ from disttrain import certificates
 from disttrain.api.job import Metadata
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net import transport
+from disttrain_trainer.net.connection import Connection
 from disttrain_trainer.net.rendezvous import RendezvousServer
-from disttrain_trainer.net.transport import Connection, Transport
+from disttrain_trainer.net.tls import RECORDS
+from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.runtime.sockets import listen
 
 JOB = Metadata(name="job", namespace="default", uid="0b5e9f0c-5a4e-4a86-9f0a-1d5a4c3b2a10")
@@ -36,15 +38,17 @@ def mutual_config(job: Metadata = JOB) -> JobConfig:
     return config_of(SPEC, namespace=job.namespace, name=job.name, uid=job.uid)
 
 
-def certified(folder: Path, job: Metadata = JOB, *, attempt: int = 1, age: timedelta = timedelta(0)) -> Transport:
-    """The transport of a process of that job, with a certificate of its own making."""
+def certified(
+    folder: Path, job: Metadata = JOB, *, attempt: int = 1, age: timedelta = timedelta(0), records: int = RECORDS
+) -> Transport:
+    """The transport of a process of that job, with a certificate of its own making. records: that one key encrypts."""
     certificate(folder, job, attempt=attempt, age=age)
-    return certified_by(folder, job)
+    return certified_by(folder, job, records=records)
 
 
-def certified_by(folder: Path, job: Metadata = JOB) -> Transport:
+def certified_by(folder: Path, job: Metadata = JOB, *, records: int = RECORDS) -> Transport:
     """The transport of a process of that job, with the certificate that is there."""
-    return transport.of(mutual_config(job), folder)
+    return transport.of(mutual_config(job), folder, records=records)
 
 
 @contextlib.contextmanager

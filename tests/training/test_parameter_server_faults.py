@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import transports
 from disttrain.api.policies import Tls
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.frames import Header, Op
+from disttrain_trainer.net.transport import PLAIN, Transport
 from training.parameter_servers import (
     ASYNC,
     MOMENTUM,
@@ -152,6 +154,32 @@ SERVER = """
     print(server.address, flush=True)
     threading.Event().wait()
 """
+
+
+def test_keys_of_a_connection_change_before_they_have_encrypted_too_much_and_no_bit_of_the_training_does(
+    tmp_path: Path,
+) -> None:
+    config = make_config(workers=1, servers=2, optimizer=MOMENTUM)
+    schedule = Schedule(samples=400, batch_size=3, parts_per_step=1, seed=0, max_steps=40)
+
+    def trained(transport: Transport) -> tuple[torch.Tensor, list[bool]]:
+        spent = []
+        with serving(config, transport=transport) as servers:
+            flat = vector_model()
+            client = enter(make_client(servers, config, transport=transport), flat)
+            for index in range(40):
+                client.push_pull(schedule.part(index), whole_gradient(index), flat.parameters, index + 1)
+                link = client.connections[0].link
+                assert link is not None
+                spent.append(link.spent)
+            client.close()
+        return flat.parameters[0].clone(), spent
+
+    plain, never = trained(PLAIN)
+    encrypted, spent = trained(transports.certified(tmp_path, records=8))
+    assert torch.equal(plain, encrypted)
+    assert not any(never)
+    assert 5 <= sum(spent) <= 20, "they are spent again and again, and changed each time"
 
 
 @pytest.mark.parametrize("tls", list(Tls))

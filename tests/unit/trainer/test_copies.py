@@ -327,7 +327,7 @@ def test_a_port_that_is_taken_is_named(workers: Workers) -> None:
     port = workers.config.addresses.copies[0].rpartition(":")[2]
     with (
         socket.create_server(("127.0.0.1", int(port)), reuse_port=False),
-        pytest.raises(PeerLost, match=f"port {port}: the copies of the data cannot be served: Address already in use"),
+        pytest.raises(PeerLost, match=f"port {port}: the copies of the data cannot listen: Address already in use"),
     ):
         workers.start(0)
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain_trainer.net.connection import CHUNK, Closed, Connection, Silent
 from disttrain_trainer.net.frames import SIZE, Header, Link, Op, ProtocolError
-from disttrain_trainer.net.transport import CHUNK, PLAIN, Closed, Connection, Silent, Transport
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server.identity import Hello
 from transports import certified, connected
 

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from disttrain.api.job import Metadata
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.net import transport
-from disttrain_trainer.net.transport import PLAIN, Closed, Connection, Transport, Unverified
+from disttrain_trainer.net.connection import Closed, Connection, Unverified
+from disttrain_trainer.net.transport import PLAIN, Interrupt, Transport
+from disttrain_trainer.runtime.sockets import own_port
 from transports import JOB, certificate, certified, connected, mutual_config
 
 ANOTHER = Metadata(name="another", namespace="default", uid="5f0c1a52-11f5-4d5e-a4e3-3d7f7b7e0c11")
@@ -146,3 +149,100 @@ def test_a_process_without_its_certificate_says_so(tmp_path: Path) -> None:
         transport.of(mutual_config(), None)
     with pytest.raises(WrongInput, match=f"{tmp_path}: the certificate of the attempt cannot be read: No such file"):
         transport.of(mutual_config(), tmp_path)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
+    return PLAIN if request.param == "plain" else certified(tmp_path)
+
+
+@pytest.mark.parametrize("work", ["send", "receive"])
+def test_a_thread_that_sends_or_receives_is_ended_by_a_close_and_waited_for(either: Transport, work: str) -> None:
+    """Its file number is another file's at once."""
+    endless = memoryview(bytearray(64 << 20))
+
+    def use(connection: Connection) -> None:
+        started.set()
+        while True:
+            connection.send(endless) if work == "send" else connection.receive_into(endless, patient=True)
+
+    for _ in range(5):
+        started = threading.Event()
+        with connected(either) as (ours, _), ThreadPoolExecutor() as threads:
+            used = threads.submit(use, ours)
+            assert started.wait(20)
+            ours.close()
+            assert isinstance(used.exception(timeout=20), Closed)
+            with pytest.raises(Closed):
+                ours.send(memoryview(b"late"))
+            ours.abort()
+            ours.close()
+
+
+def test_a_dial_that_waits_for_its_peer_is_ended_by_another_thread(either: Transport) -> None:
+    """The peer accepts nothing: the connection stands, for the kernel, or waits for a place in the queue."""
+    interrupt = Interrupt()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ThreadPoolExecutor() as threads:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        waiting = []
+        for _ in range(4):  # two places of the queue are taken by the first
+            waiting.append(threads.submit(either.dial, address, timeout=600, interrupt=interrupt))
+        interrupt.end()
+        for dial in waiting:
+            if (error := dial.exception(timeout=20)) is not None:
+                assert isinstance(error, Closed)
+            else:
+                dial.result().close()
+    with pytest.raises(Closed, match="this side closed"):
+        either.dial("127.0.0.1:9", timeout=600, interrupt=interrupt)
+
+
+def test_both_ends_go_on_with_other_keys_and_verify_one_another_again(tmp_path: Path) -> None:
+    with connected(certified(tmp_path, records=4)) as (ours, theirs), ThreadPoolExecutor() as threads:
+        for number in range(3):
+            assert not ours.spent
+            assert not theirs.spent
+            data = memoryview(bytes([number]) * (5 << 14))
+            found = memoryview(bytearray(len(data)))
+            sent = threads.submit(ours.send, data)
+            theirs.receive_into(found)
+            sent.result()
+            assert found == data
+            assert ours.spent
+            assert theirs.spent
+            renewed = threads.submit(ours.renew, within=20)
+            theirs.renew(within=20)
+            renewed.result()
+
+
+def test_an_end_that_is_lost_while_the_keys_change_is_noticed(tmp_path: Path) -> None:
+    ours = certified(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+        dialled = threads.submit(ours.dial, f"127.0.0.1:{listener.getsockname()[1]}", timeout=20)
+        accepted = ours.accept(listener.accept()[0], timeout=20)
+        with contextlib.closing(accepted):
+            accepted.handshake(within=20)
+            with contextlib.closing(dialled.result()) as connection:
+                renewed = threads.submit(connection.renew, within=20)
+                accepted.close()
+                assert isinstance(renewed.exception(timeout=20), Closed)
+
+
+def test_plain_connections_have_no_keys(tmp_path: Path) -> None:
+    with connected(PLAIN) as (ours, theirs):
+        ours.renew(within=20)
+        ours.send(memoryview(b"x"))
+        found = bytearray(1)
+        theirs.receive_into(memoryview(found))
+        assert (bytes(found), ours.spent) == (b"x", False)
+
+
+def test_a_port_that_another_process_has_is_one_line_with_the_port_and_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(PeerLost) as lost:
+            own_port("the copies of the data", "127.0.0.1", port)
+    assert str(lost.value) == (
+        f"port {port}: the copies of the data cannot listen: Address already in use; another process of this pod or machine has the "
+        "port: give that another one"
+    )

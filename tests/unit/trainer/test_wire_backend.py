@@ -30,7 +30,7 @@ SUM, PLANTED = dist.AllreduceOptions(), b"a planted tensor"
 class Ranks:
     """Backends of one group, and the end of their round."""
 
-    def __init__(self, transports: list[Transport], **options: int) -> None:
+    def __init__(self, transports: list[Transport]) -> None:
         self.ends = [RoundEnd() for _ in transports]
         self.backends = [
             WireBackend(
@@ -41,7 +41,6 @@ class Ranks:
                 timeout=LONG,
                 round_end=self.ends[rank],
                 traffic=Traffic(),
-                **options,
             )
             for rank, transport in enumerate(transports)
         ]
@@ -60,8 +59,8 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def ranks_of(transports: list[Transport], **options: int) -> Iterator[Ranks]:
-    ranks = Ranks(transports, **options)
+def ranks_of(transports: list[Transport]) -> Iterator[Ranks]:
+    ranks = Ranks(transports)
     try:
         yield ranks
     finally:
@@ -202,7 +201,7 @@ def test_a_connection_that_has_carried_enough_of_one_key_is_followed_by_another(
     relays = Relays()
     with (
         contextlib.closing(relays),
-        ranks_of([transports.certified(tmp_path)] * 3, records=10) as ranks,
+        ranks_of([transports.certified(tmp_path, records=10)] * 3) as ranks,
     ):
         ranks.connect(relays.via)
         for number in range(12):

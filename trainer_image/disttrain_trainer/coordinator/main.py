@@ -32,7 +32,7 @@ from disttrain_trainer.net.transport import PLAIN
 from disttrain_trainer.runtime import exposition, logs, sockets
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.process import Process
-from disttrain_trainer.runtime.sockets import listen, listening_host, split_address
+from disttrain_trainer.runtime.sockets import listening_host, own_port, split_address
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in its __all__
@@ -248,11 +248,7 @@ class Master:
 
     def _listen_for_ranks(self) -> socket.socket:
         name, port = split_address(self._config.addresses.rendezvous)
-        try:
-            return listen(listening_host(name), port)
-        except OSError as error:
-            why = f"the rendezvous store cannot listen: {error.strerror}; another process of this machine or pod has the port"
-            raise PeerLost(f"port {port}", why) from None
+        return own_port("the rendezvous store", listening_host(name), port)
 
     def _run_apart(self, work: Callable[[], T], answer: Callable[[T], None], executor: Executor | None = None) -> None:
         async def go() -> None:

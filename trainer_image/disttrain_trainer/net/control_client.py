@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
 from disttrain_trainer.net import transport
+from disttrain_trainer.net.connection import Connection, Silent
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.process import Process
@@ -61,7 +62,8 @@ class ControlClient:
         self._reconnect_seconds = process.config.startup_timeout_seconds
         self._peer_timeout = process.config.peer_timeout_seconds
         self._transport = transport.of(process.config, process.tls_dir)
-        self._connection: transport.Connection | None = None
+        self._connection: Connection | None = None
+        self._interrupt = transport.Interrupt()
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._leaving = False
@@ -77,6 +79,7 @@ class ControlClient:
     def close(self) -> None:
         """Ends the connection, which the master sees at once. Any thread may call this."""
         self._closed.set()
+        self._interrupt.end()
         self._drop()
 
     def send(self, kind: MessageType, **fields: object) -> bool:
@@ -174,7 +177,9 @@ class ControlClient:
         """One connection from its HELLO to its end. Returns the time of the last message, None when the master did not admit this
         process."""
         beat = beat_interval(self._peer_timeout)
-        connection = self._transport.dial(self._address, timeout=beat, within=self._peer_timeout)
+        connection = self._transport.dial(
+            self._address, timeout=beat, within=self._peer_timeout, interrupt=self._interrupt
+        )
         with contextlib.closing(connection):
             with self._sending:
                 # Under one lock with `send`: a change before this is in the HELLO, and a change after it is sent after the HELLO.
@@ -190,7 +195,7 @@ class ControlClient:
                     self.send(MessageType.BEAT)
                 try:
                     data = connection.receive_some(65536)
-                except transport.Silent:
+                except Silent:
                     if time.monotonic() - received_at > self._peer_timeout:
                         raise TimeoutError(f"silent for {self._peer_timeout:g} s") from None
                     continue

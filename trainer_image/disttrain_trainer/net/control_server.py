@@ -15,12 +15,13 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import MOST_PODS_REPORTED, JobConfig, RestartsInPlace
 from disttrain_trainer.net import incoming
 from disttrain_trainer.net.attempt_code import AttemptCode
+from disttrain_trainer.net.connection import Unverified
 from disttrain_trainer.net.incoming import Hello
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.net.peers import Coordinator, Member
-from disttrain_trainer.net.transport import PLAIN, Refusals, Transport, Unverified, hold_back, verify
+from disttrain_trainer.net.transport import PLAIN, Refusals, Transport, hold_back, verify
 from disttrain_trainer.runtime import logs
-from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, listen
+from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers, own_port
 
 log = logs.get_logger(__name__)
 
@@ -108,8 +109,8 @@ class ControlServer:
             await self._changed.wait()
 
     async def serve(self, *, host: str | None, port: int) -> None:
-        """Serves until cancelled. Raises OSError when the port is taken, and whatever a coordinator raises."""
-        listener = listen(host, port)
+        """Serves until cancelled. Raises PeerLost when the port is taken, and whatever a coordinator raises."""
+        listener = own_port("the master", host, port)
         server = await asyncio.start_server(self._accept, sock=listener, limit=MAX_LINE, backlog=ACCEPTED_AT_ONCE)
         listener.listen(BACKLOG)  # asyncio takes one number for both
         async with server:

@@ -16,7 +16,7 @@ from disttrain_trainer.data.opening import Opened, Reading, Source, open_store, 
 from disttrain_trainer.data.pack_index import INDEX, file_name
 from disttrain_trainer.data.placement import holders
 from disttrain_trainer.data.store import Folder, Store
-from disttrain_trainer.errors import DataUnreadable, PeerLost, WrongInput
+from disttrain_trainer.errors import DataUnreadable, WrongInput
 from disttrain_trainer.net import copy_peers
 from disttrain_trainer.net.copy_peers import SPLITS, CopyServer, Peer, Request, hello_of
 from disttrain_trainer.net.transport import Transport
@@ -131,13 +131,9 @@ class WorkerCopies:
     def _serve(self) -> None:
         host, port = split_address(self._addresses[self._process.index])
         hello = hello_of(self._process.config)
-        try:
-            self._server = CopyServer(
-                self._answer, host=listening_host(host), port=port, transport=self._transport, hello=hello
-            )
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise PeerLost(f"port {port}", f"the copies of the data cannot be served: {why}") from None
+        self._server = CopyServer(
+            self._answer, host=listening_host(host), port=port, transport=self._transport, hello=hello
+        )
 
     def close(self) -> None:
         """Ends the server, the connections and the thread. The copies stay."""

@@ -12,9 +12,7 @@ one form, (operation, split, partition, offset, length), each answered by a leng
 Nobody sees more than the store shows: what is encrypted stays so.
 """
 
-import contextlib
 import json
-import socket
 import struct
 import threading
 import time
@@ -22,9 +20,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.net.transport import Closed, Connection, Refusals, Silent, Transport, Unverified
+from disttrain_trainer.net.acceptor import Acceptor, PeerAddress
+from disttrain_trainer.net.connection import Closed, Connection, Silent
+from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.runtime import logs
-from disttrain_trainer.runtime.sockets import Newcomers, listen
+from disttrain_trainer.runtime.sockets import own_port
 
 log = logs.get_logger(__name__)
 
@@ -149,6 +149,8 @@ class Peer:
             self._connection = None
 
     def _answer(self, request: Request) -> bytes:
+        if self._connection is not None and self._connection.spent:
+            self._hang_up()
         connection = self._connection
         if connection is None:
             connection = self._transport.dial(self._address, timeout=SILENT_SECONDS, within=DIAL_SECONDS)
@@ -182,62 +184,33 @@ class CopyServer:
         transport: Transport,
         hello: bytes,
     ) -> None:
-        """answer: the bytes that are asked for; called by several threads. Raises OSError when the port is taken."""
+        """answer: the bytes that are asked for; called by several threads. Raises PeerLost when the port is taken."""
         self._answer, self._transport, self._hello = answer, transport, hello
-        self._listener = listen(host, port)
-        self._newcomers: Newcomers[Connection] = Newcomers(_STRANGERS, Connection.abort)
-        self._refusals = Refusals("the copies of the data")
-        self._readers: dict[threading.Thread, Connection] = {}
-        self._accepting = threading.Thread(target=self._accept, name="copies", daemon=True)
-        self._accepting.start()
+        self._acceptor = Acceptor(
+            own_port("the copies of the data", host, port),
+            self._serve,
+            who="the copies of the data",
+            transport=transport,
+            timeout=IDLE_SECONDS,
+            handshake_seconds=SILENT_SECONDS,
+            strangers=_STRANGERS,
+        )
+        self._acceptor.start()
 
     def close(self) -> None:
         """Ends all connections, and accepts no more."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
-        self._listener.close()
-        self._accepting.join()
-        for reader, connection in list(self._readers.items()):
-            connection.abort()
-            reader.join()
+        self._acceptor.close()
+        self._acceptor.join()
 
-    def _accept(self) -> None:
+    def _serve(self, connection: Connection, peer: PeerAddress) -> bool:
+        (length,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
+        if length > _MOST_HELLO or bytes(_received(connection, length)) != self._hello[_LENGTH.size :]:
+            self._acceptor.refuse(peer, "it is of another job or attempt")
+            return False
+        self._acceptor.known(connection)
+        connection.send(memoryview(_YES))
         while True:
-            try:
-                sock, peer = self._listener.accept()
-            except OSError:
-                if self._listener.fileno() < 0:
-                    return
-                time.sleep(0.1)  # too many open files
-                continue
-            try:
-                connection = self._transport.accept(sock, timeout=IDLE_SECONDS)
-            except (Closed, OSError):
-                sock.close()
-                continue
-            self._newcomers.add(connection)
-            reader = threading.Thread(target=self._serve, args=(connection, peer), name="copies-reader", daemon=True)
-            self._readers[reader] = connection
-            reader.start()
-
-    def _serve(self, connection: Connection, peer: tuple[object, ...]) -> None:
-        try:
-            connection.handshake(within=SILENT_SECONDS)
-            (length,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
-            if length > _MOST_HELLO or bytes(_received(connection, length)) != self._hello[_LENGTH.size :]:
-                return
-            self._newcomers.discard(connection)
-            connection.send(memoryview(_YES))
-            while True:
-                request = Request(*_REQUEST.unpack(_received(connection, _REQUEST.size)))
-                known = request.length <= PIECE and request.split < len(SPLITS)
-                data = (self._answer(request) if known else None) or b""
-                connection.send(memoryview(_LENGTH.pack(len(data)) + data))
-        except Unverified as error:
-            self._refusals.note(peer, error)
-        except (Closed, Silent, OSError):
-            pass
-        finally:
-            self._newcomers.discard(connection)
-            self._readers.pop(threading.current_thread())
-            connection.close()
+            request = Request(*_REQUEST.unpack(_received(connection, _REQUEST.size)))
+            known = request.length <= PIECE and request.split < len(SPLITS)
+            data = (self._answer(request) if known else None) or b""
+            connection.send(memoryview(_LENGTH.pack(len(data)) + data))

@@ -15,6 +15,7 @@ begins with
     PUSH_PULL part, gradient   ->  VALUES version, parameters               push and pull in one round trip
     KEEP step, buffers         ->  DONE                                     server 0, Sync: what part 0 of a step left
     FETCH step                 ->  KEPT buffers                             server 0, Sync: the buffers of a step
+    RENEW                      ->  DONE                                     under TLS: both ends change the keys
     BYE                         ->                                           the end, on purpose
 
 One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from disttrain_trainer.net.transport import Connection
+from disttrain_trainer.net.connection import Connection
 
 MAGIC = b"DTPS"
 PROTOCOL = 2
@@ -71,6 +72,7 @@ class Op(IntEnum):
     BYE = 8
     KEEP = 9
     FETCH = 10
+    RENEW = 11
     WELCOME = 65
     DONE = 66
     VALUES = 67
@@ -242,9 +244,14 @@ class Link:
         """Whether the peer has closed its end. For the thread that uses the connection, while it reads nothing."""
         return self._connection.hung_up
 
-    def handshake(self, *, within: float) -> None:
-        """Verifies the peer of an accepted connection, before the first frame."""
-        self._connection.handshake(within=within)
+    @property
+    def spent(self) -> bool:
+        """Whether the connection wants other keys before the next request."""
+        return self._connection.spent
+
+    def renew(self, *, within: float) -> None:
+        """Changes the keys, after RENEW and its answer."""
+        self._connection.renew(within=within)
 
     def _fill(self, view: memoryview, *, patient: bool = False) -> None:
         self._connection.receive_into(view, patient=patient)

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from disttrain_trainer.net.transport import Refusals, Unverified, hold_back, verify
+from disttrain_trainer.net.connection import Unverified
+from disttrain_trainer.net.transport import Refusals, hold_back, verify
 from disttrain_trainer.runtime.sockets import BACKLOG, Newcomers
 
 WAIT_SECONDS: Final = 5.0

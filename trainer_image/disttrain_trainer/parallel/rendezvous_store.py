@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]  # missing in its __all__
 
 from disttrain_trainer.net import rendezvous
+from disttrain_trainer.net.connection import Connection
 from disttrain_trainer.net.rendezvous import SIZE
-from disttrain_trainer.net.transport import Connection, Transport
+from disttrain_trainer.net.transport import Interrupt, Transport
 
 ANSWER_SECONDS: Final = 30.0
 """How long the master may take for an answer, beyond what it waits for."""
@@ -38,6 +39,7 @@ class RendezvousStore(Store):
         self._idle: list[Connection] = []
         self._used: set[Connection] = set()
         self._closed = False
+        self._interrupt = Interrupt()
 
     def close(self) -> None:
         """Ends every wait and every later operation. Any thread may call this; it does not block."""
@@ -46,6 +48,7 @@ class RendezvousStore(Store):
             idle, self._idle = self._idle, []
             for connection in self._used:
                 connection.abort()
+        self._interrupt.end()
         for connection in idle:
             connection.close()
 
@@ -135,7 +138,9 @@ class RendezvousStore(Store):
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            connection = self._transport.dial(self._address, timeout=rendezvous.WAIT_SECONDS + ANSWER_SECONDS)
+            connection = self._transport.dial(
+                self._address, timeout=rendezvous.WAIT_SECONDS + ANSWER_SECONDS, interrupt=self._interrupt
+            )
         with self._lock:
             self._used.add(connection)
             if self._closed:

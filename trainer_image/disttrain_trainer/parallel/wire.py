@@ -10,32 +10,25 @@ import queue
 import secrets
 import struct
 import threading
-import time
 from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
 from typing import Final
 
-from disttrain_trainer.net.transport import RECORD, Closed, Connection, Refusals, Transport, Unverified
+from disttrain_trainer.net.acceptor import Acceptor, PeerAddress
+from disttrain_trainer.net.connection import Closed, Connection
+from disttrain_trainer.net.transport import Interrupt, Transport
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.operation import Operation
-from disttrain_trainer.runtime import logs
-from disttrain_trainer.runtime.sockets import Newcomers, listen
-
-log = logs.get_logger(__name__)
+from disttrain_trainer.runtime.sockets import listen
 
 SMALL: Final = 16 << 10
 """Bytes that are copied and sent at once, with their head in one record of TLS; more are sent by a thread, from the tensor's memory."""
 DIAL_SECONDS: Final = 30.0
 """Within which a connection stands, or is given up."""
-_RETRY_SECONDS: Final = 0.1
 STRANGERS: Final = 64
 """Connections that have not said yet who they are, beside those of the peers."""
 HEAD: Final = struct.Struct("<qqQ")
 """Before each message: two numbers that say which one it is, and its bytes."""
-RECORDS: Final = 1 << 23
-"""Records that a connection carries before the next one takes over, with other keys: AES-GCM is made for 2^24.5 (RFC 8446, 5.5), which
-is 380 GiB, and OpenSSL does not change keys by itself."""
 _MOVED: Final = HEAD.pack(-1, -1, 0)
 """The last head on a connection: what follows comes on the next one."""
 _HELLO: Final = struct.Struct("<16sBII")
@@ -52,10 +45,10 @@ class Use(IntEnum):
 class Sender:
     """Sends to one peer, in the order of the calls."""
 
-    def __init__(self, peer: int, dial: Callable[[int], Connection], *, records: int) -> None:
-        """dial: makes a connection with this number; the first when it is needed, and another one after so many records."""
+    def __init__(self, peer: int, dial: Callable[[int], Connection]) -> None:
+        """dial: makes a connection with this number; the first when it is needed, and another one when the keys of that are spent."""
         self._peer = peer
-        self._most, self._records, self._number = records, 0, 0
+        self._number = 0
         self._dial = dial
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[tuple[bytes, memoryview | None, Operation] | None] = queue.SimpleQueue()
@@ -111,15 +104,14 @@ class Sender:
     def _send(self, head: bytes, view: memoryview | None) -> None:
         if self._connection is None:
             self._connection = self._dial(0)
-        elif self._records >= self._most:
-            self._number, self._records = self._number + 1, 0
+        elif self._connection.spent:
+            self._number += 1
             last, self._connection = self._connection, self._dial(self._number)
             last.send(memoryview(_MOVED))
             last.close()
         self._connection.send(memoryview(head), more=view is not None)
         if view is not None:
             self._connection.send(view)
-        self._records += 1 + -(-(len(head) if view is None else len(view)) // RECORD)
 
 
 class Receiver:
@@ -160,34 +152,38 @@ class Wire:
         size: int,
         timeout: float,
         on_messages: Callable[[int, Receiver], None],
-        records: int = RECORDS,
     ) -> None:
         """host: the address of this machine that the peers reach. timeout: seconds without a byte in the middle of a message.
-        on_messages: called in a thread of its own when a peer brings messages; returns when they are over. records: after which a
-        connection is followed by another one."""
+        on_messages: called in a thread of its own when a peer brings messages; returns when they are over."""
         self._transport = transport
         self._rank, self._size = rank, size
         self._timeout = timeout
         self._on_messages = on_messages
-        self._records = records
+        self._interrupt = Interrupt()
         self._changed = threading.Condition()
         self._closed = False
         self._connections: list[Connection] = []
-        self._threads: list[threading.Thread] = []
         self._places: list[str] = []
         self.incoming: dict[int, Receiver] = {}
         """From each peer, for the one thread that carries out collectives."""
         self._arrived: dict[tuple[int, int, int], Connection] = {}
         """By use, peer and number."""
         self.outgoing: dict[int, Sender] = {}
-        self._newcomers: Newcomers[Connection] = Newcomers(STRANGERS + 2 * size, Connection.abort)
-        self._refusals = Refusals(f"rank {rank}")
         self._token = secrets.token_bytes(16)
-        self._listener = listen(host, 0)
+        listener = listen(host, 0)
         bracketed = f"[{host}]" if ":" in host else host
-        self.place = f"{bracketed}:{self._listener.getsockname()[1]} {self._token.hex()}"
+        self.place = f"{bracketed}:{listener.getsockname()[1]} {self._token.hex()}"
         """Where the peers find this rank."""
-        self._start(self._accept, "accept")
+        self._acceptor = Acceptor(
+            listener,
+            self._welcome,
+            who=f"rank {rank}",
+            transport=transport,
+            timeout=timeout,
+            handshake_seconds=DIAL_SECONDS,
+            strangers=STRANGERS + 2 * size,
+        )
+        self._acceptor.start()
 
     @property
     def peers(self) -> list[int]:
@@ -207,11 +203,14 @@ class Wire:
 
         def dial(number: int) -> Connection:
             address, token = self._places[peer].split()
-            connection = self._keep(self._transport.dial(address, timeout=self._timeout, within=DIAL_SECONDS))
+            dialled = self._transport.dial(
+                address, timeout=self._timeout, within=DIAL_SECONDS, interrupt=self._interrupt
+            )
+            connection = self._keep(dialled)
             connection.send(memoryview(_HELLO.pack(bytes.fromhex(token), use, self._rank, number)))
             return connection
 
-        return Sender(peer, dial, records=self._records)
+        return Sender(peer, dial)
 
     def _receiver(self, peer: int, use: Use) -> Receiver:
         def take(number: int) -> Connection:
@@ -232,67 +231,34 @@ class Wire:
             self._changed.notify_all()
             for connection in self._connections:
                 connection.abort()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(2)  # wakes accept()
+        self._interrupt.end()
+        self._acceptor.close()
 
     def release(self) -> None:
         """Sends what is left, then closes the sockets, and ends the threads. Blocks until then."""
         for sender in self.outgoing.values():
             sender.finish()
         self.close()
-        with self._changed:
-            threads = list(self._threads)
-        for thread in threads:
-            thread.join()
-        self._listener.close()
+        self._acceptor.join()
         for connection in self._connections:
             connection.close()
 
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                sock, peer = self._listener.accept()
-            except OSError:
-                if not self._closed:
-                    time.sleep(_RETRY_SECONDS)  # too many open files
-                continue
-            try:
-                connection = self._keep(self._transport.accept(sock, timeout=self._timeout))
-            except OSError:
-                sock.close()
-                continue
-            self._newcomers.add(connection)
-            self._start(partial(self._welcome, connection, peer), "incoming")
-
-    def _welcome(self, connection: Connection, peer: tuple[object, ...]) -> None:
+    def _welcome(self, connection: Connection, peer: PeerAddress) -> bool:
         hello = bytearray(_HELLO.size)
-        try:
-            connection.handshake(within=DIAL_SECONDS)
-            connection.receive_into(memoryview(hello))
-        except OSError as error:
-            if isinstance(error, Unverified):
-                self._refusals.note(peer, error)
-            self._forget(connection)
-            return
-        finally:
-            self._newcomers.discard(connection)
+        connection.receive_into(memoryview(hello))
         token, use, rank, number = _HELLO.unpack(hello)
         if not secrets.compare_digest(token, self._token) or not 0 <= rank < self._size:
-            self._refusals.note(peer, Unverified("it is not of this round"))
-            self._forget(connection)
-            return
+            self._acceptor.refuse(peer, "it is not of this round")
+            return False
+        self._acceptor.known(connection)
+        self._keep(connection)
         with self._changed:
             self._arrived[use, rank, number] = connection
             self._changed.notify_all()
         if use == Use.MESSAGES and not number:
             with contextlib.suppress(Closed):  # the round ended meanwhile
                 self._on_messages(rank, self._receiver(rank, Use.MESSAGES))
-
-    def _start(self, work: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        with self._changed:
-            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
-            thread.start()
+        return True
 
     def _keep(self, connection: Connection) -> Connection:
         with self._changed:
@@ -301,9 +267,3 @@ class Wire:
                 connection.abort()
                 raise Closed("the round ended")
         return connection
-
-    def _forget(self, connection: Connection) -> None:
-        """A connection without a use gives its file number back now: strangers may make many of them in a round."""
-        with self._changed:
-            self._connections.remove(connection)
-        connection.close()

@@ -25,7 +25,7 @@ from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.parallel.backend import ENDED, NAME, BrokenGroup, RoundBackend, RoundEnd
 from disttrain_trainer.parallel.operation import Operation
 from disttrain_trainer.parallel.traffic import Traffic
-from disttrain_trainer.parallel.wire import HEAD, RECORDS, SMALL, Receiver, Sender, Use, Wire
+from disttrain_trainer.parallel.wire import HEAD, SMALL, Receiver, Sender, Use, Wire
 
 PIECE: Final = 512 << 10
 """Bytes that are read and added at once: they stay in the processor's cache in between."""
@@ -75,10 +75,8 @@ class WireBackend(RoundBackend):
         timeout: timedelta,
         round_end: RoundEnd,
         traffic: Traffic,
-        records: int = RECORDS,
     ) -> None:
-        """host: the address of this machine that the peers reach. timeout: of an operation. records: of TLS, after which a connection is
-        followed by another one. `connect` comes next."""
+        """host: the address of this machine that the peers reach. timeout: of an operation. `connect` comes next."""
         super().__init__(rank, size, c10d.Backend.Options(NAME, timeout), round_end=round_end, traffic=traffic)
         self._seconds = timeout.total_seconds()
         self._broken: BrokenGroup | None = None
@@ -90,7 +88,6 @@ class WireBackend(RoundBackend):
             size=size,
             timeout=self._seconds,
             on_messages=self._mailbox.fill,
-            records=records,
         )
         self._peers = self._wire.peers
         self._senders: dict[int, Sender] = {}

@@ -17,8 +17,9 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, RoundOver
 from disttrain_trainer.model.flat import Layout, Vectors
+from disttrain_trainer.net.connection import Closed, Silent
 from disttrain_trainer.net.frames import LATE, OWN_WEIGHT, PARTIAL, PATIENT, RUN, Header, Op, ProtocolError
-from disttrain_trainer.net.transport import PLAIN, Closed, Silent, Transport
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
 from disttrain_trainer.parameter_server.participation import within

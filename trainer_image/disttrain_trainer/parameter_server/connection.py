@@ -10,8 +10,9 @@ import torch
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
+from disttrain_trainer.net.connection import Closed, Connection, Silent
 from disttrain_trainer.net.frames import MAX_BUFFERS, NOT_YET, Header, Link, Op, ProtocolError, Reason
-from disttrain_trainer.net.transport import Closed, Connection, Silent, Transport
+from disttrain_trainer.net.transport import Interrupt, Transport
 from disttrain_trainer.parameter_server.identity import Hello
 
 _RETRY_SECONDS = 0.05
@@ -32,6 +33,7 @@ class ServerConnection:
         self._timeout = timeout
         self._transport = transport
         self._closed = threading.Event()
+        self._interrupt = Interrupt()
         self._views: list[tuple[Vectors, list[memoryview]]] = []
         """Of the vectors that were used last, a worker's gradients and its parameters: to make views costs as much as to read a header."""
 
@@ -65,6 +67,10 @@ class ServerConnection:
         """Sends a request. Raises Silent, Closed, or the Refusal that the server sent before it closed the connection."""
         link = self._open_link()
         try:
+            if link.spent:  # between two requests nothing is on its way
+                link.send(Header(op=Op.RENEW))
+                self.receive(Op.DONE)
+                link.renew(within=self._timeout)
             link.send(header, payload)
         except Closed:
             # The server may have said why before it closed the connection.
@@ -120,6 +126,7 @@ class ServerConnection:
     def abort(self) -> None:
         """Ends the connection while another thread uses it; that thread gets Closed."""
         self._closed.set()
+        self._interrupt.end()
         if self.link is not None:
             self.link.abort()
 
@@ -143,7 +150,7 @@ class ServerConnection:
         pause = _RETRY_SECONDS
         while True:
             try:
-                return self._transport.dial(self._address, timeout=self._timeout)
+                return self._transport.dial(self._address, timeout=self._timeout, interrupt=self._interrupt)
             except OSError as error:
                 why = error.strerror or str(error)
             if time.monotonic() + pause > deadline:

@@ -2,6 +2,7 @@
 
 import math
 
+from disttrain_trainer.net.connection import Closed
 from disttrain_trainer.net.frames import (
     LATE,
     MAX_BUFFERS,
@@ -16,7 +17,6 @@ from disttrain_trainer.net.frames import (
     Op,
     ProtocolError,
 )
-from disttrain_trainer.net.transport import Closed
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
 from disttrain_trainer.parameter_server.shard_host import Gradient, Pushed, Session, ShardHost
@@ -63,6 +63,9 @@ class Requests:
                     nbytes = len(found or b"")
                     kept = Header(op=Op.KEPT, code=found is not None, nbytes=nbytes)
                     self._link.send(kept, [memoryview(found)] if found else [])
+                case Op.RENEW:
+                    self._done()
+                    self._link.renew(within=self._timeout_seconds)
                 case Op.BYE:
                     return True
                 case _:

@@ -5,7 +5,6 @@ call them.
 """
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +19,10 @@ from disttrain.api.trainer import Loop
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.net.acceptor import Acceptor, PeerAddress
+from disttrain_trainer.net.connection import Closed, Connection, Silent
 from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason, Refusal
-from disttrain_trainer.net.transport import PLAIN, Closed, Refusals, Silent, Transport, Unverified
+from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer, settings_of
@@ -31,15 +32,12 @@ from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.parameter_server.shard_host import Session, ShardHost
 from disttrain_trainer.parameter_server.shard_state import ShardState, together
 from disttrain_trainer.runtime import logs
-from disttrain_trainer.runtime.sockets import Newcomers, listen
+from disttrain_trainer.runtime.sockets import own_port
 
 log = logs.get_logger(__name__)
 
 STRANGERS = 64
 """Connections without a HELLO yet, in addition to one for each worker."""
-_RETRY_SECONDS = 0.1
-"""Seconds before the next try when a connection cannot be accepted, as when there are too many open files."""
-
 HEARTBEAT_SECONDS = 0.5
 """Seconds between two signs of life to a worker that waits, and until its own death in the wait is noticed."""
 
@@ -87,29 +85,27 @@ class ShardServer:
         self._on_staleness = on_staleness
         self._on_failure = on_failure
         self._transport = transport
-        self._refusals = Refusals(f"parameter-server-{index}")
         self._digest = config_digest(config)
         self._changed = threading.Condition()
         self._round = 0
         self._hosts: dict[int, ShardHost] = {}
         """Of the present round, by shard."""
         self._connections: set[_Connection] = set()
-        self._newcomers: Newcomers[_Connection] = Newcomers(STRANGERS + config.world_size, lambda c: c.link.abort())
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
         self._late = 0  # gradients of rounds that are over
         self._memory: dict[int, HostCopy] = {}
-        self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
+        self._address = ""
         self._stopped = False
 
     @property
     def address(self) -> str:
         """host:port, after `start`."""
-        if self._listener is None:
+        if not self._address:
             raise RuntimeError("the server was not started")
-        host, port = self._listener.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return self._address
 
     @property
     def connections(self) -> int:
@@ -117,14 +113,25 @@ class ShardServer:
         return len(self._connections)
 
     def start(self) -> None:
-        """Listens. Workers that come before `begin` wait. Raises OSError when the port is taken.
+        """Listens. Workers that come before `begin` wait. Raises PeerLost when the port is taken.
 
         Sets torch to one thread for an operation, in the whole process: connections run in parallel already, and a block that several
         threads divide is not bitwise the same everywhere (`optimizer.py`).
         """
         torch.set_num_threads(1)
-        self._listener = listen(*self._bind)
-        self._start_thread(f"shard-{self._index}", self._accept, self._listener)
+        listener = own_port("the parameter server", *self._bind)
+        host, port = listener.getsockname()[:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._acceptor = Acceptor(
+            listener,
+            self._guarded,
+            who=f"parameter-server-{self._index}",
+            transport=self._transport,
+            timeout=self._config.peer_timeout_seconds,
+            handshake_seconds=self._config.peer_timeout_seconds,
+            strangers=STRANGERS + self._config.world_size,
+        )
+        self._acceptor.start()
 
     def begin(self, round_number: int, checkpoint: Path | None = None) -> None:
         """Starts a round, from this file or with no parameters; the round before it is over, and its workers are refused.
@@ -219,54 +226,31 @@ class ShardServer:
         """Ends the round, all connections, and the listener."""
         with self._changed:
             self._stopped = True
-            connections = list(self._connections)
             self._changed.notify_all()
         for host in self._hosts.values():
             host.end()
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
-            self._listener.close()
-        for connection in connections:
-            connection.link.abort()
+        if self._acceptor is not None:
+            self._acceptor.close()
 
-    def _start_thread(self, name: str, work: Callable[..., None], *args: object) -> None:
-        def guarded() -> None:
-            try:
-                work(*args)
-            except Exception as error:
-                if self._on_failure is None:
-                    raise
-                self._on_failure(error)
+    def _guarded(self, accepted: Connection, peer: PeerAddress) -> bool:
+        try:
+            self._serve(accepted, peer)
+        except Exception as error:
+            if self._on_failure is None:
+                raise
+            self._on_failure(error)
+        return False
 
-        threading.Thread(target=guarded, name=name, daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while not self._stopped:
-            try:
-                sock, peer = listener.accept()
-            except OSError as error:
-                if not self._stopped:
-                    log.warning("shard %d cannot accept a connection: %s", self._index, error)
-                    time.sleep(_RETRY_SECONDS)
-                continue
-            try:
-                connection = _Connection(Link(self._transport.accept(sock, timeout=self._config.peer_timeout_seconds)))
-            except OSError:  # it was closed again already
-                sock.close()
-                continue
-            with self._changed:
-                self._connections.add(connection)
-            self._newcomers.add(connection)
-            self._start_thread(f"shard-{self._index}-{peer[1]}", self._serve, connection, peer)
-
-    def _serve(self, connection: _Connection, peer: tuple[object, ...]) -> None:
+    def _serve(self, accepted: Connection, peer: PeerAddress) -> None:
         """One connection, from HELLO to its end."""
+        connection = _Connection(Link(accepted))
+        with self._changed:
+            self._connections.add(connection)
         said_goodbye = False
         try:
-            connection.link.handshake(within=self._config.peer_timeout_seconds)
             hello = self._hello(connection.link)
-            self._newcomers.discard(connection)
+            if self._acceptor is not None:
+                self._acceptor.known(accepted)
             host, session = self._admit(connection, hello)
             said_goodbye = Requests(
                 link=connection.link,
@@ -280,8 +264,6 @@ class ShardServer:
         except ProtocolError as error:
             log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
             _refuse(connection.link, Reason.MISTAKE, str(error))
-        except Unverified as error:
-            self._refusals.note(peer, error)
         except (Closed, Silent):
             if (former := connection.host) is not None and former.over:
                 _refuse(connection.link, Reason.ROUND, f"round {former.number} is over")
@@ -352,7 +334,6 @@ class ShardServer:
 
     def _forget(self, connection: _Connection, said_goodbye: bool) -> None:
         session, host = connection.session, connection.host
-        self._newcomers.discard(connection)
         with self._changed:
             self._connections.discard(connection)
             self._bytes[0] += connection.link.received

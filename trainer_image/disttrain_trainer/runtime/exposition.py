@@ -5,6 +5,7 @@ connect.
 """
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -114,7 +115,13 @@ def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], st
     try:
         server = _Server(listen(host or None, port), Handler)
     except OSError as error:
-        log.warning("metrics cannot be served on port %d: %s; the training goes on without", port, error.strerror)
+        remedy = "set observability.metricsPort to a free one" if error.errno == errno.EADDRINUSE else ""
+        log.warning(
+            "metrics cannot be served on port %d: %s; the training goes on without them. %s",
+            port,
+            error.strerror,
+            remedy,
+        )
         return
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 

@@ -6,12 +6,13 @@ that the training needs.
 
 import errno
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.errors import PeerLost, WrongInput
 
 C = TypeVar("C")
 
@@ -33,6 +34,19 @@ def listen(host: str | None, port: int) -> socket.socket:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
     return socket.create_server(("", port), backlog=BACKLOG)
+
+
+def own_port(what: str, host: str | None, port: int) -> socket.socket:
+    """A listening socket at a port of ours; what: listens there. Raises PeerLost, which names the port: who has it may be gone soon."""
+    try:
+        return listen(host, port)
+    except OSError as error:
+        remedy = "; another process of this pod or machine has the port: give that another one" * (
+            error.errno == errno.EADDRINUSE
+        )
+        raise PeerLost(
+            f"port {port}", f"{what} cannot listen: {os.strerror(error.errno) if error.errno else error}{remedy}"
+        ) from None
 
 
 def defer_silent(listener: socket.socket) -> None:
