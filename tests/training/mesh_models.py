@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from disttrain.api.mesh import AXES
 from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.data import schedule
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.task import mix
-from disttrain_trainer.parallel import pipeline, tensor
+from disttrain_trainer.parallel import fully_shard, micro_batches, pipeline, tensor
+from disttrain_trainer.parallel import stages as pipeline_stages
 from disttrain_trainer.parallel.chance import Chance
+from disttrain_trainer.parallel.shard_collectives import GatherByBroadcasts, ReduceByExchange
 from training import mesh_users as users
 
 STEPS, BATCH, SAMPLES = 20, 8, 43
@@ -59,7 +64,7 @@ def alone(
                 continue
             put(whole, before)
             torch.manual_seed(mix(3, part.index))
-            for micro, piece in enumerate(pipeline.micro_batches(part.samples, microbatch or BATCH + 1)):
+            for micro, piece in enumerate(micro_batches.slices(part.samples, microbatch or BATCH + 1)):
                 batch = [one[torch.tensor(part.indices[piece])] for one in data]
                 if chance is not None:
                     chance.begin(part.index, micro)
@@ -99,8 +104,8 @@ def on_mesh(
     if stages > 1:
         chance = Chance(whole, seed=3, device=CPU)
         cut = ModelParallel(pipeline=stages, schedule=order)
-        modules = pipeline.split(whole, pipeline.stages(cut), config={}, by_user=None)
-        mine = {number: modules[number] for number in pipeline.stages_of(cut, mesh["pipeline"].get_local_rank())}
+        modules = pipeline_stages.split(whole, pipeline_stages.count(cut), config={}, by_user=None)
+        mine = {number: modules[number] for number in pipeline_stages.of(cut, mesh["pipeline"].get_local_rank())}
         run = pipeline.Pipeline(
             mine,
             cut=cut,
@@ -113,7 +118,7 @@ def on_mesh(
     if shards > 1:
         tensor.apply(whole, mesh["tensor"])
     if run is not None:
-        pipeline.keep(whole, run.modules)
+        pipeline_stages.keep(whole, run.modules)
     stepper = optimizer(name, whole.parameters())
     data = users.dataset({}, "train").tensors
     for number in range(STEPS):
@@ -122,7 +127,7 @@ def on_mesh(
         stepper.zero_grad()
         if run is not None:
             run.begin(part)
-            mean, weight = run(batch)
+            mean, weight = run(batch, part.samples)
         else:
             torch.manual_seed(mix(3, part.index))
             found = of(whole, batch)
@@ -136,6 +141,43 @@ def on_mesh(
         key: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
         for key, value in whole.state_dict().items()
     }
+
+
+def collectives_of_steps(order: Schedule, *, idle: int | None) -> tuple[int, list[tuple[int, int]]]:
+    """Two stages, each cut over two ranks: how many modules FSDP2 has wrapped here, and for each of two steps the gathers and sums of them.
+
+    idle: a data rank that has no part.
+    """
+    mesh = init_device_mesh("cpu", (2, 1, 2, 1), mesh_dim_names=AXES)
+    whole = users.model({})
+    chance = Chance(whole, seed=3, device=CPU)
+    cut = ModelParallel(pipeline=2, schedule=order)
+    modules = pipeline_stages.split(whole, pipeline_stages.count(cut), config={}, by_user=None)
+    mine = {number: modules[number] for number in pipeline_stages.of(cut, mesh["pipeline"].get_local_rank())}
+    group = mesh["pipeline"].get_group()
+    run = pipeline.Pipeline(mine, cut=cut, group=group, microbatch=2, loss=users.loss, chance=chance, device=CPU)
+    pipeline_stages.keep(whole, run.modules)
+    fully_shard.shard(whole, mesh, stages=run.modules)
+    wrapped = sum(isinstance(module, FSDPModule) for stage in run.modules for module in stage.modules())
+    data = users.dataset({}, "train").tensors
+    found = []
+    with (
+        mock.patch.object(
+            GatherByBroadcasts, "__call__", autospec=True, side_effect=GatherByBroadcasts.__call__
+        ) as gathers,
+        mock.patch.object(ReduceByExchange, "__call__", autospec=True, side_effect=ReduceByExchange.__call__) as sums,
+    ):
+        for number in range(2):
+            part = parts().part(number)
+            fully_shard.gather(run.modules)
+            if mesh["shard"].get_local_rank() != idle:
+                run.begin(part)
+                run([one[torch.tensor(part.indices)] for one in data], part.samples)
+            fully_shard.reduce(run.modules)
+            found.append((gathers.call_count, sums.call_count))
+            gathers.reset_mock()
+            sums.reset_mock()
+    return wrapped, found
 
 
 class Wide(nn.Module):

@@ -99,11 +99,20 @@ def test_a_training_goes_from_any_sharding_to_any_other_strategy_and_back_within
 
 
 def test_a_training_goes_from_tensor_and_pipeline_parts_to_any_other_strategy_and_back(tmp_path: Path) -> None:
-    def cut(count: int, **parts: int) -> dict[str, Any]:
-        return {"strategy": {"type": "Hybrid", "modelParallel": parts}, "worker": {"replicas": count}}
+    def cut(count: int, sharding: str = "Replicated", **parts: int) -> dict[str, Any]:
+        strategy = {"type": "Hybrid", "modelParallel": parts, "dataParallel": {"sharding": sharding}}
+        return {"strategy": strategy, "worker": {"replicas": count}}
 
     full = {"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}}
-    stages = [cut(2, tensor=2), full, cut(4, pipeline=2), served("Sync", servers=2), cut(4, tensor=2), DATA_PARALLEL]
+    stages = [
+        cut(2, tensor=2),
+        full,
+        cut(4, pipeline=2),
+        served("Sync", servers=2),
+        cut(4, "FullyShard", pipeline=2),
+        cut(4, tensor=2),
+        DATA_PARALLEL,
+    ]
     users = USERS.replace(
         "def model(config):\n    return Model()",
         "def model(config):\n"
@@ -112,7 +121,7 @@ def test_a_training_goes_from_tensor_and_pipeline_parts_to_any_other_strategy_an
     ).replace(
         "class Model", "class Double(nn.Module):\n    def forward(self, x):\n        return x.double()\n\nclass Model"
     )
-    calm = trained(tmp_path / "calm", (DATA_PARALLEL, 12), parts=2, users=users)
+    calm = trained(tmp_path / "calm", (DATA_PARALLEL, 14), parts=2, users=users)
     changed = trained(
         tmp_path / "changed",
         *((stage, 2 * number) for number, stage in enumerate(stages, start=1)),

@@ -59,6 +59,17 @@ def test_a_layer_on_two_processes_of_each_of_two_stages_is_one_process(ranks: Me
     assert difference(ranks, {}, stages=2, shards=2, order=order) < 1e-12
 
 
+@EVERY
+@pytest.mark.parametrize("idle", [None, 1])
+def test_stages_that_are_cut_are_gathered_and_summed_once_a_step(
+    ranks: MeshRanks, order: Schedule, idle: int | None
+) -> None:
+    for wrapped, steps in ranks.run(4, mesh_models.collectives_of_steps, order, idle=idle):
+        gathers, sums = steps[0]
+        assert 0 < gathers == sums <= wrapped  # one that has all its parameters in another has none of its own
+        assert steps[1] == steps[0]
+
+
 @pytest.mark.parametrize(
     "mesh", [{"shards": 2}, {"stages": 2, "order": Schedule.ONE_FORWARD_ONE_BACKWARD}], ids=["tensor", "pipeline"]
 )

@@ -36,6 +36,7 @@ def users_spec(changes: dict[str, Any], options: dict[str, Any], optimizer: dict
     return digits(**changes, **checkpoints(100), trainer=trainer | more | {"batchSize": mesh_models.BATCH})
 
 
+FULLY_SHARDED = {"data": 2, "pipeline": 2, "sharding": "FullyShard"}
 ADAMW = {"name": "AdamW", "learningRate": 0.01, "weightDecay": 0.01}
 SGD = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9}
 
@@ -50,6 +51,11 @@ SGD = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9}
         ({"data": 2, "tensor": 2, "sharding": "FullyShard"}, {}, ADAMW, 1e-12),
         ({"data": 2, "pipeline": 2, "schedule": "OneForwardOneBackward"}, {"frozen": True}, ADAMW, 1e-12),
         ({"tensor": 2, "pipeline": 2, "schedule": "Interleaved"}, {}, ADAMW, 1e-12),
+        (FULLY_SHARDED | {"schedule": "GPipe"}, {}, ADAMW, 1e-12),
+        (FULLY_SHARDED | {"schedule": "OneForwardOneBackward"}, {"frozen": True}, ADAMW, 1e-12),
+        (FULLY_SHARDED | {"schedule": "Interleaved", "parts": 1}, {}, ADAMW, 1e-12),
+        (FULLY_SHARDED | {"schedule": "ZeroBubble"}, {}, ADAMW, 1e-12),
+        (FULLY_SHARDED | {"schedule": "ZeroBubble", "sharding": "HybridShard"}, {"dtype": "float32"}, SGD, 1e-6),
         ({"pipeline": 2, "schedule": "GPipe"}, {"dtype": "float32"}, SGD, 1e-6),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
@@ -57,12 +63,15 @@ SGD = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9}
 def test_a_cut_model_learns_what_one_process_learns(
     tmp_path: Path, mesh: dict[str, Any], options: dict[str, Any], optimizer: dict[str, Any], tolerance: float
 ) -> None:
+    """parts: of a step; with fewer than data-parallel members some of these have none."""
     shutil.copy(FILE, tmp_path)
-    data = mesh.get("data", 1)
-    microbatch = mesh_models.BATCH // data // 4 if "pipeline" in mesh else None
-    with Job(folder=tmp_path, spec=users_spec(cut(**mesh), options, optimizer)) as job:
+    parts = mesh.get("parts", mesh.get("data", 1))
+    microbatch = mesh_models.BATCH // parts // 4 if "pipeline" in mesh else None
+    spec = users_spec(cut(**{name: value for name, value in mesh.items() if name != "parts"}), options, optimizer)
+    spec["trainer"]["partsPerStep"] = parts
+    with Job(folder=tmp_path, spec=spec) as job:
         progress = job.train()
-    expected = mesh_models.alone(options, name=optimizer["name"], microbatch=microbatch, count=data)
+    expected = mesh_models.alone(options, name=optimizer["name"], microbatch=microbatch, count=parts)
     found = load_file(tmp_path / "checkpoints" / MODEL_FILE)
     far = mesh_models.difference(expected, [found])
     print(f"{mesh} {options} {optimizer['name']}: {far:.1e}")
@@ -105,8 +114,9 @@ HELD, STEPS = 12, 16
         ({"pipeline": 2}, 0, 10, signal.SIGKILL),
         ({"pipeline": 2}, 1, 10, signal.SIGSTOP),
         ({"data": 2, "tensor": 2}, 3, HELD, signal.SIGKILL),
+        (FULLY_SHARDED, 2, 10, signal.SIGKILL),
     ],
-    ids=["tensor-killed", "pipeline-killed", "pipeline-frozen", "hybrid-killed"],
+    ids=["tensor-killed", "pipeline-killed", "pipeline-frozen", "hybrid-killed", "sharded-pipeline-killed"],
 )
 def test_a_lost_process_costs_what_no_other_holds(
     tmp_path: Path, mesh: dict[str, Any], lost: int, goes_on_at: int, number: signal.Signals

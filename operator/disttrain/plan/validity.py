@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from disttrain.api.policies import Gang, Scheduling
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.strategy import ParameterServerStrategy, Sharding
+from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -28,15 +28,6 @@ class Unsupported:
 
 
 UNSUPPORTED = (
-    Unsupported(
-        ("strategy", "dataParallel", "sharding"),
-        "strategy.dataParallel.sharding other than Replicated with modelParallel.pipeline above 1",
-        lambda s: (
-            s.strategy.sharding is not Sharding.REPLICATED
-            and s.strategy.model_parallel is not None
-            and s.strategy.model_parallel.pipeline > 1
-        ),
-    ),
     Unsupported(
         ("strategy", "parameterServer", "replication"),
         "strategy.parameterServer.replication above 1",

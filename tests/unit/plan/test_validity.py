@@ -6,20 +6,9 @@ from disttrain.api.reasons import JobState
 from disttrain.plan.validity import UNSUPPORTED, unsupported, unsupported_fields
 from unit.plan.builders import make_job
 
-
-def sharded_pipeline():
-    sharded = {"sharding": "FullyShard"}
-    return make_job().spec(strategy={"type": "Hybrid", "modelParallel": {"pipeline": 2}, "dataParallel": sharded})
-
-
 ELASTIC = {"elastic": {"minReplicas": 1, "maxReplicas": 2}}
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
-    (
-        sharded_pipeline(),
-        "strategy.dataParallel.sharding",
-        "other than Replicated with modelParallel.pipeline above 1",
-    ),
     (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),

@@ -13,7 +13,8 @@ from torch import nn
 from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.examples import charlm
-from disttrain_trainer.parallel import pipeline
+from disttrain_trainer.parallel import micro_batches
+from disttrain_trainer.parallel import stages as pipeline
 
 
 @given(some.lists(some.integers(0, 9), min_size=1, max_size=8), some.integers(1, 4))
@@ -31,7 +32,7 @@ def test_no_other_cut_has_a_smaller_largest_stage(costs: list[int], stages: int)
 
 @given(some.integers(1, 40), some.integers(1, 12))
 def test_micro_batches_are_equal_but_for_the_last_and_no_sample_is_alone(samples: int, size: int) -> None:
-    pieces = pipeline.micro_batches(samples, size)
+    pieces = micro_batches.slices(samples, size)
     assert [number for piece in pieces for number in range(samples)[piece]] == list(range(samples))
     lengths = [piece.stop - piece.start for piece in pieces]
     assert set(lengths[:-1]) <= {size}

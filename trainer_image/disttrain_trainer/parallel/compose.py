@@ -23,7 +23,7 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.factories import resolve
 from disttrain_trainer.model.task import Loss
 from disttrain_trainer.model.user_code import guarded
-from disttrain_trainer.parallel import fully_shard, pipeline, tensor, user_plan
+from disttrain_trainer.parallel import fully_shard, stages, tensor, user_plan
 from disttrain_trainer.parallel.chance import Chance
 from disttrain_trainer.parallel.mesh import Groups
 from disttrain_trainer.parallel.pipeline import Pipeline
@@ -88,8 +88,8 @@ def cut_pipeline(local: LocalModel, context: ParallelContext) -> LocalModel:
     field = "trainer.pipelineSplit"
     with guarded(field if name else "trainer.model"):
         by_user = resolve(field, name, "model", "stages", "config") if name else None
-        found = pipeline.split(model, pipeline.stages(cut), config=options, by_user=by_user)
-    own = {number: found[number] for number in pipeline.stages_of(cut, context.at.pipeline)}
+        found = stages.split(model, stages.count(cut), config=options, by_user=by_user)
+    own = {number: found[number] for number in stages.of(cut, context.at.pipeline)}
     return replace(
         local,
         pipeline=Pipeline(
@@ -140,7 +140,7 @@ def try_stages(local: LocalModel, context: ParallelContext) -> LocalModel:
 def drop_stages(local: LocalModel, context: ParallelContext) -> LocalModel:
     """Without the tensors of the other stages. Not sooner: trainer.parallelize may cut the layers of all of them."""
     if local.pipeline is not None:
-        pipeline.keep(local.module, local.pipeline.modules)
+        stages.keep(local.module, local.pipeline.modules)
     return local
 
 
@@ -148,7 +148,8 @@ def cut_data(local: LocalModel, context: ParallelContext) -> LocalModel:
     """FSDP2 over the data axes, unless the strategy keeps copies: then the exchange sums their gradients."""
     if context.groups is None or context.config.strategy.sharding is Sharding.REPLICATED:
         return local
-    return replace(local, module=fully_shard.shard(local.module, context.groups.mesh))
+    own = local.pipeline.modules if local.pipeline is not None else ()
+    return replace(local, module=fully_shard.shard(local.module, context.groups.mesh, stages=own))
 
 
 def try_cut(local: LocalModel, context: ParallelContext) -> LocalModel:

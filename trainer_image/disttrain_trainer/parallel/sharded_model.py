@@ -12,8 +12,8 @@ from disttrain.api.mesh import Coordinate
 from disttrain.api.tensor_index import Block, Layout
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import UserError
+from disttrain_trainer.parallel import fully_shard
 from disttrain_trainer.parallel.compose import LocalModel
-from disttrain_trainer.parallel.fully_shard import gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,8 +45,10 @@ class ShardedModel:
         self.module = local.module
         self._backward_is_ours = local.pipeline is not None
         """A pipeline computes gradients where the loop asks for a loss."""
+        self._roots = local.pipeline.modules if local.pipeline is not None else (local.module,)
+        """What is called, which FSDP2 has wrapped."""
         numbers = {place.name: number for number, place in enumerate(layout.places)}
-        cut = {id(record.sharded_param) for record in gathered(local.module)}
+        cut = {id(record.sharded_param) for record in fully_shard.gathered(self._roots)}
         self.pieces = tuple(
             _piece(
                 name,
@@ -70,9 +72,12 @@ class ShardedModel:
     @property
     def took_part(self) -> frozenset[int]:
         """Numbers of the parameters that have got a gradient that counts since `zero_grad`."""
-        if self._backward_is_ours:  # a schedule may add to the gradients itself, without autograd's hooks
-            return frozenset(piece.number for piece in self.trained if piece.parameter.grad is not None)
-        return frozenset(self._took)
+        if not self._backward_is_ours:
+            return frozenset(self._took)
+        # A schedule may add to the gradients itself, without autograd's hooks. Of a parameter that is cut they are with the gathered one.
+        found = {id(piece.parameter) for piece in self.trained if piece.parameter.grad is not None}
+        found |= {id(r.sharded_param) for r in fully_shard.gathered(self._roots) if r.unsharded_param.grad is not None}
+        return frozenset(piece.number for piece in self.trained if id(piece.parameter) in found)
 
     def zero_grad(self) -> None:
         """Before each step."""
@@ -80,14 +85,26 @@ class ShardedModel:
             piece.parameter.grad = None
         self._took.clear()
 
+    def gather(self) -> None:
+        """Before the first part of a step, on every rank: a pipeline's stages are made whole."""
+        if self._backward_is_ours:
+            fully_shard.gather(self._roots)
+
+    def reduce(self) -> None:
+        """After the last part of a step, and after `took_part`, on every rank: sums what FSDP2 sums of a pipeline's stages."""
+        if self._backward_is_ours:
+            fully_shard.reduce(self._roots)
+
     def before_backward(self, *, counts: bool) -> None:
         """Before each backward, after its forward. counts: False for one that only serves the other ranks' collectives, whose gradients
         are to be 0 here whatever they are."""
         self._discards = not counts
+        if self._backward_is_ours:
+            return
         by_parameter = {id(piece.parameter): piece.number for piece in self.trained if piece.is_cut}
         if len(self._watched) == len(self.trained):
             return
-        for record in gathered(self.module):
+        for record in fully_shard.gathered(self._roots):
             number = by_parameter.get(id(record.sharded_param))
             if number is not None and number not in self._watched and hasattr(record, "_unsharded_param"):
                 self._watch(record.unsharded_param, number)

@@ -114,6 +114,8 @@ class ShardExchange:
         if self._buffers is not None:
             self._buffers.begin()
         self._total, self._own, self._position = 0.0, False, 0
+        if self._pipeline is not None:
+            self._gather()
         first = step * self._parts_per_step
         return [self._schedule.part(first + number) for number in self._numbers]
 
@@ -125,7 +127,6 @@ class ShardExchange:
         is_real = position < self._own_parts and bool(part.samples)
         if self._pipeline is not None:
             if is_real:
-                self._model.before_backward(counts=True)
                 self._pipeline.begin(part)
                 return part
             if not position and self._buffers is not None:
@@ -199,6 +200,13 @@ class ShardExchange:
         if self._buffers is not None and self._position:
             self._buffers.restore()
 
+    def _gather(self) -> None:
+        try:
+            self._model.gather()
+        except RuntimeError as error:
+            raise BrokenGroup(error) from None
+        self._watch.lap("communicate")
+
     def _sum_up(self) -> tuple[float, bool, frozenset[int]]:
         """The weight of the step, whether some loss had one of its own, and the numbers of the parameters that took part on some rank."""
         model, notes = self._model, self._notes
@@ -208,6 +216,7 @@ class ShardExchange:
             self._square = model.gradient_square()
             return self._total, self._own, took_part
         try:
+            model.reduce()
             for piece in model.trained:
                 if not piece.is_cut:
                     self._sum_whole(piece.parameter)
