@@ -16,6 +16,7 @@ from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
+from disttrain_trainer.parameter_server.compression import Compression
 from disttrain_trainer.parameter_server.connection import ServerConnection
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ def make_client(
     timeout: float = 10,
     clock: int = 0,
     transport: Transport = PLAIN,
+    compression: Compression | None = None,
 ) -> ShardedClient:
     client = ShardedClient(
         addresses=[server.address for server in servers],
@@ -93,6 +95,7 @@ def make_client(
         timeout=timeout,
         clock=clock,
         transport=transport,
+        compression=compression,
     )
     _clients.append(client)
     return client

@@ -81,6 +81,9 @@ def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
     ("example", "says"),
     [
         ("mlp-sync", r"evaluation +mse "),
+        ("digits-hedged", r"evaluation +accuracy 0\.9[5-9]"),
+        ("digits-local-steps", r"evaluation +accuracy 0\.9[5-9]"),
+        ("digits-compressed", r"evaluation +accuracy 0\.9[5-9]"),
         ("own-model", r"evaluation +accuracy 0\.9[5-9]"),
         ("torchrun-script", r"step 200 of 200 on 2 ranks: loss 0\.0"),
         ("command", r"rank 2 of 3, the store is at 127\.0\.0\.1:"),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
+from disttrain.api import mixed_updates
 from disttrain.api.base import IMMUTABLE, Model, Rule
 from disttrain.api.mesh import shard_size
 from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
@@ -199,16 +200,6 @@ class DistTrainJobSpec(Model):
             shows="strategy.parameterServer.replication",
         ),
         Rule(
-            cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.backupWorkers == 0 || "
-            "self.strategy.parameterServer.backupWorkers < self.worker.replicas",
-            check=lambda s: (
-                s.strategy.parameter_server is None or s.strategy.parameter_server.backup_workers < s.worker.replicas
-            ),
-            message="must be below worker.replicas",
-            field="strategy.parameterServer.backupWorkers",
-            shows="strategy.parameterServer.backupWorkers",
-        ),
-        Rule(
             cel="!self.trainer.deterministic || !has(self.strategy.parameterServer) || "
             "self.strategy.parameterServer.consistency == 'Sync'",
             check=lambda s: (
@@ -227,33 +218,7 @@ class DistTrainJobSpec(Model):
             "as trainer.script",
             field="worker.elastic",
         ),
-        Rule(
-            cel="!self.trainer.deterministic || !has(self.strategy.parameterServer) || self.strategy.parameterServer.localSteps == 1",
-            check=lambda s: (
-                not s.trainer.deterministic
-                or s.strategy.parameter_server is None
-                or s.strategy.parameter_server.local_steps == 1
-            ),
-            message="deterministic excludes localSteps above 1: the state of a worker's own optimiser is lost with the worker",
-            field="trainer.deterministic",
-            shows="strategy.parameterServer.localSteps",
-        ),
-        Rule(
-            cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.localSteps == 1 || "
-            "!has(self.trainer.model) || self.trainer.batchSize < 1 || self.trainer.batchSize >= "
-            "self.strategy.parameterServer.localSteps * "
-            f"(has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : self.worker.replicas * {_PROCESSES})",
-            check=lambda s: (
-                s.strategy.parameter_server is None
-                or s.strategy.parameter_server.local_steps == 1
-                or s.trainer.model is None
-                or s.trainer.batch_size
-                >= s.strategy.parameter_server.local_steps * (s.trainer.parts_per_step or s.world_size)
-            ),
-            message="must be at least localSteps x partsPerStep: a part of the batch is divided into localSteps batches",
-            field="trainer.batchSize",
-            shows="trainer.batchSize",
-        ),
+        *mixed_updates.rules(processes=_PROCESSES),
         Rule(
             cel="self.trainer.backend != 'nccl' || self.worker.gpusPerWorker > 0",
             check=lambda s: s.trainer.backend is not Backend.NCCL or s.worker.gpus_per_worker > 0,

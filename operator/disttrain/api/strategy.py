@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field, StrictBool, StrictInt
 
 from disttrain.api.base import Model, Rule
-from disttrain.api.types import Number, NumberBelow1
+from disttrain.api.types import Fraction, Number, NumberBelow1
 
 
 class StrategyType(StrEnum):
@@ -68,6 +68,24 @@ class DataParallel(Model):
     """Replicated (DDP), FullyShard (FSDP2) or HybridShard. Default: Replicated."""
     shard_size: Annotated[StrictInt, Field(ge=0, le=65_536)] = 0
     """HybridShard: processes that share one copy of the model. Default: 0, those of one pod."""
+
+
+class CompressionType(StrEnum):
+    NONE = "None"
+    """A gradient travels as it is."""
+    BFLOAT16 = "BFloat16"
+    """Rounded to bfloat16: half of the bytes of a float32."""
+    TOP_K = "TopK"
+    """The largest elements alone; what is left out is added to the next gradient (error feedback)."""
+
+
+class Compression(Model):
+    """What travels of a pushed gradient. Parameters are pulled as they are."""
+
+    type: CompressionType = CompressionType.NONE
+    """None, BFloat16 or TopK. Default: None."""
+    top_k_fraction: Fraction = 0.01
+    """TopK: the share of the elements that is sent, above 0, at most 1. Default: 0.01."""
 
 
 class OuterOptimizer(Model):
@@ -138,6 +156,13 @@ class ParameterServerStrategy(Model):
             field="localSteps",
             shows="backupWorkers",
         ),
+        Rule(
+            cel="self.compression.type != 'TopK' || self.backupWorkers == 0",
+            check=lambda s: s.compression.type is not CompressionType.TOP_K or s.backup_workers == 0,
+            message="TopK and backupWorkers exclude each other: two workers' copies of a part differ by what each has left out before",
+            field="compression.type",
+            shows="backupWorkers",
+        ),
     )
     consistency: Consistency
     """Sync, Async or BoundedStaleness."""
@@ -153,6 +178,8 @@ class ParameterServerStrategy(Model):
     the change of its parameters. The state of that optimiser stays on the worker and is lost with it. Default: 1, a gradient is pushed."""
     outer_optimizer: OuterOptimizer | None = None
     """Exactly with localSteps above 1: the servers' step with the mean of the changes."""
+    compression: Compression = Compression()
+    """What travels of a pushed gradient; the servers add up and train with 32 bits. Default: all of it."""
     stale_learning_rate: StaleLearningRate = StaleLearningRate.CONSTANT
     """Async and BoundedStaleness: Inverse applies a gradient with the learning rate / its staleness, the updates since its parameters
     were read. Default: Constant."""

@@ -57,6 +57,8 @@ FiniteNumber = Annotated[float, Field(allow_inf_nan=False), WrapValidator(_numbe
 Number = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
 """A number of 0 or more, such as 0.003 or 1e-4. The bound is within int64, in which the API server compares whole numbers."""
 NumberBelow1 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
+"""A share: above 0, at most 1."""
 
 Factory = Annotated[
     str,

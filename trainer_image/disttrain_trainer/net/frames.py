@@ -81,8 +81,9 @@ class Op(IntEnum):
     KEPT = 70
 
 
-OWN_WEIGHT, PARTIAL = 1, 2
-"""Bits of the code of PUSH: the loss names its weight; only some parameters had a gradient."""
+OWN_WEIGHT, PARTIAL, BFLOAT16, SPARSE = 1, 2, 4, 8
+"""Bits of the code of PUSH: the loss names its weight; only some parameters had a gradient; the gradient is rounded to bfloat16, or its
+largest elements alone are sent (parameter_server/compression.py)."""
 PATIENT = 1
 """The code of PULL: answer within `weight` seconds, with VALUES of NOT_YET where the version is not there."""
 NOT_YET = 1
@@ -114,7 +115,7 @@ class Header:
     op: Op
     code: int = 0
     """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
-    PUSH: bits, OWN_WEIGHT and PARTIAL. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
+    PUSH: bits, OWN_WEIGHT, PARTIAL, BFLOAT16 and SPARSE. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
     KEPT: 0 when the buffers of the step are gone."""
     samples: int = 0
     """PUSH: samples of the part; 0 means no gradient."""
@@ -226,6 +227,10 @@ class Link:
             )
         for view in views:
             self._fill(view)
+
+    def receive_some_of(self, view: memoryview) -> None:
+        """Reads the next bytes of a payload, of which the caller knows that so many are left."""
+        self._fill(view)
 
     def receive_text(self, header: Header) -> bytearray:
         """The payload of a frame that is not raw data."""

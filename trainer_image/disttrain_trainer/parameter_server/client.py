@@ -20,6 +20,7 @@ from disttrain_trainer.model.flat import Layout, Vectors
 from disttrain_trainer.net.connection import Closed, Silent
 from disttrain_trainer.net.frames import LATE, OWN_WEIGHT, PARTIAL, PATIENT, RUN, Header, Op, ProtocolError
 from disttrain_trainer.net.transport import PLAIN, Transport
+from disttrain_trainer.parameter_server.compression import Compression
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
 from disttrain_trainer.parameter_server.participation import within
@@ -68,6 +69,7 @@ class ShardedClient:
         round_number: int,
         timeout: float,
         clock: int = 0,
+        compression: Compression | None = None,
         primaries: Sequence[int] = (),
         transport: Transport = PLAIN,
     ) -> None:
@@ -77,6 +79,7 @@ class ShardedClient:
         self._incarnation = incarnation
         self._round_number = round_number
         self._timeout = timeout
+        self._compression = compression
         self.connections = tuple(
             ServerConnection(shard, server, addresses[server], timeout, transport)
             for shard, server in enumerate(primaries or range(len(addresses)))
@@ -192,14 +195,23 @@ class ShardedClient:
         missing = found.count(None)
         return Tried.NONE if missing == len(found) else Tried.SOME if missing else Tried.ALL
 
+    def _encode(self, part: BatchPart, gradient: Vectors | None) -> Compression | None:
+        """Once for all shards."""
+        if self._compression is None or gradient is None or not part.samples:
+            return None
+        self._compression.encode(gradient)
+        return self._compression
+
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> bool:
         """Hands in the gradient of the part's mean loss, vectors as in `pull` (None for an empty part); blocks until every shard has it.
 
         Shards that have the part already, from any worker, ignore it. Returns whether it counts on the first shard.
         """
 
+        encoded = self._encode(part, gradient)
+
         def one(shard: ServerConnection) -> Header:
-            shard.push(*self._push(shard, Op.PUSH, part, gradient, info))
+            shard.send(*self._push(shard, Op.PUSH, part, gradient, info, encoded))
             return shard.receive(Op.DONE)
 
         taken = self._all(f"part {part.index} to be taken", one)
@@ -216,8 +228,10 @@ class ShardedClient:
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
+        encoded = self._encode(part, gradient)
+
         def one(shard: ServerConnection) -> int:
-            shard.push(*self._push(shard, Op.PUSH_PULL, part, gradient, info, next_step))
+            shard.send(*self._push(shard, Op.PUSH_PULL, part, gradient, info, encoded, next_step))
             return shard.receive_values(into)
 
         versions = self._all(f"the parameters after part {part.index}", one)
@@ -267,9 +281,17 @@ class ShardedClient:
         part: BatchPart,
         gradient: Vectors | None,
         info: GradientInfo,
+        encoded: Compression | None,
         step: int | None = None,
-    ) -> tuple[Header, BatchPart, Vectors | None, bytes]:
-        code, runs = 0, b""
+    ) -> tuple[Header, list[memoryview]]:
+        if part.samples and gradient is None:
+            raise ValueError(f"part {part.index} has {part.samples} samples, but no gradient")
+        code, runs, values = 0, b"", list[memoryview]()
+        if encoded is not None:
+            code |= encoded.flag
+            values = encoded.payload(shard.spans)
+        elif gradient is not None and part.samples:
+            values = shard.views(gradient)
         if info.weight is not None:
             code |= OWN_WEIGHT
         if info.runs is not None and part.samples:
@@ -287,9 +309,9 @@ class ShardedClient:
             step=-1 if step is None else step,
             clock=self._clock,
             version=self.versions[shard.number],
-            nbytes=shard.nbytes + len(runs) if part.samples else 0,
+            nbytes=len(runs) + sum(len(view) for view in values),
         )
-        return header, part, gradient, runs
+        return header, [memoryview(runs), *values]
 
     def _pulled(self, versions: list[int]) -> tuple[int, ...]:
         self.versions = tuple(versions)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, Refused, RoundOver, WrongInput
 from disttrain_trainer.model.flat import Span, Vectors, bytes_of
 from disttrain_trainer.net.connection import Closed, Connection, Silent
@@ -53,15 +52,6 @@ class ServerConnection:
         """One request without payload."""
         self.send(header)
         return self.receive(answer)
-
-    def push(self, header: Header, part: BatchPart, gradient: Vectors | None, runs: bytes = b"") -> None:
-        """Sends a gradient, and before it the runs of the header."""
-        if not part.samples:
-            self.send(header)
-        elif gradient is None:
-            raise ValueError(f"part {part.index} has {part.samples} samples, but no gradient")
-        else:
-            self.send(header, [memoryview(runs), *self.views(gradient)])
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
         """Sends a request. Raises Silent, Closed, or the Refusal that the server sent before it closed the connection."""

@@ -4,6 +4,7 @@ import math
 
 from disttrain_trainer.net.connection import Closed
 from disttrain_trainer.net.frames import (
+    BFLOAT16,
     LATE,
     MAX_BUFFERS,
     MAX_RUNS,
@@ -12,11 +13,13 @@ from disttrain_trainer.net.frames import (
     PARTIAL,
     PATIENT,
     RUN,
+    SPARSE,
     Header,
     Link,
     Op,
     ProtocolError,
 )
+from disttrain_trainer.parameter_server import compression
 from disttrain_trainer.parameter_server.participation import Took, took_of
 from disttrain_trainer.parameter_server.shard import Buffers
 from disttrain_trainer.parameter_server.shard_host import Gradient, Pushed, Session, ShardHost
@@ -109,13 +112,20 @@ class Requests:
 
     def _receive(self, header: Header, buffers: Buffers) -> Took:
         """A gradient; which elements it is of."""
+        runs = bytearray(0)
+        if header.code & PARTIAL:
+            if header.runs > MAX_RUNS:
+                raise ProtocolError(f"part {header.index} has {header.runs} runs, more than {MAX_RUNS}")
+            runs = bytearray(header.runs * RUN.size)
+        if header.code & (BFLOAT16 | SPARSE):
+            if header.nbytes < len(runs):
+                raise ProtocolError(f"part {header.index} has {header.nbytes} bytes, fewer than its runs")
+            self._link.receive_some_of(memoryview(runs))
+            compression.receive(self._link, header, buffers, before=len(runs))
+        else:
+            self._link.receive_into(header, [memoryview(runs), *buffers.views])
         if not header.code & PARTIAL:
-            self._link.receive_into(header, buffers.views)
             return None
-        if header.runs > MAX_RUNS:
-            raise ProtocolError(f"part {header.index} has {header.runs} runs, more than {MAX_RUNS}")
-        runs = bytearray(header.runs * RUN.size)
-        self._link.receive_into(header, [memoryview(runs), *buffers.views])
         try:
             return took_of(list(RUN.iter_unpack(runs)), [span.length for span in buffers.spans])
         except ValueError as error:

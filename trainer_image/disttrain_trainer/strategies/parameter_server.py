@@ -20,6 +20,7 @@ from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.parameter_server import compression
 from disttrain_trainer.parameter_server.assignments import Assignments
 from disttrain_trainer.parameter_server.client import ShardedClient
 from disttrain_trainer.parameter_server.replica import Replica
@@ -64,6 +65,9 @@ class Worker:
             send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
         self._local = self._local_steps()
+        exchange = process.config.strategy.exchange
+        assert isinstance(exchange, ParameterServerStrategy)
+        self._compression = compression.of(exchange.compression, self._replica.staging.parameters)
         self._assignments = Assignments(control, member)
         self._clock = 0
         """Iterations completed in the newest round."""
@@ -108,6 +112,7 @@ class Worker:
             timeout=self._config.peer_timeout_seconds,
             clock=self._clock if this_round.number == self._replica.round_number else 0,
             primaries=this_round.primaries,
+            compression=self._compression,
             transport=self._transport,
         )
         with self._control.changed:
