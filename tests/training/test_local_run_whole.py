@@ -86,6 +86,7 @@ def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
         ("digits-compressed", r"evaluation +accuracy 0\.9[5-9]"),
         ("own-model", r"evaluation +accuracy 0\.9[5-9]"),
         ("torchrun-script", r"step 200 of 200 on 2 ranks: loss 0\.0"),
+        ("own-loop", r"accuracy 0\.9[5-9]"),
         ("command", r"rank 2 of 3, the store is at 127\.0\.0\.1:"),
     ],
 )

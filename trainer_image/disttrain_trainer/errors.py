@@ -101,6 +101,13 @@ class OwnGroup(WrongInput):
         )
         self._where = where
 
+    def by_script(self) -> WrongInput:
+        """The same, of a script on parameter servers."""
+        return WrongInput(
+            f"trainer.script calls torch.distributed.init_process_group{self._where}, but with strategy.type ParameterServer the servers "
+            "exchange the gradients: remove the call, or use strategy.type DataParallel without session.parameter_server"
+        )
+
     def by(self, field: str) -> "OwnGroup":
         """The same, of the code that this field names."""
         return OwnGroup(field, self._where)

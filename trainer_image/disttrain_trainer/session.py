@@ -5,6 +5,16 @@
     session.report(step=step, loss=loss.item(), samples=len(batch), total_steps=steps)
 
 Outside of DistTrain nothing happens. A report never blocks and never fails: what cannot be sent is dropped.
+
+With strategy.type ParameterServer the servers train the model of a script, which has its own loop (docs/guide/scripts.md):
+
+    ps = session.parameter_server(model)
+    for inputs, targets in session.batches(dataset):
+        loss = loss_function(model(inputs), targets)
+        loss.backward()
+        ps.step(loss)
+
+The functions for that are the main thread's. A mistake raises TrainerError, which ends the script with one line.
 """
 
 import atexit
@@ -14,14 +24,21 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from disttrain.api import environment
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.messages import MessageType, encode
 from disttrain_trainer.runtime.sockets import split_address
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from disttrain_trainer.strategies.own_loop import OwnLoop
 
 REPORT_INTERVAL_SECONDS = 0.1
 """Seconds between two messages to the master, at least."""
@@ -32,7 +49,17 @@ RECONNECT_SECONDS = 1.0
 
 N = TypeVar("N", int, float)
 
-__all__ = ["checkpoint_dir", "close", "data_dir", "report"]
+__all__ = [
+    "ParameterServer",
+    "batches",
+    "checkpoint",
+    "checkpoint_dir",
+    "close",
+    "data_dir",
+    "parameter_server",
+    "report",
+    "restore",
+]
 
 
 def report(
@@ -42,7 +69,10 @@ def report(
 
     step: steps done. loss: mean loss of the samples since the last report. samples: how many these were, in this process.
     total_steps: steps of the whole job.
+    With parameter servers the master counts steps and samples, and this does nothing: give the loss to `ParameterServer.step`.
     """
+    if _own_loop() is not None:
+        return
     reporter = _reporter()
     if reporter is not None:
         reporter.add(step=step, loss=loss, samples=samples, total_steps=total_steps)
@@ -58,6 +88,67 @@ def close() -> None:
             reporter.close()
 
 
+class ParameterServer:
+    """The servers that train the model of this script, in place of an optimizer."""
+
+    def __init__(self, own: "OwnLoop") -> None:
+        self._own = own
+
+    def step(self, loss: Any = None, *, weight: float | None = None) -> None:
+        """Sends the gradients of the batch to the servers. Returns when they have them and the next batch's parameters are in the model.
+
+        Call it once for each batch of `batches`, after `loss.backward()`; gradients need no zero_grad().
+        loss: the mean loss of the batch, a number or a tensor, for the status; NaN ends the job.
+        weight: what it is the mean of, where that is not the samples.
+        """
+        self._own.step(loss, weight)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """In it `step` sends nothing: for the micro-batches of one batch, whose gradients and losses add up. The step for the last one is
+        outside."""
+        return self._own.no_sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the model's state_dict() on the CPU, as this worker pulled it last; after the loop the trained model's."""
+        return self._own.state_dict()
+
+
+def parameter_server(model: "nn.Module") -> ParameterServer:
+    """The servers train this model, which is moved to the device of the process. Call it once, before `batches`.
+
+    Every worker makes the same model: torch, numpy and random are seeded by trainer.seed before the script begins.
+    """
+    own = _need_own_loop("parameter_server")
+    own.adopt(model)
+    return ParameterServer(own)
+
+
+def batches(
+    dataset: Any, batch_size: int | None = None, *, collate: Callable[[list[Any]], Any] | None = None
+) -> Iterator[Any]:
+    """This worker's parts of the batches of all epochs, on the device of the process, as the master assigns them. Ends with the training.
+
+    Each sample is trained with exactly once an epoch, by one of the workers, also when some are lost.
+
+    dataset: map-style, the same in every worker. batch_size: of all workers together, trainer.batchSize; to be checked against it.
+    collate: makes a batch of a list of samples. Default: torch's default_collate.
+    """
+    return _need_own_loop("batches").batches(dataset, batch_size, collate)
+
+
+def checkpoint(state: dict[str, Any]) -> None:
+    """Keeps a copy of this state, which goes into the next checkpoints beside the model: tensors, numbers, texts, lists and dicts of them.
+
+    One worker's state is saved. Nothing where the job has no checkpoint volume.
+    """
+    _need_own_loop("checkpoint").checkpoint(state)
+
+
+def restore() -> dict[str, Any] | None:
+    """The state that the newest checkpoint has, tensors on the CPU; None where there is none. The servers restore model and optimizer."""
+    return _need_own_loop("restore").restore()
+
+
 def checkpoint_dir() -> Path | None:
     """The folder for checkpoints, which outlives this process; None when the job has no checkpoint volume, or outside of DistTrain."""
     return _folder(environment.CHECKPOINT_DIR)
@@ -66,6 +157,26 @@ def checkpoint_dir() -> Path | None:
 def data_dir() -> Path | None:
     """The folder of the data volume; None when the job has none, or outside of DistTrain."""
     return _folder(environment.DATA_DIR)
+
+
+def _own_loop() -> "OwnLoop | None":
+    """What serves the script that this process runs; None where there are no parameter servers. Imports no torch."""
+    module: Any = sys.modules.get("disttrain_trainer.strategies.own_loop")
+    return None if module is None else module.present()
+
+
+def _need_own_loop(name: str) -> "OwnLoop":
+    """Ends the program, by one line, where there are no parameter servers."""
+    own = _own_loop()
+    if own is None:
+        print(
+            f"session.{name} needs strategy.type ParameterServer with trainer.script and trainer.optimizer, and the script's own "
+            "process: this one has no parameter servers",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(2)
+    return own
 
 
 def _folder(name: str) -> Path | None:

@@ -181,10 +181,26 @@ class DistTrainJobSpec(Model):
             shows="strategy.type",
         ),
         Rule(
-            cel="self.strategy.type == 'DataParallel' || has(self.trainer.model)",
-            check=lambda s: s.strategy.type is StrategyType.DATA_PARALLEL or s.trainer.model is not None,
-            message="a script or command needs strategy.type DataParallel; the other strategies need model and dataset",
+            cel="self.strategy.type == 'DataParallel' || has(self.trainer.model) || "
+            "(self.strategy.type == 'ParameterServer' && has(self.trainer.script))",
+            check=lambda s: (
+                s.strategy.type is StrategyType.DATA_PARALLEL
+                or s.trainer.model is not None
+                or (s.strategy.type is StrategyType.PARAMETER_SERVER and s.trainer.script is not None)
+            ),
+            message="a command needs strategy.type DataParallel, a script that or ParameterServer; the other strategies need model and "
+            "dataset",
             field="strategy.type",
+            shows="strategy.type",
+        ),
+        Rule(
+            cel="!has(self.trainer.script) || has(self.trainer.optimizer) == (self.strategy.type == 'ParameterServer')",
+            check=lambda s: (
+                s.trainer.script is None
+                or (s.trainer.optimizer is not None) == (s.strategy.type is StrategyType.PARAMETER_SERVER)
+            ),
+            message="with a script set it with strategy.type ParameterServer, whose servers apply it, and only then",
+            field="trainer.optimizer",
             shows="strategy.type",
         ),
         Rule(
@@ -242,10 +258,11 @@ class DistTrainJobSpec(Model):
             shows="trainer.backend",
         ),
         Rule(
-            cel="!has(self.trainer.model) || has(self.trainer.partsPerStep) || self.trainer.batchSize < 1 || "
+            cel="!(has(self.trainer.model) || has(self.trainer.optimizer)) || has(self.trainer.partsPerStep) || "
+            "self.trainer.batchSize < 1 || "
             f"self.trainer.batchSize * {_MODEL_PARALLEL} >= {_MOST_WORKERS} * {_PROCESSES}",
             check=lambda s: (
-                s.trainer.model is None
+                not s.trainer.is_ours
                 or s.trainer.parts_per_step is not None
                 or s.trainer.batch_size >= s.default_parts_per_step
             ),

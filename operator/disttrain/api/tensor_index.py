@@ -19,6 +19,8 @@ LAYOUT = "model-layout"
 """The key of a header's metadata under which a file says how the model lies in flat vectors: the JSON of a `Layout`."""
 FROZEN = "frozen:"
 """How the key of a parameter that is not trained begins in the file that a worker adds to the shards of servers."""
+SCRIPT = "session:"
+"""How the key of a tensor begins there that is no part of the model, but of the state that a script keeps (session.checkpoint)."""
 MODEL = "model."
 """How the key of a tensor of the model begins in the file of a collective, which has all of it."""
 EXTRA_JSON = "_extra_state.json"
@@ -232,7 +234,7 @@ def _whole(file: str, header: Header, *, prefix: str) -> dict[str, Entry]:
             pieces=(Piece(file=file, key=key, length=header.length(key)),),
         )
         for key, described in header.tensors.items()
-        if key.startswith(prefix) and (prefix or not key.startswith(FROZEN))
+        if key.startswith(prefix) and (prefix or not key.startswith((FROZEN, SCRIPT)))
     }
 
 

@@ -132,8 +132,19 @@ class Loop:
     pipeline_split: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ScriptLoop(Loop):
+    """A script's own loop on parameter servers: our loop in everything but that the script has model, data and loss."""
+
+    script: Script
+
+
 Work: TypeAlias = Loop | Script | Command
 """What the workers run."""
+
+
+_OURS = "has(self.model) || (has(self.script) && has(self.optimizer))"
+"""Where the servers or our loop have the optimizer, and the master assigns the parts."""
 
 
 class Trainer(Model):
@@ -185,9 +196,9 @@ class Trainer(Model):
             shows="dataset",
         ),
         Rule(
-            cel="!has(self.model) || has(self.epochs) != has(self.maxSteps)",
-            check=lambda t: t.model is None or (t.epochs is None) != (t.max_steps is None),
-            message="with a model set exactly one of epochs and maxSteps",
+            cel=f"!({_OURS}) || has(self.epochs) != has(self.maxSteps)",
+            check=lambda t: not t.is_ours or (t.epochs is None) != (t.max_steps is None),
+            message="with a model, or a script with an optimizer, set exactly one of epochs and maxSteps",
             field="epochs",
             shows="epochs",
         ),
@@ -205,22 +216,23 @@ class Trainer(Model):
             shows="partsPerStep",
         ),
         Rule(
-            cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.optimizer) "
-            "&& !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) && !has(self.collate) "
-            "&& !has(self.parallelize) && !has(self.pipelineSplit) "
+            cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.collate) "
+            "&& !has(self.parallelize) && !has(self.pipelineSplit))",
+            check=lambda t: (
+                t.model is not None or not (t.loss or t.evaluate or t.collate or t.parallelize or t.pipeline_split)
+            ),
+            message="loss, evaluate, collate, parallelize and pipelineSplit are for our loop (model and dataset); a script or command "
+            "brings its own",
+        ),
+        Rule(
+            cel=f"{_OURS} || (!has(self.optimizer) && !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) "
             "&& self.lastBatch == 'Keep')",
             check=lambda t: (
-                t.model is not None
-                or (
-                    not (
-                        t.loss or t.evaluate or t.optimizer or t.epochs or t.max_steps or t.parts_per_step or t.collate
-                    )
-                    and not (t.parallelize or t.pipeline_split)
-                    and t.last_batch is LastBatch.KEEP
-                )
+                t.is_ours
+                or (not (t.optimizer or t.epochs or t.max_steps or t.parts_per_step) and t.last_batch is LastBatch.KEEP)
             ),
-            message="loss, evaluate, optimizer, parallelize, pipelineSplit, epochs, maxSteps, partsPerStep, collate and lastBatch are for "
-            "our loop (model and dataset); a script or command brings its own",
+            message="optimizer, epochs, maxSteps, partsPerStep and lastBatch are for our loop (model and dataset), and for a script with "
+            "strategy.type ParameterServer, which needs the optimizer; any other script or command brings its own",
         ),
     )
     model: Factory | None = None
@@ -234,7 +246,7 @@ class Trainer(Model):
     evaluate: Factory | None = None
     """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. Default: none."""
     optimizer: Optimizer | None = None
-    """The optimiser of our loop."""
+    """The optimiser of our loop; with a script and strategy.type ParameterServer, that of the servers."""
     config: FreeForm | None = None
     """Handed to the factories as it is, some 100 KiB at most. Default: {}."""
     epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
@@ -269,7 +281,8 @@ class Trainer(Model):
     backend: Backend = Backend.AUTO
     """Auto, gloo or nccl. Default: Auto."""
     script: Script | None = None
-    """The user's own file under torchrun's environment."""
+    """The user's own file under torchrun's environment. With strategy.type ParameterServer it trains by
+    disttrain_trainer.session.parameter_server, and optimizer, epochs or maxSteps, and batchSize are set here."""
     code: Code | None = None
     """Modules for factories, script and command that the image does not hold: a ConfigMap's, or those on a claim. Read-only in the workers,
     at /disttrain/code. The workers of an attempt have the same code: one whose code differs is refused. Default: none."""
@@ -278,11 +291,18 @@ class Trainer(Model):
     its options."""
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the master assigns the parts: our loop, and a script on parameter servers."""
+        return self.model is not None or (self.script is not None and self.optimizer is not None)
+
+    @property
     def work(self) -> Work:
         """What the workers run: the one kind of work that the fields describe (`RULES`)."""
         match self:
             case Trainer(command=tuple(words)):
                 return Command(words)
+            case Trainer(script=Script() as script, optimizer=Optimizer() as optimizer):
+                return ScriptLoop("", "", optimizer, None, None, None, None, None, script=script)
             case Trainer(script=Script() as script):
                 return script
             case Trainer(model=str(model), dataset=str(dataset), optimizer=Optimizer() as optimizer):

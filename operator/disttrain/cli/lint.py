@@ -48,6 +48,6 @@ def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
         if content is not None:
             problems += [
                 found.problem(path, text)
-                for path, text in code.in_config_map(spec.trainer.code, spec.trainer.work, content)
+                for path, text in code.in_config_map(spec.trainer.code, spec.trainer.script, content)
             ]
     return problems

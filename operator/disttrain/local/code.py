@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from disttrain.api.code import Code, files_of, problems
-from disttrain.api.trainer import Script, Trainer, Work
+from disttrain.api.trainer import Script, Trainer
 from disttrain.local.documents import Documents
 from disttrain.local.folders import RunFolder
 from disttrain.local.objects import ConfigMap
@@ -18,15 +18,15 @@ from disttrain.local.references import FieldPath, Unusable
 _CODE: FieldPath = ("spec", "trainer", "code")
 
 
-def in_config_map(code: Code, work: Work, content: ConfigMap) -> Iterator[tuple[FieldPath, str]]:
+def in_config_map(code: Code, script: Script | None, content: ConfigMap) -> Iterator[tuple[FieldPath, str]]:
     """What is wrong with the code that a job has in a ConfigMap of its file."""
     files = content.files()
     opened = {key: io.BytesIO(data) for key, data in files.items()}
     for problem in problems(opened, only_code=True):
         yield (*_CODE, "configMap"), f"{code.origin}: {problem}"
-    if isinstance(work, Script) and work.file not in files:
+    if script is not None and script.file not in files:
         known = ", ".join(sorted(files)) or "none"
-        message = f'{code.origin} has no key "{work.file}"; it has {known}'
+        message = f'{code.origin} has no key "{script.file}"; it has {known}'
         yield ("spec", "trainer", "script", "file"), message
 
 
@@ -37,7 +37,7 @@ def folder_of(trainer: Trainer, documents: Documents, folder: RunFolder) -> Path
     """
     match trainer.code:
         case Code(config_map=str(name)) as code if (content := documents.config_map(name)) is not None:
-            for path, message in in_config_map(code, trainer.work, content):
+            for path, message in in_config_map(code, trainer.script, content):
                 raise Unusable(path, message)
             place = folder.config(name)
             shutil.rmtree(place, ignore_errors=True)  # a resumed run has the keys of before

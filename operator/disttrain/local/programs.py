@@ -20,7 +20,7 @@ from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER
 from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses
 from disttrain.api.storage import KEY_OF_SECRET
-from disttrain.api.trainer import FACTORIES, Command, Script
+from disttrain.api.trainer import FACTORIES, Command
 from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
@@ -259,8 +259,8 @@ class Programs:
         remedy = "run from its folder" if self._code is None else "correct the name"
         if origin and self._code is None:
             remedy = f"{origin} is not here either: add it to the file as a document, or run from the code's folder"
-        script = trainer.work
-        if isinstance(script, Script) and not Path(self._code or here, script.file).is_file():
+        script = trainer.script
+        if script is not None and not Path(self._code or here, script.file).is_file():
             remedy = f"{remedy}, or name its ConfigMap as trainer.code.configMap" if not origin else remedy
             raise Unusable(("spec", "trainer", "script", "file"), f'no file "{script.file}" in {where}; {remedy}')
         for field in FACTORIES:

@@ -9,7 +9,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import CONTROL_PORT, RENDEZVOUS_PORT, SERVER_PORT, Role, pod_host
 from disttrain.api.policies import Action, FailurePolicy
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.trainer import Command, Loop, Script
+from disttrain.api.trainer import Command, Loop
 
 
 def store_host(job: DistTrainJob) -> Role:
@@ -47,8 +47,8 @@ def job_config(
         # A script's file is named in full, and nothing else said of the code: a trainer of an earlier release, which the pods of a
         # running attempt keep, knows no trainer.code.
         place = f"{code_dir}/" if code_dir is not None else ""
-        script = trainer.work
-        if isinstance(script, Script):
+        script = trainer.script
+        if script is not None:
             trainer = trainer.model_copy(update={"script": script.model_copy(update={"file": f"{place}{script.file}"})})
         trainer = trainer.model_copy(update={"code": None})
     return JobConfig(

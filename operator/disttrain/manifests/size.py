@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.runtime import JobConfig
-from disttrain.api.trainer import Script
 from disttrain.manifests.environment import cluster_addresses, job_config
 
 MAX_BYTES: Final = 100 * 1024
@@ -32,12 +31,12 @@ def too_large(job: DistTrainJob) -> TooLarge | None:
     size = _size(config)
     if size <= MAX_BYTES:
         return None
-    script = config.trainer.work
+    script = config.trainer.script
     parts = {
         ("spec", "trainer", "config"): (_without(config, "config", None), "read large settings from a file or volume"),
         ("spec", "trainer", "command"): (_without(config, "command", None), "put long arguments into a file"),
         ("spec", "trainer", "script", "args"): (
-            _without(config, "script", script.model_copy(update={"args": ()}) if isinstance(script, Script) else None),
+            _without(config, "script", script.model_copy(update={"args": ()}) if script is not None else None),
             "put long arguments into a file",
         ),
         ("spec", "parameterServer", "replicas"): (

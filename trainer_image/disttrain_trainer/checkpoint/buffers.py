@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from disttrain.api.tensor_index import FROZEN, LAYOUT, MODEL, Layout
+from disttrain.api.tensor_index import FROZEN, LAYOUT, MODEL, SCRIPT, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.checkpoint.store import BUFFERS, STATE
@@ -34,6 +34,8 @@ class Buffers:
         self.there_are_some = tensors.may_have_buffers(model) or bool(self._frozen)
         self._model = model
         self._root = root
+        self.extra: Callable[[], dict[str, torch.Tensor]] = dict
+        """Gives what is saved beside, under names that begin with SCRIPT."""
         self._copy = HostCopy()
         self._metadata = {LAYOUT: layout.model_dump_json(by_alias=True, exclude_defaults=True)} if layout else {}
 
@@ -55,7 +57,7 @@ class Buffers:
             buffers = {name: value for name, value in named.items() if name not in parameters}
         else:
             frozen = {key.removeprefix(FROZEN): value for key, value in values.items() if key.startswith(FROZEN)}
-            buffers = {name: value for name, value in values.items() if not name.startswith(FROZEN)}
+            buffers = {name: value for name, value in values.items() if not name.startswith((FROZEN, SCRIPT))}
         tensors.put_frozen(self._frozen, frozen, source=str(file))
         tensors.put_buffers(self._model, buffers, source=str(file))
 
@@ -89,4 +91,4 @@ class Buffers:
             for name, parameter in self._frozen.items()
             if tensors.can_be_saved(parameter)
         }
-        return frozen | tensors.buffers_of(self._model)
+        return frozen | tensors.buffers_of(self._model) | self.extra()

@@ -11,6 +11,7 @@ from torch import nn
 
 from disttrain.api.environment import ExitCode
 from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import ScriptLoop
 from disttrain_trainer.errors import TrainerError
 from disttrain_trainer.model.factories import resolve
 from disttrain_trainer.model.flat import Vectors, copy_into
@@ -42,6 +43,10 @@ class InitialParameters:
     def restore(self, parameters: Vectors) -> nn.Module:
         """Sets the parameters to their first values; returns a new model, which has the buffers. Raises FactoryNotRepeatable."""
         trainer, factory = self._trainer, self._trainer.loop.model
+        if isinstance(trainer.work, ScriptLoop):
+            raise FactoryNotRepeatable(
+                "the servers begin again, and this script's first model is gone: a new process has to make it"
+            )
         with guarded("trainer.model"), factory_seeds(trainer.seed):
             model = resolve("trainer.model", factory)(dict(trainer.config or {}))
         self._prepare(model)

@@ -141,7 +141,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     loss = _resolve("trainer.loss", loop.loss, "model", "batch") if loop.loss else cross_entropy
     evaluate = _resolve("trainer.evaluate", loop.evaluate, "model", "dataset") if loop.evaluate else None
     if trainer.deterministic:
-        _be_deterministic()
+        be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
 
@@ -404,7 +404,7 @@ def choose_backend(config: JobConfig, device: torch.device) -> str:
     return "nccl" if device.type == "cuda" and config.tls is Tls.DISABLED else "gloo"
 
 
-def _be_deterministic() -> None:
+def be_deterministic() -> None:
     """torch.use_deterministic_algorithms, but torch._inductor, seconds of a start, is imported only by who uses it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not os.environ.get(HASH_SEED, "").isdecimal():

@@ -30,8 +30,8 @@ _CLOSE_SECONDS = 1.0
 """Seconds that one open file may take to be written. A daemon thread may hold its lock for ever."""
 
 
-def run(file: str, arguments: list[str]) -> int:
-    """Executes the file as `__main__`. Returns the exit code."""
+def execute(file: str, arguments: list[str]) -> None:
+    """Executes the file as `__main__`. Raises what it raises."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__annotations__={}, __builtins__=builtins, __cached__=None)
     main.__file__ = path = os.path.abspath(file)
@@ -40,11 +40,16 @@ def run(file: str, arguments: list[str]) -> int:
     sys.argv = [file, *arguments]
     if not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(os.path.realpath(file))
+    with open(path, "rb") as source:
+        code = compile(source.read(), path, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+def run(file: str, arguments: list[str]) -> int:
+    """Executes the file as `__main__`. Returns the exit code."""
     try:
         try:
-            with open(path, "rb") as source:
-                code = compile(source.read(), path, "exec", dont_inherit=True)
-            exec(code, main.__dict__)
+            execute(file, arguments)
         finally:
             _flush_standard()  # what it printed comes before its traceback, where both go to one file
     except SystemExit as ended:
@@ -52,7 +57,7 @@ def run(file: str, arguments: list[str]) -> int:
     except BaseException as error:
         # As if the file's first line had no caller. The trace has no name here: this frame is behind its frames, which would then
         # go only as a cycle, and what they hold in any order: a file of theirs before what was to be written to it.
-        error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        error = error.with_traceback(_behind(_behind(error.__traceback__)))
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
         try:
             sys.excepthook(type(error), error, error.__traceback__)  # the user's, perhaps, or that of a library
@@ -66,6 +71,11 @@ def run(file: str, arguments: list[str]) -> int:
             traceback.print_exception(error)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _behind(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """Without its first frame."""
+    return trace and trace.tb_next
 
 
 def leave(status: int, *, script: bool = False, timeout_seconds: float | None = None) -> NoReturn:

@@ -16,6 +16,7 @@ from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
+from disttrain_trainer.model.task import Task
 from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
@@ -41,8 +42,15 @@ class Worker:
     """One worker of the job."""
 
     def __init__(
-        self, *, process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember
+        self,
+        *,
+        process: Process,
+        metrics: Metrics,
+        control: ControlClient,
+        member: ParameterServerMember,
+        task: Task | None = None,
     ) -> None:
+        """task: default: made by the job's factories."""
         self._process = process
         self._config = process.config
         self._metrics = metrics
@@ -51,7 +59,7 @@ class Worker:
         self._is_sync = process.config.strategy.synchronous
         self._transport = transport.of(self._config, process.tls_dir)
         with copies.kept(process, self._transport):
-            self._task = tasks.build(
+            self._task = task or tasks.build(
                 self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
             )
         self._replica = Replica(process, self._task, is_sync=self._is_sync)

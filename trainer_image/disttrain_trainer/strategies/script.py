@@ -40,7 +40,7 @@ class Agent:
         self._process = process
         self._metrics = metrics
         self.rank = CollectiveMember()
-        self._file = _file_of(script, process.config)
+        self._file = file_of(script, process.config)
         self._arguments = script.args
         self._program: Program | None = None
         self._terminated = False
@@ -189,7 +189,7 @@ def contract(config: JobConfig, *, index: int, local_rank: int, round_number: in
     }
 
 
-def _file_of(script: Script, config: JobConfig) -> Path:
+def file_of(script: Script, config: JobConfig) -> Path:
     """The user's file: of trainer.code, which the operator names in full, or in the image or the current folder. Raises WrongInput."""
     path = Path(script.file)
     if path.is_file():

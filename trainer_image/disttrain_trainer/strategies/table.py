@@ -7,6 +7,7 @@ from typing import assert_never
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import DataParallel, ModelParallel, ParameterServerStrategy, Sharding
+from disttrain.api.trainer import ScriptLoop
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, ParameterServerMember
 from disttrain_trainer.runtime.metrics import Metrics
@@ -36,10 +37,13 @@ class WorkerSide:
 _WHOLE = WorkerSide("disttrain_trainer.strategies.collective", CollectiveMember)
 _SHARDED = WorkerSide("disttrain_trainer.strategies.sharded", CollectiveMember)
 _SERVED = WorkerSide("disttrain_trainer.strategies.parameter_server", ParameterServerMember)
+_SCRIPT = WorkerSide("disttrain_trainer.strategies.own_loop", ParameterServerMember)
 
 
 def side_of(config: JobConfig) -> WorkerSide:
     """The worker's side of the job's strategy."""
+    if isinstance(config.trainer.work, ScriptLoop):
+        return _SCRIPT
     match config.strategy.exchange:
         case ParameterServerStrategy():
             return _SERVED

@@ -1,0 +1,409 @@
+"""The worker of parameter servers whose training loop is the user's script: what session.parameter_server, batches and checkpoint do.
+
+Rounds, parts, checkpoints and the end are those of our own loop's worker, and run in a thread beside the script's, so that a lost server or
+master does not show in the script. Where our loop computes a loss, `Turns` hands the batch over, and waits until the script has called
+`step()`. So one of the two threads runs at a time.
+"""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from disttrain.api.names import MODEL_FILE
+from disttrain.api.trainer import ScriptLoop
+from disttrain_trainer.checkpoint import store, tensor_file
+from disttrain_trainer.checkpoint.script_state import StateOfScript, read_state
+from disttrain_trainer.data.loader import fetcher, fingerprint_of
+from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
+from disttrain_trainer.errors import OwnGroup, ProgramFailed, TrainerError, UserError, WrongInput
+from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.trained import Trained
+from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model import user_code
+from disttrain_trainer.model.factories import add_current_folder
+from disttrain_trainer.model.module import prepare
+from disttrain_trainer.model.task import Task
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import ParameterServerMember
+from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.runtime import logs, script_runner
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.runtime.user_files import make_importable
+from disttrain_trainer.strategies.parameter_server import Worker
+from disttrain_trainer.strategies.script import contract, file_of
+
+log = logs.get_logger(__name__)
+
+FIRST_STEPS = 3
+"""Batches from the first one on of which one must reach a parameter of the model."""
+
+
+class ScriptOver(TrainerError):
+    """The script has ended; never seen outside of the worker's thread."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the script made of a batch."""
+
+    loss: float | None
+    weight: float | None
+
+
+class Turns:
+    """Batches from the worker's thread to the script's, and back what it made of them. Either the one or the other thread runs."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._batch: list[Any] = []
+        """The batch that the script is to compute, until it takes it."""
+        self._computes = self._gone = self._over = False
+        self._step: _Step | None = None
+        self._error: BaseException | None = None
+        self._idle = 0
+        self.gave_loss = False
+        """Whether the script gave a loss of its last batch."""
+
+    # In the worker's thread.
+
+    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
+        """As of LossOf. The backward of what it returns reaches nothing: the script has called that of its loss."""
+        with self._changed:
+            self._batch = [batch]
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._step is not None or self._gone)
+            if self._step is None:
+                raise ScriptOver
+            step, self._step = self._step, None
+        self.gave_loss = step.loss is not None
+        return torch.tensor(step.loss or 0.0, dtype=torch.float64, requires_grad=True), step.weight
+
+    def learned_nothing(self) -> None:
+        """As of LossOf."""
+        self._idle += 1
+        if self._idle == FIRST_STEPS:
+            raise UserError(
+                f"ps.step() found no gradient in the model of parameter_server(model) {FIRST_STEPS} times: call loss.backward() before "
+                "it, on a loss of this model"
+            )
+
+    def end(self, error: BaseException | None) -> None:
+        """There is no other batch: the training is done, or failed."""
+        with self._changed:
+            self._over, self._error = True, error
+            self._changed.notify_all()
+
+    # In the script's thread.
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no other batch."""
+        return self._over
+
+    def next(self) -> list[Any]:
+        """The next batch, alone in a list; none when the training is done. Raises what ended it."""
+        with self._changed:
+            if self._computes:
+                raise UserError(
+                    "the script takes the next batch without ps.step() for the one before: call it once for each batch"
+                )
+            self._await_turn()
+            batch, self._batch = self._batch, []
+            self._computes = bool(batch)
+            return batch
+
+    def step(self, loss: float | None, weight: float | None) -> None:
+        """Gives the batch back, and returns when the servers have its gradient and the next one may be taken."""
+        with self._changed:
+            self.check()
+            self._computes, self._step = False, _Step(loss, weight)
+            self._changed.notify_all()
+            self._await_turn()
+
+    def check(self) -> None:
+        """Raises UserError when there is no batch for a step."""
+        if not self._computes:
+            raise UserError(
+                "ps.step() was called without a batch: call it once for each batch of batches(dataset), after loss.backward()"
+            )
+
+    def leave(self) -> None:
+        """The script has ended."""
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
+
+    def _await_turn(self) -> None:
+        self._changed.wait_for(lambda: (self._batch and self._step is None) or self._over)
+        if self._error is not None:
+            raise self._error
+
+
+class _ScriptLoop(Loop):
+    """The loop, of a loss that the script may not tell."""
+
+    def __init__(self, turns: Turns, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._turns = turns
+
+    def _look_at(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> None:
+        if self._turns.gave_loss:
+            super()._look_at(loss, part, weight)
+        else:
+            self._meter.add(part, loss=0.0, weight=0.0)
+
+    def _verify(self) -> None:
+        self._model.verify()  # handlers of signals are the main thread's
+
+
+class _Computed:
+    """A model whose gradients are there when the loop comes by."""
+
+    def __init__(self, model: Trained) -> None:
+        self.zero_grad, self.verify, self.refuse_unfrozen = model.zero_grad, model.verify, model.refuse_unfrozen
+
+    def refuse_own_backward(self) -> None:
+        """It is the script's."""
+
+
+class ScriptWorker(Worker):
+    """A worker whose parts the script computes."""
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        metrics: Metrics,
+        control: ControlClient,
+        member: ParameterServerMember,
+        task: Task,
+        turns: Turns,
+        state: StateOfScript,
+    ) -> None:
+        super().__init__(process=process, metrics=metrics, control=control, member=member, task=task)
+        self._loop = _ScriptLoop(
+            turns,
+            task,
+            self._replica.model,
+            name=process.name,
+            metrics=metrics,
+            send=lambda fields: control.send(MessageType.REPORT, **fields),
+        )
+        self._loop.adopt(_Computed(self._replica.model), turns)
+        self._replica.saved_buffers.extra = state.tensors
+
+
+class OwnLoop:
+    """What the script of this process asks for. For the script's thread, but for `_work`."""
+
+    def __init__(
+        self, *, process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember
+    ) -> None:
+        self._process = process
+        self._config = process.config
+        self._metrics = metrics
+        self._control = control
+        self._member = member
+        self._turns = Turns()
+        self._state = StateOfScript()
+        self._device = tasks.choose_device(process.config, local_rank=process.machine_rank)
+        self._model: nn.Module | None = None
+        self._dataset: Any = None
+        self._thread: threading.Thread | None = None
+        self._accumulates = False
+        self._loss: float | None = None
+
+    def adopt(self, model: nn.Module) -> None:
+        """The model that the servers train, moved to the device of this process. Raises WrongInput."""
+        if not isinstance(model, nn.Module):
+            raise WrongInput(f"parameter_server got a {type(model).__name__}; expected a torch.nn.Module")
+        if self._model is not None:
+            raise WrongInput("parameter_server was called before: the servers train one model")
+        prepare(model)
+        self._model = model.to(self._device)
+
+    def batches(
+        self, dataset: Any, batch_size: int | None, collate: Callable[[list[Any]], Any] | None
+    ) -> Iterator[Any]:
+        """This worker's parts of every batch, on the device. Raises WrongInput at once, and as the training."""
+        if self._thread is None:
+            self._start(dataset, batch_size, collate)
+            self._dataset = dataset
+        elif dataset is not self._dataset and not self._turns.over:
+            raise WrongInput(
+                "batches was called before, with another data set: its iterator gives the batches of all epochs"
+            )
+
+        def each() -> Iterator[Any]:
+            while batch := self._turns.next():
+                yield batch[0]
+            self._take_result()
+
+        return each()
+
+    def step(self, loss: Any, weight: float | None) -> None:
+        """The gradients of the batch go to the servers; within `no_sync` they stay. Raises as `batches`."""
+        self._turns.check()
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise UserError(
+                f"ps.step() got the weight {weight!r:.100}; expected a number of 0 or more, such as the number of tokens"
+            )
+        if loss is not None:
+            self._loss = (self._loss or 0.0) + float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        if self._accumulates:
+            return
+        found, self._loss = self._loss, None
+        self._turns.step(found, None if weight is None else float(weight))
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """`step` sends nothing: the gradients of the micro-batches of one batch add up."""
+        before, self._accumulates = self._accumulates, True
+        try:
+            yield
+        finally:
+            self._accumulates = before
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the model's state on the CPU, as this worker pulled it last."""
+        assert self._model is not None
+        return {
+            name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+            for name, value in self._model.state_dict().items()
+        }
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Goes with the next checkpoints. Raises WrongInput for what is neither tensor nor JSON."""
+        self._state.keep(state)
+
+    def restore(self) -> dict[str, Any] | None:
+        """What `checkpoint` was given last before the newest checkpoint; None where there is none."""
+        root = self._process.checkpoint_dir
+        found = store.newest(root, self._config).checkpoint if root is not None else None
+        file = found.manifest.file_of(store.BUFFERS) if found is not None else None
+        return read_state(found.folder / file) if found is not None and file else None
+
+    def finish(self) -> None:
+        """After the script's end. Raises UserError when it ended before the training, and what ended that."""
+        self._turns.leave()
+        if self._thread is None:
+            raise UserError(
+                f"the script ended with exit code 0 and has trained nothing: {_USE}"
+                if self._model is None
+                else "the script ended with exit code 0 and took no batch: iterate over batches(dataset), and call ps.step() for each"
+            )
+        if not self._turns.over:
+            raise UserError(
+                "the script ended with exit code 0 before the training was done: iterate over batches(dataset) to its end, or lower "
+                "trainer.epochs or maxSteps"
+            )
+        self._thread.join()
+
+    def _start(self, dataset: Any, batch_size: int | None, collate: Callable[[list[Any]], Any] | None) -> None:
+        if self._model is None:
+            raise WrongInput("batches was called before parameter_server(model): the servers need the model first")
+        trainer = self._config.trainer
+        if batch_size is not None and batch_size != trainer.batch_size:
+            raise WrongInput(
+                f"batches got batch_size={batch_size}, and trainer.batchSize is {trainer.batch_size}: it is the batch of all workers "
+                "together, and must be the same in both"
+            )
+        fetch = fetcher(dataset, device=self._device, field="the dataset of batches", collate=collate)
+        data = DataSet(len(dataset), fingerprint_of(dataset))
+        tasks.seed_process(trainer.seed, rank=self._process.rank, incarnation=self._process.incarnation)
+        task = Task(
+            model=self._model,
+            make_model=lambda: self._model or nn.Module(),
+            loss=tasks.cross_entropy,
+            schedule=Schedule.of(self._config, data.samples),
+            data=data,
+            fetch=fetch,
+            device=self._device,
+            evaluate=None,
+            seeds_all=trainer.deterministic,
+        )
+        worker = ScriptWorker(
+            process=self._process,
+            metrics=self._metrics,
+            control=self._control,
+            member=self._member,
+            task=task,
+            turns=self._turns,
+            state=self._state,
+        )
+        self._thread = threading.Thread(target=self._work, args=(worker,), name="worker", daemon=True)
+        self._thread.start()
+
+    def _work(self, worker: ScriptWorker) -> None:
+        error: BaseException | None = None
+        try:
+            worker.run()
+        except ScriptOver:
+            return
+        except BaseException as raised:
+            error = raised
+        self._turns.end(error)
+
+    def _take_result(self) -> None:
+        """The training is done: another worker may have pulled the last parameters, and has written them."""
+        folder, model = self._process.model_dir, self._model
+        if folder is None or model is None or not (folder / MODEL_FILE).is_file():
+            return
+        found, own = tensor_file.read(folder / MODEL_FILE), model.state_dict()
+        with torch.no_grad():
+            for name, value in found.items():
+                if name in own and own[name].shape == value.shape:
+                    own[name].copy_(value)
+
+
+_USE = "call parameter_server(model) of disttrain_trainer.session, iterate over its batches(dataset), and call ps.step() for each"
+_present: list[OwnLoop] = []
+"""That of the script which runs."""
+
+
+def present() -> OwnLoop | None:
+    """That of the script that this process runs; None where it runs none."""
+    return _present[0] if _present else None
+
+
+def run(process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember) -> None:
+    """The role of a worker that runs a script. Raises what the script raises, ProgramFailed for another exit code than 0."""
+    work = process.config.trainer.work
+    assert isinstance(work, ScriptLoop)
+    file = file_of(work.script, process.config)
+    os.environ |= contract(process.config, index=process.index, local_rank=process.local_rank, round_number=1)
+    add_current_folder()
+    make_importable(os.environ)
+    if process.config.trainer.deterministic:
+        tasks.be_deterministic()
+    own = OwnLoop(process=process, metrics=metrics, control=control, member=member)
+    _present[:] = [own]
+    tasks.seed_all(process.config.trainer.seed)
+    try:
+        with user_code.refusing_groups("trainer.script"):
+            script_runner.execute(str(file), list(work.script.args))
+    except OwnGroup as error:
+        raise error.by_script() from None
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            code = ended.code if isinstance(ended.code, int) else 1
+            raise ProgramFailed(
+                code, f"{_name(file)} ended: {ended.code}" if code == 1 else f"{_name(file)} ended with code {code}"
+            ) from None
+    finally:
+        sys.stdout.flush()
+    own.finish()
+
+
+def _name(file: Path) -> str:
+    return f"trainer.script: {file.name}"
