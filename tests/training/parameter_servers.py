@@ -83,6 +83,7 @@ def make_client(
     round_number: int = 1,
     timeout: float = 10,
     clock: int = 0,
+    primaries: Sequence[int] = (),
     transport: Transport = PLAIN,
     compression: Compression | None = None,
 ) -> ShardedClient:
@@ -94,6 +95,7 @@ def make_client(
         round_number=round_number,
         timeout=timeout,
         clock=clock,
+        primaries=primaries,
         transport=transport,
         compression=compression,
     )

@@ -12,7 +12,7 @@ from disttrain.api.base import Model
 from disttrain.api.policies import Tls
 from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.storage import Checkpoint, Data
-from disttrain.api.strategy import Strategy
+from disttrain.api.strategy import ParameterServerStrategy, Strategy
 from disttrain.api.trainer import Trainer
 from disttrain.api.types import INT32_MAX, DnsLabel
 
@@ -113,6 +113,11 @@ class JobConfig(Model):
     def data_parallel_size(self) -> int:
         """Groups of processes that compute a batch part each."""
         return max(1, self.world_size // self.strategy.model_parallel_size)
+
+    @property
+    def replication(self) -> int:
+        """Parameter servers that hold each shard."""
+        return self.strategy.exchange.replication if isinstance(self.strategy.exchange, ParameterServerStrategy) else 1
 
     @property
     def local_world_size(self) -> int:

@@ -30,8 +30,8 @@ class Unsupported:
 UNSUPPORTED = (
     Unsupported(
         ("strategy", "parameterServer", "replication"),
-        "strategy.parameterServer.replication above 1",
-        lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 1,
+        "strategy.parameterServer.replication above 2",
+        lambda s: isinstance(s.strategy.exchange, ParameterServerStrategy) and s.strategy.exchange.replication > 2,
     ),
     Unsupported(
         # Not a rule of the API server: CEL sees no field that has no type (api/origin.py).

@@ -280,10 +280,14 @@ def test_characters_that_json_escapes_in_two_halves_are_one() -> None:
 
 def test_lint_points_at_what_this_version_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(MODEL.replace("consistency: Async", "consistency: Sync").replace("n: 1\n", "n: 2\n", 1))
+    file.write_text(
+        MODEL.replace("consistency: Async", "consistency: Sync")
+        .replace("n: 1\n", "n: 3\n", 1)
+        .replace("parameterServer: {replicas: 2}", "parameterServer: {replicas: 3}")
+    )
     assert lint([str(file)]) == 2
     assert (
-        f"{file}:9: spec.strategy.parameterServer.replication: strategy.parameterServer.replication above 1 "
+        f"{file}:9: spec.strategy.parameterServer.replication: strategy.parameterServer.replication above 2 "
         "is not supported by this version"
     ) in capsys.readouterr().err
 

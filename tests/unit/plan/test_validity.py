@@ -9,7 +9,7 @@ from unit.plan.builders import make_job
 ELASTIC = {"elastic": {"minReplicas": 1, "maxReplicas": 2}}
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
 ROWS = [
-    (make_job().servers(2, replication=2), "strategy.parameterServer.replication", "above 1"),
+    (make_job().servers(3, replication=3), "strategy.parameterServer.replication", "above 2"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().spec(worker=ELASTIC), "worker.elastic", "on a cluster"),

@@ -121,7 +121,7 @@ class ParameterServerCoordinator:
             self._sender.send(member, MessageType.FINISH)
         elif member.role is Role.PARAMETER_SERVER:
             self._servers.know(member.rank, hello)
-            self._rounds.server_joined(now)
+            self._rounds.server_joined(member.rank, now)
         elif member.role is Role.WORKER:
             self._workers.join(member.rank)
             if hello.get("samples") is not None:
@@ -137,6 +137,8 @@ class ParameterServerCoordinator:
                 self._save_soon(now)
             case Role.PARAMETER_SERVER, MessageType.STATE:
                 self._server_state(member.rank, message, now)
+            case Role.PARAMETER_SERVER, MessageType.COPY:
+                self._rounds.copy_changed(message, now)
             case Role.PARAMETER_SERVER, MessageType.COPIED if self._checkpoints is not None:
                 self._checkpoints.server_copied(member.rank, message, now)
             case Role.WORKER, MessageType.COPIED if self._checkpoints is not None:
@@ -177,11 +179,15 @@ class ParameterServerCoordinator:
             self._missing_members.begin(member, now)
         if member.role is Role.PARAMETER_SERVER:
             self._servers.lose(member.rank)
-            self._drop_questions()  # if it comes back as it was, it is asked again
+            if member.rank in self._servers.primaries:
+                self._drop_questions()  # if it comes back as it was, it is asked again
+            self._rounds.server_lost(member.rank, now)
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
 
     def tick(self, now: float) -> None:
+        if not self.ended:
+            self._rounds.tick(now)
         self._inquire(now)  # no process sends a message in the middle of a long step
         if self._checkpoints is not None and not self.ended:
             self._checkpoints.tick(now)

@@ -2,8 +2,9 @@
 
 All shards share a round. It begins when every server is connected and the newest checkpoint is known; all shards begin from that
 checkpoint.
-When one server is lost, the round is lost: every shard goes back to the newest checkpoint.
-A server that only lost its connection comes back in its round, and a new master takes over the round that all servers are in.
+When a server is lost whose shards have complete copies, these take their places in the same round (replicas.py). Otherwise the round is
+lost: every shard goes back to the newest checkpoint.
+A server that only lost its connection comes back in its round, and a new master takes over the round of the servers.
 Pure.
 """
 
@@ -15,9 +16,10 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of, shard_of
+from disttrain_trainer.coordinator.replicas import Choice, Copies, choose
 from disttrain_trainer.coordinator.servers import Servers
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Answer, CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
 
@@ -34,6 +36,8 @@ class _Phase(Enum):
     """A server is missing."""
     BEGINNING = auto()
     """The servers load the checkpoint."""
+    TAKING_OVER = auto()
+    """The primaries drop all workers, and say what they hold."""
     OPEN = auto()
     """Every server is in the round: the workers are invited."""
 
@@ -42,8 +46,8 @@ class Rounds:
     """One round after the other.
 
     newest: the newest complete checkpoint that is known. answered: called with what the store finds; it must lead to a call of `found`.
-    opened: the round is open. returned: a server of the open round is back, and all are there. lost: a server came
-    without its round.
+    opened: the round is open. returned: a primary of the open round is back, and all are there. lost: the workers must leave the round: a
+    server came without its shards, or others serve them now.
     """
 
     def __init__(
@@ -71,6 +75,10 @@ class Rounds:
         self._phase = _Phase.LOOKING
         self.number = 0
         """Of the present round, or of the last one."""
+        self._copies = Copies(shards=servers.count, count=config.replication)
+        self._is_new = True
+        """This master has not led a round: it knows of the servers only what they say."""
+        self._gathering_since = 0.0
 
     @property
     def open(self) -> bool:
@@ -87,22 +95,64 @@ class Rounds:
 
     def found(self, now: float) -> None:
         """The checkpoint store answered: `newest` is up to date."""
-        self._phase = _Phase.GATHERING
+        self._phase, self._gathering_since = _Phase.GATHERING, now
         self._gather(now)
 
-    def server_joined(self, now: float) -> None:
+    def server_joined(self, index: int, now: float) -> None:
         """A server joined and reported its state."""
-        if self._phase is _Phase.LOOKING:
-            return  # a round that began now would ignore the newest checkpoint
-        if self._phase is _Phase.GATHERING or self._same():
+        match self._phase:
+            case _Phase.GATHERING:
+                self._gather(now)
+            case _Phase.BEGINNING if not self._same():
+                self._start_over(now)
+            case _Phase.BEGINNING if self._servers.complete:
+                self._open(now)  # the last one said so when it came back
+            case _Phase.OPEN | _Phase.TAKING_OVER if index not in self._servers.primaries:
+                self._spare_joined(index, now)
+            case _Phase.OPEN if not self._same() or not self._servers.serves(index):
+                # A server without its shards: they are lost, and with them the round.
+                self._start_over(now)
+            case _Phase.OPEN:
+                self._servers.distrust_copies(index)
+                if self._servers.complete:
+                    self._returned(now)
+                self._order_copies()
+
+    def server_lost(self, index: int, now: float) -> None:
+        """The connection of a server ended. Others serve its shards from now on if they can; otherwise it may come back with them."""
+        for shard in self._copies.lost(index):
+            self._servers.send(self._servers.primaries[shard], MessageType.REPLICATE, shard=shard, server=None)
+        if self._phase is _Phase.TAKING_OVER and index in self._servers.primaries:
+            self._phase = _Phase.GATHERING
+        if self._phase is _Phase.GATHERING:
             self._gather(now)
-        else:
-            # A server without the present round: its shard is lost, and with it the round.
-            self._start_over(now)
+        elif self._phase is _Phase.OPEN and index in self._servers.primaries:
+            choices = self._choose(self.number)
+            if choices is not None:
+                log.warning("parameter-server-%d is lost; the copies of its shards take their places", index)
+                self._lost(now)
+                self._take_over(self.number, choices, now)
+
+    def copy_changed(self, message: Message, now: float) -> None:
+        """A primary said that its copy is complete, or lost."""
+        if (
+            self._phase in (_Phase.OPEN, _Phase.TAKING_OVER)
+            and self._servers.know_copy(message, self.number)
+            and not message["complete"]
+        ):
+            self._copies.failed(int(message["shard"]))  # it is ordered again with the next tick
+
+    def tick(self, now: float) -> None:
+        """Time has passed: copies that are missing are ordered, and a new master waits no longer for a server that the others replace."""
+        if self._phase is _Phase.GATHERING:
+            self._gather(now)
+        elif self._phase is _Phase.OPEN:
+            self._order_copies()
 
     def server_state(self, round_number: int, now: float) -> bool:
         """A server reported its round. False when the round ends or begins with this report, so that it answers no question in a round."""
-        if self._phase in (_Phase.BEGINNING, _Phase.OPEN) and round_number > self.number:
+        leads = self._phase in (_Phase.BEGINNING, _Phase.OPEN, _Phase.TAKING_OVER)
+        if leads and round_number > self.number:
             self._start_over(now)  # the last order of a master that is gone, carried out only now
             return False
         if self._phase is _Phase.BEGINNING:
@@ -114,31 +164,53 @@ class Rounds:
     def _same(self) -> bool:
         return self._servers.round_numbers <= {self.number}
 
-    def _gather(self, now: float) -> None:
-        """With every server connected: goes on with the round that all are in, or begins one."""
-        if not self._servers.complete:
-            return
-        round_numbers = self._servers.round_numbers
-        if len(round_numbers) > 1:
-            self._start_over(now)
-        elif 0 in round_numbers:
-            self._begin()
-        elif self._phase is _Phase.GATHERING:
-            self._take_over(round_numbers.pop(), now)
-        elif self._phase is _Phase.BEGINNING:
-            self._open(now)  # the last one said so when it came back
-        else:
-            self._returned(now)
+    def _choose(self, round_number: int) -> list[Choice] | None:
+        return choose(self._servers.holdings(round_number), shards=self._servers.count)
 
-    def _take_over(self, round_number: int, now: float) -> None:
-        """A new master takes over the servers' round. It does not know which workers were lost with the old master: it drops all.
+    def _gather(self, now: float) -> None:
+        """Goes on with the round of the servers, or begins one. Who knows what each of them had needs only those with the shards."""
+        all_here = self._servers.all_here
+        late = now - self._gathering_since > self._config.peer_timeout_seconds
+        if not all_here and (self._config.replication == 1 or (self._is_new and not late)):
+            return
+        newest = self._servers.newest_round
+        choices = self._choose(newest) if newest else None
+        if choices is not None:
+            self._take_over(newest, choices, now)
+        elif all_here and newest:
+            self._start_over(now)
+        elif all_here:
+            self._begin()
+
+    def _spare_joined(self, index: int, now: float) -> None:
+        """A server that serves no shard: it gets copies. What it had is out of date."""
+        stale = [(shard, one.term) for shard, one in self._servers.held(index).items() if one.is_primary]
+        if stale:
+            self._servers.send(index, MessageType.DISCARD, shards=stale)
+        self._servers.hold_nothing(index)
+        self._order_copies()
+
+    def _order_copies(self) -> None:
+        if self._phase is not _Phase.OPEN or self._config.replication == 1:
+            return
+        for shard, primary, server in self._copies.wanted(self._servers.primaries, self._servers.there):
+            self._servers.forget_copies(shard)
+            self._servers.send(primary, MessageType.REPLICATE, shard=shard, server=server)
+
+    def _take_over(self, round_number: int, choices: list[Choice], now: float) -> None:
+        """Goes on with the servers' round. Workers that were lost with an old master are not known: all are dropped.
 
         A worker gets its new lease only after every server has dropped it: a later DROP would end the new session.
         """
-        self.number = round_number
+        if self._is_new:
+            self._copies.forget()  # whether they follow on is not known
+        self._phase, self.number, self._is_new = _Phase.TAKING_OVER, round_number, False
+        self._servers.take(choices, round_number)
 
         def dropped(_: IndexSet) -> None:
-            if self._same():
+            # A shard of Sync may be a step ahead of the others. A copy that is further behind did not follow on.
+            behind = self._config.strategy.synchronous and self._servers.apart(self._config.parts_per_step) > 1
+            if self._same() and not behind:
                 self._open(now)
             else:
                 self._start_over(now)
@@ -148,13 +220,14 @@ class Rounds:
     def _start_over(self, now: float) -> None:
         """The round is lost: back to the newest checkpoint."""
         log.warning("a server was lost: every shard goes back to the last checkpoint")
-        self.number = max(self.number, *self._servers.round_numbers)
+        self.number = max(self.number, self._servers.newest_round)
         self._servers.forget_rounds()
+        self._copies.forget()
         self._lost(now)
         self.look(now)
 
     def _begin(self) -> None:
-        self._phase = _Phase.BEGINNING
+        self._phase, self._is_new = _Phase.BEGINNING, False
         self.number += 1
         newest = self._newest()
         # Of another number of servers, consistency or strategy: each server takes its part by the names of the tensors.
@@ -168,3 +241,4 @@ class Rounds:
     def _open(self, now: float) -> None:
         self._phase = _Phase.OPEN
         self._opened(now)
+        self._order_copies()

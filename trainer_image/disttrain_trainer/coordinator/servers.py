@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from disttrain.api.names import Role
+from disttrain_trainer.coordinator.replicas import Choice, Held, replaced
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
@@ -22,6 +23,8 @@ class _Server:
     round_number: int
     """0 before its first one."""
     applied: IndexSet
+    held: dict[int, Held]
+    """By shard."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,7 @@ class Servers:
         """How many the job has: as many as shards."""
         self.primaries = list(range(count))
         """The server of each shard."""
+        self._terms = [1] * count
         self._there: dict[int, _Server] = {}
         self._asked = 0
         self.asked_at = 0.0
@@ -70,8 +74,33 @@ class Servers:
 
     @property
     def round_numbers(self) -> set[int]:
-        """The rounds that the connected servers are in; 0 for none."""
-        return {server.round_number for server in self._there.values()}
+        """The rounds that the primaries which are connected are in; 0 for none."""
+        return {server.round_number for index, server in self._there.items() if index in self.primaries}
+
+    @property
+    def newest_round(self) -> int:
+        """Of all connected servers; 0 for none."""
+        return max((server.round_number for server in self._there.values()), default=0)
+
+    @property
+    def there(self) -> set[int]:
+        """The servers that are connected."""
+        return {*self._there}
+
+    def holdings(self, round_number: int) -> dict[int, dict[int, Held]]:
+        """What the servers that are in this round hold."""
+        return {index: one.held for index, one in self._there.items() if one.round_number == round_number}
+
+    def serves(self, index: int) -> bool:
+        """Whether a server that came back still holds every shard of which it is the primary."""
+        held = self._there[index].held
+        wanted = [shard for shard, primary in enumerate(self.primaries) if primary == index]
+        return all(shard in held and held[shard] == Held(self._terms[shard], True, True) for shard in wanted)
+
+    def apart(self, parts_per_step: int) -> int:
+        """By how many whole steps the primaries differ."""
+        steps = [self._there[index].applied.floor // parts_per_step for index in {*self.primaries}]
+        return max(steps) - min(steps)
 
     @property
     def applied(self) -> IndexSet:
@@ -79,9 +108,13 @@ class Servers:
         return reduce(IndexSet.intersection, (self._there[index].applied for index in self.primaries))
 
     def know(self, index: int, message: Message) -> None:
-        """Records the state that a server reported."""
+        """Records the state that a server reported. What it says of its copies counts when it joins; then their primaries know better."""
         round_number = int(message["generation"])
-        self._there[index] = _Server(round_number, parts_of(message))
+        before = self._there.get(index)
+        held = _held(index, message)
+        if before is not None and before.round_number == round_number:
+            held = before.held | {shard: one for shard, one in held.items() if one.is_primary}
+        self._there[index] = _Server(round_number, parts_of(message), held)
         if norms := message.get("gradient_norms"):
             self._norms[index] = {(round_number, int(version)): squared for version, squared in norms}
 
@@ -92,7 +125,60 @@ class Servers:
     def forget_rounds(self) -> None:
         """The shards of all servers are void: none is in a round any more."""
         for server in self._there.values():
-            server.round_number = 0
+            server.round_number, server.held = 0, {}
+        self.primaries, self._terms = list(range(self.count)), [1] * self.count
+
+    def take(self, choices: list[Choice], round_number: int) -> None:
+        """These are the primaries: copies become primaries, and primaries that were replaced hold their shards no more."""
+        promoted: dict[int, list[tuple[int, int]]] = {}
+        for shard, choice in enumerate(choices):
+            if choice.is_promoted:
+                self._there[choice.server].held[shard] = Held(choice.term, True, True)
+                promoted.setdefault(choice.server, []).append((shard, choice.term))
+        for index, shards in replaced(self.holdings(round_number), choices).items():
+            self._sender.send(Member(Role.PARAMETER_SERVER, index), MessageType.DISCARD, shards=shards)
+            for shard, _ in shards:
+                del self._there[index].held[shard]
+        for index, shards in promoted.items():
+            self._sender.send(Member(Role.PARAMETER_SERVER, index), MessageType.PROMOTE, shards=shards)
+        self.primaries = [choice.server for choice in choices]
+        self._terms = [choice.term for choice in choices]
+
+    def know_copy(self, message: Message, round_number: int) -> bool:
+        """Records what a primary said of its copy. False when it is not the primary any more, or not in this round."""
+        shard, server = int(message["shard"]), int(message["server"])
+        if message["generation"] != round_number or shard >= self.count or message["term"] != self._terms[shard]:
+            return False
+        if server in self._there:
+            there = self._there[server]
+            there.held.pop(shard, None)
+            if message["complete"]:
+                there.held[shard] = Held(self._terms[shard], False, True)
+                there.round_number = round_number  # into which it came with the copy
+        return True
+
+    def held(self, index: int) -> dict[int, Held]:
+        """What a server that is there holds, by shard."""
+        return self._there[index].held
+
+    def hold_nothing(self, index: int) -> None:
+        """What a server had is out of date."""
+        self._there[index].held = {}
+
+    def forget_copies(self, shard: int) -> None:
+        """The copy of a shard is made again."""
+        for server in self._there.values():
+            if shard in server.held and not server.held[shard].is_primary:
+                del server.held[shard]
+
+    def distrust_copies(self, index: int) -> None:
+        """A server came back: whether its copies followed on meanwhile is not known."""
+        held = self._there[index].held
+        self._there[index].held = {shard: one for shard, one in held.items() if one.is_primary}
+
+    def send(self, index: int, kind: MessageType, **fields: object) -> None:
+        """Sends to one."""
+        self._sender.send(Member(Role.PARAMETER_SERVER, index), kind, **fields)
 
     def send_to_all(self, kind: MessageType, **fields: object) -> None:
         """Sends to all servers."""
@@ -129,6 +215,14 @@ class Servers:
     def drop_questions(self) -> None:
         """A server is lost: no open question will be answered by all servers."""
         self._open.clear()
+
+
+def _held(index: int, message: Message) -> dict[int, Held]:
+    """What a server holds. One of an earlier release does not say: it serves the shard of its own number."""
+    shards = message.get("shards")
+    if shards is None:
+        return {index: Held(1, True, True)} if int(message["generation"]) else {}
+    return {int(shard): Held(int(term), bool(primary), bool(complete)) for shard, term, primary, complete in shards}
 
 
 def parts_of(message: Message) -> IndexSet:

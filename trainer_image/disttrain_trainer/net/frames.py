@@ -18,6 +18,17 @@ begins with
     RENEW                      ->  DONE                                     under TLS: both ends change the keys
     BYE                         ->                                           the end, on purpose
 
+A server that has a copy of its shard on another one speaks there, instead of HELLO and what follows (docs/design/0011):
+
+    primary                         copy
+    FOLLOW identity, snapshot   ->                                           once, first; or REFUSED
+    INIT parameters and state   ->
+    KEEP step, buffers          ->                                           of each step that it has, `clock` of them; then DONE
+    UPDATE parts, sum           ->  DONE                                     the copy has all of it
+    KEEP step, buffers          ->  DONE
+    COMPLETE                    ->  DONE                                     from here on the copy may be promoted
+    RENEW                       ->  DONE
+
 One request at a time. While a request waits for others, the server sends WAIT with the reason, several times within the worker's
 time-out: a silent server counts as lost. No input is trusted: sizes are known before a payload is read, nothing is unpickled, and a frame
 that does not fit is a `ProtocolError`, which costs its sender the connection and has no other effect.
@@ -40,6 +51,10 @@ MAX_BUFFERS = 1 << 32
 MAX_RUNS = 1 << 20
 RUN = struct.Struct("<IQQ")
 """Number of the vector, first element, element behind the last, counted in the shard."""
+SCALES = struct.Struct("<dd")
+"""At the head of an UPDATE with a sum: what it and the learning rate are multiplied by."""
+MAX_SNAPSHOT_TEXT = 1 << 24
+"""Bytes of the text of FOLLOW: which elements missed which steps is in it."""
 
 _HEADER = struct.Struct("<4sBBHIIQqQQQdII")
 SIZE = _HEADER.size
@@ -73,6 +88,9 @@ class Op(IntEnum):
     KEEP = 9
     FETCH = 10
     RENEW = 11
+    FOLLOW = 12
+    UPDATE = 13
+    COMPLETE = 14
     WELCOME = 65
     DONE = 66
     VALUES = 67
@@ -118,11 +136,11 @@ class Header:
     PUSH: bits, OWN_WEIGHT, PARTIAL, BFLOAT16 and SPARSE. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
     KEPT: 0 when the buffers of the step are gone."""
     samples: int = 0
-    """PUSH: samples of the part; 0 means no gradient."""
+    """PUSH: samples of the part; 0 means no gradient. UPDATE: the number of parts."""
     batch_samples: int = 0
     """PUSH: samples of the part's step."""
     index: int = 0
-    """PUSH: number of the part."""
+    """PUSH: number of the part. UPDATE: of the first one."""
     step: int = -1
     """PULL: the step whose version is wanted, -1 for the current one. KEEP, FETCH: the step."""
     clock: int = 0
@@ -134,7 +152,7 @@ class Header:
     weight: float = 0.0
     """PUSH with OWN_WEIGHT: what the loss says that its mean weighs. PULL with PATIENT: seconds."""
     runs: int = 0
-    """PUSH with PARTIAL: runs before the gradient."""
+    """PUSH and UPDATE with PARTIAL: runs before the gradient."""
 
     def encode(self) -> bytes:
         """The 72 bytes."""

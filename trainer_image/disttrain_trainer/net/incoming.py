@@ -56,6 +56,13 @@ class _Incoming(BaseModel):
 Shape = TypeVar("Shape", bound=_Incoming)
 
 
+Shards = Annotated[
+    list[Annotated[list[Count | bool], Field(min_length=4, max_length=4)]] | None,
+    Field(max_length=1 << 12),
+]
+"""What a server holds: shard, term, whether it serves it, whether it has all of it. None of an earlier release."""
+
+
 class _Restarts(_Incoming):
     """A disttrain.api.runtime.RestartsInPlace, also of a later version."""
 
@@ -97,6 +104,7 @@ class Hello(_Incoming):
     buffers: bool = False
     keeps_model: bool = False
     applied: Parts = []
+    shards: Shards = None
     restarts: _Restarts | None = None
 
 
@@ -158,8 +166,17 @@ class _State(_Incoming):
     id: Count | None = None
     round_number: Count = Field(alias="generation")
     applied: Parts
+    shards: Shards = None
     max_staleness_seen: Count | None = None
     gradient_norms: NormSamples = []
+
+
+class _Copy(_Incoming):
+    round_number: Count = Field(alias="generation")
+    shard: Index
+    term: Count
+    server: Index
+    complete: bool
 
 
 class _Request(_Incoming):
@@ -183,6 +200,7 @@ _SHAPES: dict[str, type[_Incoming]] = {
     MessageType.COPIED: _Copied,
     MessageType.SAVED: _Saved,
     MessageType.STATE: _State,
+    MessageType.COPY: _Copy,
     MessageType.REQUEST: _Request,
     MessageType.EVALUATED: _Evaluated,
 }

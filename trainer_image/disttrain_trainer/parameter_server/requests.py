@@ -21,8 +21,9 @@ from disttrain_trainer.net.frames import (
 )
 from disttrain_trainer.parameter_server import compression
 from disttrain_trainer.parameter_server.participation import Took, took_of
+from disttrain_trainer.parameter_server.sessions import Gradient, Session, Waiting
 from disttrain_trainer.parameter_server.shard import Buffers
-from disttrain_trainer.parameter_server.shard_host import Gradient, Pushed, Session, ShardHost
+from disttrain_trainer.parameter_server.shard_host import Pushed, ShardHost
 
 
 class Requests:
@@ -34,8 +35,9 @@ class Requests:
         self._link = link
         self._host = host
         self._session = session
-        self._timeout_seconds = timeout_seconds
-        self._heartbeat_seconds = heartbeat_seconds
+        self._waiting = Waiting(
+            timeout_seconds=timeout_seconds, heartbeat_seconds=heartbeat_seconds, still_waiting=self._still_waiting
+        )
 
     def serve(self) -> bool:
         """Blocks, and answers requests until BYE: True. Raises Silent, Closed, ProtocolError, Refusal."""
@@ -51,6 +53,7 @@ class Requests:
                     self._done()
                 case Op.PUSH:
                     pushed = self._push(header)
+                    self._host.settle(self._waiting)
                     self._done(version=pushed.version, code=LATE if pushed.late else 0)
                 case Op.PULL:
                     self._pull(header.clock, header.step, self._patience(header))
@@ -60,6 +63,7 @@ class Requests:
                 case Op.KEEP:
                     data = self._link.receive_bytes(header, most=MAX_BUFFERS)
                     self._host.keep(self._session, header.step, data)
+                    self._host.settle(self._waiting)
                     self._done()
                 case Op.FETCH:
                     found = self._host.kept(self._session, header.step)
@@ -68,7 +72,7 @@ class Requests:
                     self._link.send(kept, [memoryview(found)] if found else [])
                 case Op.RENEW:
                     self._done()
-                    self._link.renew(within=self._timeout_seconds)
+                    self._link.renew(within=self._waiting.timeout_seconds)
                 case Op.BYE:
                     return True
                 case _:
@@ -144,9 +148,7 @@ class Requests:
             clock=clock,
             step=None if step < 0 else step,
             patience_seconds=patience,
-            timeout_seconds=self._timeout_seconds,
-            heartbeat_seconds=self._heartbeat_seconds,
-            still_waiting=self._still_waiting,
+            waiting=self._waiting,
         )
         if buffers is None:
             self._link.send(Header(op=Op.VALUES, code=NOT_YET))

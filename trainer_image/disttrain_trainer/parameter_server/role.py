@@ -54,8 +54,9 @@ class Server:
         """The fields of HELLO that tell a new master this server's state."""
         state = self.shard.state()
         return {
-            "generation": state.round_number if state.initialized or state.round_number else 0,
+            "generation": self.shard.round_number,
             "applied": state.applied.intervals(),
+            "shards": [list(holding) for holding in self.shard.holdings],
         }
 
     def on_message(self, message: Message) -> None:
@@ -98,10 +99,30 @@ class Server:
                 control.send(MessageType.STATE, id=order["id"], **self._state())
             case MessageType.SAVE:
                 self._saves.put(order)
+            case MessageType.PROMOTE:
+                self.shard.promote([(int(shard), int(term)) for shard, term in order["shards"]])
+                control.send(MessageType.STATE, **self._state())
+            case MessageType.DISCARD:
+                self.shard.discard([(int(shard), int(term)) for shard, term in order["shards"]])
+            case MessageType.REPLICATE:
+                self._replicate(int(order["shard"]), order["server"], control)
+
+    def _replicate(self, shard: int, server: int | None, control: ControlClient) -> None:
+        if server is None:
+            self.shard.stop_copying(shard)
+            return
+
+        def changed(term: int, complete: bool) -> None:
+            copy = {"shard": shard, "term": term, "server": server, "complete": complete}
+            control.send(MessageType.COPY, generation=round_number, **copy)
+
+        round_number = self.shard.round_number
+        address = self._process.config.addresses.parameter_servers[server]
+        self.shard.replicate(shard, server, address, changed)
 
     def _begin(self, round_number: int, file: str | None) -> None:
         """Begins a round; an order for a round that has begun already, of a master that is lost, is ignored."""
-        if round_number <= self.shard.state().round_number:
+        if round_number <= self.shard.round_number:
             log.info("round %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
@@ -112,8 +133,9 @@ class Server:
     def _state(self) -> dict[str, Any]:
         state = self.shard.state()
         return {
-            "generation": state.round_number,
+            "generation": self.shard.round_number,
             "applied": state.applied.intervals(),
+            "shards": [list(holding) for holding in self.shard.holdings],
             "max_staleness_seen": state.max_staleness_seen,
             "gradient_norms": state.gradient_norms,
         }

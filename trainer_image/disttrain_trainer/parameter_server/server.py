@@ -7,7 +7,7 @@ call them.
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +17,24 @@ from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain.api.trainer import Loop
 from disttrain_trainer.checkpoint.background import HostCopy
-from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.acceptor import Acceptor, PeerAddress
 from disttrain_trainer.net.connection import Closed, Connection, Silent
 from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason, Refusal
 from disttrain_trainer.net.transport import PLAIN, Transport
-from disttrain_trainer.parameter_server import recut
+from disttrain_trainer.parameter_server.copy_receiver import follow_on, receive_follow, receive_snapshot
+from disttrain_trainer.parameter_server.copy_sender import CopySender
+from disttrain_trainer.parameter_server.following import Follow
+from disttrain_trainer.parameter_server.held_shards import HeldShards, Holding
+from disttrain_trainer.parameter_server.host_factory import HostFactory
 from disttrain_trainer.parameter_server.identity import Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer, settings_of
+from disttrain_trainer.parameter_server.replicated_host import ReplicatedHost
 from disttrain_trainer.parameter_server.requests import Requests
 from disttrain_trainer.parameter_server.saving import SavedShard, write
+from disttrain_trainer.parameter_server.sessions import Session
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.parameter_server.shard_host import Session, ShardHost
+from disttrain_trainer.parameter_server.shard_host import ShardHost
 from disttrain_trainer.parameter_server.shard_state import ShardState, together
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import own_port
@@ -78,23 +83,23 @@ class ShardServer:
         if not (isinstance(loop, Loop) and isinstance(strategy, ParameterServerStrategy)):
             raise WrongInput("a parameter server needs strategy.parameterServer and trainer.optimizer")
         self._config = config
-        self._strategy = strategy
         self._index = index
         self._bind = (host, port)
-        self._optimizer = optimizer or (lambda: Optimizer(settings_of(strategy, loop.optimizer)))
-        self._on_staleness = on_staleness
+        self._hosts = HostFactory(
+            config,
+            strategy,
+            optimizer=optimizer or (lambda: Optimizer(settings_of(strategy, loop.optimizer))),
+            on_staleness=on_staleness,
+        )
         self._on_failure = on_failure
         self._transport = transport
         self._digest = config_digest(config)
         self._changed = threading.Condition()
-        self._round = 0
-        self._hosts: dict[int, ShardHost] = {}
-        """Of the present round, by shard."""
+        self._held = HeldShards(self._changed)
         self._connections: set[_Connection] = set()
         self._incarnations: dict[int, str] = {}
         self._retired: set[str] = set()
         self._bytes = [0, 0]  # of connections that have ended
-        self._late = 0  # gradients of rounds that are over
         self._memory: dict[int, HostCopy] = {}
         self._acceptor: Acceptor | None = None
         self._address = ""
@@ -139,48 +144,72 @@ class ShardServer:
         Raises WrongInput when the file is damaged or does not fit the job; then the old round goes on. ValueError when the
         round is not a later one.
         """
-        file = None if checkpoint is None else self._load(checkpoint)
+        file = None if checkpoint is None else self._hosts.load(checkpoint, self._index)
         try:
-            new = ShardHost(
-                number=round_number,
-                shard=self._index,
-                shards=self._config.parameter_servers,
-                parts_per_step=self._config.parts_per_step,
-                strategy=self._strategy,
-                optimizer=self._optimizer(),
-                checkpoint=file,
-                observe_staleness=self._on_staleness,
-            )
+            new = self._hosts.primary(round_number, self._index, file)
         except WrongInput as error:
             raise WrongInput(f"{checkpoint}: {error}" if checkpoint else str(error)) from None
+        self._end(self._held.begin(round_number, self._index, new))
+
+    def _end(self, over: list[ReplicatedHost]) -> None:
+        """These shards are not served any more: their workers get to know it."""
         with self._changed:
-            if round_number <= self._round:
-                raise ValueError(f"round {round_number} cannot follow {self._round}")
-            old = list(self._hosts.values())
-            self._late += sum(host.state().late_gradients for host in old)
-            self._round, self._hosts = round_number, {self._index: new}
-            former = [c for c in self._connections if c.host in old]
-            self._changed.notify_all()
-        for host in old:
+            former = [c for c in self._connections if c.host in over]
+        for host in over:
             host.end()
         for connection in former:
             connection.link.stop_reading()
 
-    def _load(self, checkpoint: Path) -> ShardFile:
-        if not checkpoint.is_dir():
-            return ShardFile.load(checkpoint, Manifest.digest_beside(checkpoint))
-        return recut.load(
-            checkpoint,
-            server=self._index,
-            servers=self._config.parameter_servers,
-            sync=self._config.strategy.synchronous,
-            optimizer=self._optimizer().name,
-        )
-
     @property
     def primaries(self) -> tuple[int, ...]:
         """The shards that this server serves to workers."""
-        return tuple(self._hosts)
+        return self._held.primaries
+
+    @property
+    def round_number(self) -> int:
+        """Of the present round; 0 before the first."""
+        return self._held.round_number
+
+    @property
+    def holdings(self) -> list[Holding]:
+        """The shards that it holds, as their primary or as a copy."""
+        return self._held.holdings
+
+    def promote(self, terms: Iterable[tuple[int, int]]) -> None:
+        """Copies become primaries: shards and their new terms."""
+        self._held.promote(terms)
+        with self._changed:
+            served = [self._held.served(shard) for shard, _ in terms]
+            former = [c for c in self._connections if c.session is None and c.host is not None and c.host in served]
+        for connection in former:  # from the primary that was before
+            connection.link.abort()
+
+    def discard(self, shards: Iterable[tuple[int, int]]) -> None:
+        """Primaries that were replaced while this server was away: shards and their terms."""
+        self._end(self._held.discard(shards))
+
+    def replicate(self, shard: int, server: int, address: str, changed: Callable[[int, bool], None]) -> None:
+        """Keeps a copy of a shard on another server, which listens there. changed: called with the shard's term when the copy is complete
+        (True) or lost. A shard that is not served here has none."""
+        host = self._held.served(shard)
+        if host is None:
+            return
+        term = host.term
+        sender = CopySender(
+            host,
+            shard=shard,
+            config=self._config,
+            own=self._index,
+            server=server,
+            address=address,
+            transport=self._transport,
+            changed=lambda complete: changed(term, complete),
+        )
+        self._held.replicate(shard, sender)
+
+    def stop_copying(self, shard: int) -> None:
+        """The shard goes on without a copy."""
+        self._held.replicate(shard, None)
 
     def copy(self, shard: int | None = None) -> ShardFile:
         """A copy of the current version of a shard, by default of the one of this server's number; until the next call: the memory is used
@@ -189,7 +218,7 @@ class ShardServer:
         Raises RuntimeError when there are no parameters yet.
         """
         number = self._index if shard is None else shard
-        host = self._hosts.get(number)
+        host = self._held.served(number)
         if host is None:
             raise RuntimeError("no round has begun")
         try:
@@ -203,14 +232,14 @@ class ShardServer:
 
     def state(self) -> ShardState:
         """The server now."""
+        hosts = self._held.hosts
         with self._changed:
-            hosts = [self._hosts[shard] for shard in self.primaries]
             links = [connection.link for connection in self._connections]
             bytes_in = self._bytes[0] + sum(link.received for link in links)
             bytes_out = self._bytes[1] + sum(link.sent for link in links)
-            late = self._late
         state = together([host.state() for host in hosts])
-        late += state.late_gradients
+        late = self._held.late + state.late_gradients
+        bytes_out += self._held.bytes_copied
         return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
 
     def drop(self, worker_rank: int) -> None:
@@ -227,8 +256,7 @@ class ShardServer:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        for host in self._hosts.values():
-            host.end()
+        self._held.end()
         if self._acceptor is not None:
             self._acceptor.close()
 
@@ -248,7 +276,11 @@ class ShardServer:
             self._connections.add(connection)
         said_goodbye = False
         try:
-            hello = self._hello(connection.link)
+            header = connection.link.receive()
+            if header.op is Op.FOLLOW:
+                self._follow(connection, accepted, receive_follow(connection.link, header))
+                return
+            hello = self._hello(connection.link, header)
             if self._acceptor is not None:
                 self._acceptor.known(accepted)
             host, session = self._admit(connection, hello)
@@ -270,27 +302,44 @@ class ShardServer:
         finally:
             self._forget(connection, said_goodbye)
 
-    def _hello(self, link: Link) -> Hello:
-        header = link.receive()
+    def _follow(self, connection: _Connection, accepted: Connection, follow: Follow) -> None:
+        """The connection of the primary of a shard that is to have a copy here."""
+        self._refuse_strangers(follow, f"parameter-server-{follow.server}")
+        if self._acceptor is not None:
+            self._acceptor.known(accepted)
+        file, kept = receive_snapshot(connection.link, follow)
+        try:
+            host = self._hosts.copy(follow.round_number, follow.shard, file, follow.term)
+        except WrongInput as error:
+            raise Refusal(Reason.LAYOUT, str(error)) from None
+        host.restore_buffers(kept, follow.first)
+        self._end(self._held.place_copy(follow.round_number, follow.shard, host))
+        connection.host = host
+        follow_on(connection.link, host, timeout_seconds=self._config.peer_timeout_seconds)
+
+    def _hello(self, link: Link, header: Header) -> Hello:
         if header.op is not Op.HELLO:
             raise ProtocolError(f"a connection begins with HELLO, not {header.op.name}")
         hello = Hello.decode(link.receive_text(header))
+        self._refuse_strangers(hello, f"worker {hello.rank}")
+        return hello
+
+    def _refuse_strangers(self, peer: Hello | Follow, name: str) -> None:
         for what, theirs, ours in (
-            ("job", hello.job_uid, self._config.uid),
-            ("attempt", hello.attempt, self._config.attempt),
-            ("configuration", hello.config_digest, self._digest),
-            ("a job of so many shards:", hello.shards, self._config.parameter_servers),
+            ("job", peer.job_uid, self._config.uid),
+            ("attempt", peer.attempt, self._config.attempt),
+            ("configuration", peer.config_digest, self._digest),
+            ("a job of so many shards:", peer.shards, self._config.parameter_servers),
         ):
             if theirs != ours:
-                raise Refusal(Reason.STRANGER, f"worker {hello.rank} is of {what} {theirs}, this server of {ours}")
-        if hello.shard >= hello.shards:
-            raise ProtocolError(f"there is no shard {hello.shard} of {hello.shards}")
-        return hello
+                raise Refusal(Reason.STRANGER, f"{name} is of {what} {theirs}, this server of {ours}")
+        if peer.shard >= peer.shards:
+            raise ProtocolError(f"there is no shard {peer.shard} of {peer.shards}")
 
     def _admit(self, connection: _Connection, hello: Hello) -> tuple[ShardHost, Session]:
         self._await_round(connection.link, hello)
         with self._changed:
-            host = self._hosts.get(hello.shard)
+            host = self._held.served(hello.shard)
             if host is None or host.number != hello.round_number:
                 raise Refusal(Reason.ROUND, f"round {hello.round_number} is over")
             if hello.incarnation in self._retired:
@@ -321,8 +370,8 @@ class ShardServer:
         reason = f"round {hello.round_number} to begin on server {self._index}"
 
         def begun() -> bool:
-            here = self._round == hello.round_number and hello.shard in self.primaries
-            return self._stopped or self._round > hello.round_number or here
+            here = self.round_number == hello.round_number and hello.shard in self.primaries
+            return self._stopped or self.round_number > hello.round_number or here
 
         while True:
             with self._changed:

@@ -12,6 +12,7 @@ Parameters of 16 bits have a 32-bit master, on which gradients are summed and th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -88,6 +89,12 @@ class Shard:
         self._masters = [_wide(part) for part in parts]
         self._free_wide: list[list[torch.Tensor | None]] = []
         """Vectors of 32 bits, in which gradients of 16 are summed."""
+        self._sum_spans = tuple(
+            replace(span, dtype=torch.float32) if span.dtype.itemsize == 2 else span for span in self.spans
+        )
+        self._free_sums: list[Buffers] = []
+        self.last_scale = 1.0
+        """What the sum of the last step was multiplied by."""
         optimizer.bind(
             [part if master is None else master for part, master in zip(parts, self._masters, strict=True)], block=BLOCK
         )
@@ -104,6 +111,24 @@ class Shard:
     def give(self, buffers: Buffers) -> None:
         """Takes back buffers that are not needed."""
         self._free.append(buffers)
+
+    def take_sum(self) -> Buffers:
+        """Buffers for the sum of a step, in the dtypes in which gradients are summed, with any content; hand them to `give_sum`."""
+        return self._free_sums.pop() if self._free_sums else Buffers(self._sum_spans)
+
+    def give_sum(self, buffers: Buffers) -> None:
+        """Takes back buffers of `take_sum`."""
+        self._free_sums.append(buffers)
+
+    def follow(self, part: int, summed: Buffers, *, scale: float, rate: float, took: Took) -> None:
+        """The step that another shard took with this sum of gradients, of which `absorb` gave it a copy: the same bits."""
+        own = _Sum(self.take(), scale)
+        self._widen(own)
+        for number, values in enumerate(summed.parts):
+            wide = None if own.wide is None else own.wide[number]
+            (own.buffers.parts[number] if wide is None else wide).copy_(values)
+        self._sums[part] = own
+        self.absorb((), update=part, took=took, rate=rate)
 
     def initialize(self, values: Buffers) -> None:
         """Takes these buffers as the first parameters; the caller must not use them afterwards."""
@@ -128,12 +153,13 @@ class Shard:
         took: Took = None,
         rate: float = 1.0,
         measure: bool = False,
+        copy: Buffers | None = None,
     ) -> float | None:
         """For each (a, b) of `additions`, in this order, adds the sum held under part b to that under part a. Then, unless `update` is
         None, takes an optimiser step with the sum held under that part, to a new version. A part may hold nothing.
 
         divisor: what the sum is divided by before. took: the elements that the step changes. rate: what the learning rate is multiplied
-        by.
+        by. copy: of `take_sum`, gets the sum that it steps with.
         The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
         """
         work = self._prepare(additions)
@@ -156,6 +182,8 @@ class Shard:
                     continue
                 gradient = total.block(number, block, widen=first_alone)
                 following = total.buffers.parts[number][block]
+                if copy is not None:
+                    copy.parts[number][block].copy_(gradient)
                 if measure:
                     own = gradient[: max(0, self.spans[number].length - start)]  # without the padding
                     squared += float(torch.linalg.vector_norm(own)) ** 2
@@ -169,6 +197,7 @@ class Shard:
         if total is None:
             return None
         self._narrow(total)
+        self.last_scale = scale
         self._optimizer.advance()
         if not plain:
             self._count_misses(took)

@@ -8,7 +8,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from disttrain.api.strategy import Consistency as ConsistencyName
@@ -21,36 +20,12 @@ from disttrain_trainer.parameter_server import consistency
 from disttrain_trainer.parameter_server.gradient_norm import NormSamples
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.participation import Took, union
+from disttrain_trainer.parameter_server.sessions import Gradient, Session, Waiting
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.parameter_server.shard_state import ShardState
 from disttrain_trainer.parameter_server.stale_rate import rate_factor
-
-
-@dataclass(eq=False, slots=True)
-class Session:
-    """A worker as one connection knows it: another connection of the same worker is another session."""
-
-    rank: int
-    incarnation: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gradient:
-    """The header of a pushed gradient."""
-
-    index: int
-    """Number of the part."""
-    samples: int
-    batch_samples: int
-    clock: int
-    """The worker's iteration."""
-    version: int
-    """Version of the parameters that it is of."""
-    weight: float | None = None
-    """The weight that the loss returned with its mean; None: the number of samples."""
-    took: Took = None
-    """The elements of the shard that it is of."""
+from disttrain_trainer.parameter_server.update_log import Record, UpdateLog
 
 
 class Pushed(NamedTuple):
@@ -63,7 +38,9 @@ class Pushed(NamedTuple):
 
 
 class ShardHost:
-    """One shard in a round, from the initial parameters or from a checkpoint. Any thread may call its methods: they take one lock.
+    """One shard in a round, from the initial parameters, from a checkpoint or from its primary.
+
+    Any thread may call its methods: they take one lock.
 
     A request that it does not accept raises Refusal, as every one after `end` does.
     """
@@ -78,11 +55,21 @@ class ShardHost:
         strategy: ParameterServerStrategy,
         optimizer: Optimizer,
         checkpoint: ShardFile | None = None,
+        term: int = 1,
+        is_primary: bool = True,
         observe_staleness: Callable[[int], None] | None = None,
     ) -> None:
-        """observe_staleness is called with the lock held."""
+        """term: see docs/design/0011. checkpoint: of a copy, the snapshot of its primary.
+
+        observe_staleness is called with the lock held.
+        """
         self.number = number
-        self.shard_number = shard
+        self.term = term
+        self.is_primary = is_primary
+        """Whether it serves workers; else it follows another server's."""
+        self.complete = is_primary
+        """Whether a copy has all that workers have heard of, and follows on."""
+        self._parts_per_step = parts_per_step
         self._place = (shard, shards)
         self._sync = strategy.consistency is ConsistencyName.SYNC
         self._stale_rate = strategy.stale_learning_rate
@@ -110,6 +97,8 @@ class ShardHost:
         self._kept: dict[int, bytes | bytearray] = {}
         """Sync: the buffers of a step, which are opaque here, of the versions that a worker may still read, and of the last one saved."""
         self._saved = self._first
+        self._log: UpdateLog | None = None
+        """What goes to the copy of this shard, if there is one."""
         if checkpoint is not None:
             if self._policy.accepted != checkpoint.applied:
                 raise WrongInput(
@@ -210,15 +199,22 @@ class ShardHost:
                         self._observe_staleness(staleness)
                     measure = self._sync and self._norms.due(shard.version + 1)
                     updates = arrival.update is not None
+                    copy = shard.take_sum() if updates and self._log is not None else None
+                    rate = rate_factor(self._stale_rate, staleness)
                     divisor, took = (self._divisor(), self._all_took(shard)) if updates else (1.0, None)
                     squared = shard.absorb(
                         arrival.additions,
                         update=arrival.update,
                         divisor=divisor,
                         took=took,
-                        rate=rate_factor(self._stale_rate, staleness),
+                        rate=rate,
                         measure=measure,
+                        copy=copy,
                     )
+                    if self._log is not None and (updates or not self._sync):
+                        parts = self._parts_of(gradient.index)
+                        record = Record(parts=parts, gradient=copy, scale=shard.last_scale, rate=rate, took=took)
+                        self._log.add(record)
                     if squared is not None:
                         self._norms.add(shard.version, squared)
                 except BaseException:
@@ -228,9 +224,7 @@ class ShardHost:
                 # Also for a part that another worker had done: this worker's iteration is complete in either case.
                 self._policy.complete(session.rank, gradient.clock)
             if self._policy.gate != before:
-                version = self._policy.version
-                for old in [step for step in self._kept if step < version - 1 and step != self._saved]:
-                    del self._kept[old]
+                self._forget_buffers()
                 self._changed.notify_all()
             return Pushed(self._policy.version, late=arrival is None)
 
@@ -240,34 +234,57 @@ class ShardHost:
         *,
         clock: int,
         step: int | None,
+        waiting: Waiting,
         patience_seconds: float | None = None,
-        timeout_seconds: float,
-        heartbeat_seconds: float,
-        still_waiting: Callable[[str], None],
     ) -> Buffers | None:
         """Blocks until the worker may start iteration `clock`, and returns the parameters to read; call `release` with them afterwards.
-        None where it may not within the patience.
+        None where it may not within the patience."""
+        may_start = self._wait(
+            lambda: self._may_start(session, clock, step), lambda: self._reason(step), waiting, patience_seconds
+        )
+        if not may_start:
+            return None
+        self.settle(waiting)
+        with self._changed:
+            self._require_going_on()
+            return self._known_shard().acquire(step)
 
-        Calls `still_waiting` with the reason every `heartbeat_seconds`, without the lock. Refuses after `timeout_seconds`.
+    def settle(self, waiting: Waiting) -> None:
+        """Blocks until the copy of this shard, if there is one, has all that was changed before this call."""
+        with self._changed:
+            log = self._log
+            if log is None:
+                return
+            made = log.made
+        self._wait(lambda: log.has(made), lambda: f"the copy of shard {self._place[0]} on another server", waiting)
+
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        reason: Callable[[], str],
+        waiting: Waiting,
+        patience_seconds: float | None = None,
+    ) -> bool:
+        """Blocks until it is ready, and the round goes on; refuses after the time-out. Both are called with the lock.
+
+        False when it is not ready within the patience.
         """
         begin = time.monotonic()
         left = math.inf if patience_seconds is None else patience_seconds
         try:
             while True:
                 with self._changed:
-                    if self._changed.wait_for(
-                        lambda: self.over or self._may_start(session, clock, step), min(heartbeat_seconds, left)
-                    ):
+                    if self._changed.wait_for(lambda: self.over or ready(), min(waiting.heartbeat_seconds, left)):
                         self._require_going_on()
-                        return self._known_shard().acquire(step)
-                    reason = self._reason(step)
+                        return True
+                    why = reason()
                 if patience_seconds is not None:
                     left = begin + patience_seconds - time.monotonic()
                     if left <= 0:
-                        return None
-                if time.monotonic() - begin >= timeout_seconds:
-                    raise Refusal(Reason.TIMEOUT, f"waited {timeout_seconds:g} s for {reason}")
-                still_waiting(reason)
+                        return False
+                if time.monotonic() - begin >= waiting.timeout_seconds:
+                    raise Refusal(Reason.TIMEOUT, f"waited {waiting.timeout_seconds:g} s for {why}")
+                waiting.still_waiting(why)
         finally:
             with self._changed:
                 self._waited += time.monotonic() - begin
@@ -283,6 +300,8 @@ class ShardHost:
             self._require_current(session)
             if step == self._policy.version:  # else another worker computed the part before
                 self._kept[step + 1] = buffers
+                if self._log is not None:
+                    self._log.add(Record(kept=(step + 1, buffers)))
 
     def kept(self, session: Session, step: int) -> bytes | bytearray | None:
         """Sync: the buffers of a step; empty for those with which the round began. None when a later step has taken their place."""
@@ -298,6 +317,8 @@ class ShardHost:
         """Ends the round: every waiting and every later call is refused."""
         with self._changed:
             self.over = True
+            if self._log is not None:
+                self._log.end()
             self._changed.notify_all()
 
     def snapshot(self, memory: HostCopy) -> ShardFile:
@@ -325,6 +346,16 @@ class ShardHost:
                 gradient_norms=self._norms.newest,
                 workers=tuple(sorted(self._sessions)),
             )
+
+    def _parts_of(self, index: int) -> tuple[int, int]:
+        """The parts of the update that this one completes."""
+        first = index - index % self._parts_per_step if self._sync else index
+        return first, first + (self._parts_per_step if self._sync else 1)
+
+    def _forget_buffers(self) -> None:
+        version = self._policy.version
+        for old in [step for step in self._kept if step < version - 1 and step != self._saved]:
+            del self._kept[old]
 
     def _weigh(self, gradient: Gradient) -> float:
         """The weight of a gradient in its update. Async: each one is an update of its own, whatever it weighs."""

@@ -1,0 +1,112 @@
+"""A shard that has a copy on another server, or is one: ShardHost with the two ends of the log of its updates (docs/design/0011)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from disttrain_trainer.checkpoint.background import HostCopy
+from disttrain_trainer.net.frames import Reason, Refusal
+from disttrain_trainer.parameter_server.shard import Buffers
+from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.shard_host import ShardHost
+from disttrain_trainer.parameter_server.update_log import Record, UpdateLog
+
+
+class Snapshot(NamedTuple):
+    """What the log of a copy starts from."""
+
+    file: ShardFile
+    kept: dict[int, bytes | bytearray]
+    """The buffers of steps."""
+    first: int
+    """The version with which the round began."""
+
+
+class ReplicatedHost(ShardHost):
+    """See ShardHost: any thread may call these methods, too, and what they do not accept raises Refusal."""
+
+    # Of a primary that has a copy.
+
+    def begin_log(self, memory: HostCopy) -> tuple[UpdateLog, Snapshot]:
+        """Begins the log of a copy, and the snapshot in this memory that it starts from. Blocks until there are parameters. Refuses when
+        the round is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.over or (self._shard is not None and self._shard.initialized))
+            self._require_going_on()
+            if self._log is not None:
+                self._log.end()
+            self._log = UpdateLog(self._changed)
+            file = self._known_shard().snapshot(self._policy.in_version, memory)
+            return self._log, Snapshot(file, dict(self._kept), self._first)
+
+    def next_record(self, log: UpdateLog, seconds: float) -> Record | None:
+        """The next record that is to be copied; None when none comes for so long. Refuses when the log is over."""
+        with self._changed:
+            found = None if log.over else log.next()
+            if found is None and not log.over:
+                self._changed.wait_for(lambda: log.over or log.next() is not None, seconds)
+                found = None if log.over else log.next()
+            if log.over:
+                raise Refusal(Reason.ROUND, "the copy is not wanted any more")
+            return found
+
+    def copied(self, log: UpdateLog) -> None:
+        """The copy has the record that was sent last."""
+        with self._changed:
+            if not log.over and (summed := log.copied().gradient) is not None:
+                self._known_shard().give_sum(summed)
+
+    def end_log(self, log: UpdateLog) -> None:
+        """The copy is lost: this shard goes on alone."""
+        with self._changed:
+            log.end()
+            if self._log is log:
+                self._log = None
+
+    # Of a copy.
+
+    def take_sum(self) -> Buffers:
+        """Buffers to receive the gradient of a record into."""
+        with self._changed:
+            return self._known_shard().take_sum()
+
+    def follow(self, record: Record, acknowledge: Callable[[], None]) -> None:
+        """Does what the primary did. acknowledge: called with the lock, when nothing can come between this record and a promotion."""
+        with self._changed:
+            self._require_going_on()
+            if self.is_primary:
+                raise Refusal(Reason.ROUND, f"shard {self._place[0]} has another primary")
+            try:
+                acknowledge()
+            finally:
+                self._do(record)
+
+    def promote(self, term: int) -> None:
+        """This copy is the primary from now on."""
+        with self._changed:
+            self.is_primary, self.term = True, term
+            self._changed.notify_all()
+
+    def restore_buffers(self, kept: dict[int, bytes | bytearray], first: int) -> None:
+        """Of a snapshot: the buffers of the steps, and the version with which the round began."""
+        with self._changed:
+            self._kept, self._first = kept, first
+
+    def _do(self, record: Record) -> None:
+        shard = self._known_shard()
+        self.complete = self.complete or record.complete
+        if record.kept is not None:
+            step, buffers = record.kept
+            self._kept[step] = buffers
+        if record.parts is None:
+            return
+        try:
+            first, stop = record.parts
+            for index in range(first, stop):
+                self._policy.arrive(index, empty=record.gradient is None)
+            if record.gradient is not None:
+                shard.follow(first, record.gradient, scale=record.scale, rate=record.rate, took=record.took)
+                shard.give_sum(record.gradient)
+        except BaseException:
+            self.over = True
+            raise
+        self._forget_buffers()
