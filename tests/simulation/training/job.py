@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random
+from typing import cast
 
 from configs import config_of
 from disttrain.api.names import Role
@@ -25,8 +26,8 @@ from disttrain.api.strategy import Consistency, ParameterServerStrategy
 from disttrain_trainer.net.peers import Member
 from simulation.training.master import Master
 from simulation.training.oracle import Oracle, Violation
-from simulation.training.server import Server
-from simulation.training.timeline import Timeline
+from simulation.training.server import Server, ShardHost
+from simulation.training.timeline import Connection, Timeline
 from simulation.training.volume import Volume
 from simulation.training.worker import Worker
 
@@ -83,8 +84,10 @@ def _config(
     keep: int,
     evaluates: bool,
     fewest: int | None,
+    replication: int,
 ) -> JobConfig:
-    chosen = {"consistency": consistency} | ({"maxStaleness": staleness} if consistency == "BoundedStaleness" else {})
+    chosen: dict[str, object] = {"consistency": consistency, "replication": replication}
+    chosen |= {"maxStaleness": staleness} if consistency == "BoundedStaleness" else {}
     return config_of(
         {
             "strategy": {"type": "ParameterServer", "parameterServer": chosen},
@@ -124,10 +127,17 @@ class Job:
         self._resizes = 0 if self._fewest is None else resizing.randint(0, 6)
         self._away: set[Member] = set()
         """Workers that the job does without for now."""
+        self._of_copies = copies = Random(f"copies of {seed}")
+        self.copying: list[Connection] = []
+        """Connections to copies, also those that have ended."""
+        self._copy_cuts = copies.choice((0, 0, 1, 3))
+        consistency, staleness = chance.choice(("Sync", "Async", "BoundedStaleness")), chance.randrange(3)
+        servers = chance.choice((1, 2, 2, 3))
         self.config = _config(
-            consistency=chance.choice(("Sync", "Async", "BoundedStaleness")),
-            staleness=chance.randrange(3),
-            servers=chance.choice((1, 2, 2, 3)),
+            consistency=consistency,
+            staleness=staleness,
+            servers=servers,
+            replication=copies.choice((1, 2)) if servers > 1 else 1,
             workers=workers,
             parts=chance.choice((workers, workers, 1, 2, 3, 5)),
             steps=chance.randint(2, 8),
@@ -170,6 +180,8 @@ class Job:
                 return
             if self._faults and self.chance.random() < self._often:
                 self._fault()
+            if self._copy_cuts and self.copying and self._of_copies.random() < self._often:
+                self._cut_copy()
             if self._resizes and self._resizing.random() < self._often:
                 self._resize()
             if self.timeline.now > self._last_fault + CALM_SECONDS:
@@ -186,6 +198,14 @@ class Job:
         """The process that listens as this server."""
         process = self._processes.get(Member(Role.PARAMETER_SERVER, index))
         return process if isinstance(process, Server) else None
+
+    def primary(self, shard: int, round_number: int) -> ShardHost | None:
+        """The shard as its primary in this round has it; None while it has none, or another server holds a later copy of it."""
+        servers = [self.server(index) for index in range(self.config.parameter_servers)]
+        held = [one.held for one in servers if one is not None and one.held.round_number == round_number]
+        holders = [(one.term, one.is_primary, of) for of in held for one in of.holdings if one.shard == shard]
+        _, is_primary, of = max(holders, default=(0, False, None), key=lambda holder: holder[:2])
+        return cast("ShardHost", of.served(shard)) if is_primary and of is not None else None
 
     # The lives of processes.
 
@@ -299,6 +319,12 @@ class Job:
         if isinstance(process, Worker) and process.client is not None:
             self._spend("a connection of %s to a server breaks", process.member)
             process.client.cut(self.chance.randrange(self.config.parameter_servers))
+
+    def _cut_copy(self) -> None:
+        self._copy_cuts -= 1
+        self._last_fault = self.timeline.now
+        self.trace("fault: a connection to a copy breaks")
+        self._of_copies.choice(self.copying).cut()
 
     def _replace(self) -> None:
         """Another process takes the place of one that still runs; that one ends some time later."""

@@ -109,6 +109,9 @@ class Oracle:
                 self._end_lease(member.rank)
             case Role.WORKER, MessageType.ASSIGN:
                 self._assigns(member, fields["stay"], fields["slices"])
+            case Role.PARAMETER_SERVER, MessageType.PROMOTE:
+                # What was acknowledged of a step that is not on the copy is computed again.
+                self._acknowledged.clear()
             case Role.PARAMETER_SERVER, MessageType.BEGIN if self._job.has_volume:
                 newest = self._job.volume.newest
                 name = newest.file_of(shard_of(member.rank)) if newest else None
@@ -187,10 +190,10 @@ class Oracle:
         """The parts that count on every server; None while one of them is not in this round."""
         known = self._job.every_part
         for index in range(self._job.config.parameter_servers):
-            server = self._job.server(index)
-            if server is None or server.host is None or server.host.number != round_number:
+            host = self._job.primary(index, round_number)
+            if host is None:
                 return None
-            known &= server.host.accepted
+            known &= host.accepted
         return known
 
 

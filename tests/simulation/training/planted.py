@@ -45,12 +45,12 @@ def a_part_of_an_older_lease_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_checkpoint_is_committed_without_one_shard(patch: pytest.MonkeyPatch) -> None:
-    """A server that has written its file counts for the next one, too."""
+    """A shard whose file is written counts for the next one, too."""
     saved = CheckpointCoordinator.server_saved
 
     def twice(self: CheckpointCoordinator, index: int, message: Message, now: float) -> None:
         saved(self, index, message, now)
-        saved(self, index + 1, message, now)
+        saved(self, index, message | {"shard": message["shard"] + 1} if "shard" in message else message, now)
 
     patch.setattr(CheckpointCoordinator, "server_saved", twice)
 

@@ -1,4 +1,4 @@
-"""A parameter server whose shard is a set of parts: parameter_server/role.py, server.py, requests.py and shard_host.py.
+"""A parameter server whose shards are sets of parts: parameter_server/role.py, server.py, requests.py and shard_host.py.
 
 Each order of the master takes a random time, one after the other, and an order may outlive the master that gave it (role.py, `run`).
 A checkpoint's file is written apart (role.py, `_write`). A request of a worker takes a random time, too; a gradient that was received whole
@@ -8,16 +8,21 @@ part, is decided by the trainer's own policy (consistency.py).
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from disttrain.api.names import Role
 from disttrain_trainer.checkpoint.store import shard_of
+from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.parameter_server import consistency
+from disttrain_trainer.parameter_server.held_shards import HeldShards
+from disttrain_trainer.parameter_server.shard_state import ShardState
+from disttrain_trainer.parameter_server.update_log import Record, UpdateLog
 from simulation.training.control import ControlClient
-from simulation.training.timeline import Connection
+from simulation.training.copies import CopySender, Snapshot, condition
+from simulation.training.timeline import Call, Connection
 from simulation.training.volume import ShardFile
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ class Request(NamedTuple):
     rank: int = 0
     incarnation: str = ""
     parts: int = 0
+    shard: int = 0
 
 
 class Answer(NamedTuple):
@@ -57,6 +63,7 @@ class Session:
     def __init__(self, server: "Server", connection: Connection) -> None:
         self.connection = connection
         self.rank = -1
+        self.incarnation = ""
         self.host: ShardHost | None = None
         connection.receive[1] = partial(server.receive, self)
         connection.ended[1] = partial(server.forget, self)
@@ -70,13 +77,20 @@ class Session:
 
 
 class ShardHost:
-    """One server's side of a round: the parameters as the set of the parts in them."""
+    """One shard in a round: the parameters as the set of the parts in them."""
 
-    def __init__(self, job: "Job", index: int, number: int, file: ShardFile | None) -> None:
+    def __init__(self, job: "Job", index: int, number: int, file: ShardFile | None, term: int | None = None) -> None:
+        """term: of a copy."""
         self._job = job
-        self._index = index
+        self.index = index
         self.number = number
         self.over = False
+        self.term = 1 if term is None else term
+        self.is_primary = self.complete = term is None
+        self.changed = condition()
+        self.log: UpdateLog | None = None
+        self.on_record: Call = lambda: None
+        self._settling: list[tuple[UpdateLog, int, Call]] = []
         self.policy = consistency.build(
             job.strategy,
             parts_per_step=job.config.parts_per_step,
@@ -90,7 +104,7 @@ class ShardHost:
         """Those that count here: they are in the parameters, or will be once their step is whole."""
         self._sum = 0
         """In the sum, of which the next update is made."""
-        self._previous: tuple[int, int] | None = None
+        self.previous: tuple[int, int] | None = None
         """Sync: the version before and its parts, for who has not read it yet (shard.py, `acquire`)."""
         self.sessions: dict[int, Session] = {}
         self._waiting: list[tuple[Session, int, int | None]] = []
@@ -110,7 +124,7 @@ class ShardHost:
 
     def initialize(self, parts: int) -> None:
         if not self.initialized:
-            self._job.oracle.initialized(self._index, parts)
+            self._job.oracle.initialized(self.index, parts)
             self.initialized, self.parts = True, parts
             self.notify()
 
@@ -120,11 +134,12 @@ class ShardHost:
         arrival = self.policy.arrive(request.index, empty=False)
         if arrival is not None:
             self.accepted |= 1 << request.index
-            self._job.oracle.applied(self._index, request.index, self.parts | self._sum)
+            self._job.oracle.applied(self.index, request.index, self.parts | self._sum)
             self._sum |= 1 << request.index
             if arrival.update is not None:
-                self._previous = (self.policy.version - 1, self.parts) if self._job.sync else None
+                self.previous = (self.policy.version - 1, self.parts) if self._job.sync else None
                 self.parts, self._sum = self.parts | self._sum, 0
+                self._record(request.index)
         if self.sessions.get(session.rank) is session:
             self.policy.complete(session.rank, request.clock)
         self.notify()
@@ -133,16 +148,56 @@ class ShardHost:
         self._waiting.append((session, clock, step))
         self.notify()
 
+    def settle(self, then: Call) -> None:
+        """Calls it once the copy has all that was changed before (shard_host.py, `settle`)."""
+        if self.log is None:
+            then()
+        else:
+            self._settling.append((self.log, self.log.made, then))
+            self.notify()
+
+    def _record(self, index: int) -> None:
+        if self.log is not None:
+            size = self._job.config.parts_per_step if self._job.sync else 1
+            first = index - index % size
+            self.log.add(Record(parts=(first, first + size)))
+            self.on_record()
+
+    def follow(self, record: Record) -> None:
+        """Does what the primary did (replicated_host.py, `follow`)."""
+        self.complete = self.complete or record.complete
+        first, stop = record.parts or (0, 0)
+        if self._job.sync and stop:
+            self.previous = (self.policy.version, self.parts)
+        for index in range(first, stop):
+            self.policy.arrive(index, empty=False)
+            self._job.oracle.applied(self.index, index, self.parts)
+            self.parts |= 1 << index
+        self.accepted = self.parts
+
+    def promote(self, term: int) -> None:
+        self.is_primary, self.term = True, term
+
+    def state(self) -> ShardState:
+        return ShardState()
+
     def notify(self) -> None:
         """Answers those who may start now (shard_host.py, `pull`)."""
+        for settling in list(self._settling):
+            if settling in self._settling and (self.over or settling[0].has(settling[1])):
+                self._settling.remove(settling)
+                settling[2]()
         for waiting in list(self._waiting):
             if waiting in self._waiting and (answer := self._start(*waiting)) is not None:
                 self._waiting.remove(waiting)
-                waiting[0].answer(answer)
+                self.settle(partial(self._answer, waiting[0], waiting[2], answer))
 
     def end(self) -> None:
         self.over = True
         self.notify()
+
+    def _answer(self, session: Session, step: int | None, answer: Answer) -> None:
+        session.answer(self._values(step) if answer.op == "values" and not self.over else answer)
 
     def require(self, session: Session) -> Answer | None:
         """Why a session is not served any more."""
@@ -155,8 +210,11 @@ class ShardHost:
             return refusal
         if not self.initialized or not self.policy.start(session.rank, clock, step):
             return None
-        if self._previous is not None and self._previous[0] == step:
-            return Answer("values", version=step or 0, parts=self._previous[1])
+        return self._values(step)
+
+    def _values(self, step: int | None) -> Answer:
+        if self.previous is not None and self.previous[0] == step:
+            return Answer("values", version=step or 0, parts=self.previous[1])
         return Answer("values", version=self.policy.version, parts=self.parts)
 
 
@@ -167,8 +225,9 @@ class Server:
         self.member = Member(Role.PARAMETER_SERVER, index)
         self.incarnation = incarnation
         self.alive = True
-        self.host: ShardHost | None = None
-        self._job = job
+        self.held: HeldShards = HeldShards(condition())
+        """Of simulated shards."""
+        self.job = self._job = job
         self._index = index
         self._orders: deque[Message] = deque()
         self._saves: deque[Message] = deque()
@@ -196,15 +255,54 @@ class Server:
     def kill(self) -> None:
         self.alive = False
         self.control.close()
+        for shard in range(self._job.config.parameter_servers):
+            self.held.replicate(shard, None)
         for session in self._sessions:
             session.connection.close(1)
 
     # What the master says.
 
     def _describe(self) -> Message:
-        host = self.host
-        applied = host.policy.accepted.intervals() if host else []
-        return {"generation": host.number if host else 0, "applied": applied}
+        applied = [host.policy.accepted for host in self.hosts]
+        parts = reduce(IndexSet.intersection, applied).intervals() if applied else []
+        shards = [list(holding) for holding in self.held.holdings]
+        return {"generation": self.held.round_number, "applied": parts, "shards": shards}
+
+    @property
+    def hosts(self) -> list[ShardHost]:
+        """Of the shards that it serves."""
+        return cast("list[ShardHost]", self.held.hosts)
+
+    def served(self, shard: int) -> ShardHost | None:
+        """The shard, if this server is its primary."""
+        return cast("ShardHost | None", self.held.served(shard))
+
+    def place_copy(self, snapshot: Snapshot) -> ShardHost:
+        """Raises Refusal."""
+        round_number, shard = snapshot.round_number, snapshot.shard
+        host = ShardHost(self._job, shard, round_number, snapshot.file, snapshot.term)
+        host.previous = snapshot.previous
+        self._end_hosts(cast("list[ShardHost]", self.held.place_copy(round_number, shard, cast("Any", host))))
+        return host
+
+    def _end_hosts(self, over: list[ShardHost]) -> None:
+        for host in over:
+            host.end()
+            for session in list(host.sessions.values()):
+                session.connection.close(1)
+
+    def _replicate(self, shard: int, target: int | None) -> None:
+        host = self.served(shard)
+        if target is None or host is None:
+            self.held.replicate(shard, None)
+            return
+        term = host.term
+
+        def changed(complete: bool) -> None:
+            copy = {"shard": shard, "term": term, "server": target, "complete": complete}
+            self.control.send(MessageType.COPY, generation=host.number, **copy)
+
+        self.held.replicate(shard, cast("Any", CopySender(self, host, shard, target, changed)))
 
     def _order(self, order: Message) -> None:
         self._orders.append(order)
@@ -229,6 +327,14 @@ class Server:
                 for rank in order["ranks"]:
                     self._drop(rank)
                 self.control.send(MessageType.STATE, id=order["id"], **answer())
+            case MessageType.PROMOTE:
+                self.held.promote(order["shards"])
+                self._admit_waiting()
+                self.control.send(MessageType.STATE, **answer())
+            case MessageType.DISCARD:
+                self._end_hosts(cast("list[ShardHost]", self.held.discard(order["shards"])))
+            case MessageType.REPLICATE:
+                self._replicate(order["shard"], order["server"])
             case MessageType.SAVE:
                 self._saves.append(order)
                 if len(self._saves) == 1:
@@ -238,20 +344,20 @@ class Server:
             self._job.timeline.soon(self._job.pace.orders, self._obey)
 
     def _begin(self, order: Message) -> None:
-        number, old = int(order["generation"]), self.host
-        if old is not None and number <= old.number:
+        number = int(order["generation"])
+        if number <= self.held.round_number:
             return
         file = self._job.oracle.restored(self._index, order["file"])
         self._job.trace("%s begins round %d from %s", self.member, number, order["file"])
         self._job.oracle.begun(number)
-        self.host = ShardHost(self._job, self._index, number, file)
-        if old is not None:
-            old.end()
-            for session in list(old.sessions.values()):
-                session.connection.close(1)
-        for session, request in self._await_round:
-            self._admit(session, request)
-        self._await_round = [(s, r) for s, r in self._await_round if r.round_number > number]
+        host = ShardHost(self._job, self._index, number, file)
+        self._end_hosts(cast("list[ShardHost]", self.held.begin(number, self._index, cast("Any", host))))
+        self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
+        waiting, self._await_round = self._await_round, []
+        for session, request in waiting:
+            self._hello(session, request)
 
     def _drop(self, rank: int) -> None:
         for session in [s for s in self._sessions if s.rank == rank and s.connection.open[1]]:
@@ -260,33 +366,39 @@ class Server:
             session.connection.close(1)
 
     def _snapshot(self) -> None:
-        """A copy of the shard now; the file is there once it is written."""
-        host, order = self.host, self._saves[0]
+        """A copy of each shard now; the files are there once they are written."""
+        hosts, order = self.hosts, self._saves[0]
         if not self.alive:
             return
-        if host is None or not host.initialized:
-            self._saved(order, error="no parameters yet")
+        if not hosts or not all(host.initialized for host in hosts):
+            self.control.send(MessageType.SAVED, id=order["id"], error="no parameters yet")
+            self._end_save()
             return
-        in_version = host.policy.in_version.copy()
-        file = ShardFile(host.policy.version, in_version, host.parts)
-        self.control.send(MessageType.COPIED, id=order["id"])
-        self._job.timeline.soon(self._job.pace.disk, partial(self._written, order, file))
+        files = {
+            host.index: ShardFile(host.policy.version, host.policy.in_version.copy(), host.parts) for host in hosts
+        }
+        for shard in files:
+            self.control.send(MessageType.COPIED, id=order["id"], shard=shard)
+        self._job.timeline.soon(self._job.pace.disk, partial(self._written, order, files))
 
-    def _written(self, order: Message, file: ShardFile) -> None:
+    def _written(self, order: Message, files: dict[int, ShardFile]) -> None:
         if not self.alive:
             return
-        name = f"{shard_of(self._index)}{order['id']}.safetensors"
-        try:
-            self._job.fault_of_the_volume()
-            self._job.volume.write(order["folder"], name, file)
-        except OSError as error:
-            self._saved(order, error=str(error))
-            return
-        self._saved(order, file=name, digest=file.digest, applied=file.applied.intervals())
+        save = order["id"]
+        for shard, file in files.items():
+            name = f"{shard_of(shard)}{save}.safetensors"
+            try:
+                self._job.fault_of_the_volume()
+                self._job.volume.write(order["folder"], name, file)
+            except OSError as error:
+                self.control.send(MessageType.SAVED, id=save, error=str(error))
+                break
+            applied = file.applied.intervals()
+            self.control.send(MessageType.SAVED, id=save, shard=shard, file=name, digest=file.digest, applied=applied)
+        self._end_save()
 
-    def _saved(self, order: Message, **fields: object) -> None:
+    def _end_save(self) -> None:
         self._saves.popleft()
-        self.control.send(MessageType.SAVED, id=order["id"], **fields)
         if self._saves:
             self._job.timeline.soon(self._job.pace.disk, self._snapshot)
 
@@ -303,10 +415,7 @@ class Server:
         if not self.alive:
             return
         if request.op == "hello":
-            if self.host is None or self.host.number < request.round_number:
-                self._await_round.append((session, request))
-            else:
-                self._admit(session, request)
+            self._hello(session, request)
             return
         host = session.host
         assert host is not None, "a request before the hello"
@@ -320,16 +429,18 @@ class Server:
         except consistency.OutOfStep as error:
             self._job.oracle.wrong(f"{self.member} refuses {request} of worker {session.rank}: {error}")
 
-    def _admit(self, session: Session, request: Request) -> None:
-        host = self.host
-        assert host is not None
+    def _hello(self, session: Session, request: Request) -> None:
+        host, number = self.served(request.shard), self.held.round_number
+        if number > request.round_number:
+            session.refuse(Answer("over"))
+        elif number == request.round_number and host is not None:
+            self._admit(host, session, request)
+        else:
+            self._await_round.append((session, request))
+
+    def _admit(self, host: ShardHost, session: Session, request: Request) -> None:
         if not session.connection.open[1]:
             return
-        if host.number > request.round_number:
-            session.refuse(Answer("over"))
-            return
-        if host.number < request.round_number:
-            return  # it waits on
         if request.incarnation in self._retired:
             session.refuse(Answer("refused", text="replaced"))
             return
@@ -337,7 +448,12 @@ class Server:
         if before is not None and before != request.incarnation:
             self._retired.add(before)
         self._incarnations[request.rank] = request.incarnation
-        replaced = [s for s in self._sessions if s.rank == request.rank and s is not session]
+        replaced = [
+            s
+            for s in self._sessions
+            if s.rank == request.rank and s is not session and (s.host is host or s.incarnation != request.incarnation)
+        ]
+        session.incarnation = request.incarnation
         host.enter(session, request.rank)
         for old in replaced:
             old.connection.close(1)
@@ -369,7 +485,7 @@ class Server:
             session.refuse(Answer("over"))
         else:
             host.push(session, request)
-            session.answer(Answer("done"))
+            host.settle(partial(session.answer, Answer("done")))
 
     def _pull(self, host: ShardHost, session: Session, request: Request) -> None:
         host.pull(session, request.clock, request.step)

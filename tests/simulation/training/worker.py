@@ -32,7 +32,8 @@ class Client:
 
     bytes_sent = bytes_received = 0
 
-    def __init__(self, worker: "Worker", round_number: int, clock: int) -> None:
+    def __init__(self, worker: "Worker", round_number: int, clock: int, primaries: tuple[int, ...]) -> None:
+        self._primaries = primaries
         self._worker = worker
         self._job = worker.job
         self._round_number = round_number
@@ -53,7 +54,7 @@ class Client:
             rank=self._worker.member.rank,
             incarnation=self._worker.incarnation,
         )
-        welcomes = yield from self._all(lambda index: self._dial(index, hello))
+        welcomes = yield from self._all(lambda index: self._dial(index, hello._replace(shard=index)))
         self.versions = tuple(welcome.version for welcome in welcomes)
         self.initialized = all(welcome.initialized for welcome in welcomes)
 
@@ -133,7 +134,7 @@ class Client:
     def _dial(self, index: int, hello: Request) -> None:
         if self._unreachable or self._closed:
             return
-        server = self._job.server(index)
+        server = self._job.server(self._primaries[index])
         if server is None:
             self._job.timeline.soon(RETRY_SECONDS, partial(self._dial, index, hello))
             return
@@ -236,7 +237,8 @@ class Worker:
         self.job.finished(self)
 
     def _take_part_in(self, this_round: Round) -> Steps[None]:
-        client = Client(self, this_round.number, self._clock if this_round.number == self._round_number else 0)
+        clock = self._clock if this_round.number == self._round_number else 0
+        client = Client(self, this_round.number, clock, this_round.primaries)
         yield from self._pause(self.job.pace.requests)
         if self._member.round is not this_round:
             return

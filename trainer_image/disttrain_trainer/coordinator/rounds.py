@@ -222,12 +222,13 @@ class Rounds:
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self.number = max(self.number, self._servers.newest_round)
         self._servers.forget_rounds()
-        self._copies.forget()
         self._lost(now)
         self.look(now)
 
     def _begin(self) -> None:
         self._phase, self._is_new = _Phase.BEGINNING, False
+        self._servers.serve_own()
+        self._copies.forget()
         self.number += 1
         newest = self._newest()
         # Of another number of servers, consistency or strategy: each server takes its part by the names of the tensors.

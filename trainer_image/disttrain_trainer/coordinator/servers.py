@@ -126,6 +126,9 @@ class Servers:
         """The shards of all servers are void: none is in a round any more."""
         for server in self._there.values():
             server.round_number, server.held = 0, {}
+
+    def serve_own(self) -> None:
+        """A round begins: each server has the shard of its own number."""
         self.primaries, self._terms = list(range(self.count)), [1] * self.count
 
     def take(self, choices: list[Choice], round_number: int) -> None:

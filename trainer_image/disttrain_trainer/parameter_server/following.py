@@ -78,7 +78,7 @@ class Follow(Model, extra="ignore"):
 
     def empty(self) -> dict[str, torch.Tensor]:
         """Memory for the tensors, with any content. ProtocolError when they are no part of this layout: of a stranger."""
-        most = 8 * sum(vector.length * DTYPES[vector.dtype].itemsize for vector in self.vectors)
+        most = 12 * sum(vector.length * DTYPES[vector.dtype].itemsize for vector in self.vectors)
         if sum(tensor.length * DTYPES[tensor.dtype].itemsize for tensor in self.tensors) > most:
             raise ProtocolError("a FOLLOW has more tensors than a shard of its layout")
         return {one.name: torch.empty(one.length, dtype=DTYPES[one.dtype]) for one in self.tensors}

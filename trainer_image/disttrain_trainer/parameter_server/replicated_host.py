@@ -35,7 +35,7 @@ class ReplicatedHost(ShardHost):
             if self._log is not None:
                 self._log.end()
             self._log = UpdateLog(self._changed)
-            file = self._known_shard().snapshot(self._policy.in_version, memory)
+            file = self._known_shard().snapshot(self._policy.in_version, memory, previous=True)
             return self._log, Snapshot(file, dict(self._kept), self._first)
 
     def next_record(self, log: UpdateLog, seconds: float) -> Record | None:

@@ -25,6 +25,8 @@ from disttrain_trainer.parameter_server.participation import Missed, Took, after
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime.memory import zeros
 
+_PREVIOUS = "previous"
+"""The name of the parameters of the version before in a snapshot."""
 BLOCK = 1 << 18
 """Elements that are summed, updated and rounded at a time: they stay in the core's cache from one to the next."""
 
@@ -246,13 +248,17 @@ class Shard:
         buffers.readers -= 1
         self._recycle(buffers)
 
-    def snapshot(self, applied: IndexSet, memory: HostCopy) -> ShardFile:
-        """A copy of the current version in this memory, to be written while the shard goes on. `applied`: the parts in it."""
+    def snapshot(self, applied: IndexSet, memory: HostCopy, *, previous: bool = False) -> ShardFile:
+        """A copy of the current version in this memory, to be written while the shard goes on. `applied`: the parts in it. previous: with
+        the parameters of the version before, where there is one: another shard may not have this one yet."""
         tensors = {
             f"{number}.{name}": tensor[: span.length]
             for number, span in enumerate(self.spans)
             for name, tensor in self._tensors(number).items()
         }
+        if previous and self._previous is not None:
+            before = zip(self._previous.parts, self.spans, strict=True)
+            tensors |= {f"{number}.{_PREVIOUS}": part[: span.length] for number, (part, span) in enumerate(before)}
         server, servers = self._place
         return ShardFile(
             layout=self.layout,
@@ -277,6 +283,11 @@ class Shard:
                         f"the saved shard has no {name} of {span.length} x {tensor.dtype} for vector {number}"
                     )
                 tensor[: span.length].copy_(saved)
+        if f"0.{_PREVIOUS}" in file.tensors:
+            self._previous = self.take()
+            self._previous.version = file.version - 1
+            for number, (part, span) in enumerate(zip(self._previous.parts, self.spans, strict=True)):
+                part[: span.length].copy_(file.tensors[f"{number}.{_PREVIOUS}"])
         self.version = self._current.version = file.version
         self._optimizer.updates = file.updates
         self._missed = list(file.missed) or [() for _ in self.spans]
