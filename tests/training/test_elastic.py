@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.processes import wait_for
 from disttrain.api.names import MODEL_FILE, Role
 from training.job import Job, checkpoints, digits, served
 from width import WIDE
@@ -107,7 +108,11 @@ def trained(
 
 
 @pytest.mark.timeout(600 if WIDE else 120)
-@pytest.mark.parametrize("strategy", [served("Sync"), served("Async", servers=1)], ids=["Sync", "Async"])
+@pytest.mark.parametrize(
+    "strategy",
+    [served("Sync"), served("Async", servers=1), COLLECTIVE],
+    ids=["Sync", "Async", "DataParallel"],
+)
 def test_every_sample_counts_once_an_epoch_whoever_comes_and_goes(tmp_path: Path, strategy: dict[str, Any]) -> None:
     """240 samples in batches of 40: five parts of eight samples each."""
     trainer = {"model": "users:counter", "dataset": "users:counted", "loss": "users:count", "batchSize": 40}
@@ -125,3 +130,67 @@ def test_a_synchronous_training_has_the_bits_of_one_that_was_never_resized(tmp_p
     resized = trained(tmp_path / "resized", served("Sync"), sizes(), trainer)
     assert calm.keys() == resized.keys()
     assert all(torch.equal(resized[name], tensor) for name, tensor in calm.items())
+
+
+@pytest.mark.timeout(1200 if WIDE else 120)
+def test_a_resized_training_with_collectives_agrees_within_rounding(tmp_path: Path) -> None:
+    trainer = {"model": "users:model", "loss": "users:loss"}
+    calm = trained(tmp_path / "calm", COLLECTIVE, [], trainer)
+    resized = trained(tmp_path / "resized", COLLECTIVE, sizes(), trainer)
+    assert calm.keys() == resized.keys()
+    for name, tensor in calm.items():
+        assert torch.allclose(resized[name], tensor, rtol=1e-12, atol=1e-12), name
+
+
+SCRIPT = """
+import os, signal, sys, time
+names = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+rank, world, count = (os.environ[name] for name in names)
+open(f"round-{count}.{rank}-of-{world}", "w").close()
+while not os.path.exists("end"): time.sleep(0.02)
+"""
+
+
+def test_a_script_is_started_again_with_the_world_of_each_round(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    spec = digits(**COLLECTIVE, **WORKERS) | {"trainer": {"script": {"file": "train.py"}}}
+
+    def runs(*ranks: str) -> None:
+        wait_for(
+            "the round",
+            lambda: (
+                {one.name for one in tmp_path.glob(f"round-{ranks[0][:1]}.*")} == {f"round-{rank}" for rank in ranks}
+            ),
+            30,
+        )
+
+    with Job(folder=tmp_path, spec=spec) as job:
+        for role, index in job.keys:
+            if role is not Role.WORKER or index < FEWEST:
+                job.start_one(role, index)
+        runs("0.0-of-2", "0.1-of-2")
+        resize(job, 3)
+        runs("1.0-of-3", "1.1-of-3", "1.2-of-3")
+        resize(job, 2)
+        runs("2.0-of-2", "2.1-of-2")
+        (tmp_path / "end").touch()
+        job.complete()
+
+
+def test_below_the_fewest_a_training_waits_and_says_so_and_goes_on_with_a_worker_more(tmp_path: Path) -> None:
+    (tmp_path / "users.py").write_text(USERS)
+    trainer = {"loss": "users:loss", "evaluate": None, "epochs": None, "maxSteps": 150}
+    with Job(folder=tmp_path, spec=digits(**served("Sync", servers=1), **WORKERS, trainer=trainer)) as job:
+        for role, index in [(Role.MASTER, 0), (Role.PARAMETER_SERVER, 0), (Role.WORKER, 0)]:
+            job.start_one(role, index)
+        waits = "1 more worker (ready: 1 of at least 2)"
+        assert job.until(lambda progress: progress.waiting_for == waits).step == 0
+        job.start_one(Role.WORKER, 4)
+        job.until(lambda progress: progress.step >= 20)
+        job.kill(Role.WORKER, 4)
+        job.wait(Role.WORKER, 4)
+        del job.processes[Role.WORKER, 4]
+        step = job.until(lambda progress: progress.waiting_for == waits).step
+        assert step < 150
+        job.start_one(Role.WORKER, 2)
+        assert job.complete().step == 150

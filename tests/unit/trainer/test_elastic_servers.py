@@ -72,7 +72,7 @@ def test_with_too_few_workers_no_part_is_assigned_and_the_master_says_so() -> No
     table = Table(fewest=2)
     table.join(*SERVERS, WORKERS[0])
     assert table.work(WORKERS[0], 0, ask=2) == []
-    assert table.training.waiting_for(5) == "1 more workers: 1 of at least 2 are ready"
+    assert table.training.waiting_for(5) == "1 more worker (ready: 1 of at least 2)"
     table.join(WORKERS[1])
     assert table.training.waiting_for(5) is None
     assert [fields["slices"] for _, kind, fields in table.take() if kind is MessageType.ASSIGN] == [[0, 2]]

@@ -4,15 +4,15 @@ Each round has a rendezvous store of its own, so that no member reads what an ea
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: the caller gives the time, the sender sends.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
-from disttrain.api.runtime import ProgressCheckpoint, ProgressModel
+from disttrain.api.runtime import ProgressCheckpoint
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.draining import DrainingMembers
 from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.newest import newest
+from disttrain_trainer.coordinator.place import Place, model_of
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import DataSet, Schedule
 from disttrain_trainer.net.members import MemberState
@@ -26,24 +26,6 @@ JOIN_SECONDS = 45.0
 """How long the processes of a script may leave their store unused before the log says so. Imports and data take their time first."""
 ENDED_EARLY_SECONDS = 5.0
 """How long after a member's programs the others may still run before the log says so, where these ended before JOIN_SECONDS."""
-
-
-@dataclass(slots=True)
-class _Place:
-    state: MemberState
-    round_number: int = 0
-    step: int = -1
-    """The step of the state that it holds, -1 for none."""
-    checkpoint: int | None = None
-    """Of rank 0, for a sharded model: where a round begins that no state is left for."""
-    reforming: bool = False
-    """The member received REFORM and has not left its round yet."""
-    evaluation: dict[str, float] | None = None
-    model: ProgressModel | None = None
-    done_at: float = 0.0
-    """When its work was done."""
-    fit: bool = True
-    """What it trains is what the others train."""
 
 
 class CollectiveCoordinator:
@@ -92,7 +74,7 @@ class CollectiveCoordinator:
         """Data set and layout of what is trained, as the first rank that was ready had them."""
         self._reported_round = 0
         """That of the newest program of a script that reported a step."""
-        self._places: dict[Member, _Place] = {}
+        self._places: dict[Member, Place] = {}
         self._missing_members = MissingMembers()
         self._renew_store = renew_store
         self._fresh = False
@@ -115,13 +97,14 @@ class CollectiveCoordinator:
         if member not in self._members:
             return
         self._missing_members.end(member)
-        place = self._places[member] = _Place(
+        place = self._places[member] = Place(
             MemberState(hello.get("state", MemberState.READY)),
             int(hello.get("generation", 0)),
             int(hello.get("step", -1)),
             hello.get("checkpoint"),
             evaluation=hello.get("evaluation"),
-            model=_model_of(hello),
+            model=model_of(hello),
+            size=int(hello.get("members") or 0),
         )
         # The member's round is one that this master did not begin, or that ended when the member was lost.
         self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
@@ -133,9 +116,13 @@ class CollectiveCoordinator:
         self._draining.forget(member)
         if place is not None and not self.ended:
             self._tracker.forget(member.rank)
-            self._missing_members.begin(member, now)
-            self._broken = True
+            self._missed(member, place, now)
             self._advance(now)
+
+    def _missed(self, member: Member, place: Place, now: float) -> None:
+        """A member is lost: the round is broken."""
+        self._missing_members.begin(member, now)
+        self._broken = True
 
     def on_message(self, member: Member, message: Message, now: float) -> None:
         place = self._places.get(member)
@@ -150,7 +137,7 @@ class CollectiveCoordinator:
                 self._failed(member, message)
             case MessageType.DONE:
                 place.state, place.done_at = MemberState.DONE, now
-                place.evaluation, place.model = message.get("evaluation"), _model_of(message)
+                place.evaluation, place.model = message.get("evaluation"), model_of(message)
             case MessageType.REPORT:
                 self.reported(member.rank, message, now)
                 return
@@ -159,9 +146,13 @@ class CollectiveCoordinator:
             case MessageType.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
             case MessageType.LEAVING:
-                self._draining.add(member)
-                self._save_or_release()
+                self._leaves(member)
         self._advance(now)
+
+    def _leaves(self, member: Member) -> None:
+        """A member received SIGTERM."""
+        self._draining.add(member)
+        self._save_or_release()
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """A rank made progress: our own loop says so, or a script by `session.report`."""
@@ -253,23 +244,30 @@ class CollectiveCoordinator:
         places = list(self._places.values())
         complete = len(places) == len(self._members)
         if complete and all(p.state is MemberState.READY and p.fit for p in places):
-            if self._fresh:
-                self._begin_round(now)
-            elif not self._renewing:
-                self._renewing = True
-                self._renew_store(self.open)
+            self._begin_soon(self._members, now)
         elif complete and not self._broken and self._is_one_round(places):
-            # True after each message of a running round, and when all members have joined a new master.
-            self._tracker.round_number = places[0].round_number
-            self._tracker.world_size = len(places) * self._processes
-            # What a rank reported to the master before this one is known from its HELLO alone: it may have no step left to report.
-            self._tracker.reach(max(p.step for p in places))
-            if all(p.state is MemberState.DONE for p in places):
-                self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
-                self._tracker.model = next((p.model for p in places if p.model), None)
-                self._finish(now)
+            self._run_on(places, now)
         elif self._broken or any(p.state in (MemberState.READY, MemberState.STARTING) for p in places):
             self._dissolve()
+
+    def _begin_soon(self, members: Collection[Member], now: float) -> None:
+        """Begins a round with these, or asks for the empty store that it needs."""
+        if self._fresh:
+            self._begin_round(members, now)
+        elif not self._renewing:
+            self._renewing = True
+            self._renew_store(self.open)
+
+    def _run_on(self, places: Sequence[Place], now: float) -> None:
+        """All members are in one round: called after each message of a running round, and when all have joined a new master."""
+        self._tracker.round_number = places[0].round_number
+        self._tracker.world_size = len(places) * self._processes
+        # What a rank reported to the master before this one is known from its HELLO alone: it may have no step left to report.
+        self._tracker.reach(max(p.step for p in places))
+        if all(p.state is MemberState.DONE for p in places):
+            self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
+            self._tracker.model = next((p.model for p in places if p.model), None)
+            self._finish(now)
 
     def _compare(self, member: Member, message: Message) -> None:
         """Ranks that train different things would wait for one another for ever, or add up what does not belong together."""
@@ -298,15 +296,15 @@ class CollectiveCoordinator:
         self._sender.send(member, MessageType.WRONG, reason=reason)
 
     @staticmethod
-    def _is_one_round(places: list[_Place]) -> bool:
+    def _is_one_round(places: list[Place]) -> bool:
         return all(
             p.state in (MemberState.RUNNING, MemberState.DONE) and p.round_number == places[0].round_number
             for p in places
         )
 
-    def _begin_round(self, now: float) -> None:
+    def _begin_round(self, members: Collection[Member], now: float) -> None:
         round_number = 1 + max(self._tracker.round_number, *(p.round_number for p in self._places.values()))
-        step, fields = self._start()
+        step, fields = self._start(members)
         if step >= 0:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
@@ -314,14 +312,15 @@ class CollectiveCoordinator:
         self._join_by = self._join_until = now + JOIN_SECONDS
         self._ended_early = False
         self._tracker.round_number = round_number
-        self._tracker.world_size = len(self._places) * self._processes
-        for member, place in self._places.items():
+        self._tracker.world_size = len(members) * self._processes
+        for member in members:
+            place = self._places[member]
             place.state, place.round_number = MemberState.RUNNING, round_number
             self._sender.send(member, MessageType.ROUND, generation=round_number, **fields)
 
-    def _start(self) -> tuple[int, dict[str, object]]:
+    def _start(self, members: Collection[Member]) -> tuple[int, dict[str, object]]:
         """The step at which a round begins, -1 when it is not known; and how the members are told where the state is."""
-        steps = {member.rank: place.step for member, place in self._places.items()}
+        steps = {member.rank: self._places[member].step for member in members}
         if not self._pieces:
             step, holders = newest(steps, [list(steps)])
             return step, {"source": min(holders, default=min(steps))}
@@ -348,13 +347,19 @@ class CollectiveCoordinator:
             self._sender.send(member, MessageType.FAILED, ended=ended)
 
     def _save_or_release(self) -> None:
-        writer = self._places.get(self._members[0])
+        first = self._first
+        writer = self._places.get(first)
         if self._saves and not self._broken and writer is not None and writer.state is MemberState.RUNNING:
             if not self._saving:
                 self._saving = True
-                self._sender.send(self._members[0], MessageType.SAVE)
+                self._sender.send(first, MessageType.SAVE)
         else:
             self._release()
+
+    @property
+    def _first(self) -> Member:
+        """The member that saves."""
+        return self._members[0]
 
     def _saved(self, message: Message) -> None:
         if message.get("step") is not None and message.get("time"):
@@ -380,8 +385,3 @@ class CollectiveCoordinator:
         self.ended = True
         for member in self._places:
             self._sender.send(member, MessageType.FINISH)
-
-
-def _model_of(message: Message) -> ProgressModel | None:
-    model = message.get("model")
-    return None if model is None else ProgressModel.model_validate(model)

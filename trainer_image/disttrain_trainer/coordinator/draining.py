@@ -18,6 +18,11 @@ class DrainingMembers:
         self.released = False
         """Whether the master may end."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether a member waits for RELEASED."""
+        return bool(self._members)
+
     def add(self, member: Member) -> None:
         """The member reported SIGTERM; it waits for RELEASED."""
         self._members.add(member)

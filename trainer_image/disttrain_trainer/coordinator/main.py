@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from disttrain.api.goodput import MasterGoodput
 from disttrain.api.mesh import Mesh
@@ -20,6 +20,7 @@ from disttrain.api.trainer import Command, Loop, Script
 from disttrain_trainer.coordinator.checkpoint_folder import CheckpointFolder
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
+from disttrain_trainer.coordinator.elastic import ElasticCoordinator
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.data.schedule import Schedule
@@ -165,10 +166,8 @@ class Master:
             case Command():
                 return CommandCoordinator(tracker=self._tracker, workers=config.workers)
             case Script():
-                return CollectiveCoordinator(
-                    sender=self._control,
-                    tracker=self._tracker,
-                    members=tuple(Member(Role.WORKER, index) for index in range(config.workers)),
+                return self._of_rounds(
+                    tuple(Member(Role.WORKER, index) for index in range(config.workers)),
                     renew_store=self._renew_store,
                     processes=config.processes_per_worker,
                     lasting=False,
@@ -183,15 +182,36 @@ class Master:
                     incarnation=self._process.incarnation,
                 )
             case Loop():
-                return CollectiveCoordinator(
-                    sender=self._control,
-                    tracker=self._tracker,
-                    members=tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
+                return self._of_rounds(
+                    tuple(Member(Role.WORKER, rank) for rank in range(config.world_size)),
                     renew_store=self._renew_store,
                     saves=self._folder is not None,
                     schedule=lambda samples: Schedule.of(config, samples),
                     pieces=_pieces(config),
                 )
+
+    def _of_rounds(self, members: tuple[Member, ...], **options: Any) -> CollectiveCoordinator:
+        """The coordinator of rounds with these members, at most. options: as of CollectiveCoordinator."""
+        config = self._config
+        options = {"sender": self._control, "tracker": self._tracker, "members": members, **options}
+        if config.min_workers is None:
+            return CollectiveCoordinator(**options)
+        each = len(members) // config.workers
+        first = self._process.world_size // config.processes_per_worker
+        return ElasticCoordinator(
+            fewest=config.min_workers * each,
+            expected=members[: first * each],
+            wake=self._tick_after,
+            in_steps=isinstance(self._work, Loop),
+            **options,
+        )
+
+    def _tick_after(self, seconds: float) -> None:
+        async def tick() -> None:
+            await asyncio.sleep(seconds)
+            self._coordinator.tick(time.monotonic())
+
+        self._keep(tick())
 
     def _begin(self) -> None:
         coordinator = self._coordinator

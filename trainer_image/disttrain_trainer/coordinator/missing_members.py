@@ -35,6 +35,7 @@ class MissingMembers:
         return f"{names}{more} ({longest:.0f} s)"
 
 
-def too_few(ready: int, fewest: int, what: str) -> str:
-    """What an elastic job waits for that has fewer members than it may have."""
-    return f"{fewest - ready} more {what}: {ready} of at least {fewest} are ready"
+def too_few(ready: int, fewest: int) -> str:
+    """What an elastic job waits for that has fewer workers ready than it needs."""
+    more = fewest - ready
+    return f"{more} more worker{'s' if more > 1 else ''} (ready: {ready} of at least {fewest})"

@@ -204,7 +204,7 @@ class ParameterServerCoordinator:
         if not servers and ready >= self._fewest:
             return self._checkpoints.waiting_for(now) if self._checkpoints is not None else None
         if not servers and self._config.elastic:
-            return missing_members.too_few(ready, self._fewest, "workers")
+            return missing_members.too_few(ready, self._fewest)
         workers = [] if self._config.elastic else [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
         return self._missing_members.describe([m for m in workers if m.rank not in self._workers.live] + servers, now)
 

@@ -101,6 +101,7 @@ class Hello(_Incoming):
     fingerprint: Digest | None = None
     order: Digest | None = None
     layout: Digest | None = None
+    members: Count = 0
     buffers: bool = False
     keeps_model: bool = False
     applied: Parts = []

@@ -48,6 +48,17 @@ class Round:
     """The newest checkpoint's file of a worker's buffers, from the checkpoint folder on."""
     from_scratch: bool = False
     """There is no checkpoint: the round began from the initial parameters."""
+    members: tuple[int, ...] = ()
+    """Of an elastic job: the numbers of those that take part, ascending. None: all that the job has."""
+
+    def place(self, number: int) -> int:
+        """The rank of a member in this round. number: the member's own, which stays the same from round to round."""
+        return self.members.index(number) if self.members else number
+
+    def size(self, everyone: int) -> int:
+        """How many take part. everyone: all that a job has that is not elastic."""
+        return len(self.members) or everyone
+
     primaries: tuple[int, ...] = ()
     """The parameter server that serves each shard; none: each its own."""
 
@@ -89,6 +100,8 @@ class CollectiveMember:
         """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
         self.round: Round | None = None
         self.save_asked = False
+        self.resize_asked = False
+        """The round is to end after the step in work: members of an elastic job join or leave."""
         self.blamed = False
         """The master decided that this member's failure is the root cause."""
         self.ended_before: list[str] = []
@@ -98,11 +111,13 @@ class CollectiveMember:
         """The file of the trained model, once this rank has written it."""
         self.group: Group | None = None
         """The connections to the other ranks, in which the main thread may wait."""
-        self._round_number = 0
+        self._round_number = self._round_size = 0
 
     def describe(self) -> Message:
         """The fields of HELLO that tell a new master this member's state."""
         fields: Message = {"state": self.state, "generation": self._round_number, **self._held()} | self._task()
+        if self._round_size:
+            fields["members"] = self._round_size
         return fields | self._result()
 
     def on_message(self, message: Message) -> None:
@@ -115,14 +130,19 @@ class CollectiveMember:
                     source=int(message["source"]),
                     step=int(message.get("step", -1)),
                     holders=frozenset(message.get("holders", ())),
+                    members=tuple(message.get("members", ())),
                 )
+                self._round_size = len(self.round.members)
                 self.state, self.save_asked, self.blamed = MemberState.RUNNING, False, False
+                self.resize_asked = False
             case MessageType.REFORM:
                 self.round = None
                 if self.group is not None:
                     self.group.end()
             case MessageType.SAVE:
                 self.save_asked = True
+            case MessageType.RESIZE:
+                self.resize_asked = True
             case MessageType.FAILED:
                 self.blamed, self.ended_before = True, message.get("ended", [])
 

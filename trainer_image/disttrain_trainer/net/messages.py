@@ -55,12 +55,14 @@ class MessageType(StrEnum):
     buffers, and whether the worker has a place for the trained model (keeps_model)]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest; of a sharded model step: that of the state, and holders: the
-    ranks that have it, none where it is the checkpoint's].
+    ranks that have it, none where it is the checkpoint's; of an elastic job members: the numbers of those that take part, ascending].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
     checkpoint, primaries: the server of each shard]: both ends ignore messages of an earlier lease."""
     REFORM = "reform"
     """A member was lost: leave the round, drop the parts that were not computed, and send READY."""
+    RESIZE = "resize"
+    """To a rank of an elastic job: end the round after the step in work, on all ranks the same, and send READY."""
     NOT_JOINED = "not-joined"
     """To the agents of a script: no process has used the store of this round yet [seconds: since it began]."""
     DONE = "done"

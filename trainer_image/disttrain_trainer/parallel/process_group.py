@@ -235,16 +235,17 @@ def process_group(
     control: ControlClient,
     member: CollectiveMember,
     this_round: Round,
-    index: int,
+    rank: int,
+    size: int,
     backend: str,
     traffic: Traffic,
     transport: Transport = PLAIN,
 ) -> Iterator[AbortableProcessGroup | None]:
     """The default group of this round; a group of one needs none. Raises BrokenGroup when the peers do not come together.
 
-    index: this rank's number. While it lives, `member.group` is how the control thread ends it.
+    rank, size: this process's place in the round, and how many take part. While it lives, `member.group` is how the control thread ends it.
     """
-    if config.world_size == 1:
+    if size == 1:
         yield None
         return
     if backend == "nccl":
@@ -267,7 +268,7 @@ def process_group(
             if member.round is not this_round:
                 raise BrokenGroup("the round was over before the group was made")
             member.group = group
-        with group.joined(backend, store=store, rank=index, size=config.world_size, timeout=timeout):
+        with group.joined(backend, store=store, rank=rank, size=size, timeout=timeout):
             yield group
     finally:
         with control.changed:

@@ -78,9 +78,11 @@ class Replicated:
         self.sent = 0.0
         """When the newest bucket was sent, of time.perf_counter: what follows the last one is waiting."""
         device = model.parameters[0].device
-        self._notes = torch.zeros(3 + len(model.places), dtype=torch.float64, device=device)
-        """Sums over the ranks: weights; ranks whose weight is the loss's own; ranks whose buffers have changed their form; and for each
-        parameter, ranks in which it took part."""
+        self.ending = False
+        """Whether any rank knew in the last step that the round is to end after it. All ranks say the same of a step."""
+        self._notes = torch.zeros(4 + len(model.places), dtype=torch.float64, device=device)
+        """Sums over the ranks: weights; ranks whose weight is the loss's own; ranks whose buffers have changed their form; ranks that know
+        that the round is to end; and for each parameter, ranks in which it took part."""
 
     def close(self) -> None:
         """Removes the hooks from the parameters. The object cannot be used after it."""
@@ -101,11 +103,13 @@ class Replicated:
             )
         self._send_ready()
 
-    def finish(self, *, weight: float, own: bool, alive: Callable[[], bool]) -> list[bool] | None:
+    def finish(self, *, weight: float, own: bool, alive: Callable[[], bool], ending: bool = False) -> list[bool] | None:
         """Call it after each backward: sends what is left, and blocks until all sums are there. Each `.grad` is then the weighted mean
         over the ranks.
 
         weight: of this rank's part, such that all are 1 together unless one of them is the loss's own; 0: its gradient is 0.
+        ending: this rank knows that the round is to end after this step.
+
         Returns which parameters took part on any rank, None for all. Raises BrokenGroup when a peer was lost.
         """
         gradients = self._model.gradients()
@@ -123,16 +127,21 @@ class Replicated:
         elif took is None:
             self._notes.fill_(1.0)
         else:
-            self._notes.copy_(torch.tensor([1.0, 1.0, 0.0, *took], dtype=torch.float64, device="cpu"))
+            self._notes.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0, *took], dtype=torch.float64, device="cpu"))
         fits = self.buffers is None or self.buffers.pack(gives=dist.get_rank() == 0)
-        self._notes[0], self._notes[1], self._notes[2] = weight, float(own), float(not fits)
+        self._notes[0], self._notes[1], self._notes[2], self._notes[3] = (
+            weight,
+            float(own),
+            float(not fits),
+            float(ending),
+        )
         self._send(self._notes)
         if self.buffers is not None and self.buffers.bytes.numel():
             self._send(self.buffers.bytes, source=0)
         self.sent = time.perf_counter()
         self._await(alive)
-        total, owned, reshaped, *counts = self._notes.tolist()
-        self.reshaped = bool(reshaped)
+        total, owned, reshaped, ends, *counts = self._notes.tolist()
+        self.reshaped, self.ending = bool(reshaped), bool(ends)
         if self.buffers is not None and not reshaped and dist.get_rank():
             self.buffers.take()
         if owned and total:

@@ -21,6 +21,8 @@ class Process:
     """Index of the pod within its role."""
     local_rank: int = 0
     """Number of the training process within its pod."""
+    world_size: int = 0
+    """Training processes that the job was to have when this one was started; 0: not said."""
     steps_done: int = 0
     """Steps that the job had done before this process."""
     checkpoint_dir: Path | None = None
@@ -98,6 +100,7 @@ class Process:
             local_rank=local_rank,
             restarts=restarts,
             pod=environ.get(environment.POD_UID) or None,
+            world_size=_number(environ, environment.WORLD_SIZE, default=0),
             steps_done=_number(environ, environment.STEPS_DONE, default=0),
             checkpoint_dir=checkpoint_dir,
             model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,

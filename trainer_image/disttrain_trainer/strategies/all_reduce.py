@@ -47,6 +47,7 @@ class AllReduce:
         reshare: gives every rank the whole state of rank 0, after a step in which the form of a buffer has changed.
         """
         config = process.config
+        place, size = this_round.place(process.rank), this_round.size(config.world_size)
         self._metrics = metrics
         self._control = control
         self._member = member
@@ -63,7 +64,7 @@ class AllReduce:
         self._checkpoints = checkpoints
         self._every = config.checkpoint.every_steps if config.checkpoint else 0
         self._parts_per_step = config.parts_per_step
-        parts = parts_of(process.rank, ranks=config.world_size, parts_per_step=config.parts_per_step)
+        parts = parts_of(place, ranks=size, parts_per_step=config.parts_per_step)
         self._has_parts = bool(parts)
         # A rank without parts learns from a neighbour's which step it takes part in.
         self._parts = parts or range(parts.start - 1, parts.start)
@@ -78,13 +79,15 @@ class AllReduce:
         """Whether the gradient of the part counts; a gradient that does not is thrown away."""
         self._total = 0.0
         """What this rank's gradient counts in the sum over ranks: that is the mean over the samples of the step."""
+        self.ended = False
+        """The round is over after this step, on all ranks the same: members of an elastic job join or leave."""
         self._own = False
         """Whether a loss of the step came with a weight of its own."""
 
     def next_parts(self) -> Sequence[BatchPart]:
         """Raises RoundEnded."""
         step = self._member.step
-        if step >= self._schedule.total_steps:
+        if step >= self._schedule.total_steps or self.ended:
             return ()
         if self._member.round is not self._round:
             raise RoundEnded
@@ -152,9 +155,13 @@ class AllReduce:
             if self._several and self._own and total:
                 for vector in self._gradients:
                     vector.mul_(1 / total)
+            self.ended = self._member.resize_asked
             watch.lap("backward")
         else:
-            took_part = replica.finish(weight=total, own=self._own, alive=self._is_alive)
+            took_part = replica.finish(
+                weight=total, own=self._own, alive=self._is_alive, ending=self._member.resize_asked
+            )
+            self.ended = replica.ending
             if replica.reshaped:
                 replica.buffers = self._reshare()
             watch.lap("backward", until=replica.sent)

@@ -21,7 +21,7 @@ from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.strategies.all_reduce import AllReduce, needs_all_ranks
-from disttrain_trainer.strategies.rank import Rank, RoundEnded
+from disttrain_trainer.strategies.rank import Rank, RoundEnded, RoundResized
 from disttrain_trainer.strategies.rank_checkpoints import RankCheckpoints
 
 log = logs.get_logger(__name__)
@@ -33,12 +33,22 @@ class CollectiveWorker(Rank):
     def __init__(self, *, process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
         super().__init__(process=process, metrics=metrics, control=control, member=member)
         task = self._task
+        self._may_lead = process.rank == 0 or self._config.elastic
+        """Whether this rank may be the one that saves, evaluates and writes the model: the first of a round."""
+        self._leads = False
+        self._fresh = True
+        """The state is that of the factory or of the checkpoint: no other rank has given any."""
         self._flat = FlatModel(task.model)
         self._optimizer = FlatOptimizer(self._config.trainer.loop.optimizer, self._flat)
         self._state = RankState(task.model, self._optimizer, self._flat.described())
         if self._config.world_size > 1 or self._config.checkpoint is not None:
             self._state.check()
-        self._model_dir = model_file.place_of(task.model, process.model_dir) if process.rank == 0 else None
+        self._model_dir = model_file.place_of(task.model, process.model_dir) if self._may_lead else None
+        if needs_all_ranks(task.model) and self._config.elastic:
+            raise WrongInput(
+                "trainer.model: SyncBatchNorm takes its mean over all ranks at once, and those of an elastic job change: leave "
+                "worker.elastic out, or use BatchNorm"
+            )
         if needs_all_ranks(task.model) and self._config.parts_per_step != self._config.world_size:
             raise WrongInput(
                 "trainer.model: SyncBatchNorm takes its mean over all ranks at once, so that each must compute one part of a step; here "
@@ -59,24 +69,28 @@ class CollectiveWorker(Rank):
                 state=self._state,
                 data=task.data,
             )
-            if process.rank == 0 and process.checkpoint_dir is not None and self._config.checkpoint is not None
+            if self._may_lead and process.checkpoint_dir is not None and self._config.checkpoint is not None
             else None
         )
         self._loop = self.new_loop(self._flat)
 
     @property
     def saves(self) -> RankCheckpoints | None:
-        """Rank 0's."""
+        """Those of a rank that may be the first of a round."""
         return self._checkpoints
 
     def take_part_in(self, this_round: Round) -> None:
         """One round: take over the newest state, train to the end, wait for the others."""
         member, process = self._member, self._process
+        self._leads = this_round.place(process.rank) == 0
         if self._checkpoints is not None:
             self._checkpoints.forget_last()
+        if this_round.source == process.rank and member.step < 0 and self._fresh:
+            self._load()  # rank 0 is not there, and no other has a state
         with self.group_of(this_round) as group:
             replica = None
             if group is not None:
+                self._fresh = False
                 take_newest(member, this_round, state=self._state, own=process.rank, device=self._task.device)
                 replica = Replicated(
                     self._flat,
@@ -97,13 +111,15 @@ class CollectiveWorker(Rank):
                 optimizer=self._optimizer,
                 replica=replica,
                 reshare=self._reshare,
-                checkpoints=self._checkpoints,
+                checkpoints=self._checkpoints if self._leads else None,
             )
             try:
                 self.train(self._loop, exchange, this_round, together=replica is not None)
             finally:
                 if replica is not None:
                     replica.close()
+        if exchange.ended and member.step < self._task.schedule.total_steps:
+            raise RoundResized
         self._end(this_round)
 
     def _shared_buffers(self) -> SharedBuffers | None:
@@ -118,7 +134,7 @@ class CollectiveWorker(Rank):
     def _end(self, this_round: Round) -> None:
         """The last step is done: save, evaluate, and wait until every rank is done. A lost peer leads to another round."""
         member, checkpoints, over = self._member, self._checkpoints, self.over(this_round)
-        if self._process.rank == 0:
+        if self._leads:
             unsaved = checkpoints is not None and not checkpoints.complete
             evaluates = self._task.evaluate is not None and member.evaluation is None
             model_dir = self._model_dir if member.model is None else None
@@ -143,10 +159,15 @@ class CollectiveWorker(Rank):
     def resume(self) -> None:
         """Rank 0 loads the newest checkpoint, or the model that the job starts with; the other ranks get its state from rank 0, or a newer
         one from another rank."""
+        if self._process.rank == 0:
+            self._load()
+        else:
+            # Of an elastic job rank 0 may be away, and this state must not count then: it may be older than the checkpoint.
+            self._member.step = -1 if self._config.elastic else 0
+
+    def _load(self) -> None:
         root = self._process.checkpoint_dir
         self._member.step = 0
-        if self._process.rank != 0:
-            return
         if root is None:
             log.info("there is no checkpoint volume: if all workers are lost, the training starts again at step 0")
             return
@@ -176,7 +197,7 @@ def take_newest(
     held = member.step
     if this_round.source != own:
         member.step = -1
-    member.step = state.broadcast(source=this_round.source, step=held, device=device)
+    member.step = state.broadcast(source=this_round.place(this_round.source), step=held, device=device)
     if member.step < 0:
         raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 

@@ -40,6 +40,10 @@ class RoundEnded(Exception):
     """The master ended the round."""
 
 
+class RoundResized(RoundEnded):
+    """The round ended after a whole step: members of an elastic job join or leave."""
+
+
 class Saves(Protocol):
     """The checkpoints that a rank writes."""
 
@@ -92,7 +96,8 @@ class Rank(ABC):
             control=self._control,
             member=self._member,
             this_round=this_round,
-            index=self._process.rank,
+            rank=this_round.place(self._process.rank),
+            size=this_round.size(self._config.world_size),
             backend=self._backend,
             traffic=self._traffic,
             transport=self._transport,
@@ -129,6 +134,9 @@ class Rank(ABC):
             try:
                 self.take_part_in(this_round)
                 return
+            except RoundResized:
+                log.info("round %d is over at step %d: workers join or leave", this_round.number, self._member.step)
+                continue
             except RoundEnded:
                 log.info("round %d is over: a worker was lost", this_round.number)
             except BrokenGroup as error:

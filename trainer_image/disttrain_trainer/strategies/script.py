@@ -127,7 +127,7 @@ class Agent:
         user_files.check_unchanged(self._process)
         command = [sys.executable, script_runner.__file__, str(self._file), *self._arguments]
         environs = [
-            contract(config, index=self._process.index, local_rank=local_rank, round_number=this_round.number)
+            contract(config, index=self._process.index, local_rank=local_rank, this_round=this_round)
             for local_rank in range(config.processes_per_worker)
         ]
         with self._control.changed:
@@ -164,10 +164,16 @@ class Agent:
             program.signal(signal.SIGTERM)
 
 
-def contract(config: JobConfig, *, index: int, local_rank: int, round_number: int) -> dict[str, str]:
-    """torchrun's environment of a training process, the one of this number in its pod."""
+def contract(config: JobConfig, *, index: int, local_rank: int, this_round: Round) -> dict[str, str]:
+    """torchrun's environment of a training process, the one of this number in its pod. Of an elastic job ranks and world are those of
+    the round, as torchrun's are those of its rendezvous."""
     host, port = split_address(config.addresses.rendezvous)
     count = config.processes_per_worker
+    if this_round.members:
+        together = config.workers_per_machine > 1
+        here = len(this_round.members) if together else 1
+        config = config.model_copy(update={"workers": len(this_round.members), "workers_per_machine": here})
+    index = this_round.place(index)
     rank = index * count + local_rank
     return {
         environment.MASTER_ADDR: host,
@@ -182,7 +188,7 @@ def contract(config: JobConfig, *, index: int, local_rank: int, round_number: in
         environment.ROLE_RANK: str(rank),
         environment.ROLE_WORLD_SIZE: str(config.world_size),
         environment.USE_AGENT_STORE: "True",
-        environment.RESTART_COUNT: str(round_number - 1),
+        environment.RESTART_COUNT: str(this_round.number - 1),
         environment.MAX_RESTARTS: MAX_RESTARTS,
         environment.ELASTIC_RUN_ID: config.uid,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, machine.cpu_limit() // count)),
