@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.processes import wait_for
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import JobState
+from disttrain.api.status import DistTrainJobStatus
 from disttrain_trainer.examples import charlm
-from local_runs.command import left_behind, run
+from local_runs.command import DISTTRAIN, Started, left_behind, run
 from width import WIDE
 
 EXAMPLES = Path("examples").absolute()
@@ -29,6 +34,41 @@ def test_digits_on_a_parameter_server(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
     checkpoints = sorted(path.name for path in tmp_path.glob(".disttrain/claims/digits-checkpoints/*/step-*"))
     assert checkpoints[-1] == "step-00000345"
+
+
+@pytest.mark.timeout(180)
+def test_an_elastic_run_is_resized_and_has_that_number_after_it_was_killed(tmp_path: Path) -> None:
+    """Its file is made shorter in between: what is trained is enough then."""
+    example, file = (EXAMPLES / "digits-elastic.yaml").read_text(), tmp_path / "job.yaml"
+    file.write_text(example.replace("epochs: 15", "epochs: 100000"))
+    started = Started(tmp_path, str(file))
+
+    def status() -> DistTrainJobStatus:
+        written = started.run_folder() / "job.json"
+        return DistTrainJob.parse(json.loads(written.read_text())).status if written.exists() else DistTrainJobStatus()
+
+    wait_for("the training", lambda: status().state is JobState.TRAINING, 90)
+    scale = [DISTTRAIN, "scale", "digits-elastic", "3"]
+    done = subprocess.run(scale, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{started.run_folder().name}: 2 -> 3 workers\n"
+    wait_for("a resize", lambda: status().state is JobState.RESIZING, 20)
+    wait_for("its end", lambda: status().state is JobState.TRAINING, 60)
+    found = status()
+    assert found.training is not None
+    assert found.training.world_size == 3
+    assert found.restarts is None or found.restarts.total == 0
+    wait_for("a checkpoint", lambda: list(tmp_path.glob(".disttrain/claims/*/*/step-*/manifest.json")), 30)
+    started.process.send_signal(signal.SIGKILL)
+    started.process.communicate()
+    wait_for("nothing to be left", lambda: not left_behind(tmp_path), 20)
+
+    file.write_text(example.replace("epochs: 15", "epochs: 1"))
+    resumed = run(tmp_path, str(file), "--resume", "-o", "json", seconds=90)
+    assert resumed.code == 0, resumed
+    worker = DistTrainJob.parse(resumed.job).status.worker
+    assert worker is not None
+    assert worker.target_replicas == 3
+    assert "3 of 3 workers succeeded" in resumed.err
 
 
 @pytest.mark.timeout(180)
