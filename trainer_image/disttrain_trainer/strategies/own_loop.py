@@ -33,7 +33,7 @@ from disttrain_trainer.model.factories import add_current_folder
 from disttrain_trainer.model.module import prepare
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
-from disttrain_trainer.net.members import ParameterServerMember
+from disttrain_trainer.net.members import ParameterServerMember, Round
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.runtime import logs, script_runner
 from disttrain_trainer.runtime.metrics import Metrics
@@ -381,7 +381,7 @@ def run(process: Process, metrics: Metrics, control: ControlClient, member: Para
     work = process.config.trainer.work
     assert isinstance(work, ScriptLoop)
     file = file_of(work.script, process.config)
-    os.environ |= contract(process.config, index=process.index, local_rank=process.local_rank, round_number=1)
+    os.environ |= contract(process.config, index=process.index, local_rank=process.local_rank, this_round=Round(1))
     add_current_folder()
     make_importable(os.environ)
     if process.config.trainer.deterministic:
