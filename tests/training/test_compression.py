@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from disttrain.api.strategy import Compression as Settings
@@ -14,6 +16,7 @@ from disttrain_trainer.net.frames import BFLOAT16, SPARSE, Header, Link, Op, Pro
 from disttrain_trainer.parameter_server import FlatModel
 from disttrain_trainer.parameter_server import compression as compressions
 from disttrain_trainer.parameter_server.shard import Buffers
+from training.job import Job, checkpoints, digits
 from training.parameter_servers import ASYNC, Worker, enter, in_threads, make_client, make_config, mlp, serving
 
 SAMPLES, BATCH, STEPS, FRACTION = 40, 12, 30, 0.05
@@ -184,3 +187,41 @@ def test_vectors_of_any_type_and_length_arrive_rounded(dtype: torch.dtype, lengt
 
 def test_a_model_without_compression_has_none() -> None:
     assert compressions.of(Settings(), FlatModel(mlp()).parameters) is None
+
+
+USERS = f"""
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from training.parameter_servers import mlp, regression
+
+def model(config):
+    return mlp(torch.float64)
+
+def dataset(config, split):
+    return TensorDataset(*regression({SAMPLES}, torch.float64))
+
+def loss(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+"""
+
+
+def test_a_job_of_processes_trains_the_definition(tmp_path: Path) -> None:
+    (tmp_path / "users.py").write_text(USERS)
+    policy = {"consistency": "Sync", "compression": {"type": "TopK", "topKFraction": FRACTION}}
+    spec = digits(
+        strategy={"type": "ParameterServer", "parameterServer": policy},
+        parameterServer={"replicas": 2},
+        worker={"replicas": 1},
+        trainer={
+            "model": "users:model", "dataset": "users:dataset", "loss": "users:loss", "evaluate": None, "epochs": None,
+            "optimizer": MOMENTUM, "maxSteps": STEPS, "batchSize": BATCH, "seed": 3,
+        },
+        **checkpoints(1000),
+    )  # fmt: skip
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.train()
+    model = mlp(torch.float64)
+    model.load_state_dict(load_file(tmp_path / "checkpoints" / "model.safetensors"))
+    found = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    torch.testing.assert_close(found, written_down(1, largest()), atol=1e-12, rtol=0)

@@ -71,3 +71,16 @@ def test_a_slow_worker_changes_no_bit_and_costs_less_where_others_hedge_its_part
         assert calm.keys() == other.keys()
         assert all(torch.equal(calm[name], other[name]) for name in calm)
     assert seconds < 0.8 * without, f"{seconds:.2f} s with hedges, {without:.2f} s without"
+
+
+def test_a_frozen_worker_holds_up_no_step_although_it_is_not_declared_lost(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "normed.py").write_text(NORMED)
+    with Job(folder=tmp_path, spec=spec(2), env={"SLOW": "0.01"}, peer_timeout=100) as job:
+        job.start()
+        job.until(lambda progress: progress.step >= 1)
+        job.kill(Role.WORKER, 1, signal.SIGSTOP)
+        job.until(lambda progress: progress.step == STEPS)
+        job.kill(Role.WORKER, 1, signal.SIGCONT)
+        job.complete()
+        assert not job.restarts

@@ -12,7 +12,7 @@ from disttrain.api.base import Model
 from disttrain.api.policies import Tls
 from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.storage import Checkpoint, Data
-from disttrain.api.strategy import ParameterServerStrategy, Strategy
+from disttrain.api.strategy import CompressionType, ParameterServerStrategy, StaleLearningRate, Strategy
 from disttrain.api.trainer import Trainer
 from disttrain.api.types import INT32_MAX, DnsLabel
 
@@ -71,14 +71,30 @@ class JobConfig(Model):
         """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image,
         meets a newer field only where the job uses it.
 
-        It would ignore `tls`, too, and talk in plain. So under TLS `addresses` is a text, which each release before it refuses and shows;
-        the addresses are in another field.
+        It would ignore some of these, and talk in plain or train something else. With them `addresses` is a text, which each release before
+        refuses and shows; the addresses are in another field.
         """
-        if self.tls is Tls.DISABLED:
+        if not (needed := self._needs_a_newer_trainer):
             return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
         config = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-        config[_TLS_ADDRESSES], config[_ADDRESSES] = config[_ADDRESSES], _NEEDS_TLS
+        config[_TLS_ADDRESSES], config[_ADDRESSES] = config[_ADDRESSES], f"{needed}, {_NEWER}"
         return to_json(config).decode()
+
+    @property
+    def _needs_a_newer_trainer(self) -> str:
+        """The first field that a release before would ignore although it decides what is sent or trained; "" for none."""
+        served = self.strategy.parameter_server
+        if self.tls is not Tls.DISABLED:
+            return f"network.tls is {self.tls.value}"
+        if served is None:
+            return ""
+        if served.local_steps > 1:
+            return "localSteps is above 1"
+        if served.compression.type is not CompressionType.NONE:
+            return f"compression is {served.compression.type.value}"
+        if served.stale_learning_rate is not StaleLearningRate.CONSTANT:
+            return f"staleLearningRate is {served.stale_learning_rate.value}"
+        return ""
 
     @classmethod
     def decode(cls, text: str) -> "tuple[JobConfig, tuple[str, ...]]":
@@ -139,8 +155,8 @@ class JobConfig(Model):
 
 
 _ADDRESSES, _TLS_ADDRESSES = "addresses", "tlsAddresses"
-_NEEDS_TLS = "network.tls is Mutual, which the trainer of this image does not know: take a newer image"
-"""Short enough for a reader of 0.1.0, which shows values of up to 100 characters."""
+_NEWER = "which the trainer of this image does not know: take a newer image"
+"""With the field before it short enough for a reader of 0.1.0, which shows values of up to 100 characters."""
 
 
 def _of_today(config: Any) -> Any:

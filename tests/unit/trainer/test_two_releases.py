@@ -14,6 +14,7 @@ from disttrain.api.base import Model
 from disttrain.api.policies import Tls
 from disttrain.api.reading import NotReadable, read, sentences
 from disttrain.api.runtime import Addresses
+from disttrain.api.strategy import Strategy
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.identity import config_digest
 from disttrain_trainer.runtime.process import Process
@@ -80,26 +81,48 @@ def test_processes_of_two_releases_agree_on_a_job_that_uses_no_new_field() -> No
     assert config_digest(later) == config_digest(config)
 
 
-def tls_config() -> JobConfig:
-    return command_config().model_copy(update={"tls": Tls.MUTUAL})
+def served_config(**policy: Any) -> JobConfig:
+    strategy = {"type": "ParameterServer", "parameterServer": policy}
+    return command_config().model_copy(update={"strategy": Strategy.model_validate(strategy)})
 
 
-def test_configuration_under_tls_is_read_by_this_release() -> None:
-    assert JobConfig.decode(tls_config().encode()) == (tls_config(), ())
-    plain = command_config().encode()
-    assert "tls" not in plain, "a job that does not use it is as it was"
+NEWER = [
+    pytest.param(command_config().model_copy(update={"tls": Tls.MUTUAL}), "network.tls is Mutual", id="TLS"),
+    pytest.param(
+        served_config(consistency="Sync", localSteps=4, outerOptimizer={}), "localSteps is above 1", id="local steps"
+    ),
+    pytest.param(
+        served_config(consistency="Sync", compression={"type": "BFloat16"}), "compression is BFloat16", id="compression"
+    ),
+    pytest.param(
+        served_config(consistency="Async", staleLearningRate="Inverse"), "staleLearningRate is Inverse", id="stale rate"
+    ),
+]
+"""Configurations of which an older release would train something else, or talk in plain."""
 
 
-def test_trainer_of_a_release_without_tls_refuses_its_configuration_in_one_line_and_does_not_talk_in_plain() -> None:
+@pytest.mark.parametrize(("config", "_"), NEWER)
+def test_configuration_that_needs_this_release_is_read_by_it(config: JobConfig, _: str) -> None:
+    assert JobConfig.decode(config.encode()) == (config, ())
+
+
+def test_configuration_that_needs_no_newer_release_is_as_it_was() -> None:
+    for config in (command_config(), served_config(consistency="Sync", backupWorkers=1)):
+        assert isinstance(json.loads(config.encode())["addresses"], dict)
+
+
+@pytest.mark.parametrize(("config", "says"), NEWER)
+def test_trainer_of_a_release_before_refuses_its_configuration_in_one_line(config: JobConfig, says: str) -> None:
     fields: dict[str, Any] = {
         name: (Addresses if name == "addresses" else Any, ... if field.is_required() else None)
         for name, field in JobConfig.model_fields.items()
         if name != "tls"
     }
     older = create_model("Older", __base__=Model, **fields)
-    refused = sentences_of_a_former_reader(older, tls_config().encode())
+    refused = sentences_of_a_former_reader(older, config.encode())
     assert len(refused) == 1
-    assert re.search(r"^addresses: .*network\.tls is Mutual, which the trainer of this image does not know", refused[0])
+    said = f"{says}, which the trainer of this image does not know: take a newer image"
+    assert re.search(rf"^addresses: .*{re.escape(said)}", refused[0])
     assert sentences_of_a_former_reader(older, command_config().encode()) == ()
 
 
