@@ -9,12 +9,20 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_public_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from disttrain.api.job import Metadata
+from disttrain.api.runtime import Progress, SignedProgress, signed_text
 
 CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
 """The files, as in a Secret of type kubernetes.io/tls."""
@@ -73,6 +81,23 @@ def public_key(certificate: bytes) -> str:
     """The public key of a certificate (PEM), as SubjectPublicKeyInfo in DER and base64."""
     key = x509.load_pem_x509_certificate(certificate).public_key()
     return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+def read_progress(answer: bytes, *, nonce: str, public_key: str) -> Progress:
+    """The report in a master's answer to this nonce. Raises ValueError when the key of the attempt has not signed it."""
+    signed = SignedProgress.model_validate_json(answer)
+    key = load_der_public_key(base64.b64decode(public_key, validate=True))
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("the public key of the attempt is of another kind")
+    try:
+        key.verify(
+            base64.b64decode(signed.signature, validate=True),
+            signed_text(nonce, signed.report),
+            ec.ECDSA(hashes.SHA256()),
+        )
+    except InvalidSignature:
+        raise ValueError("the key of the attempt's certificate has not signed it, or not for this question") from None
+    return Progress.decode(signed.report)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

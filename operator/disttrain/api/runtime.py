@@ -286,6 +286,20 @@ class Progress(Model):
         return found.value
 
 
+class SignedProgress(Model):
+    """A report as the master of a job with network.tls Mutual gives it to who asks with a nonce: /progress/<nonce>."""
+
+    report: str
+    """A Progress as JSON."""
+    signature: str
+    """Of `signed_text`, by the key of the attempt's certificate: ECDSA with SHA-256, DER, base64."""
+
+
+def signed_text(nonce: str, report: str) -> bytes:
+    """What a master signs. The nonce is that of the question: an older report does not answer it."""
+    return f"DistTrain progress\n{nonce}\n{report}".encode()
+
+
 def utf8(text: str) -> str:
     """A text of user code's without what UTF-8 cannot hold: lone surrogates, as in the names of files, would make a report unwritable."""
     return text.encode(errors="replace").decode()

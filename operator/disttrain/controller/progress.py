@@ -1,7 +1,8 @@
 """Reads how far the trainings are: the master's /progress, every few seconds, beside the reconciling.
 
 A report goes to a callback; a failed reading goes nowhere, since the plan sees from the age of the last one that the master is silent.
-What a pod answers is not trusted: bounded in size and time, no redirect followed, parsed by the model. The last report of all does
+What a pod answers is not trusted: bounded in size and time, no redirect followed, parsed by the model; under network.tls Mutual it is
+signed (docs/design/0007). The last report of all does
 not come from here but from the master's termination message.
 
 Masters that are silent must not delay the reading of those that answer. A master that answered last time is read in the quick lane, with
@@ -12,12 +13,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import aiohttp
 
+from disttrain import certificates
 from disttrain.api import Progress
 from disttrain.controller.cache import Key
 from disttrain.controller.settings import ProgressPath
@@ -51,6 +54,9 @@ class Master:
     ip: str
     port: int
     interval: float
+    public_key: str | None = None
+    """Of the attempt's certificate: a report that its key has not signed is none. None where network.tls is Disabled."""
+    path: str = "progress"
 
 
 Fetch = Callable[[Master], Awaitable[bytes]]
@@ -68,7 +74,7 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
 
         async def through_api_server(master: Master) -> bytes:
             try:
-                return await api.proxy(master.namespace, master.pod, master.port, "progress", most=MOST_BYTES)
+                return await api.proxy(master.namespace, master.pod, master.port, master.path, most=MOST_BYTES)
             except ApiError as error:
                 raise Unreadable(str(error)) from error
 
@@ -81,7 +87,7 @@ async def fetcher(path: ProgressPath, api: KubeApi) -> AsyncIterator[Fetch]:
         async def from_pod(master: Master) -> bytes:
             host = f"[{master.ip}]" if ":" in master.ip else master.ip
             try:
-                async with session.get(f"http://{host}:{master.port}/progress", allow_redirects=False) as answer:
+                async with session.get(f"http://{host}:{master.port}/{master.path}", allow_redirects=False) as answer:
                     if answer.status != 200:
                         raise Unreadable(f"status {answer.status}")
                     return await beginning(answer.content, MOST_BYTES)
@@ -157,12 +163,18 @@ class ProgressReader:
             (self._silent.add if silences else self._silent.discard)(job)
             await asyncio.sleep(pause(master.interval, silences))
 
+    async def _ask(self, master: Master) -> Progress:
+        if master.public_key is None:
+            return Progress.decode(await self._fetch(master))
+        nonce = secrets.token_hex(16)
+        answer = await self._fetch(replace(master, path=f"{master.path}/{nonce}"))
+        return certificates.read_progress(answer, nonce=nonce, public_key=master.public_key)
+
     async def read(self, job: Key, master: Master, timeout_seconds: float = TIMEOUT_SECONDS) -> Outcome:
         """Reads one report and hands it on."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                data = await self._fetch(master)
-            progress = Progress.decode(data)
+                progress = await self._ask(master)
         except Unreadable as error:
             log.debug("no report from %s of %s: %s", master.pod, job, error)
             return Outcome.REFUSED

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from disttrain.api import DistTrainJob, Progress
+from disttrain.api.policies import Tls
 from disttrain.api.stored import ReadJob
 from disttrain.controller.apply import Executor, of_a_former_job, owned
 from disttrain.controller.cache import Cache, Entry, Key, StoredJob
@@ -237,7 +238,10 @@ class Reconciler:
         return newest
 
     def _follow(self, key: Key, uid: str, job: DistTrainJob, *, ended: bool) -> None:
-        master = None if ended else running_master(self._cache, key.namespace, uid)
+        kept = job.status.certificate
+        public_key = kept.public_key if kept is not None else None
+        unknown = job.spec.network.tls is Tls.MUTUAL and public_key is None
+        master = None if ended or unknown else running_master(self._cache, key.namespace, uid)
         self._progress.follow(
             key,
             Master(
@@ -247,6 +251,7 @@ class Reconciler:
                 ip=master.value.ip,
                 port=job.spec.observability.metrics_port,
                 interval=read_interval(job.spec).total_seconds(),
+                public_key=public_key,
             )
             if master
             else None,

@@ -5,7 +5,9 @@ Blocking and brief; the runner calls it in a thread. Not here: what follows from
 
 import http.client
 import logging
+import secrets
 
+from disttrain import certificates
 from disttrain.api.runtime import Progress
 from disttrain.local.addresses import LOOPBACK
 
@@ -14,14 +16,20 @@ _SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-def progress(port: int) -> Progress | None:
-    """The master's report, None when it does not answer."""
+def progress(port: int, public_key: str | None) -> Progress | None:
+    """The master's report, None when it does not answer. public_key: that of the attempt's certificate, where there is one: it must
+    have signed the report."""
+    nonce = secrets.token_hex(16)
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_SECONDS)
     try:
-        connection.request("GET", "/progress")
+        connection.request("GET", "/progress" if public_key is None else f"/progress/{nonce}")
         response = connection.getresponse()
         body = response.read()
-        return Progress.decode(body) if response.status == http.client.OK else None
+        if response.status != http.client.OK:
+            return None
+        if public_key is None:
+            return Progress.decode(body)
+        return certificates.read_progress(body, nonce=nonce, public_key=public_key)
     except (OSError, http.client.HTTPException):
         return None
     except ValueError as error:

@@ -168,6 +168,11 @@ class Programs:
             )
         return str(folder.absolute())
 
+    def public_key(self, attempt: int) -> str | None:
+        """That of the certificate of an attempt that has begun; None where network.tls is Disabled."""
+        folder = self._tls_dir(attempt)
+        return certificates.public_key((Path(folder) / certificates.CERTIFICATE).read_bytes()) if folder else None
+
     def _secret_in_memory(self) -> str | None:
         """A file with the key of data.encryption that is on no disk: the processes of the run open it where ours has it open."""
         encryption = self._job.spec.data.encryption if self._job.spec.data else None

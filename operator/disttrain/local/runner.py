@@ -272,7 +272,11 @@ class Run:
 
     async def _read_progress(self) -> None:
         master = next((p for p in self._processes.values() if p.role is Role.MASTER and p.running), None)
-        progress = await asyncio.to_thread(probes.progress, master.metrics_port) if master else None
+        progress = (
+            await asyncio.to_thread(probes.progress, master.metrics_port, self._programs.public_key(master.attempt))
+            if master
+            else None
+        )
         if progress is not None:
             changed, before = progress != self._progress, self._progress
             self._progress, self._progress_read = progress, datetime.now(UTC)

@@ -120,8 +120,9 @@ class ApiServer:
         body = self._find(resource, name)
         if uid and body["metadata"]["uid"] != uid:
             raise Conflict(409, "Conflict", "the UID in the precondition is another's")
-        grace = body["spec"].get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
-        if resource is PODS and body["spec"].get("nodeName") and grace:
+        spec = body.get("spec", {})  # a Secret has none
+        grace = spec.get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
+        if resource is PODS and spec.get("nodeName") and grace:
             body["metadata"] |= {"deletionTimestamp": stamp(), "deletionGracePeriodSeconds": grace}
             return copy.deepcopy(self._changed(resource, body))
         self.remove(resource, name)

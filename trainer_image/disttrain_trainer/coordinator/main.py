@@ -29,6 +29,7 @@ from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_server import ControlServer
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.net.rendezvous import RendezvousServer
+from disttrain_trainer.net.report_signer import ReportSigner
 from disttrain_trainer.net.transport import PLAIN
 from disttrain_trainer.runtime import exposition, logs, sockets
 from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
@@ -141,8 +142,13 @@ class Master:
             log.info("the job is done%s", f"; the last reported step is {step}" if step else "")
 
     def _serve_metrics(self, host: str) -> None:
-        def progress() -> str:
-            return self.progress().model_dump_json(by_alias=True)
+        signer = ReportSigner.of(self._config, self._process.tls_dir)
+
+        def progress(nonce: str) -> str | None:
+            report = self.progress().model_dump_json(by_alias=True)
+            if not nonce:
+                return report
+            return signer.signed(nonce, report) if signer is not None else None
 
         if self._process.metrics_port is not None:
             exposition.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)

@@ -74,8 +74,11 @@ class _Server(ThreadingHTTPServer):
         log.debug("a scrape was not answered", exc_info=True)  # noqa: LOG014 - called while the exception is handled
 
 
-def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], str] | None = None) -> None:
-    """Serves /metrics, and /progress where there is one, in a thread. A port that is taken is said once, and nothing else."""
+def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[str], str | None] | None = None) -> None:
+    """Serves /metrics, and /progress where there is one, in a thread. A port that is taken is said once, and nothing else.
+
+    progress: called with what follows "/progress/", "" for nothing; its None is "not found".
+    """
     registry = CollectorRegistry()
     registry.register(metrics)
 
@@ -86,10 +89,14 @@ def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[], st
             path = self.path.partition("?")[0]
             if path == "/metrics":
                 self._answer(CONTENT_TYPE_LATEST, generate_latest(registry))
-            elif path == "/progress" and progress is not None:
-                self._answer("application/json", progress().encode())
+            elif (report := self._report(path)) is not None:
+                self._answer("application/json", report.encode())
             else:
                 self.send_error(404)
+
+        def _report(self, path: str) -> str | None:
+            _, name, *more = path.split("/")
+            return progress("/".join(more)) if name == "progress" and progress is not None else None
 
         do_HEAD = do_GET
 
