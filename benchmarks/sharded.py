@@ -27,13 +27,13 @@ from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
 from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model.blocks import blocks_of
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.task import Objective, Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import shard_collectives
 from disttrain_trainer.parallel.compose import ParallelContext, compose
-from disttrain_trainer.parallel.fully_shard import blocks_of
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer

@@ -14,6 +14,8 @@ from disttrain.api.mesh import AXES
 from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.data import schedule
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model import activations
+from disttrain_trainer.model.blocks import blocks_of
 from disttrain_trainer.model.task import mix
 from disttrain_trainer.parallel import fully_shard, micro_batches, pipeline, tensor
 from disttrain_trainer.parallel import stages as pipeline_stages
@@ -96,11 +98,13 @@ def on_mesh(
     name: str = "AdamW",
     microbatch: int = MICROBATCH,
     of: Any = users.loss,
+    recomputes: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The same, of this rank's stages; whole tensors where they are cut."""
+    """The same, of this rank's stages; whole tensors where they are cut. recomputes: with activation checkpointing."""
     mesh = init_device_mesh("cpu", (stages, shards), mesh_dim_names=("pipeline", "tensor"))
     whole = users.model(dict(options))
     run: Any = None
+    chance = None
     if stages > 1:
         chance = Chance(whole, seed=3, device=CPU)
         cut = ModelParallel(pipeline=stages, schedule=order)
@@ -119,6 +123,8 @@ def on_mesh(
         tensor.apply(whole, mesh["tensor"])
     if run is not None:
         pipeline_stages.keep(whole, run.modules)
+    if recomputes:
+        activations.recompute(blocks_of(whole), **({"replay": chance.replay} if chance is not None else {}))
     stepper = optimizer(name, whole.parameters())
     data = users.dataset({}, "train").tensors
     for number in range(STEPS):

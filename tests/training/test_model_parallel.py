@@ -29,6 +29,7 @@ def one_thread() -> Iterator[None]:
 def difference(ranks: MeshRanks, options: dict[str, Any], *, stages: int = 1, shards: int = 1, **how: Any) -> float:
     found = ranks.run(stages * shards, mesh_models.on_mesh, options, stages=stages, shards=shards, **how)
     how.pop("order", None)
+    how.pop("recomputes", None)
     if stages == 1:
         how["microbatch"] = None
     return mesh_models.difference(mesh_models.alone(options, **how), found)
@@ -52,6 +53,17 @@ def test_a_pipeline_with_dropout_buffers_and_a_smaller_last_batch_is_one_process
 @EVERY
 def test_a_pipeline_trains_what_comes_after_a_frozen_stage(ranks: MeshRanks, order: Schedule) -> None:
     assert difference(ranks, {"frozen": True}, stages=2, order=order) < 1e-12
+
+
+@EVERY
+def test_stages_that_backward_computes_again_have_the_same_dropout_and_buffers(
+    ranks: MeshRanks, order: Schedule
+) -> None:
+    assert difference(ranks, {}, stages=2, order=order, recomputes=True) < 1e-12
+
+
+def test_a_cut_layer_that_backward_computes_again_is_that_of_one_process(ranks: MeshRanks) -> None:
+    assert difference(ranks, {}, shards=2, recomputes=True) < 1e-12
 
 
 @EVERY

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from disttrain.api.names import MODEL_FILE, Role
 from training import mesh_models, mesh_users
-from training.job import Job, checkpoints, digits, held
+from training.job import Job, checkpoints, digits, held, served
 
 FILE = Path(__file__).with_name("mesh_users.py")
 
@@ -82,6 +82,26 @@ def test_a_cut_model_learns_what_one_process_learns(
     assert {name: float(value) for name, value in (progress.evaluation or {}).items()} == pytest.approx(
         evaluation, rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"worker": {"replicas": 2}},
+        served("Sync", servers=1),
+        cut(data=2, pipeline=2, schedule="OneForwardOneBackward", sharding="FullyShard"),
+    ],
+    ids=["whole", "servers", "sharded pipeline"],
+)
+def test_blocks_that_backward_computes_again_learn_the_same(tmp_path: Path, shape: dict[str, Any]) -> None:
+    shutil.copy(FILE, tmp_path)
+    spec = users_spec(shape, {}, SGD)
+    spec["trainer"] |= {"activationCheckpointing": True, "partsPerStep": 2, "evaluate": None}
+    with Job(folder=tmp_path, spec=spec) as job:
+        job.train()
+    microbatch = 1 if "modelParallel" in spec["strategy"] else None
+    expected = mesh_models.alone({}, name="SGD", microbatch=microbatch, count=2)
+    assert mesh_models.difference(expected, [load_file(tmp_path / "checkpoints" / MODEL_FILE)]) < 1e-12
 
 
 def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path) -> None:

@@ -217,12 +217,16 @@ class Trainer(Model):
         ),
         Rule(
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.collate) "
-            "&& !has(self.parallelize) && !has(self.pipelineSplit))",
+            "&& !has(self.parallelize) && !has(self.pipelineSplit) && !self.activationCheckpointing && !self.compile)",
             check=lambda t: (
-                t.model is not None or not (t.loss or t.evaluate or t.collate or t.parallelize or t.pipeline_split)
+                t.model is not None
+                or (
+                    not (t.loss or t.evaluate or t.collate or t.parallelize or t.pipeline_split)
+                    and not (t.activation_checkpointing or t.compile)
+                )
             ),
-            message="loss, evaluate, collate, parallelize and pipelineSplit are for our loop (model and dataset); a script or command "
-            "brings its own",
+            message="loss, evaluate, collate, parallelize, pipelineSplit, activationCheckpointing and compile are for our loop (model and "
+            "dataset); a script or command brings its own",
         ),
         Rule(
             cel=f"{_OURS} || (!has(self.optimizer) && !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) "
@@ -270,6 +274,12 @@ class Trainer(Model):
     pipeline_split: Factory | None = None
     """package.module:function(model, stages, config) -> the list of its stages, modules that are called one after the other. Only with
     modelParallel.pipeline above 1. Default: pipeline_stages() of the model, or an nn.Sequential, cut by number of parameters."""
+    activation_checkpointing: StrictBool = False
+    """Backward computes the blocks of the model again, so that forward keeps only what goes into each: less memory, a third more time.
+    Blocks are the members of the largest ModuleList or Sequential. The result is the same. Default: false."""
+    compile: StrictBool = False
+    """The blocks of the model run as torch.compile makes them; needs a C++ compiler in the image, else the log says so and they run as they
+    are. Default: false."""
     seed: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of the model's first parameters and of the data's order. Default: 0."""
     deterministic: StrictBool = False

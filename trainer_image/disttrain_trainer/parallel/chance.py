@@ -6,6 +6,8 @@ number: that of the part in the whole training.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,21 @@ class Chance:
     def after_model(self) -> None:
         """Where the model's forward ends: what the loss draws then does not depend on what the model drew."""
         self._set(mix(self._key, 1))
+
+    def replay(self) -> Callable[[], AbstractContextManager[None]]:
+        """Remembers where in a micro-batch this is: see activations.Replay. Backward comes back to it while another one is computed."""
+        key, calls = self._key, dict(self._calls)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            before = self._key, self._calls
+            self._key, self._calls = key, dict(calls)
+            try:
+                yield
+            finally:
+                self._key, self._calls = before
+
+        return again
 
     def _hook(self, number: int) -> Any:
         def draw(*_: Any) -> None:

@@ -3,8 +3,9 @@
 1. pipeline: this rank's stages of the model
 2. tensor: the layers cut over the ranks of a tensor group; then the other stages' are dropped
 3. data: what is left is cut, or copied, over the data-parallel ranks
+4. activation checkpointing, then compile: of forward() of the blocks, within what FSDP2 does before and after it
 
-Where layers are cut, a small batch is computed by the whole model before and by the cut one after (trial.py).
+Where layers are cut, a small batch is computed by the whole model before and by the cut one after (trial.py); nothing is compiled for it.
 
 Each takes a LocalModel and returns one; an axis of size 1 leaves it as it is.
 """
@@ -20,6 +21,7 @@ from disttrain.api.mesh import Coordinate, Mesh
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import Sharding
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model import forward_options
 from disttrain_trainer.model.factories import resolve
 from disttrain_trainer.model.task import Loss
 from disttrain_trainer.model.user_code import guarded
@@ -170,6 +172,18 @@ def _trial(local: LocalModel, context: ParallelContext) -> Trial | None:
     return Trial(loss=context.loss, batch=context.sample, seed=seed, device=context.device, chance=local.chance)
 
 
+def change_forward(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """Activation checkpointing and compile of what lies here."""
+    run = local.pipeline
+    forward_options.apply(
+        local.module,
+        context.config.trainer,
+        called=run.modules if run is not None else (),
+        replay=local.chance.replay if local.chance is not None else None,
+    )
+    return local
+
+
 TRANSFORMS: tuple[Transform, ...] = (
     cut_pipeline,
     try_whole,
@@ -178,6 +192,7 @@ TRANSFORMS: tuple[Transform, ...] = (
     drop_stages,
     cut_data,
     try_cut,
+    change_forward,
 )
 
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model.blocks import blocks_of
 from disttrain_trainer.parallel import shard_collectives
 
 
@@ -88,31 +89,6 @@ def reduce(stages: Iterable[nn.Module]) -> None:
 def _keep(stage: FSDPModule) -> None:
     stage.set_requires_gradient_sync(False)
     stage.set_reshard_after_backward(False)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """What is wrapped by itself: the members of the largest ModuleList or Sequential, by elements of their parameters.
-
-    Not one that shares a parameter with the rest of the model: tied weights must be gathered together. None where the model has no such
-    list, or is one itself of a single member.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential) and len(module)]
-    largest = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
-    if largest is None:
-        return []
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    found = []
-    for member in largest:
-        inside: dict[int, int] = {}
-        for module in member.modules():
-            for parameter in module.parameters(recurse=False):
-                inside[id(parameter)] = inside.get(id(parameter), 0) + 1
-        if inside and all(owners[key] == count for key, count in inside.items()) and member is not model:
-            found.append(member)
-    return found
 
 
 def gathered(roots: Iterable[nn.Module]) -> Iterator[FSDPParam]:

@@ -9,6 +9,7 @@ import torch
 
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.errors import PeerLost, WrongInput
+from disttrain_trainer.model import forward_options
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.net.control_client import ControlClient
@@ -38,6 +39,7 @@ class CollectiveWorker(Rank):
         self._leads = False
         self._fresh = True
         """The state is that of the factory or of the checkpoint: no other rank has given any."""
+        forward_options.apply(task.model, self._config.trainer)
         self._flat = FlatModel(task.model)
         self._optimizer = FlatOptimizer(self._config.trainer.loop.optimizer, self._flat)
         self._state = RankState(task.model, self._optimizer, self._flat.described())

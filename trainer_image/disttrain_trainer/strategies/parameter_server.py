@@ -14,8 +14,8 @@ from disttrain_trainer.checkpoint.store import step_of
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.loop import Loop
 from disttrain_trainer.loop.meter import NonFiniteLoss
+from disttrain_trainer.model import forward_options, user_code
 from disttrain_trainer.model import task as tasks
-from disttrain_trainer.model import user_code
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
@@ -62,6 +62,7 @@ class Worker:
             self._task = task or tasks.build(
                 self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
             )
+        forward_options.apply(self._task.model, self._config.trainer)
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
