@@ -5,7 +5,6 @@ waits for a frozen peer goes on when the master ends the round. A peer that is o
 compute, is waited for.
 """
 
-import contextlib
 import os
 import threading
 import time
@@ -22,13 +21,15 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.transport import PLAIN, Transport
-from disttrain_trainer.parallel import backend
+from disttrain_trainer.parallel import abort, backend
 from disttrain_trainer.parallel.backend import BrokenGroup, EndableBackend, RoundEnd
 from disttrain_trainer.parallel.rendezvous_store import RendezvousStore
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.parallel.wire_backend import WireBackend
-from disttrain_trainer.runtime import machine
+from disttrain_trainer.runtime import logs, machine
 from disttrain_trainer.runtime.sockets import split_address
+
+log = logs.get_logger(__name__)
 
 T = TypeVar("T")
 B = TypeVar("B", bound="RoundBackend")
@@ -119,9 +120,7 @@ class AbortableProcessGroup:
     def end(self) -> None:
         """Ends the waits of another thread in the groups. Does not block: NCCL's abort may take long, and has a thread of its own."""
         self._close()
-        group = dist.group.WORLD if dist.is_initialized() else None
-        if group is not None and not self._backends:
-            threading.Thread(target=_abort, args=(group,), name="abort", daemon=True).start()
+        abort.start(abort.of_this_process())
 
     def create(self, options: Any) -> RoundBackend:
         """One more group, when torch asks for it. options: c10d's DistributedBackendOptions."""
@@ -214,10 +213,9 @@ class AbortableProcessGroup:
         self._close_store()
         if not dist.is_initialized():
             return
-        group = dist.group.WORLD
-        if group is not None and not self._backends:
-            _abort(group)  # before destroy: a peer may be gone, and nothing must wait for it
-        del group
+        # Before destroy: a peer may be gone, and nothing must wait for it.
+        if not abort.finish(abort.start(abort.of_this_process())):
+            log.warning("a group of NCCL does not end; its memory is not given back")
         dist.destroy_process_group()
         # gloo's groups wait for their threads. Those end with the connections, or, where gloo does not let go, with its time-out.
         releases = [threading.Thread(target=one.release, name="release", daemon=True) for one in self._backends]
@@ -279,11 +277,6 @@ def _create(options: Any, _: Any) -> RoundBackend:
     if not _rounds:
         raise RuntimeError("no round is under way: a group can be made within one only")
     return _rounds[-1].create(options)
-
-
-def _abort(group: dist.ProcessGroup) -> None:
-    with contextlib.suppress(RuntimeError):  # it is aborted already
-        group.abort()
 
 
 backend.register(_create)
