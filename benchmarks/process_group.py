@@ -7,12 +7,10 @@ step. FSDP2's is beside it: its operations are other ones, and more.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing.connection import Connection
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,9 +27,9 @@ from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
 from disttrain_trainer.parallel.replicate import Replicated
+from ranks import RANKS, TIMEOUT, measure, store
 
-RANKS, BATCH = 2, 32
-TIMEOUT = timedelta(seconds=300)
+BATCH = 32
 Step = Callable[[], None]
 
 
@@ -93,11 +91,8 @@ def run(results: Connection, rank: int, port: int, model: str, steps: int, round
     """One rank. Sends, for each group, seconds and CPU seconds a step, one pair for each turn."""
     torch.set_num_threads(1)
 
-    def store() -> dist.Store:
-        return dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
-
     group = AbortableProcessGroup()
-    with group.joined("gloo", store=store, rank=rank, size=RANKS, timeout=TIMEOUT):
+    with group.joined("gloo", store=store(port), rank=rank, size=RANKS, timeout=TIMEOUT):
         groups = {"ours": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
         turns: dict[str, Step] = {}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in groups}
@@ -116,29 +111,13 @@ def run(results: Connection, rank: int, port: int, model: str, steps: int, round
     results.send(found)
 
 
-def measure(model: str, *, steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    spawn = multiprocessing.get_context("spawn")
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ours, theirs = spawn.Pipe()
-    ranks = [
-        spawn.Process(target=run, args=(theirs, rank, server.port, model, steps, rounds), daemon=True)
-        for rank in range(RANKS)
-    ]
-    for rank in ranks:
-        rank.start()
-    found: dict[str, list[tuple[float, float]]] = ours.recv()
-    for rank in ranks:
-        rank.join()
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=25, help="turns of each group")
     options = parser.parse_args()
     print(f"{'model':<8} {'gloo ms/step':>12} {'best':>6} {'median':>7} {'CPU':>6}   gloo / ours; target 0.98")
     for model, steps in (("digits", 100), ("charlm", 10), ("fsdp2", 10)):
-        found = measure(model, steps=steps, rounds=options.rounds)
+        found = measure(run, model, steps, options.rounds)
         seconds, used = ({name: [turn[at] for turn in turns] for name, turns in found.items()} for at in (0, 1))
         median = statistics.median(gloo / ours for gloo, ours in zip(seconds["gloo"], seconds["ours"], strict=True))
         best, cpu = (min(kind["gloo"]) / min(kind["ours"]) for kind in (seconds, used))

@@ -2,6 +2,9 @@
 
     python benchmarks/restart.py         # a table: seconds from kill -9 to the next step of that worker, and the memory of a pod
 
+"noticed" are the seconds of that, in place, from the moment at which another worker sees the loss: its round ends. The target for a model
+that is cut over the workers is 5.
+
 New: the worker's first process is killed and started at once. A cluster adds the back-off (1 s), the scheduler, the kubelet and the
 volumes to that, a local run the back-off. In place: the training process is killed, and nothing else is done.
 """
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +31,48 @@ from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
 
 WAIT_SECONDS = 300.0
-WORKERS = 2
+EXAMPLES = "disttrain_trainer.examples"
+_NOTICED = re.compile(rb"round \d+ (ended|is over)")
+"""What a surviving rank logs."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A strategy, with workers of one process each."""
+
+    strategy: dict[str, Any]
+    workers: int = 2
+    servers: int = 0
+
+
+def _cut(*, tensor: int = 1, data: int = 1, sharding: str | None = None) -> Kind:
+    strategy: dict[str, Any] = {"type": "Hybrid" if data > 1 else "ModelParallel", "modelParallel": {"tensor": tensor}}
+    if sharding is not None:
+        strategy["dataParallel"] = {"sharding": sharding}
+    return Kind(strategy, tensor * data)
+
+
+KINDS = {
+    "DataParallel": Kind({"type": "DataParallel"}),
+    "ParameterServer": Kind({"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}, servers=1),
+    "FullyShard": Kind({"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}),
+    "HybridShard": Kind(
+        {"type": "DataParallel", "dataParallel": {"sharding": "HybridShard", "shardSize": 2}}, workers=4
+    ),
+    "tensor": _cut(tensor=2),
+    "data-tensor": _cut(tensor=2, data=2),
+}
 
 
 class Pods:
-    """The processes of a digits job that has no end. The last worker is the one that is lost."""
+    """The processes of a job that has no end. The last worker is the one that is lost."""
 
-    def __init__(self, folder: Path, strategy: str) -> None:
-        module = "disttrain_trainer.examples.digits"
-        served = strategy == "ParameterServer"
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        module = f"{EXAMPLES}.charlm" if "modelParallel" in kind.strategy else f"{EXAMPLES}.digits"
         spec: dict[str, Any] = {
-            "strategy": {"type": strategy, **({"parameterServer": {"consistency": "Sync"}} if served else {})},
-            **({"parameterServer": {"replicas": 1}} if served else {}),
-            "worker": {"replicas": WORKERS},
+            "strategy": kind.strategy,
+            **({"parameterServer": {"replicas": kind.servers}} if kind.servers else {}),
+            "worker": {"replicas": kind.workers},
             "trainer": {
                 "model": f"{module}:model",
                 "dataset": f"{module}:dataset",
@@ -58,22 +91,24 @@ class Pods:
             attempt=1,
             strategy=job.strategy,
             trainer=job.trainer,
-            workers=WORKERS,
-            parameter_servers=int(served),
+            workers=kind.workers,
+            parameter_servers=kind.servers,
             addresses=Addresses(
                 control=f"127.0.0.1:{control}",
                 rendezvous=f"127.0.0.1:{rendezvous}",
-                parameter_servers=(f"127.0.0.1:{server}",) if served else (),
+                parameter_servers=(f"127.0.0.1:{server}",) if kind.servers else (),
             ),
         )
         self._folder = folder
+        self._last = kind.workers - 1
+        self._has_rounds = not kind.servers
         self._processes: list[subprocess.Popen[bytes]] = []
         self._start(Role.MASTER, 0)
-        if served:
+        if kind.servers:
             self._start(Role.PARAMETER_SERVER, 0)
-        for index in range(WORKERS - 1):
+        for index in range(self._last):
             self._start(Role.WORKER, index)
-        self._victim = self._start(Role.WORKER, WORKERS - 1)
+        self._victim = self._start(Role.WORKER, self._last)
         self._await_step()
 
     def close(self) -> None:
@@ -81,19 +116,27 @@ class Pods:
             process.kill()
             process.wait()
 
-    def in_place(self) -> float:
-        """Seconds from the end of the training process to its successor's first step."""
+    def in_place(self) -> tuple[float, float]:
+        """Seconds from the end of the training process to its successor's first step; and those of them since the loss was noticed."""
+        log = self._folder / "log"
+        before = log.stat().st_size
         began = time.perf_counter()
         os.kill(self._training_process(), signal.SIGKILL)
+        noticed = began  # parameter servers go on without a word
+        while self._has_rounds and noticed == began and time.perf_counter() < began + WAIT_SECONDS:
+            if _NOTICED.search(log.read_bytes()[before:]):
+                noticed = time.perf_counter()
+            time.sleep(0.002)
         self._await_step()
-        return time.perf_counter() - began
+        now = time.perf_counter()
+        return now - began, now - noticed
 
     def new(self) -> float:
         """The same of the first process, which is started again at once."""
         began = time.perf_counter()
         self._victim.kill()
         self._victim.wait()
-        self._victim = self._start(Role.WORKER, WORKERS - 1)
+        self._victim = self._start(Role.WORKER, self._last)
         self._await_step()
         return time.perf_counter() - began
 
@@ -107,7 +150,7 @@ class Pods:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
     def _start(self, role: Role, index: int) -> "subprocess.Popen[bytes]":
-        lost = (role, index) == (Role.WORKER, WORKERS - 1)
+        lost = (role, index) == (Role.WORKER, self._last)
         variables = {
             environment.JOB: self._config.encode(),
             environment.ROLE: role.value,
@@ -159,19 +202,24 @@ def _mib(pid: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5, help="losses of each kind")
-    parser.add_argument("--strategies", nargs="+", default=["DataParallel", "ParameterServer"])
+    parser.add_argument("--strategies", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
-    print(f"{'strategy':<16} {'in place s':>10} {'new s':>7} {'new/in place':>12} {'launcher MiB':>12} {'pod MiB':>8}")
+    print(
+        f"{'strategy':<17} {'in place s':>10} {'noticed s':>9} {'new s':>7} {'new/in place':>12} {'launcher MiB':>12} {'pod MiB':>8}"
+    )
     for strategy in options.strategies:
         with tempfile.TemporaryDirectory() as folder:
-            pods = Pods(Path(folder), strategy)
+            pods = Pods(Path(folder), KINDS[strategy])
             try:
                 own, both = pods.memory()
-                seconds = [(pods.in_place(), pods.new()) for _ in range(options.rounds)]
+                seconds = [(*pods.in_place(), pods.new()) for _ in range(options.rounds)]
             finally:
                 pods.close()
-        in_place, new = (statistics.median(column) for column in zip(*seconds, strict=True))
-        print(f"{strategy:<16} {in_place:>10.2f} {new:>7.2f} {new / in_place:>12.1f} {own:>12.0f} {both:>8.0f}")
+        in_place, noticed, new = (statistics.median(column) for column in zip(*seconds, strict=True))
+        print(
+            f"{strategy:<17} {in_place:>10.2f} {noticed:>9.2f} {new:>7.2f} {new / in_place:>12.1f} {own:>12.0f} {both:>8.0f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ gloo. The second line has our collectives in the bare loop, so that the two effe
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing.connection import Connection
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,9 +39,9 @@ from disttrain_trainer.parallel.sharded_model import ShardedModel
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.strategies.shard_exchange import ShardExchange
+from ranks import RANKS, TIMEOUT, measure, store
 
-RANKS, BATCH = 2, 16
-TIMEOUT = timedelta(seconds=300)
+BATCH = 16
 MODELS = {"charlm 64x2": {"width": 64, "layers": 2}, "charlm 256x4": {"width": 256, "layers": 4}}
 Turn = Callable[[], None]
 
@@ -157,13 +155,10 @@ def run(results: Connection, rank: int, port: int, model: str, steps: int, round
     torch.set_num_threads(1)
     config = config_of(model)
 
-    def store() -> dist.Store:
-        return dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
-
     def new_task() -> Task:
         return tasks.build(config, rank=rank, local_rank=0, incarnation="")
 
-    with AbortableProcessGroup().joined("gloo", store=store, rank=rank, size=RANKS, timeout=TIMEOUT):
+    with AbortableProcessGroup().joined("gloo", store=store(port), rank=rank, size=RANKS, timeout=TIMEOUT):
         gloo = dist.new_group(backend="gloo")
         mesh = DeviceMesh.from_group(gloo, "cpu", mesh_dim_names=("shard",))
         turns = {
@@ -182,22 +177,6 @@ def run(results: Connection, rank: int, port: int, model: str, steps: int, round
     results.send(found)
 
 
-def measure(model: str, *, steps: int, rounds: int) -> dict[str, list[float]]:
-    spawn = multiprocessing.get_context("spawn")
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    here, there = spawn.Pipe()
-    ranks = [
-        spawn.Process(target=run, args=(there, rank, server.port, model, steps, rounds), daemon=True)
-        for rank in range(RANKS)
-    ]
-    for rank in ranks:
-        rank.start()
-    found: dict[str, list[float]] = here.recv()
-    for rank in ranks:
-        rank.join()
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
@@ -206,7 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{'model':<13} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7}   bare / it; target of ours 0.97")
     for model in options.models:
-        found = measure(model, steps=options.steps, rounds=options.rounds)
+        found = measure(run, model, options.steps, options.rounds)
         for name, seconds in found.items():
             median = statistics.median(b / s for b, s in zip(found["bare"], seconds, strict=True))
             best = min(found["bare"]) / min(seconds)

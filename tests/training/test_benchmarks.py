@@ -61,9 +61,9 @@ def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
 
 
 def test_a_restart_in_place_is_compared_with_a_new_process() -> None:
-    lines = printed("restart.py", "--rounds=1", "--strategies", "DataParallel")
+    lines = printed("restart.py", "--rounds=1", "--strategies", "FullyShard")
     (row,) = (line.split() for line in lines[1:])
-    assert row[0] == "DataParallel"
+    assert row[0] == "FullyShard"
     assert all(float(number) > 0 for number in row[1:])
 
 

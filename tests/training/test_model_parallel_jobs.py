@@ -135,8 +135,20 @@ HELD, STEPS = 12, 16
         ({"pipeline": 2}, 1, 10, signal.SIGSTOP),
         ({"data": 2, "tensor": 2}, 3, HELD, signal.SIGKILL),
         (FULLY_SHARDED, 2, 10, signal.SIGKILL),
+        ({"tensor": 2}, 0, 10, signal.SIGSTOP),
+        ({"data": 2, "tensor": 2}, 1, HELD, signal.SIGSTOP),
+        ({"tensor": 2, "pipeline": 2}, 2, 10, signal.SIGSTOP),
     ],
-    ids=["tensor-killed", "pipeline-killed", "pipeline-frozen", "hybrid-killed", "sharded-pipeline-killed"],
+    ids=[
+        "tensor-killed",
+        "pipeline-killed",
+        "pipeline-frozen",
+        "hybrid-killed",
+        "sharded-pipeline-killed",
+        "tensor-frozen",
+        "hybrid-frozen",
+        "tensor-pipeline-frozen",
+    ],
 )
 def test_a_lost_process_costs_what_no_other_holds(
     tmp_path: Path, mesh: dict[str, Any], lost: int, goes_on_at: int, number: signal.Signals
@@ -157,8 +169,8 @@ def test_a_lost_process_costs_what_no_other_holds(
                 job.kill(Role.WORKER, lost, number)
                 job.let_go()
                 if number is signal.SIGSTOP:
-                    other = 0 if lost else 1
-                    job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
+                    for other in {*range(job.config.workers)} - {lost}:
+                        job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
                     job.kill(Role.WORKER, lost)
                 progress = job.complete()
                 assert f"round 2 begins at step {goes_on_at}" in job.logs()

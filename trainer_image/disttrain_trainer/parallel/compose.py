@@ -23,7 +23,7 @@ from disttrain.api.strategy import Sharding
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model import forward_options
 from disttrain_trainer.model.factories import resolve
-from disttrain_trainer.model.task import Loss
+from disttrain_trainer.model.task import Loss, mix
 from disttrain_trainer.model.user_code import guarded
 from disttrain_trainer.parallel import fully_shard, stages, tensor, user_plan
 from disttrain_trainer.parallel.chance import Chance
@@ -168,7 +168,7 @@ def _compared(local: LocalModel, context: ParallelContext) -> LocalModel:
 def _trial(local: LocalModel, context: ParallelContext) -> Trial | None:
     if context.sample is None or context.groups is None:
         return None
-    seed = context.config.trainer.seed
+    seed = mix(context.config.trainer.seed, 0)  # that of the first part
     return Trial(loss=context.loss, batch=context.sample, seed=seed, device=context.device, chance=local.chance)
 
 
