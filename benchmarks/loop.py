@@ -20,7 +20,7 @@ import torch
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
@@ -74,7 +74,7 @@ class Ours:
         )
         self._task = task = tasks.build(process.config, rank=0, local_rank=0, incarnation="")
         model, metrics = FlatModel(task.model), Metrics(process)
-        self._loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
+        self._loop = TrainingLoop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
         self._rank.step, self._rank.round = 0, Round(1)
         self._steps = steps
         self._exchange = AllReduce(

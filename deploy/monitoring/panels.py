@@ -265,7 +265,7 @@ def variable(name: str, label: str, description: str, query: str, *, many: bool 
 
 
 def event(name: str, expr: str, color: str, *, text: str = "", on: bool = True) -> build.AnnotationQuery:
-    """Marks in every panel wherever the query has a value. It is asked once a minute: for a week, Prometheus' retention, that is
+    """Marks in every panel where the query has a value. It is asked once a minute: for a week, Prometheus' retention, that is
     within the 11,000 points that it gives for a query. What lasts shorter has to be looked for over two minutes."""
     query = build.AnnotationQuery().name(name).datasource(DATASOURCE).enable(on).icon_color(color)
     return query.expr(expr).title_format(name).text_format(text).step("1m")

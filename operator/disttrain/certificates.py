@@ -1,7 +1,7 @@
 """The certificate of a job's attempt, for network.tls Mutual: one leaf for all its processes, signed by an authority of its own.
 
-The authority's key is forgotten here, so that nobody signs another leaf: a process of another job or attempt, or of none, has no
-certificate that the attempt's processes accept. They are random; whoever carries a plan out makes them, and no plan depends on them.
+The authority's key is forgotten here, so that no other leaf is ever signed: a process of another job or attempt, or of none, has no
+certificate that the attempt's processes accept. They are random; the code that carries out a plan makes them, and no plan depends on them.
 """
 
 import base64
@@ -28,7 +28,7 @@ CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
 """The files, as in a Secret of type kubernetes.io/tls."""
 
 LIFETIME: Final = timedelta(days=3650)
-"""Longer than any attempt: nobody could sign a new one in the middle of it. What ends a key is that its Secret is deleted."""
+"""Longer than any attempt: no new one can be signed in the middle of it. What ends a key is that its Secret is deleted."""
 CLOCK_SKEW: Final = timedelta(hours=1)
 """How far the clock of a node may be behind."""
 

@@ -148,7 +148,7 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
     assert refused == {}
     assert "forbidden" not in operator.log
     (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
-    # Asked for by the API server itself, of whoever sets blockOwnerDeletion.
+    # Asked for by the API server itself, of a client that sets blockOwnerDeletion.
     unasked = {("disttrain.dev", "disttrainjobs/finalizers", "update")}
     needed = granted(role["rules"]) - unasked
     # What a request does can be seen before its answer passes the proxy: the job is gone a moment before its deletion is "allowed".

@@ -189,7 +189,7 @@ class ControlPlane(Kubectl):
                     f"--kubeconfig={config}",
                     f"--config={STAGES}",
                     "--manage-all-nodes=true",
-                    # Loopback: whoever asks one of these pods for something gets no answer, and no other machine is asked.
+                    # Loopback: a request to one of these pods gets no answer, and no other machine is asked.
                     "--cidr=127.1.0.0/16",
                     "--node-ip=127.0.0.1",
                     "--node-lease-duration-seconds=0",

@@ -37,7 +37,7 @@ def start_time(pid: int) -> str | None:
 def write_pid(file: Path, pid: int) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(f"{pid} {start_time(pid)}\n")
-    partial.rename(file)  # whoever sweeps would take half a file for a dead process
+    partial.rename(file)  # a sweep would take half a file for a dead process
 
 
 def read_pid(file: Path) -> int | None:

@@ -69,7 +69,7 @@ GO_PROGRAMS: dict[Set, list[GoProgram]] = {
 GO_PROGRAMS["monitoring"] = GO_PROGRAMS["apiserver"] + GO_PROGRAMS["monitoring"]
 GO_PROGRAMS["cluster"] = GO_PROGRAMS["monitoring"] + GO_PROGRAMS["cluster"]
 
-# Debian package -> a file that shows it is there. Other distributions: the same programs from wherever they come.
+# Debian package -> a file that shows it is there. Other distributions: the same programs from their own packages.
 PACKAGES = {
     "containerd": "containerd",
     "runc": "runc",

@@ -52,12 +52,12 @@ class Started:
         self.folder = folder
 
         def prepare() -> None:
-            # Whoever runs the tests in the background, or with nohup, has them ignore these, and with them a run.
+            # Tests that run in the background, or with nohup, ignore these, and with them a run does.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
             before()
 
-        # NO_COLOR and COLUMNS: whoever runs the tests has a terminal of some kind.
+        # NO_COLOR and COLUMNS: the tests may be run from a terminal of any kind.
         env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"} | (environment or {})
         if (
             folder / "disttrain_trainer"

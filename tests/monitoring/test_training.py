@@ -79,7 +79,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
             time.sleep(0.2)
         yield processes
     finally:
-        run.terminate()  # not SIGINT: whoever runs the tests in the background has them ignore that
+        run.terminate()  # not SIGINT: tests that run in the background ignore that
         try:
             assert run.wait(60) == 130, (folder / "log").read_text()
         finally:

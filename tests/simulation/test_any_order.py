@@ -1,4 +1,4 @@
-"""Whatever happens to the pods, in whatever order, however late the operator learns of it and wherever it dies: the promises hold.
+"""Whatever happens to the pods, in whatever order, however late the operator learns of it and at what point it dies: the promises hold.
 
 A quick slice runs with every `make test`; `make simulation` searches for minutes.
 """

@@ -11,7 +11,7 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import TrainerError
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.task import Objective, mix
@@ -75,7 +75,9 @@ def train(job: JobConfig) -> State | str:
     try:
         local = compose(task.model, context)
         model = ShardedModel(local, layout=layout, at=at)
-        loop = Loop(task, model, name="test", metrics=metrics, send=lambda fields: None, counts=mesh.counts(rank))
+        loop = TrainingLoop(
+            task, model, name="test", metrics=metrics, send=lambda fields: None, counts=mesh.counts(rank)
+        )
         loop.adopt(model, Objective(local.module, task.loss))
         exchange = ShardExchange(
             process=process,

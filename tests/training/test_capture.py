@@ -54,7 +54,7 @@ class Relay:
                 dialer = self._listener.accept()[0]
                 try:
                     listener = socket.create_connection(self._to)
-                except OSError:  # nobody listens yet, as the dialer would find itself
+                except OSError:  # no process listens yet, as the dialer would find itself
                     dialer.close()
                     continue
                 threading.Thread(target=self._pass_on, args=(dialer, listener), daemon=True).start()

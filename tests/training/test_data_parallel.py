@@ -13,7 +13,7 @@ from training.job import Job, checkpoints, digits, state
 from training.test_parameter_server_sync import OPTIMIZERS
 
 STEPS = 50
-# At a ReLU rounding may decide: with momentum one of its inputs is 3e-8 in float32 and -3e-8 in float64, and whoever takes
+# At a ReLU rounding may decide: with momentum one of its inputs is 3e-8 in float32 and -3e-8 in float64, and a process that takes
 # the other side of it is 0.002 away for good. A Tanh has no such place, and the bounds below are those of the rounding itself.
 SMOOTH = """
 from torch import nn

@@ -1,4 +1,4 @@
-"""Asynchronous training: every gradient counts exactly once, whoever sends it and however often."""
+"""Asynchronous training: every gradient counts exactly once, independent of which worker sends it and how often."""
 
 import threading
 

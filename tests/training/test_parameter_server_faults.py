@@ -463,7 +463,7 @@ def test_a_gradient_for_a_step_that_has_not_begun_is_refused() -> None:
 
 
 def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) -> None:
-    """Parts of workers that die are done by whoever comes: a synchronous training does not depend on who computes."""
+    """Parts of workers that die are done by the next free worker: a synchronous training does not depend on who computes."""
     steps = 30
     config = make_config(workers=3, servers=2, optimizer=MOMENTUM)
     schedule = Schedule(samples=40, batch_size=12, parts_per_step=3, seed=3, max_steps=steps)

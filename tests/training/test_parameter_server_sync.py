@@ -1,4 +1,4 @@
-"""Synchronous training on parameter servers is the training of one process, whoever computes and wherever the model is cut."""
+"""Synchronous training on parameter servers is the training of one process, however parts and model are divided."""
 
 import random
 import time

@@ -91,9 +91,9 @@ class Mesh:
         at = self.coordinate(rank)
         return at.replicate * self.shard + at.shard
 
-    def copies_of(self, rank: int) -> tuple[int, ...]:
+    def replicas_of(self, rank: int) -> tuple[int, ...]:
         """The ranks that hold the same piece of the model's state as this one, itself included."""
-        return next(ranks for ranks in self.copies() if rank in ranks)
+        return next(ranks for ranks in self.replicas() if rank in ranks)
 
     def data_ranks(self, rank: int) -> tuple[int, ...]:
         """The ranks that compute other parts with the same part of the model, by their data rank."""
@@ -109,7 +109,7 @@ class Mesh:
         at = self.coordinate(rank)
         return at.tensor == 0 and at.pipeline == self.pipeline - 1
 
-    def copies(self) -> tuple[tuple[int, ...], ...]:
+    def replicas(self) -> tuple[tuple[int, ...], ...]:
         """For each piece of the model's state the ranks that hold it: those that differ in nothing but their copy."""
         return tuple(
             tuple(

@@ -90,7 +90,7 @@ class ChildKind(StrEnum):
 
 
 def secret_name(job: str, uid: str, attempt: int, suffix: str) -> str:
-    """The Secret with the certificate of an attempt, for network.tls Mutual. suffix: random, so that nobody can create an object of
+    """The Secret with the certificate of an attempt, for network.tls Mutual. suffix: random, so that no other user can create an object of
     that name first. The rest of the name is the job's, so that a changed status names no other Secret."""
     return f"{job}-{uid[:8]}-tls-{attempt}-{suffix}"
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from disttrain.api import digests
+from disttrain.api.digested import verified
 from disttrain.api.names import MODEL_FILE
-from disttrain.api.sealed import unseal
 from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, Piece, read_header
 from disttrain.local.folders import ROOT
 
@@ -109,7 +109,7 @@ def _index(folder: Path) -> dict[str, Entry]:
     """What the manifest says of the model, with every file compared with its digest. Raises CannotExport, OSError."""
     older = "; name an older checkpoint of the same folder, if there is one"
     try:
-        manifest = unseal((folder / MANIFEST).read_text())
+        manifest = verified((folder / MANIFEST).read_text())
         number, files = manifest["format"], _FILES.validate_python(manifest["files"])
     except FileNotFoundError:
         raise CannotExport(f"{folder} has no {MANIFEST}: the checkpoint was not completed{older}") from None

@@ -8,7 +8,7 @@ The operator has no right to read Secrets. What it must know of one is in status
 | a suffix | the Secret is created. Its name is taken: it is deleted, and another suffix is stored |
 | suffix and uid | pods are created. The Secret is never created again in this attempt: two certificates of one attempt refuse each other |
 
-A name that is taken is that of a Secret whose creation was not stored, because the operator was lost in between; or somebody who reads the
+A name that is taken is that of a Secret whose creation was not stored, because the operator was lost in between; or one who reads the
 status was faster. No pod has it in either case.
 """
 

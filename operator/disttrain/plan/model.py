@@ -126,7 +126,7 @@ class Snapshot:
     secret: MadeSecret | None = None
     """What became of the Secret that status.certificate names; None: this process has not created it."""
     random_suffix: str = "0" * 16
-    """16 hex digits that nobody can foresee, drawn for this snapshot."""
+    """16 random hex digits, drawn for this snapshot: they cannot be predicted."""
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
     progress_read: datetime | None = None

@@ -63,7 +63,7 @@ Steps = Generator[Wait, bool, T]
 
 
 class Thread:
-    """A thread of a simulated process. Whoever changes what it may wait for calls `poke`."""
+    """A thread of a simulated process. Code that changes what it may wait for calls `poke`."""
 
     def __init__(self, timeline: Timeline, steps: Steps[None]) -> None:
         self._timeline = timeline

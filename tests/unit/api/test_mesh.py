@@ -31,8 +31,8 @@ def test_ranks_of_a_tensor_group_are_neighbours_and_stages_lie_far_apart() -> No
     cube = Mesh(pipeline=2, replicate=2, shard=1, tensor=2)
     assert cube.coordinate(5) == Coordinate(pipeline=1, replicate=0, shard=0, tensor=1)
     assert [cube.rank(cube.coordinate(rank)) for rank in range(8)] == list(range(8))
-    assert cube.copies() == ((0, 2), (1, 3), (4, 6), (5, 7))
-    assert cube.copies_of(6) == (4, 6)
+    assert cube.replicas() == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert cube.replicas_of(6) == (4, 6)
 
 
 def test_ranks_that_compute_the_same_parts_share_a_data_rank_and_one_of_them_counts() -> None:

@@ -1,4 +1,4 @@
-"""The operator's own port answers a probe whoever else connects to it."""
+"""The operator's own port answers a probe, independent of the other connections to it."""
 
 import asyncio
 import os

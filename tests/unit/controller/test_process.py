@@ -72,7 +72,7 @@ async def test_process_ends_with_one_line_when_the_api_server_was_restored(caplo
         body = known.put(JOBS, job())
     one.cache.jobs.put(body)
     assert await one.run() == 1
-    assert await one.run() == 1  # whoever finds it later, while the process ends, has nothing to add
+    assert await one.run() == 1  # what finds it later, while the process ends, has nothing to add
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith("the API server was restored from a backup: its list of disttrainjobs has version")
     assert line.endswith("the operator ends, so that its next process starts from what the API server has now")

@@ -1,4 +1,4 @@
-"""network.tls Mutual: a Secret with a name that nobody can foresee, before the first pods, one an attempt, and gone with it."""
+"""network.tls Mutual: a Secret with a random name, before the first pods, one an attempt, and gone with it."""
 
 from __future__ import annotations
 

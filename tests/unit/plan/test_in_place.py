@@ -1,4 +1,4 @@
-"""A process that was restarted in its pod counts as a pod that was replaced: once, whoever reports it and however often."""
+"""A process that was restarted in its pod counts as a pod that was replaced: once, however often it is reported and by which process."""
 
 from datetime import datetime, timedelta
 from typing import Any

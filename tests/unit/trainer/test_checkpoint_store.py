@@ -12,8 +12,8 @@ import pytest
 
 from configs import config_of
 from disttrain.api import digests
+from disttrain.api.digested import with_digest
 from disttrain.api.runtime import JobConfig
-from disttrain.api.sealed import seal
 from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.data.schedule import DataSet
@@ -217,7 +217,7 @@ def edit(manifest: Path, **changes: Any) -> None:
     """Changes a manifest as another version would have written it."""
     content = json.loads(manifest.read_text())
     del content["digest"]
-    manifest.write_text(seal(json.dumps(content | changes)))
+    manifest.write_text(with_digest(json.dumps(content | changes)))
 
 
 def test_no_bit_of_a_manifest_flips_without_being_found(tmp_path: Path) -> None:

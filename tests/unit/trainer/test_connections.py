@@ -1,4 +1,4 @@
-"""Whoever connects to a port takes no more than a bounded number of the process's files, and none for ever."""
+"""Clients of a port take no more than a bounded number of the process's files, and none for ever."""
 
 import http.client
 import os

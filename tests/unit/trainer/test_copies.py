@@ -34,7 +34,7 @@ from disttrain_trainer.runtime.process import Process
 from transports import certified
 
 KEY = bytes(range(32))
-PLANTED = b"a planted sample that nobody may read"
+PLANTED = b"a planted sample that must stay secret"
 PARTITIONS = 6
 WORKERS = 3
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
-from disttrain.api.sealed import seal, unseal
+from disttrain.api.digested import verified, with_digest
 from disttrain_trainer.data import packed, packed_dataset
 from disttrain_trainer.data.block_order import BlockOrder
 from disttrain_trainer.data.pack_writer import BLOCK, write
@@ -27,7 +27,7 @@ from disttrain_trainer.data.store import Folder
 from disttrain_trainer.errors import DataUnreadable, WrongInput
 
 KEY = bytes(range(32))
-PLANTED = b"a planted sample that nobody may read"
+PLANTED = b"a planted sample that must stay secret"
 
 
 class Samples:
@@ -147,7 +147,7 @@ def test_samples_of_several_structures_are_refused(tmp_path: Path) -> None:
 def damaged(folder: Path, how: str) -> None:
     """Damages an encrypted pack, or one that is not."""
     index, part = folder / "train" / "index.json", folder / "train" / "part-000001.blocks"
-    content, data = unseal(index.read_text()), bytearray(part.read_bytes())
+    content, data = verified(index.read_text()), bytearray(part.read_bytes())
     sizes = [size for _, size in content["partitions"][1]["blocks"]]
     content.pop("digest")
     match how:
@@ -168,7 +168,7 @@ def damaged(folder: Path, how: str) -> None:
         case "a flipped bit in the index":
             index.write_text(index.read_text().replace('"window":32', '"window":31'))
             return
-    index.write_text(seal(json.dumps(content, separators=(",", ":"))))
+    index.write_text(with_digest(json.dumps(content, separators=(",", ":"))))
     part.write_bytes(data)
     if how == "missing":
         part.unlink()

@@ -1,4 +1,4 @@
-"""User code that makes torch's default process group is refused wherever it does so, by the field that names the code."""
+"""User code that makes torch's default process group is refused in each place, by the field that names the code."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A checkpoint read by the names of its tensors, whoever wrote it: the pieces that the manifest lists, put together.
+"""A checkpoint read by the names of its tensors, whichever strategy wrote it: the pieces that the manifest lists, put together.
 
 So a training goes on with another number of servers, or by another strategy. Elements are counted in the order in which they lie in
 the flat vectors of the trained parameters.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from disttrain.api import sealed
+from disttrain.api import digested
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import Entry
 from disttrain_trainer.checkpoint import resuming
@@ -69,7 +69,7 @@ class Manifest(BaseModel):
     @classmethod
     def read(cls, text: str) -> "Manifest":
         """The manifest of a file's text. Raises ValueError when it is damaged, or OtherFormat."""
-        raw = sealed.unseal(text)
+        raw = digested.verified(text)
         number = raw.get("format")
         if isinstance(number, int) and number not in _READ:
             version = "a later" if number > FORMAT else "an earlier"
@@ -90,7 +90,7 @@ class Manifest(BaseModel):
 
     def text(self) -> str:
         """What `read` reads."""
-        return sealed.seal(self.model_dump_json(by_alias=True))
+        return digested.with_digest(self.model_dump_json(by_alias=True))
 
     def file_of(self, prefix: str) -> str | None:
         """The name of the file that begins with this prefix; None when there is none."""

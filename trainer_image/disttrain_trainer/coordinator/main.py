@@ -301,7 +301,7 @@ def _pieces(config: JobConfig) -> tuple[tuple[int, ...], ...]:
     """For each piece of a sharded model the ranks that hold copies of it; none where each rank holds all."""
     if not config.strategy.is_sharded:
         return ()
-    return Mesh.of(config.strategy, workers=config.workers, processes=config.processes_per_worker).copies()
+    return Mesh.of(config.strategy, workers=config.workers, processes=config.processes_per_worker).replicas()
 
 
 def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) -> None:

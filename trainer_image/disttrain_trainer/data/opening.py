@@ -13,7 +13,7 @@ from disttrain_trainer.errors import DataUnreadable, TrainerError, WrongInput
 
 REMEDY: Final = "copy it again from where it was packed, or pack the data set again"
 _MISTAKES: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors that another try does not cure: somebody must change what is there."""
+"""Errors that another try does not cure: what is there must be changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from disttrain.api.sealed import seal, unseal
+from disttrain.api.digested import verified, with_digest
 from disttrain_trainer.data.sample_format import Structure
 from disttrain_trainer.data.sealing import AES, Seal
 
@@ -112,7 +112,9 @@ class Index:
                 for number, part in enumerate(self.partitions)
             ],
         }
-        return seal(json.dumps({**content, "signature": signer.sign(_canonical(content))}, separators=(",", ":")))
+        return with_digest(
+            json.dumps({**content, "signature": signer.sign(_canonical(content))}, separators=(",", ":"))
+        )
 
 
 def file_name(partition: int) -> str:
@@ -123,7 +125,7 @@ def file_name(partition: int) -> str:
 def read(text: str) -> tuple[Index, str, str]:
     """The index of a text, what is signed of it, and the signature. Raises Damaged or OtherFormat."""
     try:
-        content = unseal(text)
+        content = verified(text)
         number = content["format"]
         if number != FORMAT:
             raise OtherFormat(f"format {number}")

@@ -1,4 +1,4 @@
-"""Which workers keep a copy of a partition. Pure: every process computes the same, and nobody is asked.
+"""Which workers keep a copy of a partition. Pure: every process computes the same, and no process is asked.
 
 Rendezvous hashing (Thaler and Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 1998): a partition is kept by
 the workers whose hashes with it are the highest. With one worker more or less only the copies move that it holds.

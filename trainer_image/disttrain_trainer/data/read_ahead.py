@@ -13,7 +13,7 @@ class ReadAhead:
     read for nothing, and otherwise something is read that is not used."""
 
     def __init__(self, schedule: Schedule, steps: int, read: Callable[[NDArray[np.int64]], None]) -> None:
-        """schedule: one of its own, whose memory of the last positions nobody else disturbs. steps: how many steps ahead, at least 1."""
+        """schedule: one of its own, whose memory of the last positions no other disturbs. steps: how many steps ahead, at least 1."""
         self._schedule, self._steps, self._read = schedule, steps, read
         self._asked: dict[int, int] = {}
         """Of each part of a step, the last step that was asked for."""

@@ -42,7 +42,7 @@ class Seal(Protocol):
         """Its content. Raises Broken."""
 
     def sign(self, text: str) -> str:
-        """A signature of the index, in hex: with a key nobody else can make it."""
+        """A signature of the index, in hex: it cannot be made without the key."""
 
 
 class Digest:

@@ -18,7 +18,7 @@ WATCHED_STEPS = 3
 """Steps from the first one on of which it is seen whether the loss calls backward() itself; then one after each report."""
 
 
-class Loop:
+class TrainingLoop:
     """The loop of one process. For one thread."""
 
     def __init__(

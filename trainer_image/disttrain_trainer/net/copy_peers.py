@@ -9,7 +9,7 @@ one form, (operation, split, partition, offset, length), each answered by a leng
 | INDEX | bytes of index.json from the offset, fewer at its end |
 | BROKEN | none: the reader found the copy broken, and its owner looks at it |
 
-Nobody sees more than the store shows: what is encrypted stays so.
+A peer sees no more than the store shows: what is encrypted stays so.
 """
 
 import json

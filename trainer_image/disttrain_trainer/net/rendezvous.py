@@ -2,7 +2,7 @@
 
 A request and its answer are lists of byte strings, each list as one message. A request is the name of an operation and its arguments; the
 answer is `ok` and the results, or `error` and the reason. No request waits at the master longer than it asks for, and never longer
-than WAIT_SECONDS: whoever waits on asks again, so that a master that is silent is noticed. torch is not imported here.
+than WAIT_SECONDS: a client that waits on asks again, so that a master that is silent is noticed. torch is not imported here.
 """
 
 import asyncio

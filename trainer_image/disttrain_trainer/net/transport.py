@@ -42,7 +42,7 @@ class Transport(ABC):
     def dial(
         self, address: str, *, timeout: float, within: float | None = None, interrupt: "Interrupt | None" = None
     ) -> Connection:
-        """Connects to host:port, and verifies who is there. Raises Closed, Silent, or OSError when nobody is.
+        """Connects to host:port, and verifies who is there. Raises Closed, Silent, or OSError when no process is.
 
         timeout: seconds of silence, on the connection; within: seconds until it stands, the same if None. interrupt: ends it with Closed,
         except while the name is looked up.
@@ -146,7 +146,7 @@ class _Tls(Transport):
         self._name = name
         self._records = records
         self.context = accepting = _context(ssl.PROTOCOL_TLS_SERVER, folder)
-        accepting.num_tickets = 0  # each connection is verified anew
+        accepting.num_tickets = 0  # each connection is verified again
         self._accepting = accepting
         self._dialing = _context(ssl.PROTOCOL_TLS_CLIENT, folder)
 

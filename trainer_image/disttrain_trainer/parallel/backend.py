@@ -221,7 +221,7 @@ class EndableBackend(RoundBackend):
     def __init__(self, gloo: ProcessGroupGloo, *, round_end: RoundEnd, traffic: Traffic) -> None:
         super().__init__(gloo.rank(), gloo.size(), gloo.options, round_end=round_end, traffic=traffic)
         self._gloo: Any = gloo
-        """None after `release`. No local variable refers to it: whoever drops the last reference waits for its operations."""
+        """None after `release`. No local variable refers to it: the thread that drops the last reference waits for its operations."""
         self._closing = threading.Lock()
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ _UPDATES = f".{UPDATES}"
 class RankState:
     """What a rank must hold to go on at a step: parameters, the optimiser's state, and the buffers that `state_dict()` has.
 
-    Parameters and optimiser are the same everywhere, by name and shape. Buffers may change their shapes as the model trains: whoever
+    Parameters and optimiser are the same everywhere, by name and shape. Buffers may change their shapes as the model trains: a rank that
     takes them over takes their shapes, too.
     """
 

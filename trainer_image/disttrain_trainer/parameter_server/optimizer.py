@@ -4,7 +4,7 @@ All three are element-wise: element i of the result depends on element i of para
 cutting a model over servers changes nothing. (LAMB, LARS, Muon and a clip by norm are not, and are not here.)
 
 Not bitwise for free: the fused kernels compute the last few elements of a call without fused multiply-add. So callers pad every
-part, and cut blocks, to a multiple of `PADDING` elements; then each element takes the vector path, wherever the model was cut.
+part, and cut blocks, to a multiple of `PADDING` elements; then each element takes the vector path, however the model was cut.
 """
 
 from collections.abc import Sequence

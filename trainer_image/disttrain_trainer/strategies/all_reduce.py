@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from disttrain_trainer.data.schedule import BatchPart, parts_of
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.flat import FlatModel, norm
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.model.part_buffers import PartBuffers
@@ -34,7 +34,7 @@ class AllReduce:
         control: ControlClient,
         member: CollectiveMember,
         this_round: Round,
-        loop: Loop,
+        loop: TrainingLoop,
         task: Task,
         model: FlatModel,
         optimizer: FlatOptimizer,

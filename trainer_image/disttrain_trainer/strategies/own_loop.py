@@ -25,7 +25,7 @@ from disttrain_trainer.checkpoint.script_state import StateOfScript, read_state
 from disttrain_trainer.data.loader import fetcher, fingerprint_of
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, ProgramFailed, TrainerError, UserError, WrongInput
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
@@ -149,7 +149,7 @@ class Turns:
             raise self._error
 
 
-class _ScriptLoop(Loop):
+class _ScriptLoop(TrainingLoop):
     """The loop, of a loss that the script may not tell."""
 
     def __init__(self, turns: Turns, *arguments: Any, **options: Any) -> None:

@@ -12,7 +12,7 @@ from disttrain_trainer.checkpoint import model_file
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import step_of
 from disttrain_trainer.errors import PeerLost
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import forward_options, user_code
 from disttrain_trainer.model import task as tasks
@@ -66,7 +66,7 @@ class Worker:
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
-        self._loop = Loop(
+        self._loop = TrainingLoop(
             self._task,
             self._replica.model,
             name=process.name,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from disttrain_trainer.data.schedule import BatchPart, Schedule
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.flat import Vectors, norm, runs_of
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember
@@ -35,7 +35,7 @@ class PushPull:
         metrics: Metrics,
         assignments: Assignments,
         client: ShardedClient,
-        loop: Loop,
+        loop: TrainingLoop,
         schedule: Schedule,
         replica: Replica,
         is_sync: bool,

@@ -12,7 +12,7 @@ from typing import Protocol
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.loop.exchange import Exchange
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import task as tasks
@@ -52,6 +52,23 @@ class Saves(Protocol):
 
     def answer(self) -> None:
         """Rank 0, between two tries of a last file: the master asks for the state after the last step."""
+
+
+def over(
+    member: CollectiveMember, control: ControlClient, saves: Saves | None, this_round: Round, seconds: float
+) -> bool:
+    """Waits until the round ends, so many seconds at most; whether it has ended. Where the master asks for the state meanwhile, it gets it.
+
+    saves: None for a rank that writes no checkpoints, which has no answer. Raises what the control connection failed with.
+    """
+    with control.changed:
+        control.changed.wait_for(
+            lambda: (saves is not None and member.save_asked) or member.round is not this_round, seconds
+        )
+    control.check()
+    if saves is not None and member.save_asked:
+        saves.answer()
+    return member.round is not this_round
 
 
 class Rank(ABC):
@@ -103,10 +120,10 @@ class Rank(ABC):
             transport=self._transport,
         )
 
-    def new_loop(self, model: Trained, *, counts: bool = True) -> Loop:
-        """The loop of this rank. counts: see Loop."""
+    def new_loop(self, model: Trained, *, counts: bool = True) -> TrainingLoop:
+        """The loop of this rank. counts: see TrainingLoop."""
         control = self._control
-        return Loop(
+        return TrainingLoop(
             self._task,
             model,
             name=self._process.name,
@@ -144,7 +161,7 @@ class Rank(ABC):
                 self._require_a_lost_peer(this_round, error)
             self._metrics.recoveries += 1
 
-    def train(self, loop: Loop, exchange: Exchange, this_round: Round, *, together: bool) -> None:
+    def train(self, loop: TrainingLoop, exchange: Exchange, this_round: Round, *, together: bool) -> None:
         """Runs the loop to its end. together: with other ranks, whose loss the model's own collectives may raise as their own error."""
         try:
             with user_code.refusing_groups("trainer.model"):
@@ -166,17 +183,7 @@ class Rank(ABC):
 
     def over(self, this_round: Round) -> Callable[[float], bool]:
         """Waits so long between two tries of a last file; whether the round is over."""
-
-        def wait(seconds: float) -> bool:
-            member, control = self._member, self._control
-            with control.changed:
-                control.changed.wait_for(lambda: member.save_asked or member.round is not this_round, seconds)
-            control.check()
-            if member.save_asked and self.saves is not None:
-                self.saves.answer()
-            return member.round is not this_round
-
-        return wait
+        return lambda seconds: over(self._member, self._control, self.saves, this_round, seconds)
 
     def await_the_others(self, this_round: Round) -> None:
         """All work is done here. Raises RoundEnded when a peer is lost before it is done everywhere."""

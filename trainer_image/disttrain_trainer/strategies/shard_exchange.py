@@ -1,8 +1,8 @@
 """The exchange of a sharded model: gradients are summed over the data-parallel ranks as backward goes, each rank updates what it holds.
 
 Every rank runs every forward and backward, for the others wait for its share of the parameters: one without samples computes on a
-stand-in, whose gradient is 0. The last sum of a step is of a few numbers that all ranks need: whoever has it knows that all gradients are
-summed everywhere, so that ranks differ by a step only when they are lost in that very moment.
+stand-in, whose gradient is 0. The last sum of a step is of a few numbers that all ranks need. A rank that has it knows that all gradients
+are summed everywhere, so that ranks differ by a step only when they are lost in that very moment.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from disttrain.api.mesh import Mesh
 from disttrain_trainer.data.schedule import BatchPart, parts_of
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.part_buffers import PartBuffers
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
@@ -49,7 +49,7 @@ class ShardExchange:
         control: ControlClient,
         member: CollectiveMember,
         this_round: Round,
-        loop: Loop,
+        loop: TrainingLoop,
         task: Task,
         mesh: Mesh,
         groups: Groups | None,

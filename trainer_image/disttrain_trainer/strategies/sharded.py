@@ -17,7 +17,7 @@ from disttrain.api.mesh import Coordinate
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.checkpoint.manifest import NAME
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.initial import FactoryNotRepeatable
 from disttrain_trainer.model.task import Objective
@@ -76,7 +76,7 @@ class ShardedWorker(Rank):
             else self._checkpoints
         )
         """What writes the state after the last step."""
-        self._loop: Loop | None = None
+        self._loop: TrainingLoop | None = None
 
     @property
     def saves(self) -> ShardCheckpoints | None:
@@ -218,7 +218,7 @@ class ShardedWorker(Rank):
             member.step = max(0, this_round.step)
             return
         own = self._process.rank
-        copies = self._mesh.copies_of(own)
+        copies = self._mesh.replicas_of(own)
         if own in this_round.holders:
             state.take(self._held, source="the round before")
         else:
@@ -287,7 +287,7 @@ class ShardedWorker(Rank):
     def _writers(self, this_round: Round) -> Writers:
         """Every rank must call it: it makes a group."""
         member = self._member
-        ranks = tuple(ranks[0] for ranks in self._mesh.copies())
+        ranks = tuple(ranks[0] for ranks in self._mesh.replicas())
         group = dist.new_group([*ranks], backend=backend.NAME) if dist.is_initialized() else None
         return Writers(
             ranks=ranks,

@@ -9,20 +9,20 @@ import json
 import re
 from typing import Any
 
-_SEAL = re.compile(r',"digest":"([0-9a-f]{64})"}\s*\Z')
+_DIGEST = re.compile(r',"digest":"([0-9a-f]{64})"}\s*\Z')
 
 
-def seal(text: str) -> str:
+def with_digest(text: str) -> str:
     """The text of a JSON object that has a key, with one more: the sha256 of the text without it."""
     return f'{text[:-1]},"digest":"{_digest(text)}"}}'
 
 
-def unseal(text: str) -> dict[str, Any]:
+def verified(text: str) -> dict[str, Any]:
     """The object of a text. One without a digest at its end, as older releases wrote it, is taken as it is.
 
     Raises ValueError, which says what is wrong with the text.
     """
-    found = _SEAL.search(text)
+    found = _DIGEST.search(text)
     if found is not None and found[1] != _digest(text[: found.start()] + "}"):
         raise ValueError("its digest is not that of its content")
     try:
