@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain_trainer.loop.loop import Loop
+from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.blocks import blocks_of
 from disttrain_trainer.model.flat import described
@@ -94,7 +94,7 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
         task.model, ParallelContext(config=config, mesh=mesh, at=at, groups=groups, loss=task.loss, device=task.device)
     )
     model = ShardedModel(local, layout=layout, at=at)
-    loop = Loop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
+    loop = TrainingLoop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
     loop.adopt(model, Objective(local.module, task.loss))
     member.step, member.round = 0, Round(1)
     exchange = ShardExchange(
@@ -151,7 +151,7 @@ def bare(task: Task, config: JobConfig, mesh: DeviceMesh, rank: int, steps: int,
 
 
 def run(results: Connection, rank: int, port: int, model: str, steps: int, rounds: int) -> None:
-    """One rank. Sends for each loop the seconds of a step, one for each turn."""
+    """One rank. Sends for each loop seconds and CPU seconds of a step, one pair for each turn."""
     torch.set_num_threads(1)
     config = config_of(model)
 
@@ -166,14 +166,14 @@ def run(results: Connection, rank: int, port: int, model: str, steps: int, round
             "bare": bare(new_task(), config, mesh, rank, steps, own_collectives=False),
             "bare, our collectives": bare(new_task(), config, mesh, rank, steps, own_collectives=True),
         }
-        found: dict[str, list[float]] = {name: [] for name in turns}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for number in range(rounds + 1):
             for name in list(turns) if number % 2 else reversed(turns):
                 dist.barrier()
-                began = time.perf_counter()
+                began, used = time.perf_counter(), time.process_time()
                 turns[name]()
                 if number:  # the first one warms up
-                    found[name].append((time.perf_counter() - began) / steps)
+                    found[name].append(((time.perf_counter() - began) / steps, (time.process_time() - used) / steps))
     results.send(found)
 
 
@@ -183,13 +183,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
-    print(f"{'model':<13} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7}   bare / it; target of ours 0.97")
+    print(
+        f"{'model':<13} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7} {'CPU':>6}   bare / it; target of ours 0.97"
+    )
     for model in options.models:
         found = measure(run, model, options.steps, options.rounds)
-        for name, seconds in found.items():
-            median = statistics.median(b / s for b, s in zip(found["bare"], seconds, strict=True))
-            best = min(found["bare"]) / min(seconds)
-            print(f"{model:<13} {name:<22} {min(seconds) * 1e3:>8.2f} {best:>6.2f} {median:>7.2f}")
+        seconds, used = ({name: [turn[at] for turn in turns] for name, turns in found.items()} for at in (0, 1))
+        for name in found:
+            median = statistics.median(b / s for b, s in zip(seconds["bare"], seconds[name], strict=True))
+            best = min(seconds["bare"]) / min(seconds[name])
+            cpu = statistics.median(b / s for b, s in zip(used["bare"], used[name], strict=True))
+            print(f"{model:<13} {name:<22} {min(seconds[name]) * 1e3:>8.2f} {best:>6.2f} {median:>7.2f} {cpu:>6.2f}")
 
 
 if __name__ == "__main__":
