@@ -1,6 +1,6 @@
 """A synchronous parameter-server step against its peers and its limit.
 
-    python benchmarks/parameter_server.py [--rounds 12] [--steps 5] [--mib 32] [--compute 0] [--tls]
+    python benchmarks/parameter_server.py [--rounds 12] [--steps 5] [--mib 32] [--compute 0] [--tls | --copies]
 
 Two workers exchange the gradients and parameters of a model of 32 MiB, each process with one thread for arithmetic, over loopback:
 
@@ -9,6 +9,9 @@ Two workers exchange the gradients and parameters of a model of 32 MiB, each pro
 - rpc: a parameter server of two processes on torch.distributed.rpc over TCP, push, sum, SGD, pull
 - bare: the traffic of ours (the same processes, threads, connections, bytes and kind of memory, and each answer after all questions),
   with no sum, no optimiser and no protocol: the limit
+
+With --copies, ours with a copy of each shard on the other server (replication: 2) against ours without: each update goes to the copy, too,
+before a worker hears of it.
 
 With --tls, ours under TLS (network.tls Mutual) against ours without, and beside it the bare traffic under TLS. A step of training computes,
 too: --compute has each worker do arithmetic for so many milliseconds before it pushes.
@@ -46,6 +49,7 @@ from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.connection import LOCAL_BUFFER
+from disttrain_trainer.net.connection import Connection as Wire
 from disttrain_trainer.parameter_server import FlatModel, ShardedClient, ShardServer
 from disttrain_trainer.runtime.memory import zeros
 from disttrain_trainer.runtime.sockets import split_address
@@ -77,14 +81,19 @@ def work_of(seconds: float) -> Step:
 # Ours.
 
 
-def our_config(tls: Path | None = None) -> JobConfig:
+def our_config(tls: Path | None = None, *, copies: bool = False) -> JobConfig:
     trainer = {"model": "a:b", "dataset": "a:c", "maxSteps": 1, "optimizer": {"name": "SGD", "learningRate": RATE}}
     return JobConfig(
         namespace="default",
         name="benchmark",
         uid="benchmark",
         attempt=1,
-        strategy=Strategy.model_validate({"type": "ParameterServer", "parameterServer": {"consistency": "Sync"}}),
+        strategy=Strategy.model_validate(
+            {
+                "type": "ParameterServer",
+                "parameterServer": {"consistency": "Sync", "replication": 2 if copies else 1},
+            }
+        ),
         trainer=Trainer.model_validate(trainer),
         workers=WORKERS,
         parameter_servers=SERVERS,
@@ -93,19 +102,30 @@ def our_config(tls: Path | None = None) -> JobConfig:
     )
 
 
-def our_server(index: int, control: Connection, elements: int, *, tls: Path | None = None) -> None:
-    config = our_config(tls)
+def our_server(
+    index: int, control: Connection, elements: int, *, tls: Path | None = None, copies: bool = False
+) -> None:
+    config = our_config(tls, copies=copies)
     server = ShardServer(config=config, index=index, host="127.0.0.1", port=0, transport=transport.of(config, tls))
     server.start()
     server.begin(1, None)
     control.send(server.address)
+    if copies:
+        onto = (index + 1) % SERVERS
+        server.replicate(index, onto, control.recv()[onto], lambda _, complete: control.send(complete))
     control.recv()
 
 
 def our_worker(
-    index: int, addresses: Sequence[str], elements: int, *, tls: Path | None = None, compute: float = 0
+    index: int,
+    addresses: Sequence[str],
+    elements: int,
+    *,
+    tls: Path | None = None,
+    compute: float = 0,
+    copies: bool = False,
 ) -> Step:
-    config, busy = our_config(tls), work_of(compute)
+    config, busy = our_config(tls, copies=copies), work_of(compute)
     flat = FlatModel(torch.nn.ParameterList([torch.zeros(elements)]))
     schedule = Schedule(samples=2, batch_size=2, parts_per_step=WORKERS, seed=0, max_steps=1_000_000)
     parameters, gradient = flat.parameters, flat.gradients()
@@ -227,7 +247,7 @@ def bare_server(index: int, control: Connection, elements: int, *, tls: Path | N
     start = threading.Barrier(WORKERS)
 
     def serve(sock: socket.socket) -> None:
-        end: BareSocket | transport.Connection = BareSocket(sock)
+        end: BareSocket | Wire = BareSocket(sock)
         if tls is not None:
             end = transport.of(our_config(tls), tls).accept(sock, timeout=3600)
             end.handshake(within=30)
@@ -248,7 +268,7 @@ def bare_worker(
 ) -> Step:
     size, busy = 4 * elements // SERVERS, work_of(compute)
     sends, receives = (bytes_of(zeros(elements, torch.float32)) for _ in range(2))
-    ends: list[BareSocket | transport.Connection] = []
+    ends: list[BareSocket | Wire] = []
     for address in addresses:
         if tls is None:
             ends.append(BareSocket(socket.create_connection(split_address(address))))
@@ -313,6 +333,7 @@ class Contender:
         worker: Callable[..., Step],
         server: Callable[..., None] | None = None,
         store: str | None = None,
+        copies: bool = False,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch.distributed.rpc"])
@@ -328,6 +349,8 @@ class Contender:
                 if store is not None:
                     ours.send(store)
                 self._servers.append(ours)
+        for control in self._servers if copies else ():
+            control.send(addresses)
         for index in range(WORKERS):
             ours, theirs = context.Pipe()
             arguments = (index, addresses, elements, *([] if store is None else [store]))
@@ -335,6 +358,9 @@ class Contender:
             self._workers.append(ours)
         for control in self._workers:
             control.recv()
+        for control in self._servers if copies else ():
+            if not control.recv():
+                raise ConnectionError("a copy was lost")
 
     def run(self, steps: int) -> tuple[float, float]:
         """Seconds of a step by the clock, for the slowest worker, and of CPU time, for all processes together."""
@@ -362,6 +388,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=32, help="size of the model")
     parser.add_argument("--compute", type=float, default=0, help="ms of arithmetic before each push (of ours and bare)")
     parser.add_argument("--tls", action="store_true", help="ours and bare, plain and under TLS")
+    parser.add_argument("--copies", action="store_true", help="ours with and without copies of the shards")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         contenders = starters(arguments, Path(folder))
@@ -377,6 +404,8 @@ def main() -> None:
         f"{WORKERS} workers, {SERVERS} servers, {arguments.mib} MiB{compute}; {arguments.rounds} rounds of {arguments.steps} steps each"
     )
     first, targets = ("TLS", {"ours": 2.0, "bare TLS": 1.3}) if arguments.tls else ("ours", TARGETS)
+    if arguments.copies:
+        first, targets = "copies", {"ours": 1.25}
     print(f"{'':12}{'best ms':>10}{'median ms':>11}{'CPU ms':>8}{f'{first} / it: best':>17}{'median':>8}{'target':>9}")
     for name, measured in times.items():
         best, median = min(measured), statistics.median(measured)
@@ -399,6 +428,14 @@ def starters(arguments: argparse.Namespace, folder: Path) -> dict[str, Contender
             elements=elements, worker=partial(worker, tls=tls, compute=compute), server=partial(server, tls=tls)
         )
 
+    if arguments.copies:
+        copied = Contender(
+            elements=elements,
+            worker=partial(our_worker, compute=compute, copies=True),
+            server=partial(our_server, copies=True),
+            copies=True,
+        )
+        return {"ours": ours(our_worker, our_server), "copies": copied}
     if arguments.tls:
         job = Metadata(name="benchmark", namespace="default", uid="benchmark")
         for name, content in certificates.of_attempt(job, 1, now=datetime.now(UTC)).items():

@@ -1,6 +1,7 @@
 """How long a lost training process is away: forked again by its pod's launcher, against started again as a new pod's would be; in turns.
 
-    python benchmarks/restart.py         # a table: seconds from kill -9 to the next step of that worker, and the memory of a pod
+    python benchmarks/restart.py            # a table: seconds from kill -9 to the next step of that worker, and the memory of a pod
+    python benchmarks/restart.py --servers  # seconds from kill -9 of a parameter server with a copy to the workers' next steps
 
 "noticed" are the seconds of that, in place, from the moment at which another worker sees the loss: its round ends. The target for a model
 that is cut over the workers is 5.
@@ -63,6 +64,8 @@ KINDS = {
     "data-tensor": _cut(tensor=2, data=2),
 }
 
+REPLICATED = Kind({"type": "ParameterServer", "parameterServer": {"consistency": "Sync", "replication": 2}}, servers=2)
+
 
 class Pods:
     """The processes of a job that has no end. The last worker is the one that is lost."""
@@ -83,7 +86,7 @@ class Pods:
             },
         }
         job = DistTrainJobSpec.model_validate(spec)
-        control, rendezvous, self._metrics, server = (_free_port() for _ in range(4))
+        control, rendezvous, self._metrics, *ports = (_free_port() for _ in range(3 + kind.servers))
         self._config = JobConfig(
             namespace="benchmark",
             name="restart",
@@ -96,7 +99,7 @@ class Pods:
             addresses=Addresses(
                 control=f"127.0.0.1:{control}",
                 rendezvous=f"127.0.0.1:{rendezvous}",
-                parameter_servers=(f"127.0.0.1:{server}",) if kind.servers else (),
+                parameter_servers=tuple(f"127.0.0.1:{port}" for port in ports),
             ),
         )
         self._folder = folder
@@ -104,8 +107,8 @@ class Pods:
         self._has_rounds = not kind.servers
         self._processes: list[subprocess.Popen[bytes]] = []
         self._start(Role.MASTER, 0)
-        if kind.servers:
-            self._start(Role.PARAMETER_SERVER, 0)
+        self._copies = 0
+        self._servers = [self._start(Role.PARAMETER_SERVER, index) for index in range(kind.servers)]
         for index in range(self._last):
             self._start(Role.WORKER, index)
         self._victim = self._start(Role.WORKER, self._last)
@@ -140,13 +143,34 @@ class Pods:
         self._await_step()
         return time.perf_counter() - began
 
+    def without_server(self, index: int) -> float:
+        """Seconds from the end of a server's process to the third step of a worker: the first two may have been under way."""
+        self._await_copies()
+        pid = self._training_process(self._servers[index].pid)
+        before = self._steps()
+        began = time.perf_counter()
+        os.kill(pid, signal.SIGKILL)
+        while self._steps() < before + 3:
+            time.sleep(0.002)
+        return time.perf_counter() - began
+
+    def _await_copies(self) -> None:
+        """Returns when both shards have got a copy once more."""
+        self._copies += 2
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (self._folder / "log").read_text().count("has a copy on") < self._copies:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no copies within {WAIT_SECONDS:g} s")
+            time.sleep(0.01)
+
     def memory(self) -> tuple[float, float]:
         """MiB that the launcher has for itself, and those of it and the training process together."""
         launcher, process = (_mib(pid) for pid in (self._victim.pid, self._training_process()))
         return launcher["Private_Dirty"] + launcher["Private_Clean"], launcher["Pss"] + process["Pss"]
 
-    def _training_process(self) -> int:
-        pid = self._victim.pid
+    def _training_process(self, pid: int | None = None) -> int:
+        """Of a pod by the number of its first process; of the worker that is lost."""
+        pid = pid or self._victim.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
     def _start(self, role: Role, index: int) -> "subprocess.Popen[bytes]":
@@ -175,16 +199,20 @@ class Pods:
         """Returns when the last worker has made a step. One that was lost does not answer, and its successor has made none at first."""
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                address = f"http://127.0.0.1:{self._metrics}/metrics"
-                with urllib.request.urlopen(address, timeout=WAIT_SECONDS) as answer:
-                    found = re.search(
-                        r"^disttrain_step_duration_seconds_count\{.*\} (\S+)$", answer.read().decode(), re.M
-                    )
-                if found and float(found[1]) > 0:
-                    return
+            if self._steps():
+                return
             time.sleep(0.005)
         raise TimeoutError(f"no step within {WAIT_SECONDS:g} s\n{(self._folder / 'log').read_text()[-4000:]}")
+
+    def _steps(self) -> float:
+        """Steps of the last worker's process; 0 when it does not answer."""
+        found = None
+        with contextlib.suppress(OSError):
+            address = f"http://127.0.0.1:{self._metrics}/metrics"
+            with urllib.request.urlopen(address, timeout=WAIT_SECONDS) as answer:
+                text = answer.read().decode()
+            found = re.search(r"^disttrain_step_duration_seconds_count\{.*\} (\S+)$", text, re.M)
+        return float(found[1]) if found else 0
 
 
 def _free_port() -> int:
@@ -199,11 +227,26 @@ def _mib(pid: int) -> dict[str, float]:
     return {name: float(rest.split()[0]) / 1024 for name, _, rest in (line.partition(":") for line in lines)}
 
 
+def _lose_servers(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pods = Pods(Path(folder), REPLICATED)
+        try:
+            # The one that was filled last serves no shard: the other one does.
+            seconds = [pods.without_server(number % 2) for number in range(rounds)]
+        finally:
+            pods.close()
+    print(f"server with a copy: {rounds} losses, median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5, help="losses of each kind")
     parser.add_argument("--strategies", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--servers", action="store_true", help="servers with copies are lost, one after the other")
     options = parser.parse_args()
+    if options.servers:
+        _lose_servers(options.rounds)
+        return
     print(
         f"{'strategy':<17} {'in place s':>10} {'noticed s':>9} {'new s':>7} {'new/in place':>12} {'launcher MiB':>12} {'pod MiB':>8}"
     )

@@ -10,6 +10,7 @@ import torch
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import Schedule
+from disttrain_trainer.net.frames import Op
 from disttrain_trainer.parameter_server import ShardedClient, ShardServer
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime.sockets import split_address
@@ -23,6 +24,7 @@ from training.parameter_servers import (
     enter,
     make_client,
     make_config,
+    push_header,
     serving,
 )
 
@@ -243,3 +245,27 @@ def test_copy_of_a_replaced_primary_and_of_another_job_is_refused() -> None:
 
 def in_parts(config: JobConfig) -> JobConfig:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"parts_per_step": PARTS})})
+
+
+def test_copy_that_begins_with_a_version_has_the_one_before_for_a_worker_of_a_shard_that_is_behind() -> None:
+    config = make_config(servers=2, consistency=SYNC | {"replication": 2}, optimizer=MOMENTUM)
+    schedule = Schedule(samples=40, batch_size=4, parts_per_step=1, seed=3, max_steps=20)
+    with serving(config) as servers:
+        worker, copies = Worker(), Copies()
+        client = enter(make_client(servers, config), worker.flat)
+        client.push(schedule.part(0), worker.gradient(schedule.part(0)))
+        client.pull(worker.flat.parameters, step=1)
+        before = worker.flat.parameters[0].clone()
+        shard, part = client.connections[0], schedule.part(1)
+        gradient = worker.gradient(part)
+        assert gradient is not None
+        shard.send(push_header(client, shard, part), shard.views(gradient))  # the other shard does not get it
+        shard.receive(Op.DONE)
+        copies.order(servers, 0, onto=1)
+        servers[1].promote([(0, 2)])
+        client.close()
+        client = make_client(servers, config, primaries=(1, 1))
+        client.connect(worker.flat.layout)
+        assert client.versions == (2, 1)
+        assert client.pull(worker.flat.parameters, step=1) == (1, 1)
+        assert torch.equal(worker.flat.parameters[0], before)

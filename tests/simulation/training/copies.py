@@ -14,7 +14,8 @@ from simulation.training.timeline import Connection
 from simulation.training.volume import ShardFile
 
 if TYPE_CHECKING:
-    from simulation.training.server import Server, ShardHost
+    from simulation.training.server import Server
+    from simulation.training.shard_host import ShardHost
 
 RETRY_SECONDS = 0.2
 

@@ -26,7 +26,8 @@ from disttrain.api.strategy import Consistency, ParameterServerStrategy
 from disttrain_trainer.net.peers import Member
 from simulation.training.master import Master
 from simulation.training.oracle import Oracle, Violation
-from simulation.training.server import Server, ShardHost
+from simulation.training.server import Server
+from simulation.training.shard_host import ShardHost
 from simulation.training.timeline import Connection, Timeline
 from simulation.training.volume import Volume
 from simulation.training.worker import Worker

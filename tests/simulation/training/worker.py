@@ -17,7 +17,7 @@ from disttrain_trainer.net.peers import Member
 from disttrain_trainer.strategies.parameter_server import RETRY_SECONDS
 from disttrain_trainer.strategies.push_pull import IDLE_SECONDS
 from simulation.training.control import ControlClient
-from simulation.training.server import Answer, Request
+from simulation.training.shard_host import Answer, Request
 from simulation.training.timeline import Connection, Steps, Thread, Wait, never
 
 if TYPE_CHECKING:

@@ -105,7 +105,6 @@ class ReplicatedHost(ShardHost):
                 self._policy.arrive(index, empty=record.gradient is None)
             if record.gradient is not None:
                 shard.follow(first, record.gradient, scale=record.scale, rate=record.rate, took=record.took)
-                shard.give_sum(record.gradient)
         except BaseException:
             self.over = True
             raise

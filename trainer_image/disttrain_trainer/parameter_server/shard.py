@@ -94,6 +94,7 @@ class Shard:
         self._sum_spans = tuple(
             replace(span, dtype=torch.float32) if span.dtype.itemsize == 2 else span for span in self.spans
         )
+        self._sums_are_wide = self._sum_spans != self.spans
         self._free_sums: list[Buffers] = []
         self.last_scale = 1.0
         """What the sum of the last step was multiplied by."""
@@ -115,20 +116,25 @@ class Shard:
         self._free.append(buffers)
 
     def take_sum(self) -> Buffers:
-        """Buffers for the sum of a step, in the dtypes in which gradients are summed, with any content; hand them to `give_sum`."""
+        """Buffers for the sum of a step, in the dtypes in which gradients are summed, with any content. Hand them back: to `give_sum` or
+        `follow`."""
+        if not self._sums_are_wide:
+            return self.take()
         return self._free_sums.pop() if self._free_sums else Buffers(self._sum_spans)
 
     def give_sum(self, buffers: Buffers) -> None:
-        """Takes back buffers of `take_sum`."""
-        self._free_sums.append(buffers)
+        """Takes back buffers that are not needed."""
+        (self._free_sums if self._sums_are_wide else self._free).append(buffers)
 
     def follow(self, part: int, summed: Buffers, *, scale: float, rate: float, took: Took) -> None:
         """The step that another shard took with this sum of gradients, of which `absorb` gave it a copy: the same bits."""
-        own = _Sum(self.take(), scale)
-        self._widen(own)
-        for number, values in enumerate(summed.parts):
-            wide = None if own.wide is None else own.wide[number]
-            (own.buffers.parts[number] if wide is None else wide).copy_(values)
+        own = _Sum(self.take() if self._sums_are_wide else summed, scale)
+        if self._sums_are_wide:
+            self._widen(own)
+            for number, values in enumerate(summed.parts):
+                wide = None if own.wide is None else own.wide[number]
+                (own.buffers.parts[number] if wide is None else wide).copy_(values)
+            self.give_sum(summed)
         self._sums[part] = own
         self.absorb((), update=part, took=took, rate=rate)
 
