@@ -194,3 +194,44 @@ def test_below_the_fewest_a_training_waits_and_says_so_and_goes_on_with_a_worker
         assert step < 150
         job.start_one(Role.WORKER, 2)
         assert job.complete().step == 150
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("strategy", [served("Sync"), COLLECTIVE], ids=["Sync", "DataParallel"])
+def test_processes_that_are_killed_in_the_middle_of_a_resize_cost_no_sample(
+    tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    """A new worker, one that leaves, one that stays, and the master: each by SIGKILL while others join or leave."""
+    (tmp_path / "users.py").write_text(USERS)
+    trainer = {"model": "users:counter", "dataset": "users:counted", "loss": "users:count", "batchSize": 40}
+    trainer |= {"optimizer": {"name": "SGD", "learningRate": 1.0}, "evaluate": None, "epochs": None, "maxSteps": 210}
+    with Job(folder=tmp_path, spec=digits(**strategy, **WORKERS, **checkpoints(40), trainer=trainer)) as job:
+
+        def replace(role: Role, index: int) -> None:
+            job.kill(role, index)
+            job.wait(role, index)
+            job.start_one(role, index)
+
+        for role, index in job.keys:
+            if role is not Role.WORKER or index < 3:
+                job.start_one(role, index)
+        job.until(lambda progress: progress.step >= 10)
+        for index in (3, 4):
+            job.start_one(Role.WORKER, index)
+        replace(Role.WORKER, 3)
+        replace(Role.WORKER, 0)
+        job.until(lambda progress: progress.world_size == 5)
+        job.kill(Role.WORKER, 4, signal.SIGTERM)
+        job.kill(Role.WORKER, 3, signal.SIGTERM)
+        job.kill(Role.WORKER, 3)
+        replace(Role.MASTER, 0)
+        for index in (3, 4):
+            job.wait(Role.WORKER, index)
+            del job.processes[Role.WORKER, index]
+        job.until(lambda progress: progress.world_size == 3)
+        job.start_one(Role.WORKER, 3)
+        replace(Role.MASTER, 0)
+        job.complete(timeout=100)
+    model = load_file(tmp_path / "checkpoints" / MODEL_FILE)
+    expected = torch.full((1, 240), -210 / 240, dtype=torch.float64)
+    assert torch.allclose(model["weight"], expected, rtol=1e-12, atol=0)
