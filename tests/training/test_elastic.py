@@ -102,7 +102,7 @@ def trained(
             job.until(lambda progress, at=at: progress.step >= at)
             resize(job, size)
             assert not job.progress().finished, "it ended before it was resized"
-        assert job.complete(timeout=100).redone_steps == 0
+        assert job.complete(timeout=500 if WIDE else 100).redone_steps == 0
         assert not job.restarts
         return load_file(folder / "checkpoints" / MODEL_FILE)
 
@@ -235,3 +235,24 @@ def test_processes_that_are_killed_in_the_middle_of_a_resize_cost_no_sample(
     model = load_file(tmp_path / "checkpoints" / MODEL_FILE)
     expected = torch.full((1, 240), -210 / 240, dtype=torch.float64)
     assert torch.allclose(model["weight"], expected, rtol=1e-12, atol=0)
+
+
+def test_a_training_that_goes_on_without_rank_0_begins_from_its_checkpoint(tmp_path: Path) -> None:
+    def spec(steps: int) -> dict[str, Any]:
+        return digits(**COLLECTIVE, **WORKERS, **checkpoints(5), trainer={"epochs": None, "maxSteps": steps})
+
+    def start(job: Job, *workers: int) -> Job:
+        for role, index in job.keys:
+            if role is not Role.WORKER or index in workers:
+                job.start_one(role, index)
+        return job
+
+    with Job(folder=tmp_path, spec=spec(10)) as job:
+        assert start(job, 0, 1).complete().step == 10
+    with Job(folder=tmp_path, spec=spec(20), attempt=2) as job:
+        progress = start(job, 1, 3).complete()
+        assert "round 1 begins at step 10" in job.log(Role.WORKER, 1)
+        assert "round 1 begins at step 10" in job.log(Role.WORKER, 3)
+    assert progress.step == 20
+    assert progress.last_checkpoint is not None
+    assert progress.last_checkpoint.step == 20

@@ -87,7 +87,8 @@ class Worker(Model):
     processes_per_worker: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     """Training processes of each worker; of a command only the value of PET_NPROC_PER_NODE. Default: one for each GPU, or one."""
     elastic: Elastic | None = None
-    """Lets the number of workers change while the job runs. Default: fixed."""
+    """Lets the number of workers change while the job runs, between two steps. A step has as many parts as maxReplicas gives, unless
+    trainer.partsPerStep says otherwise. Default: fixed."""
     template: PodTemplate | None = None
     """Pod template of the workers."""
 

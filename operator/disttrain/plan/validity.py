@@ -83,9 +83,9 @@ def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> s
     parts_per_step: that of a job that has begun, where trainer.partsPerStep does not name it.
     """
     parts, in_steps = spec.trainer.parts_per_step or parts_per_step, spec.strategy.synchronous
-    if not isinstance(spec.trainer.work, Loop) or parts is None or spec.data_parallel_size <= parts or not in_steps:
+    members = spec.default_parts_per_step  # of an elastic job with its most workers
+    if not isinstance(spec.trainer.work, Loop) or parts is None or members <= parts or not in_steps:
         return ""
-    members = spec.data_parallel_size
     return (
         f"{members - parts} of {members} worker processes have nothing to do in a step: it has {parts} "
         f"part{'' if parts == 1 else 's'} (trainer.partsPerStep)"
