@@ -44,8 +44,8 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-burst bench-sharded bench-tls bench-uneven
-bench: bench-ps bench-loop bench-sharded bench-order bench-data bench-checkpoint bench-restart bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-sharded bench-tls bench-uneven
+bench: bench-ps bench-loop bench-sharded bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 bench-loop: env-dev ## our loop against a bare PyTorch loop
@@ -60,6 +60,8 @@ bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
 bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod
 	@$(PY) benchmarks/restart.py
+bench-resize: env-dev ## a worker of an elastic job that joins, and one that leaves
+	@$(PY) benchmarks/resize.py
 bench-tls: env-dev ## a step under TLS against the same without, and the bare exchange: DDP, and parameter servers
 	@$(PY) benchmarks/encrypted.py
 	@$(PY) benchmarks/parameter_server.py --tls --compute 30

@@ -44,6 +44,8 @@ class Kind:
     strategy: dict[str, Any]
     workers: int = 2
     servers: int = 0
+    fewest: int | None = None
+    """Workers with which an elastic job goes on."""
 
 
 def _cut(*, tensor: int = 1, data: int = 1, sharding: str | None = None) -> Kind:
@@ -95,6 +97,7 @@ class Pods:
             strategy=job.strategy,
             trainer=job.trainer,
             workers=kind.workers,
+            min_workers=kind.fewest,
             parameter_servers=kind.servers,
             addresses=Addresses(
                 control=f"127.0.0.1:{control}",

@@ -15,6 +15,7 @@ TRAINER = """
 import datetime, http.server, json, os, signal, sys, threading, time, urllib.request
 
 job = json.loads(os.environ["DISTTRAIN_JOB"])
+addresses = job.get("tlsAddresses", job["addresses"])  # as JobConfig.encode has it
 role, index = os.environ["DISTTRAIN_ROLE"], os.environ["DISTTRAIN_INDEX"]
 config = job["trainer"].get("config", {})
 print(f"{role} {index} of attempt {os.environ['DISTTRAIN_ATTEMPT']} is here", flush=True)
@@ -49,7 +50,7 @@ if role == "master":
         sys.exit(143)
     signal.signal(signal.SIGTERM, terminated)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["DISTTRAIN_METRICS_PORT"])), Handler)
-    control = http.server.ThreadingHTTPServer(("127.0.0.1", int(job["addresses"]["control"].split(":")[1])), Handler)
+    control = http.server.ThreadingHTTPServer(("127.0.0.1", int(addresses["control"].split(":")[1])), Handler)
     threading.Thread(target=control.serve_forever, daemon=True).start()
     server.serve_forever()
 elif role == "parameter-server":
@@ -58,7 +59,7 @@ else:
     exec(config.get(f"worker-{index}") or config.get("worker", ""))
     for _ in range(100):
         try:
-            urllib.request.urlopen(f"http://{job['addresses']['control']}/done/{index}").close()
+            urllib.request.urlopen(f"http://{addresses['control']}/done/{index}").close()
             break
         except OSError:
             time.sleep(0.05)

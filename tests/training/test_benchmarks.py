@@ -67,6 +67,12 @@ def test_a_restart_in_place_is_compared_with_a_new_process() -> None:
     assert all(float(number) > 0 for number in row[1:])
 
 
+def test_a_worker_that_joins_and_one_that_leaves_are_timed() -> None:
+    lines = printed("resize.py", "--rounds=1", "--workers=2")
+    assert [line.split()[0] for line in lines[1:]] == ["DataParallel", "ParameterServer"]
+    assert all(float(number) > 0 for line in lines[1:] for number in line.split()[1:])
+
+
 def test_packed_data_is_compared_with_tensors_in_memory() -> None:
     lines = printed("data.py", "--rounds=1", "--steps=20")
     assert len(lines) == 7

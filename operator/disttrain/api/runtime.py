@@ -86,6 +86,8 @@ class JobConfig(Model):
         served = self.strategy.parameter_server
         if self.tls is not Tls.DISABLED:
             return f"network.tls is {self.tls.value}"
+        if self.elastic:
+            return "worker.elastic is set"
         if served is None:
             return ""
         if served.local_steps > 1:
