@@ -234,7 +234,11 @@ def test_scale_reaches_the_workers_within_elastic_only(control_plane: ControlPla
         "create",
         "-f",
         "-",
-        input=job("elastic", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 4}}),
+        input=job(
+            "elastic",
+            trainer={"script": {"file": "train.py"}},
+            worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 4}},
+        ),
     )
     control_plane.kubectl("scale", "dtj/elastic", "--replicas=3", "-n", "default")
     assert control_plane.get("disttrainjob", "elastic", namespace="default")["spec"]["worker"]["replicas"] == 3
@@ -280,7 +284,11 @@ def _sample(schema: Schema) -> Any:
         case "boolean":
             return True
         case _:
-            texts = ("2026-01-02T03:04:05Z",) if schema.get("format") == "date-time" else ("0.5", "0-2,5", 64 * "0")
+            texts = (
+                ("2026-01-02T03:04:05Z",)
+                if schema.get("format") == "date-time"
+                else ("0.5", "0-2,5", 16 * "0", 64 * "0")
+            )
             return next(text for text in texts if re.search(schema.get("pattern", ""), text))
 
 
