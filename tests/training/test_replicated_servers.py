@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits, final_parameters, held, served
+from training.job import MUTUAL, Job, checkpoints, digits, final_parameters, held, served
 
 MIDDLE = 30
 STEPS = 3 * 23
@@ -33,8 +33,8 @@ def until_copied(job: Job, onto: int, times: dict[int, int]) -> None:
 
 
 def test_server_that_freezes_is_replaced_by_its_copy_and_each_part_counts_once(tmp_path: Path) -> None:
-    """The master is lost in the promotion, too."""
-    with Job(folder=tmp_path, spec=spec("Async"), peer_timeout=3) as job:
+    """The master is lost in the promotion, too; and the traffic is encrypted."""
+    with Job(folder=tmp_path, spec=spec("Async") | MUTUAL, peer_timeout=3) as job:
         job.hold(MIDDLE)
         job.start()
         job.until_held(MIDDLE)

@@ -90,6 +90,8 @@ class JobConfig(Model):
             return "worker.elastic is set"
         if served is None:
             return ""
+        if served.replication > 1:
+            return "replication is above 1"
         if served.local_steps > 1:
             return "localSteps is above 1"
         if served.compression.type is not CompressionType.NONE:

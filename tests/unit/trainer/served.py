@@ -36,13 +36,15 @@ class Table:
         steps: int = STEPS,
         every: int = 4,
         slow: bool = False,
+        replication: int = 1,
         fewest: int | None = None,
     ) -> None:
         """slow: the volume is; `find_at_last` reports what was found. fewest: workers of an elastic job."""
         self.buffers = buffers
         self.consistency = consistency
         self.slow = slow
-        chosen = {"consistency": consistency} | ({"maxStaleness": 1} if consistency == "BoundedStaleness" else {})
+        chosen: dict[str, Any] = {"consistency": consistency, "replication": replication}
+        chosen |= {"maxStaleness": 1} if consistency == "BoundedStaleness" else {}
         self.config = config = config_of(
             {
                 "strategy": {"type": "ParameterServer", "parameterServer": chosen},

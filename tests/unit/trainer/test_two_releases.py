@@ -89,6 +89,7 @@ def served_config(**policy: Any) -> JobConfig:
 NEWER = [
     pytest.param(command_config().model_copy(update={"min_workers": 1}), "worker.elastic is set", id="elastic"),
     pytest.param(command_config().model_copy(update={"tls": Tls.MUTUAL}), "network.tls is Mutual", id="TLS"),
+    pytest.param(served_config(consistency="Sync", replication=2), "replication is above 1", id="copies of shards"),
     pytest.param(
         served_config(consistency="Sync", localSteps=4, outerOptimizer={}), "localSteps is above 1", id="local steps"
     ),

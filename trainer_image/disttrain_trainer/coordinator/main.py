@@ -94,7 +94,8 @@ class Master:
         # What is over has no speed; the status keeps that of its end.
         metrics.samples_per_second = None if progress.finished else progress.samples_per_second
         metrics.samples, metrics.gradient_norm = self._tracker.samples, self._tracker.gradient_norm
-        metrics.recoveries = max(0, progress.generation - 1) + self._tracker.lost_workers
+        in_round = self._tracker.lost_workers + self._tracker.promotions
+        metrics.recoveries = max(0, progress.generation - 1) + in_round
         metrics.lost_steps = progress.redone_steps
         metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None
 

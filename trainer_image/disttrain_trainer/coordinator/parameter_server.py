@@ -222,6 +222,7 @@ class ParameterServerCoordinator:
 
     def _round_opened(self, now: float) -> None:
         self._tracker.round_number = self._rounds.number
+        self._tracker.promotions = self._rounds.promotions
         self._make_queue()
         self._advance(now)
 

@@ -62,6 +62,8 @@ class Tracker:
         self.round_number = 0
         self.lost_workers = 0
         """Lost workers of parameter servers whose parts were assigned to others: a recovery without a new round."""
+        self.promotions = 0
+        """How often copies of shards took the places of lost servers: the same."""
         self.redone_steps = 0
         self.samples = 0
         self.gradient_norm: float | None = None

@@ -79,6 +79,8 @@ class Rounds:
         self._is_new = True
         """This master has not led a round: it knows of the servers only what they say."""
         self._gathering_since = 0.0
+        self.promotions = 0
+        """How often copies took the places of lost servers."""
 
     @property
     def open(self) -> bool:
@@ -129,6 +131,7 @@ class Rounds:
         elif self._phase is _Phase.OPEN and index in self._servers.primaries:
             choices = self._choose(self.number)
             if choices is not None:
+                self.promotions += 1
                 log.warning("parameter-server-%d is lost; the copies of its shards take their places", index)
                 self._lost(now)
                 self._take_over(self.number, choices, now)
