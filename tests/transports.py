@@ -12,6 +12,7 @@ from pathlib import Path
 from configs import config_of
 from disttrain import certificates
 from disttrain.api.job import Metadata
+from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.connection import Connection
@@ -29,7 +30,8 @@ def certificate(folder: Path, job: Metadata = JOB, *, attempt: int = 1, age: tim
     """The folder, with the certificate of a job's attempt in it. age: since it was made, of a lifetime of two hours."""
     folder.mkdir(parents=True, exist_ok=True)
     made = certificates.of_attempt(job, attempt, now=datetime.now(UTC) - age, lifetime=timedelta(hours=2))
-    for name, content in made.items():
+    processes = [(role, index) for role in (Role.PARAMETER_SERVER, Role.WORKER) for index in range(8)]
+    for name, content in (made | certificates.join_secrets(processes)).items():
         (folder / name).write_bytes(content)
     return folder
 

@@ -5,6 +5,8 @@ certificate that the attempt's processes accept. They are random; the code that 
 """
 
 import base64
+import secrets
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -22,10 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from disttrain.api.job import Metadata
+from disttrain.api.joining import JOIN_KEY, join_file, join_token
+from disttrain.api.names import CA, CERTIFICATE, KEY, Role
 from disttrain.api.runtime import Progress, SignedProgress, signed_text
-
-CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
-"""The files, as in a Secret of type kubernetes.io/tls."""
 
 LIFETIME: Final = timedelta(days=3650)
 """Longer than any attempt: no new one can be signed in the middle of it. What ends a key is that its Secret is deleted."""
@@ -75,6 +76,13 @@ def of_attempt(job: Metadata, attempt: int, *, now: datetime, lifetime: timedelt
         CERTIFICATE: tls.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM),
         KEY: leaf.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     }
+
+
+def join_secrets(processes: Iterable[tuple[Role, int]]) -> dict[str, bytes]:
+    """The files of new join tokens: the master's key, and the token of each of these processes."""
+    key = secrets.token_hex(16).encode()
+    tokens = {join_file(role, index): join_token(key, role, index).encode() for role, index in processes}
+    return {JOIN_KEY: key, **tokens}
 
 
 def public_key(certificate: bytes) -> str:

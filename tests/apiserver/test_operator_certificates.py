@@ -53,7 +53,8 @@ def test_the_pods_of_an_attempt_mount_one_certificate_that_the_job_owns(rest: Re
     (owner,) = secret["metadata"]["ownerReferences"]
     assert owner["uid"] == rest.get(JOBS, "made")["metadata"]["uid"]
     files = {name: base64.b64decode(content) for name, content in secret["data"].items()}
-    assert sorted(files) == ["ca.crt", "tls.crt", "tls.key"]
+    tokens = {"join-parameter-server-0", "join-worker-0", "join-worker-1"} & files.keys()
+    assert files.keys() == {"ca.crt", "tls.crt", "tls.key", "join.key", *tokens}
     leaf, authority = (x509.load_pem_x509_certificate(files[name]) for name in ("tls.crt", "ca.crt"))
     leaf.verify_directly_issued_by(authority)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -55,6 +55,8 @@ COPIES_PATH: Final = f"{OWN_PATH}/copies"
 """Where a worker keeps its copies of the data, with data.replication."""
 TLS_PATH: Final = f"{OWN_PATH}/tls"
 """Where a pod has the certificate of its attempt."""
+CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
+"""The files there, as in a Secret of type kubernetes.io/tls; the join tokens are beside them (joining.py)."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 

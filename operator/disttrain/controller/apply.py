@@ -14,7 +14,7 @@ from itertools import groupby
 
 from disttrain import certificates
 from disttrain.api import DistTrainJob
-from disttrain.api.names import KIND, pod_name
+from disttrain.api.names import CERTIFICATE, KIND, Role, pod_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.record import Child, JobRecord
@@ -176,7 +176,7 @@ class Executor:
         # By the name of the job: that of the Secret changes, and what a refusal is about must not.
         child = Child(SECRETS, Key(job.metadata.namespace, job.metadata.name))
         files = certificates.of_attempt(job.metadata, job.status.attempt or 1, now=self._clock())
-        body = build_secret(job, files)
+        body = build_secret(job, files | certificates.join_secrets(_joining(job)))
         try:
             made = await self._send(record, child, body)
         except Conflict as error:
@@ -184,7 +184,7 @@ class Executor:
                 raise
             made = {"metadata": {"uid": ""}}
         record.resolved(child)
-        public_key = certificates.public_key(files[certificates.CERTIFICATE])
+        public_key = certificates.public_key(files[CERTIFICATE])
         record.secret_made(body["metadata"]["name"], MadeSecret(uid=made["metadata"]["uid"], public_key=public_key))
         return True
 
@@ -246,6 +246,14 @@ def of_a_former_job(child: Body, name: str) -> bool:
         reference.get("controller") and (reference.get("kind"), reference.get("name")) == (KIND, name)
         for reference in child["metadata"].get("ownerReferences", ())
     )
+
+
+def _joining(job: DistTrainJob) -> list[tuple[Role, int]]:
+    """The processes that may join the master in this attempt."""
+    elastic = job.spec.worker.elastic
+    workers = elastic.max_replicas if elastic is not None else job.spec.worker.replicas
+    counts = {Role.PARAMETER_SERVER: job.spec.servers, Role.WORKER: workers}
+    return [(role, index) for role, count in counts.items() for index in range(count)]
 
 
 def owned(child: Body, uid: str) -> bool:

@@ -116,6 +116,11 @@ class RunFolder:
             with open(folder / name, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(content)
 
+    def add_secret(self, folder: Path, name: str, content: bytes) -> None:
+        """Writes one more file there."""
+        with open(folder / name, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(content)
+
     def copies(self, worker: int) -> Path:
         """What stands for the disk of a worker's node: its copies of the data."""
         return self.path / "copies" / f"worker-{worker}"

@@ -16,7 +16,8 @@ from disttrain import certificates
 from disttrain.api import environment as names
 from disttrain.api.code import module_path, with_code
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
+from disttrain.api.joining import JOIN_KEY, join_file, join_token
+from disttrain.api.names import CERTIFICATE, LABEL_INDEX, LABEL_JOB_NAME, LABEL_ROLE, TRAINER_CONTAINER, Role, pod_name
 from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses
 from disttrain.api.storage import KEY_OF_SECRET
@@ -164,14 +165,24 @@ class Programs:
         folder = self._folder.tls(attempt)
         if not folder.is_dir():
             self._folder.keep_secret(
-                folder, certificates.of_attempt(self._job.metadata, attempt, now=datetime.now(UTC))
+                folder,
+                certificates.of_attempt(self._job.metadata, attempt, now=datetime.now(UTC))
+                | certificates.join_secrets(()),
             )
         return str(folder.absolute())
+
+    def _tls_dir_of(self, process: Process) -> str | None:
+        """The same, with the join token of a process in it."""
+        folder = self._tls_dir(process.attempt)
+        if folder is not None and process.role is not Role.MASTER:
+            token = join_token((Path(folder) / JOIN_KEY).read_bytes(), process.role, process.index)
+            self._folder.add_secret(Path(folder), join_file(process.role, process.index), token.encode())
+        return folder
 
     def public_key(self, attempt: int) -> str | None:
         """That of the certificate of an attempt that has begun; None where network.tls is Disabled."""
         folder = self._tls_dir(attempt)
-        return certificates.public_key((Path(folder) / certificates.CERTIFICATE).read_bytes()) if folder else None
+        return certificates.public_key((Path(folder) / CERTIFICATE).read_bytes()) if folder else None
 
     def _secret_in_memory(self) -> str | None:
         """A file with the key of data.encryption that is on no disk: the processes of the run open it where ours has it open."""
@@ -206,7 +217,7 @@ class Programs:
             data_key=self._data_key,
             copies_dir=str(self._folder.copies(process.index).absolute()) if keeping_workers(job) else None,
             code_dir=str(self._code) if self._code is not None else None,
-            tls_dir=self._tls_dir(process.attempt),
+            tls_dir=self._tls_dir_of(process),
             workers_per_machine=1 if self._runs_command else job.spec.worker.most,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}

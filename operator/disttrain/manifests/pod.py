@@ -8,14 +8,18 @@ from typing import Any, Final
 from disttrain.api.code import Code
 from disttrain.api.environment import CODE_DIR, POD_UID
 from disttrain.api.job import DistTrainJob
+from disttrain.api.joining import JOIN_KEY, join_file
 from disttrain.api.names import (
     ANNOTATION_TRAINER_IMAGE,
+    CA,
+    CERTIFICATE,
     CHECKPOINT_PATH,
     CODE_PATH,
     CONTROL_PORT,
     COPIES_PATH,
     DATA_KEY_PATH,
     GPU,
+    KEY,
     LABEL_ATTEMPT,
     LABEL_INDEX,
     LABEL_ROLE,
@@ -104,7 +108,7 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         "enableServiceLinks": False,
         "securityContext": pod_security(template.get("securityContext", {})),
         "containers": [_trainer_container(job, role, index, attempt, trainer, trainer_image)],
-        "volumes": _volumes(job, role, template),
+        "volumes": _volumes(job, role, index, template),
         "tolerations": _tolerations(template.get("tolerations", [])),
     }
     if init_containers:
@@ -224,7 +228,7 @@ def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
     return resources
 
 
-def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
+def _volumes(job: DistTrainJob, role: Role, index: int, template: _Object) -> list[_Object]:
     own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
         own.append(_claim(_CHECKPOINTS, job.spec.checkpoint.volume.persistent_volume_claim))
@@ -241,7 +245,11 @@ def _volumes(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "emptyDir": {}})
     if job.spec.network.tls is Tls.MUTUAL:
-        own.append({"name": _TLS, "secret": {"secretName": name_of_secret(job), "defaultMode": _SECRET_MODE}})
+        # Of the join tokens each pod has its own; the master has the key to them.
+        join = JOIN_KEY if role is Role.MASTER else join_file(role, index)
+        items = [{"key": name, "path": name} for name in (CA, CERTIFICATE, KEY, join)]
+        secret_of_attempt = {"secretName": name_of_secret(job), "items": items, "defaultMode": _SECRET_MODE}
+        own.append({"name": _TLS, "secret": secret_of_attempt})
     return merge_by("name", template.get("volumes", []), own)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 from disttrain import certificates
+from disttrain.api.names import CERTIFICATE
 from disttrain.controller.progress import Master
 from disttrain.kube.api import JOBS, SECRETS, Unavailable
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, job
@@ -31,7 +32,7 @@ async def test_secret_is_created_once_and_never_read() -> None:
         assert name.endswith(f"-tls-1-{kept['suffix']}")
         body = server.objects[SECRETS, name]
         assert body["metadata"]["uid"] == kept["uid"]
-        certificate = base64.b64decode(body["data"][certificates.CERTIFICATE])
+        certificate = base64.b64decode(body["data"][CERTIFICATE])
         assert certificates.public_key(certificate) == kept["publicKey"]
         assert asked(server) == ["create"]
 

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from disttrain.api.joining import JOIN_KEY, join_token
+from disttrain.api.names import Role
 from disttrain_trainer.net import incoming
 from disttrain_trainer.net.control_server import ControlServer
+from disttrain_trainer.net.joining import Judge
 from disttrain_trainer.net.messages import Message, MessageType, decode
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.runtime.sockets import listen
-from transports import certified, certified_by
+from transports import certificate, certified, certified_by
 from unit.trainer.configs import command_config
 
 CONFIG = command_config(workers=2)
@@ -58,9 +61,11 @@ class Recorder:
 
 
 @asynccontextmanager
-async def serving(transport: Transport = PLAIN) -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]:
+async def serving(
+    transport: Transport = PLAIN, judge: Judge | None = None
+) -> AsyncIterator[tuple[Recorder, int, "asyncio.Task[None]"]]:
     """Its coordinator, its port, and its end."""
-    control = ControlServer(config=CONFIG, transport=transport)
+    control = ControlServer(config=CONFIG, transport=transport, judge=judge)
     coordinator = control.coordinator = Recorder()
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -206,7 +211,7 @@ def not_taken(kind: MessageType) -> bool:
 def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
     from_the_master = {
         *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
-        *("begin", "drop", "tickets", "evaluate"),
+        *("begin", "drop", "tickets", "evaluate", "hedge", "abandon", "resize", "replicate", "promote", "discard"),
     }
     assert {kind for kind in MessageType if not_taken(kind)} == {*from_the_master, MessageType.HELLO}
 
@@ -299,3 +304,29 @@ async def test_a_peer_without_the_certificate_of_the_attempt_is_named_in_one_lin
         "it has no certificate",
         "it does not speak TLS 1.3",
     ]
+
+
+async def test_master_refuses_and_names_a_process_that_says_it_is_another_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = (certificate(tmp_path) / JOIN_KEY).read_bytes()
+    token = join_token(key, Role.WORKER, 1)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    context.check_hostname = False
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    caplog.set_level("WARNING")
+
+    async def said(**fields: object) -> Message:
+        first = (await answers(port, line(HELLO | fields), tls=context))[0]
+        return first
+
+    async with serving(certified_by(tmp_path), judge=Judge(key, processes_per_worker=1)) as (coordinator, port, _):
+        refused = await said(rank=0, token=token)
+        assert (refused["type"], refused["reason"]) == (
+            "refused",
+            "its join token is not that of worker-0 of this attempt",
+        )
+        assert (await said(rank=0))["type"] == "refused"
+        assert coordinator.said == []
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([text for text in lines if "the master refuses 127.0.0.1" in text and "of worker-0" in text]) == 1

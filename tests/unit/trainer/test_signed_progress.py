@@ -11,6 +11,7 @@ import pytest
 
 from disttrain import certificates
 from disttrain.api.job import Metadata
+from disttrain.api.names import CA, CERTIFICATE
 from disttrain.api.runtime import Progress
 from disttrain.controller.cache import Key
 from disttrain.controller.progress import Master, Outcome, ProgressReader
@@ -30,7 +31,7 @@ def signer(folder: Path) -> ReportSigner:
 
 
 def public_key(folder: Path) -> str:
-    return certificates.public_key((folder / certificates.CERTIFICATE).read_bytes())
+    return certificates.public_key((folder / CERTIFICATE).read_bytes())
 
 
 def answer(signer: ReportSigner, nonce: str = NONCE, report: str = REPORT) -> bytes:
@@ -74,7 +75,7 @@ def test_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_certificate_signs_with_its_own_key_alone(tmp_path: Path) -> None:
     files = certificates.of_attempt(Metadata(name="a", uid="u"), 1, now=datetime.now(UTC))
-    assert certificates.public_key(files[certificates.CERTIFICATE]) != certificates.public_key(files[certificates.CA])
+    assert certificates.public_key(files[CERTIFICATE]) != certificates.public_key(files[CA])
 
 
 def master(public_key: str | None) -> Master:

@@ -27,6 +27,7 @@ from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Terminated
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.control_server import ControlServer
+from disttrain_trainer.net.joining import Judge
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.net.rendezvous import RendezvousServer
 from disttrain_trainer.net.report_signer import ReportSigner
@@ -56,7 +57,7 @@ class Master:
         self._work = self._config.trainer.work
         self._metrics = metrics
         self._transport = transport.of(self._config, process.tls_dir)
-        self._control = ControlServer(config=self._config, transport=self._transport)
+        self._control = ControlServer(config=self._config, transport=self._transport, judge=Judge.of(process))
         self._tracker = Tracker(attempt=self._config.attempt)
         began = datetime.now(UTC).replace(microsecond=0)
         self._goodput = MasterGoodput(time.monotonic(), began=began, steps_done=process.steps_done)

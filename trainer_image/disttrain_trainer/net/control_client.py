@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from disttrain_trainer.errors import PeerLost, Refused, TrainerError, WrongInput
-from disttrain_trainer.net import transport
+from disttrain_trainer.net import joining, transport
 from disttrain_trainer.net.connection import Connection, Silent
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.runtime import logs
@@ -62,6 +62,7 @@ class ControlClient:
         self._reconnect_seconds = process.config.startup_timeout_seconds
         self._peer_timeout = process.config.peer_timeout_seconds
         self._transport = transport.of(process.config, process.tls_dir)
+        self._token = joining.token_of(process)
         self._connection: Connection | None = None
         self._interrupt = transport.Interrupt()
         self._sending = threading.Lock()
@@ -224,6 +225,7 @@ class ControlClient:
             rank=process.index if self._agent else process.rank,
             incarnation=process.incarnation,
             agent=self._agent,
+            token=self._token,
             code=process.code_digest,
             code_admitted=self._code_admitted,
             **({"restarts": process.restarts.model_dump(mode="json")} if process.restarts else {}),

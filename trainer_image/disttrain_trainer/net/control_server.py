@@ -17,6 +17,7 @@ from disttrain_trainer.net import incoming
 from disttrain_trainer.net.attempt_code import AttemptCode
 from disttrain_trainer.net.connection import Unverified
 from disttrain_trainer.net.incoming import Hello
+from disttrain_trainer.net.joining import Judge
 from disttrain_trainer.net.messages import MAX_LINE, Message, MessageType, beat_interval, decode, encode
 from disttrain_trainer.net.peers import Coordinator, Member
 from disttrain_trainer.net.transport import PLAIN, Refusals, Transport, hold_back, verify
@@ -55,10 +56,13 @@ class ControlServer:
         config: JobConfig,
         clock: Callable[[], float] = time.monotonic,
         transport: Transport = PLAIN,
+        judge: Judge | None = None,
     ) -> None:
+        """judge: of join tokens; None: each process is believed."""
         self._config = config
         self._context = transport.context
         self._refusals = Refusals("the master")
+        self._judge = judge or Judge(b"", config.processes_per_worker)
         self._clock = clock
         self._peers: dict[Member, _Peer] = {}
         self._newest: dict[Member, str] = {}
@@ -159,8 +163,10 @@ class ControlServer:
             reason = f"this is the control port of a DistTrain master, which cannot read this HELLO: {error}"
             writer.write(encode(MessageType.REFUSED, reason=reason, final=False))
             return
-        unfit = self._unfit(hello)
+        unfit = self._unfit(hello) or self._judge.objection(Role(hello.role), hello.rank, hello.token)
         if unfit is not None:
+            if self._context is not None:
+                self._refusals.note(writer.get_extra_info("peername"), Unverified(unfit))
             writer.write(encode(MessageType.REFUSED, reason=unfit, final=hello.incarnation in self._retired))
             return
         if not hello.session and (objection := self._judge_code(hello)) is not None:

@@ -91,6 +91,7 @@ class Hello(_Incoming):
     code: Digest | None = None
     code_admitted: bool = False
     session: bool = False
+    token: Annotated[str, Field(max_length=64)] = ""
     state: Literal["starting", "ready", "running", "done"] = "ready"
     round_number: Count = Field(0, alias="generation")
     step: Annotated[int, Field(ge=-1, lt=1 << 62)] = -1

@@ -19,7 +19,8 @@ class MessageType(StrEnum):
     """The kinds of messages. Fields in brackets."""
 
     HELLO = "hello"
-    """The first message of a process [job, attempt, role, rank, incarnation, agent, code: the digest of trainer.code or null,
+    """The first message of a process [job, attempt, role, rank, incarnation, agent,
+    token: under TLS that of its role and index, code: the digest of trainer.code or null,
     code_admitted: whether a master of this attempt has admitted it, restarts: those in place of its pod, if any, and what it holds: see
     each role]."""
     WELCOME = "welcome"
