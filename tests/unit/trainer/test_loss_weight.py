@@ -40,6 +40,11 @@ CLASSES = torch.tensor([0.5, 1.0, 2.0])
         (lambda: (EACH * MASK).sum() / (MASK.sum() * 0), 0),
         (lambda: EACH[MASK].mean(), 7),
         (lambda: EACH.view(-1).mean(), 20),
+        (lambda: X[MASK].mean(), 7),
+        (lambda: (X - 1)[MASK].square().mean(), 7),
+        (lambda: functional.mse_loss(X[MASK], torch.zeros(7, 3)), 7),
+        (lambda: functional.smooth_l1_loss(EACH[MASK], torch.zeros(7)), 7),
+        (lambda: functional.binary_cross_entropy_with_logits(X[MASK], torch.zeros(7, 3)), 7),
     ],
 )
 def test_what_a_loss_is_divided_by_is_read(loss: Callable[[], Tensor], weight: float) -> None:
@@ -51,6 +56,7 @@ def test_what_a_loss_is_divided_by_is_read(loss: Callable[[], Tensor], weight: f
     [
         lambda: EACH.mean(),  # of padded samples it is unknown which elements count
         lambda: functional.mse_loss(X, torch.zeros_like(X)),
+        lambda: functional.mse_loss(X[MASK], torch.zeros(7, 3), reduction="sum"),
         lambda: EACH.sum(),
         lambda: (EACH * MASK).sum() / EACH.sum(),  # a gradient flows through the divisor
         lambda: (EACH * MASK).sum() / -7,

@@ -21,6 +21,10 @@ _CROSS_ENTROPY = frozenset({"NllLossBackward0", "NllLoss2DBackward0"})
 _ELEMENTWISE = frozenset(
     {"MulBackward0", "PowBackward0", "SubBackward0", "AddBackward0", "AbsBackward0", "SqrtBackward0", *_PASSED}
 )
+_ELEMENT_LOSSES = frozenset(
+    f"{name}Backward0"
+    for name in ("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")
+)
 _MEAN = 1
 """torch's number of `reduction="mean"`."""
 _DEPTH = 4
@@ -29,7 +33,7 @@ _DEPTH = 4
 
 def weight_of(loss: torch.Tensor) -> float | None:
     """The divisor of a loss, 0-dim and with a graph: the targets (by their class weights) of a cross entropy, the elements of a mean over
-    one dimension, the D of sum / D. None: it is not to be read, or is no number of 0 or more.
+    one dimension, the rows of one over what a mask has picked, the D of sum / D. None: it is not to be read, or is no number of 0 or more.
 
     Waits for the device. Call it before backward, which frees what is read.
     """
@@ -51,8 +55,9 @@ def _read(node: Any) -> float | None:
     if name == "DivBackward0":
         return _divisor(node)
     if name == "MeanBackward0":
-        sizes = node._saved_self_sym_sizes
-        return float(sizes[0]) if len(sizes) == 1 and not _is_mean_of_samples(node) else None
+        return _rows(node, node._saved_self_sym_sizes)
+    if name in _ELEMENT_LOSSES:
+        return _rows(node, node._saved_self.shape) if node._saved_reduction == _MEAN else None
     if name == "AddBackward0":
         first, second = (_read(term) for term, _ in node.next_functions)
         return first if first == second else None
@@ -74,6 +79,22 @@ def _divisor(node: Any) -> float | None:
     if not numerator._saved_self_sym_sizes or _is_mean_of_samples(numerator):
         return None
     return _number(node._saved_other)
+
+
+def _rows(node: Any, sizes: Any) -> float | None:
+    """Of a mean over all elements: those of the first dimension, where it is the only one, or what a mask or an index has picked. Else the
+    samples may lie along another dimension."""
+    is_known = len(sizes) == 1 or (len(sizes) > 1 and _is_picked(node))
+    return float(sizes[0]) if is_known and not _is_mean_of_samples(node) else None
+
+
+def _is_picked(node: Any, depth: int = _DEPTH) -> bool:
+    """Whether elements of an input were picked, as by `x[mask]`."""
+    for source, _ in node.next_functions:
+        name = source.name() if source is not None else ""
+        if name == "IndexBackward0" or (name in _ELEMENTWISE and depth and _is_picked(source, depth - 1)):
+            return True
+    return False
 
 
 def _is_mean_of_samples(node: Any, depth: int = _DEPTH) -> bool:
