@@ -1,7 +1,6 @@
 """backupWorkers: a slow worker's parts are computed by the others, too; the model has the bits of a calm run, and each part counts once."""
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from disttrain_trainer.examples import digits
 SLEEP = {"1": float(os.environ["SLOW"])}.get(os.environ["DISTTRAIN_INDEX"], 0.01)
 
 def loss(model, batch):
+    with open("computed-" + os.environ["DISTTRAIN_INDEX"], "a") as file:
+        file.write("part\\n")
     time.sleep(SLEEP)
     return digits.loss(model, batch)
 """
@@ -29,9 +30,12 @@ def model(config):
 """
 
 
-def spec(backups: int) -> dict[str, Any]:
+def spec(backups: int, **policy: object) -> dict[str, Any]:
     return digits(
-        strategy={"type": "ParameterServer", "parameterServer": {"consistency": "Sync", "backupWorkers": backups}},
+        strategy={
+            "type": "ParameterServer",
+            "parameterServer": {"consistency": "Sync", "backupWorkers": backups, **policy},
+        },
         parameterServer={"replicas": 2},
         worker={"replicas": WORKERS},
         trainer={
@@ -42,41 +46,54 @@ def spec(backups: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def train(
-    folder: Path, *, backups: int, slow: float, kill: bool = False
-) -> tuple[dict[str, torch.Tensor], float, dict[Any, int]]:
-    """The trained model, the seconds that it took, and the restarts. slow: seconds that worker 1 sleeps in each part; the others 10 ms."""
+def ready(folder: Path, *, slow: float, **policy: Any) -> Job:
+    """A job whose worker 1 sleeps so many seconds in each part; the others sleep 10 ms."""
     folder.mkdir()
     (folder / "slow.py").write_text(SLOW)
     (folder / "normed.py").write_text(NORMED)
-    with Job(folder=folder, spec=spec(backups), env={"SLOW": str(slow)}) as job:
-        job.start()
-        job.until(lambda progress: progress.step >= 1)
-        began = time.monotonic()
-        if kill:
-            job.kill(Role.WORKER, 1, signal.SIGKILL)
-        progress = job.complete()
-        seconds = time.monotonic() - began
-        assert progress.step == STEPS
-    return load_file(folder / "checkpoints" / "model.safetensors"), seconds, job.restarts
+    return Job(folder=folder, spec=spec(**policy), env={"SLOW": str(slow)}, peer_timeout=100)
 
 
-def test_a_slow_worker_changes_no_bit_and_costs_less_where_others_hedge_its_parts(tmp_path: Path) -> None:
-    calm, _, _ = train(tmp_path / "calm", backups=0, slow=0.01)
-    plain, without, _ = train(tmp_path / "plain", backups=0, slow=0.06)
-    hedged, seconds, _ = train(tmp_path / "hedged", backups=2, slow=0.06)
-    killed, _, restarts = train(tmp_path / "killed", backups=2, slow=0.06, kill=True)
-    assert restarts == {(Role.WORKER, 1): 1}
-    for other in (plain, hedged, killed):
-        assert calm.keys() == other.keys()
-        assert all(torch.equal(calm[name], other[name]) for name in calm)
-    assert seconds < 0.8 * without, f"{seconds:.2f} s with hedges, {without:.2f} s without"
+def model_of(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.folder / "checkpoints" / "model.safetensors")
+
+
+def computed(job: Job, worker: int) -> int:
+    """Parts that a worker has begun to compute."""
+    return len((job.folder / f"computed-{worker}").read_text().splitlines())
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_others_compute_the_parts_of_a_slow_worker_and_no_bit_changes(tmp_path: Path) -> None:
+    with ready(tmp_path / "calm", slow=0.01, backups=0) as calm:
+        assert calm.train().step == STEPS
+    with ready(tmp_path / "hedged", slow=0.15, backups=2) as hedged:
+        assert hedged.train().step == STEPS
+    assert same(model_of(calm), model_of(hedged))
+    assert sum(computed(calm, worker) for worker in range(WORKERS)) == STEPS * PARTS
+    assert sum(computed(hedged, worker) for worker in range(WORKERS)) >= STEPS * PARTS
+    assert computed(hedged, 1) < 0.75 * STEPS * PARTS / WORKERS, "its second part of each step is another worker's"
+
+
+def test_a_lost_worker_and_a_lost_server_with_a_copy_change_no_bit_of_a_hedged_training(tmp_path: Path) -> None:
+    with ready(tmp_path / "calm", slow=0.01, backups=0) as calm:
+        calm.train()
+    with ready(tmp_path / "hit", slow=0.06, backups=2, replication=2) as hit:
+        hit.start()
+        hit.until(lambda progress: progress.step >= 2)
+        hit.kill(Role.WORKER, 1)
+        hit.until(lambda progress: progress.step >= 6, tolerate=True)
+        hit.kill(Role.PARAMETER_SERVER, 1)
+        hit.complete()
+    assert hit.restarts == {(Role.WORKER, 1): 1, (Role.PARAMETER_SERVER, 1): 1}
+    assert same(model_of(calm), model_of(hit))
 
 
 def test_a_frozen_worker_holds_up_no_step_although_it_is_not_declared_lost(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "normed.py").write_text(NORMED)
-    with Job(folder=tmp_path, spec=spec(2), env={"SLOW": "0.01"}, peer_timeout=100) as job:
+    with ready(tmp_path / "frozen", slow=0.01, backups=2) as job:
         job.start()
         job.until(lambda progress: progress.step >= 1)
         job.kill(Role.WORKER, 1, signal.SIGSTOP)

@@ -1,14 +1,24 @@
 """Which part of a synchronous step a free worker computes once more: the decision behind strategy.parameterServer.backupWorkers. Pure.
 
-A hedge is a copy of a part that another worker has, or that no worker has taken yet. The first copy that reaches a server counts there; the
-second one is late and changes nothing, as the two are bitwise equal. So no sample is dropped and no bit changes; what a hedge costs is
-the time of a worker that had nothing else to do. (Chen et al., "Revisiting distributed synchronous SGD", 2016, drop the late gradients
-instead; hedged requests are those of Dean and Barroso, "The tail at scale", CACM 2013.)
+A hedge is a part that another worker holds, or that no worker has taken yet. Where two workers compute it the first copy that reaches a
+server counts there; the second one is late and changes nothing, as the two are bitwise equal. So no sample is dropped and no bit changes;
+what a hedge costs is the time of a worker that had nothing else to do. (Chen et al., "Revisiting distributed synchronous SGD", 2016, drop
+the late gradients instead; hedged requests are those of Dean and Barroso, "The tail at scale", CACM 2013.)
 """
+
+from typing import NamedTuple
 
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.coordinator.work_queue import WorkQueue
+
+
+class Given(NamedTuple):
+    """A part for a free worker."""
+
+    part: int
+    former: int | None
+    """The worker that had it and has it no more: it is told so. None: no worker had it, or it is a copy of one that its holder computes."""
 
 
 class Hedges:
@@ -22,9 +32,11 @@ class Hedges:
         self._most = most
         self._given: dict[int, int] = {}
         """The worker of each outstanding hedge, by part."""
+        self._former: dict[int, int] = {}
+        """Of a part that was moved the worker that had it, which may have begun it before it heard of that."""
         self._turn = 0
-        self._moved: dict[int, int] = {}
-        """The turn in which each worker last reported a part: who has the oldest outstanding part."""
+        self._reported: dict[int, int] = {}
+        """The turn in which each worker last reported a part, or got a hedge: who has the oldest outstanding part."""
 
     @classmethod
     def of(cls, config: JobConfig) -> "Hedges | None":
@@ -38,49 +50,60 @@ class Hedges:
         self._given = {part: worker for part, worker in self._given.items() if part not in queue.applied}
         return dict(self._given)
 
-    def give(self, worker: int, queue: WorkQueue, *, begun: bool) -> int | None:
+    def give(self, worker: int, queue: WorkQueue, *, begun: bool) -> Given | None:
         """A part for a free worker, of the lowest unfinished step; None where there is none for it, or enough are outstanding.
 
         First comes a part that no worker has taken; then one that its holder has not begun, the last of the holder that has most of them:
-        it would be done the latest. begun: the worker has waited for as long as a part takes, so that it gets also a part that its
-        holder computes now, the oldest.
+        it would be done the latest. Such a part moves to the free worker, since a holder that begins it, too, is late for the next step.
+        begun: the worker has waited for as long as a part takes, so that it gets also a copy of a part that its holder computes now, the
+        oldest.
         """
         given = self.outstanding(queue)
         if len(given) >= self._most or worker in given.values() or queue.finished:
             return None
         untaken, taken = queue.outstanding()
-        if free := [part for part in untaken if part not in given]:
-            return self._give(worker, free[0])
+        if untaken:
+            return self._move(worker, untaken[0], None, queue)
         taken.pop(worker, None)
-        waiting = {other: [part for part in parts.waiting if part not in given] for other, parts in taken.items()}
-        if any(waiting.values()):
+        waiting = {other: parts.waiting for other, parts in taken.items() if parts.waiting}
+        if waiting:
             behind = max(waiting, key=lambda other: (len(waiting[other]), -other))
-            return self._give(worker, waiting[behind][-1])
+            return self._move(worker, waiting[behind][-1], behind, queue)
         computed = {other: parts.begun for other, parts in taken.items() if parts.begun is not None}
-        computed = {other: part for other, part in computed.items() if part not in given}
+        computed = {other: part for other, part in computed.items() if given.get(part, other) == other}
         if begun and computed:
-            slowest = min(computed, key=lambda other: (self._moved.get(other, 0), other))
-            return self._give(worker, computed[slowest])
+            slowest = min(computed, key=lambda other: (self._reported.get(other, 0), other))
+            return self._give(worker, computed[slowest], None)
         return None
 
     def finish(self, worker: int, parts: list[int], queue: WorkQueue) -> dict[int, list[int]]:
-        """A worker reports parts. Returns, by worker, those of them that others are computing or hold: they need not."""
+        """A worker reports parts. Returns, by worker, those of them that others compute or hold: they need not."""
         self._turn += 1
-        self._moved[worker] = self._turn
+        self._reported[worker] = self._turn
         others: dict[int, list[int]] = {}
         for part in parts:
-            hedger = self._given.pop(part, None)
-            if hedger is None:
+            hedger, former = self._given.pop(part, None), self._former.pop(part, None)
+            if hedger is None and former is None:
                 continue
-            for other in {hedger, *queue.holders(part)} - {worker}:
-                others.setdefault(other, []).append(part)
+            for other in {hedger, former, *queue.holders(part)} - {worker}:
+                if other is not None:
+                    others.setdefault(other, []).append(part)
         return others
 
     def leave(self, worker: int) -> None:
         """The worker is lost, or starts over: what it hedged may be hedged again."""
         self._given = {part: other for part, other in self._given.items() if other != worker}
-        self._moved.pop(worker, None)
+        self._former = {part: other for part, other in self._former.items() if other != worker}
+        self._reported.pop(worker, None)
 
-    def _give(self, worker: int, part: int) -> int:
+    def _move(self, worker: int, part: int, former: int | None, queue: WorkQueue) -> Given:
+        queue.move(part, worker)
+        if former is not None:
+            self._former[part] = former
+        return self._give(worker, part, former)
+
+    def _give(self, worker: int, part: int, former: int | None) -> Given:
         self._given[part] = worker
-        return part
+        self._turn += 1
+        self._reported[worker] = self._turn
+        return Given(part, former)

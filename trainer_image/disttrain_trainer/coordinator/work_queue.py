@@ -100,6 +100,17 @@ class WorkQueue:
                 missing -= held
         return sorted(missing), taken
 
+    def move(self, part: int, worker: int) -> None:
+        """The part is this worker's, whoever had it. It must compute it at once: it may have later ones already."""
+        for lease in self._leases.values():
+            lease.discard(part)
+        step = part // self.parts_per_step
+        while self._opened <= step:
+            self._open_next()
+        if part in self._open.get(step, ()):
+            self._close(step, [part])
+        self._leases[worker].add(part)
+
     def holders(self, part: int) -> list[int]:
         """The workers that the part is assigned to: one, or none."""
         return [worker for worker, lease in self._leases.items() if part in lease]
@@ -170,12 +181,18 @@ class WorkQueue:
     def _steps(self, first: int) -> Iterator[int]:
         """The steps from `first` on that have unassigned parts below the limit, ascending; opens further ones."""
         yield from [step for step in sorted(self._open) if step >= first]
-        while (begin := self._opened * self.parts_per_step) < min(self.limit, self.total):
-            step, self._opened = self._opened, self._opened + 1
-            parts = [index for index in range(begin, begin + self.parts_per_step) if index not in self.applied]
-            if parts:
-                self._open[step] = parts
+        while self._opened * self.parts_per_step < min(self.limit, self.total):
+            step = self._open_next()
+            if step in self._open:
                 yield step
+
+    def _open_next(self) -> int:
+        """Opens one step more; its number. It has no open part where all are done."""
+        step, self._opened = self._opened, self._opened + 1
+        begin = step * self.parts_per_step
+        if parts := [index for index in range(begin, begin + self.parts_per_step) if index not in self.applied]:
+            self._open[step] = parts
+        return step
 
     def _close(self, step: int, chosen: list[int]) -> None:
         """These parts are assigned, and the others of the step that are done are no longer open."""

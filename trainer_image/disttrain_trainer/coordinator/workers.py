@@ -103,7 +103,11 @@ class Workers:
             self._wants[rank] = int(message["count"])
         if self._hedges is not None and message.get("hedge"):
             begun, stays = message["hedge"] == Waited.A_PART, rank not in self.retiring
-            part = self._hedges.give(rank, queue, begun=begun) if stays else None
+            given = self._hedges.give(rank, queue, begun=begun) if stays else None
+            if given is not None and given.former in self._leases:
+                former, lease = Member(Role.WORKER, given.former), self._leases[given.former]
+                self._sender.send(former, MessageType.MOVED, stay=lease, slices=[given.part])
+            part = given.part if given is not None else None
             self._sender.send(Member(Role.WORKER, rank), MessageType.HEDGE, stay=self._leases[rank], part=part)
         return True
 

@@ -4,6 +4,7 @@ Apart from the roles, which import torch: a process can send HELLO before.
 """
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -255,6 +256,10 @@ class ParameterServerMember:
                 self.asked = False
             case MessageType.HEDGE if self.round is not None and self.round.lease == message["stay"]:
                 self.hedge = Hedge(message["part"])
+            case MessageType.MOVED if self.round is not None and self.round.lease == message["stay"]:
+                for part in message["slices"]:
+                    with suppress(ValueError, IndexError):  # it is begun: the main thread has taken it, or takes it now
+                        self.assignments.remove(part)
             case MessageType.ABANDON if self.round is not None and self.round.lease == message["stay"]:
                 self.abandoned.update(message["slices"])
             case MessageType.EVALUATE:

@@ -101,6 +101,8 @@ class MessageType(StrEnum):
     """To a worker: compute these [stay, slices]."""
     HEDGE = "hedge"
     """To a free worker that asks: compute this part once more [stay, part, or null: there is none]."""
+    MOVED = "moved"
+    """To a worker: these parts are another worker's now; leave out those that are not begun [stay, slices]."""
     ABANDON = "abandon"
     """To a worker: another one has done these parts, which it holds or hedges [stay, slices]."""
     EVALUATE = "evaluate"
