@@ -182,6 +182,7 @@ def test_a_lost_process_costs_what_no_other_holds(
 MISTAKES = """
 import torch
 from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from disttrain_trainer.examples import digits
 
 class Plain(nn.Module):
@@ -198,6 +199,12 @@ def plain(config):
 def layers(config):
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
+def with_dropout(config):
+    return nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.5), nn.Tanh(), nn.Linear(32, 10))
+
+def plan(model, mesh, config):
+    return parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "3": RowwiseParallel()})
+
 def regularized(model, batch):
     return digits.loss(model, batch) + model.weight_decay
 
@@ -211,6 +218,12 @@ def failing(model, batch):
     ("mesh", "trainer", "code", "says"),
     [
         ({"tensor": 2}, {"model": "mistakes:plain"}, 2, "no plan for the model of trainer.model"),
+        (
+            {"tensor": 2},
+            {"model": "mistakes:with_dropout", "parallelize": "mistakes:plan"},
+            2,
+            "trainer.parallelize: 1 draws dropout for a part of an activation",
+        ),
         ({"pipeline": 2}, {"model": "mistakes:plain"}, 2, "a Plain cannot be cut into the stages of a pipeline"),
         (
             {"pipeline": 2},
@@ -220,7 +233,7 @@ def failing(model, batch):
         ),
         ({"pipeline": 2}, {"model": "mistakes:layers", "loss": "mistakes:failing"}, 1, "ValueError: no such label"),
     ],
-    ids=["no plan", "no stages", "a loss that reads the model", "a loss that fails"],
+    ids=["no plan", "another mask", "no stages", "a loss that reads the model", "a loss that fails"],
 )
 def test_a_mistake_in_a_cut_model_is_said_in_one_line(
     tmp_path: Path, mesh: dict[str, Any], trainer: dict[str, Any], code: int, says: str

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from disttrain.api.mesh import Coordinate, Mesh
 from disttrain.api.runtime import JobConfig
@@ -135,8 +136,13 @@ def cut_tensor(local: LocalModel, context: ParallelContext) -> LocalModel:
 
 
 def try_stages(local: LocalModel, context: ParallelContext) -> LocalModel:
-    """In a pipeline, before the other stages are dropped: the cut model computes the same."""
-    return _compared(local, context) if local.pipeline is not None else local
+    """In a pipeline, before the other stages are dropped: the cut model computes the same.
+
+    Not where trainer.parallelize calls fully_shard: FSDP2 lets no stage be wrapped after a module in it was called.
+    """
+    if local.pipeline is None or any(isinstance(module, FSDPModule) for module in local.module.modules()):
+        return local
+    return _compared(local, context)
 
 
 def drop_stages(local: LocalModel, context: ParallelContext) -> LocalModel:

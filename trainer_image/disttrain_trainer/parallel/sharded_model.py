@@ -11,7 +11,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from disttrain.api.mesh import Coordinate
 from disttrain.api.tensor_index import Block, Layout
 from disttrain_trainer.checkpoint import tensors
-from disttrain_trainer.errors import UserError
+from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.parallel import fully_shard
 from disttrain_trainer.parallel.compose import LocalModel
 
@@ -147,7 +147,7 @@ class ShardedModel:
             if piece.number < 0 and piece.parameter.requires_grad and piece.parameter.numel():
                 raise UserError(
                     f"parameter {piece.name} was frozen (requires_grad = False) when the training began, and is not now: what is trained "
-                    "is decided once, when trainer.model returns"
+                    "is decided once, when trainer.model returns: set requires_grad there"
                 )
 
     def is_finite(self) -> bool:
@@ -189,7 +189,11 @@ def _piece(name: str, parameter: nn.Parameter, *, numbers: dict[str, int], at: C
     block, cut = block_of(parameter)
     whole = parameter.detach()
     local = whole.to_local() if isinstance(whole, DTensor) else whole
-    assert tuple(local.shape) == block.sizes, f"{name}: {tuple(local.shape)} lie here, {block} is expected"
+    if tuple(local.shape) != block.sizes:
+        raise WrongInput(
+            f"trainer.parallelize cuts parameter {name} into parts that a checkpoint does not describe: {list(local.shape)} lie here, and "
+            f"{list(block.sizes)} are expected; cut it by Shard over mesh['tensor'], and after that by fully_shard over the data axes"
+        )
     is_owner = at.replicate == 0 and ("shard" in cut or at.shard == 0) and ("tensor" in cut or at.tensor == 0)
     return Piece(
         name=name,

@@ -28,6 +28,8 @@ from disttrain_trainer.runtime.termination import of_user_error
 log = logs.get_logger(__name__)
 
 _PROJECTIONS: Final = 8
+_MOST_ELEMENTS: Final = 1 << 16
+"""Of a tensor that are looked at: a wrong output is wrong nearly everywhere."""
 _LOSS: Final = "trainer.loss"
 _REMEDY: Final = (
     "a module between two that are cut sees its own part alone, and must count heads, say, by that; change the plan, or leave the layers "
@@ -55,7 +57,10 @@ class Print:
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Print":
         """Of a floating-point tensor of any shape."""
-        flat = tensor.detach().reshape(-1).double()
+        flat = tensor.detach().reshape(-1)
+        if flat.numel() > _MOST_ELEMENTS:
+            flat = flat[:: flat.numel() // _MOST_ELEMENTS | 1]  # an odd step meets every column of a matrix
+        flat = flat.double()
         places = torch.arange(flat.numel(), dtype=torch.float64, device=flat.device)
         waves = (torch.cos(places * (number + 1) ** 0.5 + number) for number in range(_PROJECTIONS))
         dots = torch.stack([torch.dot(flat, wave) for wave in waves]).tolist()
