@@ -20,6 +20,7 @@ from disttrain_trainer.model.task import mix
 from disttrain_trainer.parallel import fully_shard, micro_batches, pipeline, tensor
 from disttrain_trainer.parallel import stages as pipeline_stages
 from disttrain_trainer.parallel.chance import Chance
+from disttrain_trainer.parallel.pipeline_forward import NeedsWholeModel, PipelineForward
 from disttrain_trainer.parallel.shard_collectives import GatherByBroadcasts, ReduceByExchange
 from training import mesh_users as users
 
@@ -184,6 +185,43 @@ def collectives_of_steps(order: Schedule, *, idle: int | None) -> tuple[int, lis
             gathers.reset_mock()
             sums.reset_mock()
     return wrapped, found
+
+
+class Nested(nn.Module):
+    """A last stage that returns more than a tensor."""
+
+    def __init__(self, last: Any = None) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 2), last
+
+    def forward(self, hidden: torch.Tensor, scale: torch.Tensor) -> Any:
+        found = self.layer(hidden) * scale
+        return {"logits": found, "more": [(found.argmax(-1), None), found[:0], "text", 3], "last": self.last}
+
+
+class Pair(nn.Module):
+    def forward(self, hidden: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.rand(())  # which must not change what comes after the call
+        return hidden.tanh(), torch.tensor(scale)
+
+
+def answers(last: Any = None) -> tuple[Any, Any, bool]:
+    """What the forward of a pipeline gives, what one process does, and whether both draw the same afterwards."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("pipeline",))
+    torch.manual_seed(0)
+    modules = [Pair(), Nested(last)]
+    rank = mesh.get_local_rank()
+    cut = ModelParallel(pipeline=2)
+    run = PipelineForward({rank: modules[rank]}, cut=cut, group=mesh.get_group(), device=CPU)
+    batch, before = torch.randn(4, 3), torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            found: Any = run(batch, scale=2.0)
+    except NeedsWholeModel as error:
+        found = str(error)
+    undisturbed = torch.equal(before, torch.get_rng_state())
+    with torch.no_grad():
+        return found, modules[1](*modules[0](batch, 2.0)), undisturbed
 
 
 class Wide(nn.Module):

@@ -97,3 +97,14 @@ def test_a_loss_without_a_weight_counts_by_samples(ranks: MeshRanks) -> None:
 def test_attention_that_would_compute_something_else_in_parts_is_refused(ranks: MeshRanks) -> None:
     for says in ranks.run(2, mesh_models.refusal_of_wide):
         assert "no plan for 0 of trainer.model: it computes something else once its heads are shared out" in says
+
+
+def test_the_forward_of_a_pipeline_gives_every_process_the_models_output(ranks: MeshRanks) -> None:
+    for found, expected, undisturbed in ranks.run(2, mesh_models.answers):
+        assert undisturbed
+        assert str(found) == str(expected)
+
+
+def test_an_output_that_no_process_can_send_needs_the_whole_model_on_every_process(ranks: MeshRanks) -> None:
+    for found, _, _ in ranks.run(2, mesh_models.answers, {1, 2}):
+        assert found == "trainer.model returns a set, which does not go from one process to another"

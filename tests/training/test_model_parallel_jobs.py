@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from disttrain.api.names import MODEL_FILE, Role
+from disttrain_trainer.checkpoint import by_name
+from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
+from disttrain_trainer.examples import digits as examples
 from training import mesh_models, mesh_users
 from training.job import Job, checkpoints, digits, held, served
 
@@ -104,7 +108,7 @@ def test_blocks_that_backward_computes_again_learn_the_same(tmp_path: Path, shap
     assert mesh_models.difference(expected, [load_file(tmp_path / "checkpoints" / MODEL_FILE)]) < 1e-12
 
 
-def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path) -> None:
+def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(FILE, tmp_path)
     spec = users_spec(cut(tensor=2, pipeline=2), {}, ADAMW)
     spec["trainer"] |= {"parallelize": "mesh_users:parallelize", "pipelineSplit": "mesh_users:split"}
@@ -116,6 +120,53 @@ def test_the_users_own_cut_and_plan_are_taken(tmp_path: Path) -> None:
     pieces = json.loads(manifest)["tensors"]
     assert len(pieces["layers.0.layer.mlp.0.weight"]["pieces"]) == 2
     assert len(pieces["layers.1.mlp.0.weight"]["pieces"]) == 1
+    monkeypatch.setattr(by_name, "PIECE", 5)
+    with NamedCheckpoint(tmp_path / "checkpoints" / f"step-{mesh_models.STEPS:08d}") as checkpoint:
+        for name, source in checkpoint.sources().items():
+            read = [piece.reshape(-1).clone() for piece in source.read()]
+            assert max(map(len, read)) <= 5, name
+            assert torch.equal(torch.cat(read).view(source.shape), found[name]), name
+
+
+COUNTED = """
+import os
+from torch import nn
+from disttrain_trainer.examples import digits
+
+def model(config):
+    with open("made", "a") as made:
+        made.write(f"{os.getpid()}\\n")
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+
+def evaluate(model, dataset):
+    return {**digits.evaluate(model, dataset), "training": model.training}
+
+def size(model, dataset):
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+"""
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "made", "finds"),
+    [("evaluate", 2, {"training": 0.0}), ("size", 3, {"parameters": 64 * 32 + 32 + 32 * 10 + 10})],
+)
+def test_no_process_makes_the_whole_model_to_evaluate_unless_the_evaluation_asks_for_it(
+    tmp_path: Path, evaluate: str, made: int, finds: dict[str, float]
+) -> None:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    trainer = {"model": "counted:model", "evaluate": f"counted:{evaluate}", "epochs": None, "maxSteps": 30}
+    with Job(folder=tmp_path, spec=digits(**cut(pipeline=2), trainer=trainer, **checkpoints(100))) as job:
+        progress = job.train()
+        logs = job.logs()
+    assert (progress.evaluation or {}).items() >= finds.items()
+    assert len((tmp_path / "made").read_text().split()) == made
+    whole = "trainer.evaluate uses model.parameters(), which the stages of a pipeline do not have together: worker-0 puts the whole"
+    assert (whole in logs) == (made == 3)
+    if evaluate == "evaluate":
+        model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+        model.load_state_dict(load_file(tmp_path / "checkpoints" / MODEL_FILE))
+        expected = examples.evaluate(model.eval(), examples.dataset({}, "test"))
+        assert {name: (progress.evaluation or {})[name] for name in expected} == pytest.approx(expected)
 
 
 MODEL = """

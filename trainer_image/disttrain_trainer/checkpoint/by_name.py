@@ -5,6 +5,8 @@ the flat vectors of the trained parameters.
 """
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +30,11 @@ from disttrain.api.tensor_index import (
 )
 from disttrain_trainer.checkpoint import composite, extra_state, resuming, tensor_file, tensors
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest
+from disttrain_trainer.checkpoint.tensor_file import Source
 from disttrain_trainer.errors import WrongInput
 
+PIECE = 1 << 20
+"""Elements that are read at a time of a tensor that is written elsewhere."""
 PARAMETERS = "parameters"
 """How a tensor itself is called among its slots."""
 
@@ -131,7 +136,8 @@ class NamedCheckpoint:
                 continue
             values = self._range(piece.file, piece.key, piece.offset, piece.offset + piece.count * piece.length)
             found = torch.empty(stop - start, dtype=values.dtype) if found is None else found
-            for number in range(piece.count):
+            first = max(0, (start - piece.start - piece.length) // piece.stride)
+            for number in range(first, min(piece.count, -((piece.start - stop) // piece.stride))):
                 at = piece.start + number * piece.stride
                 low, high = max(start, at), min(stop, at + piece.length)
                 if low < high:
@@ -220,6 +226,25 @@ class NamedCheckpoint:
         flat = self.elements(entry, 0, prod(entry.shape))
         return flat.view(entry.shape) if entry.strides is None else flat.as_strided(entry.shape, entry.strides)
 
+    def sources(self) -> dict[str, Source]:
+        """The tensors of `state_dict()`, to be read while this is open. A piece has at most PIECE elements, unless the tensor lies in
+        another order in memory than in its shape."""
+        names = [name for name in self.manifest.tensors if not name.endswith(EXTRA_JSON) and PART not in name]
+        return {
+            name: Source(tensor_file.dtype_of(entry.dtype), tuple(entry.shape), partial(self._in_pieces, name))
+            for name in names
+            for entry in [self.entry(name)]
+        }
+
+    def _in_pieces(self, name: str) -> Iterator[torch.Tensor]:
+        entry = self.entry(name)
+        count = prod(entry.shape)
+        if count <= PIECE or entry.strides is not None:
+            yield self.tensor(name)
+            return
+        for start in range(0, count, PIECE):
+            yield self.elements(entry, start, min(start + PIECE, count))
+
     @property
     def untrained(self) -> list[str]:
         """The names of all tensors that are not trained."""
@@ -240,13 +265,6 @@ class NamedCheckpoint:
             except (OSError, SafetensorError) as error:
                 raise WrongInput(f"{self.folder / name} cannot be read: {error}") from None
         return self._files[name]
-
-
-def state_dict_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of `state_dict()` of the model of a checkpoint. Raises WrongInput when it is damaged."""
-    with NamedCheckpoint(folder) as checkpoint:
-        names = [name for name in checkpoint.manifest.tensors if not name.endswith(EXTRA_JSON) and PART not in name]
-        return {name: checkpoint.tensor(name) for name in names}
 
 
 def load_model(folder: Path, model: nn.Module, *, source: str) -> None:

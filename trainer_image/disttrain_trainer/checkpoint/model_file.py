@@ -54,10 +54,10 @@ def state_of(model: nn.Module) -> tensor_file.Named:
     }
 
 
-def write(state: tensor_file.Named, folder: Path) -> ProgressModel:
-    """Writes `state_dict()` as `model.safetensors` into a folder, in place of an earlier one; its path and sha256. Raises OSError.
+def write(state: tensor_file.Named | tensor_file.Sources, folder: Path) -> ProgressModel:
+    """Writes the tensors of `state_dict()` as `model.safetensors` into a folder, in place of an earlier one; its path and sha256.
 
-    Blocks until the file is durable. Tied weights are written under each of their names.
+    Blocks until the file is durable. Tied weights are written under each of their names. Raises OSError.
     """
     path = folder / MODEL_FILE
     for left in folder.glob(
@@ -70,19 +70,16 @@ def write(state: tensor_file.Named, folder: Path) -> ProgressModel:
     return written
 
 
-def insist(
-    state: Callable[[], tensor_file.Named], folder: Path, *, step: int, over: Callable[[float], bool]
-) -> ProgressModel | None:
-    """`write` at the end of a training, tried again while the volume has no room or is broken; the model is part of the job.
+def insist(write: Callable[[], ProgressModel], *, step: int, over: Callable[[float], bool]) -> ProgressModel | None:
+    """Calls `write` at the end of a training, again while the volume has no room or is broken; the model is part of the job.
 
-    state: gives the tensors of `state_dict()`.
     step: the last one, for messages. over: as of `final.insist`; None when it ends the tries. Raises Unsaved when it fails for too long.
     """
     written: list[ProgressModel] = []
 
     def attempt() -> str | None:
         try:
-            written.append(write(state(), folder))
+            written.append(write())
         except OSError as error:
             log.error("the model was not written: %s; it is tried again in %g s", error, final.RETRY_SECONDS)
             return str(error)

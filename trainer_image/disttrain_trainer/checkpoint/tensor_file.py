@@ -5,7 +5,9 @@ written; tensors that share memory are each written under their own name. Readin
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -40,8 +42,31 @@ _DTYPES = {
 _ALIGNMENT = atomic.PAGE
 """Bytes: the data begins at a multiple of it, so that a mapped file holds aligned numbers and a copy is written as it lies."""
 
+_NAMES = {name: dtype for dtype, name in _DTYPES.items()}
+
 _LENGTH = 8
 """Bytes before the header, which say how long it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor that is read as it is written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Iterable[torch.Tensor]]
+    """Its elements in order, in pieces of any shape."""
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Source":
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: (tensor,))
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+Sources = Mapping[str, Source]
 
 
 def can_hold(dtype: torch.dtype) -> bool:
@@ -54,29 +79,39 @@ def name_of(dtype: torch.dtype) -> str:
     return _DTYPES[dtype]
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that safetensors gives a name. Raises KeyError."""
+    return _NAMES[name]
+
+
 def write(
-    path: Path, tensors: Named, metadata: Mapping[str, str] | None = None, *, algorithm: str = digests.XXH3
+    path: Path, tensors: Named | Sources, metadata: Mapping[str, str] | None = None, *, algorithm: str = digests.XXH3
 ) -> str:
-    """Writes a file atomically; its digest. Raises OSError. tensors: dense, of types that the format has, on any device."""
+    """Writes a file atomically; its digest. Raises OSError, and what a source raises.
+
+    tensors: dense, of types that the format has, on any device; or where they are read from, a piece at a time.
+    """
+    sources = {name: one if isinstance(one, Source) else Source.of(one) for name, one in tensors.items()}
     names = in_order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        source = sources[name]
+        start, end = end, end + source.bytes
+        header[name] = {"dtype": _DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + _LENGTH) % _ALIGNMENT)
 
     def fill(sink: atomic.Sink) -> None:
         sink.write(len(text).to_bytes(_LENGTH, "little") + text)
         for name in names:
-            sink.write(_bytes(tensors[name]))
+            for piece in sources[name].read():
+                sink.write(_bytes(piece))
 
     return atomic.write(path, fill, algorithm)
 
 
-def in_order(tensors: Named) -> list[str]:
+def in_order(tensors: Named | Sources) -> list[str]:
     """The names as their tensors lie in a file. Wide types first: then each is aligned without gaps, which the format does not allow."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 

@@ -32,6 +32,7 @@ from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.task import Loss, Objective
 from disttrain_trainer.parallel import micro_batches, stages
 from disttrain_trainer.parallel.chance import Chance
+from disttrain_trainer.parallel.pipeline_forward import PipelineForward
 
 _SHAPES: Final = 8
 """Shapes of micro-batches whose stages are kept."""
@@ -53,6 +54,7 @@ class Pipeline:
     ) -> None:
         """modules: the stages of this process, by number. microbatch: samples of one."""
         self.modules = tuple(modules.values())
+        self._own = dict(modules)
         self._group = group
         self._cut = cut
         self._count = count = stages.count(cut)
@@ -76,6 +78,10 @@ class Pipeline:
         current = self._part
         current.number, current.batch_samples = part.index, part.batch_samples
         current.pieces = micro_batches.slices(part.samples, self._size)
+
+    def forward_model(self) -> PipelineForward:
+        """The model as an evaluation calls it, on every process of the pipeline."""
+        return PipelineForward(self._own, cut=self._cut, group=self._group, device=self._device)
 
     def learned_nothing(self) -> None:
         """See LossOf."""

@@ -144,7 +144,9 @@ class CollectiveWorker(Rank):
                 checkpoints.save_last()  # an evaluation that fails, or a full volume, must not cost the training
             if model_dir is not None:  # before the evaluation, which may change the model
                 member.model = model_file.insist(
-                    lambda: model_file.state_of(self._task.model), model_dir, step=member.step, over=over
+                    lambda: model_file.write(model_file.state_of(self._task.model), model_dir),
+                    step=member.step,
+                    over=over,
                 )
                 if member.model is None:
                     raise RoundEnded

@@ -228,10 +228,10 @@ class Worker:
         self._replica.take_buffers(client, client.versions[0])
         client.leave()
         found: dict[str, object] = {}
-        if self._model_dir is not None:
+        if (folder := self._model_dir) is not None:
             step, over = self._task.schedule.total_steps, partial(self._over, this_round)
             written = model_file.insist(
-                lambda: model_file.state_of(self._task.model), self._model_dir, step=step, over=over
+                lambda: model_file.write(model_file.state_of(self._task.model), folder), step=step, over=over
             )
             if written is None:
                 return

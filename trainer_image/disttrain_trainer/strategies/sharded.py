@@ -6,6 +6,7 @@ state that is held here or by the rank of a copy; where that is lost, every rank
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch.distributed as dist
 from torch import nn
 
 from disttrain.api.mesh import Coordinate
+from disttrain.api.runtime import ProgressModel
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
+from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.checkpoint.manifest import NAME
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.loop import TrainingLoop
+from disttrain_trainer.model.evaluation import Evaluation
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.initial import FactoryNotRepeatable
 from disttrain_trainer.model.task import Objective
@@ -27,6 +31,8 @@ from disttrain_trainer.parallel import backend, shard_state
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.compose import LocalModel, ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
+from disttrain_trainer.parallel.pipeline import Pipeline
+from disttrain_trainer.parallel.pipeline_forward import NeedsWholeModel
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
@@ -180,7 +186,7 @@ class ShardedWorker(Rank):
             finally:
                 exchange.restore_buffers()
                 self._held = state.present()
-            self._finish(this_round, model)
+            self._finish(this_round, model, local.pipeline)
 
     def _composed(self, context: ParallelContext, this_round: Round) -> LocalModel:
         """A new model, cut. Raises BrokenGroup where a peer is lost meanwhile, which what it calls says in its own ways."""
@@ -243,46 +249,64 @@ class ShardedWorker(Rank):
         elif (start := origin.taken(root, self._config)) is not None:
             state.load(start.folder, model_only=True, source=start.of)
 
-    def _finish(self, this_round: Round, model: ShardedModel) -> None:
-        """The last step is done: save, write the model, evaluate; all ranks together."""
+    def _finish(self, this_round: Round, model: ShardedModel, run: Pipeline | None) -> None:
+        """The last step is done: save, write the model, evaluate; all ranks together. run: that of this rank's stages."""
         member, checkpoints = self._member, self._last_state
         if checkpoints is not None:
             checkpoints.save_last()
-            if self._process.rank == 0 and self._mesh.pipeline > 1:
-                self._evaluate_whole(checkpoints.last_folder)
             if self._process.rank == 0 and self._model_dir is not None and member.model is None:
                 self._write_model(this_round, checkpoints.last_folder, self._model_dir)
-        elif self._task.evaluate is not None and self._mesh.pipeline > 1:
-            log.warning(
-                "trainer.evaluate is not called: the stages of a pipeline meet on a volume, and the job has none"
-            )
-        if self._task.evaluate is not None and self._mesh.pipeline == 1:
-            member.evaluation = self._task.evaluate(model.module)
-            if self._process.rank:
-                member.evaluation = None  # the same on every rank
+        if self._task.evaluate is not None:
+            try:
+                found = self._evaluate(self._task.evaluate, model, run)
+            except RuntimeError as error:
+                if self.has_ended(this_round):
+                    raise BrokenGroup(error) from None
+                raise
+            if self._process.rank == 0:  # the same on every rank
+                member.evaluation = found
+        if checkpoints is not None and self._checkpoints is None and self._process.rank == 0:
+            shutil.rmtree(checkpoints.last_folder.parent, ignore_errors=True)
         if self._process.rank == 0 and checkpoints is not None and self._checkpoints is not None:
             over = self.over(this_round)
             if not final.insist("last checkpoint", member.step, checkpoints.finish, over=over):
                 raise RoundEnded
 
-    def _evaluate_whole(self, last: Path) -> None:
-        """Rank 0 of a pipeline evaluates the whole model, which it has never been called with in one process: read from the last state."""
-        if self._task.evaluate is None or self._member.evaluation is not None:
-            return
-        whole = self._task.make_model()
-        whole.load_state_dict(dict(by_name.state_dict_of(last)), strict=False)  # not: buffers that are not saved
-        self._member.evaluation = self._task.evaluate(whole.to(self._task.device))
+    def _evaluate(
+        self, evaluate: Callable[[nn.Module], Evaluation], model: ShardedModel, run: Pipeline | None
+    ) -> Evaluation | None:
+        """The numbers, by the cut model: every rank calls it, with the same batches. None on a rank that leaves it to rank 0."""
+        if run is None:
+            return evaluate(model.module)
+        try:
+            return evaluate(run.forward_model())
+        except NeedsWholeModel as error:
+            if self._process.rank:
+                return None
+            if self._last_state is None:
+                log.warning(
+                    "trainer.evaluate gives no numbers: %s, and the job has no volume to put it together on", error
+                )
+                return None
+            folder = self._last_state.last_folder
+            log.warning(
+                "%s: worker-0 puts the whole model together for it, which needs %.1f MiB", error, _mebibytes_of(folder)
+            )
+            whole = self._task.make_model()
+            by_name.load_model(folder, whole, source=str(folder))
+            return evaluate(whole.to(self._task.device))
 
     def _write_model(self, this_round: Round, last: Path, target: Path) -> None:
-        """Rank 0: puts the blocks of the last state together. Raises RoundEnded."""
+        """Rank 0: puts the blocks of the last state together, some at a time. Raises RoundEnded."""
+
+        def write() -> ProgressModel:
+            with NamedCheckpoint(last) as checkpoint:
+                return model_file.write(checkpoint.sources(), target)
+
         member = self._member
-        member.model = model_file.insist(
-            lambda: by_name.state_dict_of(last), target, step=member.step, over=self.over(this_round)
-        )
+        member.model = model_file.insist(write, step=member.step, over=self.over(this_round))
         if member.model is None:
             raise RoundEnded
-        if self._checkpoints is None:
-            shutil.rmtree(last.parent, ignore_errors=True)
 
     def _writers(self, this_round: Round) -> Writers:
         """Every rank must call it: it makes a group."""
@@ -307,6 +331,11 @@ class ShardedWorker(Rank):
             data=self._task.data,
             lasting=root == self._process.checkpoint_dir,
         )
+
+
+def _mebibytes_of(folder: Path) -> float:
+    with NamedCheckpoint(folder) as checkpoint:
+        return sum(source.bytes for source in checkpoint.sources().values()) / (1 << 20)
 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
