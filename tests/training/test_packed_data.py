@@ -18,6 +18,7 @@ from cluster.processes import wait_for
 from disttrain.api.names import Role
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.examples import digits as example
+from file_server import Server
 from local_runs.command import left_behind, run
 from training.job import Job, checkpoints, digits, held, served
 
@@ -55,11 +56,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job(data: Path, name: str, trainer: dict[str, Any], *, replication: int = 1, **spec: Any) -> Job:
+def job(
+    data: Path, name: str, trainer: dict[str, Any], *, replication: int = 1, url: str | None = None, **spec: Any
+) -> Job:
+    """url: where the data is read instead of from the volume."""
     (folder := data / name).mkdir()
-    volume, key = {"persistentVolumeClaim": "c"}, {"secretName": "s"}
-    packed = {"volume": volume, "encryption": key, "replication": replication}
-    env = {"DISTTRAIN_DATA_DIR": str(data / "data"), "DISTTRAIN_DATA_KEY": str(data / "key")}
+    packed: dict[str, Any] = {"encryption": {"secretName": "s"}, "replication": replication}
+    env = {"DISTTRAIN_DATA_KEY": str(data / "key")}
+    if url is None:
+        packed["volume"] = {"persistentVolumeClaim": "c"}
+        env["DISTTRAIN_DATA_DIR"] = str(data / "data")
+    else:
+        packed |= {"url": url, "urlSecretName": "options"}
+        env["DISTTRAIN_DATA_URL_OPTIONS"] = str(data / "options")
     trainer = {"dataset": "disttrain_trainer.data:packed", "epochs": None, "maxSteps": 30, **trainer}
     return Job(folder=folder, env=env, spec=digits(trainer=trainer, data=packed, **checkpoints(10), **spec))
 
@@ -130,6 +139,31 @@ def test_a_worker_whose_disk_is_wiped_and_one_that_is_replaced_need_no_volume(da
         gone.let_go()
         gone.complete()
     expected, found = model_of(calm), model_of(gone)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_job_reads_from_a_url_and_needs_it_no_more_once_the_workers_have_copies(data: Path) -> None:
+    with job(data, "calm", {}) as calm:
+        calm.train()
+    (data / "options").mkdir()
+    (data / "options" / "client_kwargs").write_text('{"headers": {"Authorization": "Bearer mine"}}')
+    server = Server(data)
+    server.token = "mine"
+    try:
+        with job(data, "url", held(), replication=2, url=f"{server.url[:-5]}/data") as at_url:
+            at_url.hold(15)
+            at_url.start()
+            at_url.until_held(15)
+            for index in range(2):
+                wait_for("copies", lambda index=index: at_url.log(Role.WORKER, index).count("are on this disk"), 20)
+            server.close()
+            at_url.kill(Role.WORKER, 1)
+            at_url.let_go()
+            at_url.complete()
+    finally:
+        server.close()
+    assert server.asked["GET part-000000.blocks"] > 0
+    expected, found = model_of(calm), model_of(at_url)
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 

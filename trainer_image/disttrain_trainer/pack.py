@@ -89,7 +89,7 @@ def pack(options: argparse.Namespace) -> None:
             f"{index.encryption or 'not encrypted'}, {time.monotonic() - began:.1f} s"
         )
         print(f"  a sample: {index.structure}")
-    print(f"  to train on it: put the content of {out} on the claim of data.volume, and set")
+    print(f"  to train on it: put the content of {out} on the claim of data.volume, or where data.url is, and set")
     print("  trainer.dataset: disttrain_trainer.data:packed")
     if key is not None:
         print("  data.encryption.secretName: a Secret that has the key under `key`")

@@ -19,6 +19,8 @@ MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
 DATA_DIR: Final = "DISTTRAIN_DATA_DIR"
 DATA_KEY: Final = "DISTTRAIN_DATA_KEY"
 """A worker's: the file with the key of data.encryption."""
+DATA_URL_OPTIONS: Final = "DISTTRAIN_DATA_URL_OPTIONS"
+"""A worker's: what data.urlSecretName names: a folder with a file for each entry, or a file with a JSON object."""
 COPIES_DIR: Final = "DISTTRAIN_COPIES_DIR"
 """A worker's: the folder on its own disk for its copies of the data, with data.replication."""
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
@@ -78,6 +80,7 @@ RESERVED: Final = frozenset(
         MODEL_DIR,
         DATA_DIR,
         DATA_KEY,
+        DATA_URL_OPTIONS,
         COPIES_DIR,
         CODE_DIR,
         TLS_DIR,

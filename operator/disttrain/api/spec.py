@@ -359,13 +359,15 @@ class DistTrainJobSpec(Model):
             shows="data.volume.path",
         ),
         Rule(
-            cel=f"!has(self.trainer.dataset) || self.trainer.dataset != '{PACKED}' || (has(self.data) && has(self.data.volume))",
-            check=lambda s: s.trainer.dataset != PACKED or (s.data is not None and s.data.volume is not None),
-            message="reads from a volume: set data.volume to the claim that the data set was packed into",
+            cel=f"!has(self.trainer.dataset) || self.trainer.dataset != '{PACKED}' || "
+            "(has(self.data) && (has(self.data.volume) || has(self.data.url)))",
+            check=lambda s: s.trainer.dataset != PACKED or (s.data is not None and bool(s.data.volume or s.data.url)),
+            message="reads what `disttrain data pack` wrote: set data.volume to the claim, or data.url to the place, that has it",
             field="trainer.dataset",
             shows="trainer.dataset",
         ),
         _only_packed("partitions", "has(self.data.partitions)", lambda data: data.partitions is not None),
+        _only_packed("url", "has(self.data.url)", lambda data: data.url is not None),
         _only_packed("replication", "self.data.replication > 1", lambda data: data.replication > 1),
         _only_packed(
             "encryption", "has(self.data.encryption)", lambda data: data.encryption is not None, shows=".secretName"

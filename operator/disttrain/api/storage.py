@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Final
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import CHECKPOINT_PATH, OWN_PATH
@@ -57,8 +57,37 @@ class DataVolume(Volume):
     """Where it is mounted, read-only. Default: /data."""
 
 
+Url = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.:-]*://[!\"$->@-~]+$", max_length=2048)]
+"""A URL as fsspec takes it, also a chain such as simplecache::s3://bucket; in printable ASCII, and without a query or a fragment."""
+_PASSWORD = "^[^/]*//[^/]*:[^/]*@"
+
+
 class Data(Model):
     """Where the data lies, and how a packed data set is kept."""
+
+    RULES = (
+        Rule(
+            cel="!has(self.url) || !has(self.volume)",
+            check=lambda data: data.url is None or data.volume is None,
+            message="set volume or url: a data set has one place",
+            field="url",
+            shows="url",
+        ),
+        Rule(
+            cel=f"!has(self.url) || !self.url.matches('{_PASSWORD}')",
+            check=lambda data: data.url is None or re.match(_PASSWORD, data.url) is None,
+            message="must not hold a password, which everyone who may read the job would see: put it into the Secret of urlSecretName",
+            field="url",
+            shows="url",
+        ),
+        Rule(
+            cel="!has(self.urlSecretName) || has(self.url)",
+            check=lambda data: data.url_secret_name is None or data.url is not None,
+            message="is the Secret of a URL: set data.url, too",
+            field="urlSecretName",
+            shows="urlSecretName",
+        ),
+    )
 
     partitions: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     """Files of the packed data set, as `disttrain data pack --partitions` wrote them. Default: as many as there are."""
@@ -69,6 +98,12 @@ class Data(Model):
     """The key of an encrypted packed data set: AES-256-GCM at rest, on the volume and on the workers' disks."""
     volume: DataVolume | None = None
     """Claim with the data, mounted into every pod."""
+    url: Url | None = None
+    """Instead of a volume: where the folder of `disttrain data pack` lies, as fsspec names it, such as s3://bucket/prefix. The workers
+    read it; their image has the library of the protocol, such as s3fs."""
+    url_secret_name: DnsSubdomain | None = None
+    """Secret whose entries are fsspec's options for the URL, such as key, secret and endpoint_url of s3; one that begins with { or [ is
+    JSON. Only the workers get it, as files. Default: none."""
 
 
 class Checkpoint(Model):

@@ -146,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     scale.add_argument("workers", metavar="N", help="how many workers, from elastic.minReplicas to maxReplicas")
 
-    data = verbs.add_parser("data", help="pack a data set for data.volume")
+    data = verbs.add_parser("data", help="pack a data set for data.volume or data.url")
     pack = data.add_subparsers(dest="data_verb", required=True, metavar="VERB").add_parser(
         "pack",
         help="write a data set into partition files",
@@ -158,7 +158,9 @@ def make_parser() -> argparse.ArgumentParser:
         "dataset", metavar="package.module:dataset", help="the factory (config, split), as trainer.dataset"
     )
     pack.add_argument(
-        "out", metavar="OUT", help="folder, which gets one of each split: the content of the claim of data.volume"
+        "out",
+        metavar="OUT",
+        help="folder, which gets one of each split: the content of the claim of data.volume, or of data.url",
     )
     pack.add_argument(
         "--partitions", metavar="N", required=True, help="files of each split; a few for each worker, such as 64"

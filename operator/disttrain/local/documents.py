@@ -43,6 +43,10 @@ class Documents:
         """What a ConfigMap or Secret holds under a key. Raises Unusable."""
         return _entry(self._object(kind, name, path).files(), f'{kind} "{name}"', key, path)
 
+    def entries(self, kind: str, name: str, path: FieldPath) -> dict[str, bytes]:
+        """All that a ConfigMap or Secret holds. Raises Unusable."""
+        return self._object(kind, name, path).files()
+
     def environment(
         self, template: PodTemplate, path: FieldPath, known: Mapping[str, str], fields: Mapping[str, str]
     ) -> dict[str, str]:

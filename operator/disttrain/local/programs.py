@@ -4,6 +4,7 @@ The differences to a pod are all here: ports of loopback for names of a Service,
 GPUs for the resources of a container. Not here: starting anything (processes.py).
 """
 
+import json
 import os
 import sys
 import weakref
@@ -59,7 +60,8 @@ class Programs:
         self._runs_command = isinstance(job.spec.trainer.work, Command)
         self._gpus = machine.gpus()
         self._code = code.folder_of(job.spec.trainer, documents, folder)
-        self._data_key = self._secret_in_memory()
+        self._data_key = self._key_in_memory()
+        self._data_url_options = self._url_options_in_memory()
         self._check()
         self._checkpoint_dir()  # makes the folders, or says now that they cannot be made
         self._data_dir()
@@ -184,16 +186,31 @@ class Programs:
         folder = self._tls_dir(attempt)
         return certificates.public_key((Path(folder) / CERTIFICATE).read_bytes()) if folder else None
 
-    def _secret_in_memory(self) -> str | None:
-        """A file with the key of data.encryption that is on no disk: the processes of the run open it where ours has it open."""
+    def _key_in_memory(self) -> str | None:
+        """A file with the key of data.encryption."""
         encryption = self._job.spec.data.encryption if self._job.spec.data else None
         if encryption is None:
             return None
         path = ("spec", "data", "encryption", "secretName")
         key = self._documents.entry("Secret", encryption.secret_name, KEY_OF_SECRET, path)
-        descriptor = os.memfd_create("data-key")
+        return self._in_memory("data-key", key)
+
+    def _url_options_in_memory(self) -> str | None:
+        """A file with the entries of the Secret of data.urlSecretName, as a JSON object."""
+        name = self._job.spec.data.url_secret_name if self._job.spec.data else None
+        if name is None:
+            return None
+        path = ("spec", "data", "urlSecretName")
+        entries = self._documents.entries("Secret", name, path)
+        return self._in_memory(
+            "data-url", json.dumps({key: text.decode(errors="replace") for key, text in entries.items()}).encode()
+        )
+
+    def _in_memory(self, name: str, content: bytes) -> str:
+        """A file that is on no disk: the processes of the run open it where ours has it open."""
+        descriptor = os.memfd_create(name)
         weakref.finalize(self, os.close, descriptor)
-        os.write(descriptor, key)
+        os.write(descriptor, content)
         return f"/proc/{os.getpid()}/fd/{descriptor}"
 
     def _path(self, role: Role) -> FieldPath:
@@ -215,6 +232,7 @@ class Programs:
             checkpoint_dir=self._checkpoint_dir(),
             data_dir=self._data_dir(),
             data_key=self._data_key,
+            data_url_options=self._data_url_options,
             copies_dir=str(self._folder.copies(process.index).absolute()) if keeping_workers(job) else None,
             code_dir=str(self._code) if self._code is not None else None,
             tls_dir=self._tls_dir_of(process),

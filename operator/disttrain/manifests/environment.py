@@ -93,6 +93,7 @@ def training_environment(
     checkpoint_dir: str | None = None,
     data_dir: str | None = None,
     data_key: str | None = None,
+    data_url_options: str | None = None,
     copies_dir: str | None = None,
     code_dir: str | None = None,
     tls_dir: str | None = None,
@@ -120,6 +121,8 @@ def training_environment(
             variables[env.CODE_DIR] = code_dir
         if data_key is not None:
             variables[env.DATA_KEY] = data_key
+        if data_url_options is not None:
+            variables[env.DATA_URL_OPTIONS] = data_url_options
         if copies_dir is not None:
             variables[env.COPIES_DIR] = copies_dir
         rank = index * config.processes_per_worker

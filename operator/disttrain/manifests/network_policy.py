@@ -1,6 +1,7 @@
 """The NetworkPolicy of network.policy JobOnly: the job's pods talk to one another, any client may read the metrics.
 
-Not here: encryption (network.tls). Egress stays open: a training fetches its data from where it likes.
+Not here: encryption (network.tls). Egress stays open: a training fetches its data from where it likes, such as data.url, and no
+policy could name the addresses of an object store.
 """
 
 from typing import Any

@@ -18,6 +18,7 @@ from disttrain.api.names import (
     CONTROL_PORT,
     COPIES_PATH,
     DATA_KEY_PATH,
+    DATA_URL_PATH,
     GPU,
     KEY,
     LABEL_ATTEMPT,
@@ -67,6 +68,7 @@ _SHM: Final = f"{VOLUME_PREFIX}shm"
 _CHECKPOINTS: Final = f"{VOLUME_PREFIX}checkpoints"
 _DATA: Final = f"{VOLUME_PREFIX}data"
 _DATA_KEY: Final = f"{VOLUME_PREFIX}data-key"
+_DATA_URL: Final = f"{VOLUME_PREFIX}data-url"
 _COPIES: Final = f"{VOLUME_PREFIX}copies"
 _CODE: Final = f"{VOLUME_PREFIX}code"
 _TLS: Final = f"{VOLUME_PREFIX}tls"
@@ -178,6 +180,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         checkpoint_dir=checkpoint_dir(job.metadata.name, job.metadata.uid) if job.spec.checkpoint else None,
         data_dir=job.spec.data.volume.path if job.spec.data and job.spec.data.volume else None,
         data_key=f"{DATA_KEY_PATH}/{KEY_OF_SECRET}" if _secret_of(job, role) is not None else None,
+        data_url_options=DATA_URL_PATH if _url_secret_of(job, role) is not None else None,
         copies_dir=COPIES_PATH if _keeps_copies(job, role) else None,
         code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
         tls_dir=TLS_PATH if job.spec.network.tls is Tls.MUTUAL else None,
@@ -242,6 +245,8 @@ def _volumes(job: DistTrainJob, role: Role, index: int, template: _Object) -> li
     if (secret := _secret_of(job, role)) is not None:
         item = {"key": KEY_OF_SECRET, "path": KEY_OF_SECRET}
         own.append({"name": _DATA_KEY, "secret": {"secretName": secret, "items": [item], "defaultMode": _SECRET_MODE}})
+    if (secret := _url_secret_of(job, role)) is not None:
+        own.append({"name": _DATA_URL, "secret": {"secretName": secret, "defaultMode": _SECRET_MODE}})
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "emptyDir": {}})
     if job.spec.network.tls is Tls.MUTUAL:
@@ -261,6 +266,11 @@ def _secret_of(job: DistTrainJob, role: Role) -> str | None:
     """The Secret with the key of the data: only workers read samples."""
     encryption = job.spec.data.encryption if job.spec.data is not None else None
     return encryption.secret_name if encryption is not None and role is Role.WORKER else None
+
+
+def _url_secret_of(job: DistTrainJob, role: Role) -> str | None:
+    """The Secret with what the URL of the data asks for."""
+    return job.spec.data.url_secret_name if job.spec.data is not None and role is Role.WORKER else None
 
 
 def _code_of(job: DistTrainJob, role: Role) -> Code | None:
@@ -300,6 +310,8 @@ def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _DATA, "mountPath": job.spec.data.volume.path, "readOnly": True})
     if _secret_of(job, role) is not None:
         own.append({"name": _DATA_KEY, "mountPath": DATA_KEY_PATH, "readOnly": True})
+    if _url_secret_of(job, role) is not None:
+        own.append({"name": _DATA_URL, "mountPath": DATA_URL_PATH, "readOnly": True})
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "mountPath": COPIES_PATH})
     if _code_of(job, role) is not None:

@@ -5,6 +5,7 @@ Each variable and each part of the life cycle is the same, or it is listed here 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ OTHER_VALUE = {
     "DISTTRAIN_CHECKPOINT_DIR": "the claim is a folder under .disttrain",
     "DISTTRAIN_DATA_DIR": "as DISTTRAIN_CHECKPOINT_DIR",
     "DISTTRAIN_DATA_KEY": "the Secret of the file, in memory",
+    "DISTTRAIN_DATA_URL_OPTIONS": "as DISTTRAIN_DATA_KEY",
     "DISTTRAIN_COPIES_DIR": "a folder of the run in place of one of the pod",
 }
 """Variables of both, with values that differ, and why."""
@@ -116,9 +118,11 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
     """The environment of a process in a pod, and in a local run that a shell with these variables starts."""
     monkeypatch.chdir(tmp_path)
     Path("train.py").touch()
-    ports = Ports()
+    ports, kept = Ports(), list[Programs]()
 
-    def answer(job: DistTrainJob, role: Role, index: int, **shell: str) -> tuple[dict[str, str], dict[str, str]]:
+    def answer(
+        job: DistTrainJob, role: Role, index: int, *documents: dict[str, Any], **shell: str
+    ) -> tuple[dict[str, str], dict[str, str]]:
         with monkeypatch.context() as patched:
             for name in os.environ:
                 patched.delenv(name)
@@ -127,7 +131,8 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
             folder = RunFolder.new("j")
             if job.spec.data is not None:
                 (folder.claim("data") / "file").touch()
-            programs = Programs(job, Documents([]), folder, ports)
+            programs = Programs(job, Documents(documents), folder, ports)
+            kept.append(programs)  # as long as it is there, so is what it has in memory
             process = Process(
                 name=f"j-{role.short}-{index}",
                 uid="u",
@@ -247,3 +252,17 @@ def test_a_process_has_the_same_time_to_end_after_sigterm(
         spec = build_pod(job, role, 0, 1, trainer_image="t:1")["spec"]
         assert programs.grace_seconds(role) == spec["terminationGracePeriodSeconds"]
     ports.close()
+
+
+def test_secrets_of_the_data_are_on_no_disk_of_a_local_run(both: Both, tmp_path: Path) -> None:
+    trainer = MODEL | {"dataset": "disttrain_trainer.data:packed"}
+    data = {"url": "file:///packs", "urlSecretName": "options", "encryption": {"secretName": "key"}}
+    documents = [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "options"}, "stringData": {"endpoint": "planted"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "stringData": {"key": "planted, too"}},
+    ]
+    pod, local = both(parse(trainer=trainer, data=data), Role.WORKER, 1, *documents)
+    assert set(pod) <= set(local)
+    assert json.loads(Path(local["DISTTRAIN_DATA_URL_OPTIONS"]).read_text()) == {"endpoint": "planted"}
+    assert Path(local["DISTTRAIN_DATA_KEY"]).read_text() == "planted, too"
+    assert not any(b"planted" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

@@ -24,7 +24,9 @@ def packed(**data: Any) -> DistTrainJob:
         "parameterServer": {"replicas": 1},
         "trainer": trainer,
         "worker": {"replicas": 2},
-        "data": {"volume": {"persistentVolumeClaim": "claim"}, **data},
+        "data": {
+            name: value for name, value in {"volume": {"persistentVolumeClaim": "claim"}, **data}.items() if value
+        },
     }
     return DistTrainJob.parse({"metadata": {"name": "j", "namespace": "n", "uid": "0123456789"}, "spec": spec})
 
@@ -46,6 +48,19 @@ def test_the_key_is_a_file_of_the_workers_and_no_variable() -> None:
     assert "secretKeyRef" not in json.dumps(
         build_pod(packed(encryption={"secretName": "s"}), Role.WORKER, 0, 1, trainer_image="t")
     )
+
+
+def test_the_secret_of_a_url_is_files_of_the_workers_and_no_variable() -> None:
+    job = packed(volume=None, url="s3://bucket/digits", urlSecretName="s")
+    volumes, mounts, variables = pod(job, Role.WORKER)
+    assert volumes["disttrain-data-url"]["secret"] == {"secretName": "s", "defaultMode": 0o440}
+    assert mounts["disttrain-data-url"]["readOnly"] is True
+    assert variables["DISTTRAIN_DATA_URL_OPTIONS"] == mounts["disttrain-data-url"]["mountPath"]
+    assert json.loads(variables["DISTTRAIN_JOB"].replace("$$", "$"))["data"]["url"] == "s3://bucket/digits"
+    assert "DISTTRAIN_DATA_DIR" not in variables
+    assert "disttrain-data" not in volumes
+    for role in (Role.MASTER, Role.PARAMETER_SERVER):
+        assert "disttrain-data-url" not in pod(job, role)[0]
 
 
 @pytest.mark.parametrize("role", [Role.MASTER, Role.PARAMETER_SERVER])

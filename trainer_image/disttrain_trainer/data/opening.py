@@ -55,8 +55,10 @@ class Copies(Protocol):
 
 
 class Reading:
-    """What `disttrain_trainer.data:packed` reads from in this process before it reads from the store."""
+    """What `disttrain_trainer.data:packed` reads from in this process."""
 
+    url: str | None = None
+    """data.url of the job."""
     copies: Copies | None = None
 
 
@@ -77,7 +79,7 @@ def open_store(store: Store, key: bytes | None) -> Opened:
         raise unreadable(store, INDEX, error) from None
     opened = verified(content, store.where(INDEX), key, split=store.split)
     try:
-        sizes = store.sizes()
+        sizes = store.sizes([file_name(number) for number in range(len(opened.index.partitions))])
     except OSError as error:
         raise unreadable(store, "", error) from None
     for number, partition in enumerate(opened.index.partitions):
@@ -122,7 +124,7 @@ def verified(content: bytes, where: str, key: bytes | None, *, split: str) -> Op
 def unreadable(store: Store, name: str, error: OSError) -> TrainerError:
     """What to raise for a file that cannot be read: a mistake of the user's, or something that another try may cure."""
     why = error.strerror or str(error) or type(error).__name__
-    if error.errno in _MISTAKES:
+    if error.errno in _MISTAKES or isinstance(error, PermissionError):
         return WrongInput(
             f"{store.where(name)} cannot be read: {why}; let the user of the trainer read data.{store.kind.lower()}"
         )

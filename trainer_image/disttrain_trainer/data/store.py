@@ -4,6 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,8 +27,8 @@ class Store(Protocol):
     def index(self) -> bytes:
         """The content of index.json. Raises FileNotFoundError when there is none."""
 
-    def sizes(self) -> dict[str, int]:
-        """The files that are there, with their bytes."""
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """The bytes of those of these files that are there."""
 
     def neighbours(self) -> list[str]:
         """The splits that lie beside this one, for a message."""
@@ -53,7 +54,7 @@ class Folder:
     def index(self) -> bytes:
         return (self.path / INDEX).read_bytes()
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in os.scandir(self.path)}
 
     def neighbours(self) -> list[str]:

@@ -20,6 +20,7 @@ from disttrain.api.policies import Tls
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Backend, LastBatch
 from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
+from disttrain_trainer.data.opening import Reading
 from disttrain_trainer.data.order import KeyedPermutation, Order
 from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.read_ahead import ReadAhead
@@ -156,6 +157,7 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         return model
 
     model = make_model()
+    Reading.url = config.data.url if config.data is not None else None
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
         fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
