@@ -23,6 +23,8 @@ DATA_URL_OPTIONS: Final = "DISTTRAIN_DATA_URL_OPTIONS"
 """A worker's: what data.urlSecretName names: a folder with a file for each entry, or a file with a JSON object."""
 COPIES_DIR: Final = "DISTTRAIN_COPIES_DIR"
 """A worker's: the folder on its own disk for its copies of the data, with data.replication."""
+COPIES_LIMIT: Final = "DISTTRAIN_COPIES_LIMIT"
+"""A worker's: bytes that its container may take of the disk of its node: more, and the kubelet evicts the pod. Not in local runs."""
 CODE_DIR: Final = "DISTTRAIN_CODE_DIR"
 """A worker's: the folder of trainer.code. The trainer puts it on the module path, once it has checked what is in there."""
 TLS_DIR: Final = "DISTTRAIN_TLS_DIR"
@@ -82,6 +84,7 @@ RESERVED: Final = frozenset(
         DATA_KEY,
         DATA_URL_OPTIONS,
         COPIES_DIR,
+        COPIES_LIMIT,
         CODE_DIR,
         TLS_DIR,
         METRICS_PORT,

@@ -6,7 +6,7 @@ Not here: the environment (environment.py), the security settings (security.py),
 from typing import Any, Final
 
 from disttrain.api.code import Code
-from disttrain.api.environment import CODE_DIR, POD_UID
+from disttrain.api.environment import CODE_DIR, COPIES_LIMIT, POD_UID
 from disttrain.api.job import DistTrainJob
 from disttrain.api.joining import JOIN_KEY, join_file
 from disttrain.api.names import (
@@ -195,6 +195,7 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
     return [
         *_as_env(exact),
         *_pod_uid(job, role),
+        *_copies_limit(job, role),
         *_as_env({name: value for name, value in defaults.items() if name not in replaced}),
         *merge_by("name", given),
     ]
@@ -205,6 +206,13 @@ def _pod_uid(job: DistTrainJob, role: Role) -> list[_Object]:
     if not isinstance(job.spec.trainer.work, Loop) or role is Role.MASTER:
         return []
     return [{"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}]
+
+
+def _copies_limit(job: DistTrainJob, role: Role) -> list[_Object]:
+    """The room for copies: limits.ephemeral-storage of the container, which is what the node has where the template sets none."""
+    if not _keeps_copies(job, role):
+        return []
+    return [{"name": COPIES_LIMIT, "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage"}}}]
 
 
 def _as_env(variables: dict[str, str]) -> list[_Object]:

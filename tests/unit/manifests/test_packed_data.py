@@ -74,6 +74,9 @@ def test_copies_lie_on_the_workers_own_disk_and_each_knows_where_the_others_serv
     volumes, mounts, variables = pod(packed(replication=2), Role.WORKER)
     assert volumes["disttrain-copies"] == {"name": "disttrain-copies", "emptyDir": {}}
     assert variables["DISTTRAIN_COPIES_DIR"] == mounts["disttrain-copies"]["mountPath"]
+    container = build_pod(packed(replication=2), Role.WORKER, 0, 1, trainer_image="t:1")["spec"]["containers"][0]
+    (limit,) = [variable for variable in container["env"] if variable["name"] == "DISTTRAIN_COPIES_LIMIT"]
+    assert limit["valueFrom"] == {"resourceFieldRef": {"resource": "limits.ephemeral-storage"}}
     addresses = json.loads(variables["DISTTRAIN_JOB"].replace("$$", "$"))["addresses"]
     assert addresses["copies"] == ["j-worker-0.j:29600", "j-worker-1.j:29600"]
 

@@ -88,10 +88,10 @@ class Workers:
     def disk(self, index: int) -> Path:
         return self.root / f"worker-{index}"
 
-    def start(self, index: int, **changes: Any) -> PackedDataset:
-        """A worker with its copies, which it makes in the background."""
+    def start(self, index: int, *, limit: int | None = None, **changes: Any) -> PackedDataset:
+        """A worker with its copies, which it makes in the background. limit: of its disk, in bytes."""
         config = self.config.model_copy(update=changes)
-        process = Process(config=config, role=Role.WORKER, index=index, copies_dir=self.disk(index))
+        process = Process(config=config, role=Role.WORKER, index=index, copies_dir=self.disk(index), copies_limit=limit)
         copies = WorkerCopies(process, self._transport)
         dataset = PackedDataset(
             self.root / "data" / "train", KEY, cache=1, copies=copies
@@ -323,6 +323,17 @@ def test_a_disk_that_other_workers_have_filled_meanwhile_is_said_before_the_firs
     assert not list(workers.disk(0).rglob("*.blocks*")), "and the room is free again"
 
 
+def test_a_pod_that_may_not_have_the_room_says_so_before_the_kubelet_evicts_it(workers: Workers) -> None:
+    needed = sum(workers.index.partitions[p].size for p in workers.kept(0))
+    with pytest.raises(
+        WrongInput,
+        match=rf"keeps \d of 6 partitions of train, {needed} bytes, in .*, and needs more than the {needed - 1} bytes of "
+        r"limits\.ephemeral-storage, beyond which it is evicted: lower it",
+    ):
+        workers.start(0, limit=needed - 1)
+    workers.start(0, limit=needed)
+
+
 def test_a_port_that_is_taken_is_named(workers: Workers) -> None:
     port = workers.config.addresses.copies[0].rpartition(":")[2]
     with (
@@ -340,6 +351,6 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(
     with pytest.raises(
         WrongInput,
         match=r"data\.replication is 2 for 3 workers: this one keeps \d of 6 partitions of train, \d+ bytes, in .*, "
-        r"which needs \d+ bytes for train where 100 are free \(workers of one disk share its room\): lower it",
+        r"and needs \d+ bytes for train where 100 are free \(workers of one disk share its room\): lower it",
     ):
         workers.start(0)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -100,25 +101,43 @@ class PackedDataset:
 
     def batch(self, numbers: NDArray[np.int64]) -> Any:
         """These samples as torch's default_collate puts them together; None where they are not alike, or hold what it does not take."""
-        blocks = self._blocks_of(numbers)
-        rows = numbers - self.index.firsts[blocks]
-        distinct, inverse = np.unique(blocks if len(blocks) else np.zeros(1, np.int64), return_inverse=True)
-        read = [self._block(block) for block in distinct.tolist()]
-        places = [np.flatnonzero(inverse == i) for i in range(len(read))] if len(read) > 1 else []
+        chosen = self._rows_of(numbers)
         columns: list[Any] = []
         for i, leaf in enumerate(self.index.structure.leaves()):
-            of_leaf = [block.columns[i] for block in read]
             if leaf.kind in ("str", "bytes"):
-                columns.append([of_leaf[j].value(row) for j, row in zip(inverse.tolist(), rows.tolist(), strict=True)])
+                values = dict(
+                    zip(
+                        (at for _, places, _ in chosen for at in places.tolist()),
+                        (block.columns[i].value(row) for block, _, rows in chosen for row in rows.tolist()),
+                        strict=True,
+                    )
+                )
+                columns.append([values[at] for at in range(len(numbers))])
                 continue
-            gathered = _gather(of_leaf, places, rows)
+            gathered = _gather([(block.columns[i], places, rows) for block, places, rows in chosen], len(numbers))
             if gathered is None or gathered.dtype.kind not in "biufc" or not gathered.dtype.isnative:
                 return None
             columns.append(as_tensor(leaf, gathered))
         return grown(self.index.structure, iter(columns), collated=True)
 
+    def _rows_of(self, numbers: NDArray[np.int64]) -> list[tuple[Block, NDArray[np.int64], NDArray[np.int64]]]:
+        """The blocks of these samples, each with their places in `numbers` and their rows in it; one block where there are none."""
+        blocks = self._blocks_of(numbers)
+        rows = numbers - self.index.firsts[blocks]
+        if not len(numbers):
+            return [(self._block(0), rows, rows)]
+        order = np.argsort(blocks, kind="stable")
+        sorted_blocks, sorted_rows = blocks[order], rows[order]
+        edges = [0, *(np.flatnonzero(sorted_blocks[1:] != sorted_blocks[:-1]) + 1).tolist(), len(numbers)]
+        return [
+            (self._block(int(sorted_blocks[start])), order[start:stop], sorted_rows[start:stop])
+            for start, stop in pairwise(edges)
+        ]
+
     def read_ahead(self, numbers: NDArray[np.int64]) -> None:
         """Reads the blocks of these samples in the background, as far as the cache holds them until they are used."""
+        if len(self._cache) == len(self.index.counts):
+            return  # all of a small data set
         self._asked += len(numbers)
         horizon = self._asked - 4 * (self.ahead + len(numbers))
         for block in np.unique(self._blocks_of(numbers)).tolist():
@@ -249,16 +268,14 @@ class PackedDataset:
         return decode(self.index.structure, content, place.samples)
 
 
-def _gather(columns: list[Column], places: list[NDArray[np.int64]], rows: NDArray[np.int64]) -> NDArray[Any] | None:
-    """The values of a leaf as one new array; None where they have no one shape. places: of each block, the positions in the batch."""
-    first = columns[0].rows
+def _gather(parts: list[tuple[Column, NDArray[np.int64], NDArray[np.int64]]], count: int) -> NDArray[Any] | None:
+    """The values of a leaf as one new array; None where they have no one shape. parts: columns, places in the result and rows."""
+    first = parts[0][0].rows
     if first is None:
         return None
-    if len(columns) == 1:
-        return first[rows]
-    found = np.empty((len(rows), *first.shape[1:]), first.dtype)
-    for column, place in zip(columns, places, strict=True):
+    found = np.empty((count, *first.shape[1:]), first.dtype)
+    for column, places, rows in parts:
         if column.rows is None or column.rows.shape[1:] != first.shape[1:]:
             return None
-        found[place] = column.rows[rows[place]]
+        found[places] = column.rows[rows]
     return found

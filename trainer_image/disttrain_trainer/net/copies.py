@@ -202,7 +202,14 @@ class WorkerCopies:
         return None
 
     def _reserve(self) -> None:
-        problem = None
+        sizes = {
+            split: sum(held.opened.index.partitions[p].size for p in held.wanted) for split, held in self._held.items()
+        }
+        limit, problem = self._process.copies_limit, None
+        if limit is not None and sum(sizes.values()) > limit:
+            raise self._too_small(
+                sizes, f"more than the {limit} bytes of limits.ephemeral-storage, beyond which it is evicted"
+            )
         try:
             for split, held in self._held.items():
                 held.folder.keep_index(held.opened.content)
@@ -219,16 +226,17 @@ class WorkerCopies:
                 ) from None
             problem = f"more than is free: {error.strerror}"
         if problem is not None:
-            parts = " + ".join(
-                f"{len(held.wanted)} of {len(held.opened.index.partitions)} partitions of {split}, "
-                f"{sum(held.opened.index.partitions[p].size for p in held.wanted)} bytes"
-                for split, held in self._held.items()
-            )
-            raise WrongInput(
-                f"data.replication is {self._copies} for {self._workers} workers: this one keeps {parts}, in {self._root}, which needs "
-                f"{problem} (workers of one disk share its room): lower it, take more workers, or request ephemeral-storage in "
-                "worker.template"
-            )
+            raise self._too_small(sizes, f"{problem} (workers of one disk share its room)")
+
+    def _too_small(self, sizes: dict[str, int], problem: str) -> WrongInput:
+        parts = " + ".join(
+            f"{len(held.wanted)} of {len(held.opened.index.partitions)} partitions of {split}, {sizes[split]} bytes"
+            for split, held in self._held.items()
+        )
+        return WrongInput(
+            f"data.replication is {self._copies} for {self._workers} workers: this one keeps {parts}, in {self._root}, and needs "
+            f"{problem}: lower it, take more workers, or request and allow more ephemeral-storage in worker.template"
+        )
 
     def _tend(self) -> None:
         """Makes the copies of this worker, and those again that are lost, until the end."""

@@ -34,6 +34,8 @@ class Process:
     code_digest: str | None = None
     copies_dir: Path | None = None
     """Where a worker keeps its copies of the data (data.replication)."""
+    copies_limit: int | None = None
+    """Bytes that the pod may take of its node's disk; None: no limit is known."""
     tls_dir: Path | None = None
     """The folder of the attempt's certificate; None where network.tls is Disabled."""
     metrics_port: int | None = None
@@ -107,6 +109,7 @@ class Process:
             data_dir=_path(environ, environment.DATA_DIR),
             code_dir=_path(environ, environment.CODE_DIR),
             copies_dir=_path(environ, environment.COPIES_DIR),
+            copies_limit=_number(environ, environment.COPIES_LIMIT, default=0) or None,
             tls_dir=_path(environ, environment.TLS_DIR),
             metrics_port=_number(environ, environment.METRICS_PORT, default=0) or None,
             termination_log=_path(environ, environment.TERMINATION_LOG),
