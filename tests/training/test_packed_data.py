@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.processes import wait_for
+from disttrain.api.digested import verified, with_digest
 from disttrain.api.names import Role
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.examples import digits as example
@@ -57,12 +59,19 @@ def data(tmp_path: Path) -> Path:
 
 
 def job(
-    data: Path, name: str, trainer: dict[str, Any], *, replication: int = 1, url: str | None = None, **spec: Any
+    data: Path,
+    name: str,
+    trainer: dict[str, Any],
+    *,
+    replication: int = 1,
+    url: str | None = None,
+    limit: int = 1 << 40,
+    **spec: Any,
 ) -> Job:
-    """url: where the data is read instead of from the volume."""
+    """url: where the data is read instead of from the volume. limit: bytes of a worker's disk."""
     (folder := data / name).mkdir()
     packed: dict[str, Any] = {"encryption": {"secretName": "s"}, "replication": replication}
-    env = {"DISTTRAIN_DATA_KEY": str(data / "key")}
+    env = {"DISTTRAIN_DATA_KEY": str(data / "key"), "DISTTRAIN_COPIES_LIMIT": str(limit)}
     if url is None:
         packed["volume"] = {"persistentVolumeClaim": "c"}
         env["DISTTRAIN_DATA_DIR"] = str(data / "data")
@@ -179,6 +188,66 @@ def test_parameter_servers_train_on_it_through_a_killed_worker(data: Path) -> No
         killed.complete()
     expected, found = model_of(calm), model_of(killed)
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_a_volume_that_cannot_be_read_for_a_moment_does_not_fail_the_job(data: Path) -> None:
+    index = data / "data" / "train" / "index.json"
+    content = index.read_bytes()
+    index.unlink()
+    index.symlink_to("/proc/self/mem")  # to read its first bytes is an input/output error
+    with job(data, "job", {"maxSteps": 5}) as moody:
+        moody.start()
+        for worker in range(2):
+            assert moody.wait(Role.WORKER, worker) == 134
+        message = moody.termination(Role.WORKER).message
+        assert message == f"{index} cannot be read: Input/output error; it is tried again: look at data.volume"
+        index.unlink()
+        index.write_bytes(content)
+        moody.complete()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            "key",
+            "train/index.json: the key is another one than that of the data set; correct the Secret of data.encryption",
+        ),
+        ("missing", "train/part-000003.blocks is missing: copy it again from where it was packed"),
+        (
+            "version",
+            "train/index.json has format 2, and this trainer reads format 1: pack the data set with the release",
+        ),
+        (
+            "swapped",
+            "train/index.json is the index of the split 'test', in the folder of 'train': give each folder the name",
+        ),
+        ("room", "data.replication is 2 for 2 workers: this one keeps 8 of 8 partitions of train, "),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_one_line_before_the_first_step(data: Path, wrong: str, says: str) -> None:
+    train, test = data / "data" / "train", data / "data" / "test"
+    match wrong:
+        case "key":
+            (data / "key").write_bytes(bytes(32))
+        case "missing":
+            (train / "part-000003.blocks").unlink()
+        case "version":
+            content = verified((train / "index.json").read_text())
+            content.pop("digest")
+            (train / "index.json").write_text(with_digest(json.dumps(content | {"format": 2}, separators=(",", ":"))))
+        case "swapped":
+            train.rename(data / "other")
+            test.rename(train)
+            (data / "other").rename(test)
+    with job(data, "job", {}, replication=2, limit=1000 if wrong == "room" else 1 << 40) as refused:
+        refused.start()
+        assert refused.wait(Role.WORKER) == 2
+    message = refused.termination(Role.WORKER).message
+    assert says in message
+    assert "\n" not in message
+    assert refused.checkpoints is not None
+    assert not list(refused.checkpoints.glob("step-*")), "no step was trained"
 
 
 def test_a_split_to_evaluate_on_that_is_missing_is_said_before_the_first_step(data: Path) -> None:

@@ -25,6 +25,7 @@ from disttrain_trainer.data.pack_index import file_name
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.placement import holders
+from disttrain_trainer.data.store import Folder
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.net import copies as copies_module
 from disttrain_trainer.net.copies import WorkerCopies
@@ -254,8 +255,8 @@ def test_a_worker_that_is_started_again_reads_its_own_index(workers: Workers) ->
 def test_a_broken_copy_hides_no_intact_one_and_is_made_again(
     workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader, _, _ = (workers.start(index) for index in range(WORKERS))
-    for index in range(WORKERS):
+    for index in (1, 2, 0):  # the reader finds the others there, and asks them in order
+        reader = workers.start(index)
         workers.until_filled(index)
     partition = next(p for p in range(PARTITIONS) if p not in workers.kept(0))
     asked_first = holders(workers.index.id, partition, workers=WORKERS, copies=2)[0]
@@ -297,6 +298,23 @@ def test_a_disk_that_is_wiped_while_its_files_are_open_is_filled_again(
     workers.until_filled(0)
     wait_for("the index", (workers.disk(0) / "train" / "index.json").exists, 20)
     assert numbers(wiped) == list(range(60))
+
+
+def test_copies_that_cannot_be_made_are_one_line_until_they_can(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(copies_module, "CHECK_SECONDS", 0.05)
+    folder = workers.root / "data" / "train"
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "read", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, os.strerror(errno.EIO))))
+        workers.start(0)
+        wait_for("the line", lambda: "copies cannot be made" in caplog.text, 20)
+        time.sleep(0.3)  # some more passes
+        assert caplog.text.count("cannot be made") == 1
+        assert f"{len(workers.kept(0))} copies cannot be made, such as train/part-" in caplog.text
+        assert "Input/output error; they are read elsewhere" in caplog.text
+    assert folder.is_dir()
+    workers.until_filled(0)
 
 
 def test_the_room_of_the_copies_is_taken_before_they_are_made(workers: Workers) -> None:

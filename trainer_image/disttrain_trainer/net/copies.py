@@ -88,6 +88,9 @@ class WorkerCopies:
         self._suspects: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
         """Copies of this disk that are perhaps broken or gone; None: the end."""
         self._broken = 0
+        self._failures: list[str] = []
+        """Copies that could not be made in this pass, each with the reason."""
+        self._said = ""
 
     def open(self, store: Store, key: bytes | None) -> Opened:
         """The split of a store: from this disk, from another worker, or from the store. Raises WrongInput, DataUnreadable."""
@@ -256,6 +259,7 @@ class WorkerCopies:
                             "copies of %d partitions are on this disk: %d were here, %d came from other workers, %d from the %s",
                             *(len(made), came["disk"], came["workers"], came["store"], self._held[split].store.kind),
                         )
+            self._say_failures()
             for held in self._held.values():
                 with contextlib.suppress(OSError):
                     held.folder.keep_index(held.opened.content)
@@ -263,6 +267,16 @@ class WorkerCopies:
                 peer.look_again()
             if self._ended(CHECK_SECONDS):
                 return
+
+    def _say_failures(self) -> None:
+        """One line for all copies that could not be made, and no second one while the reason is the same."""
+        if self._failures and self._failures[0] != self._said:
+            log.warning(
+                "%d copies cannot be made, such as %s; they are read elsewhere, and tried again every %.0f s",
+                *(len(self._failures), self._failures[0], CHECK_SECONDS),
+            )
+        self._said = self._failures[0] if self._failures else ""
+        self._failures.clear()
 
     def _ended(self, seconds: float) -> bool:
         """Looks at suspected copies for so long; whether `close` was called."""
@@ -314,9 +328,7 @@ class WorkerCopies:
             why = f"{held.store.where(file_name(partition))} is damaged"
         except OSError as error:
             why = error.strerror or str(error)
-        log.warning(
-            "no copy of %s/%s for %.0f s: %s; it is read elsewhere", split, file_name(partition), CHECK_SECONDS, why
-        )
+        self._failures.append(f"{split}/{file_name(partition)}: {why}")
         return None
 
 

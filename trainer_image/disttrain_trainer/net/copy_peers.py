@@ -132,7 +132,7 @@ class Peer:
             try:
                 answer = self._answer(request)
             except (Closed, Silent, OSError) as error:
-                log.info("no copy is read from %s for %.0f s: %s", self.name, self._away, error)
+                log.info("no copy is read from %s for %.1f s: %s", self.name, self._away, error)
                 self._away_until = time.monotonic() + self._away
                 self._away = min(2 * self._away, _MOST_AWAY_SECONDS)
                 self._silent = True
