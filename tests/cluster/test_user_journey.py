@@ -336,7 +336,14 @@ def test_what_a_job_lacks_is_named_in_its_condition(node: Node) -> None:
 
 def test_the_operator_may_do_what_it_needs_and_no_more(node: Node) -> None:
     account = "system:serviceaccount:disttrain-system:disttrain-operator"
-    for question in ["list secrets", "watch secrets", "create pods --subresource=exec", "delete namespaces", "* *"]:
+    for question in [
+        "get secrets",
+        "list secrets",
+        "watch secrets",
+        "create pods --subresource=exec",
+        "delete namespaces",
+        "* *",
+    ]:
         answer = node.kubectl("auth", "can-i", *question.split(), "-n", TEAM, f"--as={account}", check=False)
         assert answer.strip() == "no", question
     roles = json.loads(

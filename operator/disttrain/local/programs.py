@@ -182,9 +182,13 @@ class Programs:
         return folder
 
     def public_key(self, attempt: int) -> str | None:
-        """That of the certificate of an attempt that has begun; None where network.tls is Disabled."""
-        folder = self._tls_dir(attempt)
-        return certificates.public_key((Path(folder) / CERTIFICATE).read_bytes()) if folder else None
+        """That of the certificate of an attempt; None where network.tls is Disabled, "" of an attempt whose certificate is gone."""
+        if self._job.spec.network.tls is Tls.DISABLED:
+            return None
+        try:
+            return certificates.public_key((self._folder.tls(attempt) / CERTIFICATE).read_bytes())
+        except OSError:
+            return ""
 
     def _key_in_memory(self) -> str | None:
         """A file with the key of data.encryption."""

@@ -3,6 +3,7 @@
 A policy's own claims stand above what is seen here (report.py). Not here: the one word for the column (state.py).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -45,6 +46,12 @@ _REMEDIES: Mapping[Reason, str] = MappingProxyType(
         "or keep all pods of the job on one node by nodeSelector",
         Reason.IMAGE_PULL: "check the image's name, and whether its registry wants an imagePullSecret",
     }
+)
+_CERTIFICATE = re.compile(r"-tls-[0-9]+-[0-9a-f]{16}\b")
+"""In the name of the Secret that the operator makes for network.tls Mutual (names.secret_name)."""
+_DELETED_CERTIFICATE = (
+    "it was the certificate of this attempt and was deleted; "
+    "set spec.suspend to true and back: the next attempt has a new one"
 )
 
 
@@ -213,6 +220,8 @@ def _cannot_start(pod: PodView) -> Claim | None:
 def _what_is_wrong(pod: PodView, reason: Reason) -> str:
     """Why the pod does not start, and what to do."""
     text = f"{pod.name}: {pod.message or pod.reason}"
+    if reason is Reason.SECRET_NOT_FOUND and _CERTIFICATE.search(text):
+        return f"{text}; {_DELETED_CERTIFICATE}"
     return f"{text}; {_REMEDIES[reason]}" if reason in _REMEDIES else text
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from disttrain.api.job import DistTrainJob
+from disttrain.api.names import Role
 from disttrain.local.addresses import Ports
 from disttrain.local.documents import Documents
 from disttrain.local.folders import NothingToResume, RunFolder
@@ -56,6 +57,45 @@ def test_a_run_that_ends_by_a_fault_of_its_own_leaves_no_certificate_and_no_copi
         asyncio.run(run.to_its_end())
     assert not folder.tls(1).parent.exists()
     assert not folder.copies(0).parent.exists()
+    ports.close()
+    folder.close()
+
+
+def test_a_question_about_an_older_attempt_leaves_the_certificate_of_the_present_one(tmp_path: Path) -> None:
+    """Its master may still run while the next attempt begins."""
+    folder = RunFolder.new("digits", tmp_path)
+    trainer = {
+        "model": "disttrain_trainer.examples.digits:model",
+        "dataset": "disttrain_trainer.examples.digits:dataset",
+        "optimizer": {"name": "SGD", "learningRate": 0.1},
+        "epochs": 1,
+    }
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer, "network": {"tls": "Mutual"}}
+    job = admitted(DistTrainJob.model_validate({"metadata": {"name": "digits"}, "spec": spec}), folder)
+    ports = Ports()
+    programs = Programs(job, Documents([]), folder, ports)
+
+    def started(attempt: int) -> set[str]:
+        worker = Process(
+            name="digits-worker-0",
+            uid="u",
+            role=Role.WORKER,
+            index=0,
+            attempt=attempt,
+            metrics_port=0,
+            log=tmp_path / "log",
+            termination_log=tmp_path / "said",
+        )
+        programs.environment(worker)
+        return {path.name for path in folder.tls(attempt).iterdir()}
+
+    assert started(1) == {"ca.crt", "tls.crt", "tls.key", "join.key", "join-worker-0"}
+    first = programs.public_key(1)
+    assert first
+    started(2)
+    assert programs.public_key(2) not in ("", None, first)
+    assert programs.public_key(1) == ""
+    assert folder.tls(2).is_dir()
     ports.close()
     folder.close()
 

@@ -45,6 +45,18 @@ ELSEWHERE = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod
             id="no secret",
         ),
         pytest.param(
+            {
+                "scheduled": True,
+                "reason": "CreateContainerConfigError",
+                "message": 'secret "digits-0b5e9f0c-tls-2-0123456789abcdef" not found',
+            },
+            "Ready",
+            "SecretNotFound",
+            'digits-worker-1: secret "digits-0b5e9f0c-tls-2-0123456789abcdef" not found; it was the certificate of this attempt and was '
+            "deleted; set spec.suspend to true and back: the next attempt has a new one",
+            id="a certificate that a user deleted",
+        ),
+        pytest.param(
             {"scheduled": True, "reason": "CreateContainerConfigError", "message": 'configmap "code" not found'},
             "Ready",
             "ConfigMapNotFound",
