@@ -20,7 +20,7 @@ def target(spec: DistTrainJobSpec) -> int | None:
 def resizing(view: JobView) -> bool:
     """Whether an elastic job that trains gets other workers: from the change of the target until the trainer has exactly these."""
     wanted, before = target(view.spec), view.status.worker
-    if wanted is None or before is None or before.target_replicas is None or not view.stepped:
+    if wanted is None or before is None or before.target_replicas is None or not view.trained:
         return False
     if before.target_replicas != wanted:
         return True

@@ -95,6 +95,27 @@ def test_the_job_is_complete_when_the_workers_that_it_has_now_are_done():
     assert scene.condition("Complete").message == "1 of 1 workers succeeded"
 
 
+def test_a_script_that_reports_no_steps_is_resizing_too():
+    scene = elastic(2)
+    scene.body["spec"]["strategy"] = {"type": "DataParallel"}
+    del scene.body["spec"]["parameterServer"]
+    scene.script().started()
+
+    def master_says(workers: int) -> None:
+        scene.after(10).reports(0, total=None, world_size=workers, last_update_time=None).seen()
+
+    for _ in range(2):
+        master_says(2)
+    assert scene.status.state is JobState.TRAINING
+    scene.workers(3).step()
+    assert scene.status.state is JobState.RESIZING
+    scene.all_run()
+    master_says(0)
+    assert scene.status.state is JobState.RESIZING
+    master_says(3)
+    assert scene.status.state is JobState.TRAINING
+
+
 def test_a_job_that_has_not_begun_to_train_is_starting_whatever_its_number():
     scene = elastic(2).started().workers(3)
     scene.step()
