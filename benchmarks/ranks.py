@@ -29,6 +29,7 @@ def measure(run: Callable[..., None], *arguments: Any) -> Any:
     ]
     for rank in ranks:
         rank.start()
+    there.close()  # so that ranks that fail end the wait
     found = here.recv()
     for rank in ranks:
         rank.join()

@@ -1,9 +1,10 @@
-"""What our loop costs beside a bare PyTorch loop with FSDP2 and the same wrapping: in turns, in the same two processes.
+"""What our loop costs beside a bare PyTorch loop with the same wrapping, FSDP2 or tensor: in turns, in the same two processes.
 
     python benchmarks/sharded.py            # a table; a ratio of 1.00 is a loop that costs nothing, above it is faster
 
-The bare loop is what one would write by hand: fully_shard on each layer and the model, AdamW with fused=True, torch's collectives on plain
-gloo. The second line has our collectives in the bare loop, so that the two effects can be told apart.
+The bare loop is what one would write by hand: fully_shard on each layer and the model, or the same plan of column and row parts; AdamW with
+fused=True, torch's collectives on plain gloo. With FSDP2 a third line has our collectives in the bare loop, so that the two effects can be
+told apart.
 """
 
 import argparse
@@ -11,14 +12,18 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from multiprocessing.connection import Connection
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses, JobConfig
@@ -30,7 +35,7 @@ from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.task import Objective, Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.parallel import shard_collectives
+from disttrain_trainer.parallel import shard_collectives, tensor
 from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
@@ -42,22 +47,28 @@ from disttrain_trainer.strategies.shard_exchange import ShardExchange
 from ranks import RANKS, TIMEOUT, measure, store
 
 BATCH = 16
+SAMPLES = 100_000
+"""More than the data set has."""
 MODELS = {"charlm 64x2": {"width": 64, "layers": 2}, "charlm 256x4": {"width": 256, "layers": 4}}
+CUTS: dict[str, dict[str, Any]] = {
+    "FSDP2": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}},
+    "tensor": {"type": "ModelParallel", "modelParallel": {"tensor": RANKS}},
+}
 Turn = Callable[[], None]
 
 
-def config_of(model: str) -> JobConfig:
+def config_of(model: str, cut: str) -> JobConfig:
     """A job of RANKS workers that never ends."""
     module = "disttrain_trainer.examples.charlm"
     spec = DistTrainJobSpec.model_validate(
         {
-            "strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}},
+            "strategy": CUTS[cut],
             "trainer": {
                 "model": f"{module}:model",
                 "dataset": f"{module}:dataset",
                 "loss": f"{module}:loss",
                 "optimizer": {"name": "AdamW", "learningRate": 0.001},
-                "batchSize": BATCH * RANKS,
+                "batchSize": BATCH * RANKS if cut == "FSDP2" else BATCH,
                 "maxSteps": 1_000_000,
                 "config": MODELS[model],
             },
@@ -122,9 +133,7 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
     return turn
 
 
-def bare(task: Task, config: JobConfig, mesh: DeviceMesh, rank: int, steps: int, *, own_collectives: bool) -> Turn:
-    """The loop without us."""
-    model, loss = task.model, task.loss
+def cut_by_fsdp(model: nn.Module, mesh: DeviceMesh, *, own_collectives: bool = False) -> None:
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -132,10 +141,17 @@ def bare(task: Task, config: JobConfig, mesh: DeviceMesh, rank: int, steps: int,
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 shard_collectives.use(module)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001, fused=True)
+
+
+def bare(task: Task, steps: int, *, order: torch.Tensor) -> Turn:
+    """The loop without us, of a model that is cut already. order: the samples of this rank."""
+    model, loss = task.model, task.loss
+    parameters = list(model.parameters())
+    cut, whole = ([one for one in parameters if isinstance(one, DTensor) is is_cut] for is_cut in (True, False))
+    # torch's fused step takes no tensors of both kinds at once.
+    optimizers = [torch.optim.AdamW(chosen, lr=0.001, fused=True) for chosen in (cut, whole) if chosen]
     dataset = __import__("disttrain_trainer.examples.charlm", fromlist=["dataset"]).dataset({}, "train")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[rank::RANKS]
-    at = 0
+    order, at = order[order < len(dataset)], 0
 
     def turn() -> None:
         nonlocal at
@@ -143,29 +159,38 @@ def bare(task: Task, config: JobConfig, mesh: DeviceMesh, rank: int, steps: int,
             at = at if at + BATCH <= len(order) else 0
             indices = order[at : at + BATCH]
             at += BATCH
-            optimizer.zero_grad()
+            model.zero_grad()
             loss(model, [tensor[indices] for tensor in dataset.tensors]).backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
     return turn
 
 
-def run(results: Connection, rank: int, port: int, model: str, steps: int, rounds: int) -> None:
+def run(results: Connection, rank: int, port: int, model: str, cut: str, steps: int, rounds: int) -> None:
     """One rank. Sends for each loop seconds and CPU seconds of a step, one pair for each turn."""
     torch.set_num_threads(1)
-    config = config_of(model)
+    config = config_of(model, cut)
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
 
-    def new_task() -> Task:
-        return tasks.build(config, rank=rank, local_rank=0, incarnation="")
+    def bare_fsdp(mesh: DeviceMesh, *, own_collectives: bool) -> Turn:
+        task = tasks.build(config, rank=rank, local_rank=0, incarnation="")
+        cut_by_fsdp(task.model, mesh, own_collectives=own_collectives)
+        return bare(task, steps, order=order[rank::RANKS])
+
+    def bare_tensor(mesh: DeviceMesh) -> Turn:
+        task = tasks.build(config, rank=rank, local_rank=0, incarnation="")
+        tensor.apply(task.model, mesh)
+        return bare(task, steps, order=order)
 
     with AbortableProcessGroup().joined("gloo", store=store(port), rank=rank, size=RANKS, timeout=TIMEOUT):
-        gloo = dist.new_group(backend="gloo")
-        mesh = DeviceMesh.from_group(gloo, "cpu", mesh_dim_names=("shard",))
-        turns = {
-            "ours": ours(config, rank, steps),
-            "bare": bare(new_task(), config, mesh, rank, steps, own_collectives=False),
-            "bare, our collectives": bare(new_task(), config, mesh, rank, steps, own_collectives=True),
-        }
+        mesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu", mesh_dim_names=("ranks",))
+        turns = {"ours": ours(config, rank, steps)}
+        if cut == "FSDP2":
+            turns["bare"] = bare_fsdp(mesh, own_collectives=False)
+            turns["bare, our collectives"] = bare_fsdp(mesh, own_collectives=True)
+        else:
+            turns["bare"] = bare_tensor(mesh)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for number in range(rounds + 1):
             for name in list(turns) if number % 2 else reversed(turns):
@@ -182,18 +207,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS))
     options = parser.parse_args()
     print(
-        f"{'model':<13} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7} {'CPU':>6}   bare / it; target of ours 0.97"
+        f"{'model':<13} {'cut':<7} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7} {'CPU':>6}   bare / it; target of ours 0.97"
     )
-    for model in options.models:
-        found = measure(run, model, options.steps, options.rounds)
+    for model, cut in product(options.models, options.cuts):
+        found = measure(run, model, cut, options.steps, options.rounds)
         seconds, used = ({name: [turn[at] for turn in turns] for name, turns in found.items()} for at in (0, 1))
         for name in found:
             median = statistics.median(b / s for b, s in zip(seconds["bare"], seconds[name], strict=True))
             best = min(seconds["bare"]) / min(seconds[name])
             cpu = statistics.median(b / s for b, s in zip(used["bare"], used[name], strict=True))
-            print(f"{model:<13} {name:<22} {min(seconds[name]) * 1e3:>8.2f} {best:>6.2f} {median:>7.2f} {cpu:>6.2f}")
+            fastest = min(seconds[name]) * 1e3
+            print(
+                f"{model:<13} {cut:<7} {name:<22} {fastest:>8.2f} {best:>6.2f} {median:>7.2f} {cpu:>6.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ class ShardExchange:
             ):  # a norm of SequenceParallel has the sum over its own tokens
                 gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
             gradient = gradient.to_local()
-        if gradient.numel():
+        if gradient.numel() and len(self._groups.data_ranks) > 1:
             dist.all_reduce(gradient, group=self._groups.data)
 
     def _compare_gradients(self, groups: Groups, field: str) -> None:
