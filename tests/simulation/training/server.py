@@ -76,7 +76,9 @@ class Server:
         applied = [host.policy.accepted for host in self.hosts]
         parts = reduce(IndexSet.intersection, applied).intervals() if applied else []
         shards = [list(holding) for holding in self.held.holdings]
-        return {"generation": self.held.round_number, "applied": parts, "shards": shards}
+        versions = [host.policy.version for host in self.hosts] or [0]
+        ahead = max(versions) - min(versions)
+        return {"generation": self.held.round_number, "applied": parts, "ahead": ahead, "shards": shards}
 
     @property
     def hosts(self) -> list[ShardHost]:

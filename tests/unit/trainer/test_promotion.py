@@ -128,3 +128,15 @@ def test_replacement_of_a_lost_copy_leaves_workers_where_they_are() -> None:
     said = table.take()
     assert [kind for _, kind, _ in said] == [MessageType.REPLICATE] * 2
     assert all(fields["server"] is None for _, _, fields in said)
+
+
+def test_synchronous_copy_that_did_not_follow_on_takes_all_shards_back_to_the_checkpoint() -> None:
+    """Both shards are on one server then: what it says of all of them does not show which one is behind."""
+    table = replicated()
+    table.training.lost(SERVERS[0], table.now)
+    (question,) = table.orders(MessageType.DROP)
+    said = {"type": MessageType.STATE, "id": question[1]["id"], "generation": 1, "applied": [], "ahead": 2}
+    table.training.on_message(SERVERS[1], said, table.now)
+    table.round_number[SERVERS[0]] = 0
+    table.join(SERVERS[0])
+    assert table.round_number == dict.fromkeys(SERVERS, 2)

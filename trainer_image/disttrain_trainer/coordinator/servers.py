@@ -25,6 +25,8 @@ class _Server:
     applied: IndexSet
     held: dict[int, Held]
     """By shard."""
+    ahead: int = 0
+    """Versions by which the newest of the shards that it serves is ahead of the oldest."""
 
 
 @dataclass(slots=True)
@@ -98,9 +100,9 @@ class Servers:
         return all(shard in held and held[shard] == Held(self._terms[shard], True, True) for shard in wanted)
 
     def apart(self, parts_per_step: int) -> int:
-        """By how many whole steps the primaries differ."""
-        steps = [self._there[index].applied.floor // parts_per_step for index in {*self.primaries}]
-        return max(steps) - min(steps)
+        """By how many whole steps the shards differ, also those of one server."""
+        oldest = {index: self._there[index].applied.floor // parts_per_step for index in self.primaries}
+        return max(step + self._there[index].ahead for index, step in oldest.items()) - min(oldest.values())
 
     @property
     def applied(self) -> IndexSet:
@@ -114,7 +116,7 @@ class Servers:
         held = _held(index, message)
         if before is not None and before.round_number == round_number:
             held = before.held | {shard: one for shard, one in held.items() if one.is_primary}
-        self._there[index] = _Server(round_number, parts_of(message), held)
+        self._there[index] = _Server(round_number, parts_of(message), held, int(message.get("ahead", 0)))
         if norms := message.get("gradient_norms"):
             self._norms[index] = {(round_number, int(version)): squared for version, squared in norms}
 

@@ -106,6 +106,7 @@ class Hello(_Incoming):
     buffers: bool = False
     keeps_model: bool = False
     applied: Parts = []
+    ahead: Count = 0
     shards: Shards = None
     restarts: _Restarts | None = None
 
@@ -168,6 +169,7 @@ class _State(_Incoming):
     id: Count | None = None
     round_number: Count = Field(alias="generation")
     applied: Parts
+    ahead: Count = 0
     shards: Shards = None
     max_staleness_seen: Count | None = None
     gradient_norms: NormSamples = []

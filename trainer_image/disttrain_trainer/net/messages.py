@@ -83,6 +83,7 @@ class MessageType(StrEnum):
     """To a server: begin this round from this file [generation, file of the checkpoint folder, or null]; it answers with STATE."""
     STATE = "state"
     """To a server: report your state [id]; its answer [id, generation, applied: the parts that count on all shards that it serves,
+    ahead: versions by which the newest of these is ahead of the oldest,
     shards: those that it holds, each [shard, term, whether it serves it, whether it has all of it], ...]."""
     REPLICATE = "replicate"
     """To a server: keep a copy of a shard that it serves on this server [shard, server: its number, or null for none]."""

@@ -56,6 +56,7 @@ class Server:
         return {
             "generation": self.shard.round_number,
             "applied": state.applied.intervals(),
+            "ahead": state.ahead,
             "shards": [list(holding) for holding in self.shard.holdings],
         }
 
@@ -135,6 +136,7 @@ class Server:
         return {
             "generation": self.shard.round_number,
             "applied": state.applied.intervals(),
+            "ahead": state.ahead,
             "shards": [list(holding) for holding in self.shard.holdings],
             "max_staleness_seen": state.max_staleness_seen,
             "gradient_norms": state.gradient_norms,

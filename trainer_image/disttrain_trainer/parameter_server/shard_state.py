@@ -22,6 +22,8 @@ class ShardState:
     """Largest lead over the slowest live worker with which an iteration started."""
     late_gradients: int = 0
     """Gradients that were ignored because their part counted already; of a server those of all its rounds."""
+    ahead: int = 0
+    """Versions by which the newest of several shards is ahead of the oldest, whose `version` this is."""
     initialized: bool = False
     """Whether the parameters have values."""
     shard_bytes: int = 0
@@ -45,6 +47,7 @@ def together(states: Sequence[ShardState]) -> ShardState:
     return replace(
         states[0],
         version=min(state.version for state in states),
+        ahead=max(state.version for state in states) - min(state.version for state in states),
         applied=reduce(IndexSet.intersection, (state.applied for state in states)),
         max_staleness_seen=max(state.max_staleness_seen for state in states),
         late_gradients=sum(state.late_gradients for state in states),
