@@ -48,6 +48,7 @@ lock: env-dev ## write requirements/ from pyproject.toml
 bench: bench-ps bench-loop bench-sharded bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
+	@$(PY) benchmarks/parameter_server.py --copies
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
 bench-sharded: env-dev ## our loop under FullyShard against a bare PyTorch loop with FSDP2 and the same wrapping
@@ -60,6 +61,7 @@ bench-checkpoint: env-dev ## what a checkpoint costs, in steps of the same run
 	@$(PY) benchmarks/checkpoint.py
 bench-restart: env-dev ## a lost process restarted in its pod against one of a new pod
 	@$(PY) benchmarks/restart.py
+	@$(PY) benchmarks/restart.py --servers
 bench-resize: env-dev ## a worker of an elastic job that joins, and one that leaves
 	@$(PY) benchmarks/resize.py
 bench-tls: env-dev ## a step under TLS against the same without, and the bare exchange: DDP, and parameter servers

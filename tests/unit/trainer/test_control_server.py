@@ -212,6 +212,7 @@ def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
     from_the_master = {
         *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
         *("begin", "drop", "tickets", "evaluate", "hedge", "abandon", "resize", "replicate", "promote", "discard"),
+        "moved",
     }
     assert {kind for kind in MessageType if not_taken(kind)} == {*from_the_master, MessageType.HELLO}
 
