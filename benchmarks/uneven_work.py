@@ -1,11 +1,11 @@
 """Uneven work: samples/s of Sync, of Sync with backup workers and of BoundedStaleness, against DDP; the slowness is a timed sleep.
 
-    python benchmarks/uneven_work.py [--rounds 3] [--steps 60] [--part 0.02]
+    python benchmarks/uneven_work.py [--rounds 3] [--steps 60] [--parts 48] [--part 0.02] [--mode uneven]
 
-Four workers, 16 parts a step. A part takes as long as its sequences are, 0.5 to 1.5 of the mean. Besides, one worker is 1.5x slower,
-another one each half second ("uneven"), or each part is delayed by five part-times with a probability of 5 % ("delays"). Each job is
-a `disttrain run` with one server; they take turns. Speed is that between the beginning of step 5 and the end, the time of a step that
-between the beginnings of two neighbours. Compare ratios, not times.
+Four workers, 48 parts a step (DDP adds up those of a rank, and exchanges once). A part takes as long as its sequences are, 0.5 to 1.5 of
+the mean. Besides, one worker is 1.5x slower, another one each half second ("uneven"), or each part is delayed by five part-times with a
+probability of 5 % ("delays"). Each job is a `disttrain run` with one server; they take turns. Speed is that between the beginning of step 5
+and the end, the time of a step that between the beginnings of two neighbours. Compare ratios, not times.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-WORKERS, PARTS, BATCH = 4, 16, 64
+WORKERS, BATCH = 4, 96
 WARM_UP = 5
 """Steps that are not measured."""
 SLOW = """
@@ -56,14 +56,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "type": "ParameterServer",
         "parameterServer": {"consistency": "Sync", "backupWorkers": 3},
     },
-    "BoundedStaleness 16": {
+    "BoundedStaleness 48": {
         "type": "ParameterServer",
-        "parameterServer": {"consistency": "BoundedStaleness", "maxStaleness": 16},
+        "parameterServer": {"consistency": "BoundedStaleness", "maxStaleness": 48},
     },
 }
 
 
-def job_of(strategy: dict[str, Any], steps: int) -> dict[str, Any]:
+def job_of(strategy: dict[str, Any], steps: int, parts: int) -> dict[str, Any]:
     module = "disttrain_trainer.examples.digits"
     spec: dict[str, Any] = {
         "strategy": strategy,
@@ -75,7 +75,7 @@ def job_of(strategy: dict[str, Any], steps: int) -> dict[str, Any]:
             "optimizer": {"name": "SGD", "learningRate": 0.01},
             "batchSize": BATCH,
             "maxSteps": steps,
-            "partsPerStep": PARTS,
+            "partsPerStep": parts,
         },
     }
     if "parameterServer" in strategy:
@@ -88,13 +88,13 @@ def job_of(strategy: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def run(strategy: dict[str, Any], mode: str, *, steps: int, part: float) -> tuple[float, list[float]]:
+def run(strategy: dict[str, Any], mode: str, *, steps: int, parts: int, part: float) -> tuple[float, list[float]]:
     """Samples per second, and the seconds of each step."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        text = SLOW.format(part=part, steps=steps, parts=PARTS, workers=WORKERS, mode=mode)
+        text = SLOW.format(part=part, steps=steps, parts=parts, workers=WORKERS, mode=mode)
         (folder / "slow.py").write_text(text)
-        (folder / "job.yaml").write_text(json.dumps(job_of(strategy, steps)))
+        (folder / "job.yaml").write_text(json.dumps(job_of(strategy, steps, parts)))
         command = [str(Path(sys.executable).parent / "disttrain"), "run", "job.yaml"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=600)
@@ -112,13 +112,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--part", type=float, default=0.02, help="mean seconds of a part")
+    parser.add_argument("--parts", type=int, default=48, help="of a step")
+    parser.add_argument("--mode", choices=("uneven", "delays"), action="append")
     options = parser.parse_args()
-    for mode in ("uneven", "delays"):
+    for mode in options.mode or ("uneven", "delays"):
         speeds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
         tails: dict[str, list[float]] = {name: [] for name in STRATEGIES}
         for _ in range(options.rounds):
             for name, strategy in STRATEGIES.items():
-                speed, seconds = run(strategy, mode, steps=options.steps, part=options.part)
+                speed, seconds = run(strategy, mode, steps=options.steps, parts=options.parts, part=options.part)
                 speeds[name].append(speed)
                 tails[name] += seconds
         print(f"{mode:24} samples/s  / DDP best  median  p99 / median step")
