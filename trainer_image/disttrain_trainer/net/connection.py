@@ -158,37 +158,37 @@ class PlainConnection(Connection):
 
     def send(self, view: memoryview, *, more: bool = False) -> None:
         sent, size = 0, len(view)
-        while sent < size:
-            chunk = view[sent : sent + CHUNK]
-            begin = time.monotonic()
-            try:
-                with self._in_use():
+        with self._in_use():
+            while sent < size:
+                chunk = view[sent : sent + CHUNK]
+                begin = time.monotonic()
+                try:
                     count = self._socket.send(chunk, socket.MSG_MORE if more else 0)
-            except BlockingIOError:
-                raise Silent from None
-            except OSError as error:
-                raise Closed(describe(error)) from None
-            self._require_progress(count, len(chunk), begin)
-            sent += count
+                except BlockingIOError:
+                    raise Silent from None
+                except OSError as error:
+                    raise Closed(describe(error)) from None
+                self._require_progress(count, len(chunk), begin)
+                sent += count
 
     def receive_into(self, view: memoryview, *, patient: bool = False) -> None:
         filled, size = 0, len(view)
-        while filled < size:
-            chunk = min(CHUNK, size - filled)
-            begin = time.monotonic()
-            try:
-                with self._in_use():
+        with self._in_use():
+            while filled < size:
+                chunk = min(CHUNK, size - filled)
+                begin = time.monotonic()
+                try:
                     count = self._socket.recv_into(view[filled : filled + chunk], chunk, socket.MSG_WAITALL)
-            except BlockingIOError:
-                if patient and not filled:
-                    continue
-                raise Silent from None
-            except OSError as error:
-                raise Closed(describe(error)) from None
-            if not count:
-                raise Closed("closed by the peer")
-            self._require_progress(count, chunk, begin)
-            filled += count
+                except BlockingIOError:
+                    if patient and not filled:
+                        continue
+                    raise Silent from None
+                except OSError as error:
+                    raise Closed(describe(error)) from None
+                if not count:
+                    raise Closed("closed by the peer")
+                self._require_progress(count, chunk, begin)
+                filled += count
 
     def receive_some(self, most: int) -> bytes:
         try:

@@ -75,30 +75,32 @@ class TlsConnection(Connection):
 
     def send(self, view: memoryview, *, more: bool = False) -> None:
         sent, size = 0, len(view)
-        while sent < size:
-            chunk = view[sent : sent + CHUNK]
-            try:
-                # Tried again with the same bytes as long as the kernel takes less than a record of them.
-                with self._in_use():
+        with self._in_use():
+            while sent < size:
+                chunk = view[sent : sent + CHUNK]
+                try:
+                    # Tried again with the same bytes as long as the kernel takes less than a record of them.
                     count = self._step(lambda chunk=chunk: self._tls.send(chunk), time.monotonic() + self._timeout)  # type: ignore[misc]
-            except ssl.SSLError as error:
-                raise lost(error) from None
-            self._sent_records += -(-count // RECORD)
-            sent += count
+                except ssl.SSLError as error:
+                    raise lost(error) from None
+                self._sent_records += -(-count // RECORD)
+                sent += count
 
     def receive_into(self, view: memoryview, *, patient: bool = False) -> None:
-        for start in range(0, len(view), CHUNK):
-            chunk, filled = view[start : start + CHUNK], 0
-            deadline = math.inf if patient and not start else time.monotonic() + self._timeout
-            while filled < len(chunk):
-                filled += self._read(chunk[filled : filled + RECORD], deadline)
-                if deadline == math.inf:
-                    deadline = time.monotonic() + self._timeout
+        with self._in_use():
+            for start in range(0, len(view), CHUNK):
+                chunk, filled = view[start : start + CHUNK], 0
+                deadline = math.inf if patient and not start else time.monotonic() + self._timeout
+                while filled < len(chunk):
+                    filled += self._read(chunk[filled : filled + RECORD], deadline)
+                    if deadline == math.inf:
+                        deadline = time.monotonic() + self._timeout
 
     def receive_some(self, most: int) -> bytes:
         buffer = bytearray(min(most, RECORD))
         try:
-            count = self._read(memoryview(buffer), time.monotonic() + self._timeout)
+            with self._in_use():
+                count = self._read(memoryview(buffer), time.monotonic() + self._timeout)
         except Ended:
             return b""
         return bytes(buffer[:count])
@@ -115,8 +117,7 @@ class TlsConnection(Connection):
             return self._tls.recv_into(view)
 
         try:
-            with self._in_use():
-                count = self._step(read, deadline)
+            count = self._step(read, deadline)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             raise Ended from None
         except ssl.SSLError as error:
