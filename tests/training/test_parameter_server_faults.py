@@ -494,7 +494,9 @@ def test_training_goes_on_bit_for_bit_while_workers_come_and_go(tmp_path: Path) 
                         # It dies when it has pushed to the first shard alone, or to none.
                         if index % 2:
                             shard = client.connections[0]
-                            shard.send(push_header(client, shard, work), shard.views(gradient))
+                            shard.send(
+                                push_header(client, shard, work), shard.views(gradient) if gradient is not None else []
+                            )
                             shard.receive(Op.DONE)
                         client.close(goodbye=False)
                         client = None
