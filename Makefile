@@ -44,15 +44,17 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-sharded bench-tls bench-uneven
-bench: bench-ps bench-loop bench-sharded bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-sharded bench-bubble bench-tls bench-uneven
+bench: bench-ps bench-loop bench-sharded bench-bubble bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 	@$(PY) benchmarks/parameter_server.py --copies
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
-bench-sharded: env-dev ## our loop under FullyShard against a bare PyTorch loop with FSDP2 and the same wrapping
+bench-sharded: env-dev ## our loop under FullyShard, tensor and pipeline parallel against a bare PyTorch loop with the same wrapping
 	@$(PY) benchmarks/sharded.py
+bench-bubble: env-dev ## how long the processes of a pipeline are idle, beside the formula of each schedule
+	@$(PY) benchmarks/bubble.py
 bench-order: env-dev ## the computed order of an epoch against one that is kept as a table
 	@$(PY) benchmarks/order.py
 bench-data: env-dev ## packed, encrypted, replicated data against tensors in memory

@@ -16,8 +16,8 @@ def store(port: int) -> Callable[[], dist.Store]:
     return lambda: dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
 
 
-def measure(run: Callable[..., None], *arguments: Any) -> Any:
-    """Starts RANKS processes of run(results, rank, port, *arguments), with a store at the port. Blocks until they end.
+def measure(run: Callable[..., None], *arguments: Any, count: int = RANKS) -> Any:
+    """Starts `count` processes of run(results, rank, port, *arguments), with a store at the port. Blocks until they end.
 
     Returns what one of them has sent through the connection `results`.
     """
@@ -25,7 +25,7 @@ def measure(run: Callable[..., None], *arguments: Any) -> Any:
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     here, there = spawn.Pipe()
     ranks = [
-        spawn.Process(target=run, args=(there, rank, server.port, *arguments), daemon=True) for rank in range(RANKS)
+        spawn.Process(target=run, args=(there, rank, server.port, *arguments), daemon=True) for rank in range(count)
     ]
     for rank in ranks:
         rank.start()

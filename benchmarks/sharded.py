@@ -1,10 +1,10 @@
-"""What our loop costs beside a bare PyTorch loop with the same wrapping, FSDP2 or tensor: in turns, in the same two processes.
+"""What our loop costs beside a bare PyTorch loop with the same wrapping, FSDP2, tensor or pipeline: in turns, in the same two processes.
 
     python benchmarks/sharded.py            # a table; a ratio of 1.00 is a loop that costs nothing, above it is faster
 
-The bare loop is what one would write by hand: fully_shard on each layer and the model, or the same plan of column and row parts; AdamW with
-fused=True, torch's collectives on plain gloo. With FSDP2 a third line has our collectives in the bare loop, so that the two effects can be
-told apart.
+The bare loop is what one would write by hand: fully_shard on each layer and the model, the same plan of column and row parts, or
+PipelineStage and Schedule1F1B; AdamW with fused=True, torch's collectives on plain gloo. With FSDP2 a third line has our collectives in the
+bare loop, so that the two effects can be told apart.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import Schedule1F1B
 from torch.distributed.tensor import DTensor
 
 from disttrain.api.names import Role
@@ -35,7 +37,7 @@ from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.task import Objective, Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.parallel import shard_collectives, tensor
+from disttrain_trainer.parallel import shard_collectives, stages, tensor
 from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup
@@ -49,12 +51,15 @@ from ranks import RANKS, TIMEOUT, measure, store
 BATCH = 16
 SAMPLES = 100_000
 """More than the data set has."""
+MICROBATCHES = 4
 MODELS = {"charlm 64x2": {"width": 64, "layers": 2}, "charlm 256x4": {"width": 256, "layers": 4}}
 CUTS: dict[str, dict[str, Any]] = {
     "FSDP2": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}},
     "tensor": {"type": "ModelParallel", "modelParallel": {"tensor": RANKS}},
+    "pipeline": {"type": "ModelParallel", "modelParallel": {"pipeline": RANKS, "microbatches": MICROBATCHES}},
 }
 Turn = Callable[[], None]
+Compute = Callable[[list[torch.Tensor]], None]
 
 
 def config_of(model: str, cut: str) -> JobConfig:
@@ -105,8 +110,9 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
         task.model, ParallelContext(config=config, mesh=mesh, at=at, groups=groups, loss=task.loss, device=task.device)
     )
     model = ShardedModel(local, layout=layout, at=at)
-    loop = TrainingLoop(task, model, name="ours", metrics=metrics, send=lambda fields: None)
-    loop.adopt(model, Objective(local.module, task.loss))
+    counts = mesh.counts(rank)
+    loop = TrainingLoop(task, model, name="ours", metrics=metrics, send=lambda fields: None, counts=counts)
+    loop.adopt(model, local.pipeline or Objective(local.module, task.loss))
     member.step, member.round = 0, Round(1)
     exchange = ShardExchange(
         process=process,
@@ -119,7 +125,7 @@ def ours(config: JobConfig, rank: int, steps: int) -> Turn:
         mesh=mesh,
         groups=groups,
         model=model,
-        pipeline=None,
+        pipeline=local.pipeline,
         optimizer=ShardOptimizer(config.trainer.loop.optimizer, model),
         buffers=None,
         parameters=len(layout.places),
@@ -143,8 +149,30 @@ def cut_by_fsdp(model: nn.Module, mesh: DeviceMesh, *, own_collectives: bool = F
                 shard_collectives.use(module)
 
 
-def bare(task: Task, steps: int, *, order: torch.Tensor) -> Turn:
-    """The loop without us, of a model that is cut already. order: the samples of this rank."""
+def staged(model: nn.Module, mesh: DeviceMesh) -> Compute:
+    """Forward and backward of a batch in this rank's stage."""
+    rank = mesh.get_local_rank()
+    chosen = stages.split(model, RANKS, config={}, by_user=None)
+    stages.keep(model, [chosen[rank]])
+    stage = PipelineStage(chosen[rank], rank, RANKS, torch.device("cpu"), group=mesh.get_group())
+
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+    schedule = Schedule1F1B(stage, MICROBATCHES, loss_fn=loss)
+
+    def compute(batch: list[torch.Tensor]) -> None:
+        if rank:
+            schedule.step(target=batch[1])
+        else:
+            schedule.step(batch[0])
+
+    return compute
+
+
+def bare(task: Task, steps: int, *, order: torch.Tensor, compute: Compute | None = None) -> Turn:
+    """The loop without us, of a model that is cut already. order: the samples of this rank. compute: forward and backward of a batch; None:
+    of the loss."""
     model, loss = task.model, task.loss
     parameters = list(model.parameters())
     cut, whole = ([one for one in parameters if isinstance(one, DTensor) is is_cut] for is_cut in (True, False))
@@ -160,7 +188,11 @@ def bare(task: Task, steps: int, *, order: torch.Tensor) -> Turn:
             indices = order[at : at + BATCH]
             at += BATCH
             model.zero_grad()
-            loss(model, [tensor[indices] for tensor in dataset.tensors]).backward()
+            batch = [tensor[indices] for tensor in dataset.tensors]
+            if compute is None:
+                loss(model, batch).backward()
+            else:
+                compute(batch)
             for optimizer in optimizers:
                 optimizer.step()
 
@@ -183,6 +215,10 @@ def run(results: Connection, rank: int, port: int, model: str, cut: str, steps: 
         tensor.apply(task.model, mesh)
         return bare(task, steps, order=order)
 
+    def bare_pipeline(mesh: DeviceMesh) -> Turn:
+        task = tasks.build(config, rank=rank, local_rank=0, incarnation="")
+        return bare(task, steps, order=order, compute=staged(task.model, mesh))
+
     with AbortableProcessGroup().joined("gloo", store=store(port), rank=rank, size=RANKS, timeout=TIMEOUT):
         mesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu", mesh_dim_names=("ranks",))
         turns = {"ours": ours(config, rank, steps)}
@@ -190,7 +226,7 @@ def run(results: Connection, rank: int, port: int, model: str, cut: str, steps: 
             turns["bare"] = bare_fsdp(mesh, own_collectives=False)
             turns["bare, our collectives"] = bare_fsdp(mesh, own_collectives=True)
         else:
-            turns["bare"] = bare_tensor(mesh)
+            turns["bare"] = bare_tensor(mesh) if cut == "tensor" else bare_pipeline(mesh)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for number in range(rounds + 1):
             for name in list(turns) if number % 2 else reversed(turns):
@@ -210,7 +246,7 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS))
     options = parser.parse_args()
     print(
-        f"{'model':<13} {'cut':<7} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7} {'CPU':>6}   bare / it; target of ours 0.97"
+        f"{'model':<13} {'cut':<9} {'loop':<22} {'ms/step':>8} {'best':>6} {'median':>7} {'CPU':>6}   bare / it; target of ours 0.97"
     )
     for model, cut in product(options.models, options.cuts):
         found = measure(run, model, cut, options.steps, options.rounds)
@@ -221,7 +257,7 @@ def main() -> None:
             cpu = statistics.median(b / s for b, s in zip(used["bare"], used[name], strict=True))
             fastest = min(seconds[name]) * 1e3
             print(
-                f"{model:<13} {cut:<7} {name:<22} {fastest:>8.2f} {best:>6.2f} {median:>7.2f} {cpu:>6.2f}", flush=True
+                f"{model:<13} {cut:<9} {name:<22} {fastest:>8.2f} {best:>6.2f} {median:>7.2f} {cpu:>6.2f}", flush=True
             )
 
 

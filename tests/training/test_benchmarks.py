@@ -53,8 +53,22 @@ def test_the_loop_of_a_sharded_model_is_compared_with_a_bare_one_and_torchs_coll
         ["FSDP2", "bare,"],
         ["tensor", "ours"],
         ["tensor", "bare"],
+        ["pipeline", "ours"],
+        ["pipeline", "bare"],
     ]
     assert all(float(line.split()[-1]) > 0 for line in lines[1:])
+
+
+def test_the_bubble_of_each_schedule_is_beside_its_formula() -> None:
+    lines = printed("bubble.py", "--processes=2", "--microbatches=4", "--milliseconds=2", "--rounds=1")
+    rows = {line.split()[0]: [float(number) for number in line.split()[1:4]] for line in lines[1:]}
+    assert {name: row[0] for name, row in rows.items()} == {
+        "GPipe": 0.2,
+        "OneForwardOneBackward": 0.2,
+        "Interleaved": 0.111,
+        "ZeroBubble": 0.077,
+    }
+    assert all(0 < number < 1 for row in rows.values() for number in row)
 
 
 def test_what_a_checkpoint_costs_is_counted_in_steps_of_the_same_run() -> None:
