@@ -110,7 +110,7 @@ def render() -> str:
     """The CRD as YAML."""
     import yaml  # of the developers' tools: the API itself needs pydantic alone
 
-    return HEADER + yaml.safe_dump(crd(), sort_keys=False, width=120, allow_unicode=True)
+    return HEADER + yaml.safe_dump(crd(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def _root() -> Schema:
