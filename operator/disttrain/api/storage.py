@@ -59,7 +59,7 @@ class DataVolume(Volume):
 
 Url = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.:-]*://[!\"$->@-~]+$", max_length=2048)]
 """A URL as fsspec takes it, also a chain such as simplecache::s3://bucket; in printable ASCII, and without a query or a fragment."""
-_PASSWORD = "^[^/]*//[^/]*:[^/]*@"
+_PASSWORD = "//[^/]*:[^/]*@"
 
 
 class Data(Model):
@@ -75,7 +75,7 @@ class Data(Model):
         ),
         Rule(
             cel=f"!has(self.url) || !self.url.matches('{_PASSWORD}')",
-            check=lambda data: data.url is None or re.match(_PASSWORD, data.url) is None,
+            check=lambda data: data.url is None or re.search(_PASSWORD, data.url) is None,
             message="must not hold a password, which everyone who may read the job would see: put it into the Secret of urlSecretName",
             field="url",
             shows="url",

@@ -197,8 +197,9 @@ class Cache:
         self.stores: dict[Resource, Store[Any]] = {JOBS: self.jobs, PODS: self.pods, **others}
 
     def shows(self, resource: Resource, key: Key, owner: str) -> bool:
-        """Whether a child of the job of that uid is there, and is one that the plan can see."""
-        entry = self.stores[resource].get(key)
+        """Whether a child of the job of that uid is there, and is one that the plan can see. Of Secrets nothing is known here."""
+        store = self.stores.get(resource)
+        entry = store.get(key) if store is not None else None
         blind = entry is None or (isinstance(entry.value, CachedPod) and entry.value.view is None)
         return not blind and entry is not None and entry.owner == owner
 

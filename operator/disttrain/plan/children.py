@@ -59,7 +59,8 @@ def converge(view: JobView) -> Step:
     if lost is not None and any(isinstance(action, CreatePod) for action in creations):
         lost = disruptions.made_again(view, lost)
     return Step(
-        actions=(*deletions, *creations, *(first.actions if first is not None else ())),
+        # That of the certificate first: a creation that is refused ends the pass, and the name of a former Secret is forgotten with it.
+        actions=(*deletions, *(first.actions if first is not None else ()), *creations),
         status={"disruptions": lost, **(first.status if first is not None else {})},
         events=_created_event(view, creations),
         look=min(waits, default=None),

@@ -78,6 +78,8 @@ class ApiServer:
         self.fault: Fault = lambda *_: None
         self.tell: Callable[[Resource, Body], None] = lambda *_: None
         """The watch; does nothing while it is cut."""
+        self.pruned: tuple[str, ...] = ()
+        """Fields of the status that the schema does not have."""
         self._uids = (f"uid-{number}" for number in itertools.count(1))
         self.versions = itertools.count(100)
 
@@ -110,7 +112,8 @@ class ApiServer:
         body = self._find(resource, name)
         if patch["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
             raise Conflict(409, "Conflict", "it moved on")
-        body["status"] = merged(body.get("status", {}), patch["status"])
+        known = {field: value for field, value in patch["status"].items() if field not in self.pruned}
+        body["status"] = merged(body.get("status", {}), known)
         return copy.deepcopy(self._changed(resource, body))
 
     async def delete(

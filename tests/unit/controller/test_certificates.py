@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from disttrain import certificates
 from disttrain.api.names import CERTIFICATE
 from disttrain.controller.progress import Master
-from disttrain.kube.api import JOBS, SECRETS, Unavailable
+from disttrain.kube.api import JOBS, SECRETS, ApiError, Refused, Unavailable
 from unit.controller.fake_api import PODS_OF_JOB, ApiServer, job
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned
@@ -54,6 +56,35 @@ async def test_creation_whose_answer_was_lost_leaves_one_secret() -> None:
         assert asked(server) == ["create", "create", "delete", "create"]
         (name,) = secrets_of(server)
         assert name.endswith(server.status["certificate"]["suffix"])
+
+
+@hand_turned
+@pytest.mark.parametrize(
+    "error",
+    [Unavailable(500, "InternalError", "etcd is away"), Refused(403, "Forbidden", "exceeded quota: secrets")],
+    ids=["server error", "refusal"],
+)
+async def test_creation_that_fails_is_tried_again(error: ApiError) -> None:
+    server, failures = ApiServer(), [error]
+    server.fault = lambda verb, resource, _: (
+        failures.pop() if failures and (verb, resource) == ("create", SECRETS) else None
+    )
+    async with operated(job(**MUTUAL), server=server):
+        await eventually(lambda: server.status.get("certificate", {}).get("uid"))
+        assert asked(server) == ["create", "create"]
+
+
+@hand_turned
+async def test_schema_that_does_not_know_the_certificate_is_named_and_asked_seldom(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = ApiServer()
+    server.pruned = ("certificate",)
+    async with operated(started=False, server=server):
+        server.put(JOBS, job(**MUTUAL))
+        await eventually(lambda: "apply that of this release" in caplog.text)
+        assert asked(server) == []
+        assert sum(verb == "patch" for _, verb, _, _ in server.requests) < 10
 
 
 @hand_turned

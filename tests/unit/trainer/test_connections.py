@@ -30,7 +30,7 @@ def port() -> int:
     """That of a master's metrics."""
     port = free_port()
     process = Process(config=command_config(), role=Role.MASTER, index=0)
-    serve(Metrics(process), host="127.0.0.1", port=port, progress=lambda: '{"step": 3}')
+    serve(Metrics(process), host="127.0.0.1", port=port, progress=lambda _: '{"step": 3}')
     return port
 
 

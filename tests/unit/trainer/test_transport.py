@@ -13,7 +13,7 @@ import pytest
 from disttrain.api.job import Metadata
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.net import transport
-from disttrain_trainer.net.connection import Closed, Connection, Unverified
+from disttrain_trainer.net.connection import Closed, Connection, Ended, Silent, Unverified
 from disttrain_trainer.net.transport import PLAIN, Interrupt, Transport
 from disttrain_trainer.runtime.sockets import own_port
 from transports import JOB, certificate, certified, connected, mutual_config
@@ -213,6 +213,18 @@ def test_both_ends_go_on_with_other_keys_and_verify_one_another_again(tmp_path: 
             renewed = threads.submit(ours.renew, within=20)
             theirs.renew(within=20)
             renewed.result()
+
+
+def test_a_silent_peer_is_noticed_after_the_keys_changed_too(tmp_path: Path) -> None:
+    with connected(certified(tmp_path), timeout=0.5) as (ours, theirs), ThreadPoolExecutor() as threads:
+        renewed = threads.submit(ours.renew, within=20)
+        theirs.renew(within=20)
+        renewed.result()
+        with pytest.raises(Silent):
+            ours.receive_into(memoryview(bytearray(1)))
+        waiting = threads.submit(theirs.receive_into, memoryview(bytearray(1)), patient=True)
+        theirs.stop_reading()
+        assert isinstance(waiting.exception(timeout=20), (Closed, Ended))
 
 
 def test_an_end_that_is_lost_while_the_keys_change_is_noticed(tmp_path: Path) -> None:

@@ -68,7 +68,12 @@ class Folder:
                     os.close(self._open.popitem(last=False)[1])
                 descriptor = self._open[partition] = os.open(self.path / file_name(partition), os.O_RDONLY)
             # Within the lock: another thread could close the file. Blocks are small, and most of them are in the page cache.
-            return os.pread(descriptor, length, offset)
+            try:
+                return os.pread(descriptor, length, offset)
+            except OSError:
+                # A stale handle stays stale: the next try opens the file again.
+                os.close(self._open.pop(partition))
+                raise
 
     def forget(self, partition: int) -> None:
         """Closes a file: what has its name now may be another one."""

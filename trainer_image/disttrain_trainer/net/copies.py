@@ -183,7 +183,7 @@ class WorkerCopies:
     def _note_broken(self, peer: Peer, split: str, partition: int) -> None:
         self._broken += 1
         log.warning(
-            "the copy of %s/%s on %s is broken (the %d. broken copy that this process met): it is read elsewhere, and %s makes it again",
+            "the copy of %s/%s on %s is broken (broken copy number %d that this process met): it is read elsewhere, and %s makes it again",
             split,
             file_name(partition),
             peer.name,
@@ -260,9 +260,10 @@ class WorkerCopies:
                             *(len(made), came["disk"], came["workers"], came["store"], self._held[split].store.kind),
                         )
             self._say_failures()
-            for held in self._held.values():
-                with contextlib.suppress(OSError):
-                    held.folder.keep_index(held.opened.content)
+            if not self._process.local_rank:  # one process of a pod writes the file
+                for held in self._held.values():
+                    with contextlib.suppress(OSError):
+                        held.folder.keep_index(held.opened.content)
             for peer in self._peers.values():
                 peer.look_again()
             if self._ended(CHECK_SECONDS):
@@ -328,6 +329,8 @@ class WorkerCopies:
             why = f"{held.store.where(file_name(partition))} is damaged"
         except OSError as error:
             why = error.strerror or str(error)
+        except WrongInput as error:  # a place that cannot be read in parts: the copies of the others may return
+            why = str(error)
         self._failures.append(f"{split}/{file_name(partition)}: {why}")
         return None
 

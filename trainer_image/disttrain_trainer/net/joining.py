@@ -24,7 +24,10 @@ class Judge:
     @classmethod
     def of(cls, process: Process) -> "Judge":
         """That of the master's own process. Raises WrongInput when its key cannot be read."""
-        return cls(_read(process, JOIN_KEY), process.config.processes_per_worker)
+        key = _read(process, JOIN_KEY)
+        if not key and process.config.tls is Tls.MUTUAL:
+            raise WrongInput("network.tls is Mutual, and the master has no join key: its Secret is not of this release")
+        return cls(key, process.config.processes_per_worker)
 
     def objection(self, role: Role, rank: int, token: str) -> str | None:
         """Why a process with this token is not the one that it says it is; None when it is."""

@@ -28,7 +28,6 @@ class TlsConnection(Connection):
         self, sock: socket.socket, context: ssl.SSLContext, *, name: str | None, timeout: float, records: int
     ) -> None:
         """name: that the peer's certificate must have, for the end that dials; None at the other end. records: after which it is spent."""
-        sock.setblocking(False)
         super().__init__(sock, timeout=timeout)
         self._context, self._name = context, name
         self._most_records = records
@@ -38,6 +37,7 @@ class TlsConnection(Connection):
 
     def _wrap(self, sock: socket.socket) -> None:
         self._sent_records = self._received_records = 0
+        sock.setblocking(False)  # a socket object that is made of a file number, as in `renew`, blocks
         try:
             self._tls = self._context.wrap_socket(
                 sock,
