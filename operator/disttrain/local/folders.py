@@ -169,8 +169,8 @@ def _former(path: Path) -> DistTrainJob | None:
 
 def runs_of(job_name: str, root: Path = ROOT) -> Iterator[Path]:
     """The folders of a job's runs."""
-    # <job>-<date>-<time>-<uid>: a job's name may itself hold dashes, so that a pattern alone would find `a-b` for `a`.
-    for path in (root / "runs").glob(f"{job_name}-*/run.json"):
+    # <job>-<date>-<time>-<uid>: a job's name may itself hold dashes; and what the user gave may be no name at all, but a path.
+    for path in (root / "runs").glob("*/run.json"):
         if path.parent.name.rsplit("-", 3)[0] == job_name:
             yield path.parent
 

@@ -13,7 +13,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
 from disttrain.local.addresses import Ports
 from disttrain.local.documents import Documents
-from disttrain.local.folders import NothingToResume, RunFolder
+from disttrain.local.folders import NothingToResume, RunFolder, runs_of
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
 from disttrain.local.runner import Observer, Run, admitted
@@ -39,6 +39,12 @@ def test_resume_goes_on_with_the_newest_run_of_that_very_name(tmp_path: Path) ->
     assert resumed.attempt == 3
     assert resumed.path.name.startswith("digits-2")
     resumed.close()
+
+
+@pytest.mark.parametrize("given", ["/no/such/run", "a**", "*", "../runs/digits", "", "[", "a\0b"])
+def test_what_is_no_name_of_a_job_has_no_runs(given: str, tmp_path: Path) -> None:
+    RunFolder.new("digits", tmp_path).close()
+    assert list(runs_of(given, tmp_path)) == []
 
 
 def test_a_run_that_ends_by_a_fault_of_its_own_leaves_no_certificate_and_no_copies(tmp_path: Path) -> None:

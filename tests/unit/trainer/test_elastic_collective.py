@@ -258,3 +258,65 @@ def test_a_script_sees_the_ranks_and_the_world_of_its_round() -> None:
 
     assert seen(1) == ["5", "6", "1", "2", "2", "3"]
     assert seen(5) == ["5", "6", "5", "6", "0", "1"], "in a local run the workers share a machine"
+
+
+def save_asked(table: Table) -> list[Member]:
+    return [member for member, kind in table.take() if kind is MessageType.SAVE]
+
+
+def test_a_save_that_a_member_was_asked_for_as_it_left_its_round_is_asked_for_in_the_next_one() -> None:
+    table = running(W[0], W[1], saves=True)
+    table.leaves(W[1])
+    assert save_asked(table) == [W[0]]
+    table.join(W[2])
+    assert (W[0], MessageType.RESIZE) in table.take()
+    table.ready(W[0], W[1], step=7)
+    assert save_asked(table) == [W[0]]
+
+
+def test_a_job_that_is_ended_between_two_rounds_is_saved_in_the_next_one() -> None:
+    table = running(W[0], W[1], saves=True)
+    table.join(W[2])
+    table.ready(W[0], step=7)
+    table.take()
+    table.master.terminate(1)
+    assert not table.master.released
+    table.ready(W[1], step=7)
+    assert save_asked(table) == [W[0]]
+
+
+def test_a_round_of_which_a_member_is_done_and_another_one_broke_is_ended_even_while_members_join() -> None:
+    table = running(W[0], W[1])
+    table.join(W[2])
+    table.take()
+    table.master.on_message(W[0], {"type": MessageType.DONE}, 1)
+    table.ready(W[1], step=9)
+    assert table.take() == [(W[0], MessageType.REFORM)]
+    table.ready(W[0], step=10)
+    assert table.rounds() == [([0, 1, 2], 0)]
+
+
+def test_a_new_master_asks_for_the_state_once_it_knows_the_first_of_the_round() -> None:
+    table = Table(expected=0, saves=True)
+    table.join(W[3], state=MemberState.RUNNING, generation=4, members=2)
+    table.leaves(W[3])
+    assert table.take() == []
+    table.join(W[1], state=MemberState.RUNNING, generation=4, members=2)
+    assert save_asked(table) == [W[1]]
+
+
+def test_a_member_that_drains_between_two_rounds_is_released_when_too_few_stay_for_another() -> None:
+    table = running(W[0], W[1], W[2], saves=True)
+    table.join(W[3], state=MemberState.STARTING)
+    table.join(W[4])
+    table.master.tick(SETTLE_SECONDS)
+    assert (W[0], MessageType.RESIZE) in table.take()
+    table.ready(*W[:3], step=7)
+    table.master.terminate(1)
+    table.leaves(W[0])
+    for member in (W[1], W[2]):
+        table.master.lost(member, 0.5)
+        assert table.take() == []
+    table.master.lost(W[4], 0.5)
+    assert table.take() == [(W[0], MessageType.RELEASED)]
+    assert table.master.released

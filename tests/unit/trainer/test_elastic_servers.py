@@ -78,6 +78,27 @@ def test_with_too_few_workers_no_part_is_assigned_and_the_master_says_so() -> No
     assert [fields["slices"] for _, kind, fields in table.take() if kind is MessageType.ASSIGN] == [[0, 2]]
 
 
+def test_below_the_fewest_the_rest_of_a_step_is_assigned_when_a_process_leaves_and_waits_for_its_save() -> None:
+    table = training(fewest=2)
+    assert table.work(WORKERS[0], 1, ask=1) == [0]
+    assert table.work(WORKERS[1], 1, ask=1) == [1]
+    assert table.work(WORKERS[0], 1, ask=1) == [2]
+    table.training.lost(WORKERS[1], 1)
+    table.serve()
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.serve()
+    assert table.work(WORKERS[0], 0, ask=1) == []
+    table.training.on_message(WORKERS[0], LEAVING, 2)
+    assert [fields["slices"] for _, kind, fields in table.take() if kind is MessageType.ASSIGN] == [[3]]
+    for server in SERVERS:
+        table.applied[server] |= {3}
+    lease = table.lease[WORKERS[0]]
+    table.training.on_message(WORKERS[0], {"type": MessageType.REQUEST, "stay": lease, "count": 1, "done": [3]}, 3)
+    said = {kind for _, kind, _ in table.take()}
+    assert MessageType.SAVE in said
+    assert MessageType.ASSIGN not in said, "no other step is begun"
+
+
 def test_an_evaluation_that_a_worker_takes_with_it_is_done_by_another() -> None:
     table = training(fewest=1, evaluate=True, volume=False, steps=1)
     for worker in WORKERS:

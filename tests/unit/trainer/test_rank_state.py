@@ -55,6 +55,20 @@ def test_a_source_without_a_state_is_refused() -> None:
         take_over(rank_at(3), number=0, broadcast=lambda **_: -1)
 
 
+def test_a_rank_that_is_left_alone_with_half_of_a_state_goes_on_as_a_new_process() -> None:
+    rank = rank_at(40)
+    with pytest.raises(BrokenGroup):
+        take_over(rank, number=0, broadcast=breaking)
+    with pytest.raises(PeerLost, match="worker-0: it has no whole state to give"):
+        take_newest(rank, Round(3, source=0, members=(0,)), state=None, own=0, device=torch.device("cpu"))
+
+
+def test_a_rank_that_is_left_alone_keeps_its_whole_state() -> None:
+    rank = rank_at(40)
+    take_newest(rank, Round(3, source=0, members=(0,)), state=None, own=0, device=torch.device("cpu"))
+    assert rank.step == 40
+
+
 def state_of(*, frozen: list[int], momentum: float = 0.9) -> tuple[nn.Module, RankState]:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
     for number in frozen:

@@ -41,6 +41,15 @@ def test_a_copy_is_kept(tmp_path: Path) -> None:
     assert torch.equal(through_a_file(state, tmp_path)["tensor"], torch.ones(2))
 
 
+def test_what_was_found_is_kept_until_there_is_something_newer(tmp_path: Path) -> None:
+    state = StateOfScript()
+    state.keep_found({"step": 2})
+    assert through_a_file(state, tmp_path) == {"step": 2}
+    state.keep({"step": 3})
+    state.keep_found({"step": 2})
+    assert through_a_file(state, tmp_path) == {"step": 3}
+
+
 def test_without_a_state_there_is_none(tmp_path: Path) -> None:
     assert through_a_file(StateOfScript(), tmp_path) is None
 

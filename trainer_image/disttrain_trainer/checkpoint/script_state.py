@@ -28,15 +28,15 @@ class StateOfScript:
 
     def keep(self, state: dict[str, Any]) -> None:
         """Takes a copy. Raises WrongInput, which names the place, for what is neither a tensor nor JSON."""
-        kept: dict[str, torch.Tensor] = {}
-        if type(state) is not dict:
-            raise WrongInput(
-                f"checkpoint got a {type(state).__name__}; expected a dict of tensors, numbers, texts, lists and dicts"
-            )
-        text = json.dumps(_written(state, "state", kept)).encode()
-        kept[SCRIPT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        kept = _tensors_of(state)
         with self._lock:
             self._tensors = kept
+
+    def keep_found(self, state: dict[str, Any]) -> None:
+        """What an earlier process kept goes into the next checkpoint as well, unless this one has kept something."""
+        kept = _tensors_of(state)
+        with self._lock:
+            self._tensors = self._tensors or kept
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The named tensors of the state; none before the first `keep`."""
@@ -51,6 +51,18 @@ def read_state(file: Path) -> dict[str, Any] | None:
         return None
     state = json.loads(bytes(found[SCRIPT].tolist()), object_hook=lambda value: _read(value, found))
     return state if isinstance(state, dict) else None
+
+
+def _tensors_of(state: Any) -> dict[str, torch.Tensor]:
+    """The state as named tensors. WrongInput as `keep`."""
+    kept: dict[str, torch.Tensor] = {}
+    if type(state) is not dict:
+        raise WrongInput(
+            f"checkpoint got a {type(state).__name__}; expected a dict of tensors, numbers, texts, lists and dicts"
+        )
+    text = json.dumps(_written(state, "state", kept)).encode()
+    kept[SCRIPT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return kept
 
 
 def _written(value: Any, place: str, kept: dict[str, torch.Tensor]) -> Any:

@@ -118,8 +118,11 @@ class ElasticCoordinator(CollectiveCoordinator):
         self._call_back_strays()
         if inside := self._inside:
             self._go_on(inside, now)
-        elif self._formation.begins(ready := self._ready, now):
+            return
+        if self._formation.begins(ready := self._ready, now):
             self._begin_soon(ready, now)
+        if not self._inside:
+            self._save_again()
 
     def _call_back_strays(self) -> None:
         """A member may come late, in a round of an earlier master that the others have left by now."""
@@ -139,9 +142,11 @@ class ElasticCoordinator(CollectiveCoordinator):
             return
         if self._round is None:
             self._round = frozenset(inside)
+            self._save_again()
         if not self._round <= inside.keys():
-            if not self._ending:
-                self._broken = True  # a member left the round, because it broke
+            # A member left the round: to be resized, or because it broke. One that has done all its work stays in a broken one alone.
+            if not self._ending or any(place.state is MemberState.DONE for place in places):
+                self._broken = True
                 self._dissolve()
             return
         self._run_on(places, now)
@@ -178,16 +183,24 @@ class ElasticCoordinator(CollectiveCoordinator):
         super()._begin_round(members, now)
         self._round, self._ending, self._awaited_since = frozenset(members), False, None
         self._formation.began(members)
-        if self._draining.pending:
-            self._save_or_release()
+        self._save_again()
 
     def _start(self, members: Collection[Member]) -> tuple[int, dict[str, object]]:
         step, fields = super()._start(members)
         return step, fields | {"members": [member.rank for member in members]}
 
+    def _save_again(self) -> None:
+        """At the border of a round: who was asked for the state before may have left that round without an answer."""
+        self._saving = False
+        if self._draining.pending or self._draining.terminating:
+            self._save_or_release()
+
     def _save_or_release(self) -> None:
-        """Between two rounds there is a state to save, too: in the next one, if there are enough members for it."""
-        enough: AbstractSet[Member] = self._ready | self._inside.keys()
-        waits = self._ending or not self._inside
-        if not (waits and not self._broken and self._saves and len(enough) >= self._formation.fewest):
+        """Between two rounds there is a state to save, too: in the next one, if there are enough members for it. While a new master does
+        not know which round its members are in, it does not know which of them saves."""
+        inside = self._inside
+        enough: AbstractSet[Member] = self._ready | inside.keys()
+        between = (self._ending or not inside) and len(enough) >= self._formation.fewest
+        unknown = bool(inside) and self._round is None
+        if not (self._saves and not self._broken and (between or unknown)):
             super()._save_or_release()

@@ -369,7 +369,10 @@ class ParameterServerCoordinator:
         if self._checkpoints is not None and self._checkpoints.is_due(queue, now, deserted=deserted):
             self._checkpoints.start(queue.step, now)
         self._workers.release_retired(queue)
-        if len(self._workers.ready) >= self._fewest:
+        hurrying = (
+            self._checkpoints is not None and self._checkpoints.hurrying
+        )  # then the limit is that of the steps in work
+        if hurrying or len(self._workers.ready) >= self._fewest:
             self._workers.serve(queue)
 
     def _save_soon(self, now: float) -> None:

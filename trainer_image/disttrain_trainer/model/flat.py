@@ -159,6 +159,8 @@ class FlatModel:
         self._addresses = [parameter.data_ptr() for parameter, _ in self._views]
         self._frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
         self._known = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.change = "while the loss was computed (a clamp, or an embedding's max_norm)"
+        """When the user's code may have changed a parameter, for `refuse_changed`."""
 
     def described(self) -> tensor_index.Layout:
         """Where each parameter lies, by name, for a checkpoint's manifest."""
@@ -249,9 +251,9 @@ class FlatModel:
         if versions != self._parameter_versions:
             changed = next(i for i, version in enumerate(versions) if version != self._parameter_versions[i])
             raise UserError(
-                f"parameter {self.places[changed].name} was changed in place while the loss was computed (a clamp, or an embedding's "
-                "max_norm): under strategy ParameterServer the servers hold the parameters, and the change would be lost; leave it out, "
-                "use strategy DataParallel, or freeze it in trainer.model (requires_grad = False) if it is a mean of others and not trained"
+                f"parameter {self.places[changed].name} was changed in place {self.change}: under strategy ParameterServer the servers "
+                "hold the parameters, and the change would be lost; leave it out, use strategy DataParallel, or freeze it (requires_grad = "
+                "False) if it is a mean of others and not trained"
             )
 
     def refuse_unfrozen(self) -> None:

@@ -91,9 +91,10 @@ class CollectiveWorker(Rank):
             self._load()  # rank 0 is not there, and no other has a state
         with self.group_of(this_round) as group:
             replica = None
+            state = self._state if group is not None else None
+            self._fresh = self._fresh and state is None
+            take_newest(member, this_round, state=state, own=process.rank, device=self._task.device)
             if group is not None:
-                self._fresh = False
-                take_newest(member, this_round, state=self._state, own=process.rank, device=self._task.device)
                 replica = Replicated(
                     self._flat,
                     group=group,
@@ -192,16 +193,18 @@ class CollectiveWorker(Rank):
 
 
 def take_newest(
-    member: CollectiveMember, this_round: Round, *, state: RankState, own: int, device: torch.device
+    member: CollectiveMember, this_round: Round, *, state: RankState | None, own: int, device: torch.device
 ) -> None:
     """Takes over the state of the round's source. A rank that fails half-way holds the state of no step, and must not become a source.
 
-    own: this rank's number. Raises PeerLost when the source has no state.
+    state: None for a rank that is alone. own: this rank's number. Raises PeerLost when the source has no state: a new process of it loads
+    the checkpoint.
     """
     held = member.step
     if this_round.source != own:
         member.step = -1
-    member.step = state.broadcast(source=this_round.place(this_round.source), step=held, device=device)
+    if state is not None:
+        member.step = state.broadcast(source=this_round.place(this_round.source), step=held, device=device)
     if member.step < 0:
         raise PeerLost(f"worker-{this_round.source}", "it has no whole state to give")
 

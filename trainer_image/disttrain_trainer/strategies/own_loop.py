@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from disttrain_trainer.checkpoint import store, tensor_file
 from disttrain_trainer.checkpoint.script_state import StateOfScript, read_state
 from disttrain_trainer.data.loader import fetcher, fingerprint_of
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
-from disttrain_trainer.errors import OwnGroup, ProgramFailed, TrainerError, UserError, WrongInput
+from disttrain_trainer.errors import OwnGroup, ProgramFailed, UserError, WrongInput
 from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import task as tasks
@@ -41,112 +40,9 @@ from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.user_files import make_importable
 from disttrain_trainer.strategies.parameter_server import Worker
 from disttrain_trainer.strategies.script import contract, file_of
+from disttrain_trainer.strategies.turns import ScriptOver, Turns
 
 log = logs.get_logger(__name__)
-
-FIRST_STEPS = 3
-"""Batches from the first one on of which one must reach a parameter of the model."""
-
-
-class ScriptOver(TrainerError):
-    """The script has ended; never seen outside of the worker's thread."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """What the script made of a batch."""
-
-    loss: float | None
-    weight: float | None
-
-
-class Turns:
-    """Batches from the worker's thread to the script's, and back what it made of them. Either the one or the other thread runs."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._batch: list[Any] = []
-        """The batch that the script is to compute, until it takes it."""
-        self._computes = self._gone = self._over = False
-        self._step: _Step | None = None
-        self._error: BaseException | None = None
-        self._idle = 0
-        self.gave_loss = False
-        """Whether the script gave a loss of its last batch."""
-
-    # In the worker's thread.
-
-    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
-        """As of LossOf. The backward of what it returns reaches nothing: the script has called that of its loss."""
-        with self._changed:
-            self._batch = [batch]
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._step is not None or self._gone)
-            if self._step is None:
-                raise ScriptOver
-            step, self._step = self._step, None
-        self.gave_loss = step.loss is not None
-        return torch.tensor(step.loss or 0.0, dtype=torch.float64, requires_grad=True), step.weight
-
-    def learned_nothing(self) -> None:
-        """As of LossOf."""
-        self._idle += 1
-        if self._idle == FIRST_STEPS:
-            raise UserError(
-                f"ps.step() found no gradient in the model of parameter_server(model) {FIRST_STEPS} times: call loss.backward() before "
-                "it, on a loss of this model"
-            )
-
-    def end(self, error: BaseException | None) -> None:
-        """There is no other batch: the training is done, or failed."""
-        with self._changed:
-            self._over, self._error = True, error
-            self._changed.notify_all()
-
-    # In the script's thread.
-
-    @property
-    def over(self) -> bool:
-        """Whether there is no other batch."""
-        return self._over
-
-    def next(self) -> list[Any]:
-        """The next batch, alone in a list; none when the training is done. Raises what ended it."""
-        with self._changed:
-            if self._computes:
-                raise UserError(
-                    "the script takes the next batch without ps.step() for the one before: call it once for each batch"
-                )
-            self._await_turn()
-            batch, self._batch = self._batch, []
-            self._computes = bool(batch)
-            return batch
-
-    def step(self, loss: float | None, weight: float | None) -> None:
-        """Gives the batch back, and returns when the servers have its gradient and the next one may be taken."""
-        with self._changed:
-            self.check()
-            self._computes, self._step = False, _Step(loss, weight)
-            self._changed.notify_all()
-            self._await_turn()
-
-    def check(self) -> None:
-        """Raises UserError when there is no batch for a step."""
-        if not self._computes:
-            raise UserError(
-                "ps.step() was called without a batch: call it once for each batch of batches(dataset), after loss.backward()"
-            )
-
-    def leave(self) -> None:
-        """The script has ended."""
-        with self._changed:
-            self._gone = True
-            self._changed.notify_all()
-
-    def _await_turn(self) -> None:
-        self._changed.wait_for(lambda: (self._batch and self._step is None) or self._over)
-        if self._error is not None:
-            raise self._error
 
 
 class _ScriptLoop(TrainingLoop):
@@ -201,6 +97,7 @@ class ScriptWorker(Worker):
         )
         self._loop.adopt(_Computed(self._replica.model), turns)
         self._replica.saved_buffers.extra = state.tensors
+        self._replica.model.change = "by the script (the step() of an optimizer, a clamp, or an embedding's max_norm)"
 
 
 class OwnLoop:
@@ -253,17 +150,28 @@ class OwnLoop:
 
     def step(self, loss: Any, weight: float | None) -> None:
         """The gradients of the batch go to the servers; within `no_sync` they stay. Raises as `batches`."""
-        self._turns.check()
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        if threading.current_thread() is threading.main_thread():
+            user_code.keep_sigterm("trainer.script")
+        counts = None if weight is None else _number(weight)
+        if weight is not None and not (counts is not None and math.isfinite(counts) and counts >= 0):
             raise UserError(
                 f"ps.step() got the weight {weight!r:.100}; expected a number of 0 or more, such as the number of tokens"
             )
-        if loss is not None:
-            self._loss = (self._loss or 0.0) + float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        if weight is not None and self._accumulates:
+            raise UserError(
+                "ps.step() got a weight within no_sync(): give it to the last step of the batch, outside, for all its micro-batches"
+            )
+        mean = None if loss is None else _number(loss)
+        if loss is not None and mean is None:
+            kind = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UserError(f"ps.step() got a {kind}; expected the batch's mean loss, a number or a scalar tensor")
+        self._turns.check()
+        if mean is not None:
+            self._loss = (self._loss or 0.0) + mean
         if self._accumulates:
             return
         found, self._loss = self._loss, None
-        self._turns.step(found, None if weight is None else float(weight))
+        self._turns.step(found, counts)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -287,11 +195,25 @@ class OwnLoop:
         self._state.keep(state)
 
     def restore(self) -> dict[str, Any] | None:
-        """What `checkpoint` was given last before the newest checkpoint; None where there is none."""
+        """What `checkpoint` was given last before the newest checkpoint; None where there is none.
+
+        It goes with the next checkpoints, too, until `checkpoint` is called.
+        """
         root = self._process.checkpoint_dir
-        found = store.newest(root, self._config).checkpoint if root is not None else None
-        file = found.manifest.file_of(store.BUFFERS) if found is not None else None
-        return read_state(found.folder / file) if found is not None and file else None
+        while root is not None and (found := store.newest(root, self._config).checkpoint) is not None:
+            file = found.manifest.file_of(store.BUFFERS)
+            if file is None:
+                break
+            try:
+                state = read_state(found.folder / file)
+            except WrongInput:
+                if (found.folder / file).exists():
+                    raise
+                continue  # it was pruned meanwhile: there is a newer one
+            if state is not None:
+                self._state.keep_found(state)
+            return state
+        return None
 
     def finish(self) -> None:
         """After the script's end. Raises UserError when it ended before the training, and what ended that."""
@@ -308,6 +230,7 @@ class OwnLoop:
                 "trainer.epochs or maxSteps"
             )
         self._thread.join()
+        self._turns.raise_error()  # the script may have caught it
 
     def _start(self, dataset: Any, batch_size: int | None, collate: Callable[[list[Any]], Any] | None) -> None:
         if self._model is None:
@@ -364,6 +287,14 @@ class OwnLoop:
             for name, value in found.items():
                 if name in own and own[name].shape == value.shape:
                     own[name].copy_(value)
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no number."""
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 _USE = "call parameter_server(model) of disttrain_trainer.session, iterate over its batches(dataset), and call ps.step() for each"

@@ -65,6 +65,7 @@ class Worker:
         forward_options.apply(self._task.model, self._config.trainer)
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
+        control.before_release = self._writer.wait
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
         self._loop = TrainingLoop(
             self._task,
