@@ -12,6 +12,7 @@ from apiserver.corpus import Case, bad, good, named
 from cluster.controlplane import ControlPlane
 from cluster.kubectl import KubectlError
 from disttrain.api.names import Role
+from disttrain.api.status import CertificateStatus
 from disttrain.cli.files import WrongInput, read
 from disttrain.manifests import build_pod
 
@@ -64,7 +65,8 @@ def test_what_is_accepted_makes_pods_that_are_accepted(
 ) -> None:
     (found,) = read(str(file)).jobs
     metadata = found.job.metadata.model_copy(update={"namespace": restricted, "uid": "some-uid"})
-    job = found.job.model_copy(update={"metadata": metadata})
+    status = found.job.status.model_copy(update={"certificate": CertificateStatus(attempt=1, suffix="0" * 16)})
+    job = found.job.model_copy(update={"metadata": metadata, "status": status})
     roles = [role for role in Role if role is not Role.PARAMETER_SERVER or job.spec.parameter_server is not None]
     pods = [build_pod(job, role, 0, 1, trainer_image="trainer:1") for role in roles]
     control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", input=pods)
