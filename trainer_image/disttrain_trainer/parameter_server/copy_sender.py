@@ -52,7 +52,7 @@ class CopySender:
         self._transport = transport
         self._on_change = changed
         self._link: Link | None = None
-        self._log: UpdateLog | None = None
+        self._log = host.new_log()
         self._stopped = threading.Event()
         self.bytes_sent = 0
 
@@ -62,31 +62,39 @@ class CopySender:
     def stop(self) -> None:
         """No copy is wanted there any more: no worker waits for it. Any thread may call this."""
         self._stopped.set()
-        if self._log is not None:
-            self._host.end_log(self._log)
+        self._host.end_log(self._log)
         if self._link is not None:
             self._link.abort()
 
     def _run(self) -> None:
-        why = "the round is over"
         try:
-            self._log, snapshot = self._host.begin_log(HostCopy())
+            why = self._copy()
+            if not self._stopped.is_set():
+                log.warning("the copy of shard %d on parameter-server-%d is lost: %s", self._shard, self._server, why)
+                self._on_change(False)
+        finally:  # else all workers would wait for a copy that gets nothing more
+            self._host.end_log(self._log)
+
+    def _copy(self) -> str:
+        """Keeps the copy; returns why it ended."""
+        try:
+            self._host.await_parameters(self._log)
+            # Before the log begins: workers wait for no server that does not answer.
             link = self._link = Link(self._transport.dial(self._address, timeout=self._config.peer_timeout_seconds))
             try:
-                if not self._stopped.is_set():
-                    self._introduce(link, snapshot)
-                    del snapshot
-                    self._serve(link, self._log)
+                snapshot = self._host.begin_log(self._log, HostCopy())
+                self._introduce(link, snapshot)
+                del snapshot
+                self._serve(link, self._log)
             finally:
                 link.abort()
                 link.close()
         except (Closed, Silent, ProtocolError, OSError, Refusal) as error:
-            why = str(error)
-        if not self._stopped.is_set():
-            log.warning("the copy of shard %d on parameter-server-%d is lost: %s", self._shard, self._server, why)
-            self._on_change(False)
-        if self._log is not None:
-            self._host.end_log(self._log)
+            return str(error)
+        except Exception as error:
+            log.exception("the copy of shard %d cannot be kept", self._shard)
+            return str(error)
+        return "it is not wanted any more"
 
     def _serve(self, link: Link, log_of_updates: UpdateLog) -> None:
         self._await_done(link)

@@ -52,6 +52,13 @@ class HeldShards:
             return [self._hosts[shard] for shard in self.primaries]
 
     @property
+    def newest_version(self) -> int:
+        """Of the shards that it serves or holds a copy of; 0 for none."""
+        with self._changed:
+            hosts = list(self._hosts.values())
+        return max((host.state().version for host in hosts), default=0)
+
+    @property
     def bytes_copied(self) -> int:
         """Bytes sent to the copies that there are now."""
         return sum(sender.bytes_sent for sender in list(self._senders.values()))

@@ -26,17 +26,29 @@ class ReplicatedHost(ShardHost):
 
     # Of a primary that has a copy.
 
-    def begin_log(self, memory: HostCopy) -> tuple[UpdateLog, Snapshot]:
-        """Begins the log of a copy, and the snapshot in this memory that it starts from. Blocks until there are parameters. Refuses when
-        the round is over."""
+    def new_log(self) -> UpdateLog:
+        """The log of a copy, which has not begun."""
+        return UpdateLog(self._changed)
+
+    def await_parameters(self, log: UpdateLog) -> None:
+        """Blocks until there is something to copy. Refuses when the round or the log is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self.over or (self._shard is not None and self._shard.initialized))
-            self._require_going_on()
+            self._changed.wait_for(
+                lambda: self.over or log.over or (self._shard is not None and self._shard.initialized)
+            )
+            self._require_wanted(log)
+
+    def begin_log(self, log: UpdateLog, memory: HostCopy) -> Snapshot:
+        """Changes go to this log from now on, and no longer to the one before. Returns the snapshot in this memory that it starts from.
+        Call `await_parameters` before. Refuses when the round or the log is over."""
+        with self._changed:
+            self._require_wanted(log)
+            file = self._known_shard().snapshot(self._policy.in_version, memory, previous=True)
+            snapshot = Snapshot(file, dict(self._kept), self._first)
             if self._log is not None:
                 self._log.end()
-            self._log = UpdateLog(self._changed)
-            file = self._known_shard().snapshot(self._policy.in_version, memory, previous=True)
-            return self._log, Snapshot(file, dict(self._kept), self._first)
+            self._log = log  # after all that may fail: from here on workers wait for the copy
+            return snapshot
 
     def next_record(self, log: UpdateLog, seconds: float) -> Record | None:
         """The next record that is to be copied; None when none comes for so long. Refuses when the log is over."""
@@ -45,8 +57,7 @@ class ReplicatedHost(ShardHost):
             if found is None and not log.over:
                 self._changed.wait_for(lambda: log.over or log.next() is not None, seconds)
                 found = None if log.over else log.next()
-            if log.over:
-                raise Refusal(Reason.ROUND, "the copy is not wanted any more")
+            self._require_wanted(log)
             return found
 
     def copied(self, log: UpdateLog) -> None:
@@ -61,6 +72,11 @@ class ReplicatedHost(ShardHost):
             log.end()
             if self._log is log:
                 self._log = None
+
+    def _require_wanted(self, log: UpdateLog) -> None:
+        self._require_going_on()
+        if log.over:
+            raise Refusal(Reason.ROUND, "the copy is not wanted any more")
 
     # Of a copy.
 

@@ -74,7 +74,7 @@ class Server:
         control.start()
         log.info("shard %d listens on %s", self._process.index, self.shard.address)
         while True:
-            in_place.own.step = self.shard.state().version
+            in_place.own.step = self.shard.newest_version
             try:
                 order = self._orders.get(timeout=1)
             except queue.Empty:

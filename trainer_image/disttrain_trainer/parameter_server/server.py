@@ -175,6 +175,11 @@ class ShardServer:
         """The shards that it holds, as their primary or as a copy."""
         return self._held.holdings
 
+    @property
+    def newest_version(self) -> int:
+        """Of the shards that it holds, as their primary or as a copy; 0 for none."""
+        return self._held.newest_version
+
     def promote(self, terms: Iterable[tuple[int, int]]) -> None:
         """Copies become primaries: shards and their new terms."""
         self._held.promote(terms)
