@@ -120,6 +120,8 @@ class Table:
         while todo := [one for one in self.said if one[0] in SERVERS and one[1] is not MessageType.FINISH]:
             self.said = [one for one in self.said if one not in todo]
             for server, kind, fields in todo:
+                if kind in (MessageType.DISCARD, MessageType.REPLICATE):
+                    continue  # they are answered with nothing
                 answer: dict[str, Any] = {"type": MessageType.STATE, "id": fields.get("id")}
                 if kind is MessageType.BEGIN:
                     self.round_number[server] = fields["generation"]

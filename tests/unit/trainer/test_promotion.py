@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from unit.trainer.served import SERVERS, WORKERS, Table
@@ -140,3 +142,54 @@ def test_synchronous_copy_that_did_not_follow_on_takes_all_shards_back_to_the_ch
     table.round_number[SERVERS[0]] = 0
     table.join(SERVERS[0])
     assert table.round_number == dict.fromkeys(SERVERS, 2)
+
+
+def said_by(table: Table, server: int, *shards: tuple[int, int, bool, bool]) -> None:
+    """A server says which shards it holds: (shard, term, primary, complete)."""
+    said = table.state(SERVERS[server]) | {"type": MessageType.STATE, "shards": [list(one) for one in shards]}
+    table.training.on_message(SERVERS[server], said, table.now)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the loss", "after it"])
+def test_process_that_leaves_waits_for_the_copies_of_a_lost_server_and_is_released_after_a_checkpoint(
+    before: bool,
+) -> None:
+    table = replicated()
+    for worker in WORKERS:
+        table.work(worker, 1, ask=1)
+    assert table.tracker.step == 1
+    leaves = [lambda: table.training.terminate(table.now), lambda: table.training.lost(SERVERS[0], table.now)]
+    for happens in leaves if before else reversed(leaves):
+        happens()
+    assert not table.training.released
+    table.serve()
+    assert table.on_disk is None, "shard 1 says nothing of shard 0, which it serves, too"
+    for shard in range(2):
+        saved = {"type": MessageType.SAVED, "id": "m.1" if not before else "m.2", "shard": shard, "digest": "x"}
+        table.training.on_message(SERVERS[1], saved | {"file": f"shard-{shard}", "applied": [[0, 2]]}, table.now)
+    assert table.on_disk is not None
+    assert table.on_disk.step == 1
+    assert table.training.released
+
+
+def test_process_that_leaves_is_released_when_a_lost_server_has_no_copy() -> None:
+    table = Replicated()
+    for worker in WORKERS:
+        table.work(worker, 1, ask=1)
+    table.training.terminate(table.now)
+    table.training.lost(SERVERS[0], table.now)
+    assert table.training.released
+
+
+def test_promotion_that_a_lost_master_ordered_last_is_undone_by_the_new_one() -> None:
+    table = Replicated(slow=True)
+    table.round_number = dict.fromkeys(SERVERS, 3)
+    for server in range(2):
+        hello = table.state(SERVERS[server]) | {"shards": [[server, 1, True, True], [1 - server, 1, False, True]]}
+        table.training.joined(SERVERS[server], hello, table.now)
+    table.find_at_last()
+    table.orders(MessageType.DISCARD)
+    said_by(table, 1, (1, 1, True, True), (0, 2, True, True))
+    assert table.orders(MessageType.DISCARD) == [(1, {"shards": [(0, 2)]})]
+    said_by(table, 0, (0, 1, True, True), (1, 1, False, True))
+    assert table.orders(MessageType.DISCARD) == []

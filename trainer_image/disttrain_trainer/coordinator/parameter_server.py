@@ -179,9 +179,12 @@ class ParameterServerCoordinator:
             self._missing_members.begin(member, now)
         if member.role is Role.PARAMETER_SERVER:
             self._servers.lose(member.rank)
-            if member.rank in self._servers.primaries:
+            served = member.rank in self._servers.primaries
+            if served:
                 self._drop_questions()  # if it comes back as it was, it is asked again
             self._rounds.server_lost(member.rank, now)
+            if served and not self._rounds.taking_over:
+                self._release()  # nothing can be saved without it
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
 
@@ -216,7 +219,7 @@ class ParameterServerCoordinator:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
         self._tracker.gradient_norm = self._servers.gradient_norm
-        if not self.ended and self._rounds.server_state(int(message["generation"]), now):
+        if not self.ended and self._rounds.server_state(index, int(message["generation"]), now):
             self._servers.answer(message)
             self._advance(now)
 
@@ -225,6 +228,8 @@ class ParameterServerCoordinator:
         self._tracker.promotions = self._rounds.promotions
         self._make_queue()
         self._advance(now)
+        if self._draining.pending or self._draining.terminating:
+            self._save_soon(now)
 
     def _server_returned(self, now: float) -> None:
         self._make_queue()
@@ -239,6 +244,8 @@ class ParameterServerCoordinator:
         self._completion.reset()
         self._workers.end_leases()
         self._drop_questions()
+        if not self._rounds.taking_over:
+            self._release()
         self._workers.send_to_all(MessageType.REFORM)
 
     def _make_queue(self) -> None:
@@ -376,7 +383,10 @@ class ParameterServerCoordinator:
             self._workers.serve(queue)
 
     def _save_soon(self, now: float) -> None:
-        """A member drains: saves as soon as possible, and then releases the members that drain."""
+        """A member drains: saves as soon as possible, and then releases the members that drain. Once others serve the shards of a lost
+        server, if they are about to."""
+        if self._rounds.taking_over and not self.ended:
+            return  # until the round is open again, or lost
         checkpoints, queue = self._checkpoints, self.queue
         if (
             self.ended
@@ -443,4 +453,3 @@ class ParameterServerCoordinator:
         self._servers.drop_questions()
         if self._checkpoints is not None:
             self._checkpoints.abandon()
-        self._release()

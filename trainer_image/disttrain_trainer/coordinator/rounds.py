@@ -86,6 +86,11 @@ class Rounds:
     def open(self) -> bool:
         return self._phase is _Phase.OPEN
 
+    @property
+    def taking_over(self) -> bool:
+        """Whether other servers take the places of lost ones, or a new master those of the one before: then the round opens, or is lost."""
+        return self._phase is _Phase.TAKING_OVER
+
     def look(self, now: float) -> None:
         """Looks for the newest checkpoint, from which the next round begins."""
         self._phase = _Phase.LOOKING
@@ -116,6 +121,7 @@ class Rounds:
                 self._start_over(now)
             case _Phase.OPEN:
                 self._servers.distrust_copies(index)
+                self._servers.discard_others(index)
                 if self._servers.complete:
                     self._returned(now)
                 self._order_copies()
@@ -133,16 +139,13 @@ class Rounds:
             if choices is not None:
                 self.promotions += 1
                 log.warning("parameter-server-%d is lost; the copies of its shards take their places", index)
+                self._phase = _Phase.TAKING_OVER
                 self._lost(now)
                 self._take_over(self.number, choices, now)
 
     def copy_changed(self, message: Message, now: float) -> None:
         """A primary said that its copy is complete, or lost."""
-        if (
-            self._phase in (_Phase.OPEN, _Phase.TAKING_OVER)
-            and self._servers.know_copy(message, self.number)
-            and not message["complete"]
-        ):
+        if self._is_led and self._servers.know_copy(message, self.number) and not message["complete"]:
             self._copies.failed(int(message["shard"]))  # it is ordered again with the next tick
 
     def tick(self, now: float) -> None:
@@ -152,7 +155,7 @@ class Rounds:
         elif self._phase is _Phase.OPEN:
             self._order_copies()
 
-    def server_state(self, round_number: int, now: float) -> bool:
+    def server_state(self, index: int, round_number: int, now: float) -> bool:
         """A server reported its round. False when the round ends or begins with this report, so that it answers no question in a round."""
         leads = self._phase in (_Phase.BEGINNING, _Phase.OPEN, _Phase.TAKING_OVER)
         if leads and round_number > self.number:
@@ -162,7 +165,15 @@ class Rounds:
             if self._servers.complete and self._same():
                 self._open(now)
             return False
+        if leads and round_number == self.number:
+            self._servers.discard_others(index)
         return True
+
+    @property
+    def _is_led(self) -> bool:
+        """Whether the servers are in this master's round, which may lack a primary."""
+        gathering = self._phase is _Phase.GATHERING and self._servers.newest_round == self.number
+        return gathering or self._phase in (_Phase.OPEN, _Phase.TAKING_OVER)
 
     def _same(self) -> bool:
         return self._servers.round_numbers <= {self.number}
@@ -225,6 +236,7 @@ class Rounds:
         log.warning("a server was lost: every shard goes back to the last checkpoint")
         self.number = max(self.number, self._servers.newest_round)
         self._servers.forget_rounds()
+        self._phase = _Phase.LOOKING
         self._lost(now)
         self.look(now)
 

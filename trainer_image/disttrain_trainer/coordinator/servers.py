@@ -162,6 +162,20 @@ class Servers:
                 there.round_number = round_number  # into which it came with the copy
         return True
 
+    def discard_others(self, index: int) -> None:
+        """A server gives up the shards of which it is a primary that was not chosen: it carried out the order of a master that is lost only
+        after it had told the new one what it holds."""
+        held = self._there[index].held
+        others = [
+            (shard, one.term)
+            for shard, one in held.items()
+            if one.is_primary and (self.primaries[shard], self._terms[shard]) != (index, one.term)
+        ]
+        if others:
+            self.send(index, MessageType.DISCARD, shards=others)
+        for shard, _ in others:
+            del held[shard]
+
     def held(self, index: int) -> dict[int, Held]:
         """What a server that is there holds, by shard."""
         return self._there[index].held
