@@ -15,6 +15,7 @@ from disttrain_trainer.model.flat import Span
 from disttrain_trainer.net.frames import BFLOAT16, SPARSE, Header, Link, Op, ProtocolError
 from disttrain_trainer.parameter_server import FlatModel
 from disttrain_trainer.parameter_server import compression as compressions
+from disttrain_trainer.parameter_server.client import GradientInfo
 from disttrain_trainer.parameter_server.shard import Buffers
 from training.job import Job, checkpoints, digits
 from training.parameter_servers import ASYNC, Worker, enter, in_threads, make_client, make_config, mlp, serving
@@ -125,6 +126,47 @@ def test_what_is_left_out_is_sent_later() -> None:
     # Each element is sent as soon as it is among the ten largest: what is missing is less than two cycles of the whole vector.
     assert float((40 * gradient - arrived).max()) < 20 * float(gradient.max())
     assert float((40 * gradient - arrived).min()) >= -1e-5
+
+
+def test_what_takes_no_part_and_what_weighs_nothing_keeps_its_residual() -> None:
+    """Against the definition: of a part only elements that take part are sent, of a part of weight 0 none, and nothing is lost."""
+    length, used, steps, rate = 60, 40, 12, 0.1
+    settings = {"type": "TopK", "topKFraction": FRACTION}
+    optimizer = {"name": "SGD", "learningRate": rate}
+    config = make_config(servers=2, consistency={"consistency": "Sync", "compression": settings}, optimizer=optimizer)
+    schedule = Schedule(samples=12, batch_size=12, parts_per_step=1, seed=3, max_steps=steps)
+    gradients = torch.randn(steps, length, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected, residual = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
+    with serving(config) as shards:
+        flat = FlatModel(nn.ParameterList([nn.Parameter(torch.zeros(length, dtype=torch.float64))]))
+        compression = compressions.of(Settings.model_validate(settings), flat.parameters)
+        client = enter(make_client(shards, config, compression=compression), flat, join=True)
+        client.pull(flat.parameters, step=0)
+        for step in range(steps):
+            weight, branch = 0.0 if step % 4 == 3 else 2.0, step % 2 == 1
+            gradient = gradients[step].clone()
+            if branch:
+                gradient[used:] = 0
+            info = GradientInfo(weight=weight, runs=[(0, 0, used)] if branch else None)
+            client.push_pull(schedule.part(step), (gradient,), flat.parameters, step + 1, info)
+            if weight:
+                residual += gradient
+                candidates = residual.abs()[: used if branch else length]
+                sent = candidates.argsort(descending=True)[: math.ceil(FRACTION * length)]
+                expected[sent] -= rate * residual[sent]
+                residual[sent] = 0
+        client.close()
+    torch.testing.assert_close(flat.parameters[0], expected, atol=1e-12, rtol=0)
+
+
+def test_the_residual_of_lost_steps_is_forgotten() -> None:
+    span = Span(dtype=torch.float32, start=0, stop=10)
+    largest = compressions.of(Settings.model_validate({"type": "TopK", "topKFraction": 0.1}), (torch.zeros(10),))
+    assert largest is not None
+    largest.encode((torch.ones(10),))
+    largest.reset()
+    largest.encode((torch.zeros(10),))
+    assert not received(largest.payload([span]), span, SPARSE).any()
 
 
 def received(payload: list[memoryview], span: Span, flag: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from disttrain.api.digested import with_digest
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import atomic, store
 from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.checkpoint.resuming import misfit
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.errors import WrongInput
 
@@ -272,6 +273,17 @@ def test_a_checkpoint_that_names_no_order_is_of_another_one_and_refused(tmp_path
     error = 'step-00000001 is of another training: order of trainer.dataset: "table" then, "feistel-8" now. Another version of the trainer'
     with pytest.raises(WrongInput, match=error):
         store.newest(tmp_path, make_config(), DATA)
+
+
+def test_a_checkpoint_from_before_local_steps_existed_is_of_one_step_and_goes_on_with_no_others(tmp_path: Path) -> None:
+    """The momentum in it is of gradients: the outer optimiser must not take it for its own."""
+    key = "strategy.parameterServer.localSteps"
+    manifest = write(tmp_path, 1) / "manifest.json"
+    written = json.loads(manifest.read_text())
+    del written["state"][key]
+    manifest.write_text(json.dumps(written))
+    assert newest_step(tmp_path) == 1
+    assert misfit(Manifest.read(manifest.read_text()).state, {key: "above 1"}) == f'{key}: "1" then, "above 1" now'
 
 
 def test_fields_that_a_later_version_adds_do_no_harm(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from configs import config_of
 from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.work_queue import WorkQueue
+from disttrain_trainer.data.index_set import IndexSet
 
 WORKERS = 3
 
@@ -159,3 +160,15 @@ def test_whatever_happens_every_part_is_computed_and_no_hedge_is_in_vain(
     rest = queue.take(7, 100)
     assert sorted({*queue.applied, *rest}) == list(range(30))
     assert not set(queue.applied) & set(rest)
+
+
+def test_the_worker_of_a_copy_hears_that_it_is_late_though_the_servers_said_first_that_the_part_is_done() -> None:
+    queue, hedges = make(parts_per_step=3), Hedges(2)
+    for worker in range(WORKERS):
+        queue.take(worker, 1)
+    queue.finish(2, [2])
+    assert hedges.give(2, queue, begun=True) == (0, None)
+    queue.learn(IndexSet([0]))
+    assert hedges.outstanding(queue) == {}
+    assert hedges.give(2, queue, begun=True) == (1, None)
+    assert hedges.finish(0, [0], queue) == {2: [0]}

@@ -78,6 +78,7 @@ class Manifest(BaseModel):
             )
         manifest = cls.model_validate(raw)
         manifest.data.setdefault(resuming.ORDER, TABLE)
+        manifest.state.setdefault(resuming.LOCAL, "1")
         return manifest
 
     @classmethod

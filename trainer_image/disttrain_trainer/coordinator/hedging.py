@@ -31,7 +31,7 @@ class Hedges:
     def __init__(self, most: int) -> None:
         self._most = most
         self._given: dict[int, int] = {}
-        """The worker of each outstanding hedge, by part."""
+        """The worker of each hedge, by part, until a worker reports the part: the servers may have said before that it is done."""
         self._former: dict[int, int] = {}
         """Of a part that was moved the worker that had it, which may have begun it before it heard of that."""
         self._turn = 0
@@ -47,8 +47,7 @@ class Hedges:
 
     def outstanding(self, queue: WorkQueue) -> dict[int, int]:
         """The worker of each outstanding hedge, by part."""
-        self._given = {part: worker for part, worker in self._given.items() if part not in queue.applied}
-        return dict(self._given)
+        return {part: worker for part, worker in self._given.items() if part not in queue.applied}
 
     def give(self, worker: int, queue: WorkQueue, *, begun: bool) -> Given | None:
         """A part for a free worker, of the lowest unfinished step; None where there is none for it, or enough are outstanding.

@@ -1,9 +1,8 @@
 """The worker's side: one connection to each server, asked in parallel.
 
 A call returns when every shard has answered. When one of them fails, the call aborts the others at once and raises, and the client cannot
-be
-used any more: the worker asks the master for a round and makes a new client. No call waits for a silent server longer than the time-out;
-a server that waits for other workers says so, and `waiting_for` repeats it.
+be used any more: the worker asks the master for a round and makes a new client. No call waits for a silent server longer than the
+time-out; a server that waits for other workers says so, and `waiting_for` repeats it.
 """
 
 import threading
@@ -151,11 +150,9 @@ class ShardedClient:
         """Takes part from now on; returns the clock. Call it before the first pull, and after `leave`.
 
         A new worker starts at the slowest worker's clock. A worker that comes back keeps its own lead: a fast worker that is idle for a
-        moment
-        must not gain s + 1 iterations on the slow one each time (Ho et al., 2013).
+        moment must not gain s + 1 iterations on the slow one each time (Ho et al., 2013).
         Two passes over the shards: the first makes this worker a live one everywhere, so that no minimum can pass it; the second sets all
-        shards to
-        the latest clock.
+        shards to the latest clock.
         """
         at = self._clock
         for _ in range(2):
@@ -195,11 +192,11 @@ class ShardedClient:
         missing = found.count(None)
         return Tried.NONE if missing == len(found) else Tried.SOME if missing else Tried.ALL
 
-    def _encode(self, part: BatchPart, gradient: Vectors | None) -> Compression | None:
+    def _encode(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo) -> Compression | None:
         """Once for all shards."""
         if self._compression is None or gradient is None or not part.samples:
             return None
-        self._compression.encode(gradient)
+        self._compression.encode(gradient, () if info.weight == 0 else info.runs)
         return self._compression
 
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> bool:
@@ -208,7 +205,7 @@ class ShardedClient:
         Shards that have the part already, from any worker, ignore it. Returns whether it counts on the first shard.
         """
 
-        encoded = self._encode(part, gradient)
+        encoded = self._encode(part, gradient, info)
 
         def one(shard: ServerConnection) -> Header:
             shard.send(*self._push(shard, Op.PUSH, part, gradient, info, encoded))
@@ -228,7 +225,7 @@ class ShardedClient:
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
-        encoded = self._encode(part, gradient)
+        encoded = self._encode(part, gradient, info)
 
         def one(shard: ServerConnection) -> int:
             shard.send(*self._push(shard, Op.PUSH_PULL, part, gradient, info, encoded, next_step))

@@ -3,8 +3,9 @@
 - BFloat16: each vector of 32 or 64 bits rounded to nearest in bfloat16. No memory of what was rounded away: the error of an element is at
   most 2^-9 of it, and without a memory a part has the same bits whichever worker computes it.
 - TopK (Aji and Heafield, EMNLP 2017; error feedback: Stich, Cordonnier and Jaggi, NeurIPS 2018, arXiv 1809.07599): of each vector the
-  ceil(fraction x length) elements of the largest magnitude of gradient + residual. The residual is what was not sent; it lies on the
-  worker, and is lost with it. Which elements these are does not depend on the number of servers.
+  ceil(fraction x length) elements of the largest magnitude of gradient + residual, among those that take part in the step. The residual
+  is what was not sent; it lies on the worker, and is lost with it. Which elements these are does not depend on the number of servers.
+  Of a part of weight 0 nothing is sent.
 
 Wire of TopK, for each vector of a shard: their number (8 bytes), their positions in the shard, ascending (int32; int64 in a shard of 2^31
 elements or more), their values (of the vector's dtype). The server makes a whole gradient of it, with zeros.
@@ -24,6 +25,8 @@ from disttrain_trainer.net.frames import BFLOAT16, SPARSE, Header, Link, Protoco
 from disttrain_trainer.parameter_server.shard import Buffers
 
 _COUNT = struct.Struct("<Q")
+Runs = Sequence[tuple[int, int, int]]
+"""(vector, start, stop) of elements."""
 _BLOCK = 1 << 17
 """Elements of a rounded gradient that a server receives at a time."""
 
@@ -34,11 +37,15 @@ class Compression(Protocol):
     flag: int
     """The bit of the code of PUSH."""
 
-    def encode(self, gradient: Vectors) -> None:
-        """A gradient is to be sent; it is not changed. Vectors on the CPU, one for each dtype."""
+    def encode(self, gradient: Vectors, runs: Runs | None = None) -> None:
+        """A gradient is to be sent; it is not changed. Vectors on the CPU, one for each dtype. runs: the elements that count of it; None:
+        all."""
 
     def payload(self, spans: Sequence[Span]) -> list[memoryview]:
         """What is sent of it to the shard with these spans. Valid until the next `encode`."""
+
+    def reset(self) -> None:
+        """The servers went back to a checkpoint: what was not sent is of steps that are lost."""
 
 
 def of(settings: Settings, like: Vectors) -> Compression | None:
@@ -60,12 +67,15 @@ class Rounded:
     def __init__(self, like: Vectors) -> None:
         self._rounded = tuple(torch.empty(len(vector), dtype=_rounded_dtype(vector.dtype)) for vector in like)
 
-    def encode(self, gradient: Vectors) -> None:
+    def encode(self, gradient: Vectors, runs: Runs | None = None) -> None:
         for rounded, vector in zip(self._rounded, gradient, strict=True):
             rounded.copy_(vector)
 
     def payload(self, spans: Sequence[Span]) -> list[memoryview]:
         return [bytes_of(vector[span.start : span.stop]) for vector, span in zip(self._rounded, spans, strict=True)]
+
+    def reset(self) -> None:
+        pass
 
 
 class Largest:
@@ -80,12 +90,19 @@ class Largest:
         self._sent: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Of each vector the positions, ascending, and the values."""
 
-    def encode(self, gradient: Vectors) -> None:
+    def encode(self, gradient: Vectors, runs: Runs | None = None) -> None:
         self._sent = []
-        for residual, vector in zip(self.residual, gradient, strict=True):
-            residual.add_(vector)
-            count = math.ceil(self._fraction * len(residual))
-            positions = residual.abs().topk(count, sorted=False).indices.sort().values
+        for number, (residual, vector) in enumerate(zip(self.residual, gradient, strict=True)):
+            # What is sent of other elements would be lost: the servers leave these as they are.
+            counting = (
+                [(0, len(vector))] if runs is None else [(start, stop) for at, start, stop in runs if at == number]
+            )
+            magnitudes = torch.full_like(residual, -1.0)
+            for start, stop in counting:
+                residual[start:stop].add_(vector[start:stop])
+                torch.abs(residual[start:stop], out=magnitudes[start:stop])
+            count = min(math.ceil(self._fraction * len(residual)), sum(stop - start for start, stop in counting))
+            positions = magnitudes.topk(count, sorted=False).indices.sort().values
             values = residual[positions].to(vector.dtype)
             residual[positions] -= values.to(residual.dtype)
             self._sent.append((positions, values))
@@ -100,6 +117,10 @@ class Largest:
             if first < last:
                 parts += [bytes_of(inside), bytes_of(values[first:last])]
         return parts
+
+    def reset(self) -> None:
+        for residual in self.residual:
+            residual.zero_()
 
 
 def receive(link: Link, header: Header, into: Buffers, before: int) -> None:

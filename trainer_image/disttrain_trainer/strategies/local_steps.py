@@ -33,6 +33,14 @@ class LocalSteps:
         """Whether the loss says what its means weigh."""
         self._newest: float = 0.0
 
+    def reset(self) -> None:
+        """The servers went back to a checkpoint: the optimiser begins as in a new process."""
+        state = self._optimizer.state()
+        for tensors in state.values():
+            for tensor in tensors:
+                tensor.zero_()
+        self._optimizer.restore(state.get("updates", ()))
+
     def begin(self, part: BatchPart) -> Sequence[BatchPart]:
         """The model has the servers' parameters. Returns the batches of the part."""
         for start, vector in zip(self._start, self._model.parameters, strict=True):

@@ -130,6 +130,8 @@ class Worker:
                 return
             self._member.client = client
         self._assignments.begin(this_round)
+        if this_round.number != self._replica.round_number:
+            self._forget_lost_steps()
         exchange = PushPull(
             control=self._control,
             member=self._member,
@@ -165,6 +167,13 @@ class Worker:
                 sent, received = self._moved_bytes
                 self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
             client.close()
+
+    def _forget_lost_steps(self) -> None:
+        """Another round begins from a checkpoint: what this worker keeps beside the model is of steps after that."""
+        if self._compression is not None:
+            self._compression.reset()
+        if self._local is not None:
+            self._local.reset()
 
     def _local_steps(self) -> LocalSteps | None:
         exchange, trainer = self._config.strategy.exchange, self._config.trainer

@@ -217,10 +217,10 @@ class PushPull:
             assignments.request(force=True)
             with control.changed:
                 is_idle = not control.changed.wait_for(something_new, IDLE_SECONDS)
-            if is_idle and self._hedging is not None and (index := self._hedging.idle(something_new)) is not None:
-                return index
             if is_idle or member.evaluate:
                 self._loop.report()  # the next wait may be long, and the parts that are computed would not be counted meanwhile
+            if is_idle and self._hedging is not None and (index := self._hedging.idle(something_new)) is not None:
+                return index
             if is_idle:
                 if self._participates:
                     self._client.leave()
