@@ -154,7 +154,9 @@ class Schedule:
             one.view.step = step
         if step == STEPS:
             for one in together:
-                if one.view.state is MemberState.RUNNING:
+                if one.view.state is MemberState.RUNNING and self.chance.random() < 0.1:
+                    one.ready()  # its connections break after the last step of the others
+                elif one.view.state is MemberState.RUNNING:
                     one.view.state = MemberState.DONE
                     one.send(MessageType.DONE)
         elif any(one.view.resize_asked for one in together):

@@ -6,7 +6,7 @@ from disttrain.api.trainer import OptimizerName
 
 
 def rules(*, processes: str) -> tuple[Rule, ...]:
-    """The rules of a DistTrainJobSpec. processes: CEL of the processes of a worker."""
+    """The rules of a DistTrainJobSpec. processes: CEL of the most training processes that the job has at a time."""
     return (
         Rule(
             cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.backupWorkers == 0 || "
@@ -58,17 +58,18 @@ def rules(*, processes: str) -> tuple[Rule, ...]:
         ),
         Rule(
             cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.localSteps == 1 || "
-            "!has(self.trainer.model) || self.trainer.batchSize < 1 || self.trainer.batchSize >= "
+            "!has(self.trainer.optimizer) || self.trainer.batchSize < 1 || self.trainer.batchSize >= "
             "self.strategy.parameterServer.localSteps * "
-            f"(has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : self.worker.replicas * {processes})",
+            f"(has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : {processes})",
             check=lambda s: (
                 s.strategy.parameter_server is None
                 or s.strategy.parameter_server.local_steps == 1
-                or s.trainer.model is None
+                or not s.trainer.is_ours
                 or s.trainer.batch_size
-                >= s.strategy.parameter_server.local_steps * (s.trainer.parts_per_step or s.world_size)
+                >= s.strategy.parameter_server.local_steps * (s.trainer.parts_per_step or s.default_parts_per_step)
             ),
-            message="must be at least localSteps x partsPerStep: a part of the batch is divided into localSteps batches",
+            message="must be at least localSteps x partsPerStep (default: worker processes, of elastic.maxReplicas): a part of the batch "
+            "is divided into localSteps batches",
             field="trainer.batchSize",
             shows="trainer.batchSize",
         ),

@@ -235,7 +235,7 @@ class DistTrainJobSpec(Model):
             "as trainer.script",
             field="worker.elastic",
         ),
-        *mixed_updates.rules(processes=_PROCESSES),
+        *mixed_updates.rules(processes=f"{_MOST_WORKERS} * {_PROCESSES}"),
         Rule(
             cel="self.trainer.backend != 'nccl' || self.worker.gpusPerWorker > 0",
             check=lambda s: s.trainer.backend is not Backend.NCCL or s.worker.gpus_per_worker > 0,

@@ -91,3 +91,8 @@ def test_a_parameter_that_user_code_changes_in_place_is_named_and_what_we_write_
     module(torch.tensor([0]))
     with pytest.raises(UserError, match=r"parameter 0\.weight was changed in place .* use strategy DataParallel"):
         flat.refuse_changed()
+    flat.change = "by the script (the step() of an optimizer)"
+    with pytest.raises(
+        UserError, match=r"0\.weight was changed in place by the script \(the step\(\) of an optimizer\): under"
+    ):
+        flat.refuse_changed()

@@ -21,6 +21,18 @@ TARGETS = torch.tensor([0, 1, 2, -100, 1, 1])
 CLASSES = torch.tensor([0.5, 1.0, 2.0])
 
 
+def of_targets(logits: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, TARGETS.view(-1))
+
+
+def smoothed(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    return functional.cross_entropy(logits, targets, label_smoothing=0.1, **options)
+
+
+def sum_of_terms(first: Any, second: Any, third: Any) -> Tensor:
+    return (EACH * MASK).sum() / first + EACH.sum() / second + EACH.square().sum() / third
+
+
 @pytest.mark.parametrize(
     ("loss", "weight"),
     [
@@ -32,6 +44,12 @@ CLASSES = torch.tensor([0.5, 1.0, 2.0])
         (lambda: functional.cross_entropy(LOGITS.half(), TARGETS).float(), 5),
         (lambda: functional.cross_entropy(LOGITS.view(2, 3, 3), TARGETS.view(2, 3)), 5),
         (lambda: functional.cross_entropy(LOGITS, torch.full((6,), -100)), 0),
+        (lambda: smoothed(LOGITS, TARGETS.abs().clamp(max=2)), 6),
+        (lambda: smoothed(LOGITS.view(2, 3, 3), TARGETS.view(2, 3)), 5),
+        (lambda: smoothed(LOGITS.view(2, 3, 3), TARGETS.view(2, 3), weight=CLASSES), 5.5),
+        (lambda: of_targets(LOGITS) + of_targets(LOGITS * 2), 5),
+        (lambda: smoothed(LOGITS, TARGETS) + smoothed(LOGITS * 2, TARGETS), 5),
+        (lambda: sum_of_terms(*[MASK.sum()] * 3), 7),
         (lambda: (EACH * MASK).sum() / MASK.sum(), 7),
         (lambda: (EACH * MASK).sum() / int(MASK.sum()), 7),
         (lambda: (EACH * MASK).sum((0, 1)) / MASK.sum(), 7),
@@ -63,6 +81,13 @@ def test_what_a_loss_is_divided_by_is_read(loss: Callable[[], Tensor], weight: f
         lambda: (EACH * MASK).sum() / float("nan"),
         lambda: (EACH * MASK).sum() / MASK.sum() + X.square().sum(),
         lambda: (EACH * MASK).sum() / MASK.sum() + EACH.sum() / 20,
+        # Terms whose weights are equal only here.
+        lambda: sum_of_terms(MASK.sum(), MASK.sum(), MASK.sum()),
+        lambda: sum_of_terms(7, 7, 7),
+        lambda: of_targets(LOGITS) + functional.cross_entropy(LOGITS, TARGETS.flip(0)),
+        lambda: smoothed(LOGITS, TARGETS) + smoothed(LOGITS, TARGETS.flip(0)),
+        lambda: of_targets(LOGITS) + LOGITS.square().sum() / torch.tensor(5),
+        lambda: X[MASK].mean() + X[MASK.flip(0, 1)].mean(),
         lambda: X.square().mean(0).sum() / 3,  # a mean over samples, of several outputs
         lambda: X.square().mean(-3).sum() / 3,
         lambda: X.square().mean(0).sqrt().sum() / 3,

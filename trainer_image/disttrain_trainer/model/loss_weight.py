@@ -1,11 +1,14 @@
 """What a loss is the mean of, read from its autograd graph: the parts of a step must count by it, and not by their samples.
 
-Be the loss of a part S / D, S a sum over the part. The mean of the parts' losses, weighed by their D, is then the sum of S over all
+Let the loss of a part be S / D, S a sum over the part. The mean of the parts' losses, weighed by their D, is then the sum of S over all
 parts, divided by the sum of D. So D is the weight. That is what one process computes where D adds up over parts, as numbers of tokens do.
 Where D does not (a constant), it is the sum of S up to a factor; weighing by samples gives that for equal parts only.
 
-Not read, so that the part counts by its samples: a divisor that has a gradient, a numerator that is itself a mean over the samples, a sum
-of terms of which one shows no weight or another one, and every other form.
+A sum of terms has a weight where all are means over the very same: the two terms of one cross entropy with label smoothing, cross
+entropies of the same targets, sums that the same tensor divides. Weights that are equal in one part may differ in another one.
+
+Not read, so that the part counts by its samples: a divisor that has a gradient, a numerator that is itself a mean over the samples, every
+other sum of terms, and every other form.
 """
 
 import math
@@ -17,6 +20,9 @@ _PASSED = frozenset(
     {"ToCopyBackward0", "ViewBackward0", "SqueezeBackward0", "CloneBackward0", "NegBackward0", "MulBackward1"}
 )
 """Of one input, whose mean is over the same: a cast, another view, the sign, a factor as in label smoothing."""
+_SMOOTHING = ("SumBackward0", "MaskedFillBackward0", "NegBackward0", "SumBackward1")
+"""From the divisor of the second term of a cross entropy with label smoothing up to its class weights, or its log_softmax (ATen,
+cross_entropy_loss_label_smoothing)."""
 _CROSS_ENTROPY = frozenset({"NllLossBackward0", "NllLoss2DBackward0"})
 _ELEMENTWISE = frozenset(
     {"MulBackward0", "PowBackward0", "SubBackward0", "AddBackward0", "AbsBackward0", "SqrtBackward0", *_PASSED}
@@ -60,14 +66,68 @@ def _read(node: Any) -> float | None:
         return _rows(node, node._saved_self.shape) if node._saved_reduction == _MEAN else None
     if name == "AddBackward0":
         first, second = (_read(term) for term, _ in node.next_functions)
-        return first if first == second else None
+        return first if first == second and _basis(node) is not None else None
     return None
+
+
+def _basis(node: Any) -> tuple[Any, ...] | None:
+    """What a mean is over: the targets, class weights and ignored class of a cross entropy, or the divisor. None: it is not known, or not
+    the same in all terms of a sum."""
+    node = _past_factors(node)
+    name = node.name() if node is not None else ""
+    if name in _CROSS_ENTROPY:
+        return node._saved_target, node._saved_weight, node._saved_ignore_index
+    if name == "DivBackward0":
+        return (node._saved_other,)
+    if name != "AddBackward0":
+        return None
+    first, second = (term for term, _ in node.next_functions)
+    basis = _basis(first)
+    if _is_smoothing(second, of=first):
+        return basis
+    other = _basis(second)
+    known = basis is not None and other is not None and len(basis) == len(other)
+    return basis if known and all(map(_is_same, basis or (), other or ())) else None
+
+
+def _is_smoothing(term: Any, *, of: Any) -> bool:
+    """Whether it is the second term of the cross entropy whose first term is `of`."""
+    term, of = _past_factors(term), _past_factors(of)
+    if term is None or term.name() != "DivBackward0" or of is None or of.name() not in _CROSS_ENTROPY:
+        return False
+    for name in _SMOOTHING:
+        term = term.next_functions[0][0]
+        if term is None or term.name() != name:
+            return False
+    scores = [node.next_functions[0][0] for node in (term, of)]
+    for number, passed in enumerate(
+        ("MulBackward0", "ViewBackward0")
+    ):  # class weights; more dimensions than the kernel takes
+        if scores[number] is not None and scores[number].name() == passed:
+            scores[number] = scores[number].next_functions[0][0]
+    return scores[0] is not None and scores[0] is scores[1] and scores[0].name() == "LogSoftmaxBackward0"
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values that graphs have saved are one: tensors of the same memory, or equal ones that are none."""
+    if isinstance(one, torch.Tensor) != isinstance(other, torch.Tensor):
+        return False
+    if type(one) is torch.Tensor and type(other) is torch.Tensor:
+        first, second = ((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in (one, other))
+        return first == second
+    return one is other if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def _past_factors(node: Any) -> Any:
+    """The first operation that is none of `_PASSED`."""
+    while node is not None and node.name() in _PASSED:
+        node = node.next_functions[0][0]
+    return node
 
 
 def _divisor(node: Any) -> float | None:
     (numerator, _), (divisor, _) = node.next_functions
-    while numerator is not None and numerator.name() in _PASSED:
-        numerator = numerator.next_functions[0][0]
+    numerator = _past_factors(numerator)
     if (
         divisor is not None
         or numerator is None
