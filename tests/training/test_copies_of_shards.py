@@ -139,9 +139,9 @@ def test_copy_has_the_bits_of_its_primary_after_each_step_and_takes_its_place(
         for number in range(1, 6):
             copies.order(servers, 0, onto=1 - primary, primary=primary)
             step(client, number)
-            before = servers[primary].copy(0)
+            before = servers[primary].snapshot(0)
             servers[1 - primary].promote([(0, number + 1)])
-            assert equal(before, servers[1 - primary].copy(0))
+            assert equal(before, servers[1 - primary].snapshot(0))
             copies.until((0, number, False))
             servers[primary].discard([(0, number)])
             client.close()

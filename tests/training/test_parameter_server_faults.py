@@ -58,7 +58,7 @@ def lost_workers() -> Iterator[list[tuple[object, ...]]]:
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "lost worker" in record.msg and isinstance(record.args, tuple):
-                found.append(record.args)
+                found.append(record.args[:2])
 
     log, handler = logging.getLogger("disttrain_trainer.parameter_server.server"), Lines()
     before = log.level

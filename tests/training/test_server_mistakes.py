@@ -188,11 +188,11 @@ def test_a_lost_worker_is_dropped_while_a_checkpoint_is_written(
         server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
         control.received(MessageType.STATE)
         flat = vector_model()
-        enter(make_client([server.shard], role_config()), flat)
+        enter(make_client([server.server], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000001", "step": 1})
         server.on_message({"type": MessageType.DROP, "id": 7, "ranks": [0, 1]})
         assert control.received(MessageType.STATE, id=7)["applied"] == []
-        assert server.shard.state().workers == ()
+        assert server.server.state().workers == ()
         written.set()
         assert control.received(MessageType.SAVED, id="m.1")["file"] == "shard-0-m.1.safetensors"
         assert ended == []
@@ -205,7 +205,7 @@ def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: P
         control.received(MessageType.STATE)
         flat = vector_model()
         flat.parameters[0][17] = torch.nan
-        client = enter(make_client([server.shard], role_config()), flat)
+        client = enter(make_client([server.server], role_config()), flat)
         server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000004", "step": 4})
         control.received(MessageType.NAN, step=4)
         wait_for("the server to end", lambda: bool(ended), 20)

@@ -193,3 +193,17 @@ def test_promotion_that_a_lost_master_ordered_last_is_undone_by_the_new_one() ->
     assert table.orders(MessageType.DISCARD) == [(1, {"shards": [(0, 2)]})]
     said_by(table, 0, (0, 1, True, True), (1, 1, False, True))
     assert table.orders(MessageType.DISCARD) == []
+
+
+def test_checkpoint_is_not_hurried_for_a_member_that_is_lost_while_copies_take_over() -> None:
+    table = Replicated(consistency="Async", steps=100, every=50)
+    for shard in range(2):
+        copied(table, shard)
+    table.work(WORKERS[0], 3, ask=3)
+    table.training.on_message(WORKERS[1], {"type": MessageType.LEAVING}, table.now)
+    table.training.lost(SERVERS[0], table.now)
+    table.training.lost(WORKERS[1], table.now)
+    table.serve()
+    table.orders(MessageType.SAVE)
+    table.training.tick(100)
+    assert table.orders(MessageType.SAVE) == []

@@ -227,9 +227,11 @@ class ParameterServerCoordinator:
         self._tracker.round_number = self._rounds.number
         self._tracker.promotions = self._rounds.promotions
         self._make_queue()
-        self._advance(now)
         if self._draining.pending or self._draining.terminating:
             self._save_soon(now)
+        else:
+            self._release()  # the member that was to leave may be lost meanwhile
+        self._advance(now)
 
     def _server_returned(self, now: float) -> None:
         self._make_queue()
@@ -356,8 +358,7 @@ class ParameterServerCoordinator:
 
     def _buffer_writer(self) -> int | None:
         """The worker whose buffers are saved; None when no worker is ready. The evaluator only when there is no other: it answers nothing
-        else
-        before it is done."""
+        else before it is done."""
         ready = self._workers.ready if self._workers.buffers else []
         return next((rank for rank in ready if rank != self._completion.evaluator), next(iter(ready), None))
 

@@ -1,11 +1,9 @@
 """The rounds of a training with parameter servers: when one begins, from which checkpoint, and when it is lost.
 
 All shards share a round. It begins when every server is connected and the newest checkpoint is known; all shards begin from that
-checkpoint.
-When a server is lost whose shards have complete copies, these take their places in the same round (replicas.py). Otherwise the round is
-lost: every shard goes back to the newest checkpoint.
-A server that only lost its connection comes back in its round, and a new master takes over the round of the servers.
-Pure.
+checkpoint. When a server is lost whose shards have complete copies, these take their places in the same round (shard_copies.py). Otherwise
+the round is lost: every shard goes back to the newest checkpoint. A server that only lost its connection comes back in its round, and a new
+master takes over the round of the servers. Pure.
 """
 
 from collections.abc import Callable
@@ -16,8 +14,8 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import resuming
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of, shard_of
-from disttrain_trainer.coordinator.replicas import Choice, Copies, choose
 from disttrain_trainer.coordinator.servers import Servers
+from disttrain_trainer.coordinator.shard_copies import Choice, Copies, choose
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Answer, CheckpointStore, Member, Sender

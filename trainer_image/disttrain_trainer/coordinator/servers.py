@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from disttrain.api.names import Role
-from disttrain_trainer.coordinator.replicas import Choice, Held, replaced
+from disttrain_trainer.coordinator.shard_copies import Choice, Held, replaced
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender

@@ -137,9 +137,8 @@ class WorkQueue:
         taken: list[int] = []
         for step in self._steps(first):
             of_step = [index for index in self._open[step] if index < self.limit and index not in self.applied]
-            if (
-                self._aligned
-            ):  # its own numbers first: while no worker is lost, each computes the same parts of every step
+            if self._aligned:
+                # Its own numbers first: while no worker is lost, each computes the same parts of every step.
                 of_step.sort(key=lambda index: (index % self.parts_per_step % workers != worker, index))
             else:
                 of_step.sort()

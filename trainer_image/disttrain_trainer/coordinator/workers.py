@@ -168,6 +168,5 @@ class Workers:
 
     def _fair(self, count: int, queue: WorkQueue) -> int:
         """How many parts to assign at once: fewer toward the end, so that all workers end together (guided self-scheduling,
-        Polychronopoulos and
-        Kuck 1987)."""
+        Polychronopoulos and Kuck 1987)."""
         return max(1, min(count, (queue.total - queue.done) // (2 * max(1, len(self.live)))))

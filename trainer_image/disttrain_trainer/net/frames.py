@@ -2,8 +2,7 @@
 
 A frame is a header of 72 bytes (`Header`, little-endian, with a CRC of itself) and `nbytes` of payload: raw parameters or gradients
 in the order of the layout, JSON for HELLO, text for the reason of REFUSED and WAIT. A PUSH whose gradient is one of some parameters only
-begins with
-`runs` runs, each of RUN: which elements of the shard had a gradient. Payload goes from and into tensor memory without a copy.
+begins with `runs` runs, each of RUN: which elements of the shard had a gradient. Payload goes from and into tensor memory without a copy.
 
     worker                          server
     HELLO identity, layout      ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
@@ -13,8 +12,8 @@ begins with
     PUSH part, gradient        ->  DONE version, whether it came late
     PULL clock, step, patience  ->  VALUES version, parameters; or, with a patience, that the version is not there yet
     PUSH_PULL part, gradient   ->  VALUES version, parameters               push and pull in one round trip
-    KEEP step, buffers         ->  DONE                                     server 0, Sync: what part 0 of a step left
-    FETCH step                 ->  KEPT buffers                             server 0, Sync: the buffers of a step
+    KEEP step, buffers         ->  DONE                                     shard 0, Sync: what part 0 of a step left
+    FETCH step                 ->  KEPT buffers                             shard 0, Sync: the buffers of a step
     RENEW                      ->  DONE                                     under TLS: both ends change the keys
     BYE                         ->                                           the end, on purpose
 
@@ -23,7 +22,7 @@ A server that has a copy of its shard on another one speaks there, instead of HE
     primary                         copy
     FOLLOW identity, snapshot   ->                                           once, first; or REFUSED
     INIT parameters and state   ->
-    KEEP step, buffers          ->                                           of each step that it has, `clock` of them; then DONE
+    KEEP step, buffers          ->                                           of each step that it has, as many as FOLLOW says; then DONE
     UPDATE parts, sum           ->  DONE                                     the copy has all of it
     KEEP step, buffers          ->  DONE
     COMPLETE                    ->  DONE                                     from here on the copy may be promoted

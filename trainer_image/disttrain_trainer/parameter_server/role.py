@@ -39,7 +39,7 @@ class Server:
         """Messages of the master, or the exception that ended the shard."""
         self._saves: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """Checkpoints to be written."""
-        self.shard = ShardServer(
+        self.server = ShardServer(
             config=config,
             index=process.index,
             host=listening_host(host),
@@ -52,12 +52,12 @@ class Server:
 
     def describe(self) -> Message:
         """The fields of HELLO that tell a new master this server's state."""
-        state = self.shard.state()
+        state = self.server.state()
         return {
-            "generation": self.shard.round_number,
+            "generation": self.server.round_number,
             "applied": state.applied.intervals(),
             "ahead": state.ahead,
-            "shards": [list(holding) for holding in self.shard.holdings],
+            "shards": [list(holding) for holding in self.server.holdings],
         }
 
     def on_message(self, message: Message) -> None:
@@ -69,12 +69,12 @@ class Server:
 
         Raises WrongInput, PeerLost when the master is declared lost, or whatever a thread of the shard failed with.
         """
-        self.shard.start()
+        self.server.start()
         threading.Thread(target=self._write, args=(control,), name="checkpoint", daemon=True).start()
         control.start()
-        log.info("shard %d listens on %s", self._process.index, self.shard.address)
+        log.info("parameter-server-%d listens on %s", self._process.index, self.server.address)
         while True:
-            in_place.own.step = self.shard.newest_version
+            in_place.own.step = self.server.newest_version
             try:
                 order = self._orders.get(timeout=1)
             except queue.Empty:
@@ -85,7 +85,7 @@ class Server:
             if order["type"] == MessageType.FINISH:
                 break
             self._obey(order, control)
-        self.shard.stop()
+        self.server.stop()
 
     def _obey(self, order: Message, control: ControlClient) -> None:
         match order["type"]:
@@ -96,48 +96,48 @@ class Server:
                 control.send(MessageType.STATE, id=order["id"], **self._state())
             case MessageType.DROP:
                 for rank in order["ranks"]:
-                    self.shard.drop(int(rank))
+                    self.server.drop(int(rank))
                 control.send(MessageType.STATE, id=order["id"], **self._state())
             case MessageType.SAVE:
                 self._saves.put(order)
             case MessageType.PROMOTE:
-                self.shard.promote([(int(shard), int(term)) for shard, term in order["shards"]])
+                self.server.promote([(int(shard), int(term)) for shard, term in order["shards"]])
                 control.send(MessageType.STATE, **self._state())
             case MessageType.DISCARD:
-                self.shard.discard([(int(shard), int(term)) for shard, term in order["shards"]])
+                self.server.discard([(int(shard), int(term)) for shard, term in order["shards"]])
             case MessageType.REPLICATE:
                 self._replicate(int(order["shard"]), order["server"], control)
 
     def _replicate(self, shard: int, server: int | None, control: ControlClient) -> None:
         if server is None:
-            self.shard.stop_copying(shard)
+            self.server.stop_copying(shard)
             return
 
         def changed(term: int, complete: bool) -> None:
             copy = {"shard": shard, "term": term, "server": server, "complete": complete}
             control.send(MessageType.COPY, generation=round_number, **copy)
 
-        round_number = self.shard.round_number
+        round_number = self.server.round_number
         address = self._process.config.addresses.parameter_servers[server]
-        self.shard.replicate(shard, server, address, changed)
+        self.server.replicate(shard, server, address, changed)
 
     def _begin(self, round_number: int, file: str | None) -> None:
         """Begins a round; an order for a round that has begun already, of a master that is lost, is ignored."""
-        if round_number <= self.shard.round_number:
+        if round_number <= self.server.round_number:
             log.info("round %d has begun already", round_number)
             return
         root = self._process.checkpoint_dir
         path = root / file if root is not None and file is not None else None
-        self.shard.begin(round_number, path)
+        self.server.begin(round_number, path)
         log.info("round %d begins from %s", round_number, file or "the first worker's parameters")
 
     def _state(self) -> dict[str, Any]:
-        state = self.shard.state()
+        state = self.server.state()
         return {
-            "generation": self.shard.round_number,
+            "generation": self.server.round_number,
             "applied": state.applied.intervals(),
             "ahead": state.ahead,
-            "shards": [list(holding) for holding in self.shard.holdings],
+            "shards": [list(holding) for holding in self.server.holdings],
             "max_staleness_seen": state.max_staleness_seen,
             "gradient_norms": state.gradient_norms,
         }
@@ -164,12 +164,12 @@ class Server:
         """Copies the shards that this server serves, tells the master that the training may go on, and writes the copies. Raises
         NotFinite."""
         save, root, began = order["id"], self._process.checkpoint_dir, time.perf_counter()
-        shards = self.shard.primaries
+        shards = self.server.primaries
         if root is None:
             self._cannot_save(control, save, "it has no checkpoint volume")
             return
         try:
-            copies = [(shard, self.shard.copy(shard)) for shard in shards]
+            copies = [(shard, self.server.snapshot(shard)) for shard in shards]
         except RuntimeError as error:
             self._cannot_save(control, save, str(error))
             return
@@ -202,6 +202,6 @@ class Server:
         control.send(MessageType.SAVED, id=save, error=why)
 
     def _count(self) -> None:
-        state, metrics = self.shard.state(), self._metrics
+        state, metrics = self.server.state(), self._metrics
         metrics.version, metrics.late_gradients = state.version, state.late_gradients
         metrics.bytes_received, metrics.bytes_sent = state.bytes_in, state.bytes_out

@@ -54,6 +54,7 @@ class _Connection:
         self.link = link
         self.session: Session | None = None
         self.host: ShardHost | None = None
+        self.shard: int | None = None
 
 
 class ShardServer:
@@ -216,7 +217,7 @@ class ShardServer:
         """The shard goes on without a copy."""
         self._held.replicate(shard, None)
 
-    def copy(self, shard: int | None = None) -> ShardFile:
+    def snapshot(self, shard: int | None = None) -> ShardFile:
         """A copy of the current version of a shard, by default of the one of this server's number; until the next call: the memory is used
         again. Training stands still only meanwhile.
 
@@ -232,8 +233,8 @@ class ShardServer:
             raise RuntimeError(error.text) from None
 
     def save(self, path: Path) -> SavedShard:
-        """Copies the current version and writes the copy; see `copy` and `write`."""
-        return write(self.copy(), path)
+        """Copies the current version and writes the copy; see `snapshot` and `write`."""
+        return write(self.snapshot(), path)
 
     def state(self) -> ShardState:
         """The server now."""
@@ -299,7 +300,7 @@ class ShardServer:
         except Refusal as refusal:
             _refuse(connection.link, refusal.reason, refusal.text)
         except ProtocolError as error:
-            log.warning("shard %d closes the connection from %s: %s", self._index, peer, error)
+            log.warning("parameter-server-%d closes the connection from %s: %s", self._index, peer, error)
             _refuse(connection.link, Reason.MISTAKE, str(error))
         except (Closed, Silent):
             if (former := connection.host) is not None and former.over:
@@ -362,7 +363,7 @@ class ShardServer:
                 and c.session.rank == hello.rank
                 and (c.host is host or c.session.incarnation != hello.incarnation)  # it asks for other shards, too
             ]
-            connection.session, connection.host = session, host
+            connection.session, connection.host, connection.shard = session, host, hello.shard
         for old in replaced:
             old.link.abort()
         connection.link.send(Header(op=Op.WELCOME, code=initialized, version=version))
@@ -398,7 +399,7 @@ class ShardServer:
             return
         was_here = host.exit(session)
         if was_here and current and not said_goodbye:
-            log.info("shard %d lost worker %d", self._index, session.rank)
+            log.info("shard %d lost worker %d on parameter-server-%d", connection.shard, session.rank, self._index)
 
 
 def _refuse(link: Link, reason: Reason, text: str) -> None:

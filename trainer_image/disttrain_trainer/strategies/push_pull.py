@@ -100,6 +100,8 @@ class PushPull:
                 if self._hedging is not None:
                     self._hedging.begin()
                 return (part,) if self._local is None else self._local.begin(part)
+            if self._assignments.is_over:
+                break  # nothing is known of the part
             self._finished(part, time.perf_counter())  # its step is over: another worker computed the part
         self._loop.report()
         return ()

@@ -1,8 +1,8 @@
-"""Who serves each shard, and where its copy is to be: coordinator/replicas.py."""
+"""Who serves each shard, and where its copy is to be: coordinator/shard_copies.py."""
 
 import pytest
 
-from disttrain_trainer.coordinator.replicas import Choice, Copies, Held, choose, replaced
+from disttrain_trainer.coordinator.shard_copies import Choice, Copies, Held, choose, replaced
 
 PRIMARY, COPY, FILLING = Held(1, True, True), Held(1, False, True), Held(1, False, False)
 
