@@ -99,7 +99,7 @@ class ParameterServer:
 
         Call it once for each batch of `batches`, after `loss.backward()`; gradients need no zero_grad().
         loss: the mean loss of the batch, a number or a tensor, for the status; NaN ends the job.
-        weight: what it is the mean of, where that is not the samples.
+        weight: what it is the mean of, where that is not the samples; with `no_sync` of all micro-batches, at the last step.
         """
         self._own.step(loss, weight)
 

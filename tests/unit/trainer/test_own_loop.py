@@ -1,5 +1,6 @@
 """A script's own loop, without servers: what it raises, what it hands over, and the state that it finds."""
 
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,17 @@ import torch
 from torch import nn
 
 from configs import config_of
+from disttrain.api.names import Role
 from disttrain_trainer.checkpoint import store, tensor_file
+from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.script_state import StateOfScript, read_state
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.strategies import own_loop
+from disttrain_trainer.net.control_client import ControlClient
+from disttrain_trainer.net.members import ParameterServerMember
+from disttrain_trainer.runtime import machine
+from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies import own_loop, parameter_server
 from disttrain_trainer.strategies.own_loop import OwnLoop
 from disttrain_trainer.strategies.turns import FIRST_STEPS, Turns
 from training.job import digits, served
@@ -76,6 +84,18 @@ def test_what_is_no_loss_and_no_weight_is_refused(own: OwnLoop, loss: Any, weigh
         own.step(loss, weight)
 
 
+def test_the_trainers_handler_of_sigterm_is_put_back(own: OwnLoop) -> None:
+    end = machine.on_sigterm(lambda: None)
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        with pytest.raises(UserError, match="without a batch"):
+            own.step(None, None)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        end()
+
+
 def test_a_weight_of_a_micro_batch_is_refused(own: OwnLoop) -> None:
     with own.no_sync(), pytest.raises(UserError, match=r"a weight within no_sync\(\)"):
         own.step(None, 3)
@@ -95,6 +115,16 @@ def test_what_was_found_goes_with_the_next_checkpoint_and_a_pruned_one_is_not_re
     begin(own)
     tensor_file.write(tmp_path / "again", made[0].tensors())
     assert read_state(tmp_path / "again") == {"batches": 4}
+
+
+def test_a_worker_that_is_released_has_written_its_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[BackgroundWriter]()
+    monkeypatch.setattr(BackgroundWriter, "wait", lambda writer: waited.append(writer))
+    process = Process(config=config_of(digits(**served("Sync"))), role=Role.WORKER, index=0, checkpoint_dir=tmp_path)
+    control = ControlClient(process=process, describe=dict, on_message=lambda _: None, on_released=lambda: None)
+    parameter_server.Worker(process=process, metrics=Metrics(process), control=control, member=ParameterServerMember())
+    control.before_release()
+    assert len(waited) == 1
 
 
 def steps(reached: list[bool]) -> None:
