@@ -21,6 +21,7 @@ from disttrain.api import DistTrainJobStatus
 from disttrain.api.types import list_keys
 from disttrain.controller.cache import Cache, Entry, StoredJob
 from disttrain.kube.api import JOBS, Body, Conflict, KubeApi, NotFound, Refused
+from disttrain.plan.certificate import AWAITED
 from disttrain.plan.model import Plan, Write
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ LIST_KEYS = list_keys(DistTrainJobStatus)
 UNPROCESSABLE = 422
 REFUSED_SECONDS = 300.0
 """After which a field that the API server refused is sent again: its schema may have changed."""
-NEEDED = ("certificate",)
-"""Fields of the status that the plan waits for. One that the API server's schema does not know is dropped without a word."""
 Path: TypeAlias = tuple[str | int, ...]
 
 
@@ -73,7 +72,7 @@ class StatusWriter:
     async def write(self, stored: Entry[StoredJob], plan: Plan, *, last: float) -> "Written | Wait":
         """Writes the plan's status if it differs, when `plan.write` says. `last`: the moment of the last write, by the loop's clock.
 
-        Raises Conflict when the job has changed since; the cache has its newest state then. Refused when a field of NEEDED was dropped.
+        Raises Conflict when the job has changed since; the cache has its newest state then. Refused when the schema dropped a field that the plan waits for.
         """
         job = stored.value
         before = job.read.job.status
@@ -98,7 +97,7 @@ class StatusWriter:
             raise
         self._latency += 0.1 * (asyncio.get_running_loop().time() - began - self._latency)
         self._cache.jobs.put(answer)
-        for field in NEEDED:
+        for field in AWAITED:
             if patch.get(field) is not None and field not in answer.get("status", {}):
                 text = f"the CRD does not know status.{field}: apply that of this release"
                 raise Refused(UNPROCESSABLE, "Invalid", text)  # tried again, each time later

@@ -18,6 +18,9 @@ from disttrain.plan.model import CreateSecret, DeleteSecret
 from disttrain.plan.step import Step
 from disttrain.plan.view import JobView
 
+AWAITED = ("certificate",)
+"""Fields of the status for which the next step waits: no schema may drop them."""
+
 
 def before_pods(view: JobView) -> Step | None:
     """What has to be done before pods are created; None: nothing."""
