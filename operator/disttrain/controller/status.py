@@ -72,7 +72,8 @@ class StatusWriter:
     async def write(self, stored: Entry[StoredJob], plan: Plan, *, last: float) -> "Written | Wait":
         """Writes the plan's status if it differs, when `plan.write` says. `last`: the moment of the last write, by the loop's clock.
 
-        Raises Conflict when the job has changed since; the cache has its newest state then. Refused when the schema dropped a field that the plan waits for.
+        Raises Conflict when the job has changed since; the cache has its newest state then.
+        Refused when the schema dropped a field that the plan waits for.
         """
         job = stored.value
         before = job.read.job.status
