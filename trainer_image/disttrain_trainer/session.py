@@ -243,6 +243,11 @@ class _Reporter:
                     while message := self._next():
                         connection.sendall(message)
                         self._pause(REPORT_INTERVAL_SECONDS)
+                    # To close with the master's WELCOME unread would reset the connection: the master would lose what it has not read yet.
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(FLUSH_SECONDS)
+                    while connection.recv(4096):
+                        pass
             except OSError:
                 self._pause(RECONNECT_SECONDS)
 

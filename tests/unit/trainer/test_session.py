@@ -35,6 +35,7 @@ def master(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 connection = opened.enter_context(server.accept()[0])
                 connection.settimeout(20)
                 lines.append(opened.enter_context(connection.makefile("rb")))
+                following.welcome = lambda: connection.sendall(b"{}\n")  # type: ignore[attr-defined]
                 assert json.loads(lines[0].readline())["session"] is True
             return parse(json.loads(lines[0].readline()))
 
@@ -89,3 +90,12 @@ def test_a_world_that_a_program_need_not_form_is_not_reported(master: Any, monke
     monkeypatch.delenv(environment.ELASTIC_RUN_ID, raising=False)
     session.report(step=1)
     assert master()["world"] is None
+
+
+def test_the_last_report_reaches_a_master_that_reads_late(master: Any) -> None:
+    session.report(step=1)
+    assert master()["step"] == 1
+    master.welcome()
+    session.report(step=2)
+    session.close()
+    assert master()["step"] == 2
