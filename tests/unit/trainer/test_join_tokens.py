@@ -10,6 +10,7 @@ import pytest
 from disttrain import certificates
 from disttrain.api.joining import JOIN_KEY, join_file, join_token
 from disttrain.api.names import Role
+from disttrain.api.policies import Tls
 from disttrain.manifests import build_pod
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.joining import Judge, token_of
@@ -66,9 +67,15 @@ def test_processes_of_one_worker_share_its_token() -> None:
 
 
 def test_without_tls_nobody_has_a_token(folder: Path) -> None:
-    plain = replace(process(folder), tls_dir=None)
+    under_tls = process(folder)
+    plain = replace(under_tls, tls_dir=None, config=under_tls.config.model_copy(update={"tls": Tls.DISABLED}))
     assert token_of(plain) == ""
     assert Judge.of(plain).objection(Role.WORKER, 7, "") is None
+
+
+def test_master_under_tls_without_a_key_believes_no_process(folder: Path) -> None:
+    with pytest.raises(WrongInput, match="the master has no join key"):
+        Judge.of(replace(process(folder), tls_dir=None))
 
 
 def test_token_that_cannot_be_read_is_named(folder: Path) -> None:
