@@ -242,3 +242,22 @@ def in_threads(calls: Sequence[Callable[[], T]]) -> list[T]:
         raise errors[0]
     assert len(results) == len(calls), "a thread hangs"
     return [results[number] for number in range(len(calls))]
+
+
+def users(samples: int) -> str:
+    """A module of factories for a job of processes: `mlp` and so many samples of `regression`, in float64."""
+    return f"""
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from training.parameter_servers import mlp, regression
+
+def model(config):
+    return mlp(torch.float64)
+
+def dataset(config, split):
+    return TensorDataset(*regression({samples}, torch.float64))
+
+def loss(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+"""

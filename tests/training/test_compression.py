@@ -18,7 +18,17 @@ from disttrain_trainer.parameter_server import compression as compressions
 from disttrain_trainer.parameter_server.client import GradientInfo
 from disttrain_trainer.parameter_server.shard import Buffers
 from training.job import Job, checkpoints, digits
-from training.parameter_servers import ASYNC, Worker, enter, in_threads, make_client, make_config, mlp, serving
+from training.parameter_servers import (
+    ASYNC,
+    Worker,
+    enter,
+    in_threads,
+    make_client,
+    make_config,
+    mlp,
+    serving,
+    users,
+)
 
 SAMPLES, BATCH, STEPS, FRACTION = 40, 12, 30, 0.05
 MOMENTUM = {"name": "SGD", "learningRate": 0.05, "momentum": 0.9}
@@ -231,25 +241,8 @@ def test_a_model_without_compression_has_none() -> None:
     assert compressions.of(Settings(), FlatModel(mlp()).parameters) is None
 
 
-USERS = f"""
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-from training.parameter_servers import mlp, regression
-
-def model(config):
-    return mlp(torch.float64)
-
-def dataset(config, split):
-    return TensorDataset(*regression({SAMPLES}, torch.float64))
-
-def loss(model, batch):
-    return nn.functional.mse_loss(model(batch[0]), batch[1])
-"""
-
-
 def test_a_job_of_processes_trains_the_definition(tmp_path: Path) -> None:
-    (tmp_path / "users.py").write_text(USERS)
+    (tmp_path / "users.py").write_text(users(SAMPLES))
     policy = {"consistency": "Sync", "compression": {"type": "TopK", "topKFraction": FRACTION}}
     spec = digits(
         strategy={"type": "ParameterServer", "parameterServer": policy},

@@ -23,6 +23,7 @@ from training.parameter_servers import (
     mlp,
     regression,
     serving,
+    users,
 )
 
 SAMPLES, BATCH, INNER, STEPS = 50, 24, 4, 9
@@ -130,28 +131,11 @@ def test_one_worker_with_an_outer_step_of_1_trains_as_one_without_servers() -> N
     torch.testing.assert_close(ours(workers=1, servers=2, inner=inner, outer=outer), expected, atol=1e-12, rtol=0)
 
 
-USERS = f"""
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-from training.parameter_servers import mlp, regression
-
-def model(config):
-    return mlp(torch.float64)
-
-def dataset(config, split):
-    return TensorDataset(*regression({SAMPLES}, torch.float64))
-
-def loss(model, batch):
-    return nn.functional.mse_loss(model(batch[0]), batch[1])
-"""
-
-
 def test_a_job_of_processes_trains_the_definition_also_when_a_worker_is_lost(tmp_path: Path) -> None:
     # The inner rule has no state, so that it does not matter which worker computes a part, nor that one is lost.
     steps = 200
     policy = {"consistency": "Sync", "localSteps": INNER, "outerOptimizer": OUTER}
-    (tmp_path / "users.py").write_text(USERS)
+    (tmp_path / "users.py").write_text(users(SAMPLES))
     spec = digits(
         strategy={"type": "ParameterServer", "parameterServer": policy},
         parameterServer={"replicas": 2},

@@ -67,7 +67,7 @@ class Programs:
         self._data_dir()
 
     def resize(self, job: DistTrainJob) -> None:
-        """The job has another number of workers now: what starts from now on is told so."""
+        """The job has another number of workers now: what starts from now on gets it."""
         self._job = job
 
     def arguments(self, process: Process) -> list[str]:

@@ -36,7 +36,7 @@ def test_the_last_part_of_the_worker_with_most_left_comes_first_and_moves() -> N
     queue.finish(0, [0, 3])
     queue.finish(2, [2])
     assert hedges.give(0, queue, begun=False) == (4, 1)
-    assert queue.holders(4) == [0], "worker 1 shall not begin it, too"
+    assert queue.holders(4) == [0], "worker 1 must not begin it, too"
     assert hedges.give(2, queue, begun=False) is None, "2 and 1 compute the others now"
     assert hedges.give(2, queue, begun=True) == (1, None)
     assert queue.holders(1) == [1], "a copy leaves the part with its holder"

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from disttrain_trainer.model.module import prepare
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
-from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.runtime import logs, script_runner
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
@@ -86,14 +86,9 @@ class ScriptWorker(Worker):
         turns: Turns,
         state: StateOfScript,
     ) -> None:
-        super().__init__(process=process, metrics=metrics, control=control, member=member, task=task)
-        self._loop = _ScriptLoop(
-            turns,
-            task,
-            self._replica.model,
-            name=process.name,
-            metrics=metrics,
-            send=lambda fields: control.send(MessageType.REPORT, **fields),
+        make_loop = partial(_ScriptLoop, turns)
+        super().__init__(
+            process=process, metrics=metrics, control=control, member=member, task=task, make_loop=make_loop
         )
         self._loop.adopt(_Computed(self._replica.model), turns)
         self._replica.saved_buffers.extra = state.tensors

@@ -5,6 +5,7 @@ round is push_pull.py.
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 from disttrain.api.strategy import ParameterServerStrategy
@@ -49,8 +50,9 @@ class Worker:
         control: ControlClient,
         member: ParameterServerMember,
         task: Task | None = None,
+        make_loop: Callable[..., TrainingLoop] = TrainingLoop,
     ) -> None:
-        """task: default: made by the job's factories."""
+        """task: default: made by the job's factories. make_loop: takes what TrainingLoop takes."""
         self._process = process
         self._config = process.config
         self._metrics = metrics
@@ -67,7 +69,7 @@ class Worker:
         self._writer = BackgroundWriter()
         control.before_release = self._writer.wait
         self._model_dir = model_file.place_of(self._task.model, process.model_dir)
-        self._loop = TrainingLoop(
+        self._loop = make_loop(
             self._task,
             self._replica.model,
             name=process.name,
