@@ -34,6 +34,11 @@ test-cluster: env-dev ## a real node: kubelet, containerd, both images
 test-monitoring: env-dev ## a real Prometheus
 	@tools/test monitoring
 
+.PHONY: clients
+clients: ## scripts and commands for the trainers of others, each beside its result under torchrun: ten minutes
+	@tools/environment clients
+	@tools/test clients
+
 .PHONY: lint format crds lock
 lint: env-dev ## format check, lint, types, layers, stale CRD
 	@tools/test lint
@@ -44,13 +49,15 @@ crds: env-dev ## generate crds/ from the models
 lock: env-dev ## write requirements/ from pyproject.toml
 	@tools/lock
 
-.PHONY: bench bench-ps bench-loop bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-sharded bench-bubble bench-tls bench-uneven
-bench: bench-ps bench-loop bench-sharded bench-bubble bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
+.PHONY: bench bench-ps bench-loop bench-loader bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-sharded bench-bubble bench-tls bench-uneven
+bench: bench-ps bench-loop bench-loader bench-sharded bench-bubble bench-order bench-data bench-checkpoint bench-restart bench-resize bench-burst bench-tls bench-uneven ## all benchmarks, each as ratios against a peer or a limit
 bench-ps: env-dev ## the parameter server's step against gloo all_reduce and torch.distributed.rpc
 	@$(PY) benchmarks/parameter_server.py
 	@$(PY) benchmarks/parameter_server.py --copies
 bench-loop: env-dev ## our loop against a bare PyTorch loop
 	@$(PY) benchmarks/loop.py
+bench-loader: env-dev ## our loop on samples that take time to load, against a plain loop with torch's DataLoader
+	@$(PY) benchmarks/loader.py
 bench-sharded: env-dev ## our loop under FullyShard, tensor and pipeline parallel against a bare PyTorch loop with the same wrapping
 	@$(PY) benchmarks/sharded.py
 bench-bubble: env-dev ## how long the processes of a pipeline are idle, beside the formula of each schedule
@@ -75,9 +82,11 @@ bench-burst: env-dev ## 200 jobs of 4 pods against a bare client
 	@$(PY) tests/cluster/programs.py apiserver
 	@$(PY) benchmarks/burst.py
 
-.PHONY: simulation
-simulation: env-dev ## the wide property tests of the plan and of the coordinator: minutes
+.PHONY: simulation mutate
+simulation: env-dev ## the wide property tests of the plan, of whole operators and of the coordinator: an hour
 	@DISTTRAIN_WIDE=1 $(PYTEST) tests/simulation -q
+mutate: env-dev ## plant bugs into a copy of the operator; a named life of the simulation has to find each
+	@tools/mutate
 .PHONY: soak
 soak: env-dev ## kill every process of local runs, and any two of fifty jobs; resize jobs thirty times; run the examples whole: a quarter of an hour
 	@DISTTRAIN_WIDE=1 $(PYTEST) tests/training/test_local_run_faults.py tests/training/test_random_faults.py tests/training/test_local_run_whole.py tests/training/test_elastic.py -q

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed import Work  # type: ignore[attr-defined]  # missing in its __all__
 from torch.distributed.fsdp import fully_shard
 
-from disttrain.api.trainer import Optimizer
+from disttrain.api.optimizer import Optimizer
 from disttrain_trainer.examples import charlm, digits
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer

@@ -34,7 +34,8 @@ from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.blocks import blocks_of
 from disttrain_trainer.model.flat import described
-from disttrain_trainer.model.task import Objective, Task
+from disttrain_trainer.model.objective import Objective
+from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel import shard_collectives, stages, tensor

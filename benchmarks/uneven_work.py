@@ -26,7 +26,7 @@ SLOW = """
 import hashlib, os, time
 import torch
 from disttrain_trainer.examples import digits
-from disttrain_trainer.model.task import mix
+from disttrain_trainer.data.chance import mix
 
 PART, STEPS, PARTS, WORKERS, MODE = {part}, {steps}, {parts}, {workers}, "{mode}"
 NUMBER = {{mix(0, number): number for number in range(STEPS * PARTS)}}

@@ -58,10 +58,14 @@ def connected(
     one: Transport, other: Transport | None = None, *, timeout: float = 20
 ) -> Iterator[tuple[Connection, Connection]]:
     """Both ends of a connection, verified: the one that dialled, and the one that accepted."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        beside = (other or one).listen_beside(listener)
+        accepting = listener if beside is None else stack.enter_context(beside)
+        threads = stack.enter_context(ThreadPoolExecutor())
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         dialled = threads.submit(one.dial, address, timeout=timeout, within=20)
-        accepted = (other or one).accept(listener.accept()[0], timeout=timeout)
+        accepted = (other or one).accept(accepting.accept()[0], timeout=timeout)
         try:
             accepted.handshake(within=20)
             with contextlib.closing(dialled.result()) as connection:

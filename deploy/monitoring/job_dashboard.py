@@ -111,10 +111,11 @@ def job() -> Dashboard:
         ),
         series(
             "Step and checkpoint",
-            "The global step, and the step that the newest complete checkpoint holds. Their distance is what a "
-            "lost server or a restart of the job costs.",
+            "The global step, the step that the newest complete checkpoint holds, and that of the last evaluation. The distance to "
+            "the checkpoint is what a lost server or a restart of the job costs.",
             target(f"max(disttrain_step{{{JOB}}})", "step"),
             target(f"max(disttrain_checkpoint_last_step{{{JOB}}})", "checkpoint"),
+            target(f"max(disttrain_evaluation_step{{{JOB}}})", "evaluation"),
             unit="none",
             height=9,
             dashed="checkpoint",
@@ -138,6 +139,30 @@ def job() -> Dashboard:
             target(f"disttrain_gradient_norm{{{RANKS}}} or disttrain_gradient_norm{{{MASTER}}}", "{{role}} {{rank}}"),
             unit="none",
             logarithmic=True,
+        ),
+        series(
+            "Evaluation",
+            "What trainer.evaluate returned last, by name: each trainer.evaluateEverySteps, and at the end.",
+            target(f"max by (name) (disttrain_evaluation{{{JOB}}})", "{{name}}"),
+            unit="none",
+            least=None,
+            width=8,
+        ),
+        series(
+            "Values of the loss",
+            "The named values that trainer.loss returns beside the loss, as means of all workers.",
+            target(f"max by (name) (disttrain_value{{{JOB}}})", "{{name}}"),
+            unit="none",
+            least=None,
+            width=8,
+        ),
+        series(
+            "Samples left out",
+            "Samples that trainer.lastBatch: Drop leaves out at the end of an epoch, in each bar. Empty for a job that keeps all.",
+            target(f"max(increase(disttrain_samples_dropped_total{{{MASTER}}}{WINDOW}))", "samples"),
+            unit="none",
+            width=8,
+            bars=True,
         ),
     ]
     speed = [

@@ -71,6 +71,10 @@ class Rest:
             self._connection = None
 
     def __call__(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Any:
+        return json.loads(self.text(method, path, body, kind=kind))
+
+    def text(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> str:
+        """The answer as it is, such as the lines of a watch."""
         path = "/" + path.format(f"namespaces/{self.namespace}")
         text = None if body is None else json.dumps(body)
         for attempt in (1, 2):
@@ -87,7 +91,7 @@ class Rest:
                     raise
         if answer.status >= 400:
             raise Refusal(answer.status, data)
-        return json.loads(data)
+        return data
 
     def get(self, path: str, name: str) -> Any:
         return self("GET", f"{path}/{name}")

@@ -117,6 +117,11 @@ class Kubelet:
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
         self._rest.create(f"{PODS}/{name}/binding", binding)
 
+    def find_no_node(self, name: str, message: str) -> None:
+        """The scheduler's part: no node fits the pod."""
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        self._status(name, {"conditions": [{**condition, "lastTransitionTime": stamp()}]})
+
     def _end(self, name: str, phase: str, terminated: Any, conditions: Any) -> None:
         now = stamp()
         ended = {**terminated, "finishedAt": now, "startedAt": now}
@@ -137,18 +142,23 @@ class Kubelet:
 
 
 class Master:
-    """What the master of a job tells of it, on loopback: for pods that run at 127.0.0.1, and operators with --progress=Pod."""
+    """What the master of a job tells of it, on loopback: for pods that run at 127.0.0.1, and operators with --progress=Pod. Through the
+    API server it is asked at another address of this machine, since that is no proxy for loopback."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.address = address
         self.report = {"attempt": 1, "step": 0, "totalSteps": 90, "worldSize": 2}
+        self.history = ""
+        """What /history answers; "": it has none yet."""
 
     def __enter__(self) -> Master:
         master = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = json.dumps(master.report).encode()
-                self.send_response(200 if self.path == "/progress" else 404)
+                answers = {"/progress": json.dumps(master.report), "/history": master.history}
+                body = answers.get(self.path, "").encode()
+                self.send_response(200 if body else 404)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -156,7 +166,7 @@ class Master:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self.address, 0), Handler)
         self._server.daemon_threads = True
         Thread(target=self._server.serve_forever, daemon=True).start()
         return self

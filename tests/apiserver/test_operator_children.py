@@ -13,6 +13,7 @@ from apiserver.operating import (
     POLICIES,
     SERVICES,
     Operator,
+    Refusal,
     Rest,
     eventually,
     job,
@@ -202,9 +203,28 @@ def test_finished_job_is_deleted_when_its_time_is_over(rest: Rest, operator: Ope
 
 
 def test_what_is_not_supported_yet_makes_no_pods_and_says_so(rest: Rest, operator: Operator) -> None:
-    rest.create(JOBS, job("later", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 3}}))
+    rest.create(JOBS, job("later", scheduling={"gang": "Kueue"}))
     eventually(lambda: condition(rest, "later", "Valid") == ("False", "NotYetSupported"))
     assert rest.list(PODS, "disttrain.dev/job-name=later") == []
+
+
+def test_the_scale_subresource_resizes_an_elastic_job(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
+    names = started(rest, "elastic", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 3}})
+    for name in names:
+        kubelet.run(name)
+
+    def target() -> int:
+        return status_of(rest, "elastic")["worker"]["targetReplicas"]  # type: ignore[index]
+
+    rest.merge(f"{JOBS}/elastic/scale", {"spec": {"replicas": 3}})
+    complete(rest, "elastic", workers=3)
+    eventually(lambda: target() == 3)
+    rest.merge(f"{JOBS}/elastic/scale", {"spec": {"replicas": 1}})
+    complete(rest, "elastic", workers=1)
+    eventually(lambda: target() == 1)
+    assert "total" not in status_of(rest, "elastic").get("restarts", {})
+    with pytest.raises(Refusal, match="must lie within elastic"):
+        rest.merge(f"{JOBS}/elastic/scale", {"spec": {"replicas": 4}})
 
 
 def test_job_of_another_controller_is_left_alone(rest: Rest, operator: Operator) -> None:

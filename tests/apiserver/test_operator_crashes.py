@@ -174,7 +174,7 @@ async def live(control_plane: ControlPlane, api: Mortal, name: str) -> tuple[Any
 @pytest.mark.timeout(300)
 async def test_every_death_comes_to_the_same_end(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(control_plane.kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
     async with connect(connections=4) as client:
         # Not a time-out's test: all lives share a loop, which stands still while one of them plays the kubelet.
         kube = KubeClient(client, timeout_seconds=120)

@@ -143,13 +143,20 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
         kubelet.succeed(name)
     eventually(lambda: rest.find(JOBS, "life") is None)
     refused = {
-        request: count for request, count in operator.requests(writes=False).items() if request[2] in ("401", "403")
+        request: count
+        for request, count in operator.requests(writes=False).items()
+        # PodGroups: a right of deploy/components/gang-scheduling.
+        if request[2] in ("401", "403") and request != ("list", "podgroups", "403")
     }
     assert refused == {}
     assert "forbidden" not in operator.log
     (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
-    # Asked for by the API server itself, of a client that sets blockOwnerDeletion.
-    unasked = {("disttrain.dev", "disttrainjobs/finalizers", "update")}
+    unasked = {
+        # Asked for by the API server itself, of a client that sets blockOwnerDeletion.
+        ("disttrain.dev", "disttrainjobs/finalizers", "update"),
+        # By a rule of spec.health with action Suspend, which judges what a master reports: here there is none.
+        ("disttrain.dev", "disttrainjobs", "patch"),
+    }
     needed = granted(role["rules"]) - unasked
     # What a request does can be seen before its answer passes the proxy: the job is gone a moment before its deletion is "allowed".
     eventually(lambda: needed <= meddler.allowed)
@@ -219,3 +226,53 @@ def test_leader_election_component_suffices_to_take_and_to_leave_the_lease(
                 assert "cannot be" not in operator.log
         used = {right for right in meddler.allowed if right[1] == "leases"}
     assert used == granted(lease[0]["rules"])
+
+
+def _gang_comes_and_goes(rest: Rest, gang: str, version: str) -> None:
+    """With a name that is taken at first."""
+    name, groups = gang.lower(), f"apis/{version}/{{}}/podgroups"
+    body = {"apiVersion": version, "kind": "PodGroup", "metadata": {"name": name}, "spec": {"minMember": 1}}
+    rest.create(groups, body)
+    rest.create(JOBS, job(name, scheduling={"gang": gang}))
+    eventually(lambda: "NameTaken" in str(rest.get(JOBS, name)["status"]["conditions"]))
+    rest.delete(groups, name)
+    eventually(lambda: rest.find(groups, name), seconds=30)
+    rest.merge(f"{groups}/{name}/status", {"status": {"phase": "Inqueue"}})
+    eventually(lambda: sorted(rest.pods_of(name)) == pod_names(name))
+    rest.merge(f"{JOBS}/{name}", {"spec": {"suspend": True}})
+    eventually(lambda: rest.find(groups, name) is None)
+
+
+def test_gang_scheduling_component_suffices_for_a_gang_and_nothing_of_it_is_idle(
+    control_plane: ControlPlane, rest: Rest, tmp_path: Path
+) -> None:
+    kinds = {"Coscheduling": "scheduling.x-k8s.io/v1alpha1", "Volcano": "scheduling.volcano.sh/v1beta1"}
+    crds = ROOT / "tests/apiserver/gangs"
+    for base in ("deploy/base", "deploy/cluster-prerequisites"):
+        kustomization = {
+            "resources": [os.path.relpath(ROOT / base, tmp_path)],
+            "components": [os.path.relpath(ROOT / "deploy/components/gang-scheduling", tmp_path)],
+        }
+        (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        text = control_plane.kubectl("kustomize", str(tmp_path))
+        objects = {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
+        role = objects["ClusterRole", "disttrain-operator"]
+        (own,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
+        assert role["rules"][:-1] == own["rules"]
+    control_plane.kubectl("apply", "-f", str(crds))
+    for version in kinds.values():
+        eventually(lambda: rest("GET", f"apis/{version}/{{}}/podgroups")["kind"] == "PodGroupList")  # noqa: B023
+    control_plane.kubectl("apply", "-f", "-", input=[role])
+    flags = ("--namespaces=rbac", "--progress=Pod")
+    with (
+        Meddler(control_plane, user=ACCOUNT) as meddler,
+        Operator(control_plane, *flags, kubeconfig=meddler.kubeconfig, name="operator-gang-rbac") as operator,
+    ):
+        for gang, version in kinds.items():
+            _gang_comes_and_goes(rest, gang, version)
+        assert "forbidden" not in operator.log
+        needed = {right for right in granted(role["rules"]) if right[1] == "podgroups"}
+        eventually(lambda: needed <= meddler.allowed)
+        assert needed == {right for right in meddler.allowed if right[1] == "podgroups"}
+    control_plane.kubectl("delete", "-f", str(crds))
+    control_plane.kubectl("apply", "-k", str(ROOT / "deploy/base/rbac"))

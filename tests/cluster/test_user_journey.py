@@ -255,6 +255,57 @@ def test_a_lost_pod_of_a_job_with_replicated_data_gets_its_copies_from_the_other
     assert float(status["training"]["evaluation"]["accuracy"]) > 0.5  # a guess is 0.1
 
 
+SLOT = "example.com/slot"
+"""A resource of which each worker of the elastic job needs one, so that the node has room for as many workers as it offers."""
+
+
+def test_an_elastic_job_is_scaled_shrinks_where_there_is_no_room_and_grows_back(node: Node) -> None:
+    node.offer({SLOT: "3"})
+    container = {"name": "trainer", "resources": {"limits": {SLOT: "1"}}}
+    name = apply(
+        node,
+        "digits-elastic.yaml",
+        trainer={"maxSteps": 1_000_000, "epochs": None},
+        worker={"template": {"spec": {"containers": [container]}}},
+        scheduling={"timeoutSeconds": 5},
+        observability={"statusIntervalSeconds": 1},
+    )
+
+    def trains_with(workers: int, seconds: int = 60) -> None:
+        node.wait_for(f"{workers} workers", lambda: training(node, name).get("worldSize") == workers, seconds)
+
+    def scale(workers: int) -> None:
+        node.kubectl("scale", f"dtj/{name}", f"--replicas={workers}", "-n", TEAM, user=JANE)
+
+    trains_with(2, 120)
+    scale(4)
+    trains_with(3)
+
+    def given_up() -> bool:
+        job = node.get("dtj", name, namespace=TEAM)
+        worker = job["status"]["worker"]
+        return "room" in worker and (worker["targetReplicas"], job["spec"]["worker"]["replicas"]) == (3, 4)
+
+    node.wait_for("one to be given up", given_up)  # the room is written first, the target in the next pass
+    node.offer({SLOT: "4"})
+    trains_with(4, 150)  # the first try comes after 60 s
+    scale(1)
+    trains_with(1)
+    status = node.get("dtj", name, namespace=TEAM)["status"]
+    assert "room" not in status["worker"]
+    assert "restarts" not in status or status["restarts"]["total"] == 0
+    about = f"--field-selector=involvedObject.name={name},reason=Resizing"
+    said = node.kubectl("get", "events", "-n", TEAM, about, "-o", "jsonpath={range .items[*]}{.message}{'\\n'}{end}")
+    for words in (
+        "from 2 to 4 workers",
+        "from 4 to 3 workers, as the others find no node",
+        "from 3 to 4 workers: there is a node again",
+        "from 4 to 1 workers",
+    ):
+        assert f"Resizing {words}" in said
+    node.kubectl("delete", f"dtj/{name}", "-n", TEAM, user=JANE)
+
+
 def test_a_model_in_tensor_parts_and_one_in_pipeline_stages_train(node: Node) -> None:
     for name in [apply(node, f"charlm-{kind}.yaml", trainer={"maxSteps": 20}) for kind in ("tensor", "pipeline")]:
         status = complete(node, name)

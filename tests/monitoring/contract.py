@@ -28,9 +28,11 @@ def _metric(kind: str, *labels: str) -> Metric:
 
 TRAINER_METRICS = {
     "disttrain_loss": _metric("gauge"),
+    "disttrain_value": _metric("gauge", "name"),
     "disttrain_step": _metric("gauge"),
     "disttrain_steps_total": _metric("counter"),
     "disttrain_samples_total": _metric("counter"),
+    "disttrain_samples_dropped_total": _metric("counter"),
     "disttrain_samples_per_second": _metric("gauge"),
     "disttrain_epoch": _metric("gauge"),
     "disttrain_gradient_norm": _metric("gauge"),
@@ -42,6 +44,8 @@ TRAINER_METRICS = {
     "disttrain_ps_late_gradients_total": _metric("counter"),
     "disttrain_checkpoint_duration_seconds": _metric("histogram"),
     "disttrain_checkpoint_last_step": _metric("gauge"),
+    "disttrain_evaluation": _metric("gauge", "name"),
+    "disttrain_evaluation_step": _metric("gauge"),
     "disttrain_recoveries_total": _metric("counter"),
     "disttrain_lost_steps_total": _metric("counter"),
     "disttrain_goodput_seconds_total": _metric("counter", "bucket"),

@@ -56,7 +56,7 @@ class Process:
     sums: dict[tuple[str, Labels], float] = field(default_factory=lambda: defaultdict(float))
     up: bool = True
 
-    def set(self, name: str, value: float, **labels: str) -> None:
+    def set(self, name: str, value: float, /, **labels: str) -> None:
         self.values[name, _labels(labels)] = value
 
     def add(self, name: str, value: float, **labels: str) -> None:
@@ -269,6 +269,12 @@ class Job:
                 if worker.process.up:
                     worker.process.add("disttrain_step_phase_seconds_total", 0.4, phase="checkpoint")
         self.master.set("disttrain_checkpoint_last_step", self.checkpoint)
+        self.master.set("disttrain_samples_dropped_total", 32 * (step * self.batch // 60_000))
+        if step:
+            self.master.set("disttrain_value", 1 - math.exp(-step / 700), name="accuracy")
+        if self.checkpoint:
+            self.master.set("disttrain_evaluation", 1 - math.exp(-self.checkpoint / 800), name="accuracy")
+            self.master.set("disttrain_evaluation_step", self.checkpoint)
         self.master.set("disttrain_step", step)
         self.master.set("disttrain_epoch", 1 + step * self.batch // 60_000)
         for server in self.servers:

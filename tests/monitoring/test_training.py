@@ -17,8 +17,8 @@ from monitoring.server import Prometheus, prometheus
 ROOT = MONITORING.parents[1]
 PICKED = {"namespace": "default", "job_name": "digits-ps", "rank": ".*"}
 MINUTE = 60
-WITHOUT_EVENTS = {"Checkpoint duration"}
-"""Panels that may have nothing to show in so short a run."""
+WITHOUT_EVENTS = {"Checkpoint duration", "Values of the loss", "Samples left out"}
+"""Panels that may have nothing to show in so short a run, or of this job."""
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -65,7 +65,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
     """Its processes, which train until the tests are done."""
     folder = tmp_path_factory.mktemp("training")
     example = (ROOT / "examples" / "digits-ps.yaml").read_text()
-    endless, changes = re.subn(r"epochs: \d+", "epochs: 1000000", example)
+    endless, changes = re.subn(r"epochs: \d+", "epochs: 1000000\n    evaluateEverySteps: 100", example)
     assert changes == 1
     (folder / "job.yaml").write_text(endless)
     command = [Path(sys.executable).with_name("disttrain"), "run", "job.yaml"]
@@ -102,6 +102,7 @@ def scraped(training: list[dict[str, str]], tmp_path_factory: pytest.TempPathFac
     with prometheus(folder, folder / "prometheus.yml") as server:
         eventually(server, 'max(disttrain_step{role="worker"}) > 200')
         eventually(server, f"count(sum_over_time(up[1m]) >= 10) == {len(training)}")
+        eventually(server, "max(disttrain_evaluation_step) > 0")
         yield server
 
 

@@ -28,6 +28,7 @@ from disttrain.plan.model import (
     MadeSecret,
     Phase,
     PodView,
+    SuspendJob,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -184,6 +185,7 @@ class Cluster:
                 "totalSteps": 1000,
                 "lastUpdateTime": self.now if self.step else None,
                 "lastCheckpoint": newest,
+                "loss": 30.0 if self.step % 40 > 20 else 1.0,
             }
         )
 
@@ -237,6 +239,8 @@ class Cluster:
                     self.delete(name)
             case DeleteJob():
                 self.deleted = True
+            case SuspendJob():
+                self.body["spec"]["suspend"] = True
         return None
 
     def _make(self, name: str, *, exists: bool) -> None:

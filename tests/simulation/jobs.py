@@ -48,4 +48,10 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
             "rules": rules,
             "defaultAction": draw(st.sampled_from(("RestartReplica", "RestartJob"))),
         }
+    if draw(st.booleans()):
+        action = draw(st.sampled_from(("Event", "RestartJob", "RollBack", "FailJob")))
+        rule = {"name": "diverged", "metric": "Loss", "above": 20, "forSeconds": draw(st.sampled_from((0, 20)))}
+        spec["health"] = {"rules": [rule | {"action": action if kind in ("model", "server") else "Event"}]}
+        if action == "RollBack":
+            spec["checkpoint"] = {"volume": {"persistentVolumeClaim": "c"}, "everySteps": 5}
     return {"metadata": {"name": "job", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec}

@@ -44,7 +44,10 @@ class Rank:
     def ready(self) -> None:
         """As get_ready does."""
         self.view.state, self.view.round = MemberState.READY, None
-        self.send(MessageType.READY, step=self.view.step)
+        self.say_ready()
+
+    def say_ready(self) -> None:
+        self.send(MessageType.READY, generation=self.view.describe()["generation"], step=self.view.step)
 
 
 class Schedule:
@@ -102,6 +105,8 @@ class Schedule:
         rank.to_rank.clear()
         rank.connected = True
         rank.to_master.append({"type": MessageType.HELLO, **rank.view.describe()})
+        if rank.view.state is MemberState.READY and self.chance.random() < 0.3:
+            rank.say_ready()  # it became ready as it connected: HELLO and READY say the same
         if rank.leaving:
             rank.send(MessageType.LEAVING)
 

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -36,15 +36,17 @@ from cluster.processes import wait_for
 from configs import config_of
 from disttrain.api import environment
 from disttrain.api.job import Metadata
-from disttrain.api.names import Role, checkpoint_dir
+from disttrain.api.names import MODEL_FILE, Role, checkpoint_dir
 from disttrain.api.policies import Tls
-from disttrain.api.runtime import Addresses, Progress, Termination
+from disttrain.api.runtime import Addresses, Progress
+from disttrain.api.termination import Termination
 from transports import certificate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RETRYABLE = frozenset({int(environment.ExitCode.PEER_LOST), *(128 + number for number in range(1, 65))})
 Key = tuple[Role, int]
+Model = dict[str, torch.Tensor]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
@@ -54,6 +56,7 @@ _forks.set_forkserver_preload(
         "disttrain_trainer.parameter_server.role",
         "disttrain_trainer.strategies.collective",
         "disttrain_trainer.strategies.sharded",
+        "disttrain_trainer.strategies.group_rank",
         "torch._dynamo",  # DistributedDataParallel imports it when it is made, and that takes longer than torch
     ]
 )
@@ -103,7 +106,7 @@ import time
 from pathlib import Path
 import torch
 from disttrain_trainer.examples import digits
-from disttrain_trainer.model.task import mix
+from disttrain_trainer.data.chance import mix
 
 # Parts by what the trainer seeds each one with; in a pipeline each micro-batch.
 NUMBER = {seed: number for number in range(1 << 12) for seed in (mix(0, number), *(mix(mix(0, number), micro) for micro in range(4)))}
@@ -117,8 +120,9 @@ def held_parts():  # how many parts the training may compute, and how many a ste
 def loss(model, batch):
     number = NUMBER[torch.initial_seed() & ((1 << 64) - 1)]
     free, step = held_parts()
-    if free - step <= number < free:
-        time.sleep(0.15)  # so that a report is due after it, and the master knows
+    if free - 2 * step <= number < free:
+        # So that a report is due after it, and the master knows. Of two steps: a worker that falls behind may compute no part of the last.
+        time.sleep(0.15)
     while number >= free:
         time.sleep(0.005)
         free, step = held_parts()
@@ -413,6 +417,12 @@ class Job:
         path = self.processes[role, index].termination
         return Termination.decode(path.read_text()) if path.exists() else Termination()
 
+    @property
+    def model(self) -> Model:
+        """The trained model, of a job with checkpoints."""
+        assert self.checkpoints is not None
+        return load_file(self.checkpoints / MODEL_FILE)
+
     def log(self, role: Role, index: int = 0) -> str:
         """What the newest process of this name wrote to standard error."""
         return self.processes[role, index].log.read_text(errors="replace")
@@ -422,6 +432,20 @@ class Job:
         return "\n".join(
             f"== {path.name}\n{path.read_text(errors='replace')}" for path in sorted(self.folder.glob("*.log"))
         )
+
+
+def trained(folder: Path, spec: dict[str, Any], *, files: Mapping[str, str] | None = None, **options: Any) -> Model:
+    """The model of a training that nothing disturbs. files: those of its folder, text by name. options: of Job."""
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text)
+    with Job(folder=folder, spec=spec, **options) as job:
+        job.train()
+    return job.model
+
+
+def same(one: Model, other: Model) -> bool:
+    """Whether two models have the same bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A small language model on a mesh, and the same in one process that computes the same parts and micro-batches in turn."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 from unittest import mock
 
 import torch
@@ -13,10 +13,11 @@ from torch.distributed.tensor import DTensor
 from disttrain.api.mesh import AXES
 from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.data import schedule
+from disttrain_trainer.data.chance import mix
+from disttrain_trainer.data.inner_batches import inner_batches
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model import activations
 from disttrain_trainer.model.blocks import blocks_of
-from disttrain_trainer.model.task import mix
 from disttrain_trainer.parallel import fully_shard, micro_batches, pipeline, tensor
 from disttrain_trainer.parallel import stages as pipeline_stages
 from disttrain_trainer.parallel.chance import Chance
@@ -36,8 +37,16 @@ def optimizer(name: str, parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01, foreach=False)
 
 
-def parts(count: int = 1) -> schedule.Schedule:
-    return schedule.Schedule(samples=SAMPLES, batch_size=BATCH, parts_per_step=count, seed=3, max_steps=STEPS)
+def parts(count: int = 1, steps: int = STEPS) -> schedule.Schedule:
+    return schedule.Schedule(samples=SAMPLES, batch_size=BATCH, parts_per_step=count, seed=3, max_steps=steps)
+
+
+class Stepper(Protocol):
+    """A torch.optim.Optimizer, or one with a scheduler."""
+
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> object: ...
 
 
 def alone(
@@ -47,28 +56,41 @@ def alone(
     microbatch: int | None = MICROBATCH,
     of: Any = users.loss,
     count: int = 1,
+    steps: int = STEPS,
+    clip: float = float("inf"),
+    norms: list[float] | None = None,
+    portions: int = 1,
+    stepper_of: Callable[[nn.Module], Stepper] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The state after all steps in one process that computes the `count` parts of a step in turn.
 
-    microbatch: None where a part is computed whole, with the chance of a part.
+    microbatch: None where a part is computed whole, with the chance of a part. clip: the largest norm of a step's gradient. norms: gets
+    those before the clip. portions: of each part, which starts from the buffers that the one before it left.
+    stepper_of: default: the optimizer of this name.
     """
     whole = users.model(dict(options))
     chance = Chance(whole, seed=3, device=CPU) if microbatch is not None else None
-    stepper = optimizer(name, whole.parameters())
+    stepper: Stepper = stepper_of(whole) if stepper_of is not None else optimizer(name, whole.parameters())
     data = users.dataset({}, "train").tensors
-    for step in range(STEPS):
+    for step in range(steps):
         stepper.zero_grad()
         total = 0.0
         before = {key: value.clone() for key, value in whole.named_buffers()}
         left = before
         for number in range(count):
-            part = parts(count).part(step * count + number)
+            part = parts(count, steps).part(step * count + number)
             if not part.samples:
                 continue
             put(whole, before)
-            torch.manual_seed(mix(3, part.index))
-            for micro, piece in enumerate(micro_batches.slices(part.samples, microbatch or BATCH + 1)):
-                batch = [one[torch.tensor(part.indices[piece])] for one in data]
+            pieces = [
+                (portion, piece)
+                for portion in inner_batches(part, portions, BATCH // count)
+                for piece in micro_batches.slices(portion.samples, microbatch or BATCH + 1)
+            ]
+            for micro, (portion, piece) in enumerate(pieces):
+                seed = mix(3, part.index)
+                torch.manual_seed(mix(seed, portion.batch) if portion.batch else seed)
+                batch = [one[torch.tensor(portion.indices[piece])] for one in data]
                 if chance is not None:
                     chance.begin(part.index, micro)
                 found = of(whole, batch)
@@ -81,6 +103,9 @@ def alone(
         for parameter in whole.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(1 / total)
+        norm = nn.utils.clip_grad_norm_(whole.parameters(), clip)
+        if norms is not None:
+            norms.append(float(norm))
         stepper.step()
     return {key: value.detach().clone() for key, value in whole.state_dict().items()}
 
@@ -134,7 +159,7 @@ def on_mesh(
         stepper.zero_grad()
         if run is not None:
             run.begin(part)
-            mean, weight = run(batch, part.samples)
+            weight = run.weight_of_last(run(batch, part.samples)[1])
         else:
             torch.manual_seed(mix(3, part.index))
             found = of(whole, batch)
@@ -185,6 +210,30 @@ def collectives_of_steps(order: Schedule, *, idle: int | None) -> tuple[int, lis
             gathers.reset_mock()
             sums.reset_mock()
     return wrapped, found
+
+
+def values_of_steps(order: Schedule) -> list[tuple[Any, float]]:
+    """Two stages: of each step the named values that the last one knows, and the value over its whole batch."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("pipeline",))
+    whole = users.model({})
+    chance = Chance(whole, seed=3, device=CPU)
+    cut = ModelParallel(pipeline=2, schedule=order)
+    modules = pipeline_stages.split(whole, pipeline_stages.count(cut), config={}, by_user=None)
+    mine = {number: modules[number] for number in pipeline_stages.of(cut, mesh.get_local_rank())}
+
+    def loss(model: nn.Module, batch: list[torch.Tensor]) -> Any:
+        return users.mean_loss(model, batch), None, {"first": batch[0].double().mean()}
+
+    run = pipeline.Pipeline(mine, cut=cut, group=mesh.get_group(), microbatch=3, loss=loss, chance=chance, device=CPU)
+    data = users.dataset({}, "train").tensors
+    found = []
+    for number in range(2):
+        part = parts().part(number)
+        batch = [one[torch.tensor(part.indices)] for one in data]
+        run.begin(part)
+        run(batch, part.samples)
+        found.append((run.values, float(batch[0].double().mean())))
+    return found
 
 
 class Nested(nn.Module):

@@ -27,7 +27,7 @@ class Normal(nn.Module):
 
 
 def model(config: dict[str, Any]) -> nn.Module:
-    """config: tied, frozen (both False), dtype (float64)."""
+    """config: tied, frozen, unused (all False), dtype (float64)."""
     torch.manual_seed(1)
     made = charlm.Transformer(
         characters=CHARACTERS,
@@ -43,6 +43,8 @@ def model(config: dict[str, Any]) -> nn.Module:
     if config.get("frozen"):
         made.layers[0].requires_grad_(False)
         made.embedding.requires_grad_(False)
+    if config.get("unused"):
+        made.unused = nn.Linear(3, 3)
     return made.to(getattr(torch, config.get("dtype", "float64")))
 
 
@@ -62,6 +64,12 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, flo
 
 def mean_loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return charlm.loss(model, batch)
+
+
+def token_mean(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """Of the characters that are not 0; its graph says how many these are."""
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=0)
 
 
 def evaluate(model: nn.Module, dataset: TensorDataset) -> dict[str, float]:

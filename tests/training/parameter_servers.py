@@ -1,10 +1,12 @@
 """Parameter servers and workers for the tests: in this process, with real sockets; and what they are held against."""
 
 import contextlib
+import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from configs import config_of
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.coordinator.gradient_norms import GradientNorms
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.net.frames import Header, Op
 from disttrain_trainer.net.transport import PLAIN, Transport
@@ -45,24 +48,35 @@ def make_config(
     attempt: int = 1,
     peer_timeout: float = 20,
     startup_timeout: float = 30,
+    clip: float | None = None,
 ) -> JobConfig:
-    spec = {
+    spec: dict[str, Any] = {
         "strategy": {"type": "ParameterServer", "parameterServer": consistency},
         "parameterServer": {"replicas": servers},
         "worker": {"replicas": workers},
         "trainer": {"model": "a:b", "dataset": "a:c", "epochs": 1, "optimizer": optimizer},
     }
+    if clip is not None:
+        spec["trainer"]["maxGradientNorm"] = clip
     timeouts = {"peer_timeout_seconds": peer_timeout, "startup_timeout_seconds": startup_timeout}
     return config_of(spec, uid=uid, attempt=attempt, **timeouts)
 
 
 @contextlib.contextmanager
 def serving(config: JobConfig, *, begin: bool = True, **options: object) -> Iterator[list[ShardServer]]:
-    """Every server of the job, in its first round."""
+    """Every server of the job, in its first round. Norms of gradients are told as by a master."""
+    norms = _Norms()
     servers = [
-        ShardServer(config=config, index=index, host="127.0.0.1", port=0, **options)  # type: ignore[arg-type]
+        ShardServer(
+            config=config,
+            index=index,
+            host="127.0.0.1",
+            port=0,
+            **{"on_sum": partial(norms.told.put, index), **options},  # type: ignore[arg-type]
+        )
         for index in range(config.parameter_servers)
     ]
+    norms.start(servers)
     try:
         for server in servers:
             server.start()
@@ -72,6 +86,32 @@ def serving(config: JobConfig, *, begin: bool = True, **options: object) -> Iter
     finally:
         for server in servers:
             server.stop()
+        norms.stop()
+
+
+class _Norms:
+    """What the master does with the norms of gradients."""
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def start(self, servers: Sequence[ShardServer]) -> None:
+        self._servers = servers
+        self._norms = GradientNorms(shards=len(servers), serves=lambda *_: True)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.told.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (index := self.told.get()) is not None:
+            server = self._servers[index]
+            message = {"generation": server.round_number, "norms": server.norm_parts()}
+            for version, norm in self._norms.know(index, message):
+                for one in self._servers:
+                    one.take_norm(self._norms.round_number, version, norm)
 
 
 def make_client(
@@ -176,9 +216,10 @@ def train_sync(
     samples: int = 40,
     batch_size: int = 12,
     before_push: Callable[[int, int], None] = lambda rank, step: None,
+    clip: float | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The parameters after some synchronous steps."""
-    config = make_config(workers=workers, servers=servers, optimizer=optimizer)
+    config = make_config(workers=workers, servers=servers, optimizer=optimizer, clip=clip)
     schedule = Schedule(samples=samples, batch_size=batch_size, parts_per_step=workers, seed=3, max_steps=steps)
     with serving(config) as shards:
 
@@ -208,8 +249,10 @@ def train_alone(
     dtype: torch.dtype,
     samples: int,
     batch_size: int,
+    clip: float = float("inf"),
+    norms: list[float] | None = None,
 ) -> torch.Tensor:
-    """The same training in plain torch: one process, the whole batch."""
+    """The same training in plain torch: one process, the whole batch. norms: gets those before the clip."""
     schedule = Schedule(samples=samples, batch_size=batch_size, parts_per_step=1, seed=3, max_steps=steps)
     module = mlp(dtype)
     x, y = regression(samples, dtype)
@@ -218,6 +261,9 @@ def train_alone(
         at = torch.from_numpy(np.array(schedule.part(step).indices))
         stepper.zero_grad()
         nn.functional.mse_loss(module(x[at]), y[at]).backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        if norms is not None:
+            norms.append(float(norm))
         stepper.step()
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 

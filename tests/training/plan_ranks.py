@@ -1,6 +1,7 @@
 """A few steps of a model of plan_users on a mesh, through all that a worker does with it; and the same in one process."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -9,18 +10,22 @@ from torch.distributed.tensor import DTensor
 from configs import config_of
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.data.chance import mix
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import TrainerError
 from disttrain_trainer.loop.loop import TrainingLoop
+from disttrain_trainer.model import mapped
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model.flat import described
-from disttrain_trainer.model.task import Objective, mix
+from disttrain_trainer.model.mapped import LargeInFiles
+from disttrain_trainer.model.objective import Objective
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.parallel.compose import ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.sharded_model import ShardedModel
+from disttrain_trainer.runtime import machine
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.strategies.shard_exchange import ShardExchange
@@ -104,6 +109,24 @@ def train(job: JobConfig) -> State | str:
         name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
         for name, value in local.module.named_parameters()
     }
+
+
+def train_out_of_files(job: JobConfig) -> State | str:
+    """As `train`, where all of the whole model lies in files at first. Raises AssertionError when it does not."""
+    made: list[LargeInFiles] = []
+
+    def noted(*, after: int) -> LargeInFiles:
+        made.append(LargeInFiles(after=after))
+        return made[-1]
+
+    with (
+        mock.patch.object(mapped, "SMALL", 1),
+        mock.patch.object(machine, "memory", return_value=0),
+        mock.patch.object(tasks, "LargeInFiles", noted),
+    ):
+        found = train(job)
+    assert made[0].nbytes > 0
+    return found
 
 
 def alone(job: JobConfig, *, count: int) -> State:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from disttrain.api.names import Role
+from disttrain.api.names import MODEL_FILE, Role
 from disttrain_trainer.data.schedule import Schedule
 from training.job import Job, checkpoints, digits, final_parameters, held, served, state
 
@@ -35,6 +35,11 @@ class Words(nn.Module):
 
     def forward(self, x):
         return self.out(self.table(x[:, 0].long()))
+
+class Indexed(Words):
+    # Another way to a sparse gradient, which shows in backward alone.
+    def forward(self, x):
+        return self.out(nn.functional.embedding(x[:, 0].long(), self.table.weight, sparse=True))
 
 class Table(nn.Module):
     # A buffer that is state and grows, and one that is none and grows.
@@ -68,6 +73,10 @@ def branches(config):
 def words(config):
     torch.manual_seed(0)
     return Words()
+
+def indexed(config):
+    torch.manual_seed(0)
+    return Indexed()
 
 def table(config):
     torch.manual_seed(0)
@@ -136,13 +145,16 @@ def job(folder: Path, *, strategy: str, workers: int, every: int = 1000, **train
         "optimizer": ADAMW,
     } | trainer
     spec = digits(worker={"replicas": workers}, trainer=chosen, **checkpoints(every))
-    return Job(folder=folder, spec=spec | (served(strategy) if strategy == "Sync" else {}))
+    sharded = {"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}}
+    return Job(folder=folder, spec=spec | {"Sync": served("Sync"), "FullyShard": sharded}.get(strategy, {}))
 
 
 def trained(folder: Path, like: torch.nn.Module, **options: Any) -> dict[str, torch.Tensor]:
     """The parameters by name after a job."""
     with job(folder, **options) as running:
         running.train()
+    if options["strategy"] == "FullyShard":
+        return load_file(folder / "checkpoints" / MODEL_FILE)
     if options["strategy"] != "Sync":
         return {name: state(folder, STEPS)[f"model.{name}"] for name, _ in like.named_parameters()}
     flat, found, at = final_parameters(folder, STEPS), {}, 0
@@ -200,6 +212,23 @@ def test_a_job_trains_what_a_plain_loop_trains(
     )
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["branches", "words"])
+def test_a_model_that_is_cut_over_its_workers_trains_so_too(model: str, tmp_path: Path) -> None:
+    users: dict[str, Any] = {}
+    exec(USERS, users)
+    expected = by_hand(users, model, "loss", workers=2, weighted=False)
+    found = trained(tmp_path, expected, strategy="FullyShard", workers=2, model=f"users:{model}", loss="users:loss")
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), atol=1e-5, rtol=0)
+
+
+def test_a_sparse_gradient_that_shows_in_backward_alone_is_refused_where_the_model_is_cut(tmp_path: Path) -> None:
+    with job(tmp_path, strategy="FullyShard", workers=2, model="users:indexed") as running:
+        running.start()
+        assert running.wait(Role.WORKER, 0) == 1
+        assert "the gradient of parameter table.weight is sparse" in running.termination(Role.WORKER, 0).message
 
 
 @pytest.mark.parametrize(("strategy", "workers"), [("DataParallel", 3), ("Sync", 2)])

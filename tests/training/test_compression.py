@@ -169,6 +169,21 @@ def test_what_takes_no_part_and_what_weighs_nothing_keeps_its_residual() -> None
     torch.testing.assert_close(flat.parameters[0], expected, atol=1e-12, rtol=0)
 
 
+def test_a_gradient_that_is_pushed_again_is_encoded_once() -> None:
+    settings = {"type": "TopK", "topKFraction": 0.1}
+    config = make_config(consistency={**ASYNC, "compression": settings})
+    schedule = Schedule(samples=4, batch_size=1, parts_per_step=1, seed=0, max_steps=4)
+    with serving(config) as shards:
+        flat = FlatModel(nn.ParameterList([nn.Parameter(torch.zeros(10))]))
+        compression = compressions.of(Settings.model_validate(settings), flat.parameters)
+        assert isinstance(compression, compressions.Largest)
+        client = enter(make_client(shards, config, compression=compression), flat, join=True)
+        for again in (False, True):
+            client.push(schedule.part(0), (torch.arange(10.0),), GradientInfo(encoded=again))
+        client.close()
+    assert compression.residual[0].tolist() == [*range(9), 0]
+
+
 def test_the_residual_of_lost_steps_is_forgotten() -> None:
     span = Span(dtype=torch.float32, start=0, stop=10)
     largest = compressions.of(Settings.model_validate({"type": "TopK", "topKFraction": 0.1}), (torch.zeros(10),))

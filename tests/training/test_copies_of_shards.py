@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -269,3 +270,27 @@ def test_copy_that_begins_with_a_version_has_the_one_before_for_a_worker_of_a_sh
         assert client.versions == (2, 1)
         assert client.pull(worker.flat.parameters, step=1) == (1, 1)
         assert torch.equal(worker.flat.parameters[0], before)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_copy_follows_a_step_whose_parts_have_no_gradient(clip: float | None) -> None:
+    """As a step whose parts are left out, since they led to a loss that was not finite."""
+    config = make_config(servers=2, consistency=SYNC | {"replication": 2}, optimizer=ADAM, clip=clip)
+    schedule = Schedule(samples=40, batch_size=4, parts_per_step=1, seed=3, max_steps=20)
+    with serving(config) as servers:
+        worker, copies = Worker(), Copies()
+        client = enter(make_client(servers, config), worker.flat, join=True)
+        client.pull(worker.flat.parameters, step=0)
+        copies.order(servers, 0, onto=1)
+        for step in range(4):
+            part = schedule.part(step)
+            if step in (0, 2):
+                part = replace(part, samples=0)
+            client.push_pull(part, worker.gradient(part), worker.flat.parameters, step + 1)
+        primary = worker.flat.parameters[0].clone()
+        servers[1].promote([(0, 2)])
+        client.close()
+        client = make_client(servers, config, primaries=(1, 1))
+        client.connect(worker.flat.layout)
+        assert client.pull(worker.flat.parameters, step=4) == (4, 4)
+        assert torch.equal(worker.flat.parameters[0], primary)

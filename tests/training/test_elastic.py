@@ -19,6 +19,7 @@ FEWEST, MOST = 2, 5
 RESIZES = 30 if WIDE else 3
 STEPS = 1500 if WIDE else 150
 USERS = """
+import os
 import time
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ class OneHot(Dataset):  # the gradient of a sample reaches a parameter of its ow
     def __getitem__(self, i):
         return torch.nn.functional.one_hot(torch.tensor(i), SAMPLES).double()
 
+def pace():
+    time.sleep(0.3 if os.path.exists("slow") else 0.01)
+
 def counted(config, split):
     return OneHot()
 
@@ -42,7 +46,7 @@ def counter(config):
     return model
 
 def count(model, batch):
-    time.sleep(0.01)
+    pace()
     return model(batch).mean()
 
 class Double(nn.Module):
@@ -53,7 +57,7 @@ def model(config):
     return nn.Sequential(Double(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 10)).double()
 
 def loss(model, batch):
-    time.sleep(0.005)
+    pace()
     return digits.loss(model, batch)
 """
 WORKERS = {"worker": {"replicas": FEWEST, "elastic": {"minReplicas": FEWEST, "maxReplicas": MOST}}}
@@ -71,7 +75,12 @@ def sizes() -> list[int]:
 
 
 def resize(job: Job, size: int) -> None:
-    """What `disttrain scale` leads to: the processes with the highest indexes are asked to end, or new ones start."""
+    """What `disttrain scale` leads to: the processes with the highest indexes are asked to end, or new ones start.
+
+    The training is slow meanwhile: a new process takes its time on a machine with much to do, and would find a job that is done.
+    """
+    slow = job.folder / "slow"
+    slow.touch()
     now = [index for role, index in job.processes if role is Role.WORKER]
     for index in range(size):
         if index not in now:
@@ -83,6 +92,7 @@ def resize(job: Job, size: int) -> None:
         assert job.wait(Role.WORKER, index) == 143, job.logs()
         del job.processes[Role.WORKER, index]
     job.until(lambda progress: progress.world_size == size or progress.finished)
+    slow.unlink()
 
 
 def trained(

@@ -49,7 +49,7 @@ def loss(model, batch):
     return (x @ model.weight).mean() + 2 * model.bias.sum()
 
 def evaluate(model, config):
-    while not Path("go").exists():
+    while not Path("go").exists() and len(config) > 2:
         time.sleep(0.02)
     return {"accuracy": 1.0}
 """
@@ -156,12 +156,15 @@ def test_the_counters_of_a_whole_training_are_its_samples_its_steps_and_its_time
         assert job.supervise() == 0
 
 
+@pytest.mark.parametrize("clip", [{}, {"maxGradientNorm": 0.01}], ids=["", "clipped"])
 @pytest.mark.parametrize("fields", STRATEGIES[:2])
-def test_the_gradient_norm_is_that_of_the_gradient_of_the_whole_step(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_the_gradient_norm_is_that_of_the_gradient_of_the_whole_step_before_the_clip(
+    tmp_path: Path, fields: dict[str, Any], clip: dict[str, Any]
+) -> None:
     space: dict[str, Any] = {}
     exec(MINE, space)
     whole = float((space["DATA"].mean(0).square().sum() + 4).sqrt())  # of the mean over all samples; the bias has 2
-    trainer = {"batchSize": SAMPLES, "epochs": 100_000}
+    trainer = {"batchSize": SAMPLES, "epochs": 100_000, **clip}
     with Watched(folder=tmp_path, fields=fields, trainer=trainer) as job:
         job.start()
         who = Role.MASTER if job.config.parameter_servers else Role.WORKER

@@ -1,5 +1,6 @@
 """Workers on GPUs compute what plain PyTorch computes on the CPU."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from disttrain_trainer.data.loader import pinned
+from disttrain_trainer.data.loader_processes import LoaderProcesses
 from disttrain_trainer.examples import mlp
+from training import test_loader_workers as loader_workers
 from training.job import Job, digits, served, state
 from training.test_data_parallel import STEPS, classic, expected
 
@@ -57,3 +61,19 @@ def test_a_worker_of_parameter_servers_on_a_gpu_equals_one_process_on_the_cpu(tm
 
 def test_digits_are_learned_on_a_gpu(tmp_path: Path) -> None:
     assert finish(on_gpus(tmp_path, digits(), 1))["accuracy"] > 0.95
+
+
+def test_batches_of_loader_processes_come_in_pinned_memory() -> None:
+    loaders = LoaderProcesses(1, lambda key: [torch.ones(4)], dataset=None, around=nullcontext, receive=pinned)
+    try:
+        loaders.foresee([(0, 0)], ())
+        assert loaders.take((0, 0))[0].is_pinned()
+    finally:
+        loaders.close()
+
+
+def test_a_worker_on_a_gpu_trains_each_sample_once_on_batches_that_other_processes_load(tmp_path: Path) -> None:
+    running = on_gpus(tmp_path, loader_workers.spec(tmp_path, {}, loaders=2), 1)
+    finish(running)
+    times = loader_workers.trained(running)["times"]
+    assert times.min() == times.max() > 0

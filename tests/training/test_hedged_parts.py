@@ -4,11 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
 from disttrain.api.names import Role
-from training.job import Job, checkpoints, digits
+from training.job import Job, checkpoints, digits, same
 
 STEPS, PARTS, WORKERS = 20, 6, 3
 SLOW = """
@@ -54,17 +51,9 @@ def ready(folder: Path, *, slow: float, **policy: Any) -> Job:
     return Job(folder=folder, spec=spec(**policy), env={"SLOW": str(slow)}, peer_timeout=100)
 
 
-def model_of(job: Job) -> dict[str, torch.Tensor]:
-    return load_file(job.folder / "checkpoints" / "model.safetensors")
-
-
 def computed(job: Job, worker: int) -> int:
     """Parts that a worker has begun to compute."""
     return len((job.folder / f"computed-{worker}").read_text().splitlines())
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_others_compute_the_parts_of_a_slow_worker_and_no_bit_changes(tmp_path: Path) -> None:
@@ -72,7 +61,7 @@ def test_others_compute_the_parts_of_a_slow_worker_and_no_bit_changes(tmp_path: 
         assert calm.train().step == STEPS
     with ready(tmp_path / "hedged", slow=0.15, backups=2) as hedged:
         assert hedged.train().step == STEPS
-    assert same(model_of(calm), model_of(hedged))
+    assert same(calm.model, hedged.model)
     assert sum(computed(calm, worker) for worker in range(WORKERS)) == STEPS * PARTS
     assert sum(computed(hedged, worker) for worker in range(WORKERS)) >= STEPS * PARTS
     assert computed(hedged, 1) < 0.75 * STEPS * PARTS / WORKERS, "its second part of each step is another worker's"
@@ -89,7 +78,7 @@ def test_a_lost_worker_and_a_lost_server_with_a_copy_change_no_bit_of_a_hedged_t
         hit.kill(Role.PARAMETER_SERVER, 1)
         hit.complete()
     assert hit.restarts == {(Role.WORKER, 1): 1, (Role.PARAMETER_SERVER, 1): 1}
-    assert same(model_of(calm), model_of(hit))
+    assert same(calm.model, hit.model)
 
 
 def test_a_frozen_worker_holds_up_no_step_although_it_is_not_declared_lost(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import yaml
 
 from cluster.processes import wait_for
 from disttrain.api.job import DistTrainJob
-from disttrain.api.runtime import Termination
 from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.termination import Termination
 from local_runs.command import Finished, Started, left_behind, run
 from width import WIDE
 
@@ -168,7 +168,8 @@ def test_ctrl_c_ends_everything_and_resume_goes_on(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     """The first lets a program of its own have its time; the test sees that it received the signal and uses that time before the second."""
     job = yaml.safe_load(Path("examples/command.yaml").read_text())
-    stubborn = "import signal, time; signal.signal(15, lambda *_: print('signalled', flush=True)); print('up', flush=True); time.sleep(100)"
+    says = "lambda *_: os.write(1, b'signalled\\n')"
+    stubborn = f"import os, signal, time; signal.signal(15, {says}); print('up', flush=True); time.sleep(100)"
     job["spec"]["trainer"]["command"] = ["python", "-c", stubborn]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     started = Started(tmp_path, "job.yaml")

@@ -124,6 +124,8 @@ def test_json_is_the_finished_job_and_nothing_else(tmp_path: Path) -> None:
         ("digits-hedged", r"evaluation +accuracy 0\.9[5-9]"),
         ("digits-local-steps", r"evaluation +accuracy 0\.9[5-9]"),
         ("digits-compressed", r"evaluation +accuracy 0\.9[5-9]"),
+        ("digits-schedule", r"evaluation +accuracy 0\.9[\s\S]*; the best: step \d+, accuracy 0\.9"),
+        ("digits-augmented", r"values +accuracy 0\.[89].*\n +evaluation +accuracy 0\.9[5-9]"),
         ("own-model", r"evaluation +accuracy 0\.9[5-9]"),
         ("torchrun-script", r"step 200 of 200 on 2 ranks: loss 0\.0"),
         ("own-loop", r"accuracy 0\.9[5-9]"),

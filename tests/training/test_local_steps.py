@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from disttrain.api.names import Role
-from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.optimizer import Optimizer as Settings
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.strategies.local_steps import LocalSteps
 from training.job import Job, checkpoints, digits

@@ -133,7 +133,8 @@ def test_a_raising_function_shows_its_own_traceback(
 def test_a_loss_that_is_no_scalar_is_named(tmp_path: Path) -> None:
     termination, log = fail(tmp_path, 1, loss="users_code:vector_loss")
     assert termination.message.startswith(
-        "trainer.loss returned a Tensor of shape (32,); expected the batch's mean loss, a scalar tensor, or (mean, weight)"
+        "trainer.loss returned a Tensor of shape (32,); expected the batch's mean loss, a scalar tensor, (mean, weight) or "
+        "(mean, weight, {name: value})"
     )
     assert "Traceback" not in log
 

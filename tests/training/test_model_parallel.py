@@ -1,29 +1,12 @@
 """A model cut into tensor and pipeline parts computes what one process computes with the same parts and micro-batches."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from disttrain.api.strategy import Schedule
 from training import mesh_models, mesh_users
 from training.mesh_ranks import MeshRanks
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[MeshRanks]:
-    started = MeshRanks()
-    yield started
-    started.close()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def difference(ranks: MeshRanks, options: dict[str, Any], *, stages: int = 1, shards: int = 1, **how: Any) -> float:
@@ -92,6 +75,14 @@ def test_in_fp32_sgd_stays_near(ranks: MeshRanks, mesh: dict[str, Any]) -> None:
 def test_a_loss_without_a_weight_counts_by_samples(ranks: MeshRanks) -> None:
     how = {"order": Schedule.ONE_FORWARD_ONE_BACKWARD, "of": mesh_users.mean_loss, "microbatch": 3}
     assert difference(ranks, {}, stages=2, **how) < 1e-12
+
+
+@EVERY
+def test_named_values_of_a_pipeline_are_means_over_each_micro_batch_once(ranks: MeshRanks, order: Schedule) -> None:
+    last = [steps for steps in ranks.run(2, mesh_models.values_of_steps, order) if steps[0][0] is not None]
+    assert len(last) == 1
+    for values, expected in last[0]:
+        assert values == pytest.approx({"first": expected})
 
 
 def test_attention_that_would_compute_something_else_in_parts_is_refused(ranks: MeshRanks) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from disttrain_trainer.checkpoint import by_name
 from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.examples import digits as examples
 from training import mesh_models, mesh_users
-from training.job import Job, checkpoints, digits, held, served
+from training.job import Job, Model, checkpoints, digits, held, same, served
 
 FILE = Path(__file__).with_name("mesh_users.py")
 
@@ -202,32 +203,30 @@ HELD, STEPS = 12, 16
     ],
 )
 def test_a_lost_process_costs_what_no_other_holds(
-    tmp_path: Path, mesh: dict[str, Any], lost: int, goes_on_at: int, number: signal.Signals
+    tmp_path: Path,
+    calm: Callable[..., Model],
+    mesh: dict[str, Any],
+    lost: int,
+    goes_on_at: int,
+    number: signal.Signals,
 ) -> None:
     trainer = held(model="one_model:model", evaluate=None, epochs=None, maxSteps=STEPS, deterministic=True)
     spec = digits(**cut(**mesh), trainer=trainer, **checkpoints(10))
-    models = []
-    for folder, is_calm in ((tmp_path / "lost", False), (tmp_path / "calm", True)):
-        folder.mkdir()
-        (folder / "one_model.py").write_text(MODEL)
-        with Job(folder=folder, spec=spec, peer_timeout=2) as job:
-            if is_calm:
-                job.train()
-            else:
-                job.hold(HELD)
-                job.start()
-                job.until_held(HELD, checkpoint=10)
-                job.kill(Role.WORKER, lost, number)
-                job.let_go()
-                if number is signal.SIGSTOP:
-                    for other in {*range(job.config.workers)} - {lost}:
-                        job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
-                    job.kill(Role.WORKER, lost)
-                progress = job.complete()
-                assert f"round 2 begins at step {goes_on_at}" in job.logs()
-                assert (progress.step, progress.redone_steps) == (STEPS, HELD - goes_on_at)
-        models.append(load_file(folder / "checkpoints" / MODEL_FILE))
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+    (tmp_path / "one_model.py").write_text(MODEL)
+    with Job(folder=tmp_path, spec=spec, peer_timeout=2) as job:
+        job.hold(HELD)
+        job.start()
+        job.until_held(HELD, checkpoint=10)
+        job.kill(Role.WORKER, lost, number)
+        job.let_go()
+        if number is signal.SIGSTOP:
+            for other in {*range(job.config.workers)} - {lost}:
+                job.until(lambda _, other=other: "round 1 ended" in job.log(Role.WORKER, other), timeout=30)
+            job.kill(Role.WORKER, lost)
+        progress = job.complete()
+        assert f"round 2 begins at step {goes_on_at}" in job.logs()
+        assert (progress.step, progress.redone_steps) == (STEPS, HELD - goes_on_at)
+    assert same(job.model, calm(spec, files={"one_model.py": MODEL}))
 
 
 MISTAKES = """

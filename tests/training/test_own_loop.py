@@ -10,7 +10,7 @@ import torch
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, final_parameters, served
 
-STEPS = 28
+STEPS, CLIP = 28, 0.5
 SCRIPT = """
 import os, signal, time
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from disttrain_trainer import session
 from disttrain_trainer.examples import digits
+from disttrain_trainer.strategies import own_loop
 
 rank = os.environ["RANK"]
 data = digits.dataset({}, "train")
@@ -45,8 +46,16 @@ for numbers, inputs, targets in session.batches(Noted(), batch_size=64):
     loss.backward()
     batches += 1
     if rank == "1" and batches == 7 and not Path("killed").exists() and Path("kill").exists():
+        while Path("hold").exists() and not Path("held").exists():
+            time.sleep(0.001)
         Path("killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if rank == "0" and batches == 7 and Path("hold").exists():
+        member = own_loop.present()._member
+        this_round = member.round
+        Path("held").touch()
+        while member.round is this_round:
+            time.sleep(0.001)
     session.checkpoint({"batches": batches, "note": {"mean": torch.tensor([1.0, 2.0])}})
     ps.step(loss)
     with open(f"samples-{rank}", "a") as file:
@@ -64,6 +73,7 @@ def own_loop(folder: Path, script: str = SCRIPT, consistency: str = "Sync", ever
         "script": {"file": "train.py"},
         "maxSteps": 28,
         "deterministic": consistency == "Sync",
+        "maxGradientNorm": CLIP,
         **trainer,
     }
     return Job(folder=folder, spec=spec, in_place=True)
@@ -77,16 +87,20 @@ def samples(folder: Path) -> Counter[int]:
 def ours(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     """The parameters that our loop trains."""
     folder = tmp_path_factory.mktemp("ours")
-    trainer = {"maxSteps": STEPS, "epochs": None, "evaluate": None, "deterministic": True}
+    trainer = {"maxSteps": STEPS, "epochs": None, "evaluate": None, "deterministic": True, "maxGradientNorm": CLIP}
     with Job(folder=folder, spec=digits(**served("Sync"), **checkpoints(1000), trainer=trainer)) as job:
         job.train()
     return final_parameters(folder, STEPS)
 
 
+@pytest.mark.parametrize("hold", [False, True], ids=["at any time", "while the other one computes"])
 def test_a_script_whose_worker_is_killed_trains_the_bits_of_our_loop_and_every_sample_once(
-    ours: torch.Tensor, tmp_path: Path
+    hold: bool, ours: torch.Tensor, tmp_path: Path
 ) -> None:
+    """hold: the step of the other worker, which the master calls away, cannot reach the servers; it returns when they have its gradient."""
     (tmp_path / "kill").touch()
+    if hold:
+        (tmp_path / "hold").touch()
     with own_loop(tmp_path, every=5) as job:
         progress = job.train()
     assert (tmp_path / "killed").exists()

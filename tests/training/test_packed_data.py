@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from cluster.processes import wait_for
 from disttrain.api.digested import verified, with_digest
@@ -22,7 +20,7 @@ from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.examples import digits as example
 from file_server import Server
 from local_runs.command import left_behind, run
-from training.job import Job, checkpoints, digits, held, served
+from training.job import Job, Model, checkpoints, digits, held, same, served
 
 EXAMPLES = Path("examples").absolute()
 
@@ -48,14 +46,28 @@ def test_the_example_is_packed_and_trained_as_it_says(tmp_path: Path, name: str)
     assert not list(tmp_path.glob(".disttrain/runs/*/copies")), "the claim has the data"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, packed and encrypted; the key lies beside them."""
-    key = bytes(range(32))
+    key, folder = bytes(range(32)), tmp_path_factory.mktemp("packed")
     for split in ("train", "test"):
-        write(example.dataset({}, split), tmp_path / "data" / split, split=split, partitions=8, key=key, what="digits")
-    (tmp_path / "key").write_bytes(key)
-    return tmp_path
+        write(example.dataset({}, split), folder / "data" / split, split=split, partitions=8, key=key, what="digits")
+    (folder / "key").write_bytes(key)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, packed: Path) -> Path:
+    """A test's own copy of it."""
+    return shutil.copytree(packed, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def calm(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The model of a training that nothing disturbs."""
+    with job(shutil.copytree(packed, tmp_path_factory.mktemp("calm"), dirs_exist_ok=True), "calm", {}) as calm:
+        calm.train()
+    return calm.model
 
 
 def job(
@@ -82,14 +94,7 @@ def job(
     return Job(folder=folder, env=env, spec=digits(trainer=trainer, data=packed, **checkpoints(10), **spec))
 
 
-def model_of(job: Job) -> dict[str, torch.Tensor]:
-    assert job.checkpoints is not None
-    return load_file(job.checkpoints / "model.safetensors")
-
-
-def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(data: Path) -> None:
-    with job(data, "calm", {}) as calm:
-        calm.train()
+def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(data: Path, calm: Model) -> None:
     with job(data, "killed", held()) as killed:
         killed.hold(15)
         killed.start()
@@ -98,13 +103,10 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(data: Path) -> Non
         killed.let_go()
         killed.complete()
     assert killed.restarts == {(Role.WORKER, 1): 1}
-    expected, found = model_of(calm), model_of(killed)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    assert same(killed.model, calm)
 
 
-def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data: Path) -> None:
-    with job(data, "calm", {}) as calm:
-        calm.train()
+def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data: Path, calm: Model) -> None:
     with job(data, "wiped", held(), replication=2) as wiped:
         wiped.hold(15)
         wiped.start()
@@ -120,13 +122,10 @@ def test_a_worker_that_is_lost_with_its_disk_is_served_by_the_others_copies(data
     assert "copies of 16 partitions are on this disk: 0 were here, 16 came from other workers" in wiped.log(
         Role.WORKER, 1
     )
-    expected, found = model_of(calm), model_of(wiped)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    assert same(wiped.model, calm)
 
 
-def test_a_worker_whose_disk_is_wiped_and_one_that_is_replaced_need_no_volume(data: Path) -> None:
-    with job(data, "calm", {}) as calm:
-        calm.train()
+def test_a_worker_whose_disk_is_wiped_and_one_that_is_replaced_need_no_volume(data: Path, calm: Model) -> None:
     with job(data, "gone", held(), replication=2) as gone:
         gone.hold(15)
         gone.start()
@@ -147,13 +146,10 @@ def test_a_worker_whose_disk_is_wiped_and_one_that_is_replaced_need_no_volume(da
         wait_for("the wiped disk", lambda: gone.log(Role.WORKER, 0).count("came again from another worker") == 16, 20)
         gone.let_go()
         gone.complete()
-    expected, found = model_of(calm), model_of(gone)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    assert same(gone.model, calm)
 
 
-def test_a_job_reads_from_a_url_and_needs_it_no_more_once_the_workers_have_copies(data: Path) -> None:
-    with job(data, "calm", {}) as calm:
-        calm.train()
+def test_a_job_reads_from_a_url_and_needs_it_no_more_once_the_workers_have_copies(data: Path, calm: Model) -> None:
     (data / "options").mkdir()
     (data / "options" / "client_kwargs").write_text('{"headers": {"Authorization": "Bearer mine"}}')
     server = Server(data)
@@ -172,13 +168,12 @@ def test_a_job_reads_from_a_url_and_needs_it_no_more_once_the_workers_have_copie
     finally:
         server.close()
     assert server.asked["GET part-000000.blocks"] > 0
-    expected, found = model_of(calm), model_of(at_url)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    assert same(at_url.model, calm)
 
 
 def test_parameter_servers_train_on_it_through_a_killed_worker(data: Path) -> None:
-    with job(data, "calm", {"deterministic": True}, **served("Sync")) as calm:
-        calm.train()
+    with job(data, "calm", {"deterministic": True}, **served("Sync")) as servers:
+        servers.train()
     with job(data, "killed", held(deterministic=True), replication=2, **served("Sync")) as killed:
         killed.hold(15)
         killed.start()
@@ -186,8 +181,7 @@ def test_parameter_servers_train_on_it_through_a_killed_worker(data: Path) -> No
         killed.kill(Role.WORKER, 1)
         killed.let_go()
         killed.complete()
-    expected, found = model_of(calm), model_of(killed)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    assert same(killed.model, servers.model)
 
 
 def test_a_volume_that_cannot_be_read_for_a_moment_does_not_fail_the_job(data: Path) -> None:

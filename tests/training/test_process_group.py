@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import transports
+from cluster.processes import wait_for
 from training import group_operations, group_rank
 
 ENDLESS = 10**9
@@ -175,6 +176,17 @@ def test_a_round_ends_while_its_group_is_made(ranks_of: Callable[..., Ranks], ba
     assert rank.ended()["late"] < 1
     ranks.begin([rank], until=1)
     ranks.done([rank])
+
+
+def test_a_rank_whose_last_group_was_never_made_meets_a_new_one(ranks_of: Callable[..., Ranks]) -> None:
+    ranks = ranks_of("disttrain", "ddp", 2)
+    old, new = ranks.ranks
+    keys = ranks.store.num_keys()
+    old.command("round", 0, 0, 2, 0, ENDLESS)
+    wait_for("the rank to say that it is there", lambda: ranks.store.num_keys() > keys, 30)
+    assert old.ended()["late"] < 1
+    ranks.begin([old, new], until=1)
+    ranks.done([old, new])
 
 
 OPERATIONS = ["collectives", "dtypes", "functional_collectives", "messages", "subgroups", "pipeline", "tensor_parallel"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from disttrain.api.history import FILE
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, held, manifests, served
 
@@ -46,8 +47,9 @@ def dataset(config, split):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder of checkpoints, but the history, which each attempt appends to."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def spec(changes: dict[str, Any], **trainer: Any) -> dict[str, Any]:
@@ -203,6 +205,7 @@ def test_one_terminated_worker_saves_and_the_others_go_on(tmp_path: Path) -> Non
         job.hold(60)
         job.start()
         job.until_held(60)
+        job.until(lambda p: p.world_size == 2)  # the first may take all steps before the second is there
         job.kill(Role.WORKER, 1, signal.SIGTERM)
         job.let_go()
         job.complete()
@@ -226,6 +229,7 @@ def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
     with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(50, keep=2), trainer={"epochs": 10})) as job:
         finish(job)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "history.jsonl",
         "model.safetensors",
         "step-00000200",
         "step-00000230",

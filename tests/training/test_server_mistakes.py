@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cluster.processes import wait_for
+from disttrain.api.course import NanPolicy
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import Schedule
@@ -22,7 +23,7 @@ from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from training.job import Job, checkpoints, digits, manifests, served
-from training.parameter_servers import ASYNC, enter, make_client, make_config, serving
+from training.parameter_servers import ASYNC, SYNC, enter, make_client, make_config, serving
 from training.test_parameter_server_async import vector_model, whole_gradient
 
 FAULT = """
@@ -145,9 +146,9 @@ def role_config() -> JobConfig:
 
 
 @contextmanager
-def role(folder: Path) -> Iterator[tuple[Server, FakeControl, list[BaseException]]]:
+def role(folder: Path, config: JobConfig | None = None) -> Iterator[tuple[Server, FakeControl, list[BaseException]]]:
     """The role of a server, asynchronous, with its control connection, and what it ended with."""
-    process = Process(config=role_config(), role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
+    process = Process(config=config or role_config(), role=Role.PARAMETER_SERVER, index=0, checkpoint_dir=folder)
     server, control, ended = Server(process, Metrics(process)), FakeControl(), []
 
     def run() -> None:
@@ -214,3 +215,28 @@ def test_parameters_that_are_not_finite_are_reported_and_not_written(tmp_path: P
     assert isinstance(error, UserError)
     assert str(error).startswith("a parameter is not finite at step 4: lower trainer.optimizer.learningRate")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_roll_backs_left_it_asks_the_master_whether_parameters_that_are_not_finite_end_the_job(
+    tmp_path: Path,
+) -> None:
+    config = make_config(workers=2, consistency=SYNC)
+    trainer = config.trainer.model_copy(update={"nan_policy": NanPolicy(rollBacks=1)})
+    config = config.model_copy(update={"addresses": role_config().addresses, "trainer": trainer})
+    with role(tmp_path, config) as (server, control, ended):
+        server.on_message({"type": MessageType.BEGIN, "generation": 1, "file": None})
+        control.received(MessageType.STATE)
+        flat = vector_model()
+        flat.parameters[0][17] = torch.nan
+        client = enter(make_client([server.server], config), flat)
+        server.on_message({"type": MessageType.SAVE, "id": "m.1", "folder": "step-00000000", "step": 0})
+        said = control.received(MessageType.NAN, id="m.1")
+        server.on_message({"type": MessageType.STATE, "id": 1})
+        control.received(MessageType.STATE, id=1)
+        assert ended == []
+        server.on_message({"type": MessageType.NAN, "reason": said["reason"]})
+        wait_for("the server to end", lambda: bool(ended), 20)
+        client.close()
+    (error,) = ended
+    assert isinstance(error, UserError)
+    assert str(error).startswith("a parameter is not finite at step 0: lower trainer.optimizer.learningRate")

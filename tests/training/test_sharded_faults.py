@@ -1,16 +1,16 @@
 """A sharded training goes on after the loss of any process: from the copy that another holds, else from the newest checkpoint."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from disttrain.api.environment import MODEL_DIR
 from disttrain.api.names import MODEL_FILE, Role
-from training.job import Job, checkpoints, digits, held
+from training.job import Job, Model, checkpoints, digits, held, same
 from training.test_sharded import FULLY, hybrid
 
 HELD, STEPS = 12, 16
@@ -31,15 +31,10 @@ def lose(job: Job, index: int, number: signal.Signals) -> None:
         job.kill(Role.WORKER, index)
 
 
-def calm(folder: Path, spec: dict[str, Any]) -> dict[str, torch.Tensor]:
-    folder.mkdir()
-    with Job(folder=folder, spec=spec) as job:
-        job.train()
-    return load_file(folder / "checkpoints" / MODEL_FILE)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_without_a_copy_the_steps_since_the_checkpoint_are_done_again(tmp_path: Path, number: signal.Signals) -> None:
+def test_without_a_copy_the_steps_since_the_checkpoint_are_done_again(
+    tmp_path: Path, calm: Callable[..., Model], number: signal.Signals
+) -> None:
     spec = spec_of(FULLY, 3, **checkpoints(5))
     with Job(folder=tmp_path, spec=spec, peer_timeout=2) as job:
         job.hold(HELD)
@@ -49,9 +44,7 @@ def test_without_a_copy_the_steps_since_the_checkpoint_are_done_again(tmp_path: 
         progress = job.complete()
         assert "round 2 begins at step 10" in job.log(Role.WORKER, 2), job.logs()
     assert (progress.step, progress.redone_steps) == (STEPS, 2)
-    expected = calm(tmp_path / "calm", spec)
-    trained = load_file(tmp_path / "checkpoints" / MODEL_FILE)
-    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+    assert same(job.model, calm(spec))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
@@ -84,7 +77,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_and_names_rank_and_step(tmp_pat
         "def loss(model, batch):\n"
         "    bad = torch.initial_seed() == BAD\n"
         "    return digits.loss(model, batch) * (torch.nan if bad else 1)\n\n"
-        "from disttrain_trainer.model.task import mix\nBAD = mix(0, 7)\n"
+        "from disttrain_trainer.data.chance import mix\nBAD = mix(0, 7)\n"
     )
     spec = digits(**FULLY, trainer={"loss": "bad:loss", "epochs": None, "maxSteps": STEPS})
     with Job(folder=tmp_path, spec=spec) as job:

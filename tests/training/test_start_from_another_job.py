@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from disttrain.api.names import MODEL_FILE, Role
 from local_runs.command import run
-from training.job import Job, checkpoints, digits, held, served
+from training.job import Job, checkpoints, digits, held, same, served
 
 USERS = """
 import torch
@@ -95,10 +95,6 @@ class Claim:
         assert code == 0, job.logs()
         assert job.checkpoints is not None
         return load_file(job.checkpoints / MODEL_FILE)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def resumed(job: Job) -> str:
@@ -213,7 +209,7 @@ def test_no_job_to_start_from_ends_the_job_and_starts_nothing(tmp_path: Path, ho
     )
     assert expected in said
     assert job.checkpoints is not None
-    assert [path.name for path in job.checkpoints.iterdir()] == []
+    assert [path.name for path in job.checkpoints.iterdir()] == ["history.jsonl"]
 
 
 def test_a_server_that_is_lost_before_the_first_checkpoint_takes_the_training_back_to_the_other_jobs_model(

@@ -62,6 +62,7 @@ def evaluation_of(path: Path, trainer: dict[str, object], folder: Path) -> dict[
         ("charlm-tensor", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
         ("charlm-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
         ("charlm-data-tensor", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
+        ("charlm-hybrid-servers", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
         ("charlm-data-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
         ("charlm-fully-shard-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),
         ("charlm-tensor-pipeline", {"maxSteps": 3, "config": {"context": 16, "width": 16, "layers": 2}}),

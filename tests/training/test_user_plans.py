@@ -1,6 +1,5 @@
 """What a user's trainer.parallelize, or the plan that is found, makes of models as others write them: one process's result, or one line."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,21 +7,6 @@ import torch
 
 from training import plan_ranks
 from training.mesh_ranks import MeshRanks
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[MeshRanks]:
-    started = MeshRanks()
-    yield started
-    started.close()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(
@@ -66,6 +50,15 @@ def test_a_plan_computes_what_one_process_does(ranks: MeshRanks, how: dict[str, 
         far = max((value - expected[name]).abs().max().item() for name, value in state.items())
         assert far < 1e-12
         assert state.keys() == expected.keys()
+
+
+@pytest.mark.parametrize(("data", "sharding"), [(1, "Replicated"), (2, "FullyShard")])
+def test_a_model_that_lay_in_files_is_that_which_lay_in_memory(ranks: MeshRanks, data: int, sharding: str) -> None:
+    job, found = trained(ranks, None, data=data, sharding=sharding, tied=True)
+    out_of_files = ranks.run(2 * data, plan_ranks.train_out_of_files, job)
+    for state, other in zip(found, out_of_files, strict=True):
+        assert isinstance(other, dict), other
+        assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
 """python -m disttrain_trainer: a training process of a DistTrainJob."""
 
+import contextlib
 import os
 import signal
+
+
+def _end_early(*_: object) -> None:
+    """Ends with the message that api/termination.py writes, and is not loaded yet."""
+    with contextlib.suppress(KeyError, OSError), open(os.environ["DISTTRAIN_TERMINATION_LOG"], "w") as file:
+        file.write('{"message":"ended by SIGTERM"}')
+    os._exit(128 + signal.SIGTERM)
+
 
 # The first process of a container ignores each signal that it has no handler for, and until the role has its own there are seconds
 # of imports: a job that was deleted while it started would hold its nodes for the whole grace period. Pods start it with the signal
 # blocked, so that none is lost before this line.
-signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+signal.signal(signal.SIGTERM, _end_early)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 from disttrain_trainer.entry import main  # noqa: E402

@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -17,8 +17,10 @@ from prometheus_client.registry import Collector
 from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
-from disttrain.api.runtime import Progress, Termination
+from disttrain.api.runtime import Progress
+from disttrain.api.termination import Termination
 from disttrain.api.trainer import Command, Loop, Script
+from disttrain_trainer.checkpoint import retention
 from disttrain_trainer.errors import CRASHED, ProgramFailed, Terminated, TrainerError
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
@@ -29,7 +31,7 @@ from disttrain_trainer.runtime.metrics import OF_STEPS, Metrics
 from disttrain_trainer.runtime.pod_metrics import PodMetrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import listening_host, split_address
-from disttrain_trainer.strategies.table import side_of
+from disttrain_trainer.strategies.table import search_changes_nothing, side_of
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
 
@@ -42,13 +44,16 @@ log = logs.get_logger(__name__)
 class Entry:
     """One run of this program."""
 
-    def __init__(self, place: Place | None = None) -> None:
-        """place: of a process that the pod's launcher has started; None: this is the first process."""
+    def __init__(self, place: Place | None = None, words: Sequence[str] = ()) -> None:
+        """place: of a process that the pod's launcher has started; None: this is the first process. words: those of trainer.command, in
+        which the names of variables are expanded."""
         self._place = place
+        self._words = words
         self._process: Process | None = None
         self._progress: Progress | None = None
         self._control: ControlClient | None = None
         self._pid = os.getpid()
+        self._ending = termination.Ending()
 
     def run(self) -> int:
         """Runs the role to its end; the exit code."""
@@ -108,13 +113,14 @@ class Entry:
         )
 
     def _end(self, code: int, reported: Termination) -> int:
+        """Leaves the termination message, and returns the exit code. For any thread: SIGTERM may be handled in two of them, while a third
+        one is at its end."""
         if os.getpid() != self._pid:
             os._exit(code)  # a child that user code forked: connections and termination message are its parent's
         if code in (ExitCode.USER_ERROR, ExitCode.WRONG_INPUT) and self._control is not None:
             self._control.send(MessageType.FAILED, message=reported.message[:_LONGEST_MESSAGE])
         path = self._process.termination_log if self._process else termination.path_in(os.environ)
-        termination.write(path, reported.model_copy(update={"progress": self._progress}))
-        return code
+        return self._ending.end(code, path, reported.model_copy(update={"progress": self._progress}))
 
     def _launch(self, process: Process) -> int:
         """The first process of a pod whose processes import torch: it does so for all of them, and for those that come after them."""
@@ -137,6 +143,8 @@ class Entry:
         if process.checkpoint_dir is not None:
             with contextlib.suppress(OSError):  # who writes there says what is wrong
                 process.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            # Each process, before it looks: the pod that it follows may have written its last checkpoint after others looked.
+            retention.set_aside(process.checkpoint_dir, process.roll_back, config=process.config)
         if process.role is Role.MASTER:
             from disttrain_trainer.coordinator import main as master
 
@@ -144,7 +152,9 @@ class Entry:
             return
         match process.config.trainer.work:
             case Command(words):
-                _become(words)
+                from disttrain_trainer.strategies import command
+
+                command.run(process, self._words or words)
             case Script() as script:
                 from disttrain_trainer.strategies import script as agent
 
@@ -169,6 +179,8 @@ class Entry:
             member = side.member()
             control = self._connect(process, member.describe, member.on_message)
             control.start()
+            if process.rank == 0 and (said := search_changes_nothing(process.config)) is not None:
+                log.info("%s", said)
             side.run(process, metrics, control, member)
 
     def _connect(
@@ -184,8 +196,7 @@ class Entry:
 
     def _end_at_once(self) -> None:
         """The end after SIGTERM: all is saved, and the main thread may be anywhere in torch or in the user's code."""
-        self._end(Terminated.exit_code, Termination(message="ended by SIGTERM"))
-        os._exit(Terminated.exit_code)
+        os._exit(self._end(Terminated.exit_code, Termination(message="ended by SIGTERM")))
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
@@ -217,24 +228,15 @@ def _serve(process: Process, metrics: Collector) -> None:
         serve(metrics, host=host, port=process.metrics_port)
 
 
-def _become(command: tuple[str, ...]) -> None:
-    """Replaces this process by the user's program. 126 and 127 as a shell answers."""
-    try:
-        os.execvp(command[0], command)
-    except FileNotFoundError:
-        raise ProgramFailed(127, f"trainer.command: there is no program {command[0]!r}") from None
-    except OSError as error:
-        raise ProgramFailed(126, f"trainer.command: {command[0]!r} cannot be run: {error.strerror}") from None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs this process's role to its end; the exit code."""
     parser = argparse.ArgumentParser(prog="disttrain_trainer", description="A training process of a DistTrainJob.")
-    parser.parse_args(arguments)
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="the program of trainer.command, and its arguments")
+    words = parser.parse_args(arguments).words
     parent = os.environ.get(environment.PARENT_PID, "")
     if parent.isdecimal():
         machine.die_with_parent(int(parent))
     logs.configure("-")
     machine.raise_file_limit()
     machine.note_interrupts()
-    return Entry().run()
+    return Entry(words=words).run()

@@ -8,6 +8,7 @@ TrainerError
 ├── Unreadable         134: the checkpoint volume cannot be read (checkpoint/store.py)
 ├── Unsaved            134: the last checkpoint could not be written (checkpoint/final.py)
 ├── DataUnreadable     134: packed data cannot be read (data/opening.py)
+├── LoaderLost         134: a loader process was killed (data/loader_processes.py)
 ├── WrongInput           2: something that the job names is missing, wrong or damaged
 ├── ProgramFailed        n: the user's script ended so
 └── UserError            1: the user's code raised, or made parameters that are not finite
@@ -61,6 +62,12 @@ class WrongInput(TrainerError):
 
 class DataUnreadable(TrainerError):
     """A file of a packed data set cannot be read now. Retryable, and counted: a volume that answers again is read."""
+
+    exit_code: ClassVar = CRASHED  # type: ignore[assignment]
+
+
+class LoaderLost(TrainerError):
+    """A process of trainer.loaderWorkers ended. Retryable, and counted: a new training process has new ones."""
 
     exit_code: ClassVar = CRASHED  # type: ignore[assignment]
 

@@ -91,12 +91,21 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
+        if not self.RULES:
+            return self
         broken = [rule for rule in self.RULES if rule.check is not None and not rule.check(self)]
         if broken:
             messages = [(rule.field, rule.message_for(self)) for rule in broken]
             text = "; ".join(f"{field}: {message}" if field else message for field, message in messages)
             raise PydanticCustomError("rule", "{text}", {"text": text, "broken": messages})
         return self
+
+    def __copy__(self) -> Self:
+        """Without what was computed from the fields (`cached_property`): `model_copy` changes them."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

@@ -25,7 +25,7 @@ ESCAPES: Final = "^/|(^|/)[.][.]?(/|$)|//|/$"
 _OURS: Final = frozenset({"disttrain", "disttrain_trainer"})
 _REQUIRED: Final = frozenset(
     {
-        *("torch", "numpy", "safetensors", "prometheus_client", "pydantic", "pydantic_core", "annotated_types"),
+        *("torch", "numpy", "safetensors", "prometheus_client", "pydantic", "pydantic_core", "annotated_types", "re2"),
         *("typing_extensions", "typing_inspection"),
         *("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy"),
     }

@@ -39,7 +39,7 @@ _OBJECT_META: Final[Schema] = {
 }
 """What the API server knows itself about every object; a CRD may not say more."""
 
-_COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
+COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
     ("STATE", "string", ".status.state", 0, "What the job does, in one word."),
     ("STRATEGY", "string", ".spec.strategy.type", 0, "How the training is distributed."),
     ("WORKERS", "integer", ".status.worker.readyReplicas", 0, "Workers that are ready."),
@@ -62,6 +62,7 @@ _COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
     ("LAST-FAILURE", "string", ".status.restarts.last.reason", 1, "Why a pod was last replaced."),
     ("IMAGE", "string", ".spec.image", 1, "Image of the training containers."),
 )
+"""Of `kubectl get dtj`: name, type, where the value is, priority, description. Those of priority 0 are shown without -o wide."""
 
 
 def crd() -> dict[str, Any]:
@@ -98,7 +99,7 @@ def crd() -> dict[str, Any]:
                     "additionalPrinterColumns": [
                         {"name": name, "type": type_, "jsonPath": path, "description": text}
                         | ({"priority": priority} if priority else {})
-                        for name, type_, path, priority, text in _COLUMNS
+                        for name, type_, path, priority, text in COLUMNS
                     ],
                 }
             ],
@@ -106,11 +107,17 @@ def crd() -> dict[str, Any]:
     }
 
 
+LINE_WIDTH = 200
+"""Characters of a line of the file: with shorter ones a tenth of it is indentation."""
+
+
 def render() -> str:
     """The CRD as YAML."""
-    import yaml  # of the developers' tools: the API itself needs pydantic alone
+    import yaml  # of the developers' tools: the API itself needs none
 
-    return HEADER + yaml.safe_dump(crd(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    return HEADER + yaml.safe_dump(
+        crd(), sort_keys=False, default_flow_style=None, width=LINE_WIDTH, allow_unicode=True
+    )
 
 
 def _root() -> Schema:

@@ -3,6 +3,8 @@
 from enum import IntEnum
 from typing import Final
 
+from disttrain.api import trainer_status
+
 PREFIX: Final = "DISTTRAIN_"
 """Every name that begins so is ours, also those of later versions."""
 JOB: Final = "DISTTRAIN_JOB"
@@ -13,6 +15,8 @@ INDEX: Final = "DISTTRAIN_INDEX"
 ATTEMPT: Final = "DISTTRAIN_ATTEMPT"
 STEPS_DONE: Final = "DISTTRAIN_STEPS_DONE"
 """The master's: the step that the job had reached before it. What a new attempt computes up to there, it computes again."""
+ROLL_BACK: Final = "DISTTRAIN_ROLL_BACK"
+"""Checkpoints that are not taken any more, such as 3:120: those of later steps than 120 that attempts before 3 wrote."""
 CHECKPOINT_DIR: Final = "DISTTRAIN_CHECKPOINT_DIR"
 MODEL_DIR: Final = "DISTTRAIN_MODEL_DIR"
 """Where the trained model is put at the end. Default: CHECKPOINT_DIR. Set in local runs, which always keep it."""
@@ -32,7 +36,9 @@ TLS_DIR: Final = "DISTTRAIN_TLS_DIR"
 METRICS_PORT: Final = "DISTTRAIN_METRICS_PORT"
 TERMINATION_LOG: Final = "DISTTRAIN_TERMINATION_LOG"
 LOG_FORMAT: Final = "DISTTRAIN_LOG_FORMAT"
-"""How the trainer logs: text, the default, or json. The only variable of PREFIX that a pod template may set."""
+"""How the trainer logs: text, the default, or json. It and PROFILE are the only variables of PREFIX that a pod template may set."""
+PROFILE: Final = "DISTTRAIN_PROFILE"
+"""Steps of which each worker of our loop writes a trace, such as 10:15 for the steps 10 to 14."""
 POD_UID: Final = "DISTTRAIN_POD_UID"
 """The uid of the pod, or of the replica of a local run: the plan counts the restarts in place of each. In a local run it also finds all
 that the replica started."""
@@ -78,6 +84,7 @@ RESERVED: Final = frozenset(
         INDEX,
         ATTEMPT,
         STEPS_DONE,
+        ROLL_BACK,
         CHECKPOINT_DIR,
         MODEL_DIR,
         DATA_DIR,
@@ -98,8 +105,19 @@ RESERVED: Final = frozenset(
 )
 """What a pod template may not set, beside all of `PREFIX`: the operator does."""
 
-_LAUNCHERS: Final = ("PET_", "TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MV2_COMM_", "JSM_NAMESPACE_")
-"""Prefixes of the variables by which launchers tell a process its rank: torchrun, Slurm, Open MPI, MPICH, PMIx, MVAPICH, LSF."""
+_LAUNCHERS: Final = (
+    trainer_status.PREFIX,
+    "PET_",
+    "TORCHELASTIC_",
+    "SLURM_",
+    "OMPI_",
+    "PMI_",
+    "PMIX_",
+    "MV2_COMM_",
+    "JSM_NAMESPACE_",
+)
+"""Prefixes of the variables by which launchers tell a process its rank, or where to report: Kubeflow's Trainer, torchrun,
+Slurm, Open MPI, MPICH, PMIx, MVAPICH, LSF."""
 _LAUNCHED: Final = frozenset(
     {"NODE_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "TF_CONFIG", "JOB_COMPLETION_INDEX"}
 )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from disttrain.api.base import Model, Rule
 from disttrain.api.names import MAX_JOB_NAME
@@ -60,10 +61,17 @@ def _readable(optimizer: str) -> str:
 
 def _same_trainer() -> str:
     """CEL: the trainer is as it was. One with strings is compared field by field, without its optimizer: the API server takes such an
-    optimizer only as long as nothing in it changes (trainer.Optimizer.RULES)."""
+    optimizer only as long as nothing in it changes (optimizer.Optimizer.RULES)."""
     new, old = "self.spec.trainer", "oldSelf.spec.trainer"
-    names = [info.alias for name, info in Trainer.model_fields.items() if name != "optimizer"]
-    others = " && ".join(_same(f"trainer.{name}") for name in names)
+
+    def same(name: str, info: FieldInfo) -> str:
+        equal = f"{new}.{name} == {old}.{name}"
+        if info.default is not None:  # so that the API server has set it
+            return equal
+        return f"has({new}.{name}) == has({old}.{name}) && (!has({new}.{name}) || {equal})"
+
+    fields = [info for name, info in Trainer.model_fields.items() if name != "optimizer"]
+    others = " && ".join(same(str(info.alias), info) for info in fields)
     strings = f"has({new}.optimizer) && !({_readable(f'{new}.optimizer')})"
     return f"({new} in [{old}] || ({strings} && {others}))"
 

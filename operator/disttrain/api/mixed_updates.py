@@ -1,8 +1,8 @@
 """The rules between strategy.parameterServer's mixed updates and the rest of the spec (docs/design/0013): which exclude each other."""
 
 from disttrain.api.base import Rule
+from disttrain.api.optimizer import OptimizerName
 from disttrain.api.strategy import CompressionType
-from disttrain.api.trainer import OptimizerName
 
 
 def rules(*, processes: str) -> tuple[Rule, ...]:
@@ -43,13 +43,14 @@ def rules(*, processes: str) -> tuple[Rule, ...]:
         ),
         Rule(
             cel="!has(self.strategy.parameterServer) || self.strategy.parameterServer.compression.type != 'TopK' || "
-            "self.strategy.parameterServer.localSteps > 1 || !has(self.trainer.optimizer) || self.trainer.optimizer.name == 'SGD'",
+            "self.strategy.parameterServer.localSteps > 1 || !has(self.trainer.optimizer) || "
+            "!has(self.trainer.optimizer.name) || self.trainer.optimizer.name == 'SGD'",
             check=lambda s: (
                 s.strategy.parameter_server is None
                 or s.strategy.parameter_server.compression.type is not CompressionType.TOP_K
                 or s.strategy.parameter_server.local_steps > 1
                 or s.trainer.optimizer is None
-                or s.trainer.optimizer.name is OptimizerName.SGD
+                or s.trainer.optimizer.name in (None, OptimizerName.SGD)
             ),
             message="TopK needs the optimizer SGD on the servers (or localSteps): to Adam what was left out is a gradient of 0, "
             "and it divides by the mean of squares",

@@ -21,6 +21,8 @@ LABEL_INDEX: Final = "disttrain.dev/index"
 LABEL_ATTEMPT: Final = "disttrain.dev/attempt"
 ANNOTATION_TRAINER_IMAGE: Final = "disttrain.dev/trainer-image"
 """On a pod: the trainer image of the operator that made it, which the pods of one attempt share."""
+ANNOTATION_STATUS_TOKEN: Final = "disttrain.dev/status-token"
+"""On a worker of a script or command: what its file in STATUS_PATH holds."""
 
 FIELD_MANAGER: Final = "disttrain-operator"
 TRAINER_CONTAINER: Final = "trainer"
@@ -53,6 +55,8 @@ DATA_KEY_PATH: Final = f"{OWN_PATH}/data-key"
 """Where a worker has the Secret of data.encryption."""
 DATA_URL_PATH: Final = f"{OWN_PATH}/data-url"
 """Where a worker has the Secret of data.urlSecretName."""
+STATUS_PATH: Final = f"{OWN_PATH}/status"
+"""Where a worker of a script or command has the token with which it may report (trainer_status.py)."""
 COPIES_PATH: Final = f"{OWN_PATH}/copies"
 """Where a worker keeps its copies of the data, with data.replication."""
 TLS_PATH: Final = f"{OWN_PATH}/tls"
@@ -91,6 +95,14 @@ class ChildKind(StrEnum):
     """The headless Service that gives every pod of the job a stable name."""
     NETWORK_POLICY = "NetworkPolicy"
     """The NetworkPolicy of network.policy JobOnly."""
+    COSCHEDULING_GROUP = "PodGroup of Coscheduling"
+    """The PodGroup of scheduling.gang Coscheduling."""
+    VOLCANO_GROUP = "PodGroup of Volcano"
+    """The PodGroup of scheduling.gang Volcano."""
+
+
+POD_GROUPS: Final = frozenset({ChildKind.COSCHEDULING_GROUP, ChildKind.VOLCANO_GROUP})
+"""Kinds that exist in a cluster only where a gang scheduler is installed. Pods are created after the job's object of such a kind."""
 
 
 def secret_name(job: str, uid: str, attempt: int, suffix: str) -> str:
@@ -117,6 +129,11 @@ def uid_in_folder(name: str, job: str) -> str | None:
 def pod_name(job: str, role: Role, index: int) -> str:
     """The name of a pod, the same in every attempt, so that a repeated create is a 409 and not a second pod."""
     return f"{job}-{role.short}-{index}"
+
+
+def label(role: Role, index: int) -> str:
+    """The short name of a process, before each of its lines: master, ps-0, worker-1."""
+    return f"{role.short}-{index}" if role is not Role.MASTER else role.short
 
 
 def service_name(job: str) -> str:

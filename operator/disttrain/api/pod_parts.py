@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, StringConstraints
 
 from disttrain.api.base import OpenModel, Rule
-from disttrain.api.environment import LOG_FORMAT, PREFIX, RESERVED
+from disttrain.api.environment import LOG_FORMAT, PREFIX, PROFILE, RESERVED
 from disttrain.api.names import VOLUME_PREFIX
 from disttrain.api.types import FreeForm, PartName, Quantity, quantity_value
 
@@ -21,8 +21,10 @@ class EnvVar(OpenModel):
 
     RULES = (
         Rule(
-            cel=f"!(self.name in {_RESERVED_CEL}) && (!self.name.startsWith('{PREFIX}') || self.name == '{LOG_FORMAT}')",
-            check=lambda env: env.name == LOG_FORMAT or (env.name not in RESERVED and not env.name.startswith(PREFIX)),
+            cel=f"!(self.name in {_RESERVED_CEL}) && (!self.name.startsWith('{PREFIX}') || self.name in ['{LOG_FORMAT}', '{PROFILE}'])",
+            check=lambda env: (
+                env.name in (LOG_FORMAT, PROFILE) or (env.name not in RESERVED and not env.name.startswith(PREFIX))
+            ),
             message="this variable is set by DistTrain for every training container; choose another name",
             field="name",
             shows="name",

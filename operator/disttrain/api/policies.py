@@ -119,17 +119,18 @@ class Gang(StrEnum):
     COSCHEDULING = "Coscheduling"
     VOLCANO = "Volcano"
     KUEUE = "Kueue"
+    NATIVE = "Native"
 
 
 class Scheduling(Model):
     """How the pods find nodes."""
 
     gang: Gang = Gang.AUTO
-    """Auto: today the default scheduler pod by pod, without a gang; None: always so; Coscheduling, Volcano and Kueue are not supported by
-    this version. Default: Auto."""
+    """Who places all pods of the job together: Coscheduling or Volcano. Auto: the one that the templates name as schedulerName, if the
+    cluster has it; None: each pod is placed by itself. Kueue and Native are not supported by this version. Default: Auto."""
     timeout_seconds: Seconds = 600
-    """Seconds that a part of a gang may hold nodes while it waits for the rest. Not used yet, as there is no gang: this version supports
-    the default alone. Default: 600."""
+    """Seconds after which an elastic job goes on without the workers that find no node, and a gang of which a part finds none gives its
+    nodes back. Default: 600."""
     priority_class_name: Annotated[
         str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)
     ] = ""

@@ -51,6 +51,9 @@ class Reason(StrEnum):
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     CLAIM_NOT_FOUND = "PersistentVolumeClaimNotFound"
 
+    GANG_SCHEDULER_NOT_FOUND = "GangSchedulerNotFound"
+    """The cluster has no PodGroups of the scheduler that scheduling.gang names."""
+
     NAME_TAKEN = "NameTaken"
     """An object of another owner holds a name that the job needs."""
 
@@ -65,6 +68,8 @@ class Reason(StrEnum):
 
     ALL_PODS_SCHEDULED = "AllPodsScheduled"
     WAITING_FOR_GANG = "WaitingForGang"
+    GANG_TIMED_OUT = "GangTimedOut"
+    """Not all pods of the gang found a node in time: all were deleted, and are created again after a pause."""
     UNSCHEDULABLE = "Unschedulable"
     SCHEDULING = "Scheduling"
 
@@ -115,6 +120,8 @@ class Reason(StrEnum):
     USER_CODE = "UserCodeFailed"
     """A rule of the failure policy ended the job because the user's code raised."""
     NAN_LOSS = "NaNLoss"
+    HEALTH_RULE = "HealthRule"
+    """A rule of spec.health was in breach for its forSeconds; the message names it."""
 
     RESIZING = "Resizing"
     """An elastic job gets another number of workers."""

@@ -1,6 +1,6 @@
-"""What a training process gets (JobConfig), what the master reports (Progress), and a process's termination message (Termination).
+"""What a training process gets (JobConfig), and what the master reports (Progress).
 
-They travel as JSON: in DISTTRAIN_JOB, from the master's /progress, and in the pod's termination message.
+They travel as JSON: in DISTTRAIN_JOB, and from the master's /progress.
 """
 
 from typing import Annotated, Any
@@ -10,11 +10,13 @@ from pydantic_core import from_json, to_json
 
 from disttrain.api.base import Model
 from disttrain.api.policies import Tls
+from disttrain.api.precision import Precision
 from disttrain.api.reading import NotReadable, read, read_json, sentences
 from disttrain.api.storage import Checkpoint, Data
 from disttrain.api.strategy import CompressionType, ParameterServerStrategy, StaleLearningRate, Strategy
 from disttrain.api.trainer import Trainer
 from disttrain.api.types import INT32_MAX, DnsLabel
+from disttrain.api.values import MOST_VALUES
 
 Address = str
 """host:port"""
@@ -66,6 +68,8 @@ class JobConfig(Model):
     """How long a silent peer is waited for in the middle of the training."""
     exit_codes_of_rules: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
     """Exit codes that spec.failurePolicy decides about: a process that ends with one of them is not restarted in place."""
+    roll_back_seconds: Annotated[int, Field(ge=0)] | None = None
+    """A rule of spec.health may go back to a checkpoint that is so old: one at least as old is kept. None: no rule goes back."""
 
     def encode(self) -> str:
         """The configuration as JSON, without what is a default: a trainer of an older release, which a job may name as its image,
@@ -83,13 +87,35 @@ class JobConfig(Model):
     @property
     def _needs_a_newer_trainer(self) -> str:
         """The first field that a release before would ignore although it decides what is sent or trained; "" for none."""
-        served = self.strategy.parameter_server
+        served, trainer = self.strategy.parameter_server, self.trainer
         if self.tls is not Tls.DISABLED:
             return f"network.tls is {self.tls.value}"
         if self.elastic:
             return "worker.elastic is set"
+        if self.trainer.precision is not Precision.FLOAT32:
+            return f"precision is {self.trainer.precision.value}"
+        if self.trainer.max_gradient_norm is not None:
+            return "trainer.maxGradientNorm is set"
+        if trainer.early_stopping is not None:
+            return "trainer.earlyStopping is set"
+        if trainer.nan_policy is not None and trainer.nan_policy.roll_backs:
+            return "trainer.nanPolicy is set"
+        if trainer.hooks is not None:
+            return "trainer.hooks is set"
+        if self.roll_back_seconds is not None:
+            return "health has a RollBack"
+        if self.checkpoint is not None and self.checkpoint.keep_best is not None:
+            return "checkpoint.keepBest is set"
+        if self.trainer.gradient_accumulation_steps > 1:
+            return "gradientAccumulationSteps is set"
+        if self.trainer.learning_rate_schedule is not None:
+            return "learningRateSchedule is set"
+        if (optimizer := self.trainer.optimizer) is not None and (optimizer.groups or optimizer.factory is not None):
+            return "optimizer.groups is set" if optimizer.groups else "optimizer.factory is set"
         if served is None:
             return ""
+        if self.strategy.model_parallel is not None:
+            return "Hybrid has parameterServer"
         if served.replication > 1:
             return "replication is above 1"
         if served.local_steps > 1:
@@ -180,7 +206,7 @@ NonNegative = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """A count that every reader of JSON takes for what it is, and that fits into the int64 of a status."""
 
 
-_STEP = "step"
+STEP = "step"
 
 
 class ProgressCheckpoint(Model):
@@ -188,6 +214,23 @@ class ProgressCheckpoint(Model):
 
     step: NonNegative
     time: AwareDatetime
+
+
+class ProgressRollBacks(Model):
+    """What trainer.nanPolicy did."""
+
+    count: NonNegative
+    left_out_parts: Annotated[str, Field(max_length=32768)] = ""
+    """Numbers of the parts that are left out, such as "12-13,40"."""
+    reason: str = ""
+    """Of the last one: which process, which step."""
+
+
+class ProgressBest(Model):
+    """The checkpoint that checkpoint.keepBest keeps."""
+
+    step: NonNegative
+    value: float
 
 
 class RestartsInPlace(Model):
@@ -250,16 +293,28 @@ class Progress(Model):
     epoch: NonNegative | None = None
     loss: float | None = None
     """Mean loss of the last steps (of a finished job of our own loop: the last ten); None before the first, NaN never: see nan_loss."""
+    values: Annotated[dict[str, float], Field(max_length=MOST_VALUES)] | None = None
+    """Named values that the loss returns, means as `loss` is; what is not finite is left out."""
     nan_loss: str | None = None
     """Set when the loss was not finite: which rank, which step."""
     samples_per_second: float | None = None
     world_size: NonNegative = 0
     """Training processes at work."""
     max_staleness_seen: NonNegative | None = None
+    staleness: NonNegative | None = None
+    """Iterations by which the fastest worker is ahead of the slowest now; None where workers wait for one another."""
+    gradient_norm: float | None = None
+    """Of the newest step whose norm is known, before clipping."""
     evaluation: dict[str, float] | None = None
+    evaluation_step: NonNegative | None = None
+    """The step of the parameters that were evaluated."""
     last_update_time: AwareDatetime | None = None
     """When the step last advanced, by the master's clock."""
     last_checkpoint: ProgressCheckpoint | None = None
+    best: ProgressBest | None = None
+    roll_backs: ProgressRollBacks | None = None
+    stopped: str | None = None
+    """Why the training ends before its last step."""
     model: ProgressModel | None = None
     """The trained model, once it is written: at the end of a training of our own loop that has a place for it."""
     waiting_for: str | None = None
@@ -268,6 +323,8 @@ class Progress(Model):
     """Number of the present round of this attempt, from 1; 0 before the first."""
     redone_steps: NonNegative = 0
     """Steps that were lost to a fault and done again."""
+    dropped_samples: NonNegative | None = None
+    """Samples that trainer.lastBatch Drop has left out; None where there are none."""
     goodput: TimeSpent | None = None
     """Where the time went; None where no steps are reported."""
     resumed: str | None = None
@@ -285,8 +342,8 @@ class Progress(Model):
         """A master's report; it may be of another version, so that what is not understood of it is left out. Raises ValueError, also
         where it does not say for sure which step of which attempt it is about."""
         found = read_json(cls, text)
-        if _STEP in found.unreadable:
-            raise ValueError(f"{_STEP}: {found.unreadable[_STEP]}")
+        if STEP in found.unreadable:
+            raise ValueError(f"{STEP}: {found.unreadable[STEP]}")
         return found.value
 
 
@@ -302,69 +359,3 @@ class SignedProgress(Model):
 def signed_text(nonce: str, report: str) -> bytes:
     """What a master signs. The nonce is that of the question: an older report does not answer it."""
     return f"DistTrain progress\n{nonce}\n{report}".encode()
-
-
-def utf8(text: str) -> str:
-    """A text of user code's without what UTF-8 cannot hold: lone surrogates, as in the names of files, would make a report unwritable."""
-    return text.encode(errors="replace").decode()
-
-
-_MOST_BYTES = 4096
-"""Of a termination message, which the kubelet keeps."""
-
-
-class Termination(Model):
-    """The termination message of a training process, at most 4096 bytes of JSON."""
-
-    message: str = ""
-    """The message: for a failure the exception's last line, or what the wait was for."""
-    where: str = ""
-    """For a failure of the user's code: file and line."""
-    progress: Progress | None = None
-    """The master's last report of the progress."""
-    done: bool = False
-    """The process ended because the job is done. Exit code 0 alone does not say so: any library may call exit(0)."""
-    restarts_in_place: RestartsInPlace | None = None
-    """Those of this pod."""
-
-    def encode(self) -> str:
-        """JSON within the 4096 bytes that the kubelet keeps: of a report the oldest restarts in place are left out (each pod's own message
-        has its own), a long message is cut in the middle, and what the progress says beside numbers is left out where it must be. The
-        rest would be cut off, and what is no JSON says nothing at all."""
-        text = self._json()
-        if (size := len(text.encode())) <= _MOST_BYTES:
-            return text
-        if self.progress is not None and self.progress.restarts_in_place:
-            fewer = self.progress.restarts_in_place[: len(self.progress.restarts_in_place) // 2]
-            progress = self.progress.model_copy(update={"restarts_in_place": fewer})
-            return self.model_copy(update={"progress": progress}).encode()
-        half = max(0, len(self.message) - (size - _MOST_BYTES + 96)) // 2
-        short = f"{self.message[:half]} … {self.message[len(self.message) - half :]}" if half else ""
-        said = self.model_copy(update={"message": short, "where": self.where[:256]})
-        for field in ("resumed", "waiting_for", "evaluation", "warning", "nan_loss", "model"):
-            if said.progress is None or len(said._json().encode()) <= _MOST_BYTES:
-                break
-            said = said.model_copy(update={"progress": said.progress.model_copy(update={field: None})})
-        return said._json()
-
-    def _json(self) -> str:
-        said = self.model_copy(update={"message": utf8(self.message), "where": utf8(self.where)})
-        return said.model_dump_json(by_alias=True, exclude_none=True)
-
-    @classmethod
-    def decode(cls, text: str) -> "Termination":
-        """What a pod's termination message says; a text that is not ours (a user's program) is kept as the message."""
-        try:
-            data = from_json(text)
-            found = read(cls, data)
-        except ValueError:
-            return cls(message=text.strip())
-        if data.keys().isdisjoint(cls.model_fields):  # JSON, and nothing of ours in it
-            return cls(message=text.strip())
-        said = found.value
-        if f"progress.{_STEP}" in found.unreadable:
-            said = said.model_copy(update={"progress": None})
-        if "done" not in data and not said.message:
-            # A trainer of an older version left a message without words exactly when the job was done.
-            said = said.model_copy(update={"done": True})
-        return said

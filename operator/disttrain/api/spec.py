@@ -3,18 +3,19 @@
 Here: the roles, and what must hold between the parts. The parts are in strategy.py, trainer.py, storage.py, policies.py, template.py.
 """
 
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
-from disttrain.api import mixed_updates
+from disttrain.api import accumulation, data_rules, mesh_rules, mixed_updates
 from disttrain.api.base import IMMUTABLE, Model, Rule
-from disttrain.api.mesh import shard_size
-from disttrain.api.names import MANAGED_BY, TRAINER_CONTAINER, Role
+from disttrain.api.course import SPEC_RULES
+from disttrain.api.health import HEALTH_RULES, Health
+from disttrain.api.mesh_rules import MODEL_PARALLEL, MOST_WORKERS, PROCESSES
+from disttrain.api.names import MANAGED_BY, Role
 from disttrain.api.policies import FailurePolicy, Network, Observability, RunPolicy, Scheduling, SuccessPolicy, Tls
-from disttrain.api.storage import PACKED, Checkpoint, Data
-from disttrain.api.strategy import Consistency, Sharding, Strategy, StrategyType
+from disttrain.api.storage import Checkpoint, Data
+from disttrain.api.strategy import Consistency, Strategy, StrategyType
 from disttrain.api.template import PodTemplate
 from disttrain.api.trainer import Backend, Command, Trainer
 from disttrain.api.types import Image
@@ -52,6 +53,10 @@ class Elastic(Model):
     """Fewest workers with which the job goes on."""
     max_replicas: Annotated[StrictInt, Field(ge=1, le=10_000)]
     """Most workers that the job uses."""
+
+    def within(self, workers: int) -> int:
+        """The nearest number of the range."""
+        return min(max(workers, self.min_replicas), self.max_replicas)
 
 
 class Worker(Model):
@@ -103,57 +108,6 @@ class Worker(Model):
         return self.replicas if self.elastic is None else self.elastic.max_replicas
 
 
-def _mounts_elsewhere(role: str) -> str:
-    """CEL: the trainer container of a role's template has no mount of its own where the data is."""
-    template = f"self.{role}.template"
-    return (
-        f"(!has(self.{role}) || !has({template}) || !has({template}.spec) || !has({template}.spec.containers) || "
-        f"{template}.spec.containers.all(c, c.name != '{TRAINER_CONTAINER}' || !has(c.volumeMounts) || "
-        "c.volumeMounts.all(m, m.mountPath != self.data.volume.path)))"
-    )
-
-
-def _mounts(spec: "DistTrainJobSpec") -> set[str]:
-    """Where the templates' trainer containers have mounts of their own."""
-    return {
-        mount.mount_path
-        for role in Role
-        for container in spec.template_of(role).containers
-        if container.name == TRAINER_CONTAINER
-        for mount in container.volume_mounts or ()
-    }
-
-
-def _only_packed(field: str, cel: str, used: Callable[[Data], bool], *, shows: str = "") -> Rule:
-    """A field of data that has a meaning for a packed data set alone. cel, used: whether it asks for anything. shows: a part of it."""
-    return Rule(
-        cel=f"!has(self.data) || !({cel}) || (has(self.trainer.dataset) && self.trainer.dataset == '{PACKED}')",
-        check=lambda s: s.data is None or not used(s.data) or s.trainer.dataset == PACKED,
-        message=f"is of a packed data set: pack it with `disttrain data pack`, and set trainer.dataset to {PACKED}",
-        field=f"data.{field}",
-        shows=f"data.{field}{shows}",
-    )
-
-
-_MOST_WORKERS = "(has(self.worker.elastic) ? self.worker.elastic.maxReplicas : self.worker.replicas)"
-"""CEL: the most worker pods that the job has at a time."""
-_PROCESSES = (
-    "(has(self.worker.processesPerWorker) ? self.worker.processesPerWorker : "
-    "self.worker.gpusPerWorker > 0 ? self.worker.gpusPerWorker : 1)"
-)
-"""CEL: the training processes of each worker, with the default resolved."""
-_MODEL_PARALLEL = (
-    "(has(self.strategy.modelParallel) ? self.strategy.modelParallel.tensor * self.strategy.modelParallel.pipeline : 1)"
-)
-"""CEL: the processes that compute one batch part together."""
-_SHARD = (
-    "(self.strategy.dataParallel.shardSize > 0 ? self.strategy.dataParallel.shardSize : "
-    f"!has(self.strategy.modelParallel) ? {_PROCESSES} : "
-    f"{_PROCESSES} < self.strategy.modelParallel.tensor ? 1 : {_PROCESSES} / self.strategy.modelParallel.tensor)"
-)
-"""CEL: the processes that share one copy of the model under HybridShard."""
-
-
 class DistTrainJobSpec(Model):
     """What to train, and how."""
 
@@ -175,9 +129,17 @@ class DistTrainJobSpec(Model):
             shows="trainer.partsPerStep",
         ),
         Rule(
-            cel="has(self.parameterServer) == (self.strategy.type == 'ParameterServer')",
-            check=lambda s: (s.parameter_server is not None) == (s.strategy.type is StrategyType.PARAMETER_SERVER),
-            message="set it with strategy.type ParameterServer, such as {replicas: 2}, and only then",
+            cel="has(self.parameterServer) == (self.strategy.type == 'ParameterServer' || "
+            "(self.strategy.type == 'Hybrid' && has(self.strategy.parameterServer)))",
+            check=lambda s: (
+                (s.parameter_server is not None)
+                == (
+                    s.strategy.type is StrategyType.PARAMETER_SERVER
+                    or (s.strategy.type is StrategyType.HYBRID and s.strategy.parameter_server is not None)
+                )
+            ),
+            message="set it with strategy.type ParameterServer, or Hybrid with strategy.parameterServer, such as {replicas: 2}, and only "
+            "then",
             field="parameterServer",
             shows="strategy.type",
         ),
@@ -235,7 +197,24 @@ class DistTrainJobSpec(Model):
             "as trainer.script",
             field="worker.elastic",
         ),
-        *mixed_updates.rules(processes=f"{_MOST_WORKERS} * {_PROCESSES}"),
+        *SPEC_RULES,
+        Rule(
+            cel="!has(self.strategy.parameterServer) || !has(self.trainer.optimizer) || !has(self.trainer.optimizer.factory)",
+            check=lambda s: (
+                s.strategy.parameter_server is None
+                or s.trainer.optimizer is None
+                or s.trainer.optimizer.factory is None
+            ),
+            message="parameter servers have SGD, Adam and AdamW alone, which they compute on parts of vectors: set optimizer.name, or take "
+            "strategy.type DataParallel",
+            field="trainer.optimizer.factory",
+            shows="trainer.optimizer.factory",
+        ),
+        *mixed_updates.rules(processes=f"{MOST_WORKERS} * {PROCESSES}"),
+        *accumulation.rules(
+            parts="(has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : "
+            f"{MOST_WORKERS} * {PROCESSES} / {MODEL_PARALLEL})"
+        ),
         Rule(
             cel="self.trainer.backend != 'nccl' || self.worker.gpusPerWorker > 0",
             check=lambda s: s.trainer.backend is not Backend.NCCL or s.worker.gpus_per_worker > 0,
@@ -258,90 +237,7 @@ class DistTrainJobSpec(Model):
             field="trainer.backend",
             shows="trainer.backend",
         ),
-        Rule(
-            cel="!(has(self.trainer.model) || has(self.trainer.optimizer)) || has(self.trainer.partsPerStep) || "
-            "self.trainer.batchSize < 1 || "
-            f"self.trainer.batchSize * {_MODEL_PARALLEL} >= {_MOST_WORKERS} * {_PROCESSES}",
-            check=lambda s: (
-                not s.trainer.is_ours
-                or s.trainer.parts_per_step is not None
-                or s.trainer.batch_size >= s.default_parts_per_step
-            ),
-            message="trainer.batchSize is global and must give every worker process at least one sample (of elastic.maxReplicas)",
-            field="trainer.batchSize",
-            shows="trainer.batchSize",
-        ),
-        Rule(
-            cel="!has(self.trainer.model) || !has(self.strategy.modelParallel) || "
-            f"self.worker.replicas * {_PROCESSES} % "
-            "(self.strategy.modelParallel.tensor * self.strategy.modelParallel.pipeline) == 0",
-            check=lambda s: (
-                s.trainer.model is None
-                or s.strategy.model_parallel is None
-                or s.world_size % (s.strategy.model_parallel.tensor * s.strategy.model_parallel.pipeline) == 0
-            ),
-            message="workers x processes each must be a multiple of tensor x pipeline",
-            field="strategy.modelParallel",
-        ),
-        Rule(
-            cel="!has(self.trainer.model) || !has(self.strategy.modelParallel) || self.strategy.modelParallel.pipeline == 1 || "
-            f"self.worker.replicas * {_PROCESSES} % {_MODEL_PARALLEL} != 0 || self.trainer.batchSize % "
-            f"((has(self.trainer.partsPerStep) ? self.trainer.partsPerStep : self.worker.replicas * {_PROCESSES} / {_MODEL_PARALLEL}) "
-            "* self.strategy.modelParallel.microbatches) == 0",
-            check=lambda s: (
-                s.trainer.model is None
-                or s.strategy.model_parallel is None
-                or s.strategy.model_parallel.pipeline == 1
-                or s.world_size % s.strategy.model_parallel_size != 0
-                or s.trainer.batch_size
-                % ((s.trainer.parts_per_step or s.data_parallel_size) * s.strategy.model_parallel.microbatches)
-                == 0
-            ),
-            message="must be a multiple of partsPerStep (default: workers x processes each / (tensor x pipeline)) x "
-            "modelParallel.microbatches",
-            field="trainer.batchSize",
-            shows="trainer.batchSize",
-        ),
-        Rule(
-            cel="!has(self.trainer.parallelize) || has(self.strategy.modelParallel) || "
-            "(has(self.strategy.dataParallel) && self.strategy.dataParallel.sharding != 'Replicated')",
-            check=lambda s: s.trainer.parallelize is None or s.strategy.is_sharded,
-            message="only where the model is cut: type ModelParallel or Hybrid, or sharding FullyShard or HybridShard",
-            field="trainer.parallelize",
-            shows="trainer.parallelize",
-        ),
-        Rule(
-            cel="!has(self.trainer.pipelineSplit) || "
-            "(has(self.strategy.modelParallel) && self.strategy.modelParallel.pipeline > 1)",
-            check=lambda s: (
-                s.trainer.pipeline_split is None
-                or (s.strategy.model_parallel is not None and s.strategy.model_parallel.pipeline > 1)
-            ),
-            message="only with strategy.modelParallel.pipeline above 1",
-            field="trainer.pipelineSplit",
-            shows="trainer.pipelineSplit",
-        ),
-        Rule(
-            cel="has(self.trainer.model) || !has(self.strategy.dataParallel) || "
-            "self.strategy.dataParallel.sharding == 'Replicated'",
-            check=lambda s: s.trainer.model is not None or s.strategy.sharding is Sharding.REPLICATED,
-            message="only for our loop (trainer.model and dataset): a script or command shards its model itself",
-            field="strategy.dataParallel.sharding",
-            shows="strategy.dataParallel.sharding",
-        ),
-        Rule(
-            cel="!has(self.trainer.model) || !has(self.strategy.dataParallel) || "
-            "self.strategy.dataParallel.sharding != 'HybridShard' || "
-            f"self.worker.replicas * {_PROCESSES} % ({_MODEL_PARALLEL} * {_SHARD}) == 0",
-            check=lambda s: (
-                s.trainer.model is None
-                or s.strategy.sharding is not Sharding.HYBRID_SHARD
-                or s.data_parallel_size % shard_size(s.strategy, s.worker.processes) == 0
-            ),
-            message="workers x processes each / (tensor x pipeline) must be a multiple of shardSize (0: the processes of one pod)",
-            field="strategy.dataParallel.shardSize",
-            shows="strategy.dataParallel.shardSize",
-        ),
+        *mesh_rules.RULES,
         Rule(
             cel="!has(self.trainer.model) || self.worker.gpusPerWorker == 0 || "
             "!has(self.worker.processesPerWorker) || self.worker.processesPerWorker >= self.worker.gpusPerWorker",
@@ -350,35 +246,8 @@ class DistTrainJobSpec(Model):
             field="worker.processesPerWorker",
             shows="worker.processesPerWorker",
         ),
-        Rule(
-            cel="!has(self.data) || !has(self.data.volume) || "
-            + " && ".join(map(_mounts_elsewhere, ("master", "parameterServer", "worker"))),
-            check=lambda s: s.data is None or s.data.volume is None or s.data.volume.path not in _mounts(s),
-            message="the trainer container of a template has a mount of its own there; choose another path",
-            field="data.volume.path",
-            shows="data.volume.path",
-        ),
-        Rule(
-            cel=f"!has(self.trainer.dataset) || self.trainer.dataset != '{PACKED}' || "
-            "(has(self.data) && (has(self.data.volume) || has(self.data.url)))",
-            check=lambda s: s.trainer.dataset != PACKED or (s.data is not None and bool(s.data.volume or s.data.url)),
-            message="reads what `disttrain data pack` wrote: set data.volume to the claim, or data.url to the place, that has it",
-            field="trainer.dataset",
-            shows="trainer.dataset",
-        ),
-        _only_packed("partitions", "has(self.data.partitions)", lambda data: data.partitions is not None),
-        _only_packed("url", "has(self.data.url)", lambda data: data.url is not None),
-        _only_packed("replication", "self.data.replication > 1", lambda data: data.replication > 1),
-        _only_packed(
-            "encryption", "has(self.data.encryption)", lambda data: data.encryption is not None, shows=".secretName"
-        ),
-        Rule(
-            cel="!has(self.data) || self.data.replication <= 1 || self.data.replication <= self.worker.replicas",
-            check=lambda s: s.data is None or s.data.replication <= max(1, s.worker.replicas),
-            message="must be at most worker.replicas: each keeps one copy",
-            field="data.replication",
-            shows="data.replication",
-        ),
+        *data_rules.RULES,
+        *HEALTH_RULES,
     )
     suspend: StrictBool = False
     """true: checkpoint, then free every pod; back to false: go on where it was. Default: false."""
@@ -386,7 +255,7 @@ class DistTrainJobSpec(Model):
     """Controller that runs the job; any other value than disttrain.dev/operator: hands off. Immutable. Default: disttrain.dev/operator."""
     image: Image | None = None
     """Image of the training containers. Default: the operator's trainer image. Needs our trainer and an `env` with --block-signal (GNU
-    coreutils 8.31), except for a trainer.command."""
+    coreutils 8.31), except for a trainer.command without progress."""
     strategy: Strategy
     """How the training is distributed. Changes only while the job is suspended and has a checkpoint."""
     trainer: Trainer
@@ -396,7 +265,7 @@ class DistTrainJobSpec(Model):
     master: Master = Master()
     """The one pod that hosts rendezvous, work queue and progress."""
     parameter_server: ParameterServer | None = None
-    """The parameter servers; exactly with strategy.type ParameterServer."""
+    """The parameter servers; exactly where strategy.parameterServer is set."""
     worker: Worker = Worker()
     """The workers."""
     checkpoint: Checkpoint | None = None
@@ -407,6 +276,8 @@ class DistTrainJobSpec(Model):
     """What is done when a pod fails."""
     success_policy: SuccessPolicy = SuccessPolicy.ALL_WORKERS
     """AllWorkers: complete when every worker succeeded; AnyWorker: when one did. Default: AllWorkers."""
+    health: Health | None = None
+    """Rules on the training, such as on its loss. Default: none."""
     scheduling: Scheduling = Scheduling()
     """How the pods find nodes."""
     network: Network = Network()

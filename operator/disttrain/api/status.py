@@ -1,6 +1,7 @@
 """status of a DistTrainJob: what the operator writes, what `kubectl get dtj` and scripts read."""
 
 from datetime import UTC
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, Field, PlainSerializer, StringConstraints
@@ -9,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from disttrain.api.base import Model
 from disttrain.api.reasons import JobState
 from disttrain.api.types import FiniteNumber, list_map
+from disttrain.api.values import MOST_VALUES, ValueName
 
 
 def _no_number(value: object) -> object:
@@ -133,6 +135,26 @@ class CheckpointStatus(Model):
     """When it was complete."""
 
 
+class RollBacks(Model):
+    """What trainer.nanPolicy did: the exception to every sample once an epoch."""
+
+    count: Count
+    """How often the training went back to a checkpoint."""
+    left_out_parts: Annotated[str, StringConstraints(max_length=32768)] = ""
+    """Parts that are left out, such as "12-13,40". Part k belongs to step k / partsPerStep."""
+    reason: Text = ""
+    """Of the last one: which process found the loss not finite, and at which step."""
+
+
+class BestCheckpoint(Model):
+    """The checkpoint that checkpoint.keepBest keeps: checkpoint.from takes it by its step."""
+
+    step: Count
+    """Step whose state it holds."""
+    value: FiniteNumber
+    """Its value of keepBest.metric."""
+
+
 class ModelStatus(Model):
     """The trained model: safetensors, with the names of the module's state_dict()."""
 
@@ -140,6 +162,30 @@ class ModelStatus(Model):
     """Where the job's pods see it: in the job's folder of the checkpoint claim. Of a local run: a path of this machine."""
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$", max_length=64)]
     """Its digest in hex."""
+
+
+class HealthStatus(Model):
+    """What is remembered of one rule."""
+
+    name: Short
+    """Name of the rule."""
+    since: Time | None = None
+    """Since when it is in breach."""
+    step: Count | None = None
+    """The last step before the breach."""
+    done: bool = False
+    """Its action was taken for this breach. Default: false."""
+    roll_backs: Count = 0
+    """Roll-backs without a newer checkpoint between. Default: 0."""
+
+
+class RollBack(Model):
+    """The last roll-back of a rule of spec.health. Checkpoints of later steps, of attempts before it, are not taken any more."""
+
+    attempt: Count
+    """The attempt that it began."""
+    step: Count
+    """The last step that is believed."""
 
 
 class CertificateStatus(Model):
@@ -171,6 +217,8 @@ class TrainingStatus(Model):
     """Seconds to the end at the present speed."""
     loss: FiniteNumber | None = None
     """Mean loss of the last steps; of a finished job of our own loop that of the last ten steps."""
+    values: Annotated[dict[ValueName, FiniteNumber], Field(max_length=MOST_VALUES)] | None = None
+    """Named values that trainer.loss returns, means as loss is."""
     samples_per_second: FiniteNumber | None = None
     """Samples per second of all workers together."""
     world_size: Count | None = None
@@ -179,14 +227,22 @@ class TrainingStatus(Model):
     """BoundedStaleness: most steps that a worker was ahead of the slowest at the start of a step."""
     evaluation: Annotated[dict[Short, FiniteNumber], Field(max_length=32)] | None = None
     """What trainer.evaluate found on the test data, by name, such as accuracy."""
+    evaluation_step: Count | None = None
+    """Step of the parameters that were evaluated."""
     last_update_time: Time | None = None
     """When the step last advanced."""
     update_seconds: Count | None = None
     """Seconds between the last two advances that were seen. A program may report a step of many at a time."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest complete checkpoint."""
+    best_checkpoint: BestCheckpoint | None = None
+    """The checkpoint with the best evaluation, which checkpoint.keepBest keeps."""
+    roll_backs: RollBacks | None = None
+    """What trainer.nanPolicy did; left out when it did nothing."""
     model: ModelStatus | None = None
     """The trained model, once it is written at the end of the training."""
+    dropped_samples: Count | None = None
+    """lastBatch Drop: samples that the epochs up to now have left out."""
     resumed: Text | None = None
     """Where the last attempt began: the step, what has changed in the job since that checkpoint, which checkpoints did not hold."""
 
@@ -228,6 +284,19 @@ class Goodput(Model):
 _INDEXES = r"^([0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?$"
 
 
+class Room(Model):
+    """For how many workers of an elastic job there are nodes, while that is fewer than it asks for."""
+
+    workers: Count
+    """Workers that the job uses."""
+    since: Time
+    """When this number was decided."""
+    probing: bool = False
+    """Whether the last of them is a probe: a pod that shows whether there is a node for one more. Default: false."""
+    failed_probes: Count = 0
+    """Probes in a row that found no node; each doubles the time to the next one. Default: 0."""
+
+
 class WorkerStatus(Model):
     """The simple path that the scale subresource needs: it may not index a list."""
 
@@ -235,6 +304,8 @@ class WorkerStatus(Model):
     """Workers that are ready."""
     target_replicas: Count | None = None
     """How many workers an elastic job uses now, between elastic.minReplicas and maxReplicas; left out of other jobs."""
+    room: Room | None = None
+    """Only while an elastic job has nodes for fewer workers than it asks for."""
     selector: Short = ""
     """Label selector of the workers."""
     completed_indexes: Annotated[str, StringConstraints(pattern=_INDEXES, max_length=32768)] | None = None
@@ -269,6 +340,10 @@ class DistTrainJobStatus(Model):
     of an elastic job those of elastic.maxReplicas. Written once."""
     certificate: CertificateStatus | None = None
     """The Secret of the attempt's certificate; only with network.tls Mutual, and while there is one."""
+    health: Annotated[tuple[HealthStatus, ...], *list_map("name", max_items=20)] = ()
+    """Rules of spec.health that are in breach, or rolled the job back."""
+    roll_back: RollBack | None = None
+    """The last roll-back of a rule of spec.health."""
     training: TrainingStatus | None = None
     """Progress."""
     goodput: Goodput | None = None
@@ -276,7 +351,12 @@ class DistTrainJobStatus(Model):
 
     def condition(self, type_: str) -> Condition | None:
         """The condition of a type, None when it was never set."""
-        return next((c for c in self.conditions if c.type == type_), None)
+        return self.by_type.get(type_)
+
+    @cached_property
+    def by_type(self) -> dict[str, Condition]:
+        """The conditions by their types."""
+        return {condition.type: condition for condition in self.conditions}
 
     def is_true(self, type_: str) -> bool:
         """Whether the condition is set and True."""

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field, StrictInt, StringConstraints
 
 from disttrain.api.base import Model, Rule
+from disttrain.api.course import KeepBest
 from disttrain.api.names import CHECKPOINT_PATH, OWN_PATH
 from disttrain.api.origin import Origin
 from disttrain.api.types import INT32_MAX, AbsolutePath, DnsSubdomain
@@ -115,6 +116,8 @@ class Checkpoint(Model):
     """Steps between two checkpoints, and the most that a lost server costs. Default: 100."""
     keep: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
     """Checkpoints that are kept; older ones are removed. Default: 3."""
+    keep_best: KeepBest | None = None
+    """Beside these the one whose evaluation is the best is kept. Default: none."""
     from_: Annotated[Origin | None, Field(alias="from")] = None
     """Another job of the namespace, perhaps deleted, with its checkpoints on the same claim: this one starts from its newest good one.
     NAME: tensors by name, step 0, new optimiser state. Or an object: job (its name), step (default: the newest), include (Model, or

@@ -239,10 +239,34 @@ class Strategy(Model):
 
     RULES = (
         Rule(
-            cel="has(self.parameterServer) == (self.type == 'ParameterServer')",
-            check=lambda s: (s.parameter_server is not None) == (s.type is StrategyType.PARAMETER_SERVER),
-            message="set it with type ParameterServer, and only then",
+            cel="has(self.parameterServer) ? self.type in ['ParameterServer', 'Hybrid'] : self.type != 'ParameterServer'",
+            check=lambda s: (
+                s.type in (StrategyType.PARAMETER_SERVER, StrategyType.HYBRID)
+                if s.parameter_server is not None
+                else s.type is not StrategyType.PARAMETER_SERVER
+            ),
+            message="set it with type ParameterServer, or Hybrid without dataParallel, and only then",
             field="parameterServer",
+            shows="type",
+        ),
+        Rule(
+            cel="self.type != 'Hybrid' || !has(self.parameterServer) || !has(self.dataParallel)",
+            check=lambda s: s.type is not StrategyType.HYBRID or s.parameter_server is None or s.data_parallel is None,
+            message="leave it out: with parameterServer gradients go through the servers",
+            field="dataParallel",
+            shows="type",
+        ),
+        Rule(
+            cel="self.type != 'Hybrid' || !has(self.parameterServer) || !has(self.modelParallel) || "
+            "self.modelParallel.tensor * self.modelParallel.pipeline > 1",
+            check=lambda s: (
+                s.type is not StrategyType.HYBRID
+                or s.parameter_server is None
+                or s.model_parallel_size > 1
+                or s.model_parallel is None
+            ),
+            message="tensor x pipeline must be above 1, or take type ParameterServer",
+            field="modelParallel",
             shows="type",
         ),
         Rule(
@@ -267,13 +291,13 @@ class Strategy(Model):
     data_parallel: DataParallel | None = None
     """With DataParallel and Hybrid: how parameters are kept. Default: Replicated."""
     parameter_server: ParameterServerStrategy | None = None
-    """Exactly with ParameterServer: how workers are kept in step."""
+    """With ParameterServer, or Hybrid without dataParallel: how workers are kept in step."""
     model_parallel: ModelParallel | None = None
     """Exactly with ModelParallel and Hybrid: how the model is cut."""
 
     @property
     def exchange(self) -> Exchange:
-        """How processes of our loop exchange gradients and parameters, by `type`. Hybrid: the model is cut."""
+        """How processes of our loop exchange gradients and parameters, by `type`. Hybrid: through servers, or by how the model is cut."""
         return self.parameter_server or self.model_parallel or self.data_parallel or DataParallel()
 
     @property

@@ -27,6 +27,10 @@ EXTRA_JSON = "_extra_state.json"
 """How the name of a module's extra state ends that is JSON: its text as bytes. It is no tensor of state_dict()."""
 UPDATES = "updates"
 """The slot of a parameter with the number of updates that it has seen."""
+OWN_STATE = "state:"
+"""How the slot of a state begins that an optimizer of the user's own keeps in the shape of its parameter (trainer.optimizer.factory)."""
+OWN_NUMBER = "number:"
+"""The same of a state in another shape, such as a count of steps: it is not cut, and every file that has it has all of it."""
 BLOCKS = "blocks"
 """The key of a header's metadata under which the file of a sharded rank says what it holds: the JSON of `Blocks`."""
 PART = "::"
@@ -139,7 +143,8 @@ class Block(Model):
 
 
 class Blocks(Model):
-    """What the file of a sharded rank holds: `model.<name>` a block of a tensor, `<slot>.<name>` the same block of an optimiser's slot."""
+    """What the file of a sharded rank holds: `model.<name>` a block of a tensor, `<slot>.<name>` the same block of an optimiser's slot; of
+    OWN_NUMBER all."""
 
     blocks: dict[str, Block]
     """By the names of state_dict(). None is empty."""
@@ -247,8 +252,9 @@ def _add_blocks(found: dict[str, Entry], file: str, header: Header) -> None:
         entry = found.setdefault(name, Entry(dtype=dtype, shape=block.shape, pieces=()))
         if f"{slot}." == MODEL:
             update: dict[str, Any] = {"dtype": dtype, "pieces": (*entry.pieces, block.piece(file, key))}
-        elif slot == UPDATES:  # one number, which every file has
-            update = {"slots": entry.slots | {slot: Stored(dtype=dtype, pieces=(Piece(file=file, key=key, length=1),))}}
+        elif slot == UPDATES or slot.startswith(OWN_NUMBER):  # every file has all of it
+            pieces = (Piece(file=file, key=key, length=header.length(key)),)
+            update = {"slots": entry.slots | {slot: Stored(dtype=dtype, pieces=pieces)}}
         else:
             before = entry.slots[slot].pieces if slot in entry.slots else ()
             stored = Stored(dtype=dtype, pieces=(*before, block.piece(file, key)))
@@ -261,6 +267,9 @@ def _with_slots(entry: Entry, place: Place, layout: Layout, file: str, header: H
     slots = {}
     own = f"optimizer.{place.vector}."
     for key, described in header.tensors.items():
+        if key.startswith((OWN_STATE, OWN_NUMBER)) and key.partition(".")[2] == place.name:
+            pieces = (Piece(file=file, key=key, length=header.length(key)),)
+            slots[key.partition(".")[0]] = Stored(dtype=described["dtype"], pieces=pieces)
         if not key.startswith(own):
             continue
         if key == f"{own}updates":  # one number for each parameter of the vector

@@ -2,24 +2,32 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, TypeAlias
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
+from pydantic.alias_generators import to_camel
 
+from disttrain.api import schedule
 from disttrain.api.base import Model, Rule
 from disttrain.api.code import ESCAPES, Code, escapes
-from disttrain.api.types import INT32_MAX, Argument, DnsSubdomain, Factory, FreeForm, Number, NumberBelow1
+from disttrain.api.course import TRAINER_RULES, EarlyStopping, NanPolicy
+from disttrain.api.optimizer import Optimizer
+from disttrain.api.output_progress import OutputProgress
+from disttrain.api.precision import Precision
+from disttrain.api.types import (
+    INT32_MAX,
+    Argument,
+    DnsSubdomain,
+    Factory,
+    FreeForm,
+    PositiveNumber,
+)
 
-FACTORIES = ("model", "dataset", "loss", "evaluate", "collate", "parallelize", "pipeline_split")
-"""The fields that name a callable of the user's, package.module:callable."""
+_FACTORIES = ("model", "dataset", "loss", "evaluate", "collate", "parallelize", "pipeline_split", "hooks")
+"""The fields that name a callable of the user's, package.module:callable; and optimizer.factory."""
 _MAX_ARGUMENTS = 65_536
 """Characters of all arguments together: they travel in one variable of the environment, which holds 128 KiB."""
-
-
-class OptimizerName(StrEnum):
-    SGD = "SGD"
-    ADAM = "Adam"
-    ADAMW = "AdamW"
 
 
 class Backend(StrEnum):
@@ -38,55 +46,6 @@ class LastBatch(StrEnum):
     """They are left out of this epoch; each epoch leaves others out."""
     SPREAD = "Spread"
     """They go into the last full batches, as evenly as possible."""
-
-
-class Optimizer(Model):
-    """The optimiser of our loop; on parameter servers it runs there."""
-
-    RULES = (
-        Rule(
-            cel="self.name == 'SGD' || (!has(self.momentum) && !self.nesterov)",
-            check=lambda o: o.name is OptimizerName.SGD or (o.momentum is None and not o.nesterov),
-            message="momentum and nesterov belong to SGD; Adam and AdamW have beta1 and beta2",
-            shows="name",
-        ),
-        Rule(
-            cel="!self.nesterov || has(self.momentum)",
-            check=lambda o: not o.nesterov or o.momentum is not None,
-            message="nesterov needs momentum",
-            field="nesterov",
-            shows="nesterov",
-        ),
-        Rule(
-            cel="self.name != 'SGD' || (!has(self.beta1) && !has(self.beta2) && !has(self.epsilon))",
-            check=lambda o: (
-                o.name is not OptimizerName.SGD or (o.beta1 is None and o.beta2 is None and o.epsilon is None)
-            ),
-            message="beta1, beta2 and epsilon belong to Adam and AdamW; SGD has momentum",
-            shows="name",
-        ),
-        Rule(
-            cel="self in [self]",
-            check=None,
-            message="write each of its numbers without quotes, such as learningRate: 0.003",
-        ),
-    )
-    name: OptimizerName
-    """SGD, Adam or AdamW."""
-    learning_rate: Number
-    """Step size, such as 0.1."""
-    momentum: Number | None = None
-    """SGD: momentum. Default: none."""
-    nesterov: StrictBool = False
-    """SGD: Nesterov's momentum. Default: false."""
-    weight_decay: Number = 0
-    """L2 penalty (SGD, Adam) or decoupled decay (AdamW). Default: 0."""
-    beta1: NumberBelow1 | None = None
-    """Adam, AdamW: decay of the first moment, below 1. Default: 0.9."""
-    beta2: NumberBelow1 | None = None
-    """Adam, AdamW: decay of the second moment, below 1. Default: 0.999."""
-    epsilon: Number | None = None
-    """Adam, AdamW: added to the denominator. Default: 1e-8."""
 
 
 class Script(Model):
@@ -151,6 +110,7 @@ class Trainer(Model):
     """What is trained: exactly one of model with dataset (our loop), script, or command."""
 
     RULES = (
+        *TRAINER_RULES,
         Rule(
             cel="[has(self.model), has(self.script), has(self.command)].filter(x, x).size() == 1",
             check=lambda t: sum(x is not None for x in (t.model, t.script, t.command)) == 1,
@@ -217,40 +177,82 @@ class Trainer(Model):
         ),
         Rule(
             cel="has(self.model) || (!has(self.loss) && !has(self.evaluate) && !has(self.collate) "
-            "&& !has(self.parallelize) && !has(self.pipelineSplit) && !self.activationCheckpointing && !self.compile)",
+            "&& !has(self.parallelize) && !has(self.pipelineSplit) && !self.activationCheckpointing && !self.compile "
+            "&& self.precision == 'Float32')",
             check=lambda t: (
                 t.model is not None
                 or (
                     not (t.loss or t.evaluate or t.collate or t.parallelize or t.pipeline_split)
-                    and not (t.activation_checkpointing or t.compile)
+                    and not (t.activation_checkpointing or t.compile or t.precision is not Precision.FLOAT32)
                 )
             ),
-            message="loss, evaluate, collate, parallelize, pipelineSplit, activationCheckpointing and compile are for our loop (model and "
-            "dataset); a script or command brings its own",
+            message="loss, evaluate, collate, parallelize, pipelineSplit, activationCheckpointing, compile and precision are for our loop "
+            "(model and dataset); a script or command brings its own",
+        ),
+        Rule(
+            cel=f"!has(self.progress) || !({_OURS})",
+            check=lambda t: t.progress is None or not t.is_ours,
+            message="is read from the output of a script or command; our loop and parameter servers count their steps: leave it out",
+            field="progress",
+        ),
+        Rule(
+            cel="has(self.model) || self.gradientAccumulationSteps == 1",
+            check=lambda t: t.model is not None or t.gradient_accumulation_steps == 1,
+            message="is for our loop (model and dataset); a script has ps.no_sync()",
+            field="gradientAccumulationSteps",
+            shows="gradientAccumulationSteps",
         ),
         Rule(
             cel=f"{_OURS} || (!has(self.optimizer) && !has(self.epochs) && !has(self.maxSteps) && !has(self.partsPerStep) "
-            "&& self.lastBatch == 'Keep')",
+            "&& !has(self.maxGradientNorm) && self.lastBatch == 'Keep')",
             check=lambda t: (
                 t.is_ours
-                or (not (t.optimizer or t.epochs or t.max_steps or t.parts_per_step) and t.last_batch is LastBatch.KEEP)
+                or (
+                    not (t.optimizer or t.epochs or t.max_steps or t.parts_per_step or t.max_gradient_norm)
+                    and t.last_batch is LastBatch.KEEP
+                )
             ),
-            message="optimizer, epochs, maxSteps, partsPerStep and lastBatch are for our loop (model and dataset), and for a script with "
-            "strategy.type ParameterServer, which needs the optimizer; any other script or command brings its own",
+            message="optimizer, epochs, maxSteps, partsPerStep, maxGradientNorm and lastBatch are for our loop (model and dataset), and "
+            "for a script with strategy.type ParameterServer, which needs the optimizer; any other script or command brings its own",
         ),
+        Rule(
+            cel=f"{_OURS} || self.loaderWorkers == 0",
+            check=lambda t: t.is_ours or t.loader_workers == 0,
+            message="is for our loop (model and dataset), and for a script with strategy.type ParameterServer; any other script or command "
+            "brings its own loader",
+            field="loaderWorkers",
+            shows="loaderWorkers",
+        ),
+        *schedule.rules(ours=f"({_OURS})"),
     )
     model: Factory | None = None
     """package.module:factory(config) -> torch.nn.Module."""
     dataset: Factory | None = None
-    """package.module:factory(config, split) -> a map-style dataset; split is "train" or "test"."""
+    """package.module:factory(config, split) -> a map-style dataset (DataParallel: or an iterable one); split is "train" or "test"."""
     loss: Factory | None = None
     """package.module:function(model, batch) -> the mean loss of the batch, or (mean, weight), where the mean is one over tokens,
     pixels or a mask, whose number is the weight. Without a weight it is read from the loss's graph where that shows it (cross entropy,
-    sum / count), else it is the number of samples. Default: cross entropy of (input, target)."""
+    sum / count), else it is the number of samples. Last may come {name: number}, means of the same weight to be reported.
+    Default: cross entropy of (input, target)."""
     evaluate: Factory | None = None
-    """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. Default: none."""
+    """package.module:function(model, dataset) -> a few named numbers, on split "test" at the end. A number may be (mean, weight), the
+    weight being what it is the mean of, such as samples: then the ranks of DataParallel share the data set. Default: none."""
+    evaluate_every_steps: Annotated[StrictInt, Field(ge=0, le=INT32_MAX)] = 0
+    """Steps between two evaluations, beside the one at the end. With parameter servers one worker evaluates while the others train; Async
+    and BoundedStaleness: the parameters of that step or newer ones. Default: 0, only at the end."""
+    early_stopping: EarlyStopping | None = None
+    """The job is complete when a number of the evaluation no longer gets better. Default: never."""
+    nan_policy: NanPolicy | None = None
+    """What a loss that is NaN or infinite does. Default: the job fails."""
+    hooks: Factory | None = None
+    """package.module:Class, of which each worker makes one object; methods, each optional: on_start(task), on_step(step, loss, metrics),
+    on_evaluate(metrics) -> whether to stop. Default: none."""
     optimizer: Optimizer | None = None
     """The optimiser of our loop; with a script and strategy.type ParameterServer, that of the servers."""
+    learning_rate_schedule: schedule.LearningRateSchedule | None = None
+    """Multiplies the learning rate of a step, with s steps before it of T in all, W warmupSteps, p = (s - W) / (T - W) and m minimumFactor:
+    below W by (s + 1) / (W + 1), then Constant: 1, Linear: 1 - (1 - m) p, Cosine: m + (1 - m) (1 + cos(pi p)) / 2,
+    Step: gamma^floor((s - W) / stepSize). Default: 1."""
     config: FreeForm | None = None
     """Handed to the factories as it is, some 100 KiB at most. Default: {}."""
     epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
@@ -265,15 +267,26 @@ class Trainer(Model):
     parts_per_step: Annotated[StrictInt, Field(ge=1, le=65_536)] | None = None
     """Parts of a global batch, each computed by one worker process: more or fewer processes compute the same parts. Fixed for the job's
     life. Default: the worker processes of the job when it is created."""
+    max_gradient_norm: PositiveNumber | None = None
+    """A gradient of a larger L2 norm, over all parameters, is scaled down to this one, as by torch's clip_grad_norm_: that of a step, under
+    Async and BoundedStaleness that of a part, with localSteps that of each worker's own step. Default: no clipping."""
+    gradient_accumulation_steps: Annotated[StrictInt, Field(ge=1, le=65_536)] = 1
+    """Portions of each part of a step, computed one after the other, whose gradients add up: only one portion's activations are in
+    memory. Default: 1."""
     collate: Factory | None = None
     """package.module:function(samples) -> batch, for samples that do not stack, such as sequences of different length; samples is a
     list. Default: torch's default_collate."""
+    loader_workers: Annotated[StrictInt, Field(ge=0, le=128)] = 0
+    """Processes of each worker process that load the batches of its next parts while it computes: dataset[i] and collate run there.
+    Default: 0, the process that computes loads them."""
     parallelize: Factory | None = None
     """package.module:function(model, mesh, config) -> model, cut by torch's parallelize_module and fully_shard; mesh has the dimensions
     pipeline, replicate, shard and tensor. Only where the strategy cuts the model. Default: what is certain of it is cut."""
     pipeline_split: Factory | None = None
     """package.module:function(model, stages, config) -> the list of its stages, modules that are called one after the other. Only with
     modelParallel.pipeline above 1. Default: pipeline_stages() of the model, or an nn.Sequential, cut by number of parameters."""
+    precision: Precision = Precision.FLOAT32
+    """BFloat16: forward and loss run under torch.autocast; parameters, gradients and optimizer stay float32. Default: Float32."""
     activation_checkpointing: StrictBool = False
     """Backward computes the blocks of the model again, so that forward keeps only what goes into each: less memory, a third more time.
     Blocks are the members of the largest ModuleList or Sequential. The result is the same. Default: false."""
@@ -299,13 +312,24 @@ class Trainer(Model):
     command: Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256)] | None = None
     """Any program, started once in each worker. RANK and WORLD_SIZE count the workers, MASTER_ADDR is worker 0, and PET_* gives torchrun
     its options."""
+    progress: OutputProgress | None = None
+    """Script and command: their progress is read from what they print. With a command the image needs our trainer, and sh. Default: a
+    program reports by disttrain_trainer.session, or not at all."""
+
+    def factories(self) -> list[tuple[tuple[str, ...], str]]:
+        """The path from here of each field that names a callable of the user's, and the name."""
+        named: list[tuple[tuple[str, ...], str | None]] = [
+            ((to_camel(name),), getattr(self, name)) for name in _FACTORIES
+        ]
+        named.append((("optimizer", "factory"), self.optimizer.factory if self.optimizer is not None else None))
+        return [(path, name) for path, name in named if name is not None]
 
     @property
     def is_ours(self) -> bool:
         """Whether the master assigns the parts: our loop, and a script on parameter servers."""
         return self.model is not None or (self.script is not None and self.optimizer is not None)
 
-    @property
+    @cached_property
     def work(self) -> Work:
         """What the workers run: the one kind of work that the fields describe (`RULES`)."""
         match self:

@@ -56,9 +56,15 @@ FiniteNumber = Annotated[float, Field(allow_inf_nan=False), WrapValidator(_numbe
 """A JSON number. A string is refused, and so are infinity and NaN, which JSON does not have."""
 Number = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
 """A number of 0 or more, such as 0.003 or 1e-4. The bound is within int64, in which the API server compares whole numbers."""
+Bound = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False), WrapValidator(_number)]
+"""A number of either sign."""
 NumberBelow1 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
+PositiveNumber = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), WrapValidator(_number)]
+"""A number above 0."""
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
 """A share: above 0, at most 1."""
+Factor = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), WrapValidator(_number), _AS_STORED]
+"""From 0 to 1."""
 
 Factory = Annotated[
     str,

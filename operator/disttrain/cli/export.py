@@ -21,7 +21,7 @@ from disttrain.api import digests
 from disttrain.api.digested import verified
 from disttrain.api.names import MODEL_FILE
 from disttrain.api.tensor_index import EXTRA_JSON, PART, Entry, Header, Piece, read_header
-from disttrain.local.folders import ROOT
+from disttrain.local.runs import ROOT
 
 MANIFEST = "manifest.json"
 FORMAT = 3

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from disttrain.api.job import NAME_RULE, DistTrainJob, Metadata
 from disttrain.api.names import API_VERSION, KIND
-from disttrain.api.trainer import FACTORIES
 from disttrain.cli import kinds, metadata, sources, yaml_lines
 from disttrain.cli.explain import dotted, explain, shown
 from disttrain.cli.sources import Unreadable
@@ -63,34 +62,31 @@ class FoundJob:
         return Problem(self.file, self.source.line(path), text, warning)
 
     def not_yet_supported(self) -> list[Problem]:
-        """The fields that ask for what this version cannot do anywhere."""
-        fields = unsupported_fields(self.job.spec, local=True)
+        """The fields that ask for what this version cannot do."""
+        fields = unsupported_fields(self.job.spec)
         return [self.problem(("spec", *path), f"{words} is not supported by this version") for path, words in fields]
-
-    def not_on_a_cluster(self) -> list[Problem]:
-        """The fields that ask for what this version does in a local run alone, as warnings."""
-        anywhere = unsupported_fields(self.job.spec, local=True)
-        fields = [entry for entry in unsupported_fields(self.job.spec) if entry not in anywhere]
-        return [
-            self.problem(
-                ("spec", *path),
-                f"{words} is not supported by this version: the operator makes no pods; `disttrain run` carries it out",
-                warning=True,
-            )
-            for path, words in fields
-        ]
 
     def factories_by_file(self) -> list[Problem]:
         """The factories that name a file in place of a module. The schema takes them: a package may hold a module named py."""
-        trainer = self.job.spec.trainer
-        named = [(field, getattr(trainer, field)) for field in FACTORIES if getattr(trainer, field) is not None]
         return [
             self.problem(
-                ("spec", "trainer", field), f'"{name}" names a file; write the module: {name.replace(".py:", ":")}'
+                ("spec", "trainer", *path), f'"{name}" names a file; write the module: {name.replace(".py:", ":")}'
             )
-            for field, name in named
+            for path, name in self.job.spec.trainer.factories()
             if ".py:" in name
         ]
+
+    def groups_by_no_pattern(self) -> list[Problem]:
+        """The groups of the optimizer whose match Python cannot compile. The schema takes them: the API server knows RE2 alone."""
+        optimizer = self.job.spec.trainer.optimizer
+        problems = []
+        for number, group in enumerate(optimizer.groups if optimizer is not None else ()):
+            try:
+                re.compile(group.match)
+            except (re.error, OverflowError, RecursionError) as error:
+                path = ("spec", "trainer", "optimizer", "groups", number, "match")
+                problems.append(self.problem(path, f"{group.match!r} is no regular expression of Python: {error}"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,14 @@ class JobFile:
             for document in self.documents
             if document["metadata"].get("namespace") in (None, "", found.job.metadata.namespace)
         )
+
+    def only(self, verb: str) -> FoundJob:
+        """The job of a file that holds one. Raises WrongInput. verb: that which takes one."""
+        if len(self.jobs) != 1:
+            names = ", ".join(found.job.metadata.name for found in self.jobs)
+            text = f"holds {len(self.jobs)} jobs ({names}); a {verb} takes one: put each into a file of its own"
+            raise WrongInput([Problem(self.name, 1, text)])
+        return self.jobs[0]
 
 
 def read(name: str, text: str | None = None) -> JobFile:

@@ -20,7 +20,7 @@ def lint(names: list[str]) -> int:
             wrong = True
             print(error, file=sys.stderr)
             continue
-        problems = [*file.warnings, *(problem for found in file.jobs for problem in _of_job(found, file))]
+        problems = [*file.warnings, *(problem for found in file.jobs for problem in problems_of(found, file))]
         for problem in problems:
             print(problem, file=sys.stderr)
         wrong = wrong or any(not problem.warning for problem in problems)
@@ -29,10 +29,10 @@ def lint(names: list[str]) -> int:
     return 2 if wrong else 0
 
 
-def _of_job(found: FoundJob, file: JobFile) -> list[Problem]:
+def problems_of(found: FoundJob, file: JobFile) -> list[Problem]:
     """What can be said without a cluster and is not in the schema."""
     spec = found.job.spec
-    problems = [*found.not_yet_supported(), *found.not_on_a_cluster(), *found.factories_by_file()]
+    problems = [*found.not_yet_supported(), *found.factories_by_file(), *found.groups_by_no_pattern()]
     if spec.checkpoint is None and isinstance(spec.trainer.work, Loop):
         problems.append(
             found.problem(

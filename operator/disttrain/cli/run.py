@@ -11,7 +11,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import MANAGED_BY
 from disttrain.api.reasons import JobState
 from disttrain.cli import files
-from disttrain.cli.files import FoundJob, JobFile, Problem, WrongInput
+from disttrain.cli.files import FoundJob, JobFile, WrongInput
 from disttrain.cli.screen import Screen, screen_for
 from disttrain.cli.summary import summary
 from disttrain.local.addresses import Ports
@@ -132,20 +132,9 @@ def _unwritable(error: OSError) -> str:
 
 def _only_job(file: JobFile, *, resume: bool) -> FoundJob:
     """The job of the file, if it is one that can be run here. Raises WrongInput."""
-    if len(file.jobs) != 1:
-        names = ", ".join(found.job.metadata.name for found in file.jobs)
-        raise WrongInput(
-            [
-                Problem(
-                    file.name,
-                    1,
-                    f"holds {len(file.jobs)} jobs ({names}); a run takes one: put each into a file of its own",
-                )
-            ]
-        )
-    (found,) = file.jobs
+    found = file.only("run")
     spec = found.job.spec
-    problems = [*found.not_yet_supported(), *found.factories_by_file()]
+    problems = [*found.not_yet_supported(), *found.factories_by_file(), *found.groups_by_no_pattern()]
     if spec.suspend:
         problems.append(found.problem(("spec", "suspend"), "a suspended job has nothing to run; set it to false"))
     if spec.managed_by != MANAGED_BY:

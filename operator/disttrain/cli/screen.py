@@ -4,7 +4,6 @@ On a terminal it is terminal.py. Not here: where the news come from (disttrain.l
 written without anybody waiting for it (output.py).
 """
 
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from disttrain.api.names import Role
 from disttrain.api.reasons import FINAL
 from disttrain.api.runtime import Progress
 from disttrain.cli import words
+from disttrain.cli.lines import is_terminal
 from disttrain.cli.output import Backlog, Line, Sink
 from disttrain.local.processes import Process
 from disttrain.local.runner import Observer
@@ -107,7 +107,7 @@ class Screen(Observer, ABC):
 
 def screen_for(stream: TextIO, job: DistTrainJob, *, quiet: bool) -> Screen:
     """The display that suits the stream."""
-    if stream.isatty() and os.environ.get("TERM") != "dumb":
+    if is_terminal(stream):
         from disttrain.cli.terminal import TerminalScreen  # rich takes longer to import than all the rest
 
         return TerminalScreen(stream, job, quiet=quiet)

@@ -49,8 +49,17 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
     if training is not None:
         if training.resumed:
             facts.append(("start", training.resumed[0].lower() + training.resumed[1:]))
+        if training.dropped_samples:
+            facts.append(("left out", f"{training.dropped_samples} samples (trainer.lastBatch: Drop)"))
         if training.loss is not None:
             facts.append(("loss", f"{training.loss:.15g}"))
+        if training.values:
+            facts.append(("values", ", ".join(f"{name} {value:.15g}" for name, value in training.values.items())))
+        if training.roll_backs is not None:
+            done = training.roll_backs
+            facts.append(
+                ("roll-backs", f"{done.count}; left out: parts {done.left_out_parts}; the last: {done.reason}")
+            )
         if training.evaluation:
             facts.append(
                 ("evaluation", ", ".join(f"{name} {value:.15g}" for name, value in training.evaluation.items()))
@@ -68,7 +77,9 @@ def _facts(job: DistTrainJob, folder: RunFolder) -> list[tuple[str, str]]:
         facts.append(("restarts", f"{restarts.total}{why}{redone}"))
     if job.spec.checkpoint is not None and training is not None and training.last_checkpoint is not None:
         place = folder.checkpoints(job.spec.checkpoint.volume.persistent_volume_claim)
-        facts.append(("checkpoint", f"step {training.last_checkpoint.step} in {place}"))
+        best, keep_best = training.best_checkpoint, job.spec.checkpoint.keep_best
+        named = f"; the best: step {best.step}, {keep_best.metric} {best.value:.6g}" if best and keep_best else ""
+        facts.append(("checkpoint", f"step {training.last_checkpoint.step} in {place}{named}"))
     if training is not None and training.model is not None:
         path = Path(os.path.relpath(training.model.path))
         load = f'model.load_state_dict(load_file("{path}"))'

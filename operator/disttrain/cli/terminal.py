@@ -17,25 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain.cli import words
+from disttrain.cli.lines import Lines, segments
 from disttrain.cli.output import Line
 from disttrain.cli.screen import Screen
 
-_COLOURS: Final = {
-    Role.MASTER: ("bright_white",),
-    Role.PARAMETER_SERVER: ("magenta", "bright_magenta", "red", "bright_red"),
-    Role.WORKER: ("cyan", "green", "yellow", "blue", "bright_cyan", "bright_green", "bright_yellow", "bright_blue"),
-}
 _BAR_COLUMNS: Final = range(10, 31)
 """A shorter bar says nothing, a longer one nothing more."""
 _LEAST_NAME: Final = 8
 """Columns of a name before numbers are left out for it."""
 _BETWEEN_SECONDS: Final = 0.03
 """Between two writes: what comes meanwhile is written together."""
-_CONTROLS: Final = dict.fromkeys([*range(9), *range(10, 32), *range(127, 160)])
-"""Characters that would move the cursor, or ring."""
 
 
 class TerminalScreen(Screen):
@@ -64,33 +57,15 @@ class TerminalScreen(Screen):
             self._live.update(newest, refresh=True)
         if lines:
             # All in one: the bar is taken away and drawn again once for all of them, not once for each.
-            self._console.print(_Lines([segment for line in lines for segment in self._segments(line)]), end="")
+            self._console.print(Lines([segment for line in lines for segment in self._segments(line)]), end="")
         time.sleep(_BETWEEN_SECONDS)
 
     def _segments(self, line: Line) -> Iterator[Segment]:
         if line.process is None:
             yield Segment(f"{line.text}\n", Style.parse("yellow") if line.warning else None)
             return
-        colours = _COLOURS[line.process.role]
-        name = f"[{line.process.label}]".ljust(self._width)
-        yield Segment(name, Style.parse(colours[line.process.index % len(colours)]))
-        yield Segment(" ")
-        if "\x1b" in line.text:
-            # Its colours are kept, and nothing else that it would do to the terminal.
-            yield from Text.from_ansi(line.text, end="").render(self._console)
-        else:
-            yield Segment(line.text.translate(_CONTROLS))
-        yield Segment("\n")
-
-
-class _Lines:
-    """Segments as they are. Not Text, and not markup: what a program prints in brackets is its own."""
-
-    def __init__(self, segments: list[Segment]) -> None:
-        self._segments = segments
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        yield from self._segments
+        process = line.process
+        yield from segments(self._console, process.label, process.role, process.index, line.text, self._width)
 
 
 class Bar:

@@ -5,6 +5,8 @@ from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
 from disttrain.api.trainer import Command
 
+_SHOWN_VALUES = 3
+"""Of the named values of a loss; the status and the summary have all."""
 _WAITING = (ConditionType.VALID, ConditionType.SCHEDULED, ConditionType.READY)
 
 
@@ -32,6 +34,7 @@ def parts(job: DistTrainJob, progress: Progress | None) -> list[str]:
             parts.append(f"ETA {clock((total - step) * job.spec.trainer.batch_size / progress.samples_per_second)}")
     if not isinstance(job.spec.trainer.work, Command):  # whose programs do not report to the master
         parts.append(f"workers {progress.world_size}/{job.spec.world_size}")
+    parts += [f"{name} {value:.4g}" for name, value in list((progress.values or {}).items())[:_SHOWN_VALUES]]
     return parts
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from disttrain import certificates
 from disttrain.api import DistTrainJob
-from disttrain.api.names import CERTIFICATE, KIND, Role, pod_name
+from disttrain.api.names import CERTIFICATE, KIND, POD_GROUPS, Role, pod_name
 from disttrain.controller.cache import Cache, Key
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.record import Child, JobRecord
@@ -46,6 +46,7 @@ from disttrain.plan.model import (
     DeleteSecret,
     MadeSecret,
     Refusal,
+    SuspendJob,
 )
 
 SLOW_START = 4
@@ -83,7 +84,7 @@ class Executor:
         Returns True when another pass is needed and no watch event may cause it: a child was not created, or was gone at once.
         """
         changed = False
-        for creating, group in groupby(actions, key=lambda action: isinstance(action, CREATIONS)):
+        for (creating, _), group in groupby(actions, key=_stage):
             left = list(group)
             size = SLOW_START if creating else len(left)
             while left:
@@ -114,16 +115,21 @@ class Executor:
                 return await self._create_secret(job, record)
             case DeleteSecret():
                 return await self._delete_secret(job)
-            case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept):
+            case CreatePod(role=role, index=index, attempt=attempt, trainer_image=kept, pod_group=group):
                 child = Child(PODS, Key(namespace, pod_name(name, role, index)))
                 image = kept or self._trainer_image
                 return await self._create(
-                    job, record, child, lambda: build_pod(job, role, index, attempt, trainer_image=image)
+                    job,
+                    record,
+                    child,
+                    lambda: build_pod(job, role, index, attempt, trainer_image=image, pod_group=group),
                 )
             case DeletePod(name=pod, uid=uid, grace_seconds=grace):
                 return await self._delete(job, PODS, Key(namespace, pod), uid, grace)
             case DeleteJob():
                 return await self._delete(job, JOBS, Key(namespace, name), job.metadata.uid, None)
+            case SuspendJob():
+                return await self._suspend(job, record)
 
     async def _create(self, job: DistTrainJob, record: JobRecord, child: Child, build: Callable[[], Body]) -> bool:
         """Makes a child. True when there was a useless one in its place, which went at once."""
@@ -195,6 +201,19 @@ class Executor:
                 await self._api.delete(SECRETS, job.metadata.namespace, name_of_secret(job), uid=kept.uid or "")
         return False
 
+    async def _suspend(self, job: DistTrainJob, record: JobRecord) -> bool:
+        """Sets spec.suspend, or stores why not. A Conflict: the job has changed since, and the next pass decides again."""
+        about = {"uid": job.metadata.uid, "resourceVersion": job.metadata.resource_version}
+        change = {"metadata": about, "spec": {"suspend": True}}
+        try:
+            self._cache.jobs.put(await self._api.patch(JOBS, job.metadata.namespace, job.metadata.name, change))
+        except Refused as error:
+            retryable = error.status not in FINAL
+            record.suspension_refused(
+                Refusal(name="spec.suspend", message=error.message, retryable=retryable, time=self._clock())
+            )
+        return True
+
     def _refuse(self, record: JobRecord, child: Child, message: str, *, retryable: bool) -> "ChildNotCreated":
         name = f"{child.resource.kind} {child.key.name}"
         record.refused(child, Refusal(name=name, message=message, retryable=retryable, time=self._clock()))
@@ -211,7 +230,9 @@ class Executor:
         owner = Key(key.namespace, job.metadata.name)
         try:
             left = await self._api.delete(resource, key.namespace, key.name, uid=uid, grace_seconds=grace)
-        except (NotFound, Conflict):  # Conflict: the name is another's by now, so this one is gone
+        except (NotFound, Conflict) as error:
+            if isinstance(error, Conflict) and await self._is_there(resource, key, uid):
+                raise  # an admission webhook, or a lock: to take it for gone would be to forget it for ever
             self._expectations.gone(owner, resource, key, uid)
             return True
         metadata = left.get("metadata", {})
@@ -223,8 +244,22 @@ class Executor:
         self._expectations.deleted(owner, resource, left, asyncio.get_running_loop().time())
         return False
 
+    async def _is_there(self, resource: Resource, key: Key, uid: str) -> bool:
+        """Whether the object of that uid still has the name, and not another one."""
+        try:
+            found = await self._api.get(resource, key.namespace, key.name)
+        except NotFound:
+            return False
+        return bool(found["metadata"]["uid"] == uid)
+
 
 CREATIONS = (Create, CreateSecret, CreatePod)
+
+
+def _stage(action: Action) -> tuple[bool, bool]:
+    """What is carried out together: deletions; creations; and before other creations a PodGroup, since a scheduler that sees pods without
+    their group lets them wait for minutes."""
+    return isinstance(action, CREATIONS), isinstance(action, Create) and action.kind in POD_GROUPS
 
 
 class ChildNotCreated(Exception):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from disttrain.api.gangs import LABEL_KUEUE_QUEUE
 from disttrain.api.names import GROUP, KIND, LABEL_JOB_NAME, MANAGED_BY
 from disttrain.api.stored import ReadJob, read_stored
 from disttrain.controller.projection import project_pod
-from disttrain.kube.api import CHILDREN, JOBS, PODS, Body, Resource
+from disttrain.kube.api import CHILDREN, JOBS, PODS, VOLCANO_GROUPS, Body, Resource
 from disttrain.plan.model import PodView
 
 T = TypeVar("T")
@@ -46,6 +47,24 @@ class Entry(Generic[T]):
     value: T
 
 
+class Known(NamedTuple):
+    """How much a store has taken in until a moment."""
+
+    newest: int
+    """The highest version of an object."""
+    deletions: int
+    """How many objects were seen to be gone."""
+
+
+class _Gone(NamedTuple):
+    """An object that was seen to be gone."""
+
+    number: int
+    """Of the deletion: how many were seen before it."""
+    version: int
+    """The newest that was known of the object; 0: none."""
+
+
 class Store(Generic[T]):
     """The objects of one kind, by name and by the job that owns them."""
 
@@ -54,9 +73,8 @@ class Store(Generic[T]):
         self._by_key: dict[Key, Entry[T]] = {}
         self._by_owner: dict[tuple[str, str], dict[Key, Entry[T]]] = {}
         """By namespace and uid of the owner: an owner is always of the same namespace, whatever an object of another one claims."""
-        self._gone: OrderedDict[str, None] = OrderedDict()
-        self.newest = 0
-        """The highest version of an object that was ever taken in."""
+        self._gone: OrderedDict[str, _Gone] = OrderedDict()
+        self.known = Known(newest=0, deletions=0)
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -80,7 +98,7 @@ class Store(Generic[T]):
             int(metadata["resourceVersion"]),
         )
         known = self._by_key.get(key)
-        self.newest = max(self.newest, version)
+        self.known = self.known._replace(newest=max(self.known.newest, version))
         if uid in self._gone or (known and version <= known.version):
             return None
         if known and known.uid != uid:
@@ -95,24 +113,25 @@ class Store(Generic[T]):
 
     def drop(self, key: Key, uid: str) -> Entry[T] | None:
         """Forgets an object for ever. The entry that was removed, None when we did not have it."""
-        self._gone[uid] = None
+        entry = self._by_key.get(key)
+        known = entry if entry is not None and entry.uid == uid else None
+        self._gone.setdefault(uid, _Gone(number=self.known.deletions, version=known.version if known else 0))
+        self.known = self.known._replace(deletions=self.known.deletions + 1)
         if len(self._gone) > TOMBSTONES:
             self._gone.popitem(last=False)
-        known = self._by_key.get(key)
-        if known is None or known.uid != uid:
-            return None
-        self._remove(known)
+        if known is not None:
+            self._remove(known)
         return known
 
-    def contradicts(self, body: Body, version: int) -> bool:
-        """Whether a full list of that version shows an older state of an object than one that we know from before the list."""
+    def contradicts(self, body: Body, version: int, before: Known) -> bool:
+        """Whether a full list of that version shows an older state of an object than one that we know from before the list, or one that
+        was gone before it, as it was then. before: what was known when the list was asked for."""
         metadata = body["metadata"]
+        shown, gone = int(metadata["resourceVersion"]), self._gone.get(metadata["uid"])
+        if gone is not None:
+            return gone.number < before.deletions and shown <= gone.version
         known = self._by_key.get(Key(metadata["namespace"], metadata["name"]))
-        return (
-            known is not None
-            and known.uid == metadata["uid"]
-            and int(metadata["resourceVersion"]) < known.version <= version
-        )
+        return known is not None and known.uid == metadata["uid"] and shown < known.version <= version
 
     def vanished(self, uids: set[str], version: int) -> list[Entry[T]]:
         """What we have that a full list of that version has not: objects whose deletion was missed."""
@@ -135,15 +154,16 @@ class StoredJob:
         self._body = body
 
     def __eq__(self, other: object) -> bool:
-        """Whether a pass would see the same. Labels and annotations do not count: they may change a thousand times a second."""
-        if not isinstance(other, StoredJob):
-            return NotImplemented
-        return (self.uid, self.generation, self.deleting) == (other.uid, other.generation, other.deleting) and (
-            self._body.get("spec"),
-            self._body.get("status"),
-        ) == (other._body.get("spec"), other._body.get("status"))
+        """Whether a pass would see the same. Other labels than that of a queue do not count, and no annotations: they may change a
+        thousand times a second."""
+        return self._decides == other._decides if isinstance(other, StoredJob) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def _decides(self) -> tuple[object, ...]:
+        queue = (self._body["metadata"].get("labels") or {}).get(LABEL_KUEUE_QUEUE)
+        return self.uid, self.generation, self.deleting, queue, self._body.get("spec"), self._body.get("status")
 
     @property
     def uid(self) -> str:
@@ -194,7 +214,11 @@ class Cache:
             lambda body: CachedPod(project_pod(body), body.get("status", {}).get("podIP", ""))
         )
         others: dict[Resource, Store[Any]] = {resource: Store(lambda _: None) for resource in CHILDREN.values()}
+        self.volcano_groups: Store[str] = Store(lambda body: str((body.get("status") or {}).get("phase") or ""))
+        others[VOLCANO_GROUPS] = self.volcano_groups
         self.stores: dict[Resource, Store[Any]] = {JOBS: self.jobs, PODS: self.pods, **others}
+        self.absent: frozenset[Resource] = frozenset()
+        """Optional kinds that the API server does not have, or that the operator may not read."""
 
     def shows(self, resource: Resource, key: Key, owner: str) -> bool:
         """Whether a child of the job of that uid is there, and is one that the plan can see. Of Secrets nothing is known here."""

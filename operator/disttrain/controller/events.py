@@ -7,6 +7,7 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from disttrain.api.names import API_VERSION, FIELD_MANAGER, KIND
@@ -28,8 +29,9 @@ REMEMBERED = 4000
 class EventPoster:
     """Takes Events at once and posts them when there is time."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: KubeApi, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._api = api
+        self._clock = clock
         self._waiting: Turns[tuple[Key, str, Event, datetime]] = Turns()
         self._arrived = asyncio.Event()
         self._posted: OrderedDict[tuple[str, str, str], tuple[str, int]] = OrderedDict()
@@ -38,7 +40,7 @@ class EventPoster:
         if len(self._waiting) >= WAITING or self._waiting.length(job.namespace) >= WAITING_EACH:
             log.debug("too many Events are waiting; dropped one about %s: %s", job, event.message)
             return
-        self._waiting.append(job.namespace, (job, uid, event, datetime.now(UTC)))
+        self._waiting.append(job.namespace, (job, uid, event, self._clock()))
         self._arrived.set()
 
     async def run(self) -> None:

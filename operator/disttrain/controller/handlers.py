@@ -4,7 +4,7 @@ Only `on.event`: kopf's other handlers are edge-triggered and write annotations 
 `resync` finds what no event reported.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import kopf
@@ -14,8 +14,11 @@ from disttrain.controller.resync import SELECTORS
 from disttrain.kube.api import Resource
 
 
-def register(intake: Intake, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
-    """The handlers of an operator. They hand watch events to `intake`; kopf awaits `end` before it ends."""
+def register(
+    intake: Intake, end: Callable[[], Awaitable[None]], *, absent: Collection[Resource] = ()
+) -> kopf.OperatorRegistry:
+    """The handlers of an operator. They hand watch events to `intake`; kopf awaits `end` before it ends. absent: kinds that the API server
+    does not have."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -26,13 +29,13 @@ def register(intake: Intake, end: Callable[[], Awaitable[None]]) -> kopf.Operato
     async def cleanup(**_: Any) -> None:
         await end()
 
-    for resource in SELECTORS:
+    for resource in SELECTORS.keys() - set(absent):
         _watch(resource, intake, registry)
     return registry
 
 
 def _watch(resource: Resource, intake: Intake, registry: kopf.OperatorRegistry) -> None:
-    @kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)
+    @kopf.on.event(resource.group, resource.version, resource.plural, id=resource.full_name, registry=registry)
     async def take(event: kopf.RawEvent, **_: Any) -> None:
         intake.take(resource, event)
 

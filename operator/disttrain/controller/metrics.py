@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, JobState, Reason
 from disttrain.api.status import WHOLE_JOB, Condition, DistTrainJobStatus, LastRestart
+from disttrain.kube.api import OPTIONAL, Resource
 
 REGISTRY = CollectorRegistry()
 _ROLES = {role.status_name: role.value for role in Role}
@@ -77,6 +78,13 @@ DRIFT = Counter(
     ["resource"],
     registry=REGISTRY,
 )
+
+
+def watched(resource: Resource) -> str:
+    """The label of a kind that is watched. The kinds that a cluster need not have share their plural."""
+    return resource.full_name if resource in OPTIONAL else resource.plural
+
+
 LEADER = Gauge("disttrain_operator_leader", "1 while this replica acts.", registry=REGISTRY)
 
 

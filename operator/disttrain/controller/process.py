@@ -17,23 +17,12 @@ import kopf
 import uvloop
 
 from disttrain import __version__
-from disttrain.api import Progress
 from disttrain.controller import handlers, metrics, probes
-from disttrain.controller.apply import Executor
-from disttrain.controller.cache import Cache, Key
-from disttrain.controller.events import EventPoster
-from disttrain.controller.expectations import Expectations
-from disttrain.controller.intake import Intake
 from disttrain.controller.leader import leadership
-from disttrain.controller.progress import AT_ONCE, Fetch, Master, ProgressReader, fetcher
-from disttrain.controller.queue import WorkQueue
-from disttrain.controller.reconcile import Reconciler
-from disttrain.controller.record import JobRecords
-from disttrain.controller.resync import SELECTORS, Restored, Resync, WatchHealth
+from disttrain.controller.parts import Parts
+from disttrain.controller.progress import AT_ONCE, Fetch, fetcher
+from disttrain.controller.resync import SELECTORS, KindsChanged, Restored
 from disttrain.controller.settings import Settings
-from disttrain.controller.status import StatusWriter
-from disttrain.controller.turns import share
-from disttrain.controller.volume_failures import VolumeFailures
 from disttrain.kube.api import KubeApi
 from disttrain.kube.client import KubeClient, connect
 
@@ -86,59 +75,22 @@ class Operator:
     """All parts of one operator process."""
 
     def __init__(self, settings: Settings, api: KubeApi, fetch: Fetch) -> None:
-        loop = asyncio.get_running_loop()
         self._settings = settings
         self._api = api
-        self.cache = Cache()
-        self.queue: WorkQueue[Key] = WorkQueue(namespace=lambda key: key.namespace, most_each=share(settings.workers))
-        self._workers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._leading = not settings.leader_elect
-        self.watch_health = WatchHealth(loop.time)
         self.lag = probes.LoopLag()
-        self._events = EventPoster(api)
-        expectations, records = Expectations(self.cache), JobRecords()
-        self._intake = Intake(self.cache, self.queue, expectations, records, self.watch_health)
-        self._resync = Resync(
-            api,
-            self.cache,
-            self.watch_health,
-            namespaces=settings.namespaces,
-            changed=self._intake.changed,
-            queue_all=self._intake.queue_all,
-            restored=self._is_restored,
-        )
-        self._progress = ProgressReader(fetch, self._on_report)
-        self._volume_failures = VolumeFailures(api, self._volumes_failed)
-        self._reconciler = Reconciler(
-            api=api,
-            cache=self.cache,
-            queue=self.queue,
-            expectations=expectations,
-            records=records,
-            executor=Executor(
-                api,
-                self.cache,
-                expectations,
-                trainer_image=settings.trainer_image,
-                concurrency=settings.requests,
-                clock=_now,
-            ),
-            statuses=StatusWriter(api, self.cache, interval=settings.status_write_seconds),
-            events=self._events,
-            progress=self._progress,
-            volume_failures=self._volume_failures,
-            clock=_now,
-            restored=self._is_restored,
-        )
+        self._parts = Parts(settings, api, fetch, clock=_now, restored=self._is_restored)
+        self.cache, self.queue = self._parts.cache, self._parts.queue
+        self.watch_health = self._parts.watch_health
 
     async def run(self) -> int:
         """Serves until a signal, or until a part of it ends that must not: then 1."""
         with metrics.live(self._states):
             async with self.port(), leadership(self._settings, self._api, lost=self.fail):
                 self._leading = True
-                await self._resync.first()
+                await self._parts.resync.first()
                 if self._stop.is_set():
                     return self._exit_code  # the Lease was lost meanwhile
                 log.info(
@@ -152,16 +104,13 @@ class Operator:
         return self._exit_code
 
     def begin_passes(self) -> None:
-        self._workers = [
-            asyncio.create_task(self._reconciler.run(), name=f"worker {number}")
-            for number in range(self._settings.workers)
-        ]
+        self._parts.begin_passes()
 
     async def _serve(self) -> None:
         self.begin_passes()
         self.watch_health.broken.set()  # no watch reports what vanishes before it starts
-        resync = self._resync.run(self._settings.resync_seconds)
-        async with _background(self.fail, resync=resync, events=self._events.run(), lag=self.lag.run()):
+        resync = self._parts.resync.run(self._settings.resync_seconds)
+        async with _background(self.fail, resync=resync, events=self._parts.events.run(), lag=self.lag.run()):
             try:
                 await self._watch()
             finally:
@@ -173,35 +122,29 @@ class Operator:
         Passes in flight are ended too: without the Lease another operator acts soon, and before those would have come to their end.
         """
         self._exit_code = 1
-        self.queue.shut_down()
-        for worker in self._workers:
-            worker.cancel()
+        self._parts.cancel_passes()
         self._stop.set()
 
     def _is_restored(self, error: Restored) -> None:
         if self._stop.is_set():
             return  # a pass or a comparison in flight found it too
-        log.critical("%s; the operator ends, so that its next process starts from what the API server has now", error)
+        level = logging.WARNING if isinstance(error, KindsChanged) else logging.CRITICAL
+        log.log(level, "%s; the operator ends, so that its next process starts from what the API server has now", error)
         self.fail()
 
     async def end(self) -> None:
         """Lets passes in flight come to their end, and starts no new ones."""
         self._stop.set()  # a task of kopf's waits for it, and it may be that kopf ended by itself
-        self.queue.shut_down()
-        await asyncio.wait(self._workers, timeout=self._settings.shutdown_seconds)
-        for worker in self._workers:
-            worker.cancel()
-        await self._progress.close()
-        await self._volume_failures.close()
+        await self._parts.end(self._settings.shutdown_seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._events.drain(), timeout=2)
+            await asyncio.wait_for(self._parts.events.drain(), timeout=2)
 
     async def _watch(self) -> None:
         kopf_settings = kopf.OperatorSettings()
         handlers.configure(kopf_settings)
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=handlers.register(self._intake, self.end),
+            registry=handlers.register(self._parts.intake, self.end, absent=self.cache.absent),
             settings=kopf_settings,
             standalone=True,
             clusterwide=not self._settings.namespaces,
@@ -221,7 +164,7 @@ class Operator:
         }
         most = STALE_RESYNCS * self._settings.resync_seconds
         for resource in SELECTORS:
-            live[f"watch of {resource.plural}"] = lambda resource=resource: (  # type: ignore[misc]
+            live[f"watch of {resource.full_name}"] = lambda resource=resource: (  # type: ignore[misc]
                 _above(self.watch_health.age(resource), most, "without news") if self.watch_health.synced else None
             )
         # One that waits for the Lease is ready to take over.
@@ -237,18 +180,12 @@ class Operator:
             log.info("/healthz, /readyz and /metrics on port %d", port)
             yield port
 
-    def _on_report(self, key: Key, master: Master, progress: Progress) -> None:
-        self._reconciler.reported(key, master, progress)
-
-    def _volumes_failed(self, key: Key, messages: dict[str, str]) -> None:
-        self._reconciler.volumes_failed(key, messages)
-
     def _measure(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self.queue))
         if not self.watch_health.synced:
             return  # nothing is watched yet, and by one that waits for the Lease not for days
         for resource in SELECTORS:
-            metrics.WATCH_AGE.labels(resource.plural).set(self.watch_health.age(resource))
+            metrics.WATCH_AGE.labels(metrics.watched(resource)).set(self.watch_health.age(resource))
 
     def _states(self) -> list[str]:
         return [str(job.value.status.get("state", "Pending")) for job in self.cache.jobs if job.value.ours]

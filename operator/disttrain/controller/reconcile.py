@@ -20,16 +20,17 @@ from disttrain.controller.events import EventPoster
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS, observe
 from disttrain.controller.progress import Master, ProgressReader
+from disttrain.controller.progress_turns import ProgressTurns
 from disttrain.controller.queue import ShutDown, WorkQueue
-from disttrain.controller.record import Child, JobRecord, JobRecords
+from disttrain.controller.record import LONG_AGO, Child, JobRecord, JobRecords
 from disttrain.controller.resync import Restored, look_at_pods
 from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
 from disttrain.controller.volume_failures import VolumeFailures, waits_for_volumes
 from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
 from disttrain.plan import Plan, decide
-from disttrain.plan.model import DeleteJob
-from disttrain.plan.progress import read_interval
+from disttrain.plan.model import DeleteJob, Write
+from disttrain.plan.progress import pass_after, read_interval
 from disttrain.plan.urgency import not_carried_out
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Reconciler:
         self._volume_failures = volume_failures
         self._clock = clock
         self._restored = restored
+        self._progress_turns = ProgressTurns()
         self._logged: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
@@ -132,6 +134,9 @@ class Reconciler:
         self._tell_unknown(key, read)
         self._follow_volumes(key, stored.uid, record)
         plan = self._decide(record, read)
+        if plan.asks:
+            await self._progress.look(key)
+            plan = self._decide(record, read)
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
             await self._look_live(stored, record, plan)
@@ -196,7 +201,8 @@ class Reconciler:
     async def _write(self, stored: Entry[StoredJob], record: JobRecord, plan: Plan) -> bool:
         """Returns False when the write has to wait: the next pass will see the same change, and write it then."""
         before = stored.value.read.job.status
-        result = await self._statuses.write(stored, plan, last=record.status_written)
+        turn = self._progress_turns.of(record) if plan.write is Write.PROGRESS else LONG_AGO
+        result = await self._statuses.write(stored, plan, last=record.status_written, turn=turn)
         record.small_writes_wait()
         if isinstance(result, Wait):
             record.small_writes_wait(asyncio.get_running_loop().time() + result.larger)
@@ -205,6 +211,8 @@ class Reconciler:
         if result is Written.YES:
             record.wrote_status(asyncio.get_running_loop().time())
             observe(before, plan.status, self._clock())
+        else:
+            record.progress_waits(None)  # a turn of the past would let a later report through at once
         return True
 
     async def _recheck(self, key: Key, uid: str, record: JobRecord) -> None:
@@ -274,8 +282,17 @@ class Reconciler:
         record, pod = self._records.find(key), self._cache.pods.get(Key(master.namespace, master.pod))
         if record is None or pod is None or (pod.uid, pod.owner) != (master.uid, record.uid):
             return  # a late report of a master that is gone
-        if record.report(progress, self._clock()):
+        before, now = record.progress, self._clock()
+        if not record.report(progress, now):
+            return
+        stored = self._cache.jobs.get(key)
+        wait = pass_after(stored.value.read.job, before, progress, now) if stored is not None else None
+        if wait is None:
             self._queue.add(key)
+        elif wait:
+            self._queue.add_after(key, wait.total_seconds())
+        else:
+            self._queue.add_after(key, self._progress_turns.of(record) - asyncio.get_running_loop().time())
 
     def _forget(self, key: Key) -> None:
         self._progress.follow(key, None)

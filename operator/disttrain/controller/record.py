@@ -12,7 +12,7 @@ from disttrain.api import Progress
 from disttrain.controller.cache import Key
 from disttrain.kube.api import Resource
 from disttrain.plan.model import MadeSecret, Refusal
-from disttrain.plan.progress import is_another_step
+from disttrain.plan.progress import is_another_step, is_news
 
 LONG_AGO = float("-inf")
 
@@ -33,6 +33,8 @@ class JobRecord:
     """metadata.generation of the spec that `refusals` and `name_conflicts` are about."""
     refusals: dict[Child, Refusal] = field(default_factory=dict)
     """Children that the API server refused to create."""
+    suspend_refused: Refusal | None = None
+    """The API server refused to set spec.suspend."""
     server_errors: dict[Child, float] = field(default_factory=dict)
     """Children whose creation fails with an error of the server, and since when."""
     name_conflicts: dict[Child, float] = field(default_factory=dict)
@@ -49,11 +51,15 @@ class JobRecord:
     """When this process made its first pass over the job."""
     progress: Progress | None = None
     """The newest report of the master."""
+    progress_before: Progress | None = None
+    """The one before it that differs from it."""
     progress_read: datetime | None = None
     step_seen: datetime | None = None
     """When the step of `progress` was first read."""
     status_written: float = LONG_AGO
     """When our last write of the status was answered; of a job without a status, when it was first seen."""
+    progress_turn: float | None = None
+    """When progress alone may be written; None: the job has no turn, since it has nothing to write."""
     small_writes_from: float = LONG_AGO
     """Before this moment a change that can wait is not written, so that it needs no pass."""
 
@@ -69,18 +75,25 @@ class JobRecord:
             self.name_conflicts.clear()
             self.former.clear()
             self.refusals.clear()
+            self.suspend_refused = None
 
     def report(self, progress: Progress, now: datetime) -> bool:
-        """Stores a report of the master. Returns whether it differs from the one before."""
-        before = self.progress
+        """Stores a report of the master. Returns whether it asks for a pass."""
+        before, news = self.progress, is_news(progress, self.progress, self.progress_read, now)
         if is_another_step(progress, before):
             self.step_seen = now
+        if progress != before:
+            self.progress_before = before
         self.progress, self.progress_read = progress, now
-        return before != progress
+        return news
 
     def refused(self, child: Child, refusal: Refusal) -> None:
         """The API server refused to create a child."""
         self.refusals[child] = refusal
+
+    def suspension_refused(self, refusal: Refusal) -> None:
+        """The API server refused to set spec.suspend."""
+        self.suspend_refused = refusal
 
     def secret_made(self, name: str, made: MadeSecret) -> None:
         """The API server answered the creation of the Secret of that name."""
@@ -136,6 +149,11 @@ class JobRecord:
     def wrote_status(self, moment: float) -> None:
         """The API server answered a write of the status."""
         self.status_written = moment
+        self.progress_turn = None
+
+    def progress_waits(self, until: float | None) -> None:
+        """The job has its turn to write progress alone; None: it has nothing to write."""
+        self.progress_turn = until
 
     def small_writes_wait(self, until: float = LONG_AGO) -> None:
         """A change that can wait is not written before `until`."""

@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from disttrain.api.names import LABEL_JOB_NAME
-from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Store
-from disttrain.controller.metrics import DRIFT
-from disttrain.kube.api import CHILDREN, JOBS, PODS, ApiError, KubeApi, NotFound, Page, Resource
+from disttrain.controller.cache import Cache, CachedPod, Entry, Key, Known, Store
+from disttrain.controller.metrics import DRIFT, watched
+from disttrain.kube.api import CHILDREN, JOBS, OPTIONAL, PODS, ApiError, KubeApi, NotFound, Page, Refused, Resource
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +55,23 @@ class Restored(Exception):
     """The API server knows less than it did."""
 
 
-def check(store: Store[Any], resource: Resource, page: Page, newest: int) -> None:
-    """Raises Restored when a list is older than what we knew when we asked for it; `newest` is the store's of that moment."""
-    older = page.version < newest
-    if older or any(store.contradicts(body, page.version) for body in page.items):
-        seen = f"its list of {resource.plural} has version {page.version}, and version {newest} was seen before"
-        raise Restored(f"the API server was restored from a backup: {seen}")
+def check(store: Store[Any], resource: Resource, page: Page, before: Known) -> None:
+    """Raises Restored when a list is older than what we knew when we asked for it; `before` is the store's of that moment."""
+    if page.version < before.newest:
+        seen = f"has version {page.version}, and version {before.newest} was seen before"
+    elif any(store.contradicts(body, page.version, before) for body in page.items):
+        seen = f"has version {page.version}, and shows what was changed or deleted before"
+    else:
+        return
+    raise Restored(f"the API server was restored from a backup: its list of {resource.plural} {seen}")
 
 
 async def look_at_pods(api: KubeApi, cache: Cache, job: Key, uid: str) -> list[tuple[Entry[CachedPod], bool]]:
     """One live look at the pods of a job, before a step that nothing takes back. What that changed in the cache; True: it is gone."""
     store, uids, version = cache.pods, set[str](), 0
-    newest, changed = store.newest, list[tuple[Entry[CachedPod], bool]]()
+    before, changed = store.known, list[tuple[Entry[CachedPod], bool]]()
     async for page in api.list(PODS, job.namespace, selector=f"{LABEL_JOB_NAME}={job.name}"):
-        check(store, PODS, page, newest)
+        check(store, PODS, page, before)
         version = page.version
         for body in page.items:
             uids.add(body["metadata"]["uid"])
@@ -79,6 +82,17 @@ async def look_at_pods(api: KubeApi, cache: Cache, job: Key, uid: str) -> list[t
             store.drop(entry.key, entry.uid)
             changed.append((entry, True))
     return changed
+
+
+class KindsChanged(Restored):
+    """Kinds that a cluster need not have can be read now, or no longer: this process watches too few or too many."""
+
+    def __init__(self, added: Iterable[Resource], removed: Iterable[Resource]) -> None:
+        can = [f"{resource.full_name} can be read now" for resource in added]
+        cannot = [
+            f"{resource.full_name} can no longer be read (its CRD or the right to it is gone)" for resource in removed
+        ]
+        super().__init__(", ".join(sorted(can + cannot)))
 
 
 class Resync:
@@ -95,6 +109,7 @@ class Resync:
         changed: "Callable[[Resource, Entry[object], bool], None]",
         queue_all: Callable[[], None],
         restored: Callable[[Restored], None] = lambda _: None,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._api = api
         self._cache = cache
@@ -103,13 +118,17 @@ class Resync:
         self._changed = changed
         self._queue_all = queue_all
         self._restored = restored
+        self._jitter = jitter
+        self._absent = set[Resource]()
+        """Optional kinds that could not be read in the last comparison."""
 
     async def run(self, interval: float) -> None:
         """Compares until cancelled. A failed one is repeated after a pause that doubles; the probes report how old the last one is."""
         broken, failures = self._watch_health.broken, 0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(broken.wait(), interval * random.uniform(0.9, 1.1))
+                async with asyncio.timeout(interval * (0.9 + 0.2 * self._jitter())):
+                    await broken.wait()
                 await asyncio.sleep(SOON_SECONDS)
             broken.clear()  # before the lists: a watch that breaks during them is looked at again
             try:
@@ -135,6 +154,7 @@ class Resync:
             await asyncio.sleep(2)
 
     async def once(self) -> None:
+        absent = set[Resource]()
         for resource, selector in SELECTORS.items():
             try:
                 differences = sum(
@@ -143,10 +163,21 @@ class Resync:
             except Restored as error:
                 self._restored(error)
                 return
+            except (NotFound, Refused) as error:
+                if resource not in OPTIONAL or error.status not in (403, 404):
+                    raise
+                absent.add(resource)
+                differences = 0
             if not differences:
                 self._watch_health.reported(resource)
             elif self._watch_health.synced:
-                DRIFT.labels(resource.plural).inc(differences)
+                DRIFT.labels(watched(resource)).inc(differences)
+        known, before, self._absent = self._cache.absent, self._absent, absent
+        if not self._watch_health.synced:
+            self._cache.absent = frozenset(absent)
+        elif before == absent != known:  # twice: a single answer may be that of an API server that starts
+            self._restored(KindsChanged(known - absent, absent - known))
+            return
         self._watch_health.complete()
         self._queue_all()
 
@@ -154,9 +185,9 @@ class Resync:
         store = self._cache.stores[resource]
         uids: set[str] = set()
         version = differences = 0
-        newest = store.newest
+        before = store.known
         async for page in self._api.list(resource, namespace, selector=selector):
-            check(store, resource, page, newest)
+            check(store, resource, page, before)
             version = page.version
             for body in page.items:
                 uids.add(body["metadata"]["uid"])

@@ -31,15 +31,19 @@ def take_snapshot(
             for kind, where in CHILDREN.items()
             if job.metadata.name in {entry.key.name for entry in cache.stores[where].owned_by(*owner)}
         ),
+        pod_group_phase=next((entry.value for entry in cache.volcano_groups.owned_by(*owner)), ""),
+        unavailable=frozenset(kind for kind, where in CHILDREN.items() if where in cache.absent),
         secret=_secret(record, job),
         random_suffix=secrets.token_hex(8),
         progress=record.progress,
+        progress_before=record.progress_before,
         progress_read=record.progress_read,
         step_seen=record.step_seen,
         listening_since=record.known_since,
         not_understood=not_understood,
         # Sorted, since answers come in any order, and the status names the first: its message must not change with the order.
         refusals=tuple(sorted(record.refusals.values(), key=lambda refusal: refusal.name)),
+        suspend_refused=record.suspend_refused,
         name_conflicts=tuple(sorted({child.key.name for child in record.name_conflicts.keys() - record.former})),
         former=tuple(sorted({child.key.name for child in record.name_conflicts.keys() & record.former})),
     )

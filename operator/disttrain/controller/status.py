@@ -26,7 +26,9 @@ from disttrain.plan.model import Plan, Write
 
 log = logging.getLogger(__name__)
 
-INTERVALS: Mapping[Write, float] = MappingProxyType({Write.BEGINNING: 0, Write.SOON: 1, Write.WITH_NEXT: 3})
+INTERVALS: Mapping[Write, float] = MappingProxyType(
+    {Write.BEGINNING: 0, Write.SOON: 1, Write.PROGRESS: 1, Write.WITH_NEXT: 3}
+)
 """For how many intervals after the last write a change waits; Write.NOW does not wait."""
 MOST_INTERVALS = 3
 """No change waits longer, however slow requests are."""
@@ -69,8 +71,9 @@ class StatusWriter:
         self._refused: dict[Path, float] = {}
         """Fields that the schema of the API server does not take, and until when they are left out."""
 
-    async def write(self, stored: Entry[StoredJob], plan: Plan, *, last: float) -> "Written | Wait":
-        """Writes the plan's status if it differs, when `plan.write` says. `last`: the moment of the last write, by the loop's clock.
+    async def write(self, stored: Entry[StoredJob], plan: Plan, *, last: float, turn: float) -> "Written | Wait":
+        """Writes the plan's status if it differs, when `plan.write` says. By the loop's clock: `last` is the moment of the last write, and
+        this one is not made before `turn`.
 
         Raises Conflict when the job has changed since; the cache has its newest state then.
         Refused when the schema dropped a field that the plan waits for.
@@ -83,7 +86,7 @@ class StatusWriter:
         patch = self._without_refused(status_patch(job.status, old, new))
         if not patch:
             return Written.NO
-        due = last + delay(plan.write, self._interval, latency=self._latency)
+        due = max(turn, last + delay(plan.write, self._interval, latency=self._latency))
         began = asyncio.get_running_loop().time()
         # Moments are compared, not spans: what is left of a span may be too little for any clock to show that it has passed.
         if due > began:

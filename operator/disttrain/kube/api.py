@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
-from disttrain.api.names import GROUP, KIND, PLURAL, VERSION, ChildKind
+from disttrain.api.names import GROUP, KIND, PLURAL, POD_GROUPS, VERSION, ChildKind
 
 Body: TypeAlias = dict[str, Any]
 
@@ -26,6 +26,11 @@ class Resource:
     plural: str
     kind: str
 
+    @property
+    def full_name(self) -> str:
+        """With its group, as kubectl has it; of a custom resource the name of its CRD."""
+        return ".".join(filter(None, (self.plural, self.group)))
+
     def path(self, namespace: str | None, *rest: str) -> str:
         scope = (f"namespaces/{namespace}",) if namespace else ()
         prefix = f"/apis/{self.group}" if self.group else "/api"
@@ -36,14 +41,25 @@ JOBS = Resource(GROUP, VERSION, PLURAL, KIND)
 PODS = Resource("", "v1", "pods", "Pod")
 SERVICES = Resource("", "v1", "services", "Service")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+COSCHEDULING_GROUPS = Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup")
+VOLCANO_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 CHILDREN: Mapping[ChildKind, Resource] = MappingProxyType(
-    {ChildKind.SERVICE: SERVICES, ChildKind.NETWORK_POLICY: NETWORK_POLICIES}
+    {
+        ChildKind.SERVICE: SERVICES,
+        ChildKind.NETWORK_POLICY: NETWORK_POLICIES,
+        ChildKind.COSCHEDULING_GROUP: COSCHEDULING_GROUPS,
+        ChildKind.VOLCANO_GROUP: VOLCANO_GROUPS,
+    }
 )
 """Where the API server has a job's object of each kind."""
+OPTIONAL = frozenset(CHILDREN[kind] for kind in POD_GROUPS)
+"""Kinds that a cluster need not have."""
 
 
 class ApiError(Exception):
@@ -89,9 +105,9 @@ class KubeApi(Protocol):
         """All objects, or those with such labels and fields; page by page, all as of one resource version."""
         ...
 
-    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+    async def create(self, resource: Resource, namespace: str, body: Body, *, dry_run: bool = False) -> Body:
         """Creates an object; Refused when it has a field that the server does not know. Returns the metadata alone: the rest is
-        what was sent, and would cost both sides time."""
+        what was sent, and would cost both sides time. dry_run: the server checks it, and keeps nothing."""
         ...
 
     async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
@@ -111,6 +127,34 @@ class KubeApi(Protocol):
 
     async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
         """The first `most` bytes of what a pod answers to a GET, through the API server."""
+        ...
+
+
+class Streams(Protocol):
+    """Answers that go on for as long as the caller reads them. Each raises an ApiError."""
+
+    def log(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool = False,
+        since: str = "",
+        tail: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The log of a container as the kubelet sends it, in pieces of any size: its lines with their time before them.
+
+        follow: until the container ends. since: RFC 3339, whole seconds. tail: only so many last lines. previous: of the container that
+        this one replaced in its pod. Unavailable where nothing comes for a minute: the other side may be gone.
+        """
+        ...
+
+    def watch(
+        self, resource: Resource, namespace: str, *, version: int, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Body]:
+        """The changes since a list, as {type, object}; ends by itself after less than a minute."""
         ...
 
 

@@ -5,7 +5,9 @@ Its configuration, TLS and connections are used, its typed models are not: parsi
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
@@ -28,24 +30,31 @@ from disttrain.kube.api import (
     Unavailable,
 )
 
+_NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 PAGE = 500
 """Objects in one page of a list. It bounds the memory that reading a list takes."""
+WATCH_SECONDS = 50
+"""After which the API server ends a watch; less than the silence that is taken for a lost connection."""
+_SILENCE_SECONDS = 60.0
+_MOST_OF_AN_ERROR = 1 << 16
 Count: TypeAlias = Callable[[str, str, str], None]
 """Called after each request with its verb, the plural of its resource, and the HTTP status as text, "none" without an answer."""
 
 
 @contextlib.asynccontextmanager
-async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
+async def connect(*, connections: int, context: str | None = None) -> AsyncIterator[ApiClient]:
     """A client of kubernetes.aio with the pod's service account, or outside a cluster with the current context of the kubeconfig.
 
-    Raises NoCluster when there is neither.
+    context: one of the kubeconfig, also in a pod. Raises NoCluster when there is neither.
     """
     configuration = Configuration()
     try:
+        if context is not None:
+            raise config.ConfigException("a context is asked for")
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException:
         try:
-            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            await config.load_kube_config(_kubeconfig(), context, configuration)  # type: ignore[no-untyped-call]
         except Exception as error:  # a file that is not a kubeconfig fails in many ways
             raise NoCluster(f"no cluster: {_one_line(error)}; set KUBECONFIG to a kubeconfig") from error
     configuration.connection_pool_maxsize = connections
@@ -53,6 +62,18 @@ async def connect(*, connections: int) -> AsyncIterator[ApiClient]:
     configuration.client_session_kwargs = {"trust_env": False, "middlewares": (_no_redirect,)}
     async with ApiClient(configuration) as client:
         yield client
+
+
+def own_namespace(context: str | None = None) -> str:
+    """The namespace of a context of the kubeconfig (None: the current one), or of the pod that this runs in; else "default"."""
+    if context is None and _NAMESPACE_OF_POD.is_file():
+        return _NAMESPACE_OF_POD.read_text().strip() or "default"
+    try:
+        contexts, current = config.list_kube_config_contexts(_kubeconfig())  # type: ignore[no-untyped-call]
+    except Exception:  # `connect` says what is wrong with it
+        return "default"
+    chosen = next((one for one in contexts if one["name"] == context), None) if context is not None else current
+    return str(((chosen or {}).get("context") or {}).get("namespace") or "default")
 
 
 async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -64,6 +85,25 @@ async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHa
     return answer
 
 
+async def whole_lines(
+    pieces: AsyncIterator[bytes], *, rest_too: bool = False, most: int = 1 << 20
+) -> AsyncGenerator[bytes, None]:
+    """The lines of a stream, without their ends; one that is longer than `most` bytes in pieces of so many.
+
+    rest_too: also what has no end, which of a stream that may have been cut off is no line.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
+        while len(rest) > most:
+            yield rest[:most]
+            rest = rest[most:]
+    if rest and rest_too:
+        yield rest
+
+
 async def beginning(content: aiohttp.StreamReader, most: int) -> bytes:
     """Reads up to `most` bytes of a body. A single read would return only what has arrived so far."""
     data = b""
@@ -72,7 +112,15 @@ async def beginning(content: aiohttp.StreamReader, most: int) -> bytes:
     return data
 
 
+def _kubeconfig() -> str:
+    """The files that the environment names now; kubernetes.aio asks once, when it is imported."""
+    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
 def _one_line(error: Exception) -> str:
+    paths = _kubeconfig().split(os.pathsep)
+    if not any(Path(path).exists() for path in paths):
+        return f"there is no kubeconfig at {' or '.join(paths)}"
     if isinstance(error, config.ConfigException):
         return str(error)
     return f"the kubeconfig cannot be read: {' '.join(str(error).split())}"
@@ -96,20 +144,24 @@ class KubeClient:
         query = {"limit": str(PAGE), **{name: value for name, value in chosen.items() if value}}
         while True:
             answer = await self._request("GET", "list", resource, resource.path(namespace), query=query)
-            metadata = answer["metadata"]
-            yield Page(answer["items"], int(metadata["resourceVersion"]))
+            try:
+                metadata = answer["metadata"]
+                page = Page(answer["items"] or [], int(metadata["resourceVersion"]))
+            except (KeyError, TypeError, ValueError) as error:  # JSON of a program in between
+                raise _unreadable("GET", resource.path(namespace), "no list", json.dumps(answer)) from error
+            yield page
             if not (follows := metadata.get("continue")):
                 return
             query["continue"] = follows
 
-    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+    async def create(self, resource: Resource, namespace: str, body: Body, *, dry_run: bool = False) -> Body:
         return await self._request(
             "POST",
             "create",
             resource,
             resource.path(namespace),
             # Without it the API server drops a misspelt field of a template silently.
-            query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
+            query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {}),
             body=body,
             accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
         )
@@ -140,12 +192,71 @@ class KubeClient:
         where = PODS.path(namespace, f"{pod}:{port}", "proxy", path.lstrip("/"))
         return await self._exchange("GET", "proxy", PODS, where, most=most)
 
+    async def log(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool = False,
+        since: str = "",
+        tail: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[bytes]:
+        query = {"container": container, "timestamps": "true"}
+        query |= {"follow": "true"} if follow else {}
+        query |= {"sinceTime": since} if since else {}
+        query |= {"tailLines": str(tail)} if tail is not None else {}
+        query |= {"previous": "true"} if previous else {}
+        pieces = self._stream("log", PODS, PODS.path(namespace, pod, "log"), query)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def watch(
+        self, resource: Resource, namespace: str, *, version: int, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Body]:
+        query = {"watch": "true", "resourceVersion": str(version), "timeoutSeconds": str(WATCH_SECONDS)}
+        query |= {name: value for name, value in (("labelSelector", selector), ("fieldSelector", fields)) if value}
+        path = resource.path(namespace)
+        pieces = self._stream("watch", resource, path, query)
+        async with contextlib.aclosing(pieces):
+            async for line in whole_lines(pieces):
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise _unreadable("GET", path, "no event", line) from error
+                yield event
+
+    async def _stream(
+        self, verb: str, resource: Resource, path: str, query: dict[str, str]
+    ) -> AsyncGenerator[bytes, None]:
+        url = f"{self._client.configuration.host}{path}?{urlencode(query)}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout.total, sock_read=_SILENCE_SECONDS)
+        code = "none"
+        try:
+            headers = await self._headers("application/json", "application/json, */*")
+            answer = await self._client.call_api("GET", url, headers, _request_timeout=timeout)
+            async with answer.response as response:
+                code = str(answer.status)
+                if answer.status >= 400:
+                    data = await beginning(response.content, _MOST_OF_AN_ERROR)
+                    raise _error(answer.status, data, answer.headers.get("Retry-After"))
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, OSError, TimeoutError, config.ConfigException) as error:
+            raise Unavailable(0, type(error).__name__, f"no answer to GET {path}: {error}") from error
+        finally:
+            self._count(verb, resource.plural, code)
+
     async def _request(self, method: str, verb: str, resource: Resource, path: str, **more: Any) -> Body:
         data = await self._exchange(method, verb, resource, path, **more)
         try:
-            answer: Body = json.loads(data)
-        except ValueError as error:  # the answer of a proxy in between, or one that was cut off
-            raise Unavailable(0, "Unreadable", f"the answer to {method} {path} is not JSON: {data[:100]!r}") from error
+            answer = json.loads(data)
+        except (ValueError, RecursionError) as error:  # the answer of a proxy in between, or one that was cut off
+            raise _unreadable(method, path, "not JSON", data) from error
+        if not isinstance(answer, dict):
+            raise _unreadable(method, path, "no object", data)
         return answer
 
     async def _exchange(
@@ -191,6 +302,10 @@ class KubeClient:
         return headers
 
 
+def _unreadable(method: str, path: str, what: str, answer: bytes | str) -> Unavailable:
+    return Unavailable(0, "Unreadable", f"the answer to {method} {path} is {what}: {answer[:100]!r}")
+
+
 def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
     fields: tuple[str, ...] = ()
     try:
@@ -198,7 +313,7 @@ def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
         reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
         causes = (answer.get("details") or {}).get("causes") or ()
         fields = tuple(str(cause.get("field", "")) for cause in causes)
-    except (ValueError, AttributeError):  # a proxy in between, or a pod behind ours
+    except (ValueError, AttributeError, TypeError, RecursionError):  # a proxy in between, or a pod behind ours
         reason, message = "", data[:500].decode(errors="replace")
     kind: type[ApiError] = Refused
     if status == 404:
@@ -207,5 +322,5 @@ def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
         kind = Conflict
     elif status in (401, 408, 429) or status >= 500:
         kind = Unavailable
-    wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+    wait = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
     return kind(status, reason, message, wait, fields)

@@ -9,7 +9,7 @@
 A run is a new job with a uid of its own and starts at step 0: it never moves or overwrites the checkpoints of another one, and reads them
 only for checkpoint.from, by the names of these folders (api.names.uid_in_folder).
 `--resume` goes on with the newest run of that name instead: the same uid, the same folder, the next attempt. Not here: what is in
-the files of a checkpoint (the trainer's).
+the files of a checkpoint (the trainer's), which run a name stands for (runs.py).
 """
 
 import fcntl
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +26,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from disttrain.api.job import DistTrainJob
-
-ROOT = Path(".disttrain")
+from disttrain.local.runs import ROOT, runs_of
 
 
 class _State(BaseModel):
@@ -72,7 +71,7 @@ class RunFolder:
     @classmethod
     def resume(cls, job_name: str, root: Path = ROOT) -> Self:
         """The folder of the newest run of a job. Raises NothingToResume."""
-        for path in sorted(runs_of(job_name, root), key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in runs_of(job_name, root):
             try:
                 state = _State.model_validate_json((path / "run.json").read_text())
                 lock = _lock(path)
@@ -85,7 +84,7 @@ class RunFolder:
                     f"{path / 'run.json'} is damaged, and with it the newest run of {job_name}: leave --resume out to start a new one; "
                     f"checkpoint.from: {job_name} gives it the model of the newest checkpoint"
                 ) from None
-            return cls(root, path, str(state.uid), state.attempt + 1, lock, _former(path))
+            return cls(root, path, str(state.uid), state.attempt + 1, lock, stored_job(path))
         raise NothingToResume(f"there is no run of {job_name} in {root / 'runs'}; leave --resume out to start one")
 
     def remember(self, attempt: int) -> None:
@@ -159,32 +158,12 @@ class RunFolder:
         os.close(self._lock)
 
 
-def _former(path: Path) -> DistTrainJob | None:
+def stored_job(path: Path) -> DistTrainJob | None:
     """The job of a run's folder; None where it cannot be read, as when another version wrote it."""
     try:
         return DistTrainJob.parse(json.loads((path / "job.json").read_text()))
     except (OSError, ValueError):
         return None
-
-
-def runs_of(job_name: str, root: Path = ROOT) -> Iterator[Path]:
-    """The folders of a job's runs."""
-    # <job>-<date>-<time>-<uid>: a job's name may itself hold dashes; and what the user gave may be no name at all, but a path.
-    for path in (root / "runs").glob("*/run.json"):
-        if path.parent.name.rsplit("-", 3)[0] == job_name:
-            yield path.parent
-
-
-def is_running(path: Path) -> bool:
-    """Whether the run of this folder goes on."""
-    descriptor = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _lock(path: Path) -> int:

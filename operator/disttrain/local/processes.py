@@ -4,7 +4,7 @@ Not here: which process runs (plan), what it gets (programs.py), and what happen
 """
 
 import asyncio
-import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from disttrain.api.environment import POD_UID
-from disttrain.api.names import Role
-from disttrain.api.runtime import Termination
+from disttrain.api.names import Role, label
+from disttrain.api.termination import Termination
 from disttrain.local.guard import kill_all
+from disttrain.logs import last_state
 
 _LINE_LIMIT = 64 * 1024
-_DRAIN_SECONDS = 1.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class Process:
     @property
     def label(self) -> str:
         """The short name before each line: worker-1, ps-0, master."""
-        return f"{self.role.short}-{self.index}" if self.role is not Role.MASTER else "master"
+        return label(self.role, self.index)
 
     @property
     def alive(self) -> bool:
@@ -118,16 +118,17 @@ class Process:
             self._last_line = line.strip() or self._last_line
             on_line(self, line)
 
-        async with asyncio.TaskGroup() as tasks:
-            lines = tasks.create_task(self._keep_lines(child, keep))
+        assert child.stdout is not None
+        output = _Output(child.stdout, self.log, keep)
+        try:
             await _end_of(child)
             self._over = True
-            # The end of a container's first process is the end of all of them. It also closes the pipe that children may hold.
+            # The end of a container's first process is the end of all of them.
             await asyncio.to_thread(kill_all, POD_UID, self.uid, frozenset({child.pid}))
             child.wait()  # only now: until then no other process gets its number, which is that of its session
             tell_guard(f"-{child.pid}")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(lines, _DRAIN_SECONDS)
+        finally:
+            output.finish()
         self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def stop(self, grace_seconds: float) -> None:
@@ -156,27 +157,6 @@ class Process:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
 
-    async def _keep_lines(self, child: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
-        """Copies the output to the log as it comes, and hands it on line by line; a line without an end is cut at 64 KiB."""
-        stream = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(stream)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, child.stdout)
-        rest = b""
-        log = _Log(self.log, on_line)
-        try:
-            while chunk := await stream.read(_LINE_LIMIT):
-                log.write(chunk)
-                *whole, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _LINE_LIMIT:
-                    whole, rest = [*whole, rest], b""
-                for line in whole:
-                    on_line(_text(line))
-        finally:
-            log.close()
-            transport.close()
-            if rest:
-                on_line(_text(rest))
-
 
 async def _end_of(child: subprocess.Popen[bytes]) -> None:
     """Waits for the end of the process itself. asyncio's own `wait` also waits for the pipe, which a grandchild may hold."""
@@ -188,6 +168,47 @@ async def _end_of(child: subprocess.Popen[bytes]) -> None:
     finally:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
+
+
+class _Output:
+    """What a process prints: copied to its log as it comes, and handed on line by line; a line without an end is cut at 64 KiB."""
+
+    def __init__(self, pipe: IO[bytes], log: Path, on_line: Callable[[str], None]) -> None:
+        self._pipe = pipe
+        self._on_line = on_line
+        self._log = _Log(log, on_line)
+        self._rest = b""
+        os.set_blocking(pipe.fileno(), False)
+        asyncio.get_running_loop().add_reader(pipe.fileno(), self._read)
+
+    def finish(self) -> None:
+        """All that could print has ended: reads what is in the pipe. A process that got away may hold the pipe open, and print for ever:
+        no more is read than a pipe holds."""
+        asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+        left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)
+        while left > 0 and (size := self._read()):
+            left -= size
+        self._pipe.close()
+        self._log.close()
+        if self._rest:
+            self._on_line(last_state(self._rest))
+
+    def _read(self) -> int:
+        """Takes what is there, at most 64 KiB; how much that was: 0 where the pipe is empty, or at its end."""
+        try:
+            chunk = os.read(self._pipe.fileno(), _LINE_LIMIT)
+        except BlockingIOError:
+            return 0
+        if not chunk:
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+            return 0
+        self._log.write(chunk)
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _LINE_LIMIT:
+            whole, self._rest = [*whole, self._rest], b""
+        for line in whole:
+            self._on_line(last_state(line))
+        return len(chunk)
 
 
 class _Log:
@@ -224,8 +245,3 @@ def _encoded(text: str) -> bytes:
         return os.fsencode(text)
     except UnicodeEncodeError:
         return text.encode(errors="surrogateescape")
-
-
-def _text(line: bytes) -> str:
-    # Of a line that a progress bar rewrote with carriage returns, the last state counts.
-    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

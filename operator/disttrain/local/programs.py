@@ -15,6 +15,7 @@ from typing import Final
 
 from disttrain import certificates
 from disttrain.api import environment as names
+from disttrain.api import trainer_status
 from disttrain.api.code import module_path, with_code
 from disttrain.api.job import DistTrainJob
 from disttrain.api.joining import JOIN_KEY, join_file, join_token
@@ -22,7 +23,7 @@ from disttrain.api.names import CERTIFICATE, LABEL_INDEX, LABEL_JOB_NAME, LABEL_
 from disttrain.api.policies import Tls
 from disttrain.api.runtime import Addresses
 from disttrain.api.storage import KEY_OF_SECRET
-from disttrain.api.trainer import FACTORIES, Command
+from disttrain.api.trainer import Command
 from disttrain.local import code, machine
 from disttrain.local.addresses import LOCAL_NODE, LOOPBACK, Ports
 from disttrain.local.documents import Documents
@@ -31,7 +32,13 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guard import MARK
 from disttrain.local.processes import Process
 from disttrain.local.references import FieldPath, Unusable
-from disttrain.manifests.environment import default_environment, keeping_workers, store_host, training_environment
+from disttrain.manifests.environment import (
+    default_environment,
+    keeping_workers,
+    reports_status,
+    store_host,
+    training_environment,
+)
 from disttrain.manifests.pod import GRACE_SECONDS, GRACE_SECONDS_WITH_CHECKPOINT
 
 TRAINER: Final = "disttrain_trainer"
@@ -43,6 +50,7 @@ _CARRIED_OUT: Final = {
     "nodeSelector",
     "tolerations",
     "affinity",
+    "schedulerName",
 }
 """Fields of a pod that a local run obeys, or that have no meaning on one machine."""
 _CARRIED_OUT_IN_CONTAINER: Final = {"name", "env", "envFrom", "resources"}
@@ -58,10 +66,12 @@ class Programs:
         self._folder = folder
         self._ports = ports
         self._runs_command = isinstance(job.spec.trainer.work, Command)
+        self._reads_output = self._runs_command and job.spec.trainer.progress is not None
         self._gpus = machine.gpus()
         self._code = code.folder_of(job.spec.trainer, documents, folder)
         self._data_key = self._key_in_memory()
         self._data_url_options = self._url_options_in_memory()
+        self._status_tokens: dict[int, str] = {}
         self._check()
         self._checkpoint_dir()  # makes the folders, or says now that they cannot be made
         self._data_dir()
@@ -77,7 +87,12 @@ class Programs:
             return [sys.executable, "-P", "-m", TRAINER]
         # On a cluster the command is the container's own, in which the kubelet expands the names of the container's variables.
         variables = self._container_environment(process)
-        return [expanded(word, variables) for word in work.words]
+        words = [expanded(word, variables) for word in work.words]
+        if not self._reads_output:
+            return words
+        # Not in the reader's own environment: a file there may have the name of a module of Python's.
+        here = () if (path := self._python_path(variables)) is None else ("env", f"PYTHONPATH={path}")
+        return [sys.executable, "-P", "-m", TRAINER, *here, *words]
 
     def environment(self, process: Process) -> dict[str, str]:
         """The whole environment of a process."""
@@ -92,10 +107,16 @@ class Programs:
         }
         local = {names.PARENT_PID: str(os.getpid()), MARK: self._folder.uid}
         variables = inherited | ours | self._container_environment(process) | local
-        if role is Role.WORKER and self._runs_command and job.spec.trainer.code is not None:
-            # The trainer puts the code on its module path itself.
-            variables["PYTHONPATH"] = with_code((self._code or Path.cwd()).absolute(), variables.get("PYTHONPATH"))
+        if role is Role.WORKER and not self._reads_output and (path := self._python_path(variables)) is not None:
+            variables["PYTHONPATH"] = path
         return variables
+
+    def _python_path(self, variables: Mapping[str, str]) -> str | None:
+        """PYTHONPATH of a command that has trainer.code; None for another program: the trainer puts the code on its module path itself."""
+        if not self._runs_command or self._job.spec.trainer.code is None:
+            return None
+        before = variables.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+        return with_code((self._code or Path.cwd()).absolute(), before)
 
     def grace_seconds(self, role: Role) -> float:
         """How long a process of the role has after SIGTERM."""
@@ -210,6 +231,13 @@ class Programs:
             "data-url", json.dumps({key: text.decode(errors="replace") for key, text in entries.items()}).encode()
         )
 
+    def _status_token(self, attempt: int) -> str:
+        """A file with the token for reports of an attempt."""
+        if attempt not in self._status_tokens:
+            token = trainer_status.token(self._job.metadata.uid, attempt)
+            self._status_tokens[attempt] = self._in_memory("status-token", token.encode())
+        return self._status_tokens[attempt]
+
     def _in_memory(self, name: str, content: bytes) -> str:
         """A file that is on no disk: the processes of the run open it where ours has it open."""
         descriptor = os.memfd_create(name)
@@ -243,7 +271,14 @@ class Programs:
             workers_per_machine=1 if self._runs_command else job.spec.worker.most,
         )
         home = {name: os.environ[name] for name in ("HOME", "USER") if name in os.environ}
-        defaults = home | default_environment(job, process.role, process.index, addresses)
+        defaults = home | default_environment(
+            job,
+            process.role,
+            process.index,
+            addresses,
+            master_metrics=self._ports.address(Role.MASTER, 0, "metrics"),
+            status_token=self._status_token(process.attempt) if reports_status(job, process.role) else "",
+        )
         return self._template_environment(process.role, own | defaults, process.index, process.uid) | own
 
     def _template_environment(
@@ -301,13 +336,12 @@ class Programs:
         if script is not None and not Path(self._code or here, script.file).is_file():
             remedy = f"{remedy}, or name its ConfigMap as trainer.code.configMap" if not origin else remedy
             raise Unusable(("spec", "trainer", "script", "file"), f'no file "{script.file}" in {where}; {remedy}')
-        for field in FACTORIES:
-            factory: str | None = getattr(trainer, field)
-            package = (factory or "").partition(":")[0].partition(".")[0]
-            if factory is not None and not machine.importable(package, places):
+        for path, factory in trainer.factories():
+            package = factory.partition(":")[0].partition(".")[0]
+            if not machine.importable(package, places):
                 places_said = f"{here} or" if self._code is None else f"{origin}, {here} or"
                 raise Unusable(
-                    ("spec", "trainer", field),
+                    ("spec", "trainer", *path),
                     f'no module "{package}" in {places_said} among the installed packages; {remedy}, or install it',
                 )
 

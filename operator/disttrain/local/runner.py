@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from disttrain.api.job import DistTrainJob
-from disttrain.api.names import ChildKind, Role, pod_name
+from disttrain.api.names import POD_GROUPS, ChildKind, Role, pod_name
 from disttrain.api.reasons import FINAL, ConditionType, Reason
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
@@ -23,10 +23,10 @@ from disttrain.local.folders import RunFolder
 from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
-from disttrain.manifests.environment import steps_done
+from disttrain.manifests.environment import of_earlier_attempts
 from disttrain.plan import Plan, Snapshot, decide
-from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView
-from disttrain.plan.progress import is_another_step
+from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView, SuspendJob
+from disttrain.plan.progress import is_another_step, is_news
 
 PROGRESS_SECONDS: Final = 0.5
 """Between two looks at the master's progress."""
@@ -56,7 +56,13 @@ def admitted(job: DistTrainJob, folder: RunFolder) -> DistTrainJob:
     metadata = job.metadata.model_copy(update={"uid": folder.uid, "generation": 1, "creation_timestamp": now})
     status = DistTrainJobStatus()
     if folder.attempt > 1:
-        status = DistTrainJobStatus(attempt=folder.attempt, parts_per_step=_parts_per_step(job, folder.former))
+        former = folder.former.status if folder.former is not None else status
+        status = DistTrainJobStatus(
+            attempt=folder.attempt,
+            parts_per_step=_parts_per_step(job, folder.former),
+            health=former.health,
+            roll_back=former.roll_back,
+        )
     return job.model_copy(update={"metadata": metadata, "status": status})
 
 
@@ -86,6 +92,7 @@ class Run:
         self._observer = observer
         self._processes: dict[str, Process] = {}
         self._progress: Progress | None = None
+        self._progress_before: Progress | None = None
         self._progress_read: datetime | None = None
         self._step_seen: datetime | None = None
         self._wake = asyncio.Event()
@@ -130,6 +137,9 @@ class Run:
             self._wake.clear()
             gone = [process.uid for process in self._processes.values() if process.deleting and not process.alive]
             plan = decide(self._snapshot())
+            if plan.asks:
+                await self._read_progress()
+                plan = decide(self._snapshot())
             # A process that was deleted and has ended is gone as a pod would be: after its termination message was read.
             for uid in gone:
                 del self._processes[uid]
@@ -144,7 +154,8 @@ class Run:
                     process.stop_once(self._grace(process))
             look_again = plan.look_again.total_seconds() if plan.look_again is not None else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), look_again)
+                async with asyncio.timeout(look_again):
+                    await self._wake.wait()
 
     def _over(self) -> bool:
         invalid = self.job.status.condition(ConditionType.VALID)
@@ -158,8 +169,9 @@ class Run:
             job=job,
             now=datetime.now(UTC),
             pods=tuple(self._view(process) for process in self._processes.values()),
-            children=frozenset(ChildKind),  # processes on the loopback address need none of them
+            children=frozenset(ChildKind) - POD_GROUPS,  # processes on the loopback address need none of them
             progress=self._progress,
+            progress_before=self._progress_before,
             progress_read=self._progress_read,
             step_seen=self._step_seen,
             log_hint=str(self._folder.log("{pod}")),
@@ -200,6 +212,8 @@ class Run:
                     process.stop(self._grace(process) if grace is None else grace)
                     if not process.alive:
                         self._wake.set()
+                case SuspendJob() if not self.interrupted:
+                    self.interrupt()
                 case _:  # a local run has no other children, and no TTL
                     pass
         status = _without_suspend(plan.status) if self.interrupted else plan.status
@@ -244,7 +258,7 @@ class Run:
     async def _live(self, process: Process) -> None:
         await process.run(
             self._programs.arguments(process),
-            self._programs.environment(process) | steps_done(self.job, process.role),
+            self._programs.environment(process) | of_earlier_attempts(self.job, process.role),
             self._observer.line,
             self._tell_guard,
         )
@@ -278,10 +292,13 @@ class Run:
             else None
         )
         if progress is not None:
-            changed, before = progress != self._progress, self._progress
-            self._progress, self._progress_read = progress, datetime.now(UTC)
+            before, now = self._progress, datetime.now(UTC)
+            changed = is_news(progress, before, self._progress_read, now)
+            self._progress, self._progress_read = progress, now
+            if progress != before:
+                self._progress_before = before
             if is_another_step(progress, before):
-                self._step_seen = self._progress_read
+                self._step_seen = now
             if changed:
                 self._observer.changed(self.job, progress)
                 self._wake.set()

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disttrain.api.job import DistTrainJob
-from disttrain.local.folders import ROOT, is_running, replace_json, runs_of
+from disttrain.local.folders import replace_json
+from disttrain.local.runs import ROOT, NoSuchRun, find_run, is_running
 
 _NAME = "scale.json"
 
@@ -43,7 +44,10 @@ def ask(run: str, replicas: int, root: Path = ROOT) -> Scaled:
 
     Raises CannotScale, OSError.
     """
-    folder = _folder(run, root)
+    try:
+        folder = find_run(run, root)
+    except NoSuchRun as error:
+        raise CannotScale(str(error)) from None
     if not is_running(folder):
         raise CannotScale(
             f"run {folder.name} is over; `disttrain run --resume FILE` goes on from its last checkpoint, with worker.replicas of FILE"
@@ -91,19 +95,6 @@ def with_workers(job: DistTrainJob, replicas: int) -> DistTrainJob:
     """The job with another number of workers, as a change of its spec leaves it."""
     worker = job.spec.worker.model_copy(update={"replicas": replicas})
     return job.model_copy(update={"spec": job.spec.model_copy(update={"worker": worker})})
-
-
-def _folder(run: str, root: Path) -> Path:
-    for path in (Path(run), root / "runs" / run):
-        if (path / "run.json").is_file():
-            return path
-    runs = sorted(runs_of(run, root), key=lambda path: path.stat().st_mtime)
-    running = [path for path in runs if is_running(path)]
-    if not runs:
-        raise CannotScale(
-            f"there is no run {run}: name a folder of {root / 'runs'}, or a job that was run in the current folder"
-        )
-    return (running or runs)[-1]
 
 
 def _job(folder: Path) -> DistTrainJob:

@@ -9,6 +9,7 @@ from disttrain.api.names import ChildKind
 from disttrain.manifests.environment import cluster_addresses, training_environment
 from disttrain.manifests.network_policy import build_network_policy
 from disttrain.manifests.pod import build_pod
+from disttrain.manifests.pod_group import build_coscheduling_group, build_volcano_group
 from disttrain.manifests.secret import build_secret
 from disttrain.manifests.service import build_service
 from disttrain.manifests.size import TooLarge, too_large
@@ -17,6 +18,8 @@ CHILDREN: Mapping[ChildKind, Callable[[DistTrainJob], dict[str, Any]]] = Mapping
     {
         ChildKind.SERVICE: build_service,
         ChildKind.NETWORK_POLICY: build_network_policy,
+        ChildKind.COSCHEDULING_GROUP: build_coscheduling_group,
+        ChildKind.VOLCANO_GROUP: build_volcano_group,
     }
 )
 """The manifest of a job's object of each kind."""

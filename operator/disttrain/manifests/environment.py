@@ -4,12 +4,18 @@ Not here: what the agent in a worker sets for each of its processes (their LOCAL
 """
 
 from disttrain.api import environment as env
+from disttrain.api import trainer_status
 from disttrain.api.environment import CRASHES, ExitCode
+from disttrain.api.health import Health
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import CONTROL_PORT, RENDEZVOUS_PORT, SERVER_PORT, Role, pod_host
 from disttrain.api.policies import Action, FailurePolicy
 from disttrain.api.runtime import Addresses, JobConfig
-from disttrain.api.trainer import Command, Loop
+from disttrain.api.trainer import Command, Loop, Script
+
+NOTICE_SECONDS = 120
+"""Within which the operator sees that a rule of spec.health is in breach, and the pods of an attempt that it ends have taken their last
+checkpoint."""
 
 
 def store_host(job: DistTrainJob) -> Role:
@@ -70,7 +76,13 @@ def job_config(
         tls=job.spec.network.tls,
         addresses=addresses,
         exit_codes_of_rules=_exit_codes_of_rules(job.spec.failure_policy),
+        roll_back_seconds=_roll_back_seconds(job.spec.health),
     )
+
+
+def _roll_back_seconds(health: Health | None) -> int | None:
+    longest = health.roll_back_seconds if health is not None else None
+    return None if longest is None else longest + NOTICE_SECONDS
 
 
 def _exit_codes_of_rules(policy: FailurePolicy) -> tuple[int, ...]:
@@ -133,7 +145,7 @@ def training_environment(
             variables[env.LOCAL_RANK] = str(config.local_rank(rank))
             variables[env.LOCAL_WORLD_SIZE] = str(config.local_world_size)
             variables[env.GROUP_RANK] = str(config.group_rank(index))
-    variables |= steps_done(job, role)
+    variables |= of_earlier_attempts(job, role)
     if checkpoint_dir is not None:
         variables[env.CHECKPOINT_DIR] = checkpoint_dir
     if data_dir is not None:
@@ -143,19 +155,37 @@ def training_environment(
     return variables
 
 
-def steps_done(job: DistTrainJob, role: Role) -> dict[str, str]:
-    """The variable with which the master learns the step that the job had reached before it."""
-    training = job.status.training
-    return (
-        {env.STEPS_DONE: str(training.step)} if role is Role.MASTER and training is not None and training.step else {}
-    )
+def of_earlier_attempts(job: DistTrainJob, role: Role) -> dict[str, str]:
+    """The variables with which a process learns the checkpoints that are not taken any more, and the master the step that the job had
+    reached before it."""
+    variables = {}
+    training, roll_back = job.status.training, job.status.roll_back
+    if role is Role.MASTER and training is not None and training.step:
+        variables[env.STEPS_DONE] = str(training.step)
+    if roll_back is not None:
+        variables[env.ROLL_BACK] = f"{roll_back.attempt}:{roll_back.step}"
+    return variables
 
 
-def default_environment(job: DistTrainJob, role: Role, index: int, addresses: Addresses) -> dict[str, str]:
-    """The variables of one process that a template may replace."""
+def reports_status(job: DistTrainJob, role: Role) -> bool:
+    """Whether a process may report as programs do that know Kubeflow's Trainer."""
+    return role is Role.WORKER and isinstance(job.spec.trainer.work, Script | Command)
+
+
+def default_environment(
+    job: DistTrainJob, role: Role, index: int, addresses: Addresses, *, master_metrics: str, status_token: str
+) -> dict[str, str]:
+    """The variables of one process that a template may replace.
+
+    master_metrics: host:port of the master's metrics. status_token: the file with the token for reports there.
+    """
     variables = {env.UNBUFFERED: "1"}
     if role is not Role.WORKER:
         return variables
+    if reports_status(job, role):
+        # transformers' Trainer reports there by itself. Its token is read from the file.
+        variables[trainer_status.SERVER_URL] = f"http://{master_metrics}{trainer_status.PATH}"
+        variables[trainer_status.SERVER_TOKEN] = status_token
     match job.spec.trainer.work:
         case Loop():
             # All workers of our own loop iterate over a set of strings in the same order. A vocabulary that a dataset numbers so would

@@ -5,11 +5,14 @@ Not here: the environment (environment.py), the security settings (security.py),
 
 from typing import Any, Final
 
+from disttrain.api import trainer_status
 from disttrain.api.code import Code
-from disttrain.api.environment import CODE_DIR, COPIES_LIMIT, POD_UID
+from disttrain.api.environment import CODE_DIR, COPIES_LIMIT, JOB, POD_UID
+from disttrain.api.gangs import scheduler_name
 from disttrain.api.job import DistTrainJob
 from disttrain.api.joining import JOIN_KEY, join_file
 from disttrain.api.names import (
+    ANNOTATION_STATUS_TOKEN,
     ANNOTATION_TRAINER_IMAGE,
     CA,
     CERTIFICATE,
@@ -19,19 +22,21 @@ from disttrain.api.names import (
     COPIES_PATH,
     DATA_KEY_PATH,
     DATA_URL_PATH,
-    GPU,
     KEY,
     LABEL_ATTEMPT,
     LABEL_INDEX,
     LABEL_ROLE,
     RENDEZVOUS_PORT,
     SERVER_PORT,
+    STATUS_PATH,
     TERMINATION_LOG,
     TLS_PATH,
     TRAINER_CONTAINER,
     VOLUME_PREFIX,
+    ChildKind,
     Role,
     checkpoint_dir,
+    pod_host,
     pod_name,
     service_name,
 )
@@ -42,14 +47,18 @@ from disttrain.manifests.environment import (
     cluster_addresses,
     default_environment,
     keeping_workers,
+    reports_status,
     store_host,
     training_environment,
 )
 from disttrain.manifests.owner import child_metadata
+from disttrain.manifests.pod_group import annotations_of_member, labels_of_member
+from disttrain.manifests.resources import resources_of_trainer
 from disttrain.manifests.secret import name_of_secret
 from disttrain.manifests.security import container_security, pod_security
-from disttrain.manifests.size import too_large
+from disttrain.manifests.size import MAX_BYTES, too_large
 from disttrain.manifests.template import merge_by, ports_of, restricted, split_containers
+from disttrain.manifests.topology import with_one_value
 
 ENTRYPOINT = ("env", "--block-signal=TERM", "python", "-P", "-m", "disttrain_trainer")
 """A container's first process never gets a signal that it has no handler for, but one that it blocks waits for it: a pod that is
@@ -72,6 +81,7 @@ _DATA_URL: Final = f"{VOLUME_PREFIX}data-url"
 _COPIES: Final = f"{VOLUME_PREFIX}copies"
 _CODE: Final = f"{VOLUME_PREFIX}code"
 _TLS: Final = f"{VOLUME_PREFIX}tls"
+_STATUS: Final = f"{VOLUME_PREFIX}status"
 
 _WITH_CODE: Final = (
     "sh",
@@ -84,16 +94,29 @@ _WITH_CODE: Final = (
 )
 """Before a command that has trainer.code. None of our programs runs in its container, and only the volume shows which archives it holds."""
 
+_WITH_READER: Final = (
+    *ENTRYPOINT[:2],  # also while sh looks
+    "sh",
+    "-c",
+    "python -P -c 'import disttrain_trainer.strategies.command' 2>/dev/null || { "
+    'echo "trainer.progress: the output of a command is read by our trainer, which this image does not have in this release: install it '
+    'there (pip install disttrain[trainer]), or leave trainer.progress out" >&2; exit 2; }; exec "$@"',
+    "sh",
+    *ENTRYPOINT[2:],
+)
+"""Before a command whose output is read. Only the image knows whether it has our trainer."""
+
 _SECRET_MODE: Final = 0o440
 """Of a file with a secret: its user and group. The trainer is of the group (security.py)."""
 
 _Object = dict[str, Any]
 
 
-def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, trainer_image: str) -> _Object:
-    """The pod; `trainer_image` is the operator's own, for jobs that name none. Raises ValueError for a job that no pod can carry."""
-    if (problem := too_large(job)) is not None:
-        raise ValueError(str(problem))
+def build_pod(
+    job: DistTrainJob, role: Role, index: int, attempt: int, *, trainer_image: str, pod_group: ChildKind | None = None
+) -> _Object:
+    """The pod; `trainer_image` is the operator's own, for jobs that name none; `pod_group`: the kind of its PodGroup, None for no gang.
+    Raises ValueError for a job that no pod can carry."""
     template = job.spec.template_of(role).pod_spec()
     trainer, sidecars = split_containers(template)
     init_containers = [*map(restricted, template.get("initContainers", [])), *sidecars]
@@ -117,18 +140,25 @@ def build_pod(job: DistTrainJob, role: Role, index: int, attempt: int, *, traine
         spec["initContainers"] = init_containers
     if priority_class := job.spec.scheduling.priority_class_name:
         spec["priorityClassName"] = priority_class
+    if role is Role.WORKER and (key := job.spec.scheduling.topology_key):
+        spec["affinity"] = with_one_value(job, key, template.get("affinity") or {})
+    if pod_group is not None:
+        spec.setdefault("schedulerName", scheduler_name(job.spec, pod_group))
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _metadata(job, role, index, attempt, trainer_image),
+        "metadata": _metadata(job, role, index, attempt, trainer_image, pod_group),
         "spec": spec,
     }
 
 
-def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int, trainer_image: str) -> _Object:
+def _metadata(
+    job: DistTrainJob, role: Role, index: int, attempt: int, trainer_image: str, pod_group: ChildKind | None
+) -> _Object:
     metadata = child_metadata(job, pod_name(job.metadata.name, role, index))
     given = job.spec.template_of(role).metadata
     own_labels = {LABEL_ROLE: role.value, LABEL_INDEX: str(index), LABEL_ATTEMPT: str(attempt)}
+    own_labels |= labels_of_member(job, pod_group)
     defaults = {
         # A mesh's proxy would outlive the trainer, and does not speak the protocols between the peers.
         "sidecar.istio.io/inject": "false",
@@ -137,7 +167,9 @@ def _metadata(job: DistTrainJob, role: Role, index: int, attempt: int, trainer_i
         "prometheus.io/path": "/metrics",
     }
     metadata["labels"] = {**((given and given.labels) or {}), **metadata["labels"], **own_labels}
-    own_annotations = {ANNOTATION_TRAINER_IMAGE: trainer_image}
+    own_annotations = {ANNOTATION_TRAINER_IMAGE: trainer_image, **annotations_of_member(job, role, pod_group)}
+    if reports_status(job, role):
+        own_annotations[ANNOTATION_STATUS_TOKEN] = trainer_status.token(job.metadata.uid, attempt)
     metadata["annotations"] = {**defaults, **((given and given.annotations) or {}), **own_annotations}
     return metadata
 
@@ -148,7 +180,9 @@ def _trainer_container(
     image, command = job.spec.image or trainer_image, list(ENTRYPOINT)
     match job.spec.trainer.work:
         case Command(words) if role is Role.WORKER:
-            command = [*(_WITH_CODE if job.spec.trainer.code else ()), *words]
+            # The reader of the output puts the code on the module path itself.
+            before = _WITH_READER if job.spec.trainer.progress else _WITH_CODE if job.spec.trainer.code else ()
+            command = [*before, *words]
         case Command():
             image = trainer_image  # that of a command need not have our trainer in it
     return {
@@ -158,7 +192,7 @@ def _trainer_container(
         "command": command,
         "env": _environment(job, role, index, attempt, template),
         "ports": ports_of(template.get("ports", []), _ports(job, role)),
-        "resources": _resources(job, role, template),
+        "resources": resources_of_trainer(job, role, template),
         "securityContext": container_security(template.get("securityContext", {})),
         "terminationMessagePath": TERMINATION_LOG,
         # Our trainer writes its termination message itself; for any other program the end of the log says most.
@@ -185,8 +219,17 @@ def _environment(job: DistTrainJob, role: Role, index: int, attempt: int, templa
         code_dir="/".join(filter(None, (CODE_PATH, job.spec.trainer.code.path))) if job.spec.trainer.code else None,
         tls_dir=TLS_PATH if job.spec.network.tls is Tls.MUTUAL else None,
     )
+    if len(variables[JOB].encode()) > MAX_BYTES and (problem := too_large(job)) is not None:
+        raise ValueError(str(problem))
     # The root filesystem is read-only and the user may have no entry in /etc/passwd: caches need a home, getpass a name.
-    defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(job, role, index, addresses)
+    defaults = {"HOME": "/tmp", "USER": "disttrain"} | default_environment(
+        job,
+        role,
+        index,
+        addresses,
+        master_metrics=f"{pod_host(job.metadata.name, Role.MASTER, 0)}:{job.spec.observability.metrics_port}",
+        status_token=f"{STATUS_PATH}/{trainer_status.TOKEN_FILE}",
+    )
     # The kubelet expands $(NAME) and makes $ of $$; the configuration arrives as it is.
     exact = {name: value.replace("$", "$$") for name, value in variables.items()}
     given = [variable for variable in template.get("env", []) if variable["name"] not in exact]
@@ -230,15 +273,6 @@ def _ports(job: DistTrainJob, role: Role) -> list[_Object]:
     return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
 
 
-def _resources(job: DistTrainJob, role: Role, template: _Object) -> _Object:
-    resources: _Object = dict(template.get("resources", {}))
-    if role is Role.WORKER and (gpus := job.spec.worker.gpus_per_worker):
-        # An extended resource is never overcommitted: request and limit are one number.
-        for kind in ("requests", "limits"):
-            resources[kind] = {**resources.get(kind, {}), GPU: str(gpus)}
-    return resources
-
-
 def _volumes(job: DistTrainJob, role: Role, index: int, template: _Object) -> list[_Object]:
     own: list[_Object] = [{"name": _TMP, "emptyDir": {}}, {"name": _SHM, "emptyDir": {"medium": "Memory"}}]
     if job.spec.checkpoint is not None:
@@ -255,6 +289,10 @@ def _volumes(job: DistTrainJob, role: Role, index: int, template: _Object) -> li
         own.append({"name": _DATA_KEY, "secret": {"secretName": secret, "items": [item], "defaultMode": _SECRET_MODE}})
     if (secret := _url_secret_of(job, role)) is not None:
         own.append({"name": _DATA_URL, "secret": {"secretName": secret, "defaultMode": _SECRET_MODE}})
+    if reports_status(job, role):
+        field = {"fieldPath": f"metadata.annotations['{ANNOTATION_STATUS_TOKEN}']"}
+        projected: _Object = {"path": trainer_status.TOKEN_FILE, "fieldRef": field}
+        own.append({"name": _STATUS, "downwardAPI": {"items": [projected], "defaultMode": _SECRET_MODE}})
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "emptyDir": {}})
     if job.spec.network.tls is Tls.MUTUAL:
@@ -320,6 +358,8 @@ def _mounts(job: DistTrainJob, role: Role, template: _Object) -> list[_Object]:
         own.append({"name": _DATA_KEY, "mountPath": DATA_KEY_PATH, "readOnly": True})
     if _url_secret_of(job, role) is not None:
         own.append({"name": _DATA_URL, "mountPath": DATA_URL_PATH, "readOnly": True})
+    if reports_status(job, role):
+        own.append({"name": _STATUS, "mountPath": STATUS_PATH, "readOnly": True})
     if _keeps_copies(job, role):
         own.append({"name": _COPIES, "mountPath": COPIES_PATH})
     if _code_of(job, role) is not None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from disttrain.api.names import ChildKind, Role
 from disttrain.api.policies import NetworkPolicyMode
 from disttrain.api.reasons import Reason
-from disttrain.plan import certificate, disruptions, lost_nodes, words
+from disttrain.plan import certificate, disruptions, gang, lost_nodes, words
 from disttrain.plan.failures import account
 from disttrain.plan.model import (
     Action,
@@ -36,6 +36,8 @@ WRONG_OBJECT_DELAY = timedelta(seconds=60)
 
 NEEDED: Mapping[ChildKind, Callable[[JobView], bool]] = MappingProxyType(
     {
+        ChildKind.COSCHEDULING_GROUP: lambda view: gang.needs(view, ChildKind.COSCHEDULING_GROUP),
+        ChildKind.VOLCANO_GROUP: lambda view: gang.needs(view, ChildKind.VOLCANO_GROUP),
         ChildKind.SERVICE: lambda _: True,
         ChildKind.NETWORK_POLICY: lambda view: view.spec.network.policy is NetworkPolicyMode.JOB_ONLY,
     }
@@ -49,11 +51,8 @@ def converge(view: JobView) -> Step:
     deletions += tuple(
         Delete(kind=kind) for kind, needed in NEEDED.items() if kind in view.snapshot.children and not needed(view)
     )
-    waits = [moment for pod in view.failed if (moment := account.release(view, pod)) > view.now]
     lost = disruptions.one_more(view) if disruptions.taken_away(view) else disruptions.carried_over(view)
-    held = _held_until(view, disruptions.paused_until(lost))
-    waits += [moment for moment in (lost_nodes.upcoming(view), held) if moment is not None]
-    waiting = _impossible(view) != "" or held is not None
+    waiting = _held(view, disruptions.paused_until(lost)) or _impossible(view) != ""
     first = None if waiting else certificate.before_pods(view)
     creations = () if waiting else tuple(_creations(view, pods=first is None))
     if lost is not None and any(isinstance(action, CreatePod) for action in creations):
@@ -63,7 +62,6 @@ def converge(view: JobView) -> Step:
         actions=(*deletions, *(first.actions if first is not None else ()), *creations),
         status={"disruptions": lost, **(first.status if first is not None else {})},
         events=_created_event(view, creations),
-        look=min(waits, default=None),
         again=first is not None and first.again,
     )
 
@@ -88,8 +86,10 @@ def blocked(view: JobView) -> str:
 
 def _impossible(view: JobView) -> str:
     """Why there is no use in trying."""
-    if fields := unsupported(view.spec, local=view.snapshot.local):
+    if fields := unsupported(view.spec):
         return f"Not supported by this version: {', '.join(fields)}"
+    if (problem := gang.problem(view)) is not None:
+        return problem[1]
     if view.snapshot.name_conflicts:
         names = ", ".join(sorted(view.snapshot.name_conflicts))
         return f"Other objects have names that the job needs: {names}; delete them, or give the job another name"
@@ -98,34 +98,33 @@ def _impossible(view: JobView) -> str:
 
 def blocked_reason(view: JobView) -> Reason:
     """The reason to `blocked`."""
-    if unsupported(view.spec, local=view.snapshot.local):
+    if unsupported(view.spec):
         return Reason.NOT_YET_SUPPORTED
+    if (problem := gang.problem(view)) is not None:
+        return problem[0]
     return Reason.NAME_TAKEN if view.snapshot.name_conflicts else Reason.POD_REFUSED
 
 
 def final_refusal(view: JobView) -> Refusal | None:
     """A refusal that a change of the job will have to mend."""
-    return next((refusal for refusal in view.snapshot.refusals if not refusal.retryable), None)
+    return next((refusal for refusal in view.refusals if not refusal.retryable), None)
 
 
 def retryable_refusal(view: JobView) -> Refusal | None:
     """A refusal that may pass, such as a quota."""
-    return next((refusal for refusal in view.snapshot.refusals if refusal.retryable), None)
+    return next((refusal for refusal in view.refusals if refusal.retryable), None)
 
 
-def _held_until(view: JobView, paused: datetime | None) -> datetime | None:
-    """When something may be made again, None for now: the back-off of a restart, or the pause after a refusal or a disruption."""
-    moments = [
-        refusal.time + (REFUSAL_DELAY if refusal.retryable else WRONG_OBJECT_DELAY)
-        for refusal in view.snapshot.refusals
-    ]
+def _held(view: JobView, paused: datetime | None) -> bool:
+    """Whether nothing is made yet: the back-off of a restart, or the pause after a refusal or a disruption."""
+    moments = [refusal.time + (REFUSAL_DELAY if refusal.retryable else WRONG_OBJECT_DELAY) for refusal in view.refusals]
     if view.snapshot.name_conflicts or view.snapshot.former:
         moments.append(view.now + REFUSAL_DELAY)
     if paused is not None:
         moments.append(paused)
     if (moment := account.next_attempt(view)) is not None:
         moments.append(moment)
-    return max((moment for moment in moments if moment > view.now), default=None)
+    return gang.rests(view) or not view.reached(max(moments, default=view.now))
 
 
 def _deletions(view: JobView) -> Iterator[DeletePod]:
@@ -134,7 +133,7 @@ def _deletions(view: JobView) -> Iterator[DeletePod]:
         if not pod.deleting:
             yield _delete(pod)
     for pod in view.failed:
-        if pod.uid in accounted and account.release(view, pod) <= view.now:
+        if pod.uid in accounted and view.reached(account.release(view, pod)):
             yield _delete(pod)
     for pod in view.declared_failed:
         yield _delete(pod)
@@ -149,16 +148,18 @@ def _creations(view: JobView, *, pods: bool) -> Iterator[Action]:
     for kind, needed in NEEDED.items():
         if kind not in view.snapshot.children and needed(view):
             yield Create(kind=kind)
-    if not pods:
+    if not pods or not gang.admitted(view):
         return
-    if view.runs_command and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
-        return  # nothing of ours in those programs refuses a peer of another attempt
+    scheduler = gang.scheduler(view)
+    if (view.runs_command or scheduler) and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
+        return  # nothing of ours in those programs refuses a peer of another attempt; and a gang waits until all of it can be placed
+    pod_group = scheduler.kind if scheduler is not None else None
     image = next((pod.trainer_image for pod in view.present.values() if pod.trainer_image), "")
     for slot in view.wanted:
         # The name stays taken until a pod that is deleted or of an older attempt is really gone: never two of one place.
         if not view.needs_no_pod(slot) and view.name(slot) not in view.names_taken:
             role, index = slot
-            yield CreatePod(role=role, index=index, attempt=view.attempt, trainer_image=image)
+            yield CreatePod(role=role, index=index, attempt=view.attempt, trainer_image=image, pod_group=pod_group)
 
 
 def _delete(pod: PodView) -> DeletePod:

@@ -7,17 +7,17 @@ from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import JobView
 
 
-def complete(view: JobView, reason: Reason, message: str, *, warning: bool = False) -> Step:
-    """The job reached its end. warning: the user should look at how."""
-    return _end(view, ConditionType.COMPLETE, reason, message, warning=warning)
+def complete(view: JobView, reason: Reason, message: str, *, warning: bool = False, unsure: bool = False) -> Step:
+    """The job reached its end. warning: the user should look at how; unsure: what a pod has yet to say may only not have been seen."""
+    return _end(view, ConditionType.COMPLETE, reason, message, warning=warning, final=unsure)
 
 
 def fail(view: JobView, reason: Reason, message: str) -> Step:
     """The job will not be tried again."""
-    return _end(view, ConditionType.FAILED, reason, message, warning=True)
+    return _end(view, ConditionType.FAILED, reason, message, warning=True, final=True)
 
 
-def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, warning: bool) -> Step:
+def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, warning: bool, final: bool) -> Step:
     other = ConditionType.FAILED if end is ConditionType.COMPLETE else ConditionType.COMPLETE
     ceased = (other, ConditionType.READY, ConditionType.PROGRESSING, ConditionType.RESTARTING)
     return Step(
@@ -29,7 +29,7 @@ def _end(view: JobView, end: ConditionType, reason: Reason, message: str, *, war
         ),
         events=(Event(reason=reason, message=message, warning=warning),),
         # Pods that ended well stay so; a failure may only seem one, because the cache is old.
-        final=end is ConditionType.FAILED,
+        final=final,
         again=True,
     )
 

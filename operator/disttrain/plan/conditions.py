@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import Condition
-from disttrain.plan import children, words
+from disttrain.plan import children, gang, words
 from disttrain.plan.model import Phase, PodView
 from disttrain.plan.progressing import progressing
 from disttrain.plan.restarting import restarting
@@ -77,7 +77,9 @@ def sidecar_trouble(view: JobView) -> str:
         pod = view.present.get(slot)
         if pod is None or pod.done or pod.deleting or (trouble := pod.trouble) is None:
             continue
-        if (trouble.since is None or trouble.since <= view.now) and (trouble.until is None or view.now < trouble.until):
+        if (trouble.since is None or view.reached(trouble.since)) and (
+            trouble.until is None or not view.reached(trouble.until)
+        ):
             hint = view.snapshot.log_hint.format(namespace=view.job.metadata.namespace, pod=pod.name)
             return f"Container {trouble.container} of pod {pod.name}: {trouble.words[:1024]}; log: {hint} -c {trouble.container}"
     return ""
@@ -136,10 +138,12 @@ def _suspended(view: JobView) -> Claim:
 
 
 def _scheduled(view: JobView) -> Claim:
-    pods = [view.present.get(slot) for slot in view.wanted if not view.needs_no_pod(slot)]
+    pods = [view.present.get(slot) for slot in view.expected if not view.needs_no_pod(slot)]
     without_node = [pod for pod in pods if pod is None or not (pod.scheduled or pod.done)]
     if not without_node:
         return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
+    if gang.rests(view) and (before := view.status.condition(ConditionType.SCHEDULED)) is not None:
+        return _claim(ConditionType.SCHEDULED, "False", before.reason, before.message)
     if former := view.snapshot.former:
         message = f"Waiting until the objects of a deleted job of this name are gone: {', '.join(former)}"
         return _claim(ConditionType.SCHEDULED, "False", Reason.FORMER_JOB, message)
@@ -147,8 +151,12 @@ def _scheduled(view: JobView) -> Claim:
         return _claim(ConditionType.SCHEDULED, "False", Reason.POD_REFUSED, f"{refusal.name}: {refusal.message}")
     for pod in without_node:
         if pod is not None and pod.reason == Reason.UNSCHEDULABLE:
+            if gang.incomplete(view):
+                return _claim(ConditionType.SCHEDULED, "False", Reason.WAITING_FOR_GANG, gang.sentence(view))
             reason = _missing(pod.message) or Reason.UNSCHEDULABLE
             return _claim(ConditionType.SCHEDULED, "False", reason, _what_is_wrong(pod, reason))
+    if not gang.admitted(view):
+        return _claim(ConditionType.SCHEDULED, "False", Reason.WAITING_FOR_GANG, gang.not_admitted(view))
     made = any(pod is not None for pod in without_node)
     return _claim(
         ConditionType.SCHEDULED, "False", Reason.SCHEDULING, "Waiting for nodes" if made else "Creating the pods"
@@ -160,7 +168,7 @@ def ready(view: JobView) -> Claim:
     if view.silent:
         return _claim(ConditionType.READY, "False", Reason.NODE_LOST, words.node_lost(view.silent[0]))
     waiting: list[PodView] = []
-    for slot in view.wanted:
+    for slot in view.expected:
         pod = view.present.get(slot)
         if view.needs_no_pod(slot) or (
             pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED)
@@ -201,7 +209,7 @@ def _about_to_report(view: JobView) -> bool:
     moments = [view.until(pod.ready_since or pod.created, REPORT_TIMEOUT) for pod in view.present.values() if pod.ready]
     if view.snapshot.listening_since is not None:
         moments.append(view.snapshot.listening_since + REPORT_TIMEOUT)
-    return view.now < max(moments, default=view.now)
+    return not view.reached(max(moments, default=view.now))
 
 
 def _cannot_start(pod: PodView) -> Claim | None:

@@ -3,7 +3,6 @@
 Not here: the waits inside the training (each has its own deadline there), the back-off (failures/), the TTL (cleanup.py).
 """
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from disttrain.api.reasons import ConditionType, Reason
@@ -18,20 +17,14 @@ from disttrain.plan.view import REPORT_TIMEOUT, JobView, Slot
 
 def passed(view: JobView) -> Step | None:
     """What follows from a deadline that is over."""
-    if (moment := _active_until(view)) is not None and view.now >= moment:
+    if (moment := _active_until(view)) is not None and view.reached(moment):
         seconds = view.spec.run_policy.active_deadline_seconds
         return fail(view, Reason.DEADLINE_EXCEEDED, f"Not done within {seconds} s (runPolicy.activeDeadlineSeconds)")
-    if (moment := _ready_until(view)) is not None and view.now >= moment:
+    if (moment := _ready_until(view)) is not None and view.reached(moment):
         return _never_ready(view)
-    if (moment := _step_until(view)) is not None and view.now >= moment:
+    if (moment := _step_until(view)) is not None and view.reached(moment):
         return _stalled(view)
     return None
-
-
-def upcoming(view: JobView) -> datetime | None:
-    """The next moment at which one of them may be over."""
-    moments: Iterator[datetime | None] = (deadline(view) for deadline in (_active_until, _ready_until, _step_until))
-    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _active_until(view: JobView) -> datetime | None:

@@ -5,10 +5,11 @@ The order of the policies is the behaviour of the operator; it is written here a
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import TypeAlias
 
 from disttrain.api.names import MANAGED_BY
-from disttrain.plan import children, deadlines, report, success, suspend
+from disttrain.plan import children, deadlines, elastic, gang, health, report, success, suspend
 from disttrain.plan.cleanup import after_the_end
 from disttrain.plan.failures.policy import failures
 from disttrain.plan.hands_off import hands_off
@@ -27,18 +28,42 @@ POLICIES: tuple[Policy, ...] = (
     suspend.asked,
     # The deadlines come before the retries: a job that must not run any longer is not restarted.
     deadlines.passed,
+    # How many workers the job uses is written down before their pods are created or deleted.
+    elastic.resize,
     # Every failure is written down before anything is created or deleted because of it.
     failures,
+    # Pods that wait for others that find no node are deleted, before any is created.
+    gang.timed_out,
+    # A failure that is not written down yet may be why a rule on the training is in breach.
+    health.broken,
     # Otherwise: what is missing is created, what is old is deleted. This policy always answers.
     children.converge,
 )
 """The policies of a job that runs or is to run, in their order. The first one that answers decides."""
+_ASK_AGAIN = timedelta(seconds=1)
+"""Between two readings of a master's report that decides."""
 
 
 def decide(snapshot: Snapshot) -> Plan:
     """The plan for a job now."""
-    plan = _plan(JobView(snapshot))
-    return replace(plan, write=urgency(snapshot.status, plan.status))
+    view = JobView(snapshot)
+    plan = _plan(view)
+    return replace(plan, look_again=_look_again(view, plan), write=urgency(snapshot.status, plan.status))
+
+
+def _look_again(view: JobView, plan: Plan) -> timedelta | None:
+    """Until time alone may change something: the earliest moment that has not come and that a policy asked for, by the stored status or by
+    the new one."""
+    if plan.look_again is not None:
+        return plan.look_again
+    moments = [*view.awaited, view.now + _ASK_AGAIN] if plan.asks else view.awaited
+    if plan.status is not view.status:
+        after = JobView(replace(view.snapshot, job=view.job.model_copy(update={"status": plan.status})))
+        following = _plan(after)
+        if following.status != plan.status and not plan.actions:
+            return timedelta(0)
+        moments = [*moments, *after.awaited]
+    return min(moments) - view.now if moments else None
 
 
 def _plan(view: JobView) -> Plan:

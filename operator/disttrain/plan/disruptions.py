@@ -57,7 +57,7 @@ def paused_until(disruptions: Disruptions | None) -> datetime | None:
 def taken_away(view: JobView) -> bool:
     """Whether pods that the job needs were deleted by others since the status was written: fewer exist than it says, and not because a
     failed pod is being replaced. That the operator deleted such a pod may not be written yet."""
-    if view.snapshot.refusals or view.snapshot.name_conflicts or view.snapshot.former:
+    if view.refusals or view.snapshot.name_conflicts or view.snapshot.former:
         return False  # the status counts a pod as made that was refused
     if all(view.needs_no_pod(slot) or _stands(view.present.get(slot)) for slot in view.wanted):
         return False
@@ -95,4 +95,4 @@ def _over(view: JobView, stored: Disruptions) -> bool:
         return False
     # In the second in which the pod was lost, readiness was lost, too.
     whole_again = ready.status == "True" or ready.last_transition_time > stored.last
-    return whole_again and (view.stepped_since(stored.last) or view.now - stored.last > FORGOTTEN_AFTER)
+    return whole_again and (view.stepped_since(stored.last) or view.reached(stored.last + FORGOTTEN_AFTER))

@@ -24,7 +24,7 @@ _BUCKETS = {
     JobState.STALLED: "stalled_seconds",
 }
 """A suspended job has no bucket: it holds nothing."""
-_NO_NODE = frozenset({Reason.UNSCHEDULABLE, Reason.POD_REFUSED, Reason.WAITING_FOR_GANG})
+_NO_NODE = frozenset({Reason.UNSCHEDULABLE, Reason.POD_REFUSED, Reason.WAITING_FOR_GANG, Reason.GANG_TIMED_OUT})
 """Reasons of Scheduled with which a job that has lost a pod waits for a node or a quota, as it did at its start."""
 _RUNS = frozenset({JobState.TRAINING, JobState.STALLED})
 

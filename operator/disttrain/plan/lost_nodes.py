@@ -1,7 +1,7 @@
 """Pods whose deletion cannot end because their node is gone: no kubelet confirms it. A node that is merely slow is another matter."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from disttrain.plan.model import DeletePod, Phase, PodView
 from disttrain.plan.view import JobView
@@ -15,17 +15,10 @@ BY_TAINT = "DeletionByTaintManager"
 
 def forced(view: JobView) -> tuple[DeletePod, ...]:
     """The deletions that no node will confirm."""
-    return tuple(
-        DeletePod(name=pod.name, uid=pod.uid, grace_seconds=0) for pod, moment in _waiting(view) if moment <= view.now
-    )
+    return tuple(DeletePod(name=pod.name, uid=pod.uid, grace_seconds=0) for pod in _given_up(view))
 
 
-def upcoming(view: JobView) -> datetime | None:
-    """When the next one is due."""
-    return min((moment for _, moment in _waiting(view) if moment > view.now), default=None)
-
-
-def _waiting(view: JobView) -> Iterator[tuple[PodView, datetime]]:
+def _given_up(view: JobView) -> Iterator[PodView]:
     for pod in view.snapshot.pods:
         # The taint manager marks the pods of an unreachable node as disrupted, and says nothing else of it. A program that drains a node
         # or preempts does so too, with other reasons: there the kubelet is alive, and the old process may still be at work.
@@ -36,5 +29,5 @@ def _waiting(view: JobView) -> Iterator[tuple[PodView, datetime]]:
             moments.append(pod.silent_since + FORCED_DELETION_DELAY)
         if (gone or pod.silent_since is not None) and pod.deletion_deadline is not None:
             moments.append(pod.deletion_deadline + FORCED_DELETION_DELAY)
-        if pod.deleting and moments:
-            yield pod, min(moments)
+        if pod.deleting and moments and view.reached(min(moments)):
+            yield pod

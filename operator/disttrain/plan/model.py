@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import ChildKind, Role
-from disttrain.api.runtime import Progress, Termination
+from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.termination import Termination
 
 DISRUPTED = "DisruptionTarget"
 """Pod condition: the pod is or was evicted, preempted, or its node is drained or gone."""
@@ -94,7 +95,7 @@ class PodView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A child that could not be made, and why: what the API server said to the last attempt."""
+    """What the API server refused, such as the creation of a child, and what it said to the last attempt."""
 
     name: str
     message: str
@@ -123,14 +124,20 @@ class Snapshot:
     """Every pod whose controller is this very job (by uid), deleting ones included."""
     children: frozenset[ChildKind] = frozenset()
     """The kinds of which the job has its object."""
+    pod_group_phase: str = ""
+    """The phase of its PodGroup, as the scheduler says it; "" while it has said none, and of a scheduler whose phases do not matter."""
+    unavailable: frozenset[ChildKind] = frozenset()
+    """Kinds that the cluster does not have, or that the operator has no right to."""
     secret: MadeSecret | None = None
     """What became of the Secret that status.certificate names; None: this process has not created it."""
     random_suffix: str = "0" * 16
     """16 random hex digits, drawn for this snapshot: they cannot be predicted."""
     progress: Progress | None = None
     """The master's newest report of this attempt, None when none was read."""
+    progress_before: Progress | None = None
+    """The report that was read before `progress`; None: not known."""
     progress_read: datetime | None = None
-    """When it was read, by the clock of `now`; None: this process has read none yet."""
+    """When `progress` was read, by the clock of `now`; None: this process has read none yet."""
     step_seen: datetime | None = None
     """When this process first read a report with its step, by the clock of `now`; None: not known."""
     listening_since: datetime | None = None
@@ -138,6 +145,8 @@ class Snapshot:
     not_understood: tuple[str, ...] = ()
     """What another version has stored about the job and this one does not understand; then it must not be touched."""
     refusals: tuple[Refusal, ...] = ()
+    suspend_refused: Refusal | None = None
+    """What the API server said when the operator set spec.suspend for a rule of spec.health."""
     name_conflicts: tuple[str, ...] = ()
     """Names that the job needs and that objects of another owner hold."""
     former: tuple[str, ...] = ()
@@ -147,7 +156,7 @@ class Snapshot:
     keeps_certificates: bool = False
     """Certificates are kept without a Secret, as in a local run."""
     local: bool = False
-    """It is a local run: the trained model is kept also where the job has no checkpoint volume, and the workers may change in number."""
+    """It is a local run: the trained model is kept also where the job has no checkpoint volume."""
 
     @property
     def status(self) -> DistTrainJobStatus:
@@ -189,6 +198,8 @@ class CreatePod:
     trainer_image: str = ""
     """The one that the other pods of the attempt have; empty: the operator's own. Processes of two releases do not train together, so an
     attempt keeps its image when the operator is upgraded or rolled back."""
+    pod_group: ChildKind | None = None
+    """The kind of the PodGroup that the pod is of; None: it is placed by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +217,12 @@ class DeleteJob:
     """Delete the job itself: its TTL is over."""
 
 
-Action: TypeAlias = Create | Delete | CreateSecret | DeleteSecret | CreatePod | DeletePod | DeleteJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendJob:
+    """Set spec.suspend of the job."""
+
+
+Action: TypeAlias = Create | Delete | CreateSecret | DeleteSecret | CreatePod | DeletePod | DeleteJob | SuspendJob
 
 
 class Write(Enum):
@@ -217,7 +233,9 @@ class Write(Enum):
     BEGINNING = auto()
     """A job began without trouble. Now, but of many jobs at once all get their pods first; the first status then says how these fare."""
     SOON = auto()
-    """A stage of the start, or progress: several changes become one write."""
+    """A stage of the start: several changes become one write."""
+    PROGRESS = auto()
+    """Newer figures of a training, and nothing else. Jobs take turns: the whole operator writes only so many of these in a second."""
     WITH_NEXT = auto()
     """Counts and other words for the same: with the next larger change, or after a while by themselves."""
 
@@ -242,6 +260,8 @@ class Plan:
     """None: only when something happens."""
     final: bool = False
     """Whether the status says something that nothing takes back: the job fails or restarts, or a running pod is declared failed."""
+    asks: bool = False
+    """The master's report is to be read now, and decided again: the job ends, and no report is read after that."""
     write: Write = Write.NOW
     """When the status is written, if it has changed."""
 

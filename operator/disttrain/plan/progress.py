@@ -1,16 +1,46 @@
 """The master's report as status.training: rounded numbers, percent, time left; and how often that is worth a write."""
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
+from disttrain.api.health import HealthMetric, HealthRule
+from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
+from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.status import CheckpointStatus, ModelStatus, TrainingStatus
+from disttrain.api.status import BestCheckpoint, CheckpointStatus, ModelStatus, RollBacks, TrainingStatus
 from disttrain.api.types import INT32_MAX
+from disttrain.api.values import NAME
 from disttrain.plan.model import Phase
 from disttrain.plan.view import REPORT_TIMEOUT, JobView
+from disttrain.plan.words import without_clock
 
+_FIGURES = frozenset(
+    {
+        "best",
+        "dropped_samples",
+        "epoch",
+        "evaluation",
+        "evaluation_step",
+        "goodput",
+        "gradient_norm",
+        "last_checkpoint",
+        "last_update_time",
+        "loss",
+        "max_staleness_seen",
+        "redone_steps",
+        "roll_backs",
+        "samples_per_second",
+        "staleness",
+        "step",
+        "values",
+    }
+)
+"""Fields of a report that change what the status shows of a job that trains, and no decision about it until the next pass."""
 LONGEST_READ_INTERVAL = timedelta(seconds=10)
 """A part of REPORT_TIMEOUT, so that a single failed reading does not make a master silent."""
 
@@ -62,11 +92,15 @@ def _training(view: JobView) -> TrainingStatus | None:
         reported = {
             "last_checkpoint": _checkpoint(progress),
             "evaluation": _evaluation(progress),
+            "evaluation_step": progress.evaluation_step,
+            "best_checkpoint": _best(progress),
+            "roll_backs": _roll_backs(progress),
             "model": _model(progress),
             "world_size": progress.world_size or None,
             "resumed": progress.resumed if progress.world_size else None,
             # The mean of the last steps is known at the end: before it was that of the newest reports.
             "loss": rounded(progress.loss, 4) if progress.finished else None,
+            "values": _values(progress) if progress.finished else None,
         }
         return before.model_copy(update={name: value for name, value in reported.items() if value is not None})
     return TrainingStatus(
@@ -76,14 +110,19 @@ def _training(view: JobView) -> TrainingStatus | None:
         progress_percent=min(100, 100 * progress.step // progress.total_steps) if progress.total_steps else None,
         eta_seconds=_seconds_left(view, progress),
         loss=rounded(progress.loss, 4),
+        values=_values(progress),
         samples_per_second=rounded(progress.samples_per_second, 5),
         world_size=progress.world_size,
         max_staleness_seen=progress.max_staleness_seen,
         evaluation=_evaluation(progress),
-        last_update_time=_last_advance(view, progress),
+        evaluation_step=progress.evaluation_step,
+        last_update_time=last_advance(view, progress),
         update_seconds=_between_advances(view, progress),
         last_checkpoint=_checkpoint(progress) or (before.last_checkpoint if before else None),
+        best_checkpoint=_best(progress) or (before.best_checkpoint if before else None),
+        roll_backs=_roll_backs(progress) or (before.roll_backs if before else None),
         model=_model(progress),
+        dropped_samples=progress.dropped_samples,
         resumed=progress.resumed if progress.world_size else before.resumed if before else None,
     )
 
@@ -97,9 +136,67 @@ def due(view: JobView) -> bool:
     before, seen = view.status.training, view.snapshot.step_seen
     if before is None or before.last_update_time is None:
         return True
-    if view.steps_now and seen is not None and view.now - seen >= REPORT_TIMEOUT:
+    if view.steps_now and seen is not None and view.reached(seen + REPORT_TIMEOUT):
         return True
-    return view.now - before.last_update_time >= interval(view)
+    return view.reached(before.last_update_time + interval(view))
+
+
+def pass_after(job: DistTrainJob, before: Progress | None, after: Progress, now: datetime) -> timedelta | None:
+    """How long the pass can wait that a report asks for: until its figures may be written, if it has newer figures than the one before and
+    nothing else is new. None: the pass is made at once."""
+    status, training = job.status, job.status.training
+    if status.state is not JobState.TRAINING or not status.is_true(ConditionType.PROGRESSING):
+        return None  # a step may change the state
+    if training is None or training.last_update_time is None:
+        return None
+    if before is None or after.step < before.step or _beside_figures(after) != _beside_figures(before):
+        return None
+    if _a_breach_begins_or_ends(job, before, after):
+        return None
+    due = training.last_update_time + timedelta(seconds=job.spec.observability.status_interval_seconds)
+    # Also where progress is written seldom: the last step that no other follows is written after this time (`due`).
+    return max(timedelta(0), min(due - now, REPORT_TIMEOUT))
+
+
+_REPORTED: Mapping[HealthMetric, Callable[[Progress], float | None]] = MappingProxyType(
+    {
+        HealthMetric.LOSS: lambda progress: progress.loss,
+        HealthMetric.SAMPLES_PER_SECOND: lambda progress: progress.samples_per_second,
+        HealthMetric.GRADIENT_NORM: lambda progress: progress.gradient_norm,
+        HealthMetric.STALENESS: lambda progress: progress.staleness,
+    }
+)
+"""The metrics of spec.health that are in a report."""
+
+
+def reported(metric: HealthMetric, report: Progress) -> float | None:
+    """The metric of a report; None where it does not have it."""
+    value = _REPORTED[metric](report) if metric in _REPORTED else None
+    return None if value is None or math.isnan(value) else value
+
+
+def is_good(rule: HealthRule, report: Progress) -> bool | None:
+    """Whether a report is within the bound of a rule; None where it does not have the metric."""
+    value = reported(rule.metric, report)
+    return None if value is None else not rule.broken_by(value)
+
+
+def _a_breach_begins_or_ends(job: DistTrainJob, before: Progress, after: Progress) -> bool:
+    """Whether a rule of spec.health has to be judged now."""
+    if job.spec.health is None:
+        return False
+    in_breach = {entry.name for entry in job.status.health if entry.since is not None}
+    return any(
+        (is_good(rule, before) is False) != (is_good(rule, after) is False)
+        or (rule.metric is HealthMetric.STEP_AGE and rule.name in in_breach and after.step > before.step)
+        for rule in job.spec.health.rules
+    )
+
+
+def _beside_figures(report: Progress) -> tuple[object, ...]:
+    """What a report says beside its figures, without running seconds."""
+    names = Progress.model_fields.keys() - _FIGURES - {"waiting_for"}
+    return without_clock(report.waiting_for or ""), *(getattr(report, name) for name in sorted(names))
 
 
 def interval(view: JobView) -> timedelta:
@@ -126,7 +223,12 @@ def is_another_step(progress: Progress, before: Progress | None) -> bool:
     return before is None or (before.attempt, before.step) != (progress.attempt, progress.step)
 
 
-def _last_advance(view: JobView, progress: Progress) -> datetime | None:
+def is_news(progress: Progress, before: Progress | None, read: datetime | None, now: datetime) -> bool:
+    """Whether a report asks for a pass: it differs from the one that was read before it, or that one was too old to believe."""
+    return progress != before or read is None or now - read >= REPORT_TIMEOUT
+
+
+def last_advance(view: JobView, progress: Progress) -> datetime | None:
     """When the step last advanced, by our clock: that of the master may be wrong. A fall back to a checkpoint is no advance."""
     before = view.status.training
     stored = before.last_update_time if before is not None else None
@@ -141,7 +243,7 @@ def _between_advances(view: JobView, progress: Progress) -> int | None:
     before = view.status.training
     if before is None or before.last_update_time is None or progress.step <= before.step:
         return before.update_seconds if before is not None else None
-    last = _last_advance(view, progress) or view.second
+    last = last_advance(view, progress) or view.second
     return max(0, int((last - before.last_update_time).total_seconds()))
 
 
@@ -186,9 +288,28 @@ def _checkpoint(progress: Progress) -> CheckpointStatus | None:
     return None if newest is None else CheckpointStatus(step=newest.step, time=newest.time.replace(microsecond=0))
 
 
+def _roll_backs(progress: Progress) -> RollBacks | None:
+    done = progress.roll_backs
+    if done is None:
+        return None
+    return RollBacks(count=done.count, left_out_parts=done.left_out_parts, reason=done.reason)
+
+
+def _best(progress: Progress) -> BestCheckpoint | None:
+    best = progress.best
+    return None if best is None else BestCheckpoint(step=best.step, value=best.value)
+
+
 def _model(progress: Progress) -> ModelStatus | None:
     written = progress.model
     return None if written is None else ModelStatus(path=written.path, sha256=written.sha256)
+
+
+def _values(progress: Progress) -> dict[str, float] | None:
+    found = {
+        name: rounded(value, 4) for name, value in sorted((progress.values or {}).items()) if re.fullmatch(NAME, name)
+    }
+    return {name: value for name, value in found.items() if value is not None} or None
 
 
 def _evaluation(progress: Progress) -> dict[str, float] | None:

@@ -58,7 +58,7 @@ def _no_step_since(view: JobView, progress: Progress, before: Condition | None) 
         return last or before.last_transition_time  # until a step is seen
     last = max(last or before.last_transition_time, before.last_transition_time)
     listening = view.snapshot.listening_since or last
-    return last if view.now - max(last, listening) > usual_pause(view) else None
+    return last if view.reached(max(last, listening) + usual_pause(view)) else None
 
 
 def _without_report(view: JobView, before: Condition | None, ready: Claim) -> Claim:
@@ -92,7 +92,7 @@ def _silent(view: JobView, progressing: Condition) -> bool:
             # It becomes ready in this pass: our loop after all the time in which the master could have spoken.
             return view.runs_our_loop
         moments = [ready.last_transition_time, listening]
-    return view.now - max(moment for moment in moments if moment is not None) > REPORT_TIMEOUT
+    return view.reached(max(moment for moment in moments if moment is not None) + REPORT_TIMEOUT)
 
 
 def _claim(status: Truth, reason: str, message: str = "") -> Claim:

@@ -1,6 +1,5 @@
-"""A policy's step made into a Plan: the whole status, written only if it says something new, and when to look again."""
+"""A policy's step made into a Plan: the whole status, written only if it says something new."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +7,7 @@ from disttrain.api.names import LABEL_JOB_NAME, LABEL_ROLE, Role
 from disttrain.api.policies import CleanPodPolicy
 from disttrain.api.reasons import ConditionType, Reason
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, WorkerStatus
-from disttrain.plan import conditions, deadlines, disruptions, elastic, goodput, in_place, progress
+from disttrain.plan import conditions, disruptions, elastic, goodput, health, in_place, progress
 from disttrain.plan.failures import account
 from disttrain.plan.indexes import format_indexes
 from disttrain.plan.model import Action, CreatePod, DeletePod, Event, Phase, Plan
@@ -18,7 +17,6 @@ from disttrain.plan.view import JobView
 
 _ANNOUNCED = frozenset({Reason.REPLACED, Reason.PREEMPTED, Reason.EVICTED, Reason.NODE_LOST, Reason.NOT_READY})
 """Reasons of Restarting that no policy has posted an Event about."""
-_SOONEST = timedelta(seconds=1)
 
 
 def plan(view: JobView, step: Step) -> Plan:
@@ -30,8 +28,9 @@ def plan(view: JobView, step: Step) -> Plan:
         actions=step.actions,
         status=status,
         events=(*_events(view, seen, step), *step.events, *_resumed(view, status)),
-        look_again=timedelta(0) if step.again else _look_again(view, step, status),
+        look_again=timedelta(0) if step.again else None,
         final=step.final,
+        asks=step.asks,
     )
 
 
@@ -40,27 +39,29 @@ def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJo
     fields: dict[str, Any] = {
         "observed_generation": view.job.metadata.generation,
         # What was refused a moment ago will hardly be made now: that is not said before it is so.
-        "state": state(view, claims, making=making and not view.snapshot.refusals),
+        "state": state(view, claims, making=making and not view.refusals),
         "conditions": conditions.merge(view, claims),
         "restarts": account.carried_over(view),
         "disruptions": disruptions.carried_over(view),
+        "health": health.carried_over(view),
         **_beginning(view, making),
         **_parts_per_step(view, making),
         **step.status,
     }
+    room = fields.pop(elastic.ROOM, elastic.room(view))
     same_attempt = fields.get("attempt", view.attempt) == view.attempt
     fields["replica_statuses"] = _replica_statuses(view, fields, step.actions if same_attempt else None)
     fields["worker"] = WorkerStatus(
         ready_replicas=next(r.ready for r in fields["replica_statuses"] if r.role == Role.WORKER.status_name),
-        target_replicas=elastic.target(view.spec),
+        # Where there is room again, the job uses all that it asks for; so a job that is resumed is not on the way from another number.
+        target_replicas=elastic.target(view) if room is not None or elastic.room(view) is None else view.wish,
+        room=room,
         selector=f"{LABEL_JOB_NAME}={view.job.metadata.name},{LABEL_ROLE}={Role.WORKER.value}",
         completed_indexes=(format_indexes(view.completed) or None) if same_attempt else None,
     )
     status = view.status.model_copy(update=fields)
-    if status == view.status and not progress.due(view):
-        return view.status
     training = progress.training(view, moves=_moves(view, claims))
-    if status == view.status and training == view.status.training:
+    if status == view.status and (training == view.status.training or not progress.due(view)):
         return view.status
     return status.model_copy(
         update={"training": training, "goodput": goodput.time_spent(view, training, state=status.state)}
@@ -109,18 +110,20 @@ def _replica_statuses(
     for role, desired in view.replicas.items():
         pods = [pod for (pod_role, _), pod in view.present.items() if pod_role is role and not pod.deleting]
         succeeded = sum(pod.phase is Phase.SUCCEEDED for pod in pods)
-        statuses.append(
-            ReplicaStatus(
-                role=role.status_name,
-                desired=desired,
-                # The pods of a job that has just ended are on their way out.
-                ready=0 if ended else sum(pod.ready and not pod.done for pod in pods),
-                succeeded=len(view.completed) if role is Role.WORKER else succeeded,
-                failed=sum(pod.phase is Phase.FAILED for pod in pods),
-                restarts=before[role.status_name].restarts if role.status_name in before else 0,
-                existing=0 if actions is None else sum(pod.uid not in deleted for pod in pods) + made.count(role),
-            )
-        )
+        earlier = before.get(role.status_name)
+        counts = {
+            "desired": desired,
+            # The pods of a job that has just ended are on their way out.
+            "ready": 0 if ended else sum(pod.ready and not pod.done for pod in pods),
+            "succeeded": len(view.completed) if role is Role.WORKER else succeeded,
+            "failed": sum(pod.phase is Phase.FAILED for pod in pods),
+            "restarts": earlier.restarts if earlier is not None else 0,
+            "existing": 0 if actions is None else sum(pod.uid not in deleted for pod in pods) + made.count(role),
+        }
+        if earlier is not None and all(getattr(earlier, name) == count for name, count in counts.items()):
+            statuses.append(earlier)  # most passes change no count, and a model costs more than all of them
+        else:
+            statuses.append(ReplicaStatus(role=role.status_name, **counts))
     known = {status.role for status in statuses}
     return (*statuses, *(_left(status) for status in view.status.replica_statuses if status.role not in known))
 
@@ -172,17 +175,3 @@ def _resumed(view: JobView, status: DistTrainJobStatus) -> tuple[Event, ...]:
     before = view.status.training.resumed if view.status.training else None
     after = status.training.resumed if status.training else None
     return (Event(reason=Reason.RESUMED, message=after),) if after and after != before else ()
-
-
-def _look_again(view: JobView, step: Step, status: DistTrainJobStatus) -> timedelta | None:
-    """The earliest moment at which time alone may change something."""
-    after = view
-    if status is not view.status:
-        after = JobView(replace(view.snapshot, job=view.job.model_copy(update={"status": status})))
-    moments = [step.look]
-    if not view.spec.suspend:
-        moments.append(deadlines.upcoming(after))
-        if any(pod.phase is Phase.RUNNING for pod in after.present.values()):
-            moments.append(view.now + progress.read_interval(view.spec))  # the master's next report, or its silence
-    first = min((moment for moment in moments if moment is not None), default=None)
-    return None if first is None else max(first - view.now, _SOONEST)

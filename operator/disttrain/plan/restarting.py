@@ -33,7 +33,7 @@ def _loss(view: JobView, progressing: Claim) -> Claim | None:
         return _claim("True", Reason.NODE_LOST, words.node_lost(view.silent[0]))
     if not view.status.is_true(ConditionType.SCHEDULED):
         return None
-    for slot in view.wanted:
+    for slot in view.expected:
         pod = view.present.get(slot)
         if view.needs_no_pod(slot) or is_new(view, *slot):
             continue
@@ -51,7 +51,7 @@ def _was_ready(view: JobView, pod: PodView) -> bool:
     """Whether a pod that is not ready was, in this attempt, and is not for longer than a readiness probe may fail by chance."""
     ready, progressing = map(view.status.condition, (ConditionType.READY, ConditionType.PROGRESSING))
     ran = view.stepped or (view.trained and progressing is not None and progressing.status == "Unknown")
-    return ran and ready is not None and view.now - max(ready.last_transition_time, pod.created) >= REPORT_TIMEOUT
+    return ran and ready is not None and view.reached(max(ready.last_transition_time, pod.created) + REPORT_TIMEOUT)
 
 
 def _claim(status: Truth, reason: str, message: str = "") -> Claim:

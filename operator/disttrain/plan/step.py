@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from disttrain.api.reasons import ConditionType
@@ -35,8 +34,8 @@ class Step:
     claims: tuple[Claim, ...] = ()
     """Conditions that this policy knows better than what is seen of the pods."""
     events: tuple[Event, ...] = ()
-    look: datetime | None = None
-    """When to look again if nothing happens before."""
+    asks: bool = False
+    """The master's report of now decides."""
     final: bool = False
     """Nothing takes it back: the job fails or restarts, or a running pod is declared failed."""
     again: bool = False

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from disttrain.api.names import Role
 from disttrain.api.policies import SuccessPolicy
 from disttrain.api.reasons import Reason
+from disttrain.api.runtime import Progress
 from disttrain.plan.completion import complete
 from disttrain.plan.model import Phase
 from disttrain.plan.progress import newest
@@ -17,22 +18,28 @@ LAST_REPORT_GRACE = timedelta(seconds=10)
 that says that all is done."""
 
 
+NODES_PRECISION = timedelta(seconds=1)
+"""Of the moment at which a pod ended: a report that was read in the same second may be older."""
+
+
 def reached(view: JobView) -> Step | None:
     """The end of the job by its successPolicy. It stands above failures: what fails after the work is done does not matter."""
-    workers = view.spec.worker.replicas
-    done = view.completed & set(range(workers))
-    if not done or (view.spec.success_policy is SuccessPolicy.ALL_WORKERS and len(done) < workers):
+    workers = view.workers
+    of_all = view.spec.success_policy is SuccessPolicy.ALL_WORKERS
+    done = view.completed & set(range(workers)) if of_all else view.completed
+    if not done or (of_all and len(done) < workers):
         return _all_work_is_done(view, done=len(done))
     # A worker whose end is not seen any more was remembered from an earlier pass: its moment is over.
     ends = [
         pod.ended for (role, _), pod in view.present.items() if role is Role.WORKER and pod.phase is Phase.SUCCEEDED
     ]
     until = max((view.until(end, LAST_REPORT_GRACE) for end in ends), default=view.now)
-    if view.now < until and _more_is_to_come(view, after=max(ends, default=view.now)):
-        return Step(look=until)
+    more = _more_is_to_come(view, after=max(ends, default=view.now))
+    if more and not view.reached(until):
+        return Step(asks=view.runs_command)
     warning = _missing_steps(view) + _warned(view)
-    message = f"{len(done)} of {workers} workers succeeded{warning}"
-    return complete(view, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning))
+    message = f"{len(done)} of {workers} workers succeeded{_ended_early(newest(view))}{warning}"
+    return complete(view, Reason.WORKERS_SUCCEEDED, message, warning=bool(warning), unsure=more)
 
 
 def _more_is_to_come(view: JobView, *, after: datetime) -> bool:
@@ -42,9 +49,10 @@ def _more_is_to_come(view: JobView, *, after: datetime) -> bool:
         return False
     if not view.runs_command:
         return True
-    # The master of a command does not see its end, and leaves no termination message: where steps are missing, a later report decides.
+    # The master of a command does not see its end, and leaves no termination message: a report that is read after it decides. Programs
+    # end when the master has what they said.
     read = view.snapshot.progress_read
-    return bool(_missing_steps(view)) and (read is None or read <= after)
+    return read is None or read < (after if view.snapshot.local else after + NODES_PRECISION)
 
 
 def _missing_steps(view: JobView) -> str:
@@ -65,6 +73,13 @@ def _warned(view: JobView) -> str:
     return f". {WARNING}{progress.warning}" if progress is not None and progress.warning else ""
 
 
+def _ended_early(progress: Progress | None) -> str:
+    """Why a training ended before its last step; "" for one that did not."""
+    if progress is None or not progress.stopped or progress.total_steps is None:
+        return ""
+    return f" at step {progress.step} of {progress.total_steps} ({progress.stopped})"
+
+
 def _all_work_is_done(view: JobView, *, done: int) -> Step | None:
     """The others did the work of a worker that was lost near the end: its replacement would wait for a master that has gone home.
 
@@ -81,11 +96,12 @@ def _all_work_is_done(view: JobView, *, done: int) -> Step | None:
         return None
     if progress is None or not progress.finished:
         return None
-    if view.now < until and any(
+    at_work = any(
         role is Role.WORKER and pod.phase is Phase.RUNNING and not pod.deleting and not view.needs_no_pod((role, index))
         for (role, index), pod in view.present.items()
-    ):
-        return Step(look=until)
-    message = f"All steps are done; {done} of {view.spec.worker.replicas} workers ended well"
+    )
+    if at_work and not view.reached(until):
+        return Step()
+    message = f"All steps are done{_ended_early(progress)}; {done} of {view.workers} workers ended well"
     warning = f". {WARNING}{progress.warning}" if progress.warning else ""
-    return complete(view, Reason.TRAINING_DONE, message + warning, warning=bool(warning))
+    return complete(view, Reason.TRAINING_DONE, message + warning, warning=bool(warning), unsure=at_work)

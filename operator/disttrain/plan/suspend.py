@@ -4,9 +4,10 @@ A job is Suspended only when its last pod is gone. Pods end with their own grace
 """
 
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.plan import certificate, lost_nodes
+from disttrain.plan import certificate, gang, lost_nodes
+from disttrain.plan.elastic import ROOM
 from disttrain.plan.failures.steps import new_attempt_claims
-from disttrain.plan.model import DeletePod, Event
+from disttrain.plan.model import Action, DeletePod, Event
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import JobView
 
@@ -35,7 +36,8 @@ def _suspend(view: JobView) -> Step:
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         claims = (_suspended("True", Reason.SUSPENDED, message), *_at_rest())
-        return Step(actions=certificate.spent(view), status={"certificate": None}, claims=claims, events=events)
+        actions: tuple[Action, ...] = (*certificate.spent(view), *gang.given_back(view))
+        return Step(actions=actions, status={"certificate": None}, claims=claims, events=events)
     # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)
     going = view.snapshot.pods if written else ()
@@ -44,7 +46,6 @@ def _suspend(view: JobView) -> Step:
     return Step(
         actions=(*deletions, *lost_nodes.forced(view)),
         claims=(_suspended("False", Reason.SUSPENDING, message), *_at_rest()),
-        look=lost_nodes.upcoming(view),
         again=not written,
     )
 
@@ -54,7 +55,13 @@ def _resume(view: JobView) -> Step:
     restarts = view.restarts.model_copy(update={"counted_towards_limit": 0, "accounted": (), "in_place": ()})
     message = f"Resumed as attempt {view.attempt + 1}"
     return Step(
-        status={"attempt": view.attempt + 1, "start_time": view.second, "restarts": restarts, "disruptions": None},
+        status={
+            "attempt": view.attempt + 1,
+            "start_time": view.second,
+            "restarts": restarts,
+            "disruptions": None,
+            ROOM: None,  # there may be other nodes by now
+        },
         claims=(_suspended("False", Reason.RESUMED, message), *new_attempt_claims("The job is resumed")),
         events=(Event(reason=Reason.RESUMED, message=message),),
         again=True,

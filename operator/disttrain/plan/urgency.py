@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.status import DistTrainJobStatus
+from disttrain.api.status import DistTrainJobStatus, Room
 from disttrain.plan import disruptions
 from disttrain.plan.model import Plan, Write
 
@@ -22,6 +22,8 @@ _STAGES = frozenset({ConditionType.SCHEDULED, ConditionType.READY, ConditionType
 """Conditions that become true one after the other in a job that starts."""
 _PASSING = frozenset({Reason.SCHEDULING, Reason.STARTING, Reason.WAITING_FOR_PEERS})
 """Reasons of a False stage that pass by themselves. Any other a user has to know: no node, no image, no Secret, no step for long."""
+_PROGRESS = frozenset({"training", "goodput", "health"})
+"""Fields that change with each step. Of `health` only that a breach begins."""
 _SMALL = frozenset({"conditions", "replica_statuses", "worker", "goodput"})
 """Fields whose change is small while every condition keeps its status and reason."""
 
@@ -38,7 +40,7 @@ def urgency(before: DistTrainJobStatus, after: DistTrainJobStatus) -> Write:
     )
     # The next pass may not see any more that a pod is being replaced, or that a worker succeeded.
     seen_once = ConditionType.RESTARTING in changed and new.get(ConditionType.RESTARTING, ("",))[0] == "True"
-    if trouble or seen_once or _completed(before) != _completed(after):
+    if trouble or seen_once or _completed(before) != _completed(after) or _room(before) != _room(after):
         return Write.NOW
     urgent = changed & _AT_FIRST.keys()
     begins = before.start_time is None and after.start_time is not None and fields & _NEEDED_NEXT <= _BEGINNING
@@ -46,7 +48,9 @@ def urgency(before: DistTrainJobStatus, after: DistTrainJobStatus) -> Write:
         return Write.BEGINNING
     if urgent or fields & _NEEDED_NEXT:
         return Write.NOW
-    return Write.WITH_NEXT if fields <= _SMALL and not changed else Write.SOON
+    if fields <= _SMALL and not changed:
+        return Write.WITH_NEXT
+    return Write.PROGRESS if fields <= _PROGRESS and _breaches_only_begin(before, after) else Write.SOON
 
 
 def not_carried_out(plan: Plan, before: DistTrainJobStatus) -> Plan:
@@ -58,8 +62,24 @@ def not_carried_out(plan: Plan, before: DistTrainJobStatus) -> Plan:
     return replace(plan, status=status, write=urgency(before, status) if before.start_time is not None else Write.NOW)
 
 
+def _breaches_only_begin(before: DistTrainJobStatus, after: DistTrainJobStatus) -> bool:
+    """Whether no rule of spec.health acted, and no stored breach ended. A metric that flaps round its bound is then seldom written; the
+    end of a breach that is written does not wait, since the next breach would be taken for the same one."""
+
+    def acted(status: DistTrainJobStatus) -> set[tuple[str, bool, int]]:
+        return {(entry.name, entry.done, entry.roll_backs) for entry in status.health if entry.done or entry.roll_backs}
+
+    return acted(before) == acted(after) and all(
+        entry in after.health for entry in before.health if entry.since is not None
+    )
+
+
 def _conditions(status: DistTrainJobStatus) -> dict[str, tuple[str, str]]:
     return {condition.type: (condition.status, condition.reason) for condition in status.conditions}
+
+
+def _room(status: DistTrainJobStatus) -> Room | None:
+    return status.worker.room if status.worker is not None else None
 
 
 def _completed(status: DistTrainJobStatus) -> str | None:

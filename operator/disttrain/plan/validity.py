@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from disttrain.api.gangs import GANG_SCHEDULERS, may_be_gang, named_schedulers
 from disttrain.api.policies import Gang, Scheduling
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.strategy import ParameterServerStrategy
+from disttrain.api.strategy import CompressionType, ParameterServerStrategy, StrategyType
 from disttrain.api.trainer import Loop
 
 Path: TypeAlias = tuple[str, ...]
@@ -23,8 +24,19 @@ class Unsupported:
     path: Path
     words: str
     asked_for: Callable[[DistTrainJobSpec], bool]
-    local: bool = False
-    """Whether a local run carries it out, so that only a cluster does not."""
+
+
+def _not_by_groups(*path: str, asked_for: Callable[[DistTrainJobSpec], bool]) -> Unsupported:
+    """A field that groups of processes which share a model do not carry out with parameter servers."""
+    return Unsupported(
+        path,
+        f"{'.'.join(path)} with strategy.type Hybrid and parameterServer",
+        lambda s: s.strategy.model_parallel is not None and s.strategy.parameter_server is not None and asked_for(s),
+    )
+
+
+def _served(asked_for: Callable[[ParameterServerStrategy], bool]) -> Callable[[DistTrainJobSpec], bool]:
+    return lambda s: s.strategy.parameter_server is not None and asked_for(s.strategy.parameter_server)
 
 
 UNSUPPORTED = (
@@ -40,10 +52,30 @@ UNSUPPORTED = (
         lambda s: s.checkpoint is not None and s.checkpoint.from_ is not None and not isinstance(s.trainer.work, Loop),
     ),
     Unsupported(
-        ("worker", "elastic"),
-        "worker.elastic on a cluster",
-        lambda s: s.worker.elastic is not None and not s.strategy.is_sharded,
-        local=True,
+        # A copy of a shard learns of no step without gradients.
+        ("trainer", "nanPolicy"),
+        "trainer.nanPolicy with strategy.parameterServer.replication above 1",
+        lambda s: (
+            s.trainer.nan_policy is not None
+            and isinstance(s.strategy.exchange, ParameterServerStrategy)
+            and s.strategy.exchange.replication > 1
+        ),
+    ),
+    Unsupported(
+        # Their checkpoints and their evaluations are not of one version.
+        ("checkpoint", "keepBest"),
+        "checkpoint.keepBest with consistency Async or BoundedStaleness",
+        lambda s: s.checkpoint is not None and s.checkpoint.keep_best is not None and not s.strategy.synchronous,
+    ),
+    Unsupported(
+        # A rank that joins while the others evaluate has once ended the job, and it is not known why.
+        ("trainer", "evaluateEverySteps"),
+        "trainer.evaluateEverySteps with worker.elastic and DataParallel",
+        lambda s: (
+            s.trainer.evaluate_every_steps > 0
+            and s.worker.elastic is not None
+            and s.strategy.type is StrategyType.DATA_PARALLEL
+        ),
     ),
     Unsupported(
         # A rank that joins or leaves changes what part of the model each other one holds.
@@ -51,30 +83,53 @@ UNSUPPORTED = (
         "worker.elastic of a model that is cut over its workers",
         lambda s: s.worker.elastic is not None and s.strategy.is_sharded,
     ),
+    _not_by_groups("trainer", "evaluateEverySteps", asked_for=lambda s: s.trainer.evaluate_every_steps > 0),
+    _not_by_groups("trainer", "nanPolicy", asked_for=lambda s: s.trainer.nan_policy is not None),
+    _not_by_groups(
+        "trainer", "gradientAccumulationSteps", asked_for=lambda s: s.trainer.gradient_accumulation_steps > 1
+    ),
+    _not_by_groups(
+        "strategy", "parameterServer", "backupWorkers", asked_for=_served(lambda served: served.backup_workers > 0)
+    ),
+    _not_by_groups(
+        "strategy", "parameterServer", "localSteps", asked_for=_served(lambda served: served.local_steps > 1)
+    ),
+    _not_by_groups(
+        "strategy",
+        "parameterServer",
+        "compression",
+        asked_for=_served(lambda served: served.compression.type is not CompressionType.NONE),
+    ),
     Unsupported(
         ("scheduling", "gang"),
-        "scheduling.gang Coscheduling, Volcano or Kueue",
-        lambda s: s.scheduling.gang in (Gang.COSCHEDULING, Gang.VOLCANO, Gang.KUEUE),
+        "scheduling.gang Kueue or Native",
+        lambda s: s.scheduling.gang in (Gang.KUEUE, Gang.NATIVE),
+    ),
+    Unsupported(
+        ("scheduling", "gang"),
+        "scheduling.gang of pods with different schedulerName",
+        lambda s: s.scheduling.gang in GANG_SCHEDULERS and len(named_schedulers(s)) > 1,
     ),
     Unsupported(
         ("scheduling", "timeoutSeconds"),
-        f"scheduling.timeoutSeconds other than {Scheduling().timeout_seconds}",
-        lambda s: s.scheduling.timeout_seconds != Scheduling().timeout_seconds,
+        f"scheduling.timeoutSeconds other than {Scheduling().timeout_seconds} without worker.elastic or a gang",
+        lambda s: (
+            s.scheduling.timeout_seconds != Scheduling().timeout_seconds
+            and s.worker.elastic is None
+            and not may_be_gang(s)
+        ),
     ),
-    Unsupported(("scheduling", "topologyKey"), "scheduling.topologyKey", lambda s: s.scheduling.topology_key != ""),
 )
 
 
-def unsupported(spec: DistTrainJobSpec, *, local: bool = False) -> tuple[str, ...]:
-    """What the spec asks for and this version cannot do, in words, in the order of the spec. local: in a local run."""
-    return tuple(words for _, words in unsupported_fields(spec, local=local))
+def unsupported(spec: DistTrainJobSpec) -> tuple[str, ...]:
+    """What the spec asks for and this version cannot do, in words, in the order of the spec."""
+    return tuple(words for _, words in unsupported_fields(spec))
 
 
-def unsupported_fields(spec: DistTrainJobSpec, *, local: bool = False) -> tuple[tuple[Path, str], ...]:
+def unsupported_fields(spec: DistTrainJobSpec) -> tuple[tuple[Path, str], ...]:
     """The same with the place of each field, for a caller that can point at it."""
-    return tuple(
-        (entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec) and not (local and entry.local)
-    )
+    return tuple((entry.path, entry.words) for entry in UNSUPPORTED if entry.asked_for(spec))
 
 
 def idle_workers(spec: DistTrainJobSpec, parts_per_step: int | None = None) -> str:

@@ -3,7 +3,7 @@
 Look-ups only, each computed once; every policy starts from here. Not here: any decision.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.api.trainer import Command, Loop
 from disttrain.plan import in_place
 from disttrain.plan.indexes import parse_indexes
-from disttrain.plan.model import DISRUPTED, Phase, PodView, Snapshot
+from disttrain.plan.model import DISRUPTED, Phase, PodView, Refusal, Snapshot
 
 REPORT_TIMEOUT = timedelta(seconds=60)
 """Without a report for so long, it is not known whether steps are made."""
@@ -37,20 +37,29 @@ class JobView:
     """One snapshot, seen from the job's present attempt."""
 
     snapshot: Snapshot
+    awaited: list[datetime] = field(default_factory=list, compare=False, repr=False)
+    """Every moment that a policy asked for and that has not come: before the earliest of them, time alone changes no answer."""
 
-    @property
+    def reached(self, moment: datetime) -> bool:
+        """Whether a moment has come. Policies compare the time by this alone, so that `decide` knows when to look again."""
+        if self.now >= moment:
+            return True
+        self.awaited.append(moment)
+        return False
+
+    @cached_property
     def job(self) -> DistTrainJob:
         return self.snapshot.job
 
-    @property
+    @cached_property
     def spec(self) -> DistTrainJobSpec:
         return self.snapshot.job.spec
 
-    @property
+    @cached_property
     def status(self) -> DistTrainJobStatus:
         return self.snapshot.job.status
 
-    @property
+    @cached_property
     def now(self) -> datetime:
         return self.snapshot.now
 
@@ -73,18 +82,53 @@ class JobView:
         return self.status.is_true(ConditionType.COMPLETE) or self.status.is_true(ConditionType.FAILED)
 
     @cached_property
+    def wish(self) -> int:
+        """The workers that the spec asks for: an edit of the range of an elastic job may leave replicas outside of it."""
+        worker = self.spec.worker
+        return worker.replicas if worker.elastic is None else worker.elastic.within(worker.replicas)
+
+    @cached_property
+    def workers(self) -> int:
+        """The workers that the job uses now. An elastic job uses fewer than it asks for where the others find no node (elastic.py)."""
+        elastic, stored = self.spec.worker.elastic, self.status.worker
+        if elastic is None or stored is None or stored.room is None:
+            return self.wish
+        return min(self.wish, elastic.within(stored.room.workers))
+
+    @cached_property
     def replicas(self) -> dict[Role, int]:
         """How many pods of each role the job needs, in the order of their creation."""
         wanted = {Role.MASTER: 1}
         if self.spec.servers:
             wanted[Role.PARAMETER_SERVER] = self.spec.servers
-        wanted[Role.WORKER] = self.spec.worker.replicas
+        wanted[Role.WORKER] = self.workers
         return wanted
 
     @cached_property
     def wanted(self) -> tuple[Slot, ...]:
         """The place of every pod that the job needs: the master, the servers, the workers."""
         return tuple((role, index) for role, count in self.replicas.items() for index in range(count))
+
+    @cached_property
+    def expected(self) -> tuple[Slot, ...]:
+        """The places that the job counts on: a pod that only shows whether there is a node for one more worker (elastic.py) is none."""
+        elastic, stored = self.spec.worker.elastic, self.status.worker
+        if elastic is None or stored is None or stored.room is None or not stored.room.probing:
+            return self.wanted
+        if stored.room.workers != self.workers or self.workers == elastic.min_replicas:
+            return self.wanted  # the range or the number was edited meanwhile
+        return tuple(slot for slot in self.wanted if slot != (Role.WORKER, self.workers - 1))
+
+    @cached_property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Children that the API server refused and that the job needs. It may have fewer workers by now, as these found no room."""
+        workers = self.name((Role.WORKER, 0)).rpartition("-")[0]
+        names = {self.name(slot) for slot in self.wanted}
+        return tuple(
+            refusal
+            for refusal in self.snapshot.refusals
+            if refusal.name in names or refusal.name.rpartition("-")[0] != workers
+        )
 
     @cached_property
     def present(self) -> dict[Slot, PodView]:
@@ -101,7 +145,7 @@ class JobView:
         say how the pod ended: only with its phase it says that a disruption ended the trainer."""
         if pod.phase is not Phase.RUNNING or pod.exit_code is None or pod.finished is None or pod.deleting:
             return pod
-        if self.until(pod.finished, REPORT_TIMEOUT) > self.now:
+        if not self.reached(self.until(pod.finished, REPORT_TIMEOUT)):
             return pod
         return replace(pod, phase=Phase.FAILED if pod.exit_code else Phase.SUCCEEDED)
 
@@ -209,7 +253,7 @@ class JobView:
         if (
             progress is None
             or progress.attempt != self.attempt
-            or (read is not None and self.now - read > REPORT_TIMEOUT)
+            or (read is not None and self.reached(read + REPORT_TIMEOUT))
         ):
             return None
         return progress
@@ -232,9 +276,14 @@ class JobView:
         """Whether steps of this attempt were seen. A later attempt than the first began with a resume or with a failure."""
         if self.attempt == 1:
             return self.status.training is not None and self.status.training.last_update_time is not None
+        return self.attempt_began is not None and self.stepped_since(self.attempt_began)
+
+    @property
+    def attempt_began(self) -> datetime | None:
+        """When this attempt began, or a pod of it was last replaced."""
         last = self.restarts.last
-        begun = [moment for moment in (self.status.start_time, last.time if last else None) if moment is not None]
-        return bool(begun) and self.stepped_since(max(begun))
+        begun = (self.status.start_time, last.time if last else None)
+        return max((moment for moment in begun if moment is not None), default=None)
 
     @cached_property
     def trained(self) -> bool:
@@ -251,7 +300,7 @@ class JobView:
     @cached_property
     def whole(self) -> bool:
         """Whether every pod that the job needs now runs and is ready."""
-        pods = (self.present.get(slot) for slot in self.wanted if not self.needs_no_pod(slot))
+        pods = (self.present.get(slot) for slot in self.expected if not self.needs_no_pod(slot))
         return all(pod is not None and not pod.deleting and (pod.ready or pod.phase is Phase.SUCCEEDED) for pod in pods)
 
     @cached_property
@@ -259,9 +308,10 @@ class JobView:
         """When the last pod became ready. Only the API server's clock is believed where a node's is ahead of ours."""
         moments = [
             pod.ready_since
-            if pod.ready_since is not None and pod.created <= pod.ready_since <= self.now
+            if pod.ready_since is not None and pod.created <= pod.ready_since and self.reached(pod.ready_since)
             else pod.created
-            for pod in self.present.values()
+            for slot in self.expected
+            if (pod := self.present.get(slot)) is not None
         ]
         return max(moments, default=None)
 
@@ -300,6 +350,11 @@ class JobView:
     def name(self, slot: Slot) -> str:
         return pod_name(self.job.metadata.name, *slot)
 
+    def has_node(self, slot: Slot) -> bool:
+        """Whether the pod of that place has a node, and is not being deleted."""
+        pod = self.present.get(slot)
+        return pod is not None and not pod.deleting and (pod.scheduled or pod.phase is not Phase.PENDING)
+
     def needs_no_pod(self, slot: Slot) -> bool:
         """Whether the place needs no pod any more."""
         return slot[0] is Role.WORKER and slot[1] in self.completed
@@ -307,7 +362,7 @@ class JobView:
     def until(self, moment: datetime, wait: timedelta) -> datetime:
         """When a wait is over that began at a moment of a node's clock. A clock that is ahead by more than the wait itself is not
         believed, else it would decide how long a job waits."""
-        return moment + wait if moment - self.now <= wait else self.now
+        return moment + wait if self.reached(moment - wait) else self.now
 
     def replica_status(self, role: Role) -> ReplicaStatus | None:
         """What is stored of a role, with its restarts in place that are reported by now."""

@@ -29,6 +29,8 @@ class Snapshot(NamedTuple):
     file: ShardFile
     previous: tuple[int, int] | None
     """Sync: the version before and its parts."""
+    norm: tuple[int, float] | None
+    """With which the newest step was made, if the master knows it."""
 
 
 class CopySender:
@@ -77,7 +79,7 @@ class CopySender:
         connection.receive[0] = self._acknowledged
         connection.ended[0] = self._lost
         accept(target, connection)
-        connection.send(0, Snapshot(host.number, self._shard, host.term, file, host.previous))
+        connection.send(0, Snapshot(host.number, self._shard, host.term, file, host.previous, host.norm))
 
     def _acknowledged(self, answer: str) -> None:
         if self._stopped or self._log is None or not self._server.alive:

@@ -57,6 +57,10 @@ class Pace:
     """A process's start."""
 
 
+ROLL_BACKS = 50
+"""More than any schedule needs: one that is forgotten with all processes comes again."""
+
+
 def _pace(chance: Random) -> Pace:
     def one(*scales: float) -> float:
         return chance.choice(scales)
@@ -86,6 +90,7 @@ def _config(
     evaluates: bool,
     fewest: int | None,
     replication: int,
+    roll_backs: int,
 ) -> JobConfig:
     chosen: dict[str, object] = {"consistency": consistency, "replication": replication}
     chosen |= {"maxStaleness": staleness} if consistency == "BoundedStaleness" else {}
@@ -103,6 +108,7 @@ def _config(
                 "partsPerStep": parts,
                 "maxSteps": steps,
                 **({"evaluate": "m:e"} if evaluates else {}),
+                **({"nanPolicy": {"rollBacks": roll_backs}} if roll_backs else {}),
             },
             "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every, "keep": keep},
         }
@@ -129,16 +135,21 @@ class Job:
         self._away: set[Member] = set()
         """Workers that the job does without for now."""
         self._of_copies = copies = Random(f"copies of {seed}")
+        self.of_norms = Random(f"norms of {seed}")
         self.copying: list[Connection] = []
         """Connections to copies, also those that have ended."""
         self._copy_cuts = copies.choice((0, 0, 1, 3))
         consistency, staleness = chance.choice(("Sync", "Async", "BoundedStaleness")), chance.randrange(3)
         servers = chance.choice((1, 2, 2, 3))
+        replication = copies.choice((1, 2)) if servers > 1 else 1
+        poison = Random(f"poison of {seed}")
+        is_poisoned = replication == 1 and poison.random() < 0.3
         self.config = _config(
             consistency=consistency,
             staleness=staleness,
             servers=servers,
-            replication=copies.choice((1, 2)) if servers > 1 else 1,
+            replication=replication,
+            roll_backs=ROLL_BACKS if is_poisoned else 0,
             workers=workers,
             parts=chance.choice((workers, workers, 1, 2, 3, 5)),
             steps=chance.randint(2, 8),
@@ -153,9 +164,14 @@ class Job:
         assert self.config.trainer.max_steps is not None
         self.strategy: ParameterServerStrategy = strategy
         self.sync = strategy.consistency is Consistency.SYNC
+        self.clips = self.sync and servers > 1 and self.of_norms.random() < 0.5
+        """Each step waits for the norm of its gradient."""
         self.every = checkpoint.every_steps
         self.steps = self.config.trainer.max_steps
         self.every_part = (1 << self.steps * self.config.parts_per_step) - 1
+        parts_in_all = self.steps * self.config.parts_per_step
+        self.poisoned = {poison.randrange(parts_in_all) for _ in range(poison.randint(1, 2))} if is_poisoned else set()
+        """Parts whose loss is not finite."""
         self.volume = Volume()
         self.oracle = Oracle(self)
         self.master: Master | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.final import Unsaved
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator.main import GOODBYE_SECONDS
@@ -137,7 +138,7 @@ class Master:
     def publish(
         self, *, step: int, parts: int, files: dict[str, str], finished: bool, answer: Answer[Manifest | OSError]
     ) -> None:
-        reported = {"evaluation": self.tracker.evaluation, "model": self.tracker.model}
+        reported = {"evaluation": self.tracker.evaluation, "model": self.tracker.model, "course": self.tracker.course}
 
         def publish() -> None:
             result: Manifest | OSError
@@ -153,6 +154,9 @@ class Master:
             self._answer(partial(answer, result))
 
         self._ask(publish)
+
+    def amend(self, course: Course) -> None:
+        self._ask(partial(self._job.volume.amend, course))
 
     def _ask(self, work: Callable[[], None]) -> None:
         self._asked.append(work)

@@ -31,6 +31,8 @@ class Oracle:
         """The worker that has a part, by part, until it reports it as done or its lease ends."""
         self._acknowledged: dict[int, int] = {}
         """By round: the parts that a worker reported, with its present lease, as applied on every server."""
+        self._norms: dict[tuple[int, int], float] = {}
+        """By round and version: the norm with which a shard has made the step."""
         self._committed = 0
         """Step of the newest checkpoint."""
 
@@ -42,6 +44,7 @@ class Oracle:
     def begun(self, round_number: int) -> None:
         """A server begins a round; numbers come again when master and servers are all new."""
         self._acknowledged.pop(round_number, None)
+        self._norms = {key: norm for key, norm in self._norms.items() if key[0] != round_number}
 
     def restored(self, server: int, path: str | None) -> ShardFile | None:
         """The file of which a shard is made again."""
@@ -60,6 +63,11 @@ class Oracle:
     def applied(self, server: int, part: int, before: int) -> None:
         if before >> part & 1:
             self.wrong(f"part {part} is applied twice on server {server}")
+
+    def steps_with(self, server: int, round_number: int, version: int, norm: float) -> None:
+        """Every shard makes a step with the same norm."""
+        if self._norms.setdefault((round_number, version), norm) != norm:
+            self.wrong(f"server {server} makes step {version} with another norm than a server before")
 
     # The workers.
 
@@ -164,6 +172,8 @@ class Oracle:
             self.wrong("the job is done, but not every part is applied on every server")
         if (master.tracker.evaluation is None) is job.evaluates or (master.tracker.model is None) is job.keeps_model:
             self.wrong("the job is done without the evaluation or the model of its final parameters")
+        if missing := job.poisoned - set(master.tracker.course.left_out):
+            self.wrong(f"the job is done, and does not say that it left out the parts {sorted(missing)}")
         if master.tracker.step != job.steps:
             self.wrong(f"the job is done at step {master.tracker.step} of {job.steps}")
 

@@ -5,11 +5,13 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
+from disttrain_trainer.coordinator.gradient_norms import GradientNorms
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.net.messages import Message
+from disttrain_trainer.net.messages import Message, MessageType
 
 
 def an_acknowledged_part_is_assigned_again(patch: pytest.MonkeyPatch) -> None:
@@ -55,9 +57,30 @@ def a_checkpoint_is_committed_without_one_shard(patch: pytest.MonkeyPatch) -> No
     patch.setattr(CheckpointCoordinator, "server_saved", twice)
 
 
+def squares_are_said_once(patch: pytest.MonkeyPatch) -> None:
+    """What a server repeats to the master, also to a new one, is not heard: a step whose squares are lost waits for ever."""
+    know = GradientNorms.know
+
+    def once(self: GradientNorms, server: int, message: Message) -> list[tuple[int, float]]:
+        return know(self, server, message) if message["type"] == MessageType.NORM else []
+
+    patch.setattr(GradientNorms, "know", once)
+
+
+def a_roll_back_is_forgotten_with_its_round(patch: pytest.MonkeyPatch) -> None:
+    """Going back to a checkpoint undoes what the roll-back left out."""
+
+    def merged(self: Course, known: Course) -> Course:
+        return self
+
+    patch.setattr(Course, "merged", merged)
+
+
 PLANTED: tuple[tuple[Callable[[pytest.MonkeyPatch], None], str], ...] = (
     (an_acknowledged_part_is_assigned_again, "is assigned again"),
     (a_part_of_an_older_lease_counts, "which are not applied on every server"),
+    (squares_are_said_once, "the job did not end"),
+    (a_roll_back_is_forgotten_with_its_round, "the job did not end"),
     (a_checkpoint_is_committed_without_one_shard, "is committed without the shard"),
 )
 """Each with what the simulation says of it."""

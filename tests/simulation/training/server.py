@@ -78,7 +78,19 @@ class Server:
         shards = [list(holding) for holding in self.held.holdings]
         versions = [host.policy.version for host in self.hosts] or [0]
         ahead = max(versions) - min(versions)
-        return {"generation": self.held.round_number, "applied": parts, "ahead": ahead, "shards": shards}
+        state = {"generation": self.held.round_number, "applied": parts, "ahead": ahead, "shards": shards}
+        return state | ({"norms": self._norm_parts()} if self._job.clips else {})
+
+    def _norm_parts(self) -> list[dict[str, Any]]:
+        return [part for host in self.hosts if (part := host.norm_part()) is not None]
+
+    def _tell_norms(self) -> None:
+        if self.alive:
+            self.control.send(MessageType.NORM, generation=self.held.round_number, norms=self._norm_parts())
+
+    def _made(self, host: ShardHost) -> ShardHost:
+        host.on_sum = lambda: self._job.timeline.soon(self._job.pace.orders, self._tell_norms)
+        return host
 
     @property
     def hosts(self) -> list[ShardHost]:
@@ -92,8 +104,8 @@ class Server:
     def place_copy(self, snapshot: Snapshot) -> ShardHost:
         """Raises Refusal."""
         round_number, shard = snapshot.round_number, snapshot.shard
-        host = ShardHost(self._job, shard, round_number, snapshot.file, snapshot.term)
-        host.previous = snapshot.previous
+        host = self._made(ShardHost(self._job, shard, round_number, snapshot.file, snapshot.term))
+        host.previous, host.norm = snapshot.previous, snapshot.norm
         self._end_hosts(cast("list[ShardHost]", self.held.place_copy(round_number, shard, cast("Any", host))))
         return host
 
@@ -147,6 +159,10 @@ class Server:
                 self._end_hosts(cast("list[ShardHost]", self.held.discard(order["shards"])))
             case MessageType.REPLICATE:
                 self._replicate(order["shard"], order["server"])
+            case MessageType.NORM:
+                for host in self.hosts:
+                    if host.number == order["generation"]:
+                        host.take_norm(order["version"], order["norm"])
             case MessageType.SAVE:
                 self._saves.append(order)
                 if len(self._saves) == 1:
@@ -162,7 +178,7 @@ class Server:
         file = self._job.oracle.restored(self._index, order["file"])
         self._job.trace("%s begins round %d from %s", self.member, number, order["file"])
         self._job.oracle.begun(number)
-        host = ShardHost(self._job, self._index, number, file)
+        host = self._made(ShardHost(self._job, self._index, number, file))
         self._end_hosts(cast("list[ShardHost]", self.held.begin(number, self._index, cast("Any", host))))
         self._admit_waiting()
 
@@ -185,6 +201,13 @@ class Server:
         if not hosts or not all(host.initialized for host in hosts):
             self.control.send(MessageType.SAVED, id=order["id"], error="no parameters yet")
             self._end_save()
+            return
+        if any(host.policy.waits_for_norm and host.policy.version < order["step"] for host in hosts):
+            if len(self._saves) > 1:
+                self.control.send(MessageType.SAVED, id=order["id"], error="it is not wanted any more")
+                self._end_save()
+                return
+            self._job.timeline.soon(self._job.pace.disk, self._snapshot)
             return
         files = {
             host.index: ShardFile(host.policy.version, host.policy.in_version.copy(), host.parts) for host in hosts

@@ -1,7 +1,7 @@
 """A shard of the simulation, whose parameters are sets of parts: parameter_server/shard_host.py, and the copy of replicated_host.py."""
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disttrain_trainer.parameter_server import consistency
 from disttrain_trainer.parameter_server.shard_state import ShardState
@@ -76,12 +76,18 @@ class ShardHost:
         self.changed = condition()
         self.log: UpdateLog | None = None
         self.on_record: Call = lambda: None
+        self.on_sum: Call = lambda: None
         self._settling: list[tuple[UpdateLog, int, Call]] = []
+        self.norm: tuple[int, float] | None = None
+        """The newest version that a step with a norm has made, and the norm."""
+        self._square = 0.0
+        """Of the sum that waits for its norm; another one each time that a sum is made, as where a gradient is not repeatable."""
         self.policy = consistency.build(
             job.strategy,
             parts_per_step=job.config.parts_per_step,
             version=file.version if file else 0,
             accepted=file.applied.copy() if file else None,
+            clips=job.clips,
         )
         self.initialized = file is not None
         self.parts = file.parts if file else 0
@@ -126,12 +132,38 @@ class ShardHost:
                 self.previous = (self.policy.version - 1, self.parts) if self._job.sync else None
                 self.parts, self._sum = self.parts | self._sum, 0
                 self._record(request.index)
+            if arrival.summed is not None:
+                self._square = self._job.of_norms.random()
+                self.on_sum()
         if self.sessions.get(session.rank) is session:
             self.policy.complete(session.rank, request.clock)
         self.notify()
 
     def pull(self, session: Session, clock: int, step: int | None) -> None:
         self._waiting.append((session, clock, step))
+        self.notify()
+
+    def norm_part(self) -> dict[str, Any] | None:
+        """What the master needs for the norm of a step (shard_host.py, `norm_part`)."""
+        place = {"shard": self.index, "term": self.term}
+        if self.policy.waits_for_norm:
+            return place | {
+                "version": self.policy.version + 1,
+                "scale": 1.0,
+                "nodes": [[(0, self.index, self._square)]],
+            }
+        return place | {"version": self.norm[0], "norm": self.norm[1]} if self.norm is not None else None
+
+    def take_norm(self, version: int, norm: float) -> None:
+        """The step is made with this norm, if it waits for it."""
+        if self.over or not self.policy.waits_for_norm or version != self.policy.version + 1:
+            return
+        self._job.oracle.steps_with(self.index, self.number, version, norm)
+        self.previous = (self.policy.version, self.parts)
+        self.parts, self._sum = self.parts | self._sum, 0
+        self.policy.proceed()
+        self.norm = version, norm
+        self._record((version - 1) * self._job.config.parts_per_step)
         self.notify()
 
     def settle(self, then: Call) -> None:
@@ -146,7 +178,7 @@ class ShardHost:
         if self.log is not None:
             size = self._job.config.parts_per_step if self._job.sync else 1
             first = index - index % size
-            self.log.add(Record(parts=(first, first + size)))
+            self.log.add(Record(parts=(first, first + size), norm=self.norm[1] if self.norm else None))
             self.on_record()
 
     def follow(self, record: Record) -> None:
@@ -159,6 +191,10 @@ class ShardHost:
             self.policy.arrive(index, empty=False)
             self._job.oracle.applied(self.index, index, self.parts)
             self.parts |= 1 << index
+        if self.policy.waits_for_norm:
+            self.policy.proceed()
+        if record.norm is not None:
+            self.norm = self.policy.version, record.norm
         self.accepted = self.parts
 
     def promote(self, term: int) -> None:

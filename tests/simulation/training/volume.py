@@ -6,6 +6,7 @@ from typing import Any
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.data.index_set import IndexSet
@@ -79,6 +80,12 @@ class Volume:
         )  # fmt: skip
         self._prune(step, folder.manifest, keep=config.checkpoint.keep if config.checkpoint else 1)
         return folder.manifest
+
+    def amend(self, course: Course) -> None:
+        """CheckpointFolder.amend."""
+        for folder in self.folders.values():
+            if folder.manifest is not None and folder.manifest.step >= course.evaluated:
+                folder.manifest = folder.manifest.model_copy(update={"course": course})
 
     def _prune(self, step: int, manifest: Manifest, *, keep: int) -> None:
         kept = 0

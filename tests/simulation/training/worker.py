@@ -14,8 +14,8 @@ from disttrain_trainer.errors import PeerLost, Refused, RoundOver
 from disttrain_trainer.net.members import ParameterServerMember, Round, Save
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member
-from disttrain_trainer.strategies.parameter_server import RETRY_SECONDS
 from disttrain_trainer.strategies.push_pull import IDLE_SECONDS
+from disttrain_trainer.strategies.served_rounds import RETRY_SECONDS
 from simulation.training.control import ControlClient
 from simulation.training.shard_host import Answer, Request
 from simulation.training.timeline import Connection, Steps, Thread, Wait, never
@@ -187,6 +187,8 @@ class Worker:
         self._trained = False
         self._round_number = self._clock = 0
         self._done: list[int] = []
+        self._kept: tuple[int, int] | None = None
+        """Round and number of a part whose push was cut off (strategies/kept_gradient.py)."""
         self._seconds = 0.0
 
     @property
@@ -226,11 +228,13 @@ class Worker:
         member.keeps_model = self.job.keeps_model
         while not control.finished:
             if member.round is None:
-                control.send(MessageType.READY, **member.describe())
-            yield Wait(lambda: control.finished or member.round is not None)
-            if not control.finished and member.round is not None:
+                member.begun = None
+                begun = {"begun": list(self._kept)} if self._kept else {}
+                control.send(MessageType.READY, **member.describe(), **begun)
+            yield Wait(lambda: control.finished or member.begun is not None)
+            if not control.finished and member.begun is not None:
                 try:
-                    yield from self._take_part_in(member.round)
+                    yield from self._take_part_in(member.begun)
                 except Refused:
                     self.end()
                     return
@@ -283,13 +287,19 @@ class Worker:
                 self._trained = True
                 yield from client.join()
                 participates = True
-            if not current:
-                current = self._received((yield from client.pull(step if job.sync else None)), step)
-            if not current:
-                self._finished(index, began)  # its step is over
-                continue
-            job.oracle.computes(self.member, index, self.parameters)
-            yield from self._pause(job.pace.compute)
+            kept, self._kept = self._kept, None
+            if kept != (this_round.number, index):
+                if not current:
+                    current = self._received((yield from client.pull(step if job.sync else None)), step)
+                if not current:
+                    self._finished(index, began)  # its step is over
+                    continue
+                job.oracle.computes(self.member, index, self.parameters)
+                yield from self._pause(job.pace.compute)
+                if index in job.poisoned and index not in member.course.left_out:
+                    yield from self._go_back(this_round, index)
+                    return
+            self._kept = this_round.number, index
             following = member.assignments[0] if member.assignments else None
             if following is None:
                 yield from client.push(index)
@@ -297,12 +307,21 @@ class Worker:
             else:
                 after = following // job.config.parts_per_step
                 current = self._received((yield from client.push_pull(index, after if job.sync else None)), after)
+            self._kept = None
             self._finished(index, began)
             if job.timeline.chance.random() < 0.2:  # a report is due
                 self._report(index)
                 self._request(this_round, force=True)
             elif job.every and (step + 1) % job.every == 0:
                 self._request(this_round, force=True)
+
+    def _go_back(self, this_round: Round, index: int) -> Steps[None]:
+        """The loss of the part is not finite: the worker waits for the next round."""
+        job, member = self.job, self._member
+        step, each = index // job.config.parts_per_step, job.config.parts_per_step
+        parts = list(range(step * each, (step + 1) * each)) if job.sync else [index]
+        self.control.send(MessageType.NAN, step=step, stay=this_round.lease, parts=parts)
+        yield Wait(lambda: member.round is not this_round)
 
     def _report(self, index: int) -> None:
         self.control.send(MessageType.REPORT, step=index, samples=1, loss=1.0)

@@ -171,3 +171,11 @@ def test_another_job_to_start_from_is_written_as_it_was_read(origin: object) -> 
 def test_another_job_to_start_from_that_is_not_understood_is_not_left_out_silently(origin: object, where: str) -> None:
     found = read(Checkpoint, {"volume": {"persistentVolumeClaim": "ckpt"}, "from": origin})
     assert where in found.unreadable
+
+
+def test_a_copy_with_another_field_describes_the_work_of_that_field() -> None:
+    trainer = Trainer.model_validate({"script": {"file": "train.py"}})
+    assert trainer.work == trainer.script
+    assert trainer.script is not None
+    other = trainer.script.model_copy(update={"file": "other.py"})
+    assert trainer.model_copy(update={"script": other}).work == other

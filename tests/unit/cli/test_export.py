@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from disttrain.api import digests
+from disttrain.api.optimizer import Optimizer
 from disttrain.api.tensor_index import index_of
-from disttrain.api.trainer import Optimizer
 from disttrain.cli import export as exporting
 from disttrain.cli.main import main
 from disttrain_trainer.checkpoint import tensor_file

@@ -92,7 +92,7 @@ def problems(text: str) -> list[str]:
         pytest.param(
             "    type: DataParallel\n",
             "    parameterServer: {consistency: Sync}\n    type: DataParallel\n",
-            "job.yaml:7: spec.strategy.parameterServer: set it with type ParameterServer, and only then",
+            "job.yaml:7: spec.strategy.parameterServer: set it with type ParameterServer, or Hybrid without dataParallel, and only then",
             id="a rule, with the line of the field it blames",
         ),
         pytest.param(
@@ -240,7 +240,9 @@ def test_what_no_process_can_be_handed_is_reported_with_its_line() -> None:
     (problem,) = problems(
         MODEL.replace("    epochs: 1\n", f"    epochs: 1\n    config:\n      text: {'x' * 200_000}\n")
     )
-    assert problem.startswith("job.yaml:15: spec.trainer.config: the configuration of a training process has 200")
+    assert problem.startswith(
+        "job.yaml:15: spec.trainer.config: the configuration of a training process has 20"
+    )  # and what fields are at their defaults
     assert problem.endswith("at most 102400: read large settings from a file or volume")
 
 

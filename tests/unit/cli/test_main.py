@@ -21,13 +21,14 @@ def test_help_lists_what_there_is() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("disttrain"), "--help"], capture_output=True, text=True, check=True
     )
-    assert all(f"    {verb} " in done.stdout for verb in ("run", "lint", "version"))
-    assert "submit" not in done.stdout
+    assert all(f"    {verb} " in done.stdout for verb in ("run", "submit", "plot", "lint", "ls", "status", "version"))
+    assert "report" not in done.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = "('pydantic', 'yaml', 'rich', 'asyncio')"
-    program = f"import sys, disttrain.cli.main as m; m.make_parser(); print([n for n in {heavy} if n in sys.modules])"
+@pytest.mark.parametrize("module", ["main as m; m.make_parser()", "history", "logs", "plot"])
+def test_help_and_verbs_that_read_a_run_import_nothing_heavy(module: str) -> None:
+    heavy = "('pydantic', 'yaml', 'rich', 'asyncio', 'kubernetes')"
+    program = f"import sys, disttrain.cli.{module}; print([n for n in {heavy} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -94,9 +95,9 @@ def test_lint_warns_of_workers_that_have_no_part_of_a_step(capsys: pytest.Captur
 
 def test_lint_tells_what_this_version_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(Path(GOOD).read_text() + "  scheduling: {topologyKey: rack}\n")
+    file.write_text(Path(GOOD).read_text() + "  scheduling: {gang: Kueue}\n")
     assert main(["lint", str(file)]) == 2
-    assert "scheduling.topologyKey is not supported by this version" in capsys.readouterr().err
+    assert "scheduling.gang Kueue or Native is not supported by this version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["lint", "run"])
@@ -110,6 +111,69 @@ def test_a_factory_is_named_by_its_module_and_not_by_its_file(
     said = capsys.readouterr().err
     assert 'spec.trainer.model: "spiral.py:model" names a file; write the module: spiral:model' in said
     assert not Path(".disttrain").exists()
+
+
+def trainer_job(*fields: str, strategy: str = "{type: DataParallel}") -> int:
+    """Writes job.yaml, whose last lines are these of spec.trainer; the number of the last one."""
+    lines = [
+        "apiVersion: disttrain.dev/v1alpha1",
+        "kind: DistTrainJob",
+        "metadata: {name: mine}",
+        "spec:",
+        f"  strategy: {strategy}",
+        "  worker: {replicas: 2}",
+        "  trainer:",
+        "    model: disttrain_trainer.examples.digits:model",
+        "    dataset: disttrain_trainer.examples.digits:dataset",
+        "    maxSteps: 1",
+        *(f"    {field}" for field in fields),
+    ]
+    Path("job.yaml").write_text("\n".join(lines))
+    return len(lines)
+
+
+@pytest.mark.parametrize("verb", ["lint", "run"])
+def test_a_group_of_the_optimizer_by_no_pattern_is_named_with_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = trainer_job(
+        "optimizer:",
+        "  name: SGD",
+        "  learningRate: 0.1",
+        "  groups:",
+        "  - {match: norm, weightDecay: 0}",
+        "  - {match: (bias, weightDecay: 0}",
+    )
+    assert main([verb, "job.yaml"]) == 2
+    place = f"job.yaml:{line}: spec.trainer.optimizer.groups[1].match"
+    assert f"{place}: '(bias' is no regular expression of Python: missing ), unterminated" in capsys.readouterr().err
+    assert not Path(".disttrain").exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields", "named"),
+    [
+        ("{type: DataParallel}", ["optimizer: {factory: 'nowhere:made'}"], "optimizer.factory"),
+        (
+            "{type: ModelParallel, modelParallel: {pipeline: 2}}",
+            ["optimizer: {name: SGD, learningRate: 0.1}", "pipelineSplit: nowhere:split"],
+            "pipelineSplit",
+        ),
+    ],
+)
+def test_a_run_names_the_missing_module_of_a_factory_with_its_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    fields: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = trainer_job(*fields, strategy=strategy)
+    assert main(["run", "job.yaml"]) == 2
+    assert f'job.yaml:{line}: spec.trainer.{named}: no module "nowhere" in ' in capsys.readouterr().err
 
 
 def test_lint_finds_a_script_that_its_config_map_lacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

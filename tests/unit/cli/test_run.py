@@ -16,7 +16,7 @@ from cluster.processes import wait_for
 from local_runs import stub
 from local_runs.command import DISTTRAIN, Finished, Started, left_behind, run
 
-SAVES = "signal.signal(15, lambda *_: (time.sleep(0.5), print('saved', flush=True), sys.exit(143)))\nprint('up', flush=True)\n"
+SAVES = "signal.signal(15, lambda *_: (time.sleep(0.5), os.write(1, b'saved\\n'), sys.exit(143)))\nprint('up', flush=True)\n"
 FLOOD = "while True:\n    print('more ' * 1000, flush=True)"
 
 

@@ -105,7 +105,12 @@ class ApiServer:
         return {"metadata": copy.deepcopy(made["metadata"])}
 
     async def patch(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
-        raise NotImplementedError
+        await self._asked("patch spec", resource, name)
+        body = self._find(resource, name)
+        if patch["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
+            raise Conflict(409, "Conflict", "it moved on")
+        body["spec"] = merged(body["spec"], patch["spec"])
+        return copy.deepcopy(self._changed(resource, body))
 
     async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Body) -> Body:
         await self._asked("patch", resource, name)

@@ -11,7 +11,17 @@ import pytest
 from disttrain.api.names import API_VERSION, KIND
 from disttrain.controller import apply
 from disttrain.controller.record import Child
-from disttrain.kube.api import JOBS, NETWORK_POLICIES, PODS, SERVICES, ApiError, Refused, Resource, Unavailable
+from disttrain.kube.api import (
+    JOBS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICES,
+    ApiError,
+    Conflict,
+    Refused,
+    Resource,
+    Unavailable,
+)
 from unit.controller.fake_api import JOB, PODS_OF_JOB, job
 from unit.controller.fake_cluster import eventually, operated
 from unit.controller.hand_turned import hand_turned, now
@@ -129,6 +139,22 @@ async def test_deletion_that_a_policy_forbids_keeps_no_status_back() -> None:
         await eventually(
             lambda: all("deletionTimestamp" in server.objects[PODS, name]["metadata"] for name in PODS_OF_JOB),
             seconds=61,
+        )
+
+
+@hand_turned
+async def test_pod_whose_deletion_meets_a_conflict_is_not_taken_for_gone() -> None:
+    """A webhook may answer so, too. Only another object of that name shows that the pod is gone."""
+    async with operated() as (server, _):
+        server.run(*PODS_OF_JOB)
+        await eventually(lambda: server.condition("Ready")[1] == "WaitingForPeers")
+        server.fault = lambda verb, *_: Conflict(409, "Conflict", "by a webhook") if verb == "delete" else None
+        server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
+        await eventually(lambda: server.asked("delete", PODS), seconds=5)
+        server.fault = healthy
+        await eventually(
+            lambda: all("deletionTimestamp" in server.objects[PODS, name]["metadata"] for name in PODS_OF_JOB),
+            seconds=30,
         )
 
 

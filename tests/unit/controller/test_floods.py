@@ -168,6 +168,15 @@ def test_job_whose_labels_and_annotations_change_all_the_time_is_unchanged() -> 
     assert cache.stores[JOBS].put(suspended)
 
 
+def test_job_whose_label_of_a_queue_of_kueue_changes_is_changed() -> None:
+    cache = Cache()
+    queued, free = named("team"), named("team")
+    queued["metadata"] |= {"labels": {"kueue.x-k8s.io/queue-name": "team"}}
+    free["metadata"] |= {"resourceVersion": "6"}
+    cache.stores[JOBS].put(queued)
+    assert cache.stores[JOBS].put(free)
+
+
 @pytest.mark.parametrize(
     "status",
     [

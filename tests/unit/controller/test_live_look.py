@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import LABEL_JOB_NAME
+from disttrain.controller.cache import Known
 from disttrain.kube.api import JOBS, PODS, Body, Resource, Unavailable
 from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job, stamp
 from unit.controller.fake_cluster import Operator, eventually, operated
@@ -77,7 +78,7 @@ async def test_job_is_not_failed_while_no_live_look_is_to_be_had() -> None:
 @hand_turned
 async def test_live_look_at_less_than_was_seen_ends_the_operator_and_not_the_job() -> None:
     async with operated(job(**DEADLINE)) as (server, operator):
-        operator.cache.pods.newest = 1_000_000
+        operator.cache.pods.known = Known(newest=1_000_000, deletions=0)
         await eventually(lambda: operator.restored, seconds=300)
         assert server.condition("Failed")[0] == "False"
 

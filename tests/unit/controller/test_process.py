@@ -13,7 +13,7 @@ import pytest
 from disttrain.controller import metrics
 from disttrain.controller.process import MOST_LAG_SECONDS, STALE_RESYNCS, Operator
 from disttrain.controller.settings import Settings
-from disttrain.kube.api import JOBS
+from disttrain.kube.api import COSCHEDULING_GROUPS, JOBS
 from unit.controller.fake_api import JOB, ApiServer, job
 from unit.controller.hand_turned import hand_turned, now
 
@@ -62,6 +62,17 @@ async def test_passes_in_flight_come_to_their_end_when_it_is_asked_to_end() -> N
     server, one = await in_the_middle_of_a_pass(3)
     await one.end()
     assert len(server.names()) == 3
+
+
+@hand_turned
+async def test_pod_groups_that_are_installed_end_the_process_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    one = operator(ApiServer())
+    one.watch_health.complete()
+    one.cache.absent = frozenset({COSCHEDULING_GROUPS})
+    assert await one.run() == 1
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("podgroups.scheduling.x-k8s.io can be read now; the operator ends")
 
 
 @hand_turned
@@ -128,3 +139,12 @@ async def test_one_that_watches_nothing_yet_tells_no_age_of_its_watches() -> Non
     assert age not in (await answer(standby, "/metrics"))[1]
     standby.watch_health.complete()
     assert age in (await answer(standby, "/metrics"))[1]
+
+
+async def test_watches_of_both_kinds_of_pod_groups_have_an_age() -> None:
+    metrics.WATCH_AGE.clear()
+    one = operator(ApiServer())
+    one.watch_health.complete()
+    text = (await answer(one, "/metrics"))[1]
+    for group in ("scheduling.x-k8s.io", "scheduling.volcano.sh"):
+        assert f'disttrain_operator_watch_age_seconds{{resource="podgroups.{group}"}}' in text

@@ -51,7 +51,7 @@ async def fetching(
         "users": [{"name": "u", "user": {}}],
     }
     (folder / "kubeconfig").write_text(json.dumps(config))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
     master = Master(
         namespace="mine",
         pod="digits-master-0",

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from disttrain import plan
+from disttrain.api import Progress
 from disttrain.controller import reconcile
 from disttrain.controller.expectations import EVENT_DEADLINE
 from disttrain.controller.progress import Unreadable
 from disttrain.controller.volume_failures import MOUNT_SECONDS
-from disttrain.kube.api import EVENTS, JOBS, PODS, Body, Resource, Unavailable
+from disttrain.kube.api import EVENTS, JOBS, PODS, Body, Refused, Resource, Unavailable
 from disttrain.plan import Plan, Snapshot
-from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, job
+from unit.controller.fake_api import JOB, PODS_OF_JOB, ApiServer, clock, job
 from unit.controller.fake_cluster import Operator, eventually, operated
 from unit.controller.hand_turned import hand_turned, now
 
@@ -72,6 +73,60 @@ async def test_pending_job_that_is_suspended_is_so_at_once() -> None:
         server.change(JOBS, JOB.name, lambda body: body["spec"].update(suspend=True))
         assert await eventually(lambda: server.condition("Suspended")[0] == "True", seconds=59) < 3
         assert server.names() == []
+
+
+SUSPENDS = {"name": "diverged", "metric": "Loss", "above": 20, "forSeconds": 0, "action": "Suspend"}
+
+
+async def breach(operator: Operator, *, good: int = 1) -> None:
+    """The master reports steps with a good loss, and then one in breach of the rule."""
+    record = operator.records.find(JOB)
+    assert record is not None
+    for step, loss in (*((1 + more, 1.0) for more in range(good)), (good + 1, 30.0)):
+        record.report(Progress(attempt=1, step=step, loss=loss, last_update_time=clock()), clock())
+        operator.queue.add(JOB)
+        await asyncio.sleep(5)
+
+
+@hand_turned
+async def test_job_whose_rule_suspends_it_has_spec_suspend_and_then_no_pods() -> None:
+    async with operated(job(health={"rules": [SUSPENDS]})) as (server, operator):
+        await ready(server)
+        await breach(operator)
+        await eventually(lambda: server.objects[JOBS, JOB.name]["spec"].get("suspend") is True, seconds=30)
+        await eventually(lambda: server.condition("Suspended")[1] == "Suspending", seconds=10)
+        await operator.events.drain()
+        said = [body["message"] for (kind, _), body in server.objects.items() if kind is EVENTS]
+        assert "Rule diverged of spec.health: Loss is 30, above 20 for 0 s; the job is suspended" in said
+
+
+@hand_turned
+async def test_job_is_rolled_back_to_its_last_good_report_though_its_status_is_written_seldom() -> None:
+    rule, volume = SUSPENDS | {"action": "RollBack"}, {"persistentVolumeClaim": "c"}
+    body = job(health={"rules": [rule]}, checkpoint={"volume": volume}, observability={"statusIntervalSeconds": 3600})
+    async with operated(body) as (server, operator):
+        await ready(server)
+        await breach(operator, good=5)
+        await eventually(lambda: "rollBack" in server.objects[JOBS, JOB.name]["status"], seconds=30)
+        assert server.objects[JOBS, JOB.name]["status"]["rollBack"] == {"attempt": 2, "step": 5}
+
+
+@hand_turned
+async def test_pods_of_a_job_that_the_operator_may_not_suspend_are_replaced() -> None:
+    async with operated(job(health={"rules": [SUSPENDS]})) as (server, operator):
+        await ready(server)
+        server.fault = lambda verb, *_: Refused(403, "Forbidden", "it may not") if verb == "patch spec" else None
+        await breach(operator)
+        await eventually(lambda: server.asked("patch spec", JOBS, JOB.name) != [], seconds=30)
+        uid = server.uid(PODS, "digits-worker-1")
+        server.fail("digits-worker-1")
+        server.objects[PODS, "digits-worker-1"]["spec"]["terminationGracePeriodSeconds"] = 0
+        await eventually(
+            lambda: "digits-worker-1" in server.names() and server.uid(PODS, "digits-worker-1") != uid, seconds=50
+        )
+        assert len(server.asked("patch spec", JOBS, JOB.name)) == 1
+        server.fault = lambda *_: None
+        await eventually(lambda: server.objects[JOBS, JOB.name]["spec"].get("suspend") is True, seconds=61)
 
 
 @hand_turned

@@ -55,6 +55,7 @@ def test_equal_objects_need_no_patch(same: dict[str, Any]) -> None:
         pytest.param(Write.SOON, 0.01, 2.0, id="the setting as it is"),
         pytest.param(Write.SOON, 0.1, 3.0, id="requests that take long"),
         pytest.param(Write.SOON, 9.0, 6.0, id="not without an end"),
+        pytest.param(Write.PROGRESS, 0.0, 2.0, id="progress in a job's turn"),
         pytest.param(Write.WITH_NEXT, 0.0, 6.0, id="a small change"),
     ],
 )

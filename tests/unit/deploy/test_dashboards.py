@@ -293,9 +293,19 @@ def test_a_trainer_exports_the_metrics_that_the_dashboards_show(role: str) -> No
         strategy=SimpleNamespace(type=SimpleNamespace(value="DataParallel")),
     )
     process = trainer_metrics.Metrics(SimpleNamespace(config=config, role=Role(role), rank=0))
-    for gauge in ("loss", "step", "epoch", "samples_per_second", "gradient_norm", "version", "checkpoint_step"):
+    for gauge in (
+        "loss",
+        "step",
+        "epoch",
+        "samples_per_second",
+        "gradient_norm",
+        "version",
+        "checkpoint_step",
+        "dropped_samples",
+    ):
         setattr(process, gauge, 1)
-    process.goodput_seconds = {"productive": 1.0}
+    process.goodput_seconds, process.values = {"productive": 1.0}, {"accuracy": 1.0}
+    process.evaluation, process.evaluation_step = {"accuracy": 1.0}, 1
     exported = {}
     for family in process.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -17,14 +17,20 @@ from disttrain.kube.client import KubeClient, connect
 
 @contextlib.asynccontextmanager
 async def server(
-    answer: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, refresh: Callable[[object], None] | None = None
+    answer: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refresh: Callable[[object], None] | None = None,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
 ) -> AsyncIterator[tuple[KubeClient, list[web.Request]]]:
     """A client of a server that answers so, and what it was asked. refresh: called before each request, for a new token."""
     asked: list[web.Request] = []
 
     async def handle(request: web.Request) -> web.Response:
         asked.append(request)
-        return web.Response(text=answer)
+        return web.Response(text=answer, status=status, headers=headers)
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
@@ -40,7 +46,7 @@ async def server(
         "users": [{"name": "u", "user": {"token": "t"}}],
     }
     (folder / "kubeconfig").write_text(json.dumps(config))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
     try:
         async with connect(connections=2) as client:
             if refresh is not None:
@@ -85,3 +91,24 @@ async def test_token_that_cannot_be_read_now_may_be_readable_next_time(
         with pytest.raises(Unavailable, match="Token file"):
             await client.get(PODS, "team", "x")
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", "7", "{}", '{"metadata": [], "items": []}', '{"metadata": {"resourceVersion": ""}, "items": []}']
+)
+async def test_list_that_is_none_is_one_that_may_be_better_next_time(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(answer, tmp_path, monkeypatch) as (client, _):
+        with pytest.raises(Unavailable, match=r"is no (list|object)"):
+            [page async for page in client.list(PODS, "team")]
+
+
+@pytest.mark.parametrize("answer", ["7", '{"details": {"causes": 7}}', '{"details": ["x"]}', "[" * 20_000, "<html>"])
+async def test_refusal_whose_text_is_no_status_is_an_error_as_any_other(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(answer, tmp_path, monkeypatch, status=503, headers={"Retry-After": "²"}) as (client, _):
+        with pytest.raises(Unavailable) as error:
+            await client.get(PODS, "team", "x")
+    assert (error.value.status, error.value.retry_after) == (503, None)

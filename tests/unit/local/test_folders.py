@@ -11,12 +11,14 @@ import pytest
 
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
+from disttrain.api.status import DistTrainJobStatus, HealthStatus, RollBack
 from disttrain.local.addresses import Ports
 from disttrain.local.documents import Documents
-from disttrain.local.folders import NothingToResume, RunFolder, runs_of
+from disttrain.local.folders import NothingToResume, RunFolder
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
 from disttrain.local.runner import Observer, Run, admitted
+from disttrain.local.runs import runs_of
 
 
 def test_two_runs_of_a_job_share_a_claim_and_nothing_else(tmp_path: Path) -> None:
@@ -39,6 +41,21 @@ def test_resume_goes_on_with_the_newest_run_of_that_very_name(tmp_path: Path) ->
     assert resumed.attempt == 3
     assert resumed.path.name.startswith("digits-2")
     resumed.close()
+
+
+def test_a_run_that_goes_on_remembers_its_roll_back(tmp_path: Path) -> None:
+    folder = RunFolder.new("digits", tmp_path)
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": {"command": ["true"]}, "worker": {"replicas": 1}}
+    job = DistTrainJob.model_validate({"metadata": {"name": "digits"}, "spec": spec})
+    status = DistTrainJobStatus(
+        roll_back=RollBack(attempt=2, step=120), health=(HealthStatus(name="diverged", roll_backs=1),)
+    )
+    folder.keep(admitted(job, folder).model_copy(update={"status": status}))
+    folder.close()
+    resumed = RunFolder.resume("digits", tmp_path)
+    goes_on = admitted(job, resumed).status
+    resumed.close()
+    assert (goes_on.roll_back, goes_on.health) == (status.roll_back, status.health)
 
 
 @pytest.mark.parametrize("given", ["/no/such/run", "a**", "*", "../runs/digits", "", "[", "a\0b"])

@@ -33,6 +33,8 @@ OTHER_VALUE = {
     "MASTER_PORT": "a free port: all processes share the ports of one machine",
     "PET_MASTER_ADDR": "as MASTER_ADDR",
     "PET_MASTER_PORT": "as MASTER_PORT",
+    "KUBEFLOW_TRAINER_SERVER_URL": "as MASTER_ADDR and MASTER_PORT",
+    "KUBEFLOW_TRAINER_SERVER_TOKEN": "as DISTTRAIN_DATA_KEY: a file in memory",
     "LOCAL_RANK": "the workers of our loop and of scripts share one machine",
     "LOCAL_WORLD_SIZE": "as LOCAL_RANK",
     "GROUP_RANK": "as LOCAL_RANK: it counts machines, and for a command pods",

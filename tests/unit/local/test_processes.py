@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from cluster.processes import start_time, wait_for
 from disttrain.api.names import Role
-from disttrain.local import guard
+from disttrain.local import guard, processes
 from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
 from local_runs.command import children, environment_of
@@ -53,7 +52,6 @@ def run(process: Process, *arguments: str, meanwhile: Callable[[], None] = lambd
         await asyncio.wait_for(task, 20)
 
     asyncio.run(both())
-    gc.collect()  # transports end in a __del__; run by chance while CPython 3.11 compiles something, that is a SystemError
     return lines
 
 
@@ -167,6 +165,36 @@ def test_a_child_with_an_environment_of_its_own_ends_too(process: Process) -> No
     lines = run(process, *python("import subprocess; print(subprocess.Popen(['/bin/sleep', '60'], env={}).pid)"))
     assert process.exit_code == 0
     assert gone(int(lines[0]))
+
+
+def test_the_last_lines_of_a_process_arrive_also_where_its_pipe_is_full_at_its_end(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under load: the reader is slower than the program."""
+    program = (
+        "import fcntl\nassert fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20) == 1 << 20\n"
+        "for number in range(100): print(number, 'x' * 10_000)"
+    )
+    monkeypatch.setattr(processes, "kill_all", lambda *_: 0)  # it takes time, in which lines are taken
+    lines: list[str] = []
+
+    def slow(_: Process, text: str) -> None:
+        time.sleep(0.005)
+        lines.append(text)
+
+    asyncio.run(process.run(python(program), os.environ, slow))
+    assert [line.split()[0] for line in lines] == [str(number) for number in range(100)]
+
+
+def test_a_process_that_got_away_and_prints_is_not_waited_for(process: Process) -> None:
+    child = "import os; print('away', os.getpid(), flush=True)\nwhile True: print('x' * 1000)"
+    parent = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True, env={{}})"
+    )
+    lines = run(process, *python(f"{parent}; import time; time.sleep(0.5)"))
+    away = int(lines[0].split()[1])
+    assert process.exit_code == 0
+    wait_for("its end by SIGPIPE", lambda: gone(away), 10)
 
 
 def test_a_full_disk_costs_the_log_and_not_the_process(process: Process) -> None:

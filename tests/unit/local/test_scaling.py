@@ -96,10 +96,12 @@ def test_the_command_says_it_in_one_line(
     folder.keep(job())
     assert main(["scale", "digits", "4"]) == 0
     assert capsys.readouterr().out == f"{folder.path.name}: 2 -> 4 workers\n"
-    for number in ("many", "-1", "٣", "3.5"):
+    for number in ("many", "-1", "٣", "3.5", "1" + "0" * 9):
         assert main(["scale", "--", "digits", number]) == 2
         assert capsys.readouterr().err == f"scale: {number!r} is no number of workers; write one such as 3\n"
     folder.close()
+    assert main(["scale", "digits", "9" * 5000]) == 2
+    assert "is no number of workers" in capsys.readouterr().err
     assert main(["scale", "digits", "4"]) == 2
 
 

@@ -57,6 +57,18 @@ TEMPLATE = {
         ],
     },
 }
+AFFINITY = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]
+        }
+    },
+    "podAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"app": "cache"}}, "topologyKey": "kubernetes.io/hostname"}
+        ]
+    },
+}
 
 JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
     "data-parallel": (job(), ((Role.MASTER, 0), (Role.WORKER, 1))),
@@ -82,6 +94,26 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
         ),
         ((Role.WORKER, 3),),
     ),
+    "gang": (
+        job(
+            **PARAMETER_SERVER,
+            worker={
+                "replicas": 4,
+                "elastic": {"minReplicas": 3, "maxReplicas": 8},
+                "gpusPerWorker": 8,
+                "template": TEMPLATE,
+            },
+            scheduling={"gang": "Coscheduling", "timeoutSeconds": 300},
+        ),
+        ((Role.MASTER, 0), (Role.WORKER, 3)),
+    ),
+    "gang-of-volcano": (
+        job(
+            worker={"replicas": 2, "template": {"spec": {"schedulerName": "volcano", "affinity": AFFINITY}}},
+            scheduling={"gang": "Volcano", "priorityClassName": "high", "topologyKey": "topology.kubernetes.io/zone"},
+        ),
+        ((Role.MASTER, 0), (Role.WORKER, 1)),
+    ),
     "script": (
         job(trainer={"code": {"configMap": "code"}, "script": {"file": "train.py", "args": ["--lr", "0.1"]}}),
         ((Role.MASTER, 0), (Role.WORKER, 0)),
@@ -93,6 +125,10 @@ JOBS: dict[str, tuple[DistTrainJob, tuple[tuple[Role, int], ...]]] = {
             worker={"replicas": 2, "gpusPerWorker": 2},
         ),
         ((Role.MASTER, 0), (Role.WORKER, 1)),
+    ),
+    "command-that-is-read": (
+        job(trainer={"command": ["torchrun", "train.py"], "progress": {"pattern": "step (?P<step>[0-9]+)"}}),
+        ((Role.WORKER, 1),),
     ),
     "command-with-code": (
         job(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from disttrain.api.gangs import GANG_SCHEDULERS
+from disttrain.api.names import POD_GROUPS
 from disttrain.api.policies import Tls
 from disttrain.manifests import CHILDREN, build_pod, build_secret
 from unit.manifests.jobs import JOBS
@@ -27,9 +29,11 @@ def manifests(name: str) -> str:
     """All that a job of jobs.py becomes, as one YAML stream."""
     job, pods = JOBS[name]
     encrypted = job.spec.network.tls is Tls.MUTUAL
-    objects = [build(job) for build in CHILDREN.values()]
+    scheduler = GANG_SCHEDULERS.get(job.spec.scheduling.gang)
+    group = scheduler.kind if scheduler is not None else None
+    objects = [build(job) for kind, build in CHILDREN.items() if kind not in POD_GROUPS or kind is group]
     objects += [build_secret(job, {"tls.key": b"random"})] if encrypted else []
-    objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE) for role, index in pods]
+    objects += [build_pod(job, role, index, attempt=2, trainer_image=IMAGE, pod_group=group) for role, index in pods]
     return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=140)
 
 

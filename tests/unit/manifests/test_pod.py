@@ -12,6 +12,7 @@ from disttrain.api import DistTrainJob, JobConfig
 from disttrain.api.environment import POD_UID, RESERVED
 from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses
+from disttrain.api.status import RollBack
 from disttrain.api.template import PodTemplate
 from disttrain.manifests import build_network_policy, build_pod, build_service, cluster_addresses, training_environment
 from disttrain.manifests.environment import job_config
@@ -304,6 +305,21 @@ def test_jobs_that_share_a_claim_have_folders_of_their_own_also_when_one_is_crea
     assert all(folder.startswith("/checkpoints/") for folder in folders)
 
 
+def test_a_roll_back_is_told_to_each_process_and_the_span_of_its_rule_to_the_configuration():
+    rules = [
+        {"name": name, "metric": "Loss", "above": 2, "forSeconds": seconds, "action": action}
+        for name, seconds, action in (("a", 60, "RollBack"), ("b", 90, "RollBack"), ("c", 900, "Event"))
+    ]
+    volume = {"persistentVolumeClaim": "c"}
+    each = job(health={"rules": rules}, checkpoint={"volume": volume})
+    assert '"rollBackSeconds":210' in environment(each, Role.WORKER, 0)["DISTTRAIN_JOB"]
+    assert "which the trainer of this image does not know" in environment(each, Role.WORKER, 0)["DISTTRAIN_JOB"]
+    assert "DISTTRAIN_ROLL_BACK" not in environment(each, Role.WORKER, 0)
+    status = each.status.model_copy(update={"roll_back": RollBack(attempt=3, step=120)})
+    for role in (Role.MASTER, Role.WORKER):
+        assert environment(each.model_copy(update={"status": status}), role, 0)["DISTTRAIN_ROLL_BACK"] == "3:120"
+
+
 def test_the_environment_of_a_local_process_is_the_same_code():
     each = job(**PARAMETER_SERVER)
     env = training_environment(
@@ -490,6 +506,24 @@ def test_a_command_finds_code_and_archives_before_the_users_own_modules(tmp_path
         (tmp_path / name).touch()
     assert run(tmp_path, PYTHONPATH="/own") == (0, f"{tmp_path}:{tmp_path}/a.zip:{tmp_path}/b.zip:/own\n")
     assert run(tmp_path / "none") == (2, "trainer.code.path: there is no such folder on the claim\n")
+
+
+@pytest.mark.parametrize("has_trainer", [True, False])
+def test_a_command_whose_output_is_read_needs_our_trainer_in_its_image(tmp_path: Path, has_trainer: bool) -> None:
+    """The kubelet expands the names of variables in the words of the container's command alone: they are the trainer's arguments."""
+    trainer = {"command": ["prog", "$(RANK)"], "progress": {"pattern": "(?P<step>[0-9]+)"}}
+    pod = build_pod(job(trainer=trainer), Role.WORKER, 0, 1, trainer_image="t:1")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit {0 if has_trainer else 1}; echo "$@"\n')
+    python.chmod(0o755)
+    command = pod["spec"]["containers"][0]["command"]
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if has_trainer:
+        assert (done.returncode, done.stdout) == (0, "-P -m disttrain_trainer prog $(RANK)\n"), done
+    else:
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert done.stderr.startswith("trainer.progress: the output of a command is read by our trainer")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain.manifests import cluster_addresses, too_large, training_environment
+from disttrain.manifests import build_pod, cluster_addresses, too_large, training_environment
 from unit.manifests.jobs import MODEL, PARAMETER_SERVER, job
 
 CASES = [
@@ -41,6 +41,8 @@ def test_the_largest_part_is_to_blame(spec: dict[str, Any], path: str) -> None:
     assert ".".join(problem.path) == path
     assert str(problem).startswith(f"{path}: the configuration of a training process has ")
     assert "at most 102400" in problem.message
+    with pytest.raises(ValueError, match="the configuration of a training process has "):
+        build_pod(job("a" * 40, **spec), Role.WORKER, 0, 1, trainer_image="t:1")
 
 
 @pytest.mark.parametrize(

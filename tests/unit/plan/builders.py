@@ -58,14 +58,18 @@ class Scene:
         self.pods: dict[str, PodView] = {}
         self.status = DistTrainJobStatus()
         self.children: frozenset[ChildKind] = frozenset()
+        self.unavailable: frozenset[ChildKind] = frozenset()
+        self.pod_group_phase = ""
         self.secret: MadeSecret | None = None
         self.secrets: dict[str, str] = {}
         """Those that exist: the uid of each, by the suffix of its name."""
         self.report: Progress | None = None
+        self.report_before: Progress | None = None
         self.report_read: datetime | None = None
         self.step_seen: datetime | None = None
         self.listening_since: datetime | None = None
         self.refusals: tuple[Refusal, ...] = ()
+        self.suspend_refused: Refusal | None = None
         self.name_conflicts: tuple[str, ...] = ()
         self.former: tuple[str, ...] = ()
         self._uids = itertools.count(1)
@@ -198,6 +202,7 @@ class Scene:
     def reports(self, step: int, *, total: int | None = 100, **fields: Any) -> Self:
         """The master's report, read now."""
         fields = {"attempt": self.status.attempt or 1, "last_update_time": self.now, "world_size": 2, **fields}
+        self.report_before = self.report
         self.report = Progress(step=step, total_steps=total, **fields)
         self.report_read = self.now
         return self
@@ -211,7 +216,7 @@ class Scene:
     def new_operator(self) -> Self:
         """Another process goes on with what is stored. It has received nothing yet."""
         self.secret = None
-        self.report = self.report_read = None
+        self.report = self.report_before = self.report_read = None
         self.listening_since = self.now
         return self
 
@@ -224,13 +229,17 @@ class Scene:
             now=self.now,
             pods=tuple(self.pods.values()),
             children=self.children,
+            unavailable=self.unavailable,
+            pod_group_phase=self.pod_group_phase,
             secret=self.secret,
             random_suffix=f"{next(self._uids):016x}",
             progress=self.report,
+            progress_before=self.report_before,
             progress_read=self.report_read,
             step_seen=self.step_seen,
             listening_since=self.listening_since,
             refusals=self.refusals,
+            suspend_refused=self.suspend_refused,
             name_conflicts=self.name_conflicts,
             former=self.former,
         )

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from disttrain.plan.model import CreatePod, DeleteJob
+from disttrain.plan.model import CreatePod, DeleteJob, Phase
 from unit.plan.builders import deleted, make_job
 
 
@@ -24,6 +24,15 @@ def test_clean_pod_policy(policy, expected):
     assert deleted(ended) == [], "the end is written down before anything is cleaned up"
     assert deleted(scene.step()) == expected
     assert scene.step().actions == ()
+
+
+@pytest.mark.parametrize("policy", ["Running", "All", "None"])
+def test_a_pod_that_was_created_after_the_end_is_deleted_by_every_policy(policy):
+    """By the late request of an operator that had lost its Lease."""
+    scene = make_job().run_policy(cleanPodPolicy=policy).training().succeeded(0, 1, ago=30)
+    scene.step()
+    scene.after(5).change(1, phase=Phase.RUNNING, ready=True, exit_code=None, created=scene.now)
+    assert "digits-worker-1" in deleted(scene.step())
 
 
 def test_the_status_of_a_finished_job_is_final():

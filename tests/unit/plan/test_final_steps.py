@@ -19,8 +19,18 @@ def test_replacement_of_a_failed_pod_needs_none() -> None:
     assert not scene.after(5).step().irreversible
 
 
+def test_second_failure_needs_one_since_its_pod_may_be_gone_and_counted() -> None:
+    scene = make_job().training().failed(0)
+    scene.step()
+    assert scene.after(1).failed(1, code=139).plan().irreversible
+
+
 def test_success_needs_none() -> None:
     assert not make_job().training().succeeded(0, 1).succeeded(0, role=MASTER).plan().irreversible
+
+
+def test_success_without_the_last_report_of_a_master_that_seems_to_run_needs_one() -> None:
+    assert make_job().training().succeeded(0, 1, ago=11).plan().irreversible
 
 
 def test_failure_by_a_deadline_needs_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from disttrain.api.reasons import JobState
 from disttrain.plan.model import Phase
-from disttrain.plan.progress import read_interval, rounded
+from disttrain.plan.progress import is_news, pass_after, read_interval, rounded
 from unit.plan.builders import NOON, make_job
 
 
@@ -87,7 +87,6 @@ def test_a_rollback_is_shown():
 def test_the_master_is_read_often_enough_not_to_count_as_silent_however_seldom_the_status_is_written(status, read):
     scene = make_job().spec(observability={"statusIntervalSeconds": status}).training()
     assert read_interval(scene.job.spec) == timedelta(seconds=read)
-    assert scene.plan().look_again == timedelta(seconds=read)
 
 
 def test_a_status_that_is_written_seldom_is_written_seldom_and_its_master_is_not_silent():
@@ -115,9 +114,87 @@ def test_a_training_that_hangs_is_stalled_in_time_however_seldom_its_status_is_w
     assert scene.status.restarts.last.reason == "Stalled"
 
 
-def test_polling_goes_on_while_pods_run():
-    scene = make_job().spec(observability={"statusIntervalSeconds": 7}).training()
-    assert scene.plan().look_again == timedelta(seconds=7)
+def test_a_training_without_news_is_looked_at_when_its_report_is_too_old_to_believe():
+    assert make_job().training().plan().look_again == timedelta(seconds=60)
+
+
+def test_a_training_with_news_is_looked_at_when_they_are_written():
+    scene = make_job().spec(observability={"statusIntervalSeconds": 7}).training().after(2).reports(11)
+    assert scene.plan().look_again == timedelta(seconds=5)
+    assert scene.step().status.training.step == 10
+    assert scene.after(5).step().status.training.step == 11
+
+
+def test_a_report_asks_for_a_pass_when_it_differs_or_ends_a_silence():
+    report = make_job().training().report
+    assert not is_news(report, report, NOON, NOON + timedelta(seconds=59))
+    assert is_news(report, report, NOON, NOON + timedelta(seconds=60))
+    assert is_news(report, report.model_copy(update={"step": 9}), NOON, NOON)
+    assert is_news(report, None, None, NOON)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wait"),
+    [
+        pytest.param({"step": 11, "loss": 0.3}, 5, id="newer figures"),
+        pytest.param({"step": 11, "waiting_for": "worker-1 (9 s)"}, 5, id="running seconds"),
+        pytest.param({"step": 9}, None, id="a step back"),
+        pytest.param({"step": 11, "finished": True}, None, id="the end"),
+        pytest.param({"step": 11, "waiting_for": "worker-0 (4 s)"}, None, id="another pod is waited for"),
+        pytest.param({"step": 11, "world_size": 1}, None, id="fewer processes"),
+        pytest.param({"step": 11, "nan_loss": "rank 0, step 11"}, None, id="a loss that is not finite"),
+    ],
+)
+def test_a_report_with_newer_figures_alone_waits_until_they_are_written(fields, wait):
+    scene = make_job().training().reports(10, waiting_for="worker-1 (4 s)").seen()
+    after = scene.report.model_copy(update=fields)
+    assert pass_after(scene.job, scene.report, after, scene.now) == (None if wait is None else timedelta(seconds=wait))
+
+
+def test_a_report_asks_for_a_pass_at_once_where_a_step_may_change_the_state():
+    scene = make_job().started()
+    report = scene.reports(0, last_update_time=None).seen().report
+    assert pass_after(scene.job, report, report.model_copy(update={"step": 1}), scene.now) is None
+    scene = make_job().training()
+    report = scene.after(61).seen().report
+    assert scene.says("Progressing")[0] == "Unknown"
+    assert pass_after(scene.job, report, report.model_copy(update={"step": 11}), scene.now) is None
+
+
+def test_newer_figures_are_due_when_the_interval_is_over_or_no_other_step_may_follow():
+    scene = make_job().training().after(9)
+    after = scene.report.model_copy(update={"step": 11})
+    assert pass_after(scene.job, scene.report, after, scene.now) == timedelta(0)
+    scene.spec(observability={"statusIntervalSeconds": 3600})
+    assert pass_after(scene.job, scene.report, after, scene.now) == timedelta(seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "bad"),
+    [
+        ({"metric": "Loss", "above": 20}, {"loss": 20.0}, {"loss": 20.5}),
+        ({"metric": "SamplesPerSecond", "below": 9}, {"samples_per_second": 9.0}, {"samples_per_second": 8.0}),
+        ({"metric": "GradientNorm", "above": 3}, {"gradient_norm": None}, {"gradient_norm": 4.0}),
+    ],
+)
+def test_a_report_that_begins_or_ends_a_breach_asks_for_a_pass_at_once(metric, good, bad):
+    rule = {"name": "bounded", "forSeconds": 60, "action": "Event", **metric}
+    scene = make_job().spec(health={"rules": [rule]}).training()
+    fine = scene.reports(11, **good).seen().report
+    worse = fine.model_copy(update={"step": 12, **bad})
+    assert pass_after(scene.job, fine, worse, scene.now) is None
+    assert pass_after(scene.job, worse, fine.model_copy(update={"step": 13}), scene.now) is None
+    assert pass_after(scene.job, worse, worse.model_copy(update={"step": 13}), scene.now) is not None
+    assert pass_after(scene.job, fine, fine.model_copy(update={"step": 13}), scene.now) is not None
+
+
+def test_a_step_that_ends_a_breach_of_step_age_asks_for_a_pass_at_once():
+    rule = {"name": "hangs", "metric": "StepAge", "above": 5, "forSeconds": 60, "action": "Event"}
+    scene = make_job().spec(health={"rules": [rule]}).training()
+    same = scene.report
+    assert pass_after(scene.job, same, same.model_copy(update={"step": 11}), scene.now) is not None
+    scene.after(8).reports(10, last_update_time=NOON).seen()
+    assert pass_after(scene.job, same, same.model_copy(update={"step": 11}), scene.now) is None
 
 
 class TestNothingMoves:
@@ -171,7 +248,7 @@ class TestNothingMoves:
         assert self.speed_and_eta(scene) == (64, 0)
 
     def test_a_training_that_makes_no_step_for_a_minute_is_not_progressing(self):
-        scene = self.fast().after(60).reports(11).seen()
+        scene = self.fast().after(59).reports(11).seen()
         assert scene.status.state is JobState.TRAINING
         scene.after(1).reports(11).seen()
         assert scene.status.state is JobState.STALLED

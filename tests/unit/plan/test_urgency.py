@@ -10,6 +10,8 @@ from disttrain.api.status import DistTrainJobStatus
 from disttrain.plan.model import Write
 from disttrain.plan.urgency import urgency
 
+NOON = "2026-01-01T12:00:00Z"
+
 
 def condition(type_: str, status: str, message: str = "", reason: str = "X") -> dict[str, str]:
     return {
@@ -92,7 +94,21 @@ def condition(type_: str, status: str, message: str = "", reason: str = "X") -> 
             id="success of a worker, whose pod may be gone at the next pass",
         ),
         pytest.param({"state": "Starting"}, {"state": "Training"}, Write.SOON, id="state"),
-        pytest.param({"training": {"step": 1}}, {"training": {"step": 2}}, Write.SOON, id="progress"),
+        pytest.param({"training": {"step": 1}}, {"training": {"step": 2}}, Write.PROGRESS, id="progress"),
+        pytest.param({}, {"health": [{"name": "a", "since": NOON, "step": 5}]}, Write.PROGRESS, id="a breach begins"),
+        pytest.param({"health": [{"name": "a", "since": NOON, "step": 5}]}, {}, Write.SOON, id="a stored breach ends"),
+        pytest.param(
+            {"health": [{"name": "a", "since": NOON}]},
+            {"health": [{"name": "a", "since": NOON, "done": True}]},
+            Write.SOON,
+            id="a rule acts",
+        ),
+        pytest.param(
+            {"health": [{"name": "a", "rollBacks": 1}]},
+            {"health": [{"name": "a", "rollBacks": 1, "since": NOON, "step": 5}]},
+            Write.PROGRESS,
+            id="another breach after a roll-back begins",
+        ),
         pytest.param(
             {"replicaStatuses": []}, {"replicaStatuses": [{"role": "Worker", "ready": 1}]}, Write.WITH_NEXT, id="count"
         ),

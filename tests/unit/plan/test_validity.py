@@ -8,21 +8,74 @@ from unit.plan.builders import make_job
 
 ELASTIC = {"elastic": {"minReplicas": 1, "maxReplicas": 2}}
 FROM = {"volume": {"persistentVolumeClaim": "ckpt"}, "from": "other"}
+LOOP = {
+    "model": "m:m",
+    "dataset": "m:d",
+    "evaluate": "m:e",
+    "optimizer": {"name": "SGD", "learningRate": 0.1},
+    "epochs": 1,
+}
+EVALUATED = LOOP | {"evaluateEverySteps": 10}
+BEST = {"volume": {"persistentVolumeClaim": "ckpt"}, "keepBest": {"metric": "accuracy", "mode": "Max"}}
+HYBRID = {"type": "Hybrid", "modelParallel": {"tensor": 2}}
 ROWS = [
     (make_job().servers(3, replication=3), "strategy.parameterServer.replication", "above 2"),
     (make_job().script().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
     (make_job().command().spec(checkpoint=FROM), "checkpoint.from", "of a script or command"),
-    (make_job().spec(worker=ELASTIC), "worker.elastic", "on a cluster"),
+    (
+        make_job().servers(2, replication=2).spec(trainer=LOOP | {"nanPolicy": {"rollBacks": 1}}),
+        "trainer.nanPolicy",
+        "with strategy.parameterServer.replication above 1",
+    ),
+    (
+        make_job().servers(1, consistency="Async").spec(trainer=EVALUATED, checkpoint=BEST),
+        "checkpoint.keepBest",
+        "with consistency Async or BoundedStaleness",
+    ),
+    (
+        make_job().spec(worker=ELASTIC, trainer=EVALUATED),
+        "trainer.evaluateEverySteps",
+        "with worker.elastic and DataParallel",
+    ),
     (
         make_job().spec(worker=ELASTIC, strategy={"dataParallel": {"sharding": "FullyShard"}}),
         "worker.elastic",
         "of a model that is cut over its workers",
     ),
-    (make_job().spec(scheduling={"gang": "Coscheduling"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
-    (make_job().spec(scheduling={"gang": "Volcano"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
-    (make_job().spec(scheduling={"gang": "Kueue"}), "scheduling.gang", "Coscheduling, Volcano or Kueue"),
-    (make_job().spec(scheduling={"timeoutSeconds": 60}), "scheduling.timeoutSeconds", "other than 600"),
-    (make_job().spec(scheduling={"topologyKey": "rack"}), "scheduling.topologyKey", ""),
+    *(
+        (
+            make_job()
+            .workers(4)
+            .servers(2)
+            .spec(strategy=HYBRID | {"parameterServer": {"consistency": "Sync", **served}}, trainer=trainer),
+            field,
+            "with strategy.type Hybrid and parameterServer",
+        )
+        for field, served, trainer in (
+            ("trainer.evaluateEverySteps", {}, EVALUATED),
+            ("trainer.nanPolicy", {}, LOOP | {"nanPolicy": {"rollBacks": 1}}),
+            ("trainer.gradientAccumulationSteps", {}, LOOP | {"gradientAccumulationSteps": 2}),
+            ("strategy.parameterServer.backupWorkers", {"backupWorkers": 1}, {}),
+            ("strategy.parameterServer.localSteps", {"localSteps": 2, "outerOptimizer": {}}, {}),
+            ("strategy.parameterServer.compression", {"compression": {"type": "BFloat16"}}, {}),
+        )
+    ),
+    (make_job().spec(scheduling={"gang": "Kueue"}), "scheduling.gang", "Kueue or Native"),
+    (make_job().spec(scheduling={"gang": "Native"}), "scheduling.gang", "Kueue or Native"),
+    (
+        make_job().spec(
+            scheduling={"gang": "Coscheduling"},
+            master={"template": {"spec": {"schedulerName": "default-scheduler"}}},
+            worker={"replicas": 2, "template": {"spec": {"schedulerName": "mine"}}},
+        ),
+        "scheduling.gang",
+        "of pods with different schedulerName",
+    ),
+    (
+        make_job().spec(scheduling={"timeoutSeconds": 60}),
+        "scheduling.timeoutSeconds",
+        "other than 600 without worker.elastic or a gang",
+    ),
 ]
 
 
@@ -55,19 +108,18 @@ def test_a_path_leads_to_a_field_of_the_spec():
             value = value[key]
 
 
-@pytest.mark.parametrize("scene", [make_job(), make_job().servers(2), make_job().script(), make_job().command()])
+@pytest.mark.parametrize(
+    "scene",
+    [
+        make_job(),
+        make_job().servers(2),
+        make_job().script(),
+        make_job().command(),
+        make_job().spec(worker=ELASTIC, scheduling={"timeoutSeconds": 60}),
+    ],
+)
 def test_a_plain_job_asks_for_nothing_of_it(scene):
     assert unsupported_fields(scene.job.spec) == ()
-
-
-def test_a_local_run_carries_out_what_a_cluster_does_not():
-    spec = make_job().spec(worker=ELASTIC).job.spec
-    assert unsupported(spec) == ("worker.elastic on a cluster",)
-    assert unsupported(spec, local=True) == ()
-    cut = make_job().spec(worker=ELASTIC, strategy={"dataParallel": {"sharding": "FullyShard"}}).job.spec
-    assert (
-        unsupported(cut, local=True) == unsupported(cut) == ("worker.elastic of a model that is cut over its workers",)
-    )
 
 
 IDLE = "2 of 4 worker processes have nothing to do in a step: it has 2 parts (trainer.partsPerStep)"

@@ -85,6 +85,9 @@ def stored() -> dict[str, dict[str, Any]]:
     evicted = make_job().training()
     evicted.failed(1, code=143, conditions=frozenset({DISRUPTED}), disruption="EvictionByEvictionAPI").seen()
     evicted.after(30).seen()
+    rule = {"name": "diverged", "metric": "Loss", "above": 20, "forSeconds": 0, "action": "RollBack"}
+    rolled_back = _rich().spec(health={"rules": [rule]}).training(step=40)
+    rolled_back.after(5).reports(41, loss=30.0).step()
     jobs = {
         "finished": finished,
         "failed": failed,
@@ -92,6 +95,7 @@ def stored() -> dict[str, dict[str, Any]]:
         "suspended": suspended,
         "evicted": evicted,
         "waiting": waiting,
+        "rolled-back": rolled_back,
         "script": script,
         "encrypted": make_job().spec(network={"tls": "Mutual"}).started().seen().all_run().seen(),
         "fresh": make_job(),

@@ -6,6 +6,7 @@ from typing import Any
 from configs import config_of
 from disttrain.api.names import Role
 from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.store import name_of
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
@@ -38,8 +39,10 @@ class Table:
         slow: bool = False,
         replication: int = 1,
         fewest: int | None = None,
+        **trainer: Any,
     ) -> None:
-        """slow: the volume is; `find_at_last` reports what was found. fewest: workers of an elastic job."""
+        """slow: the volume is; `find_at_last` reports what was found. fewest: workers of an elastic job. trainer: further fields
+        of it."""
         self.buffers = buffers
         self.consistency = consistency
         self.slow = slow
@@ -57,6 +60,7 @@ class Table:
                     "batchSize": 8,
                     "maxSteps": steps,
                     **({"evaluate": "m:e"} if evaluate else {}),
+                    **trainer,
                 },
                 "checkpoint": {"volume": {"persistentVolumeClaim": "c"}, "everySteps": every},
             }
@@ -65,6 +69,7 @@ class Table:
         self.lease: dict[Member, str] = {}
         self.said: list[tuple[Member, MessageType, dict[str, Any]]] = []
         self.on_disk: Manifest | None = None
+        self.amended: list[Course] = []
         self.full = False
         """The volume is: nothing can be published."""
         self.lost = False
@@ -108,6 +113,9 @@ class Table:
         )  # fmt: skip
         answer(self.on_disk, self.now)
 
+    def amend(self, course: Course) -> None:
+        self.amended.append(course)
+
     # The processes.
 
     def take(self, *kinds: MessageType) -> list[tuple[Member, MessageType, dict[str, Any]]]:
@@ -147,8 +155,13 @@ class Table:
         self.said = others + self.said
         return got
 
+    def says(self, worker: Member, **fields: Any) -> None:
+        """The worker, which evaluates between two steps, says so."""
+        said = {"type": MessageType.EVALUATED, "stay": self.lease[worker], **fields}
+        self.training.on_message(worker, said, self.now)
+
     def evaluate(self, worker: Member, accuracy: float, *, lease: str | None = None) -> None:
-        """The worker evaluated, with its present lease or with this one."""
+        """The worker evaluated the final parameters, with its present lease or with this one."""
         said = {
             "type": MessageType.EVALUATED,
             "stay": lease or self.lease[worker],

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from configs import config_of
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.loop.stopwatch import Stopwatch
 from disttrain_trainer.model.flat import FlatModel
@@ -27,13 +28,14 @@ class Sums:
 def exchange_of(module: nn.Module, model: FlatModel, sums: Sums) -> AllReduce:
     """That of rank 0 of two, in a step of 4 samples."""
     schedule = Schedule(samples=4, batch_size=4, parts_per_step=2, seed=0, epochs=1)
-    config = SimpleNamespace(checkpoint=None, parts_per_step=2, world_size=2)
+    trainer = {"model": "m:m", "dataset": "m:d", "epochs": 1, "optimizer": {"name": "SGD", "learningRate": 0.1}}
+    spec = {"strategy": {"type": "DataParallel"}, "trainer": trainer | {"batchSize": 4}, "worker": {"replicas": 2}}
     rank: Any = CollectiveMember()
     rank.step, rank.round = 0, Round(1)
     fakes: dict[str, Any] = {
-        "process": SimpleNamespace(config=config, rank=0),
+        "process": SimpleNamespace(config=config_of(spec), rank=0),
         "loop": SimpleNamespace(stopwatch=Stopwatch({})),
-        "task": SimpleNamespace(schedule=schedule, model=module),
+        "task": SimpleNamespace(schedule=schedule, model=module, loading=None, learning_rate=None),
         "replica": sums,
     }
     nothing: Any = None

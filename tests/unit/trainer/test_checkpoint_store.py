@@ -14,7 +14,7 @@ from configs import config_of
 from disttrain.api import digests
 from disttrain.api.digested import with_digest
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import atomic, store
+from disttrain_trainer.checkpoint import atomic, retention, store
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.resuming import misfit
 from disttrain_trainer.data.schedule import DataSet
@@ -53,7 +53,7 @@ def write(
     file.write_text(content)
     manifest = publish(folder, step, {file.name: digests.of(file, like=algorithm)}, **trainer)
     if keep is not None:
-        store.prune(folder, manifest, keep=keep)
+        retention.prune(folder, manifest, keep=keep)
     return folder
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from disttrain.api.names import Role
-from disttrain_trainer.coordinator.collective import ENDED_EARLY_SECONDS, JOIN_SECONDS, CollectiveCoordinator
+from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.coordinator.script_joining import ENDED_EARLY_SECONDS, JOIN_SECONDS
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.net.members import MemberState
 from disttrain_trainer.net.messages import Message, MessageType

@@ -168,6 +168,12 @@ def test_async_never_waits_and_tells_how_far_apart_workers_were() -> None:
         assert policy.start(0, clock, None)
         policy.complete(0, clock)
     assert policy.max_staleness_seen == 8
+    assert policy.staleness == 9
+    for clock in range(7):
+        policy.complete(1, clock)
+    assert policy.staleness == 2
+    policy.leave(1)
+    assert policy.staleness == 0
 
 
 def test_an_empty_part_counts_in_async_without_an_update() -> None:

@@ -135,6 +135,8 @@ async def test_no_first_line_of_a_stranger_ends_the_master_or_reaches_its_decisi
         pytest.param({"type": "nan"}, id="no step"),
         pytest.param({"type": "report", "step": float("inf")}, id="an infinite step"),
         pytest.param({"type": "done", "evaluation": {"accuracy": "high"}}, id="a text for an evaluation"),
+        pytest.param({"type": "report", "step": 3, "values": [1.0]}, id="values without names"),
+        pytest.param({"type": "report", "step": 3, "final_values": [[7, {"a": [1.0]}]]}, id="a value without a weight"),
     ],
 )
 async def test_a_member_that_makes_no_sense_is_lost_and_the_master_goes_on(said: Message) -> None:
@@ -182,6 +184,13 @@ async def test_a_worker_with_other_code_than_the_first_is_refused_and_joins_noth
         {"type": "ready", "step": -1},
         {"type": "ready", "samples": 80, "buffers": True},
         {"type": "report", "step": 3, "samples": 64, "loss": 0.5, "epoch": 1, "total_steps": 9},
+        {
+            "type": "report",
+            "step": 3,
+            "samples": 64,
+            "values": {"f1": [float("nan"), 64]},
+            "final_values": [[7, {"f1": [0.5, 1]}], [8.5, {}]],
+        },
         {"type": "report", "step": 3.0, "samples": 0, "loss": None, "generation": 2, "total_steps": None},
         {"type": "evaluated", "evaluation": {"perplexity": float("inf"), "count": 3}},
         {"type": "saved", "error": "full", "asked": True},
@@ -212,7 +221,7 @@ def test_every_kind_of_message_to_a_master_has_a_shape() -> None:
     from_the_master = {
         *("welcome", "refused", "released", "finish", "wrong", "world", "reform", "save", "not-joined"),
         *("begin", "drop", "tickets", "evaluate", "hedge", "abandon", "resize", "replicate", "promote", "discard"),
-        "moved",
+        *("moved", "course", "form", "dissolve"),
     }
     assert {kind for kind in MessageType if not_taken(kind)} == {*from_the_master, MessageType.HELLO}
 

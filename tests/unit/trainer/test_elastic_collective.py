@@ -121,6 +121,14 @@ def test_several_that_join_together_are_waited_for_and_one_that_never_comes_is_n
     assert table.rounds() == [([0, 1, 2], 0)]
 
 
+def test_a_member_that_says_ready_as_its_hello_did_has_not_left_the_round_that_began_between_the_two() -> None:
+    table = running(W[0], W[1])
+    table.master.on_message(W[1], {"type": MessageType.READY, "generation": 0, "step": -1}, 1)
+    assert table.take() == []
+    table.master.on_message(W[1], {"type": MessageType.READY, "generation": 1, "step": -1}, 1)
+    assert table.take() == [(W[0], MessageType.REFORM)]
+
+
 def test_a_member_that_leaves_is_released_after_the_step_in_work() -> None:
     table = running(W[0], W[1], W[2])
     table.leaves(W[0])

@@ -7,6 +7,7 @@ from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from disttrain_trainer.parameter_server.gradient_norm import INTERVAL_SECONDS, NormSamples
 from disttrain_trainer.runtime.metrics import Rate
+from unit.trainer.served import SERVERS, training
 
 
 def test_a_rate_falls_when_the_next_report_takes_longer_than_the_last_one() -> None:
@@ -53,3 +54,28 @@ def test_the_gradient_norm_of_a_round_is_not_mixed_with_that_of_the_one_before()
     assert servers.gradient_norm is None
     servers.know(1, {"generation": 2, "applied": [], "gradient_norms": [[8, 16.0]]})
     assert servers.gradient_norm == 5
+
+
+def test_the_gradient_norm_stays_known_while_only_one_server_has_reported_newer_ones() -> None:
+    table = training()
+
+    def measured(server: int, *norms: tuple[int, float]) -> None:
+        state = {"type": MessageType.STATE, **table.state(SERVERS[server]), "gradient_norms": list(norms)}
+        table.training.on_message(SERVERS[server], state, 0)
+
+    measured(0, (4, 9.0))
+    measured(1, (4, 16.0))
+    assert table.tracker.gradient_norm == 5
+    measured(0, (8, 36.0), (12, 1.0))
+    assert table.tracker.gradient_norm == 5
+    measured(1, (8, 64.0), (12, 0.0))
+    assert table.tracker.gradient_norm == 1
+
+
+def test_the_norm_by_which_a_step_is_clipped_is_known_as_soon_as_the_servers_have_it() -> None:
+    table = training(maxGradientNorm=1.0)
+    for shard, value in enumerate((9.0, 16.0)):
+        part = {"shard": shard, "term": 1, "version": 1, "scale": 1.0, "nodes": [[[0, shard, value]]]}
+        message = {"type": MessageType.NORM, "generation": 1, "norms": [part]}
+        table.training.on_message(SERVERS[shard], message, 0)
+    assert table.tracker.gradient_norm == 5

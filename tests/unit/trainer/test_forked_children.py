@@ -46,7 +46,7 @@ import os, sys
 import numpy as np, torch
 from torch import nn
 from disttrain_trainer.data.loader import fetcher
-from disttrain_trainer.model.task import Objective
+from disttrain_trainer.model.objective import Objective
 from disttrain_trainer.model.user_code import guarded
 
 def forking():

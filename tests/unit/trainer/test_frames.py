@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from disttrain_trainer.net.connection import CHUNK, Closed, Connection, Silent
 from disttrain_trainer.net.frames import SIZE, Header, Link, Op, ProtocolError
-from disttrain_trainer.net.transport import PLAIN, Transport
+from disttrain_trainer.net.transport import PLAIN, PLAIN_TCP, Transport
 from disttrain_trainer.parameter_server.identity import Hello
 from transports import certified, connected
 
@@ -72,9 +72,10 @@ def test_garbage_is_no_hello(data: bytes) -> None:
         Hello.decode(data)
 
 
-@pytest.fixture(params=["plain", "TLS"])
+@pytest.fixture(params=["unix", "TCP", "TLS"])
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
-    return PLAIN if request.param == "plain" else certified(tmp_path)
+    plain = {"unix": PLAIN, "TCP": PLAIN_TCP}
+    return plain.get(request.param) or certified(tmp_path)
 
 
 @pytest.fixture

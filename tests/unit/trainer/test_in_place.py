@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from disttrain.api.runtime import Termination
+from disttrain.api.termination import Termination
 from disttrain_trainer.net import incoming
 from disttrain_trainer.runtime.in_place import NO_STEP, End, StepCell, account, pause, repeats, restarts
 from disttrain_trainer.runtime.machine import oom_kills

@@ -1,4 +1,4 @@
-"""The batches of local steps: every sample of a part once, in its order."""
+"""The batches of local steps, and the portions of gradient accumulation: every sample of a part once, in its order."""
 
 import numpy as np
 from hypothesis import given
@@ -26,6 +26,7 @@ def test_each_sample_of_a_part_is_in_one_batch_and_none_is_empty(
     batches = inner_batches(part, steps, full)
     assert np.array_equal(np.concatenate([batch.indices for batch in batches]), part.indices)
     assert [batch.batch for batch in batches] == list(range(len(batches)))
+    assert [batch.is_last for batch in batches] == [False] * (len(batches) - 1) + [True]
     assert all(batch.samples == len(batch.indices) > 0 for batch in batches)
     assert {(batch.index, batch.step, batch.epoch) for batch in batches} == {(part.index, part.step, part.epoch)}
     assert max(batch.samples for batch in batches) - min(batch.samples for batch in batches) <= 1

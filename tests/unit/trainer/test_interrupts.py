@@ -10,6 +10,7 @@ import pytest
 from disttrain.api import Termination, environment
 from disttrain_trainer.entry import Entry
 from disttrain_trainer.runtime import logs, machine
+from disttrain_trainer.strategies import command
 from unit.trainer.configs import command_config
 
 
@@ -28,7 +29,7 @@ def test_the_exit_code_says_whether_a_signal_came(
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(os, "execvp", users_code)  # the job is a command
+    monkeypatch.setattr(command, "run", users_code)  # the job is a command
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         machine.note_interrupts()

@@ -8,9 +8,12 @@ import sys
 import pytest
 
 from cluster.processes import wait_for
+from disttrain.api import environment
 from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.net.members import Round
 from disttrain_trainer.strategies import joining
+from disttrain_trainer.strategies.script import alone, contract
 from unit.trainer.configs import command_config
 
 WAITS = """
@@ -46,6 +49,15 @@ def test_the_hint_says_what_to_use_instead(spawned: bool) -> None:
     assert "45 s" in text
     for way in ("worker.replicas", "worker.processesPerWorker", "torch.multiprocessing.spawn", "trainer.command"):
         assert way in text
+
+
+def test_the_only_process_of_a_script_has_a_store_of_its_own() -> None:
+    """Under the store of an agent every process connects, and those that a program spawns would wait for a host for ever."""
+    config = command_config()
+    given = contract(config, index=0, local_rank=0, this_round=Round(1))
+    own = alone(given, port=4711)
+    assert given.keys() - own.keys() == {environment.USE_AGENT_STORE}
+    assert (own[environment.MASTER_ADDR], own[environment.MASTER_PORT]) == ("127.0.0.1", "4711")
 
 
 def reports(*sizes: int | None, workers: int) -> str | None:

@@ -1,5 +1,6 @@
 """Samples become a batch: by torch's default_collate, or by the user's own function."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from disttrain_trainer.data.loader import fetcher
+from disttrain_trainer.data.loader import fetcher, pinned
 from disttrain_trainer.errors import UserError, WrongInput
 
 CPU = torch.device("cpu")
@@ -120,3 +121,56 @@ def test_samples_of_a_kind_that_cannot_be_collated_are_not_blamed_on_their_shape
     fetch = fetcher(Listed([None, None]), device=CPU, field=FIELD)
     with pytest.raises(UserError, match="of a kind that torch's default_collate cannot put into a batch, NoneType"):
         fetch(np.array([0, 1]))
+
+
+class Drawing(Listed):
+    """A data set whose samples draw from every generator."""
+
+    def __getitem__(self, index: int) -> Any:
+        return index, torch.rand(()).item(), np.random.random(), random.random()
+
+
+def drawn(*indices: int, epoch: int, seed: int = 7) -> list[tuple[float, ...]]:
+    """What samples drew, in their order."""
+    batch = fetcher(Drawing([0] * 100), device=CPU, field=FIELD, seed=seed)(numbers(*indices), epoch)
+    return list(zip(*(values.tolist() for values in batch), strict=True))
+
+
+def test_a_sample_draws_the_same_in_any_batch_and_after_any_other() -> None:
+    together = drawn(3, 1, 2, epoch=1)
+    assert drawn(2, epoch=1) + drawn(3, 1, epoch=1) == [together[2], *together[:2]]
+
+
+def test_no_two_samples_epochs_or_seeds_draw_the_same() -> None:
+    every = [*drawn(1, 2, epoch=1), *drawn(1, 2, epoch=2), *drawn(1, 2, epoch=1, seed=8)]
+    values = [value for sample in every for value in sample[1:]]
+    assert len(set(values)) == len(values)
+
+
+def test_a_data_set_that_loads_several_samples_at_once_draws_what_the_batch_decides() -> None:
+    class Together(Drawing):
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[index] for index in indices]
+
+    fetch = fetcher(Together([0] * 100), device=CPU, field=FIELD, seed=7)
+    first = fetch(numbers(3, 1), 1)
+    fetch(numbers(5), 1)
+    assert [values.tolist() for values in fetch(numbers(3, 1), 1)] == [values.tolist() for values in first]
+
+
+def test_tensors_in_memory_are_indexed_without_touching_a_generator() -> None:
+    fetch = fetcher(TensorDataset(torch.arange(4.0)), device=CPU, field=FIELD)
+    before = torch.get_rng_state(), random.getstate()
+    fetch(numbers(1, 2), 1)
+    assert not fetch.by_sample
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_every_tensor_of_a_batch_is_put_into_pinned_memory_and_nothing_else_is_touched() -> None:
+    class Pinnable:
+        def pin_memory(self) -> str:
+            return "pinned"
+
+    batch = {"x": [Pinnable(), 3], "y": ("text", None, Pinnable())}
+    assert pinned(batch) == {"x": ["pinned", 3], "y": ("text", None, "pinned")}

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.model.loss_weight import weight_of
-from disttrain_trainer.model.task import MOST_WEIGHTLESS, Objective
+from disttrain_trainer.model.objective import MOST_WEIGHTLESS, Objective
 
 X = torch.arange(60.0).view(4, 5, 3).requires_grad_()
 MASK = torch.arange(20).view(4, 5) % 3 == 0  # 7 tokens

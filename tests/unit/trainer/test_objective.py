@@ -9,7 +9,7 @@ from torch import nn
 
 from disttrain_trainer.errors import UserError, WrongInput
 from disttrain_trainer.model.flat import Layout
-from disttrain_trainer.model.task import IDLE_STEPS, MOST_WEIGHTLESS, Loss, Objective
+from disttrain_trainer.model.objective import IDLE_STEPS, MOST_WEIGHTLESS, Loss, Objective
 from disttrain_trainer.strategies.all_reduce import copies_of_buffers, put_back
 
 MODEL = nn.Linear(2, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.optimizer import Optimizer as Settings
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer

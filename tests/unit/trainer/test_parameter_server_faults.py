@@ -97,13 +97,71 @@ def test_parts_of_a_worker_that_starts_again_while_another_waits_for_them_recall
     assert table.work(WORKERS[1], 0) == [1, 3, 5, 7]
     assert table.work(WORKERS[0], 0) == [0, 2, 4, 6]
     table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80}, 1)
+    table.serve()
     said = table.take()
     assert [kind for member, kind, _ in said if member == WORKERS[0]] == [MessageType.REFORM]
     assert [kind for member, kind, _ in said if member == WORKERS[1]] == [MessageType.ROUND]
     table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    table.serve()
     assert messages_to(table, WORKERS[1]) == [], "a worker that was called away calls no other one away"
     assert table.work(WORKERS[0], 0)[0] == 0
     assert table.work(WORKERS[1], 0)[0] == 1
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async"])
+@pytest.mark.parametrize("lost", [True, False], ids=["a worker is lost", "a worker starts again"])
+def test_no_part_is_handed_out_again_before_the_servers_have_said_which_are_applied(
+    lost: bool, consistency: str
+) -> None:
+    """Of those that no worker has reported: a script would get a batch whose step has returned once more."""
+    table = training(consistency=consistency)
+    assert sorted(table.work(WORKERS[1], 0, ask=2) + table.work(WORKERS[0], 0, ask=2)) == [0, 1, 2, 3]
+    for applied in table.applied.values():
+        applied |= {0, 1}
+    if lost:
+        table.training.lost(WORKERS[1], 1)
+    for worker in WORKERS[: 1 if lost else 2]:
+        table.training.on_message(worker, {"type": MessageType.READY, "samples": 80}, 1)
+        asks = {"type": MessageType.REQUEST, "stay": table.lease[worker], "count": 2, "done": []}
+        table.training.on_message(worker, asks, 1)
+    assert MessageType.ASSIGN not in [kind for _, kind, _ in table.said]
+    table.serve()
+    handed_out = sorted(part for _, _, fields in table.take(MessageType.ASSIGN) for part in fields["slices"])
+    assert handed_out == ([2, 3] if lost else [2, 3, 4, 5])
+
+
+def test_a_part_that_is_pushed_while_the_others_are_called_away_is_not_handed_out_again() -> None:
+    """The worker pushes until it gets to know that another one is lost; by then the servers may have answered."""
+    table = training()
+    assert [table.work(worker, 0, ask=2) for worker in WORKERS] == [[0, 2], [1, 3]]
+    table.training.lost(WORKERS[1], 1)
+    table.serve()
+    for applied in table.applied.values():
+        applied.add(0)
+    table.join(WORKERS[1])
+    assert table.work(WORKERS[1], 0, ask=2) == [1, 3]
+    table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    assert not table.work(WORKERS[0], 0, ask=2)
+    table.training.tick(9)
+    table.serve()
+    assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[2, 4]]
+
+
+@pytest.mark.parametrize("consistency", ["Sync", "Async"])
+def test_a_part_whose_gradient_a_worker_has_is_its_own_at_once(consistency: str) -> None:
+    table = training(consistency=consistency)
+    assert [table.work(worker, 0, ask=1) for worker in WORKERS] == [[0], [1]]
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "begun": [1, 1]}, 1)
+    said = [(kind, fields.get("slices")) for member, kind, fields in table.said if member == WORKERS[1]]
+    assert said == [(MessageType.ROUND, None), (MessageType.ASSIGN, [1])], "before the servers have answered"
+
+
+@pytest.mark.parametrize("begun", [[0, 1], [1, 0]], ids=["of a lost round", "of another worker"])
+def test_a_part_that_a_worker_has_computed_is_not_its_own(begun: list[int]) -> None:
+    table = training(consistency="Async")
+    assert [table.work(worker, 0, ask=1) for worker in WORKERS] == [[0], [1]]
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "begun": begun}, 1)
+    assert messages_to(table, WORKERS[1]) == [MessageType.ROUND]
 
 
 def test_a_worker_without_parts_recalls_no_other_when_it_starts_again() -> None:

@@ -431,6 +431,9 @@ def test_a_worker_that_is_lost_before_it_has_copied_its_buffers_is_replaced_by_a
     table, save = with_buffers()
     table.training.lost(WORKERS[0], 1)
     assert [member for member, kind, _ in table.said if kind is MessageType.SAVE and member in WORKERS] == [WORKERS[1]]
+    drop = next(fields for _, kind, fields in table.said if kind is MessageType.DROP)
+    for server in SERVERS:
+        table.training.on_message(server, {"type": MessageType.STATE, "id": drop["id"], **table.state(server)}, 1)
     copied(table, WORKERS[0], save)
     table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "buffers": True}, 1)
     assert table.work(WORKERS[1], 0) == [], "the one that is lost counts no more"

@@ -1,5 +1,7 @@
 """Step, loss and speed of a job, from reports at given times."""
 
+import math
+
 import pytest
 
 from disttrain.api import Progress, Termination
@@ -69,6 +71,16 @@ def test_the_speed_of_a_finished_job_stays() -> None:
     assert tracker.progress(now=1000, waiting_for=None).samples_per_second == 100.0
 
 
+@pytest.mark.parametrize(("whole", "shown"), [(None, 2.0), (3.0, 3.0), (math.inf, None)])
+def test_the_gradient_norm_is_that_of_the_whole_gradient_where_it_is_known(
+    whole: float | None, shown: float | None
+) -> None:
+    tracker = Tracker(attempt=1)
+    tracker.report(rank=0, samples=8, loss=1.0, now=0, gradient_norm=2.0)
+    tracker.gradient_norm = whole
+    assert tracker.progress(now=0, waiting_for=None).gradient_norm == shown
+
+
 def test_steps_that_were_lost_are_counted_once() -> None:
     tracker = Tracker(attempt=1)
     tracker.reach(100)
@@ -115,3 +127,13 @@ def test_an_evaluation_of_any_size_leaves_the_last_word_whole(evaluation: dict[s
     assert len(said.evaluation or {}) == kept
     more = len(evaluation) - kept
     assert said.warning == f"evaluation: the job's status has {kept} of its numbers and no room for {more} more"
+
+
+def test_the_samples_that_whole_epochs_left_out_are_counted_also_after_a_fall_back() -> None:
+    tracker = Tracker(attempt=1)
+    tracker.reach(7)
+    assert tracker.dropped_samples is None
+    tracker.steps_per_epoch, tracker.left_out = 3, 5
+    assert tracker.dropped_samples == 10
+    tracker.fall_back(2)
+    assert tracker.progress(now=0, waiting_for=None).dropped_samples == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.optimizer import Optimizer as Settings
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.model.optimizers import FlatOptimizer

@@ -1,6 +1,7 @@
 """Seeds: any that the API takes, another one for each part, and the same for every call of a factory."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from configs import config_of
+from disttrain_trainer.data.chance import mix
 from disttrain_trainer.model import task as tasks
-from disttrain_trainer.model.task import factory_seeds, mix, seed_all, seed_process
+from disttrain_trainer.model.task import factory_seeds, seed_all, seed_process
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16_777_215, 16_777_216, 20_240_615, 2**31 - 1])
@@ -78,3 +80,23 @@ def test_ranks_that_compute_a_part_together_draw_the_same_and_others_do_not(
         drawn.append(draws())
     assert drawn[0][0] == drawn[1][0]  # torch's
     assert [one == other for one, other in zip(*drawn, strict=True)][1:] == [alike, alike]
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, None], ids=["random", "numpy", "none"])
+def test_what_a_model_draws_from_python_or_numpy_becomes_a_function_of_the_part(
+    draw: Callable[[], float] | None,
+) -> None:
+    names = {"model": "disttrain_trainer.examples.digits:model", "dataset": "disttrain_trainer.examples.digits:dataset"}
+    trainer = names | {"optimizer": {"name": "SGD", "learningRate": 0.1}, "maxSteps": 9, "batchSize": 32}
+    config = config_of({"strategy": {"type": "DataParallel"}, "worker": {"replicas": 2}, "trainer": trainer})
+    drawn = []
+    for rank in range(2):
+        task = tasks.build(config, rank=rank, local_rank=0, incarnation=str(rank))
+        task.seed(task.schedule.part(rank), others=True)
+        found = [draw() if draw is not None else 0.0]
+        task.notice_draws(task.schedule.part(rank))
+        assert task.seeds_all is (draw is not None)
+        task.seed(task.schedule.part(5))  # which worker computes it does not matter
+        drawn.append((*found, *draws()))
+    same = [one == other for one, other in zip(*drawn, strict=True)]
+    assert same == [draw is None, True, draw is not None, draw is not None]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from disttrain.api import digests
-from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.optimizer import Optimizer as Settings
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
@@ -195,11 +195,12 @@ def test_a_part_without_samples_changes_nothing_in_the_sum() -> None:
     assert torch.equal(values(with_gap), values(without))
 
 
-def test_a_sum_of_nothing_is_no_step() -> None:
-    shard = make_shard()
+@pytest.mark.parametrize("history", [True, False])
+def test_a_sum_of_nothing_is_no_step_and_with_history_a_version_of_the_same_values(history: bool) -> None:
+    shard = make_shard(history=history)
     before = values(shard)
     shard.absorb([], update=0)
-    assert shard.version == 0
+    assert shard.version == int(history)
     assert torch.equal(values(shard), before)
 
 

@@ -21,7 +21,7 @@ from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.examples import digits
 from disttrain_trainer.loop import meter
 from disttrain_trainer.model.flat import described
-from disttrain_trainer.model.task import cross_entropy
+from disttrain_trainer.model.objective import cross_entropy
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
 from disttrain_trainer.net.messages import MessageType
@@ -87,6 +87,7 @@ class Rank:
                 assert go.wait(10)
                 return super().write(path, copy)
 
+        self.model = model
         state = Slow(model, optimizer, layout, keeps_buffers=True)
         self.checkpoints.begin(model, state, Writers(ranks=(0,), group=group, alive=lambda: self.alive))
 
@@ -122,6 +123,16 @@ def test_a_checkpoint_that_the_end_of_its_round_overtakes_is_abandoned_and_the_n
     rank.save(20)
     rank.checkpoints.end()
     assert rank.member.checkpoint == 20
+
+
+def test_parameters_that_are_not_finite_are_what_a_roll_back_is_for_as_with_whole_models(tmp_path: Path) -> None:
+    rank = Rank(tmp_path)
+    rank.begin(None)
+    with torch.no_grad():
+        next(rank.model.module.parameters()).fill_(torch.nan)
+    with pytest.raises(meter.NonFinite, match="a parameter is not finite at step 6") as raised:
+        rank.save(6)
+    assert raised.value.step == 5
 
 
 def worker_of(

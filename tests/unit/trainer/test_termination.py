@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from disttrain.api.names import Role
+from disttrain.api.termination import Termination
 from disttrain_trainer import session
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.factories import resolve
@@ -133,3 +135,25 @@ def test_a_factory_that_names_a_file_gets_the_name_of_the_module(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WrongInput, match=r"names a file; write the module, spiral:model"):
         resolve("trainer.model", "spiral.py:model")
+
+
+def test_of_two_threads_that_end_the_process_the_first_leaves_its_message_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, write, codes = termination.Ending(), termination.write, list[int]()
+
+    def end(code: int, message: str) -> None:
+        codes.append(ending.end(code, tmp_path / "message", Termination(message=message)))
+
+    def slowly(path: Path | None, message: Termination) -> None:
+        other.start()
+        other.join(0.2)
+        assert other.is_alive(), "it does not end the process while this one writes"
+        write(path, message)
+
+    monkeypatch.setattr(termination, "write", slowly)
+    other = threading.Thread(target=end, args=(75, "the second"))
+    end(143, "the first")
+    other.join(20)
+    assert codes == [143, 143]
+    assert Termination.decode((tmp_path / "message").read_text()).message == "the first"

@@ -14,7 +14,7 @@ from disttrain.api.job import Metadata
 from disttrain_trainer.errors import PeerLost, WrongInput
 from disttrain_trainer.net import transport
 from disttrain_trainer.net.connection import Closed, Connection, Ended, Silent, Unverified
-from disttrain_trainer.net.transport import PLAIN, Interrupt, Transport
+from disttrain_trainer.net.transport import PLAIN, PLAIN_TCP, Interrupt, Transport
 from disttrain_trainer.runtime.sockets import own_port
 from transports import JOB, certificate, certified, connected, mutual_config
 
@@ -126,9 +126,14 @@ def test_one_thread_may_read_while_another_writes_at_both_ends(tmp_path: Path) -
             sent.result()
 
 
-@pytest.mark.parametrize("kind", ["plain", "TLS"])
-def test_who_is_told_to_read_no_more_may_say_a_last_word(tmp_path: Path, kind: str) -> None:
-    with connected(PLAIN if kind == "plain" else certified(tmp_path)) as (a, b), ThreadPoolExecutor() as threads:
+@pytest.fixture(params=["unix", "tcp", "tls"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
+    plain = {"unix": PLAIN, "tcp": PLAIN_TCP}
+    return plain.get(request.param) or certified(tmp_path)
+
+
+def test_who_is_told_to_read_no_more_may_say_a_last_word(either: Transport) -> None:
+    with connected(either) as (a, b), ThreadPoolExecutor() as threads:
         reading = threads.submit(a.receive_some, 9)
         a.stop_reading()
         assert isinstance(reading.exception(), Closed) or reading.result() == b""
@@ -149,11 +154,6 @@ def test_a_process_without_its_certificate_says_so(tmp_path: Path) -> None:
         transport.of(mutual_config(), None)
     with pytest.raises(WrongInput, match=f"{tmp_path}: the certificate of the attempt cannot be read: No such file"):
         transport.of(mutual_config(), tmp_path)
-
-
-@pytest.fixture(params=["plain", "tls"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
-    return PLAIN if request.param == "plain" else certified(tmp_path)
 
 
 @pytest.mark.parametrize("work", ["send", "receive"])
@@ -195,6 +195,14 @@ def test_a_dial_that_waits_for_its_peer_is_ended_by_another_thread(either: Trans
                 dial.result().close()
     with pytest.raises(Closed, match="this side closed"):
         either.dial("127.0.0.1:9", timeout=600, interrupt=interrupt)
+
+
+def test_a_silent_peer_is_noticed_by_who_sends_and_by_who_receives(either: Transport) -> None:
+    much = memoryview(bytearray(64 << 20))
+    with connected(either, timeout=0.5) as (ours, _), pytest.raises(Silent):
+        ours.send(much)
+    with connected(either, timeout=0.5) as (ours, _), pytest.raises(Silent):
+        ours.receive_into(much)
 
 
 def test_both_ends_go_on_with_other_keys_and_verify_one_another_again(tmp_path: Path) -> None:

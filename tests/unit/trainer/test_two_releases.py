@@ -15,6 +15,7 @@ from disttrain.api.policies import Tls
 from disttrain.api.reading import NotReadable, read, sentences
 from disttrain.api.runtime import Addresses
 from disttrain.api.strategy import Strategy
+from disttrain.api.trainer import Trainer
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parameter_server.identity import config_digest
 from disttrain_trainer.runtime.process import Process
@@ -36,6 +37,13 @@ def test_configuration_of_a_later_operator_is_read_and_its_new_fields_are_named(
     process = Process.read({environment.JOB: json.dumps(config), environment.ROLE: "worker"})
     assert process.unknown == ("trainer.compileMode", "shelves")
     assert process.config == command_config()
+
+
+def test_a_roll_back_is_an_attempt_and_a_step() -> None:
+    assert Process.read(environ() | {environment.ROLL_BACK: "3:120"}).roll_back == (3, 120)
+    assert Process.read(environ()).roll_back is None
+    with pytest.raises(WrongInput, match="DISTTRAIN_ROLL_BACK: 'x' is no attempt and step; expected such as 3:120"):
+        Process.read(environ() | {environment.ROLL_BACK: "x"})
 
 
 def test_value_that_the_trainer_does_not_understand_is_refused_in_one_line() -> None:
@@ -86,6 +94,11 @@ def served_config(**policy: Any) -> JobConfig:
     return command_config().model_copy(update={"strategy": Strategy.model_validate(strategy)})
 
 
+def loop_config(**trainer: Any) -> JobConfig:
+    names = {"model": "m:m", "dataset": "m:d", "optimizer": {"name": "SGD", "learningRate": 0.1}, "epochs": 1}
+    return command_config().model_copy(update={"trainer": Trainer.model_validate(names | trainer)})
+
+
 NEWER = [
     pytest.param(command_config().model_copy(update={"min_workers": 1}), "worker.elastic is set", id="elastic"),
     pytest.param(command_config().model_copy(update={"tls": Tls.MUTUAL}), "network.tls is Mutual", id="TLS"),
@@ -98,6 +111,27 @@ NEWER = [
     ),
     pytest.param(
         served_config(consistency="Async", staleLearningRate="Inverse"), "staleLearningRate is Inverse", id="stale rate"
+    ),
+    pytest.param(loop_config(precision="BFloat16"), "precision is BFloat16", id="precision"),
+    pytest.param(loop_config(maxGradientNorm=1.0), "trainer.maxGradientNorm is set", id="clip"),
+    pytest.param(loop_config(nanPolicy={"rollBacks": 1}), "trainer.nanPolicy is set", id="roll-backs"),
+    pytest.param(loop_config(hooks="m:H"), "trainer.hooks is set", id="hooks"),
+    pytest.param(
+        loop_config(gradientAccumulationSteps=2), "gradientAccumulationSteps is set", id="gradient accumulation"
+    ),
+    pytest.param(
+        loop_config(learningRateSchedule={"type": "Cosine"}), "learningRateSchedule is set", id="learning rate schedule"
+    ),
+    pytest.param(
+        loop_config(optimizer={"name": "SGD", "learningRate": 0.1, "groups": [{"match": "b", "weightDecay": 0}]}),
+        "optimizer.groups is set",
+        id="groups",
+    ),
+    pytest.param(loop_config(optimizer={"factory": "m:o"}), "optimizer.factory is set", id="factory"),
+    pytest.param(
+        loop_config(evaluate="m:e", evaluateEverySteps=5, earlyStopping={"metric": "a", "mode": "Max"}),
+        "trainer.earlyStopping is set",
+        id="early stopping",
     ),
 ]
 """Configurations of which an older release would train something else, or talk in plain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from disttrain.api import environment
 from disttrain_trainer.data import packed, packed_dataset
+from disttrain_trainer.data.loader_processes import LoaderProcesses
 from disttrain_trainer.data.opening import Reading
 from disttrain_trainer.data.pack_writer import write
 from disttrain_trainer.data.packed_dataset import PackedDataset
@@ -36,6 +38,17 @@ def test_every_sample_is_read_from_an_http_server(server: Server) -> None:
     dataset = PackedDataset(UrlStore(server.url, "train", {}), KEY)
     assert [dataset[number] for number in range(90)] == SAMPLES
     assert server.asked["GET part-000001.blocks"] == len(dataset.index.partitions[1].blocks), "block by block"
+
+
+def test_a_loader_process_reads_by_a_connection_of_its_own(server: Server) -> None:
+    dataset = PackedDataset(UrlStore(server.url, "train", {}), KEY)
+    loaders = LoaderProcesses(1, lambda key: dataset[key[0]], dataset=dataset, around=contextlib.nullcontext)
+    try:
+        loaders.foresee([(7, 0)], [(80, 0)])
+        assert [loaders.take((number, 0)) for number in (7, 80)] == [SAMPLES[7], SAMPLES[80]]
+    finally:
+        loaders.close()
+    assert dataset[40] == SAMPLES[40]
 
 
 def test_every_sample_is_read_from_an_archive(tmp_path: Path) -> None:

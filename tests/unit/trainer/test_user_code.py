@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from disttrain_trainer.data.loader import fetcher
 from disttrain_trainer.errors import OwnGroup, WrongInput
-from disttrain_trainer.model.task import Objective, cross_entropy
+from disttrain_trainer.model.objective import Objective, cross_entropy
 from disttrain_trainer.model.user_code import guarded, keep_sigterm, refusing_groups
 from disttrain_trainer.runtime import machine
 

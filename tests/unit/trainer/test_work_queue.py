@@ -117,6 +117,15 @@ def test_what_the_servers_know_counts_and_what_they_deny_returns() -> None:
     assert queue.take(0, 9) == [0, 4]
 
 
+def test_a_worker_resumes_a_part_that_is_neither_done_nor_of_another() -> None:
+    queue = make(done=[0])
+    assert queue.take(1, 1) == [1]
+    queue.limit = 3
+    assert [queue.resume(0, part) for part in (0, 1, 2, 3)] == [False, False, True, False]
+    assert queue.holds(0)
+    assert queue.take(2, 9) == []
+
+
 @given(
     events=st.lists(
         st.tuples(st.sampled_from(["take", "finish", "lose", "join"]), st.integers(0, 2), st.integers(1, 4)),

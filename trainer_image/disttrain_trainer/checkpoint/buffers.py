@@ -15,6 +15,8 @@ from torch import nn
 from disttrain.api.tensor_index import FROZEN, LAYOUT, MODEL, SCRIPT, Layout
 from disttrain_trainer.checkpoint import tensor_file, tensors
 from disttrain_trainer.checkpoint.background import HostCopy
+from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
+from disttrain_trainer.checkpoint.manifest import NAME as MANIFEST
 from disttrain_trainer.checkpoint.store import BUFFERS, STATE
 from disttrain_trainer.errors import PeerLost, WrongInput
 
@@ -44,6 +46,9 @@ class Buffers:
         if self._root is None:
             return
         file = self._root / name
+        if file.name == MANIFEST:
+            self._restore_by_name(file)
+            return
         try:
             values = tensor_file.read(file)
         except WrongInput:
@@ -60,6 +65,17 @@ class Buffers:
             buffers = {name: value for name, value in values.items() if not name.startswith((FROZEN, SCRIPT))}
         tensors.put_frozen(self._frozen, frozen, source=str(file))
         tensors.put_buffers(self._model, buffers, source=str(file))
+
+    def _restore_by_name(self, manifest: Path) -> None:
+        """Takes over those of a checkpoint that has them in several files."""
+        if not manifest.exists():
+            raise PeerLost(manifest.parent.name, "a newer checkpoint took its place")
+        with NamedCheckpoint(manifest.parent) as checkpoint:
+            there, own = checkpoint.manifest.tensors, tensors.buffers_of(self._model)
+            frozen = {name: checkpoint.tensor(name) for name in self._frozen if name in there}
+            buffers = {name: checkpoint.tensor(name) for name in own if name in there}
+        tensors.put_frozen(self._frozen, frozen, source=str(manifest.parent))
+        tensors.put_buffers(self._model, buffers, source=str(manifest.parent))
 
     def reset(self, first: nn.Module) -> None:
         """Copies the buffers and untrained parameters of another model, which the same factory made."""

@@ -19,6 +19,8 @@ from torch import nn
 from disttrain.api.tensor_index import (
     EXTRA_JSON,
     LAYOUT,
+    OWN_NUMBER,
+    OWN_STATE,
     PART,
     UPDATES,
     Block,
@@ -209,6 +211,16 @@ class NamedCheckpoint:
                         )
                         found[place.name] = count - gone
         return found
+
+    def own_state(self, name: str, block: Block) -> dict[str, torch.Tensor]:
+        """What an optimizer of the user's own keeps of a trained parameter: of what has its shape this block, the rest as it is; by key."""
+        return {
+            f"{slot}.{name}": self.block(stored, block)
+            if slot.startswith(OWN_STATE)
+            else self._file(stored.pieces[0].file).get_tensor(stored.pieces[0].key)
+            for slot, stored in self.entry(name).slots.items()
+            if slot.startswith((OWN_STATE, OWN_NUMBER))
+        }
 
     def whole(self, name: str) -> torch.Tensor:
         """A tensor that is not trained, such as a buffer: in its shape and dtype, on the CPU."""

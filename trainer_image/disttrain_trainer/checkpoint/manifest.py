@@ -13,6 +13,7 @@ from disttrain.api import digested
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import Entry
 from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.resuming import Section
 from disttrain_trainer.data.order import TABLE
 
@@ -59,6 +60,9 @@ class Manifest(BaseModel):
     finished: bool = False
     """The job as it was then is done: nothing of it remains to be trained or evaluated."""
     evaluation: dict[str, float] | None = None
+    """Of this step."""
+    course: Course = Course()
+    """That of the training up to this step."""
     model: ProgressModel | None = None
     """The file of the trained model, once it is written."""
     taken: str | None = None
@@ -98,10 +102,17 @@ class Manifest(BaseModel):
         return next((name for name in self.files if name.startswith(prefix)), None)
 
     def for_job(self, config: JobConfig) -> "Manifest":
-        """As this job is to see it: one that is to be trained for longer is not finished, and its evaluation and model are not those of the
-        end."""
-        trainer = config.trainer
+        """As this job is to see it: one that is to be trained for longer, or no longer ends early, is not finished, and its evaluation and
+        model are not those of the end."""
+        trainer, course = config.trainer, self.course
         total = trainer.max_steps if trainer.epochs is None else trainer.epochs * self.steps_per_epoch
-        if not self.finished or total is None or self.step >= total:
-            return self
-        return self.model_copy(update={"finished": False, "evaluation": None, "model": None})
+        then, now = (resuming.end_of(record) for record in (self.record, resuming.record_of(config)))
+        if any(then.get(name) != now.get(name) for name in resuming.COMPARED):
+            course = course.model_copy(update={"record": None, "waited": 0})
+        if course.stopped is not None:
+            if then == now:
+                return self
+            course = course.model_copy(update={"stopped": None, "waited": 0})
+        elif not self.finished or total is None or self.step >= total:
+            return self.model_copy(update={"course": course})
+        return self.model_copy(update={"finished": False, "evaluation": None, "model": None, "course": course})

@@ -40,7 +40,7 @@ def state_of(config: JobConfig) -> Section:
     served = strategy.get("parameterServer") or {}
     section: Section = {
         "strategy.type": strategy.get("type"),
-        "trainer.optimizer.name": optimizer.get("name"),
+        "trainer.optimizer.name": optimizer.get("name") or ("of a factory" if optimizer else None),
         "trainer.optimizer.momentum": "set" if float(optimizer.get("momentum") or 0) else "not set",
     }
     if served:
@@ -87,6 +87,17 @@ def record_of(config: JobConfig) -> Section:
     )  # it must match (`data_of`), and is not always named
     described = {"trainer": trainer.to_dict(), "strategy": config.strategy.to_dict()}
     return flat(described) | {"worker.replicas": config.workers}
+
+
+COMPARED = ("trainer.earlyStopping.metric", "trainer.earlyStopping.mode")
+"""Fields of a record by which one evaluation is better than another one: a best value of other ones says nothing."""
+
+
+def end_of(record: Section) -> Section:
+    """What a record says of an end before the last step."""
+    return {
+        name: value for name, value in record.items() if name.startswith(("trainer.earlyStopping", "trainer.hooks"))
+    }
 
 
 def flat(values: Section, *, prefix: str = "") -> Section:

@@ -8,7 +8,6 @@ No process writes into a folder that holds a checkpoint of another training: it 
 
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 from disttrain.api import digests
+from disttrain.api.course import KeepBest
 from disttrain.api.runtime import JobConfig, ProgressModel
 from disttrain.api.tensor_index import index_of
 from disttrain_trainer.checkpoint import atomic, resuming
+from disttrain_trainer.checkpoint.course import Course, is_better
 from disttrain_trainer.checkpoint.manifest import NAME, Manifest, OtherFormat
 from disttrain_trainer.data.schedule import DataSet, steps_per_epoch
 from disttrain_trainer.errors import CRASHED, TrainerError, WrongInput
@@ -159,6 +160,7 @@ def publish(
     evaluation: dict[str, float] | None = None,
     model: ProgressModel | None = None,
     resumed: str | None = None,
+    course: Course | None = None,
 ) -> Manifest:
     """Makes a checkpoint of a folder whose files are written, by writing its manifest.
 
@@ -186,6 +188,7 @@ def publish(
         time=datetime.now(UTC),
         finished=finished,
         evaluation=evaluation,
+        course=course or Course(),
         model=model,
         tensors=tensors,
     )
@@ -199,27 +202,31 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     atomic.write(folder / NAME, lambda sink: sink.write(manifest.text().encode()))
 
 
-def prune(published: Path, manifest: Manifest, *, keep: int) -> None:
-    """After a checkpoint was published: it and the ones before it stay, `keep` in all; what older saves left behind goes.
+def amend(folder: Path, course: Course) -> None:
+    """Writes the course, with the evaluation if it is of this step, into the manifest of a checkpoint. Raises OSError, and ValueError when
+    there is no manifest that can be read."""
+    manifest = manifest_of(folder)
+    evaluation = course.evaluation if course.evaluated == manifest.step else manifest.evaluation
+    write_manifest(folder, manifest.model_copy(update={"course": course, "evaluation": evaluation}))
 
-    Those of a later step stay, too: they did not hold, or the training would have gone on from them, so they neither count nor push a
-    good one out. So does one whose manifest cannot be read: a user may repair it. What cannot be removed is said: the checkpoint is
-    complete all the same.
+
+def best(root: Path, keep_best: KeepBest, *, up_to: int | None = None) -> tuple[int, float] | None:
+    """The step of the checkpoint whose evaluation is the best, the earliest of equal ones, and its value; None while none is evaluated.
+
+    up_to: the newest step that counts. Raises OSError.
     """
-    kept = 0
-    for folder in folders(published.parent):
-        if _step_of(folder) > manifest.step:
-            continue
+    found: tuple[int, float] | None = None
+    for folder in reversed(folders(root)):
+        if up_to is not None and _step_of(folder) > up_to:
+            break
         try:
-            if not (folder / NAME).exists() or (kept == keep and _is_readable(folder)):
-                # The manifest first: an interrupted removal must not leave a checkpoint that seems whole.
-                (folder / NAME).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
-            elif _is_readable(folder):
-                kept += 1
-                _tidy(folder)
-        except OSError as error:
-            log.warning("%s could not be removed: %s", folder.name, error)
+            manifest = Manifest.read((folder / NAME).read_text())
+        except (FileNotFoundError, ValueError, OtherFormat):
+            continue
+        value = (manifest.evaluation or {}).get(keep_best.metric)
+        if value is not None and is_better(value, found[1] if found is not None else None, keep_best.mode):
+            found = manifest.step, value
+    return found
 
 
 def folders(root: Path) -> list[Path]:
@@ -241,22 +248,6 @@ def _refuse_to_replace_another(folder: Path, config: JobConfig, data: DataSet) -
     except ValueError as error:
         if (folder / NAME).exists():
             log.warning("%s is damaged and will be replaced: %s", folder.name, error)
-
-
-def _is_readable(folder: Path) -> bool:
-    try:
-        Manifest.read((folder / NAME).read_text())
-    except (ValueError, OtherFormat):
-        return False
-    return True
-
-
-def _tidy(folder: Path) -> None:
-    """Removes what the manifest does not name: an earlier checkpoint of the same step, and saves that were abandoned."""
-    named = Manifest.read((folder / NAME).read_text()).files
-    for path in folder.iterdir():
-        if path.name != NAME and path.name not in named:
-            path.unlink(missing_ok=True)
 
 
 def manifest_of(folder: Path) -> Manifest:

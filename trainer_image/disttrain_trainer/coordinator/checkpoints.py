@@ -113,6 +113,15 @@ class CheckpointCoordinator:
     def busy(self) -> bool:
         return self._save is not None
 
+    def is_writing(self, save: str) -> bool:
+        """Whether the checkpoint of this id is the one that is being written."""
+        return self._save is not None and self._save.id == save
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether the shards, or a worker's buffers, are not copied yet: the training waits for that."""
+        return self._save is not None and not self._save.going_on
+
     @property
     def _lacks_worker(self) -> bool:
         return self._needs_worker() and self._buffer_writer() is None
@@ -222,6 +231,14 @@ class CheckpointCoordinator:
             self._servers.send_to_primaries(MessageType.SAVE, id=save.id, folder=folder, step=save.step)
             self._ask_buffer_writer(save, now)
 
+    def on_message(self, member: Member, message: Message, now: float) -> None:
+        """COPIED or SAVED, of a server or of a worker."""
+        serves, copied = member.role is Role.PARAMETER_SERVER, message["type"] == MessageType.COPIED
+        if serves:
+            (self.server_copied if copied else self.server_saved)(member.rank, message, now)
+        else:
+            (self.worker_copied if copied else self.worker_saved)(member.rank, message, now)
+
     def server_copied(self, index: int, message: Message, now: float) -> None:
         """A server copied its shard."""
         if self._save is not None and message["id"] == self._save.id:
@@ -264,10 +281,10 @@ class CheckpointCoordinator:
         self._complete(save)
 
     def worker_left(self, rank: int, now: float, *, lost: bool) -> None:
-        """A worker is lost, or starts over: if it was to write its buffers, another worker does; when none is ready, the save is abandoned.
-        So it is once the training has gone on: then every other worker has buffers of a later step.
+        """A worker is lost, starts over, or evaluates while another one is ready: if it was to write its buffers, another worker does; when
+        none is ready, the save is abandoned. So it is once the training has gone on: then every other worker has buffers of a later step.
 
-        A worker that starts over still writes what it has copied.
+        A worker that is not lost still writes what it has copied.
         """
         save = self._save
         if save is None or save.buffer_writer != rank or (save.buffers_copied and not lost):

@@ -4,28 +4,29 @@ Each round has a rendezvous store of its own, so that no member reads what an ea
 The members are ranks (our loop) or agents (a script, one in each pod). Pure: the caller gives the time, the sender sends.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from disttrain.api.runtime import ProgressCheckpoint
+from disttrain.api.runtime import ProgressBest, ProgressCheckpoint
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.coordinator.common_task import CommonTask
 from disttrain_trainer.coordinator.draining import DrainingMembers
+from disttrain_trainer.coordinator.evaluations import Evaluations
 from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.newest import newest
-from disttrain_trainer.coordinator.place import Place, model_of
+from disttrain_trainer.coordinator.place import Place, course_of, model_of
+from disttrain_trainer.coordinator.printed_reports import PrintedReports
 from disttrain_trainer.coordinator.progress import Tracker
-from disttrain_trainer.data.schedule import DataSet, Schedule
-from disttrain_trainer.net.members import MemberState
+from disttrain_trainer.coordinator.script_joining import ScriptJoining
+from disttrain_trainer.data.schedule import Schedule
+from disttrain_trainer.net.members import MemberState, course_field
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import Member, Sender
 from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
-
-JOIN_SECONDS = 45.0
-"""How long the processes of a script may leave their store unused before the log says so. Imports and data take their time first."""
-ENDED_EARLY_SECONDS = 5.0
-"""How long after a member's programs the others may still run before the log says so, where these ended before JOIN_SECONDS."""
 
 
 class CollectiveCoordinator:
@@ -44,6 +45,7 @@ class CollectiveCoordinator:
         used: Callable[[], bool] | None = None,
         schedule: Callable[[int], Schedule] | None = None,
         pieces: Sequence[Sequence[int]] = (),
+        evaluations: Evaluations | None = None,
     ) -> None:
         """The store is being made already, and `open` says when it is there.
 
@@ -53,6 +55,7 @@ class CollectiveCoordinator:
         with the store, which ends with its master, as it does under torchrun.
         used: whether any process has used the store; None where the members are ranks of our own loop, which always do.
         pieces: of a sharded model, for each piece of it the ranks that hold copies of it; none where each rank holds all.
+        evaluations: of a job that has some between two steps, or rolls back.
         schedule: that of a data set of so many samples, for ranks of our own loop: a master that is new at the end gets no report.
         """
         self._sender = sender
@@ -61,17 +64,11 @@ class CollectiveCoordinator:
         self._processes = processes
         self._saves = saves
         self._lasting = lasting
-        self._used = used
-        self._schedule = schedule
+        self._joining = None if used is None else ScriptJoining(sender=sender, tracker=tracker, used=used)
+        self._task = CommonTask(tracker=tracker, schedule=schedule)
         self._pieces = pieces
-        self._join_by: float | None = None
-        """When the processes of a script are to have used their store; None once that was looked at."""
-        self._join_until = 0.0
-        """When the processes of a script have joined one another, if they do."""
-        self._ended_early = False
-        """A member's programs ended early in this round, and the log says so."""
-        self._task: tuple[DataSet, str] | None = None
-        """Data set and layout of what is trained, as the first rank that was ready had them."""
+        self._evaluations = evaluations
+        self._printed = PrintedReports()
         self._reported_round = 0
         """That of the newest program of a script that reported a step."""
         self._places: dict[Member, Place] = {}
@@ -82,6 +79,8 @@ class CollectiveCoordinator:
         self._renewing = True
         self._broken = False
         """A member of the present round was lost."""
+        self._going_back = False
+        """The round ends because its loss was not finite."""
         self._draining = DrainingMembers(sender)
         self._saving = False
         self.ended = False
@@ -102,10 +101,18 @@ class CollectiveCoordinator:
             int(hello.get("generation", 0)),
             int(hello.get("step", -1)),
             hello.get("checkpoint"),
+            course=course_of(hello),
             evaluation=hello.get("evaluation"),
             model=model_of(hello),
             size=int(hello.get("members") or 0),
         )
+        if self._evaluations is not None and place.state is MemberState.RUNNING:
+            self._evaluations.know(place.course)
+            if hello.get("found") is not None:
+                self._evaluated(hello["found"], place)
+            if hello.get("nan") is not None:
+                self._rolls_back(member, hello["nan"], place)
+            self._tell_course(self._evaluations.course)
         # The member's round is one that this master did not begin, or that ended when the member was lost.
         self._broken = self._broken or (place.state is MemberState.RUNNING and not self._lasting)
         self._compare(member, hello)
@@ -129,25 +136,63 @@ class CollectiveCoordinator:
         if place is None:
             return
         match message["type"]:
+            case MessageType.READY if int(message.get("generation", place.round_number)) < place.round_number:
+                return  # its HELLO said the same before, and a round has begun since
             case MessageType.READY:
                 place.state, place.reforming, place.step = MemberState.READY, False, int(message.get("step", -1))
-                place.checkpoint = message.get("checkpoint")
+                place.checkpoint, place.course = message.get("checkpoint"), course_of(message)
                 self._compare(member, message)
             case MessageType.FAILED:
                 self._failed(member, message)
             case MessageType.DONE:
                 place.state, place.done_at = MemberState.DONE, now
                 place.evaluation, place.model = message.get("evaluation"), model_of(message)
+                place.course = course_of(message)
             case MessageType.REPORT:
                 self.reported(member.rank, message, now)
                 return
+            case MessageType.EVALUATED if message.get("of"):
+                self._evaluated(message, place)
+                return
             case MessageType.SAVED:
                 self._saved(message)
+            case MessageType.NAN if self._rolls_back(member, message, place):
+                pass
             case MessageType.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
             case MessageType.LEAVING:
                 self._leaves(member)
         self._advance(now)
+
+    def _rolls_back(self, member: Member, message: Message, place: Place) -> bool:
+        """A loss was not finite: all ranks go back to the newest checkpoint. False when the job fails of it."""
+        evaluations = self._evaluations
+        if evaluations is None or not evaluations.has_nan_policy:
+            return False
+        if self._broken or place.reforming or message.get("generation") != place.round_number:
+            return True  # of a round that is over: the next one does the step again
+        if not evaluations.may_roll_back:
+            return False
+        evaluations.roll_back(message, str(member))
+        log.warning(
+            "the loss is not finite (%s): the training goes back to a checkpoint", evaluations.course.rolled_back
+        )
+        self._broken, self._going_back = True, True
+        return True
+
+    def _evaluated(self, message: Message, place: Place) -> None:
+        """A rank evaluated between two steps. When all slices are there, every rank gets the course."""
+        if self._evaluations is None or message["generation"] != place.round_number:
+            return
+        if self._evaluations.found(message):
+            self._tell_course(self._evaluations.course)
+
+    def _tell_course(self, course: Course) -> None:
+        """The ranks that do not know it wait for an evaluation that is over."""
+        for member, place in self._places.items():
+            if place.state is MemberState.RUNNING and place.course.evaluated < course.evaluated:
+                place.course = course
+                self._sender.send(member, MessageType.COURSE, course=course.model_dump())
 
     def _leaves(self, member: Member) -> None:
         """A member received SIGTERM."""
@@ -155,17 +200,13 @@ class CollectiveCoordinator:
         self._save_or_release()
 
     def reported(self, rank: int, message: Message, now: float) -> None:
-        """A rank made progress: our own loop says so, or a script by `session.report`."""
+        """A rank made progress: our own loop says so, or a script by `session.report` or by what it prints."""
         tracker = self._tracker
-        tracker.report(
-            rank=rank,
-            samples=int(message.get("samples") or 0),
-            loss=message.get("loss"),
-            now=now,
-            weight=message.get("weight"),
-            final=message.get("final", ()),
-        )
-        tracker.total_steps = message.get("total_steps") or tracker.total_steps
+        counted = self._printed.admit(rank, message)
+        if counted is None:
+            return
+        message = counted
+        tracker.take(rank, message, now)
         if (epoch := message.get("epoch")) is not None:
             tracker.reported_epoch = int(epoch)
         step, round_number = message.get("step"), message.get("generation")
@@ -190,41 +231,12 @@ class CollectiveCoordinator:
         self._tracker.last_checkpoint = ProgressCheckpoint(step=manifest.step, time=manifest.time)
         self._tracker.reach(manifest.step)
         if manifest.finished:
-            self._tracker.evaluation, self._tracker.model = manifest.evaluation, manifest.model
+            self._tracker.adopt(manifest)
             self._finish(now)
 
     def tick(self, now: float) -> None:
-        if self._used is None or self.ended:
-            return
-        if self._join_by is not None and now >= self._join_by:
-            self._join_by = None
-            # A script that reports steps trains, in whatever way.
-            if not self._tracker.reported and not self._used():
-                self._warn(f"no process of the script has joined the others after {JOIN_SECONDS:.0f} s")
-                for member in self._places:
-                    self._sender.send(member, MessageType.NOT_JOINED, seconds=JOIN_SECONDS)
-        elif self._tracker.warning is not None and not self._ended_early and self._used():
-            self._tracker.warning = None
-        if not self._ended_early and not self._broken and not self._tracker.reported:
-            self._look_for_early_ends(now)
-
-    def _look_for_early_ends(self, now: float) -> None:
-        """A program that ends before it joins has no failure: the others would wait for it in torch until that gives up."""
-        running = [str(member) for member, place in self._places.items() if place.state is MemberState.RUNNING]
-        for member, place in self._places.items():
-            is_early = place.state is MemberState.DONE and place.done_at < self._join_until
-            if is_early and running and now - place.done_at >= ENDED_EARLY_SECONDS:
-                self._ended_early = True
-                self._warn(
-                    f"{member}: the script has ended with exit code 0, and still runs on {', '.join(running)}: if it ended before it "
-                    "joined the others, they wait in init_process_group() until torch's time-out; every process must join"
-                )
-                return
-
-    def _warn(self, message: str) -> None:
-        if self._tracker.world_size > 1:
-            self._tracker.warning = message
-            log.warning("%s", message)
+        if self._joining is not None and not self.ended:
+            self._joining.tick(self._places, now, broken=self._broken)
 
     def terminate(self, now: float) -> None:
         self._draining.terminate()
@@ -266,34 +278,16 @@ class CollectiveCoordinator:
         self._tracker.reach(max(p.step for p in places))
         if all(p.state is MemberState.DONE for p in places):
             self._tracker.evaluation = next((p.evaluation for p in places if p.evaluation), None)
+            self._tracker.evaluation_step = self._tracker.step
+            self._tracker.course = places[0].course
             self._tracker.model = next((p.model for p in places if p.model), None)
             self._finish(now)
 
     def _compare(self, member: Member, message: Message) -> None:
-        """Ranks that train different things would wait for one another for ever, or add up what does not belong together."""
-        layout = message.get("layout")
-        if message.get("samples") is None or layout is None:
-            return
-        data = DataSet.of(message)
-        if self._task is None:
-            self._task = (data, layout)
-            if self._schedule is not None:
-                schedule = self._schedule(data.samples)
-                self._tracker.total_steps, self._tracker.steps_per_epoch = (
-                    schedule.total_steps,
-                    schedule.steps_per_epoch,
-                )
-        if self._task == (data, layout):
-            return
-        self._places[member].fit = False
-        if data != self._task[0]:
-            reason = f"{member} has {data.difference(self._task[0])}: trainer.dataset must be the same everywhere"
-        else:
-            reason = (
-                f"{member} has another model than the others: trainer.model must make the same parameters and buffers everywhere, and "
-                "all images must be of one release"
-            )
-        self._sender.send(member, MessageType.WRONG, reason=reason)
+        reason = self._task.misfit(member, message)
+        if reason is not None:
+            self._places[member].fit = False
+            self._sender.send(member, MessageType.WRONG, reason=reason)
 
     @staticmethod
     def _is_one_round(places: list[Place]) -> bool:
@@ -305,12 +299,18 @@ class CollectiveCoordinator:
     def _begin_round(self, members: Collection[Member], now: float) -> None:
         round_number = 1 + max(self._tracker.round_number, *(p.round_number for p in self._places.values()))
         step, fields = self._start(members)
+        if self._evaluations is not None:
+            course = self._places[self._holder(members, fields)].course
+            for member in members:  # a master that is new knows of roll-backs from them alone
+                course = course.merged(self._places[member].course)
+            self._evaluations.begin(course)
+            fields |= course_field(self._evaluations.course)
         if step >= 0:
             self._tracker.fall_back(step)
             self._tracker.reach(step)
-        self._broken = self._fresh = False
-        self._join_by = self._join_until = now + JOIN_SECONDS
-        self._ended_early = False
+        self._broken = self._fresh = self._going_back = False
+        if self._joining is not None:
+            self._joining.begin(now)
         self._tracker.round_number = round_number
         self._tracker.world_size = len(members) * self._processes
         for member in members:
@@ -330,12 +330,23 @@ class CollectiveCoordinator:
             step = -1 if saved is None else saved
         return step, {"source": 0, "step": step, "holders": holders}
 
+    @staticmethod
+    def _holder(members: Collection[Member], fields: Mapping[str, Any]) -> Member:
+        """A member whose state the round begins with."""
+        holders = [*fields.get("holders", ()), fields["source"]]
+        return next(member for member in members if member.rank == holders[0])
+
     def _dissolve(self) -> None:
-        self._tracker.world_size, self._tracker.warning, self._join_by = 0, None, None
+        self._tracker.world_size, self._tracker.warning = 0, None
+        if self._joining is not None:
+            self._joining.end()
+        fields: Message = {}
+        if self._going_back and self._evaluations is not None:
+            fields = {"roll_back": True, "course": self._evaluations.course.model_dump()}
         for member, place in self._places.items():
             if place.state in (MemberState.RUNNING, MemberState.DONE) and not place.reforming:
                 place.reforming = True
-                self._sender.send(member, MessageType.REFORM)
+                self._sender.send(member, MessageType.REFORM, **fields)
         self._release()
 
     def _failed(self, member: Member, message: Message) -> None:
@@ -365,6 +376,8 @@ class CollectiveCoordinator:
         if message.get("step") is not None and message.get("time"):
             time = datetime.fromisoformat(message["time"])
             self._tracker.last_checkpoint = ProgressCheckpoint(step=int(message["step"]), time=time)
+        if (best := message.get("best")) is not None:
+            self._tracker.best = ProgressBest(step=int(best[0]), value=best[1])
         if message.get("asked"):
             self._release()
 
@@ -373,14 +386,8 @@ class CollectiveCoordinator:
         self._draining.release()
 
     def _finish(self, now: float) -> None:
-        if self._used is not None:
-            self._tracker.warning = None
-            if not self._used():
-                size = self._tracker.world_size
-                self._warn(
-                    f"no process of the script joined the others: {size} processes trained separate models. Each of them must call "
-                    "torch.distributed.init_process_group() without an address of its own, which takes it from the environment"
-                )
+        if self._joining is not None:
+            self._joining.finish()
         self._tracker.finish(now)
         self.ended = True
         for member in self._places:

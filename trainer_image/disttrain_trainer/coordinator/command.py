@@ -1,16 +1,18 @@
 """The coordinator of a `command`: its programs run without our agent, so the master only keeps their progress until it receives SIGTERM."""
 
+from disttrain_trainer.coordinator.printed_reports import PrintedReports
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.net.messages import Message
 from disttrain_trainer.net.peers import Member
 
 
 class CommandCoordinator:
-    """Counts what `session.report` says. No process joins."""
+    """Counts what `session.report` says, or what the programs print. No process joins."""
 
     def __init__(self, *, tracker: Tracker, workers: int) -> None:
         self._tracker = tracker
         self._workers = workers
+        self._printed = PrintedReports()
         self._largest_group = 0
         """Size of the largest process group that a process reported; 0 while none did."""
         self.ended = False
@@ -27,8 +29,14 @@ class CommandCoordinator:
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         tracker = self._tracker
+        counted = self._printed.admit(rank, message)
+        if counted is None:
+            return
+        message = counted
         tracker.report(rank=rank, samples=int(message.get("samples") or 0), loss=message.get("loss"), now=now)
         tracker.total_steps = message.get("total_steps") or tracker.total_steps
+        if message.get("epoch") is not None:
+            tracker.reported_epoch = int(message["epoch"])
         if message.get("step") is not None:
             tracker.reach(int(message["step"]))
         self._compare(int(message.get("world") or 0))

@@ -1,7 +1,7 @@
 """The end of a training with parameter servers: from the part that was counted last to the last checkpoint.
 
-Every part was said to be applied; the servers, who know, confirm it; a worker evaluates the final parameters and writes
-the model; they are saved.
+Every part was said to be applied; the servers, who know, confirm it; an evaluation of an earlier step ends; a worker evaluates the
+final parameters and writes the model; they are saved.
 A worker or server that is lost meanwhile has its part asked again. Pure.
 """
 
@@ -26,6 +26,7 @@ class Completion:
     """How a training ends.
 
     checkpoints: None without a checkpoint volume. evaluates: the job has an evaluation.
+    evaluates_earlier_step: whether a worker evaluates, or is to evaluate, the parameters of a step before the last one.
     finish: called when all is done and there is no checkpoint to write; with checkpoints, the last one is the end.
     """
 
@@ -38,6 +39,7 @@ class Completion:
         tracker: Tracker,
         checkpoints: CheckpointCoordinator | None,
         evaluates: bool,
+        evaluates_earlier_step: Callable[[WorkQueue], bool],
         finish: Callable[[float], None],
     ) -> None:
         self._sender = sender
@@ -46,8 +48,11 @@ class Completion:
         self._tracker = tracker
         self._checkpoints = checkpoints
         self._evaluates = evaluates
+        self._evaluates_earlier_step = evaluates_earlier_step
         self._finish = finish
         self._confirming = False
+        self._step = 0
+        """Of the parameters that are evaluated."""
         self.confirmed = False
         """Every part is applied on every server."""
         self.evaluator: int | None = None
@@ -56,7 +61,7 @@ class Completion:
     def reset(self) -> None:
         """The round is lost, and with it the final parameters."""
         self.confirmed = self._confirming = False
-        self.evaluator = self._tracker.evaluation = self._tracker.model = None
+        self.evaluator = self._tracker.evaluation = self._tracker.evaluation_step = self._tracker.model = None
 
     def drop_questions(self) -> None:
         """A server is lost, and will not answer."""
@@ -73,7 +78,7 @@ class Completion:
             return False
         if message.get("evaluation") is None and message.get("model") is None:
             return False
-        self._tracker.evaluation = message.get("evaluation")
+        self._tracker.evaluation, self._tracker.evaluation_step = message.get("evaluation"), self._step
         model = message.get("model")
         self._tracker.model = None if model is None else ProgressModel.model_validate(model)
         self.evaluator = None
@@ -107,15 +112,18 @@ class Completion:
         checkpoints = self._checkpoints
         if checkpoints is not None and checkpoints.busy:
             return
-        missing = self._evaluates and self._tracker.evaluation is None
+        tracker = self._tracker
+        missing = self._evaluates and (tracker.evaluation is None or tracker.evaluation_step != queue.step)
         if missing or (self._workers.keep_model and self._tracker.model is None):
             ready = self._workers.ready
             if checkpoints is not None and checkpoints.owes(queue):
                 # The evaluation may fail, which must not cost the training, or take longer than a member that drains has.
                 checkpoints.start(queue.step, now)
-            elif self.evaluator is None and ready:
+            elif self.evaluator is None and ready and not self._evaluates_earlier_step(queue):
                 self.evaluator = ready[0]
-                self._sender.send(Member(Role.WORKER, ready[0]), MessageType.EVALUATE)
+                self._step = queue.step
+                ends_early = {} if queue.step == tracker.total_steps else {"step": queue.step}
+                self._sender.send(Member(Role.WORKER, ready[0]), MessageType.EVALUATE, **ends_early)
         elif checkpoints is not None:
             checkpoints.start(queue.step, now, final=True)
         else:

@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from disttrain.api import trainer_status
 from disttrain.api.goodput import MasterGoodput
 from disttrain.api.mesh import Mesh
 from disttrain.api.names import Role
@@ -21,8 +22,12 @@ from disttrain_trainer.coordinator.checkpoint_folder import CheckpointFolder
 from disttrain_trainer.coordinator.collective import CollectiveCoordinator
 from disttrain_trainer.coordinator.command import CommandCoordinator
 from disttrain_trainer.coordinator.elastic import ElasticCoordinator
+from disttrain_trainer.coordinator.evaluations import Evaluations
+from disttrain_trainer.coordinator.grouped import GroupedCoordinator
+from disttrain_trainer.coordinator.master_history import MasterHistory
 from disttrain_trainer.coordinator.parameter_server import ParameterServerCoordinator
 from disttrain_trainer.coordinator.progress import Tracker
+from disttrain_trainer.coordinator.trainer_status import TrainerStatus, TrainerStatusReports
 from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.errors import PeerLost, Terminated
 from disttrain_trainer.net import transport
@@ -66,6 +71,7 @@ class Master:
         self._rendezvous: RendezvousServer | None = None
         self._folder = self._checkpoint_folder()
         self._coordinator: Coordinator = self._coordinate()
+        self._history = MasterHistory(process, self._tracker, self.progress)
         self._control.coordinator = self._coordinator
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -90,7 +96,7 @@ class Master:
         tells_samples = reported and not isinstance(self._work, Loop)
         metrics.left_out = OF_STEPS - {"disttrain_lost_steps"} - ({"disttrain_samples"} if tells_samples else set())
         metrics.goodput_seconds = dict(self._goodput.seconds) if reported else {}
-        metrics.loss, metrics.epoch = progress.loss, progress.epoch
+        metrics.loss, metrics.values, metrics.epoch = progress.loss, progress.values or {}, progress.epoch
         metrics.step = progress.step if reported or progress.step else None
         # What is over has no speed; the status keeps that of its end.
         metrics.samples_per_second = None if progress.finished else progress.samples_per_second
@@ -98,7 +104,13 @@ class Master:
         in_round = self._tracker.lost_workers + self._tracker.promotions
         metrics.recoveries = max(0, progress.generation - 1) + in_round
         metrics.lost_steps = progress.redone_steps
+        metrics.dropped_samples = progress.dropped_samples
+        metrics.evaluation, metrics.evaluation_step = progress.evaluation or {}, progress.evaluation_step
         metrics.checkpoint_step = progress.last_checkpoint.step if progress.last_checkpoint else None
+
+    def end_history(self) -> None:
+        """Writes its last lines: the progress is final. Blocks for seconds where its disk does."""
+        self._history.end()
 
     async def run(self) -> None:
         """Until the job is done; raises Terminated after a SIGTERM, PeerLost when a port is taken."""
@@ -106,6 +118,7 @@ class Master:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._terminate)
         host, port = split_address(self._config.addresses.control)
         self._serve_metrics(listening_host(host) or "")
+        self._history.begin()
         serving = asyncio.create_task(control.serve(host=listening_host(host), port=port))
         completion = asyncio.create_task(
             control.until(lambda: coordinator.ended or coordinator.released or self._failure is not None)
@@ -153,7 +166,31 @@ class Master:
             return signer.signed(nonce, report) if signer is not None else None
 
         if self._process.metrics_port is not None:
-            exposition.serve(self._metrics, host=host, port=self._process.metrics_port, progress=progress)
+            exposition.serve(
+                self._metrics,
+                host=host,
+                port=self._process.metrics_port,
+                progress=progress,
+                history=self._history.content,
+                inbox=self._inbox(),
+            )
+
+    def _inbox(self) -> exposition.Inbox | None:
+        """Where programs report that know Kubeflow's Trainer."""
+        if not isinstance(self._work, Script | Command):
+            return None
+        loop, reports = asyncio.get_running_loop(), TrainerStatusReports()
+
+        def report(status: TrainerStatus) -> None:
+            self._control.report(0, {**reports.message(status), "generation": self._tracker.round_number or None})
+
+        def take(body: bytes) -> None:
+            status = TrainerStatus.parse(body)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and so has the job
+                loop.call_soon_threadsafe(report, status)
+
+        token = trainer_status.token(self._config.uid, self._config.attempt)
+        return exposition.Inbox(trainer_status.PATH, token, take)
 
     def _terminate(self) -> None:
         self._coordinator.terminate(time.monotonic())
@@ -182,7 +219,10 @@ class Master:
                     used=lambda: self._store is not None and self._store.num_keys() > 0,
                 )
             case Loop() if isinstance(config.strategy.exchange, ParameterServerStrategy):
-                return ParameterServerCoordinator(
+                coordinator = (
+                    ParameterServerCoordinator if config.strategy.model_parallel is None else GroupedCoordinator
+                )
+                return coordinator(
                     sender=self._control,
                     store=self._folder,
                     tracker=self._tracker,
@@ -196,6 +236,7 @@ class Master:
                     saves=self._folder is not None,
                     schedule=lambda samples: Schedule.of(config, samples),
                     pieces=_pieces(config),
+                    evaluations=Evaluations(config=config, tracker=self._tracker),
                 )
 
     def _of_rounds(self, members: tuple[Member, ...], **options: Any) -> CollectiveCoordinator:
@@ -228,6 +269,8 @@ class Master:
             if isinstance(self._work, Loop) and self._folder is not None:
                 self._folder.find(coordinator.found)
         elif isinstance(coordinator, ParameterServerCoordinator):
+            if isinstance(coordinator, GroupedCoordinator):
+                self._renew_store(coordinator.open)
             coordinator.begin(time.monotonic())
 
     def _renew_store(self, opened: Callable[[float], None]) -> None:
@@ -314,3 +357,4 @@ def run(process: Process, metrics: Metrics, report: Callable[[Progress], None]) 
         asyncio.run(master.run())
     finally:
         report(master.progress())
+        master.end_history()

@@ -4,26 +4,26 @@ Which parts are applied is the servers' state; the work queue only copies it. Wo
 sender sends, and the checkpoint store does the files.
 """
 
-from functools import partial
-
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import resuming
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
-from disttrain_trainer.checkpoint.store import BUFFERS, STATE, another_training, name_of
 from disttrain_trainer.coordinator import missing_members
 from disttrain_trainer.coordinator.checkpoints import CheckpointCoordinator
 from disttrain_trainer.coordinator.completion import Completion
-from disttrain_trainer.coordinator.draining import DrainingMembers
+from disttrain_trainer.coordinator.gradient_norms import GradientNorms
 from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.missing_members import MissingMembers
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.rounds import Rounds
+from disttrain_trainer.coordinator.served_draining import ServedDraining
+from disttrain_trainer.coordinator.served_evaluations import ServedEvaluations
 from disttrain_trainer.coordinator.servers import Servers
+from disttrain_trainer.coordinator.start_state import StartState
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
-from disttrain_trainer.data.schedule import DataSet, Schedule
+from disttrain_trainer.data.schedule import Schedule
 from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.net.peers import CheckpointStore, Member, Sender
 from disttrain_trainer.runtime import logs
@@ -42,12 +42,18 @@ class ParameterServerCoordinator:
     ) -> None:
         """incarnation: the master's, another one in each of its processes."""
         self._sender = sender
+        self._store = store
         self._tracker = tracker
         self._config = config
         self._servers = Servers(sender=sender, count=config.parameter_servers)
         self._workers = workers = Workers(
-            sender=sender, tracker=tracker, incarnation=incarnation, hedges=Hedges.of(config)
+            sender=sender,
+            tracker=tracker,
+            incarnation=incarnation,
+            hedges=Hedges.of(config),
+            processes=config.strategy.model_parallel_size,
         )
+        self._norms = GradientNorms(shards=config.parameter_servers, serves=self._servers.is_primary)
         self._sync = config.strategy.synchronous
         self._fewest = config.min_processes
         self._checkpoints = (
@@ -73,12 +79,15 @@ class ParameterServerCoordinator:
             sender=sender,
             servers=self._servers,
             store=store,
-            newest=lambda: self._checkpoints.newest if self._checkpoints else None,
+            newest=self._newest,
             answered=self._found,
             config=config,
             opened=self._round_opened,
             returned=self._server_returned,
             lost=self._round_lost,
+        )
+        self._evaluations = ServedEvaluations(
+            sender=sender, workers=workers, tracker=tracker, config=config, changed=self._course_changed
         )
         self._completion = Completion(
             sender=sender,
@@ -87,11 +96,18 @@ class ParameterServerCoordinator:
             tracker=tracker,
             checkpoints=self._checkpoints,
             evaluates=config.trainer.evaluate is not None,
+            evaluates_earlier_step=self._evaluations.is_pending,
             finish=self._finish,
         )
         self.queue: WorkQueue | None = None
+        self._returns = self._known_returns = 0
+        """How often parts returned to the queue that may be applied, though no worker has reported them, and how many of these times the
+        servers have said since which are. No part is handed out before: a script would get a batch again whose step has returned."""
         self._missing_members = MissingMembers()
-        self._draining = DrainingMembers(sender)
+        self._start = StartState(self._newest, config)
+        self._draining = ServedDraining(
+            sender, checkpoints=self._checkpoints, queue=lambda: self.queue, tracker=tracker
+        )
         self.ended = False
 
     @property
@@ -102,6 +118,10 @@ class ParameterServerCoordinator:
         """The master's start."""
         self._rounds.look(now)
 
+    def _newest(self) -> Manifest | None:
+        """The newest complete checkpoint."""
+        return self._checkpoints.newest if self._checkpoints is not None else None
+
     def _found(self, manifest: Manifest | None, now: float) -> None:
         """The store's answer to `find`."""
         if self.ended:
@@ -109,8 +129,7 @@ class ParameterServerCoordinator:
         if manifest is not None and self._checkpoints is not None:
             self._checkpoints.know(manifest)
             if manifest.finished:
-                self._tracker.evaluation, self._tracker.model = manifest.evaluation, manifest.model
-                self._tracker.reach(manifest.step)
+                self._tracker.adopt(manifest)
                 self._finish(now)
                 return
         self._rounds.found(now)
@@ -122,6 +141,7 @@ class ParameterServerCoordinator:
         elif member.role is Role.PARAMETER_SERVER:
             self._servers.know(member.rank, hello)
             self._rounds.server_joined(member.rank, now)
+            self._take_norms(member.rank, hello)
         elif member.role is Role.WORKER:
             self._workers.join(member.rank)
             if hello.get("samples") is not None:
@@ -137,39 +157,42 @@ class ParameterServerCoordinator:
                 self._save_soon(now)
             case Role.PARAMETER_SERVER, MessageType.STATE:
                 self._server_state(member.rank, message, now)
+            case Role.PARAMETER_SERVER, MessageType.NORM:
+                self._take_norms(member.rank, message)
             case Role.PARAMETER_SERVER, MessageType.COPY:
                 self._rounds.copy_changed(message, now)
-            case Role.PARAMETER_SERVER, MessageType.COPIED if self._checkpoints is not None:
-                self._checkpoints.server_copied(member.rank, message, now)
-            case Role.WORKER, MessageType.COPIED if self._checkpoints is not None:
-                self._checkpoints.worker_copied(member.rank, message, now)
-            case Role.PARAMETER_SERVER, MessageType.SAVED if self._checkpoints is not None:
-                self._checkpoints.server_saved(member.rank, message, now)
-            case Role.WORKER, MessageType.SAVED if self._checkpoints is not None:
-                self._checkpoints.worker_saved(member.rank, message, now)
+            case _, MessageType.COPIED | MessageType.SAVED if self._checkpoints is not None:
+                self._checkpoints.on_message(member, message, now)
             case Role.WORKER, MessageType.READY if message.get("samples") is not None:
                 self._worker_ready(member.rank, message, now)
             case Role.WORKER, MessageType.REQUEST:
                 self._worker_requests(member.rank, message, now)
             case Role.WORKER, MessageType.REPORT:
                 self.reported(member.rank, message, now)
+            case Role.WORKER, MessageType.NAN if self._evaluations.has_nan_policy and not self._workers.holds_lease(
+                member.rank, message
+            ):
+                pass  # of a round that is over: the next one does the part again
+            case Role.PARAMETER_SERVER, MessageType.NAN if "id" in message and not (
+                self._checkpoints is not None and self._checkpoints.is_writing(message["id"])
+            ):
+                pass  # of a save that was given up: another server or a worker found the same
+            case _, MessageType.NAN if "parts" in message and self._evaluations.may_roll_back:
+                self._evaluations.roll_back(message, str(member))
+                self._rounds.roll_back(now)
             case _, MessageType.NAN:
                 self._tracker.nan_loss = f"{member} at step {message['step']}"
+                if "reason" in message:
+                    self._sender.send(member, MessageType.NAN, reason=message["reason"])
+            case Role.WORKER, MessageType.EVALUATED if self._evaluations.evaluated(member.rank, message, self.queue):
+                self._advance(now)
             case Role.WORKER, MessageType.EVALUATED if self._completion.evaluated(member.rank, message):
                 self._advance(now)
         self._inquire(now)
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """What a worker computed. The work queue decides which steps are done."""
-        self._tracker.report(
-            rank=rank,
-            samples=int(message.get("samples") or 0),
-            loss=message.get("loss"),
-            now=now,
-            weight=message.get("weight"),
-            final=message.get("final", ()),
-        )
-        self._tracker.total_steps = message.get("total_steps") or self._tracker.total_steps
+        self._tracker.take(rank, message, now)
 
     def lost(self, member: Member, now: float) -> None:
         self._draining.forget(member)
@@ -184,7 +207,7 @@ class ParameterServerCoordinator:
                 self._drop_questions()  # if it comes back as it was, it is asked again
             self._rounds.server_lost(member.rank, now)
             if served and not self._rounds.taking_over:
-                self._release()  # nothing can be saved without it
+                self._draining.release()  # nothing can be saved without it
         elif member.role is Role.WORKER:
             self._worker_lost(member.rank, now)
 
@@ -208,7 +231,11 @@ class ParameterServerCoordinator:
             return self._checkpoints.waiting_for(now) if self._checkpoints is not None else None
         if not servers and self._config.elastic:
             return missing_members.too_few(ready, self._fewest)
-        workers = [] if self._config.elastic else [Member(Role.WORKER, rank) for rank in range(self._config.world_size)]
+        workers = (
+            []
+            if self._config.elastic
+            else [Member(Role.WORKER, rank) for rank in range(self._config.data_parallel_size)]
+        )
         return self._missing_members.describe([m for m in workers if m.rank not in self._workers.live] + servers, now)
 
     # Rounds.
@@ -218,10 +245,20 @@ class ParameterServerCoordinator:
         if message.get("max_staleness_seen") is not None:
             seen = max(self._tracker.max_staleness_seen or 0, int(message["max_staleness_seen"]))
             self._tracker.max_staleness_seen = seen
-        self._tracker.gradient_norm = self._servers.gradient_norm
+        self._tracker.staleness = message.get("staleness")
+        self._take_norms(index, message)
         if not self.ended and self._rounds.server_state(index, int(message["generation"]), now):
             self._servers.answer(message)
             self._advance(now)
+
+    def _take_norms(self, index: int, message: Message) -> None:
+        for version, norm in self._norms.know(index, message):
+            fields = {"generation": self._norms.round_number, "version": version, "norm": norm}
+            self._servers.send_to_primaries(MessageType.NORM, **fields)
+        newest = self._servers.gradient_norm if self._norms.newest is None else self._norms.newest
+        # None while only one server has reported its newest measurements: then the norm before them is the newest that is known.
+        if newest is not None:
+            self._tracker.gradient_norm = newest
 
     def _round_opened(self, now: float) -> None:
         self._tracker.round_number = self._rounds.number
@@ -230,24 +267,25 @@ class ParameterServerCoordinator:
         if self._draining.pending or self._draining.terminating:
             self._save_soon(now)
         else:
-            self._release()  # the member that was to leave may be lost meanwhile
+            self._draining.release()  # the member that was to leave may be lost meanwhile
         self._advance(now)
 
     def _server_returned(self, now: float) -> None:
         self._make_queue()
         # The server that was away missed the DROP of a worker that was lost meanwhile: all workers would wait for that one there.
-        gone = [rank for rank in range(self._config.world_size) if rank not in self._workers.ready]
+        gone = [rank for rank in range(self._config.data_parallel_size) if rank not in self._workers.ready]
         if gone:
-            self._servers.ask(MessageType.DROP, self._learn, now, ranks=gone)
+            self._ask_applied(MessageType.DROP, now, ranks=gone)
         self._advance(now)
 
     def _round_lost(self, now: float) -> None:
         self.queue = None
         self._completion.reset()
+        self._evaluations.reset()
         self._workers.end_leases()
         self._drop_questions()
         if not self._rounds.taking_over:
-            self._release()
+            self._draining.release()
         self._workers.send_to_all(MessageType.REFORM)
 
     def _make_queue(self) -> None:
@@ -257,7 +295,9 @@ class ParameterServerCoordinator:
             return
         if self._workers.data is None or not self._servers.complete:
             return  # the last server or worker that joins calls this again
-        if self._is_of_another_data_set(self._workers.data):
+        if reason := self._start.misfit(self._workers.data):
+            for rank in self._workers.ready:
+                self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)
             return
         schedule = Schedule.of(self._config, self._workers.data.samples)
         self._tracker.data = self._workers.data
@@ -267,62 +307,55 @@ class ParameterServerCoordinator:
             aligned=self._sync,
             done=self._servers.applied,
         )
-        self._tracker.total_steps, self._tracker.steps_per_epoch = schedule.total_steps, schedule.steps_per_epoch
+        self._known_returns = self._returns
+        self._tracker.plan(schedule)
         self._tracker.fall_back(self.queue.step)
         self._tracker.reach(self.queue.step)
         if self._checkpoints is not None:
             self._checkpoints.begin(self.queue)
+        self._evaluations.begin(self._start.course, self.queue, round_number=self._rounds.number)
         log.info("round %d begins at step %d", self._rounds.number, self.queue.step)
         for rank in self._workers.ready:
             self._invite(rank, self.queue)
-
-    def _is_of_another_data_set(self, data: DataSet) -> bool:
-        """Whether the servers began from a checkpoint of another data set; then the workers get WRONG with the reason."""
-        newest = self._checkpoints.newest if self._checkpoints else None
-        problem = resuming.misfit(newest.data, resuming.data_of(self._config, data)) if newest else None
-        if newest is None or problem is None:
-            return False
-        reason = another_training(newest, problem)
-        for rank in self._workers.ready:
-            self._sender.send(Member(Role.WORKER, rank), MessageType.WRONG, reason=reason)
-        return True
 
     # Workers.
 
     def _worker_ready(self, rank: int, message: Message, now: float) -> None:
         if not self._workers.admit(rank, message):
             return
+        self._evaluations.know(rank, message, self.queue, round_number=self._rounds.number)
         if self.queue is None:
             self._make_queue()
         else:
-            if self._sync and self.queue.holds(rank):
-                self._void_leases(rank, self.queue)
-                self._servers.ask(MessageType.STATE, self._learn, now)
+            if self.queue.holds(rank):
+                if self._sync and self._workers.is_invited(rank):
+                    self._void_leases(rank)
+                self._returns += 1
+                self._ask_applied(MessageType.STATE, now)
             self._invite(rank, self.queue)
             self._called_away(rank, now, lost=False)
+        if (evaluator := self._evaluations.evaluator) is not None and self._checkpoints is not None:
+            self._checkpoints.worker_left(evaluator, now, lost=False)  # this one copies its buffers sooner
         self._advance(now)
 
-    def _void_leases(self, rank: int, queue: WorkQueue) -> None:
+    def _void_leases(self, rank: int) -> None:
         """Sync: the parts of a lost worker return to the queue, and every other worker starts over.
 
-        Another worker may wait at a server for one of these parts, and so would never request it. Each worker's parts return as well:
-        otherwise the READY of each worker that still held parts would make all others start over once more.
+        Another worker may wait at a server for one of these parts, and so would never request it. It pushes until it gets to know this: its
+        own parts return with its READY, and the servers are asked then.
         """
-        queue.recall()
         self._workers.end_leases()
         self._workers.send_to_all(MessageType.REFORM, but=rank)
 
     def _invite(self, rank: int, queue: WorkQueue) -> None:
-        newest = self._checkpoints.newest if self._checkpoints else None
-        file = newest.file_of(BUFFERS) or newest.file_of(STATE) if newest else None
-        buffers = f"{name_of(newest.step)}/{file}" if newest and file else None
         self._workers.invite(
             rank,
             queue=queue,
             round_number=self._rounds.number,
-            buffers=buffers,
-            from_scratch=newest is None,
+            buffers=self._start.buffers,
+            from_scratch=self._start.from_scratch,
             primaries=self._servers.primaries,
+            course=self._evaluations.course,
         )
 
     def _worker_requests(self, rank: int, message: Message, now: float) -> None:
@@ -336,21 +369,24 @@ class ParameterServerCoordinator:
         return self._config.elastic and not self._draining.terminating and len(stay) >= self._fewest
 
     def _worker_lost(self, rank: int, now: float) -> None:
-        retired = rank in self._workers.retiring
+        retired, evaluated = rank in self._workers.retiring, rank == self._evaluations.evaluator
         self._workers.lose(rank)
         self._called_away(rank, now, lost=True)
         in_order = retired and self.queue is not None and self.queue.can_spare(rank)
-        if self.queue is None or not self.queue.leave(rank):
+        held = self.queue is not None and self.queue.holds(rank)
+        if self.queue is None or not (self.queue.leave(rank) or evaluated):
             return
         self._tracker.lost_workers += not retired
-        if self._sync and not self.queue.finished and not in_order:
-            self._void_leases(rank, self.queue)
-        self._servers.ask(MessageType.DROP, partial(self._dropped, now), now, ranks=[rank])
+        if self._sync and not self.queue.finished and not in_order and not evaluated:
+            self._void_leases(rank)
+        self._returns += held
+        self._ask_applied(MessageType.DROP, now, ranks=[rank])
         self._advance(now)
 
     def _called_away(self, rank: int, now: float, *, lost: bool) -> None:
         """A worker is lost, or starts over: another worker gets the evaluation or the buffers that it owed."""
         self._completion.worker_left(rank)
+        self._evaluations.worker_left(rank, self.queue)
         if self._checkpoints is not None:
             self._checkpoints.worker_left(rank, now, lost=lost)
 
@@ -360,7 +396,12 @@ class ParameterServerCoordinator:
         """The worker whose buffers are saved; None when no worker is ready. The evaluator only when there is no other: it answers nothing
         else before it is done."""
         ready = self._workers.ready if self._workers.buffers else []
-        return next((rank for rank in ready if rank != self._completion.evaluator), next(iter(ready), None))
+        busy = (self._completion.evaluator, self._evaluations.evaluator)
+        return next((rank for rank in ready if rank not in busy), next(iter(ready), None))
+
+    def _course_changed(self, course: Course) -> None:
+        if self._store is not None:
+            self._store.amend(course)
 
     def _advance(self, now: float) -> None:
         """Takes every step that the present state allows: progress, a checkpoint that is due, the assignment of parts, the completion."""
@@ -372,34 +413,33 @@ class ParameterServerCoordinator:
             return
         if queue.finished:
             self._completion.advance(queue, now)
+            self._evaluate_between(queue)
             return
         deserted = not self._workers.live and not self._servers.questioned
         if self._checkpoints is not None and self._checkpoints.is_due(queue, now, deserted=deserted):
             self._checkpoints.start(queue.step, now)
+        self._evaluate_between(queue)
         self._workers.release_retired(queue)
         hurrying = (
             self._checkpoints is not None and self._checkpoints.hurrying
         )  # then the limit is that of the steps in work
-        if hurrying or len(self._workers.ready) >= self._fewest:
+        if self._known_returns == self._returns and (hurrying or len(self._workers.ready) >= self._fewest):
             self._workers.serve(queue)
+
+    def _evaluate_between(self, queue: WorkQueue) -> None:
+        """Asks a worker to evaluate, when that is due: after its buffers are copied, which it does not do while it evaluates."""
+        if self._checkpoints is None or not self._checkpoints.is_copying:
+            self._evaluations.advance(queue)
 
     def _save_soon(self, now: float) -> None:
         """A member drains: saves as soon as possible, and then releases the members that drain. Once others serve the shards of a lost
         server, if they are about to."""
-        if self._rounds.taking_over and not self.ended:
-            return  # until the round is open again, or lost
-        checkpoints, queue = self._checkpoints, self.queue
-        if (
-            self.ended
-            or checkpoints is None
-            or queue is None
-            or self._tracker.nan_loss
-            or not (checkpoints.busy or checkpoints.misses(queue))
-        ):
-            self._release()
-            return
-        checkpoints.hurry(queue, now)
-        self._advance(now)
+        if self.ended:
+            self._draining.release()
+        elif not self._rounds.taking_over and self._draining.save_soon(
+            now
+        ):  # then the round is about to be open again, or lost
+            self._advance(now)
 
     def _copied(self, now: float) -> None:
         """A checkpoint is copied: the training goes on while the copies are written."""
@@ -410,12 +450,10 @@ class ParameterServerCoordinator:
     def _saved(self, finished: bool, now: float) -> None:
         """A checkpoint is complete, or was abandoned. finished: it was the last one, and is complete."""
         if finished:
-            self._release()
+            self._draining.release()
             self._finish(now)
             return
-        checkpoints, queue = self._checkpoints, self.queue
-        if checkpoints is None or queue is None or not checkpoints.must_follow(queue):
-            self._release()
+        self._draining.saved()
         self._advance(now)
 
     def _finish(self, now: float) -> None:
@@ -424,30 +462,25 @@ class ParameterServerCoordinator:
         self._workers.send_to_all(MessageType.FINISH)
         self._servers.send_to_all(MessageType.FINISH)
 
-    def _release(self) -> None:
-        self._draining.release()
-        if self._checkpoints is None:
-            return
-        self._checkpoints.hurrying = False
-        if self.queue is not None:
-            self._checkpoints.raise_limit(self.queue)  # no process waits any more for the steps in work to be whole
-
     # Questions to the servers.
 
     def _inquire(self, now: float) -> None:
         if not self._rounds.open or self.ended or self._completion.confirmed or not self._servers.complete:
             return
         if now - self._servers.asked_at > INQUIRY_INTERVAL_SECONDS:
-            self._servers.ask(MessageType.STATE, self._learn, now)
+            self._ask_applied(MessageType.STATE, now)
 
-    def _learn(self, applied: IndexSet) -> None:
-        if self.queue is not None:
-            self.queue.learn(applied)
+    def _ask_applied(self, kind: MessageType, now: float, **fields: object) -> None:
+        """Has every server say which parts it applied."""
+        returns = self._returns
 
-    def _dropped(self, now: float, applied: IndexSet) -> None:
-        """Every server has dropped a lost worker, and says what it holds."""
-        self._learn(applied)
-        self._advance(now)
+        def learn(applied: IndexSet) -> None:
+            if self.queue is not None:
+                self.queue.learn(applied)
+                self._known_returns = max(self._known_returns, returns)
+                self._advance(now)
+
+        self._servers.ask(kind, learn, now, **fields)
 
     def _drop_questions(self) -> None:
         self._completion.drop_questions()

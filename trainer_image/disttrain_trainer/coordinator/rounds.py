@@ -227,11 +227,16 @@ class Rounds:
             else:
                 self._start_over(now)
 
-        self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._config.world_size)))
+        self._servers.ask(MessageType.DROP, dropped, now, ranks=list(range(self._config.data_parallel_size)))
 
-    def _start_over(self, now: float) -> None:
+    def roll_back(self, now: float) -> None:
+        """The loss was not finite: the round is given up."""
+        if self._phase is _Phase.OPEN:
+            self._start_over(now, "the loss is not finite")
+
+    def _start_over(self, now: float, why: str = "a server was lost") -> None:
         """The round is lost: back to the newest checkpoint."""
-        log.warning("a server was lost: every shard goes back to the last checkpoint")
+        log.warning("%s: every shard goes back to the last checkpoint", why)
         self.number = max(self.number, self._servers.newest_round)
         self._servers.forget_rounds()
         self._phase = _Phase.LOOKING

@@ -89,6 +89,10 @@ class Servers:
         """The servers that are connected."""
         return {*self._there}
 
+    def is_primary(self, index: int, shard: int, term: int) -> bool:
+        """Whether this server serves the shard, by this term."""
+        return shard < self.count and (self.primaries[shard], self._terms[shard]) == (index, term)
+
     def holdings(self, round_number: int) -> dict[int, dict[int, Held]]:
         """What the servers that are in this round hold."""
         return {index: one.held for index, one in self._there.items() if one.round_number == round_number}

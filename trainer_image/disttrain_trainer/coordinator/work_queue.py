@@ -29,15 +29,17 @@ class WorkQueue:
     A worker computes its parts in ascending order of steps. Invariant of synchronous steps: a part of the lowest unfinished step is either
     assigned to a worker that holds nothing of an earlier step, or unassigned, and some worker that holds nothing of a later step may take
     it. It holds because a worker takes of a later step only when it holds its share of the earlier one, and the shares of all workers
-    together are the whole step. When parts return, or a worker leaves and the shares grow, the workers that are ahead must return theirs
-    and request again (`recall`).
+    together are the whole step. When parts return, or a worker leaves and the shares grow, every worker must join again: then its parts
+    return, and it requests others. Until then they are its own.
     """
 
     def __init__(self, *, total: int, parts_per_step: int, aligned: bool, done: IndexSet | None = None) -> None:
         self.total = total
         self.parts_per_step = parts_per_step
         self.limit = total
-        """Parts from this number on are not assigned yet."""
+        """Parts from this number on are not assigned yet: a checkpoint comes before."""
+        self.evaluation_limit = total
+        """The same: an evaluation comes before."""
         self._aligned = aligned
         self.applied = done.copy() if done is not None else IndexSet()
         """The parts that every server applied."""
@@ -69,6 +71,10 @@ class WorkQueue:
         highest = max((index for lease in self._leases.values() for index in lease), default=-1)
         return max(highest + 1, done[-1][1] if done else 0)
 
+    @property
+    def _stop(self) -> int:
+        return min(self.limit, self.evaluation_limit)
+
     def join(self, worker: int) -> None:
         """The worker takes part from now on, without a part."""
         if worker in self._leases:
@@ -91,7 +97,7 @@ class WorkQueue:
         """The parts of the lowest unfinished step that are not done: those that no worker has (below the limit), ascending, and those of
         each worker that has some."""
         low = self.applied.floor // self.parts_per_step * self.parts_per_step
-        missing = {part for part in range(low, min(low + self.parts_per_step, self.limit)) if part not in self.applied}
+        missing = {part for part in range(low, min(low + self.parts_per_step, self._stop)) if part not in self.applied}
         taken = {}
         for worker, lease in self._leases.items():
             if held := lease & missing:
@@ -111,6 +117,13 @@ class WorkQueue:
             self._close(step, [part])
         self._leases[worker].add(part)
 
+    def resume(self, worker: int, part: int) -> bool:
+        """The worker goes on with a part that it had; False where that is done, or another worker's."""
+        if part in self.applied or part >= self._stop or self.holders(part):
+            return False
+        self.move(part, worker)
+        return True
+
     def holders(self, part: int) -> list[int]:
         """The workers that the part is assigned to: one, or none."""
         return [worker for worker, lease in self._leases.items() if part in lease]
@@ -123,11 +136,6 @@ class WorkQueue:
         earlier = (index for step, parts in self._open.items() if step < latest for index in parts)
         return not self.holds(worker) and all(index in self.applied for index in earlier)
 
-    def recall(self) -> None:
-        """All assigned parts return; every worker must request again."""
-        for worker in self._leases:
-            self._give_back(worker)
-
     def take(self, worker: int, count: int) -> list[int]:
         """At most `count` parts for the worker, ascending; none while there are none below the limit."""
         lease, workers = self._leases[worker], len(self._leases)
@@ -136,7 +144,7 @@ class WorkQueue:
         first = max(held, default=0)  # of an earlier step than one that it waits for it takes no more
         taken: list[int] = []
         for step in self._steps(first):
-            of_step = [index for index in self._open[step] if index < self.limit and index not in self.applied]
+            of_step = [index for index in self._open[step] if index < self._stop and index not in self.applied]
             if self._aligned:
                 # Its own numbers first: while no worker is lost, each computes the same parts of every step.
                 of_step.sort(key=lambda index: (index % self.parts_per_step % workers != worker, index))
@@ -180,7 +188,7 @@ class WorkQueue:
     def _steps(self, first: int) -> Iterator[int]:
         """The steps from `first` on that have unassigned parts below the limit, ascending; opens further ones."""
         yield from [step for step in sorted(self._open) if step >= first]
-        while self._opened * self.parts_per_step < min(self.limit, self.total):
+        while self._opened * self.parts_per_step < min(self._stop, self.total):
             step = self._open_next()
             if step in self._open:
                 yield step

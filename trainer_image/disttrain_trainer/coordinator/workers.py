@@ -6,10 +6,12 @@ Pure; the sender sends.
 from collections.abc import Sequence
 
 from disttrain.api.names import Role
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.schedule import DataSet
+from disttrain_trainer.net.members import course_field
 from disttrain_trainer.net.messages import Message, MessageType, Waited
 from disttrain_trainer.net.peers import Member, Sender
 
@@ -17,8 +19,18 @@ from disttrain_trainer.net.peers import Member, Sender
 class Workers:
     """The live workers."""
 
-    def __init__(self, *, sender: Sender, tracker: Tracker, incarnation: str, hedges: Hedges | None = None) -> None:
-        """incarnation: the master's, another one in each of its processes. hedges: of a job with backup workers."""
+    def __init__(
+        self,
+        *,
+        sender: Sender,
+        tracker: Tracker,
+        incarnation: str,
+        hedges: Hedges | None = None,
+        processes: int = 1,
+    ) -> None:
+        """incarnation: the master's, another one in each of its processes. hedges: of a job with backup workers. processes: of each
+        worker, which is a group where they are several."""
+        self._processes = processes
         self._hedges = hedges
         self._sender = sender
         self._tracker = tracker
@@ -27,6 +39,8 @@ class Workers:
         self._leases: dict[int, str] = {}
         """The present lease of each invited worker. Unique over masters, which the number of a round is not when all servers and the master
         are new."""
+        self._begun: dict[int, tuple[int, int]] = {}
+        """Of workers that wait for a round: the round and the number of a part whose gradient they have."""
         self._wants: dict[int, int] = {}
         """Workers that wait for parts, and how many each requested."""
         self.live: dict[int, int | None] = {}
@@ -37,6 +51,8 @@ class Workers:
         """A checkpoint needs a file of one of them."""
         self.keep_model = False
         """They have a place for the trained model."""
+        self.paused: int | None = None
+        """The worker that evaluates between two steps, or is to do so when its parts are done: it gets none."""
         self.retiring: set[int] = set()
         """Workers of an elastic job that leave for good once their parts are done: they get no other work."""
         self._released: set[int] = set()
@@ -64,6 +80,9 @@ class Workers:
         self.buffers = bool(message.get("buffers"))
         self.keep_model = bool(message.get("keeps_model"))
         self._wants.pop(rank, None)
+        self._begun.pop(rank, None)
+        if begun := message.get("begun"):
+            self._begun[rank] = begun[0], begun[1]
         return True
 
     def invite(
@@ -75,9 +94,12 @@ class Workers:
         buffers: str | None,
         from_scratch: bool,
         primaries: Sequence[int],
+        course: Course | None = None,
     ) -> None:
         """Sends a worker into the round, with a new lease. buffers: the newest checkpoint's file of them. from_scratch: there is no
-        checkpoint. primaries: the server of each shard."""
+        checkpoint. primaries: the server of each shard.
+
+        A part of this round whose gradient the worker has is assigned to it at once: it pushes the gradient, and computes nothing."""
         queue.join(rank)
         if self._hedges is not None:
             self._hedges.leave(rank)
@@ -86,7 +108,11 @@ class Workers:
         self._count()
         fields: Message = {"generation": round_number, "stay": lease, "buffers": buffers, "anew": from_scratch}
         fields["primaries"] = list(primaries)
+        fields |= course_field(course or Course())
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
+        begun_in, part = self._begun.pop(rank, (0, 0))
+        if begun_in == round_number and self._hedges is None and queue.resume(rank, part):
+            self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=lease, slices=[part])
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
         """Records which parts a worker did and how many it requests. False for a message of an earlier lease: its parts have returned."""
@@ -111,23 +137,33 @@ class Workers:
             self._sender.send(Member(Role.WORKER, rank), MessageType.HEDGE, stay=self._leases[rank], part=part)
         return True
 
+    def is_invited(self, rank: int) -> bool:
+        """Whether the worker has a lease: the master has not called it away."""
+        return rank in self._leases
+
     def holds_lease(self, rank: int, message: Message) -> bool:
         """Whether the message carries the worker's present lease. A message of an earlier lease must change nothing."""
         return message.get("stay") is not None and message.get("stay") == self._leases.get(rank)
 
     def serve(self, queue: WorkQueue) -> None:
         """Assigns unassigned parts to the workers that wait for some."""
-        for rank in [rank for rank in self._wants if rank not in self.retiring]:
+        for rank in [rank for rank in self._wants if rank not in self.retiring and rank != self.paused]:
             parts = queue.take(rank, self._fair(self._wants[rank], queue))
             if parts:
                 del self._wants[rank]
                 self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._leases[rank], slices=parts)
+
+    def evaluate(self, rank: int, step: int) -> None:
+        """Has a worker evaluate the parameters of a step, while the training goes on."""
+        member = Member(Role.WORKER, rank)
+        self._sender.send(member, MessageType.EVALUATE, stay=self._leases.get(rank), step=step, between=True)
 
     def lose(self, rank: int) -> None:
         """A worker is lost."""
         self.live.pop(rank, None)
         self._wants.pop(rank, None)
         self._leases.pop(rank, None)
+        self._begun.pop(rank, None)
         if self._hedges is not None:
             self._hedges.leave(rank)
         self.retiring.discard(rank)
@@ -164,7 +200,7 @@ class Workers:
             self._sender.send(Member(Role.WORKER, rank), kind)
 
     def _count(self) -> None:
-        self._tracker.world_size = len(self.ready)
+        self._tracker.world_size = len(self.ready) * self._processes
 
     def _fair(self, count: int, queue: WorkQueue) -> int:
         """How many parts to assign at once: fewer toward the end, so that all workers end together (guided self-scheduling,

@@ -40,7 +40,9 @@ class BatchPart:
     indices: NDArray[np.int64]
     """The samples' numbers in the dataset, shape (samples,), read-only."""
     batch: int = 0
-    """Local steps: the number of this batch in the part, which is cut into some (inner_batches.py)."""
+    """The number of this batch in the part, where that is cut into some (inner_batches.py): local steps, gradient accumulation."""
+    is_last: bool = True
+    """Whether it is the last batch of the part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,12 @@ class Schedule:
         self.steps_per_epoch = steps_per_epoch(samples, batch_size, last_batch)
         if not self.steps_per_epoch:
             raise ValueError(f"samples ({samples}) fill no batch of batch_size ({batch_size}), and last_batch is Drop")
+        self.left_out = samples - self.steps_per_epoch * batch_size if last_batch is LastBatch.DROP else 0
+        """Samples of each epoch that are in no batch."""
         self.total_steps = limit if epochs is None else limit * self.steps_per_epoch
         self.total_parts = self.total_steps * parts_per_step
+        self.without_parts: frozenset[int] = frozenset()
+        """Parts that have no samples, since they led to a loss that was not finite (trainer.nanPolicy)."""
         self._last_batch = last_batch
         self._plain = {LastBatch.KEEP: self.steps_per_epoch - 1, LastBatch.DROP: self.steps_per_epoch}.get(
             last_batch, 0
@@ -146,6 +152,8 @@ class Schedule:
             start, batch_samples = self._bounds(batch)
         cuts = self._cuts.get(batch_samples) or self._cut(batch_samples)
         low, high = start + cuts[number], start + cuts[number + 1]
+        if self.without_parts and index in self.without_parts:
+            high = low
         return BatchPart(
             index=index,
             step=step,

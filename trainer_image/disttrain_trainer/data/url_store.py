@@ -6,6 +6,7 @@ fsspec brings some protocols itself (file, http with aiohttp); the user's image 
 import contextlib
 import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,9 +33,9 @@ class UrlStore:
 
     def __init__(self, url: str, split: str, options: dict[str, Any]) -> None:
         """options: of fsspec's file system. Raises WrongInput when there is none for the URL."""
-        self.split, self._url = split, _below(url, split)
+        self.split, self._url, self._options = split, _below(url, split), options
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self._url, **options)
+            self._connect()
         except (ImportError, ValueError, TypeError) as error:
             protocol = url.partition("://")[0]
             raise WrongInput(
@@ -44,6 +45,17 @@ class UrlStore:
 
     def where(self, name: str = "") -> str:
         return _below(self._url, name)
+
+    def _connect(self) -> None:
+        self._process = os.getpid()
+        self._file_system, self._root = fsspec.core.url_to_fs(self._url, **self._options)
+
+    @property
+    def _files(self) -> Any:
+        """fsspec's file system: in a process that was forked from the one that made it, one of its own, for its thread is not there."""
+        if self._process != os.getpid():
+            self._connect()
+        return self._file_system
 
     def index(self) -> bytes:
         return self._asked(lambda: bytes(self._files.cat_file(f"{self._root}/{INDEX}")))

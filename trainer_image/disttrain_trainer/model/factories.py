@@ -91,7 +91,7 @@ def resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
     if not callable(found):
         raise WrongInput(f"{field}: {name!r} is a {type(found).__name__}; expected a function")
     if arguments:
-        _check_signature(found, arguments, f"{field}: {name!r}", attribute)
+        check_signature(found, arguments, f"{field}: {name!r}", attribute)
     return found  # type: ignore[no-any-return]
 
 
@@ -101,7 +101,8 @@ def place_of(function: Callable[..., Any]) -> str:
     return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
 
 
-def _check_signature(found: Callable[..., Any], arguments: tuple[str, ...], what: str, attribute: str) -> None:
+def check_signature(found: Callable[..., Any], arguments: tuple[str, ...], what: str, attribute: str) -> None:
+    """Raises WrongInput when a callable cannot be called with these arguments, by the names that we give them. what: whose it is."""
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):  # not every built-in has one

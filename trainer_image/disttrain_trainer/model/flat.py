@@ -9,7 +9,6 @@ Frozen parameters and buffers (BatchNorm's running statistics) stay with the wor
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -170,6 +169,11 @@ class FlatModel:
     def trained(self) -> list[nn.Parameter]:
         """The parameters of `places`."""
         return [parameter for parameter, _ in self._views]
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """The same by name."""
+        return {place.name: parameter for place, parameter in zip(self.places, self.trained, strict=True)}
 
     def zero_grad(self) -> None:
         """Sets every gradient to 0; call it before each backward."""
@@ -354,6 +358,24 @@ def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad and p.numel()]
 
 
-def norm(vectors: Vectors) -> float:
-    """The Euclidean norm over all of them."""
-    return math.hypot(*(float(torch.linalg.vector_norm(vector)) for vector in vectors))
+_ONE_THREAD = 1 << 15
+"""Elements of which torch divides no operation between threads: a norm over them is the same for any number of threads."""
+
+
+def norm(parts: Sequence[torch.Tensor]) -> float:
+    """The Euclidean norm over all elements of these tensors, on one device. Of 16-bit values it is computed with 32 bits."""
+    pieces = [piece for tensor in parts if tensor.numel() for piece in _norm_pieces(tensor)]
+    by_bits = [[piece for piece in pieces if (piece.itemsize == 2) is is_short] for is_short in (False, True)]
+    norms = [
+        one
+        for some, dtype in zip(by_bits, (None, torch.float32), strict=True)
+        if some
+        for one in torch._foreach_norm(some, 2, dtype)  # one call, for there may be hundreds
+    ]
+    return float(torch.linalg.vector_norm(torch.stack(norms).double())) if norms else 0.0
+
+
+def _norm_pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    if tensor.is_cuda or tensor.numel() <= _ONE_THREAD:
+        return (tensor,)
+    return torch.split(tensor.reshape(-1), _ONE_THREAD)

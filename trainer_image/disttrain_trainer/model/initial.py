@@ -38,7 +38,7 @@ class InitialParameters:
         """parameters: those of a new model, whose sums are remembered. prepare: what was done to the factory's model before."""
         self._trainer = config.trainer
         self._prepare = prepare
-        self._sums = _sums(parameters)
+        self._sums = sums_of_bits(parameters)
 
     def restore(self, parameters: Vectors) -> nn.Module:
         """Sets the parameters to their first values; returns a new model, which has the buffers. Raises FactoryNotRepeatable."""
@@ -51,7 +51,7 @@ class InitialParameters:
             model = resolve("trainer.model", factory)(dict(trainer.config or {}))
         self._prepare(model)
         copy_into(parameters, model)
-        if _sums(parameters) != self._sums:
+        if sums_of_bits(parameters) != self._sums:
             raise FactoryNotRepeatable(
                 f"trainer.model: {factory!r} did not make the same model a second time, and the training must start again: "
                 "a new process has to"
@@ -59,7 +59,7 @@ class InitialParameters:
         return model  # type: ignore[no-any-return]
 
 
-def _sums(vectors: Vectors) -> list[int]:
+def sums_of_bits(vectors: Vectors) -> list[int]:
     """Equal for equal bits, whatever the numbers mean; as fast as memory is read."""
     sums = []
     for vector in vectors:

@@ -55,6 +55,11 @@ class PartBuffers:
         if not part:
             self._next = self._copies(self._changing)
 
+    @property
+    def changed_frozen(self) -> str | None:
+        """The name of a parameter that is not trained and that the user's code changes, once a part was computed."""
+        return next(iter(self._changing or ()), None)
+
     def restore(self) -> None:
         """Before another part of the same step."""
         self._put(self._step)
@@ -68,9 +73,13 @@ class PartBuffers:
         named = {name: value.contiguous() for name, value in self._next.items() if tensors.can_be_saved(value)}
         return safetensors.torch.save(named)
 
-    def take(self, encoded: bytes) -> None:
-        """Takes over what another process encoded."""
-        self._put(safetensors.torch.load(encoded))
+    def take(self, encoded: bytes, *, own: bool = False) -> None:
+        """Takes over what another process encoded. own: of that what this model has, where it is a part of the other's."""
+        values = safetensors.torch.load(encoded)
+        if own:
+            present = tensors.buffers_of(self._model)
+            values = {name: value for name, value in values.items() if name in present}
+        self._put(values)
 
     def _copies(self, frozen: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
         buffers = {name: buffer.clone() for name, buffer in tensors.buffers_of(self._model).items()}

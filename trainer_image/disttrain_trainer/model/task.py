@@ -1,15 +1,14 @@
 """What is trained: model, data and loss of a job, made from its factories. The same for every strategy."""
 
 import hashlib
-import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,32 +16,42 @@ from torch import nn
 
 from disttrain.api.environment import HASH_SEED
 from disttrain.api.policies import Tls
+from disttrain.api.precision import Precision
 from disttrain.api.runtime import JobConfig
 from disttrain.api.trainer import Backend, LastBatch
-from disttrain_trainer.data.loader import Fetch, fetcher, fingerprint_of
+from disttrain_trainer.data import loading
+from disttrain_trainer.data import stream as streams
+from disttrain_trainer.data.chance import mix
+from disttrain_trainer.data.loader import Fetcher, fetcher, fingerprint_of
+from disttrain_trainer.data.loader_processes import NotForeseen
+from disttrain_trainer.data.loading import Loading
 from disttrain_trainer.data.opening import Reading
 from disttrain_trainer.data.order import KeyedPermutation, Order
 from disttrain_trainer.data.packed_dataset import PackedDataset
 from disttrain_trainer.data.read_ahead import ReadAhead
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
-from disttrain_trainer.errors import OwnGroup, UserError, WrongInput
-from disttrain_trainer.model.evaluation import Evaluation, numbers_of
-from disttrain_trainer.model.factories import add_current_folder, place_of, resolve
-from disttrain_trainer.model.loss_weight import weight_of
-from disttrain_trainer.model.module import evaluating, prepare
-from disttrain_trainer.model.user_code import guarded
+from disttrain_trainer.data.stream import Stream, StreamOrder
+from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model import parameter_groups
+from disttrain_trainer.model.evaluation import Evaluator
+from disttrain_trainer.model.factories import add_current_folder, resolve
+from disttrain_trainer.model.factory_optimizer import MakeOptimizer
+from disttrain_trainer.model.hooks import Hooks, HookTask
+from disttrain_trainer.model.learning_rate import LearningRate
+from disttrain_trainer.model.mapped import LargeInFiles
+from disttrain_trainer.model.module import prepare
+from disttrain_trainer.model.objective import Loss, cross_entropy
+from disttrain_trainer.model.precision import Autocast
+from disttrain_trainer.model.user_code import guarded, refusing_groups
 from disttrain_trainer.runtime import logs, machine
-from disttrain_trainer.runtime.termination import of_user_error
 from disttrain_trainer.runtime.user_files import make_importable
 
 log = logs.get_logger(__name__)
 
-Loss = Callable[[nn.Module, Any], Any]
-"""Returns the mean loss of a batch, or (mean, weight)."""
-MOST_WEIGHTLESS = 50
-"""Losses from the first one on that may have the weight 0: batches without targets."""
-IDLE_STEPS = 3
-"""Losses from the first one on that may teach nothing."""
+_IN_MEMORY = 16
+"""The share of the memory that the first tensors of a model take which is cut over the workers; the others lie in files."""
+_TRIED_SAMPLES = 2
+"""BatchNorm refuses one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,54 +63,93 @@ class Task:
     """Calls the factory once more: the same parameters and buffers in a new module. Raises as `build`."""
     loss: Loss
     schedule: Schedule
+    learning_rate: LearningRate
+    make_optimizer: MakeOptimizer | None
+    """Calls trainer.optimizer.factory; None without."""
     data: DataSet
-    fetch: Fetch
+    fetch: Fetcher
     device: torch.device
-    evaluate: Callable[[nn.Module], Evaluation] | None
+    evaluate: Evaluator | None
     """Evaluates a model of the factory's on the test data."""
 
+    batches_per_step: int = 1
+    """Batches of a full step whose gradients add up: parts, and their portions."""
     seeds_all: bool
-    """Python's and numpy's generators are set for each part, too."""
+    """Python's and numpy's generators are set for each part, too: see `notice_draws`."""
     read_ahead: Callable[[int], None] | None = None
     """Has the samples of the parts after this one read in the background."""
+    loading: Loading | None = None
+    """The processes of trainer.loaderWorkers."""
+    stream: Stream | None = None
+    """Of an iterable data set: what the batches are made of, in place of `fetch`."""
+    precision: Precision = Precision.FLOAT32
+    hooks: Hooks | None = None
+
+    @property
+    def autocast(self) -> Autocast:
+        """Around each forward: the precision of the job on this device."""
+        return Autocast(self.precision, self.device)
 
     def batch(self, part: BatchPart) -> Any:
-        """The samples of a part, on the device."""
-        if self.read_ahead is not None:
+        """The samples of a part, on the device. The generators are where the samples left them: `seed` comes after it."""
+        if self.stream is not None:
+            return self.fetch.place(self.stream.take(part))
+        if self.loading is not None and part.samples:  # else a stand-in
+            with suppress(NotForeseen):
+                return self.fetch.place(self.loading.take(part))
+        elif self.read_ahead is not None:
             self.read_ahead(part.index)
-        return self.fetch(part.indices)
+        return self.fetch(part.indices, part.epoch)
 
-    def seed(self, part: BatchPart) -> None:
+    def first_samples(self) -> Any:
+        """A few samples of the training's first part, for a forward that whole and cut model both compute; seeds it as the part."""
+        part = self.schedule.part(0)
+        batch = self.fetch(part.indices[:_TRIED_SAMPLES], part.epoch)
+        self.seed(part)
+        return batch
+
+    def seed(self, part: BatchPart, *, others: bool = False) -> None:
         """Sets torch's generator for a part, so that dropout does not depend on who computes the part, nor on restarts.
 
-        Those of Python and numpy, which a dataset may use, cost more than a small model's step: only with `deterministic`, and where
-        several ranks compute a part together, which must read the same samples. Else they go on from where `seed_process` set them.
+        others: those of Python and numpy, too, so that `notice_draws` can tell. To set them costs more than a small model's step: in each
+        part only with `deterministic`, where several ranks compute a part together, where samples have set them (data/chance.py), and
+        once the model or its loss has drawn from them. Else they go on from where `seed_process` set them.
         """
-        seed = mix(self.schedule.seed, part.index)
-        if part.batch:
-            seed = mix(seed, part.batch)
+        seed = self._seed_of(part)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        if self.seeds_all or others:
+            _seed_others(seed)
+
+    def notice_draws(self, part: BatchPart) -> None:
+        """After the loss of a part that was seeded with `others`: where the model or its loss has drawn from Python's or
+        numpy's generator, these are set for each part from now on."""
         if self.seeds_all:
-            random.seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)
+            return
+        drawn = _state_of_others()
+        _seed_others(self._seed_of(part))
+        self.seeds_all = drawn != _state_of_others()
+
+    def _seed_of(self, part: BatchPart) -> int:
+        seed = mix(self.schedule.seed, part.index)
+        return mix(seed, part.batch) if part.batch else seed
 
 
-def mix(seed: int, number: int) -> int:
-    """A seed of 64 bits for each pair of numbers below 2^63: another one for each number, and seemingly unrelated (splitmix64)."""
-    mask = (1 << 64) - 1
-    seed = (seed * 0x9E3779B97F4A7C15 + number) & mask
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        seed = (seed ^ (seed >> shift)) * factor & mask
-    return seed ^ (seed >> 31)
+def _seed_others(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+def _state_of_others() -> tuple[object, bytes, int]:
+    of_numpy: Any = np.random.get_state()
+    return random.getstate(), of_numpy[1].tobytes(), of_numpy[2]
 
 
 def seed_all(seed: int) -> None:
     """Seeds the generators of torch, Python and numpy."""
     torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+    _seed_others(seed)
 
 
 @contextmanager
@@ -141,13 +189,16 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
     collate = _resolve("trainer.collate", loop.collate, "samples") if loop.collate else None
     loss = _resolve("trainer.loss", loop.loss, "model", "batch") if loop.loss else cross_entropy
     evaluate = _resolve("trainer.evaluate", loop.evaluate, "model", "dataset") if loop.evaluate else None
+    hooks = Hooks.of(config)
     if trainer.deterministic:
         be_deterministic()
     device = choose_device(config, local_rank=local_rank)
     options = dict(trainer.config or {})
 
     def make_model() -> nn.Module:
-        with guarded("trainer.model"), factory_seeds(trainer.seed):
+        # A process that keeps a part of the model has no need of memory for all of it.
+        whole = LargeInFiles(after=machine.memory() // _IN_MEMORY) if config.strategy.is_sharded else nullcontext()
+        with guarded("trainer.model"), factory_seeds(trainer.seed), whole:
             model = resolved["trainer.model"](dict(options))
         if not isinstance(model, nn.Module):
             raise WrongInput(
@@ -157,47 +208,94 @@ def build(config: JobConfig, *, rank: int, local_rank: int, incarnation: str) ->
         return model
 
     model = make_model()
+    parameter_groups.check(loop.optimizer, [name for name, _ in model.named_parameters()])
     Reading.url = config.data.url if config.data is not None else None
     with guarded("trainer.dataset"), factory_seeds(trainer.seed):
         dataset = resolved["trainer.dataset"](dict(options), "train")
-        fetch = fetcher(dataset, device=device, field=f"trainer.dataset: {loop.dataset!r}", collate=collate)
+        field = f"trainer.dataset: {loop.dataset!r}"
+        stream = streams.of(config, dataset, field=field, collate=collate, rank=rank)
+        fetch = (
+            fetcher(dataset, device=device, field=field, collate=collate, seed=trainer.seed)
+            if stream is None
+            else stream.fetcher(device)
+        )
         packed = dataset if isinstance(dataset, PackedDataset) else None
-        order = packed.order(trainer.seed) if packed is not None else None
+        order: Order | None = packed.order(trainer.seed) if packed is not None else None
+        if stream is not None:
+            order = StreamOrder()
         if packed is not None and evaluate is not None:
             resolved["trainer.dataset"](
                 dict(options), "test"
             )  # what is wrong with it is not to be seen at the end only
         data = DataSet(
-            len(dataset), fingerprint_of(dataset), order.name if order is not None else KeyedPermutation.name
+            len(dataset) if stream is None else streams.SAMPLES,
+            fingerprint_of(dataset),
+            order.name if order is not None else KeyedPermutation.name,
         )
     model.to(device)
-    schedule = _schedule(config, data.samples, order)
+    autocast = Autocast(trainer.precision, device)
+    autocast.check(model)
+    schedule = schedule_of(config, data.samples, order)
     read_ahead = None
     if packed is not None:
         _check_partitions(config, packed)
         steps = max(1, packed.ahead // trainer.batch_size)
         read_ahead = ReadAhead(Schedule.of(config, data.samples, order), steps, packed.read_ahead)
 
-    def evaluate_on_test(evaluate: Callable[..., Any], model: nn.Module) -> Evaluation:
-        with guarded("trainer.evaluate"), factory_seeds(trainer.seed):
-            test = resolved["trainer.dataset"](dict(options), "test")
-            with evaluating(model), torch.no_grad():
-                found = evaluate(model, test)
-        return numbers_of(found, loop.evaluate)
-
+    evaluator = None
+    if evaluate is not None:
+        evaluator = Evaluator(
+            evaluate,
+            name=str(loop.evaluate),
+            dataset=lambda: resolved["trainer.dataset"](dict(options), "test"),
+            seeds=partial(factory_seeds, trainer.seed),
+            mode=autocast.evaluating,
+        )
+    if stream is not None and trainer.nan_policy is not None:
+        raise WrongInput(
+            "trainer.nanPolicy: the samples of an iterable data set have no numbers by which they could be left out: use a map-style one"
+        )
+    if hooks is not None:
+        total = schedule.total_steps
+        hooks.start(HookTask(model=model, config=options, rank=rank, world_size=config.world_size, total_steps=total))
     seed_process(trainer.seed, rank=rank, incarnation=incarnation)
+    around = partial(refusing_groups, "trainer.dataset")
+    ahead = Schedule.of(config, data.samples, order)
     return Task(
         model=model,
         make_model=make_model,
         loss=loss,
         schedule=schedule,
+        learning_rate=LearningRate(trainer.learning_rate_schedule, schedule.total_steps),
+        make_optimizer=_make_optimizer(config),
         data=data,
         fetch=fetch,
         device=device,
-        evaluate=partial(evaluate_on_test, evaluate) if evaluate else None,
-        seeds_all=trainer.deterministic or config.strategy.model_parallel_size > 1,
+        evaluate=evaluator,
+        batches_per_step=config.parts_per_step * trainer.gradient_accumulation_steps,
+        seeds_all=trainer.deterministic or config.strategy.model_parallel_size > 1 or fetch.by_sample,
         read_ahead=read_ahead,
+        precision=trainer.precision,
+        loading=loading.begin(config, fetch=fetch, schedule=ahead, dataset=dataset, around=around)
+        if stream is None
+        else None,
+        stream=stream,
+        hooks=hooks,
     )
+
+
+def _make_optimizer(config: JobConfig) -> MakeOptimizer | None:
+    trainer = config.trainer
+    if (name := trainer.loop.optimizer.factory) is None:
+        return None
+    field = "trainer.optimizer.factory"
+    function = _resolve(field, name, "parameters", "config")
+
+    def make(parameters: list[nn.Parameter]) -> Any:
+        with guarded(field), factory_seeds(trainer.seed):
+            return function(parameters, dict(trainer.config or {}))
+
+    return make
 
 
 def _check_partitions(config: JobConfig, packed: PackedDataset) -> None:
@@ -213,177 +311,20 @@ def _resolve(field: str, name: str, *arguments: str) -> Callable[..., Any]:
         return resolve(field, name, *arguments)
 
 
-def _schedule(config: JobConfig, samples: int, order: Order | None) -> Schedule:
+def schedule_of(config: JobConfig, samples: int, order: Order | None) -> Schedule:
     trainer = config.trainer
+    portions = trainer.gradient_accumulation_steps
+    if portions > 1 and trainer.batch_size < (least := config.parts_per_step * portions):
+        raise WrongInput(
+            f"trainer.gradientAccumulationSteps: a part of the batch has {trainer.batch_size} / {config.parts_per_step} samples, fewer "
+            f"than {portions} portions: lower it, or set trainer.batchSize to {least} or more"
+        )
     if trainer.last_batch is LastBatch.DROP and samples < trainer.batch_size:
         raise WrongInput(
             f"trainer.lastBatch: Drop leaves nothing: trainer.dataset has {samples} samples, and trainer.batchSize is "
             f"{trainer.batch_size}; lower batchSize, or set lastBatch to Keep"
         )
     return Schedule.of(config, samples, order)
-
-
-class LossOf(Protocol):
-    """What the loop computes of a batch."""
-
-    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
-        """The mean loss of so many samples, a scalar, and its weight; None: the number of samples. Raises UserError."""
-
-    def learned_nothing(self) -> None:
-        """After a backward that reached no parameter. Raises UserError when none of the first ones did."""
-
-
-class Objective:
-    """The user's loss of a batch, checked to be one."""
-
-    def __init__(self, model: nn.Module, loss: Loss, *, reads_weights: bool = True) -> None:
-        """reads_weights: a loss that returns its mean alone counts by what its graph says that it is the mean of. Without effect, and so
-        left out, where nothing is added up: a batch is one part."""
-        self._model = model
-        self._loss = loss
-        self._reads_weights = reads_weights
-        self._calls = self._idle = self._weightless = 0
-        self._warned = False
-        self._kinds = set[bool]()
-        """Whether a weight was read, of the losses that count by something else than samples, and of those whose graph says nothing."""
-
-    def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
-        """The mean loss of a batch of so many samples, a scalar with a graph; and the weight of that mean, which the loss returns, or its
-        graph says. None: the samples.
-
-        A mean of weight 0 may be anything: it counts for nothing. Raises UserError.
-        """
-        self._calls += 1
-        try:
-            loss, weight = self._of_user(batch), None
-        except OwnGroup as error:
-            raise error.by("trainer.model" if self._loss is cross_entropy else "trainer.loss") from None
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"trainer.batchSize: BatchNorm cannot train on the one sample of a worker's part: {error}; give each worker two or more, "
-                f"or use another normalization in trainer.model ({of_user_error(error)[1].where})"
-            ) from None
-        if isinstance(loss, tuple | list):
-            loss, weight = self._split(loss)
-        if not isinstance(loss, torch.Tensor) or loss.dim():
-            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
-            raise UserError(
-                f"trainer.loss returned a {type(loss).__name__}{shape}; expected the batch's mean loss, a scalar tensor, "
-                f"or (mean, weight){place_of(self._loss)}"
-            )
-        if weight is not None:
-            self._look_at(weight)
-        elif self._reads_weights:
-            weight = self._read(loss, samples)
-        if weight == 0:
-            return loss, weight
-        if not loss.requires_grad:
-            raise UserError(
-                "trainer.loss returned a loss that no parameter of trainer.model can learn from: it was computed without autograd, as "
-                f"after detach(), item() or numpy(), or under torch.no_grad(){place_of(self._loss)}"
-            )
-        if loss.is_complex():
-            raise UserError(f"trainer.loss returned a {loss.dtype}; expected a real number{place_of(self._loss)}")
-        return loss, weight
-
-    def _read(self, loss: torch.Tensor, samples: int) -> float | None:
-        """What the graph says that the mean is over; None: samples, or it does not say. Raises UserError when none has counted."""
-        weight = weight_of(loss)
-        if weight == samples:
-            return None
-        self._weightless += weight == 0
-        if self._weightless == self._calls == MOST_WEIGHTLESS:
-            raise UserError(
-                f"trainer.loss divided by 0 in each of its first {MOST_WEIGHTLESS} calls, so that nothing was trained: its mask leaves "
-                f"nothing, or every target is ignored{place_of(self._loss)}"
-            )
-        self._kinds.add(weight is not None)
-        if len(self._kinds) == 2 and not self._warned:
-            self._warned = True
-            log.warning(
-                "trainer.loss is a mean over something else than samples, such as tokens, in some batches, and a sum of several terms, or "
-                "of another form, in others, which count by their samples: return (mean, weight)%s",
-                place_of(self._loss),
-            )
-        return weight
-
-    def _of_user(self, batch: Any) -> Any:
-        try:
-            found = self._loss(self._model, batch)
-        except BaseException as error:
-            machine.leave_forked_child(error)
-            raise
-        machine.leave_forked_child()
-        return found
-
-    def _look_at(self, weight: float) -> None:
-        """Whether the second value is a weight at all, and not an accuracy or another figure. Raises UserError when none has counted."""
-        self._weightless += weight == 0
-        if self._weightless == self._calls == MOST_WEIGHTLESS:
-            raise UserError(
-                f"trainer.loss returned (mean, 0) in each of its first {MOST_WEIGHTLESS} calls, so that nothing was trained: the second "
-                f"value is the weight of the mean, such as a number of tokens; return the mean alone{place_of(self._loss)}"
-            )
-        if not self._warned and (0 < weight < 1 or self._weightless == self._calls == IDLE_STEPS):
-            self._warned = True
-            log.warning(
-                "trainer.loss returned (mean, %g): the second value is taken as the weight of the mean, such as a number of tokens; if it "
-                "is another figure, return the mean alone%s",
-                weight,
-                place_of(self._loss),
-            )
-
-    def learned_nothing(self) -> None:
-        """After a backward that reached no parameter. Raises UserError when none of the first ones did: one batch may have no targets."""
-        self._idle += 1
-        if self._idle == self._calls == IDLE_STEPS:
-            raise UserError(
-                f"trainer.loss returned a loss whose graph reaches no parameter of trainer.model, {IDLE_STEPS} times in a row: it is of "
-                f"another model, or requires_grad was set after detach(){place_of(self._loss)}"
-            )
-
-    def _split(self, returned: Sequence[Any]) -> tuple[Any, float]:
-        if len(returned) != 2:
-            raise UserError(
-                f"trainer.loss returned {len(returned)} values; expected the batch's mean loss, or (mean, weight), such as the number of "
-                f"tokens that it is the mean of{place_of(self._loss)}"
-            )
-        loss, given = returned
-        try:
-            weight = math.nan if isinstance(given, bool) else float(given)
-        except (TypeError, ValueError, RuntimeError):
-            weight = math.nan
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(
-                f"trainer.loss returned the weight {given!r:.100}; expected a number of 0 or more, such as the number of tokens that the "
-                f"loss is the mean of{place_of(self._loss)}"
-            )
-        return loss, weight
-
-
-def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
-    """The loss where the job names none: cross entropy of (input, target). Raises UserError for data that it does not fit."""
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        count = f" of {len(batch)}" if isinstance(batch, list | tuple | dict) else ""
-        raise UserError(
-            "trainer.loss is not set, which means cross entropy of (input, target), but a batch of trainer.dataset is a "
-            f"{type(batch).__name__}{count}: set trainer.loss"
-        )
-    inputs, targets = batch
-    outputs = model(inputs)
-    try:
-        return nn.functional.cross_entropy(outputs, targets)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        what = [
-            f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-            for x in (outputs, targets)
-        ]
-        raise UserError(
-            f"trainer.loss is not set, and cross entropy of what the model gives ({what[0]}) and the targets ({what[1]}) "
-            f"fails: {error}: set trainer.loss"
-        ) from None
 
 
 def choose_device(config: JobConfig, *, local_rank: int) -> torch.device:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from disttrain_trainer.net.connection import Connection, Unverified
+from disttrain_trainer.net.local_sockets import peer_of
 from disttrain_trainer.net.transport import Refusals, Transport
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import Newcomers
@@ -37,25 +38,33 @@ class Acceptor:
         timeout: float,
         handshake_seconds: float,
         strangers: int,
+        beside: socket.socket | None = None,
     ) -> None:
         """The listener is closed by this object. `start` comes next.
+
+        beside: listens, too, at a Unix socket (local_sockets.py).
 
         serve: called with each verified connection, in its thread; calls `known` when the peer has said who it is. The connection is
             closed after it, unless it returns True. What it raises as OSError ends the connection alone.
         who: for messages. timeout: seconds of silence on a connection. strangers: the most connections that are not `known`.
         """
-        self._listener, self._serve, self._who = listener, serve, who
+        self._serve, self._who = serve, who
         self._transport, self._timeout, self._handshake_seconds = transport, timeout, handshake_seconds
         self._newcomers: Newcomers[Connection] = Newcomers(strangers, Connection.abort)
         self._refusals = Refusals(who)
         self._lock = threading.Lock()
         self._served: dict[threading.Thread, Connection] = {}
         self._closed = False
-        self._accepting = threading.Thread(target=self._accept, name=f"accept: {who}", daemon=True)
+        self._listeners = [listener] if beside is None else [listener, beside]
+        self._accepting = [
+            threading.Thread(target=self._accept, args=(each,), name=f"accept: {who}", daemon=True)
+            for each in self._listeners
+        ]
 
     def start(self) -> None:
         """Begins to accept."""
-        self._accepting.start()
+        for thread in self._accepting:
+            thread.start()
 
     def known(self, connection: Connection) -> None:
         """The peer has said who it is."""
@@ -71,28 +80,32 @@ class Acceptor:
             self._closed = True
             for connection in self._served.values():
                 connection.abort()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
 
     def join(self) -> None:
         """Blocks until no thread of it is left, after `close`."""
-        self._accepting.join()
+        for thread in self._accepting:
+            thread.join()
         with self._lock:
             served = list(self._served)
         for thread in served:
             thread.join()
 
-    def _accept(self) -> None:
-        with self._listener:
+    def _accept(self, listener: socket.socket) -> None:
+        with listener:
             while not self._closed:
                 try:
-                    sock, peer = self._listener.accept()
+                    sock, peer = listener.accept()
                 except OSError as error:
                     if not self._closed:
                         log.warning("%s cannot accept a connection: %s", self._who, error)
                         time.sleep(RETRY_SECONDS)
                     continue
                 try:
+                    if listener.family == socket.AF_UNIX:
+                        peer = peer_of(sock)
                     connection = self._transport.accept(sock, timeout=self._timeout)
                 except OSError:  # it was closed again already
                     sock.close()

@@ -11,7 +11,6 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Final
 
 CHUNK: Final = 4 << 20
@@ -19,6 +18,8 @@ CHUNK: Final = 4 << 20
 LOCAL_BUFFER: Final = 256 << 10
 """Bytes of a socket's buffers when both ends are on one machine. Left alone, the kernel lets them grow to megabytes, for networks with
 a delay; here a small one keeps what is in flight in the processor's cache, which doubles the throughput."""
+UNIX_BUFFER: Final = 4 << 20
+"""Bytes of a Unix socket's buffers, where the system allows it: as many as are sent at a time, so that a thread seldom waits."""
 
 
 class Silent(TimeoutError):
@@ -51,21 +52,12 @@ class Connection(ABC):
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A machine that vanishes says nothing; a worker that computes does not either. The kernel asks.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-        if sock.getsockname()[0] == sock.getpeername()[0]:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+        _set_up(sock)
         self._socket = sock
         self._timeout = timeout
-        self._ending = threading.Condition()
-        self._users = 0
-        """Threads that read or write. The file number is given back when there is none: another file may get it at once."""
-        self._closed = False
+        self._ending = threading.Condition(threading.Lock())
+        self._in_use = _Use(self._ending)
+        """Around each call that reads or writes."""
 
     @abstractmethod
     def handshake(self, *, within: float) -> None:
@@ -113,6 +105,10 @@ class Connection(ABC):
             # Not the method of ssl's socket: after that one it would go on without TLS.
             socket.socket.shutdown(self._socket, how)
 
+    def fileno(self) -> int:
+        """Of the socket, to wait for what comes on several connections."""
+        return self._socket.fileno()
+
     @property
     def hung_up(self) -> bool:
         """Whether the peer has closed its end. For the thread that uses the connection, while it reads nothing."""
@@ -123,25 +119,34 @@ class Connection(ABC):
     def close(self) -> None:
         """Closes the socket. A thread that reads or writes gets Closed, and is waited for. Any thread may call this, several times."""
         with self._ending:
-            self._closed = True
-            if self._users:
+            use = self._in_use
+            use.closed = True
+            if use.users:
                 self._shut_now(socket.SHUT_RDWR)
-                self._ending.wait_for(lambda: not self._users)
+                self._ending.wait_for(lambda: not use.users)
             self._socket.close()
 
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
+
+class _Use:
+    """A context of every thread that reads or writes. No generator: a small model's step has several of these."""
+
+    def __init__(self, ending: threading.Condition) -> None:
+        self._ending = ending
+        self.users = 0
+        """Threads inside. The file number is given back when there is none: another file may get it at once."""
+        self.closed = False
+
+    def __enter__(self) -> None:
         with self._ending:
-            if self._closed:
+            if self.closed:
                 raise Closed("this side closed the connection")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._ending:
-                self._users -= 1
-                if self._closed:
-                    self._ending.notify_all()
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._ending:
+            self.users -= 1
+            if self.closed:
+                self._ending.notify_all()
 
 
 class PlainConnection(Connection):
@@ -158,7 +163,7 @@ class PlainConnection(Connection):
 
     def send(self, view: memoryview, *, more: bool = False) -> None:
         sent, size = 0, len(view)
-        with self._in_use():
+        with self._in_use:
             while sent < size:
                 chunk = view[sent : sent + CHUNK]
                 begin = time.monotonic()
@@ -173,7 +178,7 @@ class PlainConnection(Connection):
 
     def receive_into(self, view: memoryview, *, patient: bool = False) -> None:
         filled, size = 0, len(view)
-        with self._in_use():
+        with self._in_use:
             while filled < size:
                 chunk = min(CHUNK, size - filled)
                 begin = time.monotonic()
@@ -192,7 +197,7 @@ class PlainConnection(Connection):
 
     def receive_some(self, most: int) -> bytes:
         try:
-            with self._in_use():
+            with self._in_use:
                 return self._socket.recv(most)
         except BlockingIOError:
             raise Silent from None
@@ -203,6 +208,25 @@ class PlainConnection(Connection):
         # Less than was wanted is the end of the connection or a signal, and then the next call tells; or the time-out.
         if moved < wanted and time.monotonic() - begin >= self._timeout:
             raise Silent
+
+
+def _set_up(sock: socket.socket) -> None:
+    if sock.family == socket.AF_UNIX:
+        _set_buffers(sock, UNIX_BUFFER)
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A machine that vanishes says nothing; a worker that computes does not either. The kernel asks.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    if sock.getsockname()[0] == sock.getpeername()[0]:
+        _set_buffers(sock, LOCAL_BUFFER)
+
+
+def _set_buffers(sock: socket.socket, size: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def describe(error: Exception) -> str:

@@ -102,6 +102,11 @@ class ControlServer:
             log.warning("%s does not read what the master sends; the master closes its connection", member)
             peer.writer.transport.abort()
 
+    def report(self, rank: int, message: Message) -> None:
+        """A report of a user's program that came in another way than by a connection. Called by the loop's thread."""
+        with self._deciding():
+            self.coordinator.reported(rank, message, self._clock())
+
     def poke(self) -> None:
         """The state changed: `until` tests its condition again."""
         self._changed.set()

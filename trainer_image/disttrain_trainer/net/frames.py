@@ -6,6 +6,7 @@ begins with `runs` runs, each of RUN: which elements of the shard had a gradient
 
     worker                          server
     HELLO identity, layout      ->  WELCOME version, whether initialized     once, first; or REFUSED, and the connection ends
+    SHARE strips                ->  DONE                                     of a rank of a group: what it sends and gets of the vectors
     INIT values                 ->  DONE
     JOIN clock                  ->  DONE clock
     LEAVE                       ->  DONE
@@ -43,6 +44,8 @@ from disttrain_trainer.net.connection import Connection
 
 MAGIC = b"DTPS"
 PROTOCOL = 2
+JOINED_BYTES = 16 << 10
+"""Payloads up to this are copied behind their head, and sent by one system call."""
 MAX_TEXT = 64 * 1024
 """Bytes of a HELLO or of a text."""
 MAX_BUFFERS = 1 << 32
@@ -52,6 +55,8 @@ RUN = struct.Struct("<IQQ")
 """Number of the vector, first element, element behind the last, counted in the shard."""
 SCALES = struct.Struct("<dd")
 """At the head of an UPDATE with a sum: what it and the learning rate are multiplied by."""
+MAX_SHARE = 1 << 24
+"""Bytes of the text of SHARE: a strip or three for each parameter."""
 MAX_SNAPSHOT_TEXT = 1 << 24
 """Bytes of the text of FOLLOW: which elements missed which steps is in it."""
 
@@ -90,6 +95,7 @@ class Op(IntEnum):
     FOLLOW = 12
     UPDATE = 13
     COMPLETE = 14
+    SHARE = 15
     WELCOME = 65
     DONE = 66
     VALUES = 67
@@ -98,9 +104,9 @@ class Op(IntEnum):
     KEPT = 70
 
 
-OWN_WEIGHT, PARTIAL, BFLOAT16, SPARSE = 1, 2, 4, 8
+OWN_WEIGHT, PARTIAL, BFLOAT16, SPARSE, NORM = 1, 2, 4, 8, 16
 """Bits of the code of PUSH: the loss names its weight; only some parameters had a gradient; the gradient is rounded to bfloat16, or its
-largest elements alone are sent (parameter_server/compression.py)."""
+largest elements alone are sent (parameter_server/compression.py); `weight` is the norm of what is sent to all shards together."""
 PATIENT = 1
 """The code of PULL: answer within `weight` seconds, with VALUES of NOT_YET where the version is not there."""
 NOT_YET = 1
@@ -132,7 +138,7 @@ class Header:
     op: Op
     code: int = 0
     """WELCOME: 1 when the parameters have values. DONE after INIT: 1 when these values were taken. REFUSED: a `Reason`.
-    PUSH: bits, OWN_WEIGHT, PARTIAL, BFLOAT16 and SPARSE. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
+    PUSH: bits, OWN_WEIGHT, PARTIAL, BFLOAT16, SPARSE and NORM. PULL: PATIENT or 0. VALUES: NOT_YET or 0. DONE after PUSH: LATE or 0.
     KEPT: 0 when the buffers of the step are gone."""
     samples: int = 0
     """PUSH: samples of the part; 0 means no gradient. UPDATE: the number of parts."""
@@ -149,7 +155,8 @@ class Header:
     nbytes: int = 0
     """Bytes of payload that follow."""
     weight: float = 0.0
-    """PUSH with OWN_WEIGHT: what the loss says that its mean weighs. PULL with PATIENT: seconds."""
+    """PUSH with OWN_WEIGHT: what the loss says that its mean weighs; with NORM, as UPDATE: that of the gradient.
+    PULL with PATIENT: seconds."""
     runs: int = 0
     """PUSH and UPDATE with PARTIAL: runs before the gradient."""
 
@@ -217,12 +224,17 @@ class Link:
         self.abort = connection.abort
         self.stop_reading = connection.stop_reading
         self.close = connection.close
+        self.fileno = connection.fileno
 
     def send(self, header: Header, payload: Sequence[memoryview] = ()) -> None:
         """Sends a frame; blocks until the kernel has it. header.nbytes: the size of the payload."""
-        self._connection.send(memoryview(header.encode()), more=header.nbytes > 0)
-        for view in payload:
-            self._connection.send(view)
+        head = header.encode()
+        if header.nbytes <= JOINED_BYTES:
+            self._connection.send(memoryview(b"".join((head, *payload))))
+        else:
+            self._connection.send(memoryview(head), more=True)
+            for view in payload:
+                self._connection.send(view)
         self.sent += SIZE + header.nbytes
 
     def send_text(self, header: Header, text: str) -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from disttrain.api.runtime import ProgressModel
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import Message, MessageType
@@ -99,7 +100,16 @@ class CollectiveMember:
         self.data: DataSet | None = None
         self.layout: str | None = None
         """The data set, and a digest of the state's layout, once they are known. A script's agent knows neither."""
+        self.repeats_data = False
+        """The data set is a stream without a state: after a restart its samples are trained at least once."""
         self.round: Round | None = None
+        self.begun: Round | None = None
+        """The round that began since this member was ready, also when it is over: the main thread may see it only then, and the master
+        waits until the member is ready again."""
+        self.nan: Message | None = None
+        """What this rank says of a loss that is not finite, while it waits for the answer: a new master must hear of it."""
+        self.rolled_back = False
+        """The loss was not finite: the state that this rank holds does not count any more."""
         self.save_asked = False
         self.resize_asked = False
         """The round is to end after the step in work: members of an elastic job join or leave."""
@@ -107,6 +117,10 @@ class CollectiveMember:
         """The master decided that this member's failure is the root cause."""
         self.ended_before: list[str] = []
         """Members that had done all their work by then."""
+        self.course = Course()
+        """The course of the training, with which the state of this rank goes on."""
+        self.found: Message | None = None
+        """What this rank found in the evaluation that all wait for: a new master must hear of it."""
         self.evaluation: dict[str, float] | None = None
         self.model: ProgressModel | None = None
         """The file of the trained model, once this rank has written it."""
@@ -119,6 +133,10 @@ class CollectiveMember:
         fields: Message = {"state": self.state, "generation": self._round_number, **self._held()} | self._task()
         if self._round_size:
             fields["members"] = self._round_size
+        if self.found is not None:
+            fields["found"] = self.found
+        if self.nan is not None:
+            fields["nan"] = self.nan
         return fields | self._result()
 
     def on_message(self, message: Message) -> None:
@@ -126,7 +144,7 @@ class CollectiveMember:
         match message["type"]:
             case MessageType.ROUND:
                 self._round_number = int(message["generation"])
-                self.round = Round(
+                self.round = self.begun = Round(
                     self._round_number,
                     source=int(message["source"]),
                     step=int(message.get("step", -1)),
@@ -134,10 +152,17 @@ class CollectiveMember:
                     members=tuple(message.get("members", ())),
                 )
                 self._round_size = len(self.round.members)
+                self._take_course(message)
+                self.found = self.nan = None
                 self.state, self.save_asked, self.blamed = MemberState.RUNNING, False, False
                 self.resize_asked = False
+            case MessageType.COURSE:
+                self._take_course(message)
             case MessageType.REFORM:
-                self.round = None
+                self.round = self.nan = None
+                if message.get("roll_back"):
+                    self.rolled_back = True
+                    self._take_course(message)
                 if self.group is not None:
                     self.group.end()
             case MessageType.SAVE:
@@ -150,14 +175,25 @@ class CollectiveMember:
     def get_ready(self, control: ControlClient) -> None:
         """Leaves the round, and tells the master."""
         with control.changed:
-            self.state, self.round = MemberState.READY, None
-        control.send(MessageType.READY, **self._held(), **self._task())
+            self.state, self.round, self.begun = MemberState.READY, None, None
+            left = self._round_number
+        control.send(MessageType.READY, generation=left, **self._held(), **self._task())
 
     def _held(self) -> Message:
-        return {"step": self.step} | ({} if self.checkpoint is None else {"checkpoint": self.checkpoint})
+        held: Message = {"step": self.step}
+        if self.checkpoint is not None:
+            held["checkpoint"] = self.checkpoint
+        return held | course_field(self.course)
+
+    def _take_course(self, message: Message) -> None:
+        if "course" in message:
+            self.course = Course.model_validate(message["course"])
 
     def _task(self) -> Message:
-        return {} if self.data is None else {**asdict(self.data), "layout": self.layout}
+        if self.data is None:
+            return {}
+        repeats = {"repeats_data": True} if self.repeats_data else {}
+        return {**asdict(self.data), "layout": self.layout, **repeats}
 
     def _result(self) -> Message:
         evaluation = {"evaluation": self.evaluation} if self.evaluation else {}
@@ -167,12 +203,12 @@ class CollectiveMember:
         """All its work is done: tells the master."""
         with control.changed:
             self.state = MemberState.DONE
-        control.send(MessageType.DONE, **self._result())
+        control.send(MessageType.DONE, **self._result(), **course_field(self.course))
 
     def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
-        """Blocks until the next round; None when the job is done."""
+        """Blocks until the next round, which may be over already; None when the job is done."""
         found = control.wait(
-            lambda: "finished" if control.finished else self.round,
+            lambda: "finished" if control.finished else self.begun,
             what="the other workers and the master",
             timeout=timeout,
         )
@@ -186,6 +222,11 @@ class CollectiveMember:
             timeout=None,  # one of them evaluates and saves, and its code may take its time
         )
         return control.finished
+
+
+def course_field(course: Course) -> Message:
+    """The field of a message that tells the course; none while nothing has happened beside steps."""
+    return {} if course == Course() else {"course": course.model_dump()}
 
 
 class Client(Protocol):
@@ -212,7 +253,11 @@ class ParameterServerMember:
         """This worker has a place for the trained model."""
         self.save: Save | None = None
         self.round: Round | None = None
+        self.begun: Round | None = None
+        """As that of CollectiveMember."""
         self.assignments: deque[int] = deque()
+        self.ahead = 0
+        """Parts beyond the one in work that its loader processes can have in work: it has as many assigned."""
         self.asked = False
         """A REQUEST is not answered yet."""
         self.hedge: Hedge | None = None
@@ -220,17 +265,44 @@ class ParameterServerMember:
         self.abandoned: set[int] = set()
         """Parts that another worker has done meanwhile."""
         self.evaluate = False
+        """The final parameters are to be evaluated."""
+        self.last_step: int | None = None
+        """Of these, where the training ends before its last step."""
+        self.between: int | None = None
+        """The step whose parameters are to be evaluated while the training goes on."""
+        self.course = Course()
+        self.course_round = 0
+        """The round in which the master told the course."""
         self.client: Client | None = None
         """The connections to the servers, in which the main thread may wait."""
 
     def describe(self) -> Message:
         """The fields of HELLO that tell a new master this member's state."""
         data = asdict(self.data) if self.data else {}
-        return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model}
+        known = {"generation": self.course_round, **course} if (course := course_field(self.course)) else {}
+        return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model, **known}
+
+    def get_ready(self, control: ControlClient, **kept: object) -> None:
+        """Tells the master, unless this member is in a round. kept: of the round before."""
+        with control.changed:
+            if self.round is not None:
+                return
+            self.begun = None
+        control.send(MessageType.READY, **self.describe(), **kept)
+
+    def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
+        """As that of CollectiveMember."""
+        found = control.wait(
+            lambda: "finished" if control.finished else self.begun,
+            what="the parameter servers and the master",
+            timeout=timeout,
+        )
+        return found if isinstance(found, Round) else None
 
     def parts_to_request(self, seconds: float) -> int:
         """How many parts to request now: what half-used assignments lack, 0 while a request is open. seconds: of a part; 0: not known."""
-        wanted = min(MAX_ASSIGNED_PARTS, max(2, int(WORK_AHEAD_SECONDS / seconds))) if seconds else 2
+        fewest = max(2, 2 * self.ahead)  # it requests when half of them are left
+        wanted = min(MAX_ASSIGNED_PARTS, max(fewest, int(WORK_AHEAD_SECONDS / seconds))) if seconds else fewest
         missing = wanted - len(self.assignments)
         return missing if 2 * missing >= wanted and not self.asked else 0
 
@@ -247,6 +319,9 @@ class ParameterServerMember:
                         primaries=tuple(message.get("primaries", ())),
                     )
                 )
+                self._take_course(message.get("course", {}))
+            case MessageType.COURSE:
+                self._take_course(message["course"])
             case MessageType.REFORM:
                 self._enter(None)
             case MessageType.FINISH:
@@ -262,16 +337,25 @@ class ParameterServerMember:
                         self.assignments.remove(part)
             case MessageType.ABANDON if self.round is not None and self.round.lease == message["stay"]:
                 self.abandoned.update(message["slices"])
+            case MessageType.EVALUATE if message.get("between"):
+                if self.round is not None and self.round.lease == message["stay"]:
+                    self.between = int(message["step"])
             case MessageType.EVALUATE:
-                self.evaluate = True
+                self.evaluate, self.last_step = True, message.get("step")
             case MessageType.SAVE:
                 self.save = Save(str(message["id"]), str(message["folder"]))
 
     def _enter(self, this_round: Round | None) -> None:
         self.round = this_round
+        self.begun = this_round or self.begun
         self.assignments.clear()
         self.hedge = None
         self.abandoned.clear()
         self.asked = self.evaluate = False
+        self.between = None
         if self.client is not None:
             self.client.close(goodbye=False)
+
+    def _take_course(self, course: Message) -> None:
+        self.course = Course.model_validate(course)
+        self.course_round = self.round.number if self.round is not None else self.course_round

@@ -41,19 +41,22 @@ class MessageType(StrEnum):
     """The process ends because of its own fault [message]. The first one is the root cause; the answer says so [ended: members that had
     done all their work before]."""
     NAN = "nan"
-    """The loss, or a parameter, was not finite [step]."""
+    """The loss, or a parameter, was not finite [step; generation, stay; parts: those that a roll-back leaves out]."""
     REPORT = "report"
     """What was done since the last report [step, steps, samples, loss (sum over the samples, or weighted sum), weight (sum of
     the weights, where these are not the samples), epoch, total_steps;
     final: [part, loss x weight, weight] of each part of the last steps;
-    world: from a script or command, the size of the process group that it is in, where it knows]."""
+    values: by name [value x weight, weight] of the named values; final_values: [part, the same] of each part of the last steps;
+    world: from a script or command, the size of the process group that it is in, where it knows; output: it was read from the output of the
+    program]."""
 
     # Rounds with collectives (DataParallel, scripts).
     READY = "ready"
     """The member is in no round and waits for one [step: of the state that it holds, -1 for none; checkpoint: of a sharded model, from
     rank 0, where a round begins that no state is left for; samples, fingerprint and order of its
     data set; layout: a digest of the state's, or, with parameter servers, whether its model has
-    buffers, and whether the worker has a place for the trained model (keeps_model)]."""
+    buffers, and whether the worker has a place for the trained model (keeps_model); begun: the round and the number of a part
+    whose gradient it has, and which not all servers may have]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest; of a sharded model step: that of the state, and holders: the
     ranks that have it, none where it is the checkpoint's; of an elastic job members: the numbers of those that take part, ascending].
@@ -61,9 +64,13 @@ class MessageType(StrEnum):
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
     checkpoint, primaries: the server of each shard]: both ends ignore messages of an earlier lease."""
     REFORM = "reform"
-    """A member was lost: leave the round, drop the parts that were not computed, and send READY."""
+    """A member was lost: leave the round, drop the parts that were not computed, and send READY. To a rank whose training goes back to a
+    checkpoint [roll_back, course]; to ranks of a group [stay: the lease that is over]."""
     RESIZE = "resize"
     """To a rank of an elastic job: end the round after the step in work, on all ranks the same, and send READY."""
+    COURSE = "course"
+    """What a training has decided beside its steps (checkpoint/course.py), after each change [course]. HELLO, READY and ROUND have it, too,
+    once there is something to say."""
     NOT_JOINED = "not-joined"
     """To the agents of a script: no process has used the store of this round yet [seconds: since it began]."""
     DONE = "done"
@@ -75,8 +82,17 @@ class MessageType(StrEnum):
     """From a server and a worker of servers: what it is to save is copied, and may change from now on [id: that of the SAVE; of a
     server the shard]."""
     SAVED = "saved"
-    """It is saved [step, time, or error; asked: because of SAVE]; from a server and a worker of servers [id: that of the SAVE, file,
+    """It is saved [step, time, or error; asked: because of SAVE; best: step and value of the best checkpoint];
+    from a server and a worker of servers [id: that of the SAVE, file,
     digest, of a server shard and applied, or error]."""
+
+    # Groups of ranks that compute a part together, with parameter servers (docs/design/0018).
+    AWAITS_GROUP = "awaits-group"
+    """From a rank: it is in no process group, and waits for one."""
+    FORM = "form"
+    """To a rank: make a process group with the other ranks of its group [formation]."""
+    DISSOLVE = "dissolve"
+    """To a rank: another one of its group is lost; leave the process group, and send AWAITS_GROUP [formation]."""
 
     # Parameter servers.
     BEGIN = "begin"
@@ -85,6 +101,11 @@ class MessageType(StrEnum):
     """To a server: report your state [id]; its answer [id, generation, applied: the parts that count on all shards that it serves,
     ahead: versions by which the newest of these is ahead of the oldest,
     shards: those that it holds, each [shard, term, whether it serves it, whether it has all of it], ...]."""
+    NORM = "norm"
+    """From a server, with trainer.maxGradientNorm under Sync: the sum of a step is whole on shards that it serves [generation, norms: for
+    each shard shard, term, version that the step makes, and scale and nodes of the squared norm of its part, see
+    model/square_tree.py; or norm, that with which it made the step. Also in HELLO and STATE].
+    To a server: the norm of the whole gradient, with which the step is made [generation, version, norm]."""
     REPLICATE = "replicate"
     """To a server: keep a copy of a shard that it serves on this server [shard, server: its number, or null for none]."""
     COPY = "copy"
@@ -107,9 +128,13 @@ class MessageType(StrEnum):
     ABANDON = "abandon"
     """To a worker: another one has done these parts, which it holds or hedges [stay, slices]."""
     EVALUATE = "evaluate"
-    """To a worker: all is applied; evaluate the final parameters, and write the model where there is a place for it."""
+    """To a worker: all is applied; evaluate the final parameters, and write the model where there is a place for it [step: where the
+    training ends before its last one]. Between two steps: evaluate the parameters of a step, or newer ones under Async [stay, step,
+    between: true]."""
     EVALUATED = "evaluated"
-    """[evaluation, model: path and sha256 of its file]"""
+    """The end: [stay, evaluation, model: path and sha256 of its file]. Between two steps, from a rank: [generation, step, slice, of: how
+    many slices there are, evaluation, weights: what each number is the mean of, or null]; from a worker of servers: [stay, begun: it has
+    the parameters; missing: it has not those of the step; or step, evaluation, stop: why a hook ends the training]."""
 
 
 class Waited(StrEnum):

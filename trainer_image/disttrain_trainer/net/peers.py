@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from disttrain.api.names import Role
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.net.messages import Message, MessageType
 
@@ -46,6 +47,9 @@ class CheckpointStore(Protocol):
         self, *, step: int, parts: int, files: dict[str, str], finished: bool, answer: Answer[Manifest | OSError]
     ) -> None:
         """Completes the step's checkpoint by its manifest."""
+
+    def amend(self, course: Course) -> None:
+        """Keeps the course with the checkpoint of its step, and those after it."""
 
 
 class Coordinator(Protocol):

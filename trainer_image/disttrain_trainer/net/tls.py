@@ -58,7 +58,7 @@ class TlsConnection(Connection):
         # TLS 1.3 has KeyUpdate for this, which Python's ssl cannot ask for. OpenSSL reads no further than a record's end, and no ticket
         # follows a handshake, so that the next byte is the first of the new handshake.
         with self._ending:
-            if self._closed:
+            if self._in_use.closed:
                 raise Closed("this side closed the connection")
             self._socket = socket.socket(fileno=self._tls.detach())
             self._wrap(self._socket)
@@ -66,7 +66,7 @@ class TlsConnection(Connection):
 
     def handshake(self, *, within: float) -> None:
         try:
-            with self._in_use():
+            with self._in_use:
                 self._step(self._tls.do_handshake, time.monotonic() + within)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             raise Ended from None
@@ -75,7 +75,7 @@ class TlsConnection(Connection):
 
     def send(self, view: memoryview, *, more: bool = False) -> None:
         sent, size = 0, len(view)
-        with self._in_use():
+        with self._in_use:
             while sent < size:
                 chunk = view[sent : sent + CHUNK]
                 try:
@@ -87,7 +87,7 @@ class TlsConnection(Connection):
                 sent += count
 
     def receive_into(self, view: memoryview, *, patient: bool = False) -> None:
-        with self._in_use():
+        with self._in_use:
             for start in range(0, len(view), CHUNK):
                 chunk, filled = view[start : start + CHUNK], 0
                 deadline = math.inf if patient and not start else time.monotonic() + self._timeout
@@ -99,7 +99,7 @@ class TlsConnection(Connection):
     def receive_some(self, most: int) -> bytes:
         buffer = bytearray(min(most, RECORD))
         try:
-            with self._in_use():
+            with self._in_use:
                 count = self._read(memoryview(buffer), time.monotonic() + self._timeout)
         except Ended:
             return b""

@@ -20,6 +20,7 @@ from disttrain.api.policies import Tls
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.net.connection import Closed, Connection, PlainConnection, Unverified, describe
+from disttrain_trainer.net.local_sockets import connect_beside, listen_beside
 from disttrain_trainer.net.tls import RECORDS, TlsConnection, why
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.sockets import split_address
@@ -49,7 +50,7 @@ class Transport(ABC):
         """
         within = timeout if within is None else within
         interrupt = interrupt or Interrupt()
-        sock = _connected(address, within, interrupt)
+        sock = self._beside(address) or _connected(address, within, interrupt)
         try:
             if sock.getsockname() == sock.getpeername():
                 # No process listens on this port of this machine, and the kernel chose it for our own end: it is connected to itself.
@@ -65,6 +66,14 @@ class Transport(ABC):
             connection.close()
             raise
         return connection
+
+    def listen_beside(self, listener: socket.socket) -> socket.socket | None:
+        """Another listening socket, which `dial` prefers for the address of this one; None for none."""
+        return None
+
+    def _beside(self, address: str) -> socket.socket | None:
+        """A socket that is connected to what `listen_beside` made."""
+        return None
 
     @abstractmethod
     def _dialed(self, sock: socket.socket, *, timeout: float) -> Connection: ...
@@ -134,6 +143,15 @@ def _shut(sock: socket.socket) -> None:
 
 
 class _Plain(Transport):
+    def __init__(self, *, unix: bool) -> None:
+        self._unix = unix
+
+    def listen_beside(self, listener: socket.socket) -> socket.socket | None:
+        return listen_beside(listener) if self._unix else None
+
+    def _beside(self, address: str) -> socket.socket | None:
+        return connect_beside(address) if self._unix else None
+
     def accept(self, sock: socket.socket, *, timeout: float) -> Connection:
         return PlainConnection(sock, timeout=timeout)
 
@@ -157,7 +175,10 @@ class _Tls(Transport):
         return TlsConnection(sock, self._dialing, name=self._name, timeout=timeout, records=self._records)
 
 
-PLAIN: Final[Transport] = _Plain()
+PLAIN: Final[Transport] = _Plain(unix=True)
+"""Over Unix sockets between processes of one machine (local_sockets.py), else over TCP."""
+PLAIN_TCP: Final[Transport] = _Plain(unix=False)
+"""To compare with."""
 
 
 def of(config: JobConfig, folder: Path | None, *, records: int = RECORDS) -> Transport:

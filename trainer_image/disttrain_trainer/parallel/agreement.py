@@ -15,11 +15,17 @@ from disttrain_trainer.parallel.trial import Print, tolerance
 
 
 def require_equal_gradients(
-    pieces: Sequence[tuple[Piece, torch.Tensor | None]], *, group: dist.ProcessGroup, size: int, field: str
+    pieces: Sequence[tuple[Piece, torch.Tensor | None]],
+    *,
+    group: dist.ProcessGroup,
+    size: int,
+    field: str,
+    computed_in: torch.dtype,
 ) -> None:
     """Compares the gradients over the ranks of a tensor group, which all call it with the same pieces.
 
-    pieces: those that are not cut over that axis, with their gradients as they lie here. Raises WrongInput on every rank, which begins
+    pieces: those that are not cut over that axis, with their gradients as they lie here. computed_in: the dtype of the products that they
+    come from, where it is coarser than theirs. Raises WrongInput on every rank, which begins
     with the field and names the parameter whose gradients differ most.
     """
     if not pieces:
@@ -36,7 +42,11 @@ def require_equal_gradients(
     far = torch.maximum(far, spread[..., 0].abs().amax(0))
     norms = stacked[..., 0].amax(0).clamp(min=0)
     total = float(norms.square().sum().sqrt())
-    limits = torch.tensor([tolerance(piece.local.dtype) for piece, _ in pieces], dtype=torch.float64, device=own.device)
+    rounding = [
+        max(tolerance(piece.local.dtype), tolerance(computed_in) if piece.local.dtype is torch.float32 else 0.0)
+        for piece, _ in pieces
+    ]
+    limits = torch.tensor(rounding, dtype=torch.float64, device=own.device)
     # A gradient that is nothing but rounding, as of a bias before a norm, may be another one on each rank.
     allowed = limits * torch.maximum(norms, limits * total)
     excess = far - allowed

@@ -6,12 +6,14 @@ receive or send that is half done (Pair::signalException passes over those); so 
 time. That costs nothing where the operation ends by itself.
 """
 
+import _thread
 import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Any, Final
 
 import torch
@@ -152,33 +154,75 @@ class _Collective(Work):
 class _Message(Work):
     """A send or a receive. gloo closes all connections when a wait for one has a limit, so a thread waits without one."""
 
-    def __init__(self, inner: Work, round_end: RoundEnd) -> None:
+    def __init__(self, inner: Work, round_end: RoundEnd, waiters: "_Waiters") -> None:
         super().__init__()
-        self._inner = inner
+        self._inner: Work | None = inner
         self._round_end = round_end
+        self._waiters = waiters
         self._error: RuntimeError | None = None
-        self._done: threading.Event | None = None
+        self._pending: _thread.LockType | None = None
+        """Held until the message is sent or received; None before the first wait."""
 
     def wait(self, timeout: timedelta = _NO_LIMIT) -> bool:
         """As that of a collective."""
-        if self._done is None:
-            self._done = threading.Event()
-            threading.Thread(target=self._await, args=(self._done,), name="message", daemon=True).start()
+        if (pending := self._pending) is None:
+            pending = self._pending = _thread.allocate_lock()
+            pending.acquire()
+            self._waiters.give(self)
         last = time.monotonic() + timeout.total_seconds() if timeout else float("inf")
-        while not self._done.wait(_POLL_INTERVAL.total_seconds()):
+        while not pending.acquire(timeout=_POLL_INTERVAL.total_seconds()):
             self._round_end.check()
             if time.monotonic() > last:
                 raise RuntimeError(f"the message took longer than {timeout}")
+        pending.release()
         if self._error is not None:
             raise BrokenGroup(self._error) from None
         return True
 
-    def _await(self, done: threading.Event) -> None:
+    def await_inner(self) -> None:
+        """In a waiter's thread."""
+        inner, self._inner = self._inner, None
+        assert inner is not None
         try:
-            self._inner.wait()
+            inner.wait()
         except RuntimeError as error:
             self._error = error
-        done.set()
+
+    def done(self) -> None:
+        """Ends the wait."""
+        assert self._pending is not None
+        self._pending.release()
+
+
+class _Waiters:
+    """The threads in which messages of a group are waited for: as many as threads wait at once, each for one message after the other."""
+
+    def __init__(self, round_end: RoundEnd) -> None:
+        self._round_end = round_end
+        self._idle: list[SimpleQueue[_Message | None]] = []
+
+    def give(self, message: _Message) -> None:
+        """Has a message waited for."""
+        try:
+            given = self._idle.pop()
+        except IndexError:
+            given = SimpleQueue()
+            threading.Thread(target=self._run, args=(given,), name="message", daemon=True).start()
+        given.put(message)
+
+    def end(self) -> None:
+        """The group has no more messages."""
+        while self._idle:
+            self._idle.pop().put(None)
+
+    def _run(self, given: "SimpleQueue[_Message | None]") -> None:
+        while (message := given.get()) is not None:
+            message.await_inner()
+            self._idle.append(given)  # before the next message can come
+            message.done()
+            del message
+            if self._round_end.reached:
+                return
 
 
 class RoundBackend(c10d.Backend):
@@ -223,6 +267,7 @@ class EndableBackend(RoundBackend):
         self._gloo: Any = gloo
         """None after `release`. No local variable refers to it: the thread that drops the last reference waits for its operations."""
         self._closing = threading.Lock()
+        self.waiters = _Waiters(round_end)
 
     def close(self) -> None:
         """Closes the connections, so that the waits of all ranks in this group end. From any thread; it does not block.
@@ -241,12 +286,13 @@ class EndableBackend(RoundBackend):
 
     def release(self) -> ProcessGroupGloo | None:
         """Takes gloo's group out: it ends with its last reference, and waits for its operations then."""
+        self.waiters.end()
         with self._closing:
             gloo, self._gloo = self._gloo, None
         return gloo  # type: ignore[no-any-return]
 
 
-def _operation(name: str, kind: Callable[[Work, RoundEnd], Work]) -> Callable[..., Work]:
+def _operation(name: str, *, is_message: bool = False) -> Callable[..., Work]:
     call = getattr(ProcessGroupGloo, name)
 
     def start(self: EndableBackend, *arguments: Any) -> Work:
@@ -261,7 +307,7 @@ def _operation(name: str, kind: Callable[[Work, RoundEnd], Work]) -> Callable[..
                 raise  # arguments that gloo does not take
             raise BrokenGroup(error) from None
         self._traffic.count(name, self._rank, self._size, arguments)
-        return kind(inner, round_end)
+        return _Message(inner, round_end, self.waiters) if is_message else _Collective(inner, round_end)
 
     return start
 
@@ -285,9 +331,9 @@ for _name in (
     "all_to_all_single",
     "barrier",
 ):
-    setattr(EndableBackend, _name, _operation(_name, _Collective))
+    setattr(EndableBackend, _name, _operation(_name))
 for _name in ("send", "recv"):
-    setattr(EndableBackend, _name, _operation(_name, _Message))
+    setattr(EndableBackend, _name, _operation(_name, is_message=True))
 # What it does not do. torch's own properties ask a backend in Python without end, and splitting would pass by `register`.
 for _name in (
     "supports_splitting",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disttrain_trainer.model.task import mix
+from disttrain_trainer.data.chance import mix
 
 _DRAWING = (
     nn.modules.dropout._DropoutNd,

@@ -3,7 +3,8 @@
 1. pipeline: this rank's stages of the model
 2. tensor: the layers cut over the ranks of a tensor group; then the other stages' are dropped
 3. data: what is left is cut, or copied, over the data-parallel ranks
-4. activation checkpointing, then compile: of forward() of the blocks, within what FSDP2 does before and after it
+4. what is left is taken into memory, where the whole model lay in files
+5. activation checkpointing, then compile: of forward() of the blocks, within what FSDP2 does before and after it
 
 Where layers are cut, a small batch is computed by the whole model before and by the cut one after (trial.py); nothing is compiled for it.
 
@@ -17,14 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from disttrain.api.mesh import Coordinate, Mesh
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import Sharding
+from disttrain_trainer.data.chance import mix
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model import forward_options
 from disttrain_trainer.model.factories import resolve
-from disttrain_trainer.model.task import Loss, mix
+from disttrain_trainer.model.objective import Loss
+from disttrain_trainer.model.precision import UNCHANGED, Autocast
 from disttrain_trainer.model.user_code import guarded
 from disttrain_trainer.parallel import fully_shard, stages, tensor, user_plan
 from disttrain_trainer.parallel.chance import Chance
@@ -57,6 +61,7 @@ class ParallelContext:
     """None for a rank that is alone."""
     loss: Loss
     device: torch.device
+    autocast: Autocast = UNCHANGED
     sample: Callable[[], Any] | None = None
     """Returns the same small batch each time, which the cut model and the whole one both compute; None: they are not compared. The same
     on all ranks."""
@@ -71,17 +76,27 @@ class ParallelContext:
 Transform = Callable[[LocalModel, ParallelContext], LocalModel]
 
 
+def make_dense(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """Embeddings give dense gradients: those of a cut model are summed over ranks as such. The numbers are the same."""
+    for module in local.module.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+    return local
+
+
 def cut_pipeline(local: LocalModel, context: ParallelContext) -> LocalModel:
     """This rank's stages."""
     cut = context.config.strategy.model_parallel
     if cut is None or cut.pipeline == 1 or context.groups is None:
         return local
     trainer, parts = context.config.trainer, context.config.parts_per_step
-    size, rest = divmod(trainer.batch_size, parts * cut.microbatches)
+    portions = trainer.gradient_accumulation_steps
+    size, rest = divmod(trainer.batch_size, parts * portions * cut.microbatches)
     if rest or not size:
+        by = f" x {portions} portions (gradientAccumulationSteps)" if portions > 1 else ""
         raise WrongInput(
-            f"trainer.batchSize: {trainer.batch_size} samples are no multiple of {parts} parts a step x {cut.microbatches} micro-batches "
-            f"= {parts * cut.microbatches}; change batchSize, or strategy.modelParallel.microbatches"
+            f"trainer.batchSize: {trainer.batch_size} samples are no multiple of {parts} parts a step{by} x {cut.microbatches} "
+            f"micro-batches = {parts * portions * cut.microbatches}; change batchSize, or strategy.modelParallel.microbatches"
         )
     model, options = local.module, dict(trainer.config or {})
     chance = Chance(
@@ -103,6 +118,7 @@ def cut_pipeline(local: LocalModel, context: ParallelContext) -> LocalModel:
             loss=context.loss,
             chance=chance,
             device=context.device,
+            autocast=context.autocast,
         ),
         chance=chance,
     )
@@ -160,6 +176,16 @@ def cut_data(local: LocalModel, context: ParallelContext) -> LocalModel:
     return replace(local, module=fully_shard.shard(local.module, context.groups.mesh, stages=own))
 
 
+def take_into_memory(local: LocalModel, context: ParallelContext) -> LocalModel:
+    """What lies here, out of the files that the whole model lay in (model/mapped.py): in place, tensors stay the same objects."""
+    with torch.no_grad():
+        for tensor in (*local.module.parameters(), *local.module.buffers()):
+            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if type(own) in (torch.Tensor, nn.Parameter) and own.untyped_storage().filename is not None:
+                own.data = own.data.clone()
+    return local
+
+
 def try_cut(local: LocalModel, context: ParallelContext) -> LocalModel:
     """Without a pipeline: the cut model computes the same."""
     return _compared(local, context) if local.pipeline is None else local
@@ -191,12 +217,14 @@ def change_forward(local: LocalModel, context: ParallelContext) -> LocalModel:
 
 
 TRANSFORMS: tuple[Transform, ...] = (
+    make_dense,
     cut_pipeline,
     try_whole,
     cut_tensor,
     try_stages,
     drop_stages,
     cut_data,
+    take_into_memory,
     try_cut,
     change_forward,
 )

@@ -29,10 +29,13 @@ from torch.distributed.pipelining.schedules import (
 from disttrain.api.strategy import ModelParallel, Schedule
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import UserError
-from disttrain_trainer.model.task import Loss, Objective
+from disttrain_trainer.model.named_values import Values
+from disttrain_trainer.model.objective import Loss, Objective
+from disttrain_trainer.model.precision import UNCHANGED, Autocast
 from disttrain_trainer.parallel import micro_batches, stages
 from disttrain_trainer.parallel.chance import Chance
 from disttrain_trainer.parallel.pipeline_forward import PipelineForward
+from disttrain_trainer.runtime.weighted_means import WeightedMeans
 
 _SHAPES: Final = 8
 """Shapes of micro-batches whose stages are kept."""
@@ -51,6 +54,7 @@ class Pipeline:
         loss: Loss,
         chance: Chance,
         device: torch.device,
+        autocast: Autocast = UNCHANGED,
     ) -> None:
         """modules: the stages of this process, by number. microbatch: samples of one."""
         self.modules = tuple(modules.values())
@@ -60,7 +64,9 @@ class Pipeline:
         self._count = count = stages.count(cut)
         self._size = microbatch
         self._device = device
-        self._part = _Part(chance, loss)
+        self._part = _Part(chance, loss, autocast)
+        self.values: Values | None = None
+        """See LossOf. Only where the last stage is."""
         self._stages = {
             number: _Stage(
                 stage,
@@ -74,8 +80,9 @@ class Pipeline:
         self._made: dict[Any, PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
     def begin(self, part: BatchPart) -> None:
-        """Before the batch of a part."""
+        """Before the batch of a part, or of a portion of one: call it for each of them, in their order."""
         current = self._part
+        current.first = current.first + len(current.pieces) if part.batch else 0
         current.number, current.batch_samples = part.index, part.batch_samples
         current.pieces = micro_batches.slices(part.samples, self._size)
 
@@ -89,18 +96,20 @@ class Pipeline:
 
     def __call__(self, batch: Any, samples: int) -> tuple[torch.Tensor, float | None]:
         """Adds to the gradients those of the part's sum of losses / the samples of the whole batch: a loss counts as many times as its
-        micro-batch has samples, or as its own weight says. Returns the part's mean loss; and its weight, None where there is none.
+        micro-batch has samples, or as its own weight says. Returns the part's mean loss; and its weight, None where there is none. Only the
+        process of the last stage knows both: elsewhere they are 0 and None.
 
         Raises UserError, what the user's code raises, and BrokenGroup.
         """
         current = self._part
         current.batches = [micro_batches.cut(batch, samples, piece) for piece in current.pieces]
-        current.losses = {}
+        current.losses, current.values = {}, {}
         for shape, numbers in groupby(
             range(len(current.batches)), key=lambda number: micro_batches.shape(current.batches[number])
         ):
             self._run(shape, list(numbers))
-        return self._sum(current.losses.values())
+        self.values = _mean_values(current.values.values())
+        return self._mean(current.losses.values())
 
     def _run(self, shape: Any, numbers: list[int]) -> None:
         schedule = self._made.pop((shape, len(numbers)), None) or self._make(len(numbers))
@@ -138,36 +147,56 @@ class Pipeline:
             return ScheduleLoopedBFS(own, microbatches, **options)
         return ScheduleGPipe(own[0], microbatches, **options)
 
-    def _sum(self, losses: Iterable[tuple[torch.Tensor, int, float | None]]) -> tuple[torch.Tensor, float | None]:
-        """The mean and the weight of all micro-batches, in every process: the last stage has computed them."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+    def weight_of_last(self, weight: float | None) -> float | None:
+        """The weight that the process of the last stage got of the part, in every process: all call it, each with the weight that it got.
+
+        Raises BrokenGroup's cause.
+        """
+        sums = torch.tensor([weight or 0.0, float(weight is not None)], dtype=torch.float64, device=self._device)
+        dist.all_reduce(sums, group=self._group)
+        total, own = sums.tolist()
+        return total if own else None
+
+    def _mean(self, losses: Iterable[tuple[torch.Tensor, int, float | None]]) -> tuple[torch.Tensor, float | None]:
+        """The mean and the weight of all micro-batches."""
+        sums = torch.zeros((), dtype=torch.float64, device=self._device)
+        total, is_own = 0.0, False
         for loss, samples, weight in losses:
             counted = samples if weight is None else weight
             if counted:
-                sums += torch.stack(
-                    (loss.double() * counted, loss.new_tensor(counted).double(), loss.new_tensor(weight is not None))
-                )
-        dist.all_reduce(sums, group=self._group)
-        _, total, own = sums.tolist()
-        return sums[0] / (total or 1.0), total if own else None
+                sums += loss.double() * counted
+                total, is_own = total + counted, is_own or weight is not None
+        return sums / (total or 1.0), total if is_own else None
+
+
+def _mean_values(each: Iterable[tuple[Values, float]]) -> Values | None:
+    """Those of a part from those of its micro-batches."""
+    means = WeightedMeans()
+    for values, weight in each:
+        means.add({name: float(value) for name, value in values.items()}, weight)
+    return means.means or None
 
 
 class _Part:
     """The part that is computed.
 
-    pieces, batches: of its micro-batches. losses: (mean, samples, weight) of each, where the last stage is.
+    pieces, batches: of its micro-batches. first: the number of the first of these in the part, where this is a portion of one.
+    losses: (mean, samples, weight) of each, where the last stage is; values: those of each, and their weight. By number: torch runs the
+    last stage once more to see its shapes.
     """
 
-    def __init__(self, chance: Chance, loss: Loss) -> None:
+    def __init__(self, chance: Chance, loss: Loss, autocast: Autocast) -> None:
         self.chance = chance
+        self.autocast = autocast
         self.stand_in = _StandIn(chance)
-        self.objective = Objective(self.stand_in, loss)
+        self.objective = Objective(self.stand_in, autocast.loss(loss))
         self.loss = loss
-        self.number = 0
+        self.number = self.first = 0
         self.batch_samples = 1
         self.batches: list[Any] = []
         self.pieces: list[slice] = []
         self.losses: dict[int, tuple[torch.Tensor, int, float | None]] = {}
+        self.values: dict[int, tuple[Values, float]] = {}
 
 
 class _Noted(BaseException):
@@ -234,11 +263,9 @@ class _Stage(nn.Module):
 
     def forward(self, *received: torch.Tensor, microbatch: int) -> Any:
         part = self._part
-        part.chance.begin(part.number, microbatch)
-        if self._number:
-            output = self.module(*received)
-        else:
-            arguments, keywords = self._call(part.batches[microbatch])
+        part.chance.begin(part.number, part.first + microbatch)
+        arguments, keywords = (received, {}) if self._number else self._call(part.batches[microbatch])
+        with part.autocast.context():
             output = self.module(*arguments, **keywords)
         if self._is_last:
             return self._loss(output, received, microbatch)
@@ -266,12 +293,14 @@ class _Stage(nn.Module):
     def _loss(self, output: Any, received: Sequence[torch.Tensor], microbatch: int) -> torch.Tensor:
         """The micro-batch's share in the mean of the whole batch, of which torch computes the gradient."""
         part = self._part
-        part.chance.begin(part.number, microbatch)
+        part.chance.begin(part.number, part.first + microbatch)
         part.stand_in.outputs = [output]
         piece = part.pieces[microbatch]
         samples: int = piece.stop - piece.start
         loss, weight = part.objective(part.batches[microbatch], samples)
         part.losses[microbatch] = loss.detach(), samples, weight
+        if part.objective.values:
+            part.values[microbatch] = part.objective.values, samples if weight is None else weight
         if weight == 0:
             # Of no elements: its gradient is zero, whatever the loss is.
             tensors = [*(one for one in received if one.requires_grad), *self.module.parameters()]

@@ -16,10 +16,11 @@ from typing import Any, Final, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore, Work  # type: ignore[attr-defined]  # not in their __all__
+from torch.distributed import distributed_c10d as c10d
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.net.control_client import ControlClient
-from disttrain_trainer.net.members import CollectiveMember, Round
+from disttrain_trainer.net.members import CollectiveMember, Group, Round
 from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parallel import abort, backend
 from disttrain_trainer.parallel.backend import BrokenGroup, EndableBackend, RoundEnd
@@ -83,6 +84,9 @@ class AbortableProcessGroup:
             # The recorder keeps gloo's operations, for the debugging of hangs, and takes two microseconds for each.
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
         _rounds.append(self)
+        # torch names a group, and its keys in the store, by how many groups this process has begun to make since it last destroyed all.
+        # After one that did not come together there is none to destroy: a new process would use other names, and the two would never meet.
+        c10d._world.group_count = 0
         try:
             try:
                 dist.init_process_group(
@@ -246,6 +250,45 @@ def process_group(
     if size == 1:
         yield None
         return
+    with group_at(
+        config,
+        control=control,
+        member=member,
+        is_over=lambda: member.round is not this_round,
+        prefix=f"generation-{this_round.number}",
+        rank=rank,
+        size=size,
+        backend=backend,
+        traffic=traffic,
+        transport=transport,
+    ) as group:
+        yield group
+
+
+class GroupHolder(Protocol):
+    """Has the group in which the main thread may wait, for the control thread, which ends it."""
+
+    group: Group | None
+
+
+@contextmanager
+def group_at(
+    config: JobConfig,
+    *,
+    control: ControlClient,
+    member: GroupHolder,
+    is_over: Callable[[], bool],
+    prefix: str,
+    rank: int,
+    size: int,
+    backend: str,
+    traffic: Traffic,
+    transport: Transport = PLAIN,
+) -> Iterator[AbortableProcessGroup]:
+    """The default group of the ranks that meet under a prefix of the master's store. Raises BrokenGroup when they do not come together.
+
+    is_over: called with `control.changed` held, before the group is made.
+    """
     if backend == "nccl":
         # The master says when a peer is lost; NCCL's own watchdog would end the survivors, and their state with them.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -255,7 +298,6 @@ def process_group(
     group = AbortableProcessGroup(traffic, transport=transport, host=machine.address_toward(host) or host)
 
     def store() -> Store:
-        prefix = f"generation-{this_round.number}"
         if transport is not PLAIN:
             return RendezvousStore(transport, config.addresses.rendezvous, prefix=prefix, timeout=timeout)
         connected = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
@@ -263,7 +305,7 @@ def process_group(
 
     try:
         with control.changed:
-            if member.round is not this_round:
+            if is_over():
                 raise BrokenGroup("the round was over before the group was made")
             member.group = group
         with group.joined(backend, store=store, rank=rank, size=size, timeout=timeout):

@@ -1,7 +1,7 @@
 """The state of one rank of a sharded model as named tensors: kept over rounds, given to the rank that takes a copy, saved and loaded.
 
 model.<name>      a parameter's block, or a buffer whole, by the names of state_dict() of the whole model
-<slot>.<name>     the same block of the optimiser's state, such as mean.<name>
+<slot>.<name>     the same block of the optimiser's state, such as mean.<name>; number:<slot>.<name> has no blocks (factory_optimizer.py)
 updates           steps that each trained parameter has taken, float32; in a file updates.<name> with one number
 """
 
@@ -13,12 +13,24 @@ import torch.distributed as dist
 from torch import nn
 
 from disttrain.api.mesh import Mesh
-from disttrain.api.tensor_index import BLOCKS, LAYOUT, MODEL, UPDATES, Block, Blocks, Entry, Layout
+from disttrain.api.tensor_index import (
+    BLOCKS,
+    LAYOUT,
+    MODEL,
+    OWN_NUMBER,
+    OWN_STATE,
+    UPDATES,
+    Block,
+    Blocks,
+    Entry,
+    Layout,
+)
 from disttrain_trainer.checkpoint import resuming, tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.parallel.hand_over import hand_over
+from disttrain_trainer.parallel.shard_factory import ShardFactoryOptimizer
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.sharded_model import ShardedModel
 
@@ -44,7 +56,14 @@ def digest_of(model: nn.Module, layout: Layout, mesh: Mesh) -> str:
 class ShardState:
     """What one rank must hold to go on at a step."""
 
-    def __init__(self, model: ShardedModel, optimizer: ShardOptimizer, layout: Layout, *, keeps_buffers: bool) -> None:
+    def __init__(
+        self,
+        model: ShardedModel,
+        optimizer: ShardOptimizer | ShardFactoryOptimizer,
+        layout: Layout,
+        *,
+        keeps_buffers: bool,
+    ) -> None:
         """layout: of the whole model. keeps_buffers: this rank saves the buffers of its part of the model."""
         self._model = model
         self._optimizer = optimizer
@@ -57,6 +76,7 @@ class ShardState:
         return {
             **{f"{MODEL}{piece.name}": piece.local for piece in self._model.pieces},
             **self._slots(),
+            **self._by_factory(),
             UPDATES: self._optimizer.updates,
             **{f"{MODEL}{name}": buffer for name, buffer in self._buffers().items()},
         }
@@ -65,7 +85,10 @@ class ShardState:
         """Takes over what `present` of another process, or of this one in another round, returned. Raises WrongInput."""
         own = self.present()
         buffers = {f"{MODEL}{name}" for name in self._buffers()}
-        tensors.take_over({name: own[name] for name in own.keys() - buffers}, values, source=source)
+        kept = [name for name in own if name not in buffers and not _is_own(name)]
+        tensors.take_over({name: own[name] for name in kept}, values, source=source)
+        if isinstance(self._optimizer, ShardFactoryOptimizer):
+            self._optimizer.take({name: value for name, value in values.items() if _is_own(name)}, source=source)
         self._put_buffers(
             {name.removeprefix(MODEL): value for name, value in values.items() if name in buffers}, source=source
         )
@@ -81,7 +104,7 @@ class ShardState:
             source=source,
             step=step,
             device=device,
-            in_place=lambda name: name not in buffers,
+            in_place=lambda name: name not in buffers and not _is_own(name),
             group=group,
         )
         if dist.get_rank() != source:
@@ -96,6 +119,8 @@ class ShardState:
                 found |= {f"{slot}.{piece.name}": copy[f"{slot}.{piece.name}"] for slot in self._optimizer.slots}
                 if len(copy[UPDATES]):
                     found[f"{UPDATES}.{piece.name}"] = copy[UPDATES][number : number + 1]
+        names = {piece.name for piece in own}
+        found |= {key: tensor for key, tensor in copy.items() if _is_own(key) and key.partition(".")[2] in names}
         if self._keeps_buffers:
             found |= {f"{MODEL}{name}": copy[f"{MODEL}{name}"] for name in self._buffers()}
         return found
@@ -136,6 +161,11 @@ class ShardState:
             )
 
     def _load_optimizer(self, checkpoint: NamedCheckpoint, source: str) -> None:
+        if isinstance(self._optimizer, ShardFactoryOptimizer):
+            kept: dict[str, torch.Tensor] = {}
+            for piece in self._model.trained:
+                kept |= checkpoint.own_state(piece.name, piece.block)
+            self._optimizer.take(kept, source=source)
         counts = checkpoint.updates() if len(self._optimizer.updates) else {}
         for number, piece in enumerate(self._model.trained):
             entry = checkpoint.entry(piece.name)
@@ -174,6 +204,9 @@ class ShardState:
             for piece, tensor in zip(self._model.trained, values, strict=True)
         }
 
+    def _by_factory(self) -> dict[str, torch.Tensor]:
+        return self._optimizer.named_state() if isinstance(self._optimizer, ShardFactoryOptimizer) else {}
+
     def _buffers(self) -> dict[str, torch.Tensor]:
         return tensors.buffers_of(self._model.module)
 
@@ -182,3 +215,8 @@ class ShardState:
         tensors.put_buffers(
             self._model.module, {name: value for name, value in values.items() if name in own}, source=source
         )
+
+
+def _is_own(key: str) -> bool:
+    """Whether it is a state of an optimizer of the user's own."""
+    return key.startswith((OWN_STATE, OWN_NUMBER))

@@ -12,6 +12,7 @@ from disttrain.api.mesh import Coordinate
 from disttrain.api.tensor_index import Block, Layout
 from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.errors import UserError, WrongInput
+from disttrain_trainer.model.flat import norm
 from disttrain_trainer.parallel import fully_shard
 from disttrain_trainer.parallel.compose import LocalModel
 
@@ -47,6 +48,7 @@ class ShardedModel:
         """A pipeline computes gradients where the loop asks for a loss."""
         self._roots = local.pipeline.modules if local.pipeline is not None else (local.module,)
         """What is called, which FSDP2 has wrapped."""
+        self._places = layout.places
         numbers = {place.name: number for number, place in enumerate(layout.places)}
         cut = {id(record.sharded_param) for record in fully_shard.gathered(self._roots)}
         self.pieces = tuple(
@@ -65,19 +67,19 @@ class ShardedModel:
         self._took: set[int] = set()
         self._discards = False
         self._watched: set[int] = set()
-        for piece in self.trained:
-            if not piece.is_cut:
-                self._watch(piece.parameter, piece.number)
+        self._seen_by_gradient = tuple(piece for piece in self.trained if not piece.is_cut)
+        """Parameters without a hook, which took part if they have a gradient: until the first backward that counts for nothing."""
 
     @property
     def took_part(self) -> frozenset[int]:
         """Numbers of the parameters that have got a gradient that counts since `zero_grad`."""
-        if not self._backward_is_ours:
-            return frozenset(self._took)
-        # A schedule may add to the gradients itself, without autograd's hooks. Of a parameter that is cut they are with the gathered one.
-        found = {id(piece.parameter) for piece in self.trained if piece.parameter.grad is not None}
-        found |= {id(r.sharded_param) for r in fully_shard.gathered(self._roots) if r.unsharded_param.grad is not None}
-        return frozenset(piece.number for piece in self.trained if id(piece.parameter) in found)
+        found = self._took | self._with_gradient()
+        if self._backward_is_ours:
+            # A schedule may add to the gradients without hooks. Of a parameter that is cut they are with the gathered one.
+            numbers = {id(piece.parameter): piece.number for piece in self.trained if piece.is_cut}
+            records = [r for r in fully_shard.gathered(self._roots) if r.unsharded_param.grad is not None]
+            found |= {numbers[key] for r in records if (key := id(r.sharded_param)) in numbers}
+        return frozenset(found)
 
     def zero_grad(self) -> None:
         """Before each step."""
@@ -101,9 +103,14 @@ class ShardedModel:
         self._discards = not counts
         if self._backward_is_ours:
             return
-        by_parameter = {id(piece.parameter): piece.number for piece in self.trained if piece.is_cut}
-        if len(self._watched) == len(self.trained):
+        if self._discards and self._seen_by_gradient:
+            self._took |= self._with_gradient()
+            for piece in self._seen_by_gradient:
+                self._watch(piece.parameter, piece.number)
+            self._seen_by_gradient = ()
+        if len(self._watched) + len(self._seen_by_gradient) == len(self.trained):
             return
+        by_parameter = {id(piece.parameter): piece.number for piece in self.trained if piece.is_cut}
         for record in fully_shard.gathered(self._roots):
             number = by_parameter.get(id(record.sharded_param))
             if number is not None and number not in self._watched and hasattr(record, "_unsharded_param"):
@@ -117,7 +124,7 @@ class ShardedModel:
     def gradient_square(self) -> float:
         """The sum of the squares of the gradients that this rank owns."""
         found = [self.gradient(piece) for piece in self.trained if piece.is_owner]
-        return sum(float(torch.linalg.vector_norm(g)) ** 2 for g in found if g is not None and g.numel())
+        return norm([gradient for gradient in found if gradient is not None]) ** 2
 
     def refuse_own_backward(self) -> None:
         """See Trained."""
@@ -154,6 +161,20 @@ class ShardedModel:
         """Whether every trained element that lies here is a number."""
         return all(tensors.is_finite(piece.local.reshape(-1)) for piece in self.trained)
 
+    def _with_gradient(self) -> set[int]:
+        """Numbers of the parameters without a hook that have a gradient. Raises UserError for a sparse one."""
+        found = [piece for piece in self._seen_by_gradient if piece.parameter.grad is not None]
+        for piece in found:
+            self._refuse_sparse(piece.parameter.grad, piece.number)
+        return {piece.number for piece in found}
+
+    def _refuse_sparse(self, gradient: torch.Tensor | None, number: int) -> None:
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise UserError(
+                f"trainer.model: the gradient of parameter {self._places[number].name} is sparse, and the workers over which the model "
+                "is cut cannot sum it: leave out sparse=True in forward()"
+            )
+
     def _watch(self, parameter: torch.Tensor, number: int) -> None:
         # Before the gradient is added to what the parts before have left.
         parameter.register_hook(self._hook(number))  # type: ignore[no-untyped-call]
@@ -161,6 +182,7 @@ class ShardedModel:
 
     def _hook(self, number: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
         def comes(gradient: torch.Tensor) -> torch.Tensor | None:
+            self._refuse_sparse(gradient, number)
             if self._discards:
                 return torch.zeros_like(gradient)
             self._took.add(number)

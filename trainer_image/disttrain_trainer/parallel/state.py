@@ -7,10 +7,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.api.tensor_index import EXTRA_JSON, LAYOUT, MODEL, UPDATES, Layout, read_header
+from disttrain.api.tensor_index import (
+    EXTRA_JSON,
+    LAYOUT,
+    MODEL,
+    OWN_NUMBER,
+    OWN_STATE,
+    UPDATES,
+    Block,
+    Layout,
+    read_header,
+)
 from disttrain_trainer.checkpoint import composite, tensor_file, tensors
 from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.errors import WrongInput
+from disttrain_trainer.model.factory_optimizer import FactoryOptimizer
 from disttrain_trainer.model.optimizers import FlatOptimizer
 from disttrain_trainer.parallel.hand_over import hand_over
 
@@ -29,7 +40,9 @@ class RankState:
     takes them over takes their shapes, too.
     """
 
-    def __init__(self, model: nn.Module, optimizer: FlatOptimizer, layout: Layout | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: FlatOptimizer | FactoryOptimizer, layout: Layout | None = None
+    ) -> None:
         """layout: how the parameters lie in the optimiser's vectors, for the files."""
         self._model = model
         self._optimizer = optimizer
@@ -56,10 +69,24 @@ class RankState:
         tensors.check_parameters(dict(self._model.named_parameters()))
 
     def present(self) -> dict[str, torch.Tensor]:
-        """All tensors by name: `model.<name>` as in state_dict(), `optimizer.<vector>.<slot>` one-dimensional. They share the model's
-        memory, except the optimiser's counts of steps, which are copies."""
+        """All tensors by name: `model.<name>` as in state_dict(), `optimizer.<vector>.<slot>` one-dimensional, and those of
+        FactoryOptimizer. They share the model's memory, except the optimiser's counts of steps, which are copies."""
         buffers = {f"{MODEL}{name}": buffer for name, buffer in tensors.buffers_of(self._model).items()}
-        return {**self._parameters, **self._slots(), **buffers}
+        return {**self._parameters, **self._slots(), **self._by_factory(), **buffers}
+
+    def begin_again(self, first: nn.Module) -> None:
+        """The parameters are the first ones again: so are the buffers, the parameters that are not trained, and the optimiser's state.
+
+        first: a model that the same factory made.
+        """
+        tensors.put_frozen(tensors.frozen_of(self._model), tensors.frozen_of(first), source="trainer.model")
+        tensors.copy_buffers(self._model, first)
+        slots = self._slots()
+        for tensor in slots.values():
+            tensor.zero_()
+        if isinstance(self._optimizer, FactoryOptimizer):
+            self._optimizer.take({}, source="trainer.model")
+        self._optimizer.restore([slots[name] for name in slots if name.endswith(_UPDATES)])
 
     def write(self, path: Path, tensors: tensor_file.Named) -> str:
         """Writes what `present` returned, or a copy of it, to a file; its digest. Raises OSError."""
@@ -94,6 +121,8 @@ class RankState:
                     values[name] = torch.tensor([float(counts[p.name]) for p in checkpoint.places(int(number))])
                 elif (saved := checkpoint.vector(int(number), slot, 0, len(tensor))) is not None:
                     values[name] = saved.to(tensor.dtype)
+            for place in checkpoint.layout.places:
+                values |= checkpoint.own_state(place.name, Block.whole(place.shape))
         self._take(
             {name: tensor.detach() for name, tensor in self._frozen().items()} | values, slots, source=str(folder)
         )
@@ -141,6 +170,9 @@ class RankState:
             self._take(values, self._slots(), source=f"the state of worker-{source}")
         return step
 
+    def _by_factory(self) -> dict[str, torch.Tensor]:
+        return self._optimizer.named_state() if isinstance(self._optimizer, FactoryOptimizer) else {}
+
     def _slots(self) -> dict[str, torch.Tensor]:
         return {
             f"optimizer.{number}.{slot}": tensor
@@ -149,6 +181,7 @@ class RankState:
         }
 
     def _take(self, values: dict[str, torch.Tensor], slots: dict[str, torch.Tensor], *, source: str) -> None:
+        by_factory = {name: values.pop(name) for name in list(values) if name.startswith((OWN_STATE, OWN_NUMBER))}
         present = {**self._parameters, **slots}
         tensors.take_over(present, values, source=source)
         for name in sorted(values.keys() - present.keys()):
@@ -156,4 +189,6 @@ class RankState:
                 raise tensors.another_model(source, name, values[name], None)
         buffers = {name.removeprefix(MODEL): value for name, value in values.items() if name not in present}
         tensors.put_buffers(self._model, buffers, source=source)
+        if isinstance(self._optimizer, FactoryOptimizer):
+            self._optimizer.take(by_factory, source=source)
         self._optimizer.restore([slots[name] for name in slots if name.endswith(_UPDATES)])

@@ -1,6 +1,7 @@
 """Whether a model cut over the tensor axis computes what the whole one does: both compute one small batch before the first step.
 
-Forward only, with the same chance: what is compared are the outputs of all modules that are whole in both, and the loss. So a plan that
+Forward only, in the precision of the parameters also where trainer.precision is BFloat16, so that rounding hides nothing; with the same
+chance: what is compared are the outputs of all modules that are whole in both, and the loss. So a plan that
 shares out heads wrongly, or draws a dropout mask for a part of an activation, is refused with the first module whose output differs.
 Gradients are compared in the first step (agreement.py).
 
@@ -19,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.model.task import Loss
+from disttrain_trainer.model.objective import Loss
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.chance import Chance
 from disttrain_trainer.runtime import logs

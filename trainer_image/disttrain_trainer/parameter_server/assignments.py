@@ -27,6 +27,12 @@ class Assignments:
         self._done = []
 
     @property
+    def round(self) -> Round:
+        """The present one."""
+        assert self._round is not None, "begin comes first"
+        return self._round
+
+    @property
     def is_over(self) -> bool:
         """Whether the round is."""
         return self._member.round is not self._round
@@ -38,6 +44,12 @@ class Assignments:
             return self._member.assignments[0]
         except IndexError:  # not `if assignments`: the control thread may clear them between the two
             return None
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The parts that are assigned and not taken, in their order."""
+        with self._control.changed:
+            return tuple(self._member.assignments)
 
     def take(self) -> int | None:
         """The next part; None when none is assigned."""

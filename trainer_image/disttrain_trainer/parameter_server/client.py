@@ -5,24 +5,28 @@ be used any more: the worker asks the master for a round and makes a new client.
 time-out; a server that waits for other workers says so, and `waiting_for` repeats it.
 """
 
+import select
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
 from disttrain.api.runtime import JobConfig
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.errors import PeerLost, RoundOver
-from disttrain_trainer.model.flat import Layout, Vectors
+from disttrain_trainer.model.flat import Layout, Vectors, norm
+from disttrain_trainer.model.parameter_groups import Groups
 from disttrain_trainer.net.connection import Closed, Silent
-from disttrain_trainer.net.frames import LATE, OWN_WEIGHT, PARTIAL, PATIENT, RUN, Header, Op, ProtocolError
+from disttrain_trainer.net.frames import LATE, NORM, OWN_WEIGHT, PARTIAL, PATIENT, RUN, Header, Op, ProtocolError
 from disttrain_trainer.net.transport import PLAIN, Transport
 from disttrain_trainer.parameter_server.compression import Compression
 from disttrain_trainer.parameter_server.connection import ServerConnection
 from disttrain_trainer.parameter_server.identity import Hello, HelloVector, config_digest
 from disttrain_trainer.parameter_server.participation import within
+from disttrain_trainer.parameter_server.shares import RankShare, packed_spans
 
 T = TypeVar("T")
 
@@ -35,9 +39,19 @@ class GradientInfo:
     """The weight that the loss returned with its mean; None: the number of samples."""
     runs: Sequence[tuple[int, int, int]] | None = None
     """(vector, start, stop) of the elements that had a gradient; None: all."""
+    clips: bool = False
+    """The gradient is an update of its own, which the servers clip by its norm; its weight does not matter there."""
+    norm: float | None = None
+    """Of the whole gradient, where this is a share of it."""
+    encoded: bool = False
+    """It is pushed again: the compression, if there is one, has it already."""
 
 
 WHOLE = GradientInfo()
+
+IN_TURN_BYTES = 64 << 10
+"""Up to so many bytes of each shard one thread asks all servers. Less than the buffers of a socket hold, so that to send does not block: a
+thread for each server takes longer to wake than such a request takes."""
 
 
 class Tried(Enum):
@@ -69,21 +83,31 @@ class ShardedClient:
         timeout: float,
         clock: int = 0,
         compression: Compression | None = None,
+        total_steps: int | None = None,
+        groups: Groups = (),
         primaries: Sequence[int] = (),
         transport: Transport = PLAIN,
+        share: RankShare | None = None,
     ) -> None:
-        """addresses: of each server. primaries: the server that serves each shard; none: each server its own."""
+        """addresses: of each server. total_steps: of the job, which the servers need for a learning rate that changes. groups: of
+        the parameters, which the servers know no names of. primaries: the server that serves each shard; none: each server its own. share:
+        of a rank of a group, whose vectors are packed ones."""
         self._config = config
         self._rank = rank
         self._incarnation = incarnation
         self._round_number = round_number
         self._timeout = timeout
         self._compression = compression
+        self._total_steps = total_steps
+        self._groups = groups
+        self._share = share
         self.connections = tuple(
             ServerConnection(shard, server, addresses[server], timeout, transport)
             for shard, server in enumerate(primaries or range(len(addresses)))
         )
         """One for each shard, in their order."""
+        self._in_turn = False
+        self._is_plain = transport.context is None
         self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="shard")
         self._calls = threading.Lock()  # held by a call
         self._closed = False
@@ -115,7 +139,7 @@ class ShardedClient:
         """Connects to every server; blocks until all listen and the round begins."""
 
         def one(shard: ServerConnection) -> Header:
-            shard.spans = layout.spans(server=shard.number, servers=len(self.connections))
+            shard.spans = shard.bounds = layout.spans(server=shard.number, servers=len(self.connections))
             hello = Hello(
                 job_uid=self._config.uid,
                 config_digest=config_digest(self._config),
@@ -127,6 +151,8 @@ class ShardedClient:
                 incarnation=self._incarnation,
                 timeout_seconds=self._timeout,
                 layout_digest=layout.digest,
+                total_steps=self._total_steps,
+                groups=self._groups,
                 vectors=tuple(
                     HelloVector.model_validate({"dtype": v.dtype, "length": v.length}) for v in layout.vectors
                 ),
@@ -134,8 +160,29 @@ class ShardedClient:
             return shard.open(hello, self._config.startup_timeout_seconds)
 
         welcomes = self._all("to be welcomed", one)
+        self._in_turn = self._is_plain and all(shard.nbytes <= IN_TURN_BYTES for shard in self.connections)
         self.versions = tuple(welcome.version for welcome in welcomes)
         self.initialized = all(welcome.code for welcome in welcomes)
+        if self._share is not None:
+            self._tell_share(self._share)
+
+    def see_all(self) -> None:
+        """A rank with a share pulls the whole model from here on, and pushes no more."""
+        self._all("its share to be taken", lambda shard: shard.ask(Header(op=Op.SHARE), Op.DONE))
+        for shard in self.connections:
+            shard.spans = shard.bounds
+
+    def _tell_share(self, share: RankShare) -> None:
+        own = [share.of_shard(shard.bounds) for shard in self.connections]
+        for shard, spans in zip(self.connections, packed_spans(own, self.connections[0].bounds), strict=True):
+            shard.spans = spans
+
+        def one(shard: ServerConnection) -> Header:
+            data = own[shard.number].encode()
+            shard.send(Header(op=Op.SHARE, nbytes=len(data)), [memoryview(data)])
+            return shard.receive(Op.DONE)
+
+        self._all("its share to be taken", one)
 
     def initialize(self, flat: Vectors) -> bool:
         """Offers the first parameters, a vector for each dtype. False when some shard had parameters already: `pull` then."""
@@ -171,11 +218,10 @@ class ShardedClient:
         BoundedStaleness: waits at the gate. Async: does not wait.
         """
 
-        def one(shard: ServerConnection) -> int:
+        def send(shard: ServerConnection) -> None:
             shard.send(Header(op=Op.PULL, clock=self._clock, step=-1 if step is None else step))
-            return shard.receive_values(into)
 
-        return self._pulled(self._all("the parameters", one))
+        return self._pulled(self._ask("the parameters", send, lambda shard: shard.receive_values(into)))
 
     def try_pull(self, into: Vectors, *, step: int, patience_seconds: float) -> Tried:
         """`pull` of a synchronous step, which waits no longer than this for it. `into` has values of the step only where all shards have
@@ -192,12 +238,18 @@ class ShardedClient:
         missing = found.count(None)
         return Tried.NONE if missing == len(found) else Tried.SOME if missing else Tried.ALL
 
-    def _encode(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo) -> Compression | None:
-        """Once for all shards."""
-        if self._compression is None or gradient is None or not part.samples:
-            return None
-        self._compression.encode(gradient, () if info.weight == 0 else info.runs)
-        return self._compression
+    def _encode(
+        self, part: BatchPart, gradient: Vectors | None, info: GradientInfo
+    ) -> tuple[Compression | None, GradientInfo]:
+        """What is sent of a gradient, and its norm where that is asked for; once for all shards."""
+        if gradient is None or not part.samples:
+            return None, info
+        encoded = self._compression
+        if encoded is not None and not info.encoded:
+            encoded.encode(gradient, () if info.weight == 0 else info.runs)
+        if info.clips and info.norm is None:
+            info = replace(info, norm=encoded.norm if encoded is not None else norm(gradient))
+        return encoded, info
 
     def push(self, part: BatchPart, gradient: Vectors | None, info: GradientInfo = WHOLE) -> bool:
         """Hands in the gradient of the part's mean loss, vectors as in `pull` (None for an empty part); blocks until every shard has it.
@@ -205,13 +257,12 @@ class ShardedClient:
         Shards that have the part already, from any worker, ignore it. Returns whether it counts on the first shard.
         """
 
-        encoded = self._encode(part, gradient, info)
+        encoded, info = self._encode(part, gradient, info)
 
-        def one(shard: ServerConnection) -> Header:
+        def send(shard: ServerConnection) -> None:
             shard.send(*self._push(shard, Op.PUSH, part, gradient, info, encoded))
-            return shard.receive(Op.DONE)
 
-        taken = self._all(f"part {part.index} to be taken", one)
+        taken = self._ask(f"part {part.index} to be taken", send, lambda shard: shard.receive(Op.DONE))
         self._clock += 1
         return not taken[0].code & LATE
 
@@ -225,13 +276,13 @@ class ShardedClient:
     ) -> tuple[int, ...]:
         """`push`, then `pull` of `next_step`, in one round trip. `gradient` and `into` must not overlap."""
 
-        encoded = self._encode(part, gradient, info)
+        encoded, info = self._encode(part, gradient, info)
 
-        def one(shard: ServerConnection) -> int:
+        def send(shard: ServerConnection) -> None:
             shard.send(*self._push(shard, Op.PUSH_PULL, part, gradient, info, encoded, next_step))
-            return shard.receive_values(into)
 
-        versions = self._all(f"the parameters after part {part.index}", one)
+        what = f"the parameters after part {part.index}"
+        versions = self._ask(what, send, lambda shard: shard.receive_values(into))
         self._clock += 1
         return self._pulled(versions)
 
@@ -289,16 +340,20 @@ class ShardedClient:
             values = encoded.payload(shard.spans)
         elif gradient is not None and part.samples:
             values = shard.views(gradient)
-        if info.weight is not None:
+        weight = info.weight or 0.0
+        if info.clips and gradient is not None and part.samples:
+            code |= NORM
+            weight = info.norm or 0.0
+        elif info.weight is not None:
             code |= OWN_WEIGHT
         if info.runs is not None and part.samples:
             code |= PARTIAL
-            ours = within(info.runs, [(span.start, span.stop) for span in shard.spans])
+            ours = within(info.runs, [(span.start, span.stop) for span in shard.bounds])
             runs = b"".join(RUN.pack(*run) for run in ours)
         header = Header(
             op=op,
             code=code,
-            weight=info.weight or 0.0,
+            weight=weight,
             runs=len(runs) // RUN.size,
             samples=part.samples,
             batch_samples=part.batch_samples,
@@ -314,14 +369,62 @@ class ShardedClient:
         self.versions = tuple(versions)
         return self.versions
 
+    def _ask(
+        self, what: str, send: Callable[[ServerConnection], None], receive: Callable[[ServerConnection], T]
+    ) -> list[T]:
+        """Sends every shard its request, and takes the answers."""
+
+        def one(shard: ServerConnection) -> T:
+            send(shard)
+            return receive(shard)
+
+        if not self._in_turn or len(self.connections) == 1:
+            return self._all(what, one)
+        with self._calls:
+            self._require_open(what)
+            try:
+                for shard in self.connections:
+                    self._one(shard, what, send)
+                return self._answers(what, receive)
+            except BaseException:  # also what the handler of a signal raises
+                for shard in self.connections:
+                    shard.abort()
+                raise
+
+    def _answers(self, what: str, receive: Callable[[ServerConnection], T]) -> list[T]:
+        """In the order of the shards, read as they come: a lost server is noticed while another one waits for workers."""
+        answers: dict[int, T] = {}
+        poll, waiting, began = select.poll(), dict[int, ServerConnection](), time.monotonic()
+        for shard in self.connections:
+            number = self._one(shard, what, ServerConnection.fileno)
+            waiting[number] = shard
+            poll.register(number, select.POLLIN)
+        heard = dict.fromkeys(waiting, began)
+        while waiting:
+            left = min(heard[number] for number in waiting) + self._timeout - time.monotonic()
+            for number, _ in poll.poll(max(0.0, left) * 1000):
+                shard = waiting[number]
+                heard[number] = time.monotonic()
+                if self._one(shard, what, ServerConnection.has_answer):
+                    answers[shard.number] = self._one(shard, what, receive)
+                    poll.unregister(number)
+                    del waiting[number]
+            for number, shard in waiting.items():
+                if time.monotonic() - heard[number] >= self._timeout:
+                    raise self._silent(shard, what)
+        return [answers[shard.number] for shard in self.connections]
+
+    def _require_open(self, what: str) -> None:
+        if self._closed:
+            raise PeerLost("the parameter servers", f"this client was closed before it asked for {what}")
+
     def _all(
         self, what: str, ask: Callable[[ServerConnection], T], shards: Sequence[ServerConnection] | None = None
     ) -> list[T]:
         """Asks every shard, or these, in parallel."""
         shards = self.connections if shards is None else shards
         with self._calls:
-            if self._closed:
-                raise PeerLost("the parameter servers", f"this client was closed before it asked for {what}")
+            self._require_open(what)
             futures: list[Future[T]] = []
             try:
                 if len(shards) == 1:
@@ -342,9 +445,10 @@ class ShardedClient:
         try:
             return ask(shard)
         except Silent:
-            last = f" (it last waited for {shard.waiting_for})" if shard.waiting_for else ""
-            raise PeerLost(shard.name, f"silent for {self._timeout:g} s; waited for {what}{last}") from None
+            raise self._silent(shard, what) from None
         except (Closed, ProtocolError) as error:
             raise PeerLost(shard.name, f"{error}; waited for {what}") from error
-        finally:
-            shard.waiting_for = ""
+
+    def _silent(self, shard: ServerConnection, what: str) -> PeerLost:
+        last = f" (it last waited for {shard.waiting_for})" if shard.waiting_for else ""
+        return PeerLost(shard.name, f"silent for {self._timeout:g} s; waited for {what}{last}")

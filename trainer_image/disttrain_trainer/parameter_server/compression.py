@@ -20,7 +20,7 @@ import torch
 
 from disttrain.api.strategy import Compression as Settings
 from disttrain.api.strategy import CompressionType
-from disttrain_trainer.model.flat import Span, Vectors, bytes_of
+from disttrain_trainer.model.flat import Span, Vectors, bytes_of, norm
 from disttrain_trainer.net.frames import BFLOAT16, SPARSE, Header, Link, ProtocolError
 from disttrain_trainer.parameter_server.shard import Buffers
 
@@ -36,6 +36,10 @@ class Compression(Protocol):
 
     flag: int
     """The bit of the code of PUSH."""
+
+    @property
+    def norm(self) -> float:
+        """Of what is sent to all shards together."""
 
     def encode(self, gradient: Vectors, runs: Runs | None = None) -> None:
         """A gradient is to be sent; it is not changed. Vectors on the CPU, one for each dtype. runs: the elements that count of it; None:
@@ -70,6 +74,10 @@ class Rounded:
     def encode(self, gradient: Vectors, runs: Runs | None = None) -> None:
         for rounded, vector in zip(self._rounded, gradient, strict=True):
             rounded.copy_(vector)
+
+    @property
+    def norm(self) -> float:
+        return norm(self._rounded)
 
     def payload(self, spans: Sequence[Span]) -> list[memoryview]:
         return [bytes_of(vector[span.start : span.stop]) for vector, span in zip(self._rounded, spans, strict=True)]
@@ -106,6 +114,10 @@ class Largest:
             values = residual[positions].to(vector.dtype)
             residual[positions] -= values.to(residual.dtype)
             self._sent.append((positions, values))
+
+    @property
+    def norm(self) -> float:
+        return norm([values for _, values in self._sent])
 
     def payload(self, spans: Sequence[Span]) -> list[memoryview]:
         parts: list[memoryview] = []

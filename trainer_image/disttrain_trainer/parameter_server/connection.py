@@ -27,12 +27,17 @@ class ServerConnection:
         self.name = f"parameter-server-{server} ({address})"
         self.link: Link | None = None
         self.spans: tuple[Span, ...] = ()
+        """What of the vectors that are sent and received is this shard's: of packed ones where the worker has a share."""
+        self.bounds: tuple[Span, ...] = ()
+        """What of the model's vectors is this shard's."""
         self.waiting_for = ""
         self._address = address
         self._timeout = timeout
         self._transport = transport
         self._closed = threading.Event()
         self._interrupt = Interrupt()
+        self._answer: Header | None = None
+        """Read by `has_answer`, and not taken by `receive` yet."""
         self._views: list[tuple[Vectors, list[memoryview]]] = []
         """Of the vectors that were used last, a worker's gradients and its parameters: to make views costs as much as to read a header."""
 
@@ -67,14 +72,30 @@ class ServerConnection:
             self.receive(Op.DONE)
             raise
 
+    def fileno(self) -> int:
+        """Of the socket, to wait for answers of several servers."""
+        return self._open_link().fileno()
+
+    def has_answer(self) -> bool:
+        """Reads the next frame's head, which has come. False for a WAIT; else `receive` does not block for it."""
+        link = self._open_link()
+        header = link.receive()
+        if header.op is Op.WAIT:
+            self.waiting_for = link.receive_text(header).decode(errors="replace")
+            return False
+        self._answer = header
+        return True
+
     def receive(self, op: Op) -> Header:
         """The answer, after any number of WAITs. What REFUSED says is raised."""
         link = self._open_link()
         while True:
-            header = link.receive()
+            header, self._answer = self._answer or link.receive(), None
             if header.op is Op.WAIT:
                 self.waiting_for = link.receive_text(header).decode(errors="replace")
-            elif header.op is Op.REFUSED:
+                continue
+            self.waiting_for = ""
+            if header.op is Op.REFUSED:
                 raise self._refusal(header.code, link.receive_text(header).decode(errors="replace"))
             elif header.op is op:
                 return header

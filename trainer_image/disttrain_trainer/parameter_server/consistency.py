@@ -30,6 +30,8 @@ class Arrival:
     """(a, b): the sum that part b begins is to be added to the one that part a begins. In this order."""
     update: int | None = None
     """Then take an optimiser step with the sum that this part begins, to the next version."""
+    summed: int | None = None
+    """Then the sum that this part begins is whole, and the step with it waits for `proceed`."""
 
 
 class Clocks:
@@ -67,6 +69,11 @@ class Clocks:
     def __contains__(self, worker: int) -> bool:
         return worker in self._completed
 
+    @property
+    def spread(self) -> int:
+        """Iterations by which the fastest live worker is ahead of the slowest."""
+        return max(self._completed.values(), default=self.minimum) - self.minimum
+
     def at_minimum(self) -> list[int]:
         """The live workers that all others wait for."""
         return sorted(worker for worker, clock in self._completed.items() if clock == self.minimum)
@@ -99,9 +106,23 @@ class Consistency(ABC):
         return arrival
 
     @property
+    def staleness(self) -> int | None:
+        """Iterations by which the fastest live worker is ahead of the slowest now; None where workers wait for one another."""
+        return None
+
+    @property
     def in_version(self) -> IndexSet:
         """The parts whose gradients are in the current version: those that a checkpoint of it lists."""
         return self.accepted
+
+    @property
+    def waits_for_norm(self) -> bool:
+        """Whether the sum of a step is whole, and the step waits for `proceed`."""
+        return False
+
+    def proceed(self) -> None:
+        """The step that waits is taken: the next version begins."""
+        raise OutOfStep("no step waits")
 
     @property
     @abstractmethod
@@ -138,11 +159,13 @@ class Consistency(ABC):
 class Sync(Consistency):
     """Each version is one update with all parts of one step: bitwise equal for any order of arrival and any number of workers."""
 
-    def __init__(self, *, parts_per_step: int, version: int = 0) -> None:
+    def __init__(self, *, parts_per_step: int, version: int = 0, clips: bool = False) -> None:
+        """clips: a step waits, once its sum is whole, for the norm over all shards."""
         super().__init__(
             version=version, accepted=IndexSet.from_intervals([(0, version * parts_per_step)] if version else [])
         )
         self.parts_per_step = parts_per_step
+        self._clips = clips
         self._missing, self._tree = parts_per_step, SumTree(parts_per_step)
 
     def _arrive(self, index: int, empty: bool) -> Arrival:
@@ -154,8 +177,23 @@ class Sync(Consistency):
         self._missing -= 1
         if self._missing:
             return Arrival(additions=additions)
-        self._missing, self._tree = self.parts_per_step, SumTree(self.parts_per_step)
+        if self._clips:
+            return Arrival(additions=additions, summed=first)
+        self._begin()
         return Arrival(additions=additions, update=first)
+
+    @property
+    def waits_for_norm(self) -> bool:
+        return not self._missing
+
+    def proceed(self) -> None:
+        if self._missing:
+            raise OutOfStep(f"step {self.version} is not complete")
+        self._begin()
+        self.version += 1
+
+    def _begin(self) -> None:
+        self._missing, self._tree = self.parts_per_step, SumTree(self.parts_per_step)
 
     @property
     def in_version(self) -> IndexSet:
@@ -178,6 +216,8 @@ class Sync(Consistency):
         return step is None or self.version >= step
 
     def waits_for(self, step: int | None) -> str:
+        if self.waits_for_norm:
+            return f"the norm of the gradient of step {self.version}, of which other shards have parts"
         missing = IndexSet(range(self.version * self.parts_per_step, (self.version + 1) * self.parts_per_step))
         names = [str(index) for index in missing if index not in self.accepted]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
@@ -197,6 +237,10 @@ class Async(Consistency):
     @property
     def gate(self) -> int:
         return self._clocks.minimum
+
+    @property
+    def staleness(self) -> int:
+        return self._clocks.spread
 
     def join(self, worker: int, at: int = 0) -> int:
         return self._clocks.join(worker, at)
@@ -241,12 +285,17 @@ class BoundedStaleness(Async):
 
 
 def build(
-    strategy: ParameterServerStrategy, *, parts_per_step: int, version: int = 0, accepted: IndexSet | None = None
+    strategy: ParameterServerStrategy,
+    *,
+    parts_per_step: int,
+    version: int = 0,
+    accepted: IndexSet | None = None,
+    clips: bool = False,
 ) -> Consistency:
-    """The policy that the job names, going on from a checkpoint's version and accepted parts."""
+    """The policy that the job names, going on from a checkpoint's version and accepted parts. clips: see Sync."""
     match strategy.consistency:
         case ConsistencyName.SYNC:
-            return Sync(parts_per_step=parts_per_step, version=version)
+            return Sync(parts_per_step=parts_per_step, version=version, clips=clips)
         case ConsistencyName.ASYNC:
             return Async(version=version, accepted=accepted)
         case ConsistencyName.BOUNDED_STALENESS:

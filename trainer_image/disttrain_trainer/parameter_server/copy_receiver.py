@@ -5,6 +5,7 @@ from disttrain_trainer.net.frames import (
     MAX_BUFFERS,
     MAX_RUNS,
     MAX_SNAPSHOT_TEXT,
+    NORM,
     PARTIAL,
     RUN,
     SCALES,
@@ -73,6 +74,7 @@ def _update(link: Link, header: Header, host: ReplicatedHost) -> Record:
         raise ProtocolError(f"an UPDATE of {header.samples} parts")
     if not header.nbytes:
         return Record(parts=parts)
+    norm = header.weight if header.code & NORM else None
     if header.runs > MAX_RUNS:
         raise ProtocolError(f"an UPDATE has {header.runs} runs, more than {MAX_RUNS}")
     summed = host.take_sum()
@@ -85,7 +87,7 @@ def _update(link: Link, header: Header, host: ReplicatedHost) -> Record:
             took = took_of(list(RUN.iter_unpack(head[SCALES.size :])), [span.length for span in summed.spans])
         except ValueError as error:
             raise ProtocolError(f"an UPDATE of part {header.index}: {error}") from None
-    return Record(parts=parts, gradient=summed, scale=scale, rate=rate, took=took)
+    return Record(parts=parts, gradient=summed, scale=scale, rate=rate, norm=norm, took=took)
 
 
 def _expect(link: Link, op: Op) -> Header:

@@ -8,7 +8,7 @@ from disttrain.api.runtime import JobConfig
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.model.flat import bytes_of
 from disttrain_trainer.net.connection import Closed, Silent
-from disttrain_trainer.net.frames import PARTIAL, RUN, SCALES, Header, Link, Op, ProtocolError, Refusal
+from disttrain_trainer.net.frames import NORM, PARTIAL, RUN, SCALES, Header, Link, Op, ProtocolError, Refusal
 from disttrain_trainer.net.transport import Transport
 from disttrain_trainer.parameter_server.following import Follow
 from disttrain_trainer.parameter_server.identity import HelloVector, config_digest
@@ -117,7 +117,7 @@ class CopySender:
                 log.info("shard %d has a copy on parameter-server-%d", self._shard, self._server)
 
     def _introduce(self, link: Link, snapshot: Snapshot) -> None:
-        file, kept, first = snapshot
+        file, kept, first, norm = snapshot
         tensors = {name: file.tensors[name] for name in sorted(file.tensors)}
         follow = Follow.model_validate(
             {
@@ -135,7 +135,9 @@ class CopySender:
                 ],
                 "version": file.version,
                 "first": first,
+                "norm": norm,
                 "applied": file.applied.intervals(),
+                "groups": self._host.groups,
                 "optimizer": file.optimizer,
                 "updates": file.updates,
                 "missed": file.missed,
@@ -177,7 +179,8 @@ def _send(link: Link, record: Record) -> None:
         link.send(
             Header(
                 op=Op.UPDATE,
-                code=PARTIAL if runs is not None else 0,
+                code=(PARTIAL if runs is not None else 0) | (NORM if record.norm is not None else 0),
+                weight=record.norm or 0.0,
                 samples=stop - first,
                 index=first,
                 runs=len(runs or ()),

@@ -9,7 +9,7 @@ from disttrain.api.base import Model
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.model.flat import DTYPES, Layout, Vector
 from disttrain_trainer.net.frames import ProtocolError
-from disttrain_trainer.parameter_server.identity import HelloVector
+from disttrain_trainer.parameter_server.identity import HelloVector, WireGroups
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -41,7 +41,10 @@ class Follow(Model, extra="ignore"):
     version: Count
     first: Count
     """The version with which the round began."""
+    norm: float | None = None
+    """Of the gradient that led to the version, before the clip; None where the master does not know it."""
     applied: tuple[tuple[Count, Count], ...]
+    groups: WireGroups = ()
     optimizer: Annotated[str, Field(max_length=64)]
     updates: Count
     missed: tuple[tuple[Missed, ...], ...]

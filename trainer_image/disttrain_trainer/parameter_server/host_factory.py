@@ -6,6 +6,7 @@ from pathlib import Path
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint.manifest import Manifest
+from disttrain_trainer.model.parameter_groups import Groups
 from disttrain_trainer.parameter_server import recut
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.replicated_host import ReplicatedHost
@@ -22,11 +23,15 @@ class HostFactory:
         *,
         optimizer: Callable[[], Optimizer],
         on_staleness: Callable[[int], None] | None,
+        on_sum: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._strategy = strategy
         self._optimizer = optimizer
         self._on_staleness = on_staleness
+        self._on_sum = on_sum
+        self._clip = config.trainer.max_gradient_norm if strategy.local_steps == 1 else None
+        """With local steps the workers clip their own steps, and what comes here are changes."""
 
     def load(self, checkpoint: Path, shard: int) -> ShardFile:
         """A shard of a checkpoint: its file, or a folder of another cut."""
@@ -44,12 +49,12 @@ class HostFactory:
         """A shard that begins a round, from this file or without parameters."""
         return self._new(round_number, shard, file, term=1, is_primary=True)
 
-    def copy(self, round_number: int, shard: int, file: ShardFile, term: int) -> ReplicatedHost:
-        """The copy of a shard, from the snapshot of its primary of that term."""
-        return self._new(round_number, shard, file, term=term, is_primary=False)
+    def copy(self, round_number: int, shard: int, file: ShardFile, term: int, groups: Groups = ()) -> ReplicatedHost:
+        """The copy of a shard, from the snapshot of its primary of that term. groups: of its elements, as the primary knows them."""
+        return self._new(round_number, shard, file, term=term, is_primary=False, groups=groups)
 
     def _new(
-        self, round_number: int, shard: int, file: ShardFile | None, *, term: int, is_primary: bool
+        self, round_number: int, shard: int, file: ShardFile | None, *, term: int, is_primary: bool, groups: Groups = ()
     ) -> ReplicatedHost:
         return ReplicatedHost(
             number=round_number,
@@ -60,6 +65,10 @@ class HostFactory:
             optimizer=self._optimizer(),
             checkpoint=file,
             term=term,
+            groups=groups,
             is_primary=is_primary,
+            schedule=None if self._strategy.outer_optimizer else self._config.trainer.learning_rate_schedule,
             observe_staleness=self._on_staleness,
+            clip=self._clip,
+            on_sum=self._on_sum,
         )

@@ -17,6 +17,12 @@ SHARD_FIELD, SHARDS_FIELD = "server", "servers"
 server held one shard, of its own number."""
 
 
+MAX_HELLO = 1 << 22
+"""Bytes of a HELLO: a model of many layers changes its group several times in each."""
+Run = tuple[Annotated[int, Field(ge=1, le=1 << 40)], Annotated[int, Field(ge=0, le=64)]]
+WireGroups = Annotated[tuple[tuple[Run, ...], ...], Field(max_length=4)]
+
+
 class HelloVector(Model, extra="ignore"):  # of a worker whose image may be of a later release; so Hello
     """A vector of the worker's layout."""
 
@@ -40,6 +46,10 @@ class Hello(Model, extra="ignore"):
     """The server is taken for lost when it is silent for so long."""
     layout_digest: Annotated[str, Field(max_length=64)]
     vectors: Annotated[tuple[HelloVector, ...], Field(min_length=1, max_length=4)]
+    total_steps: Annotated[int, Field(ge=1, lt=1 << 62)] | None = None
+    """Steps of the job: a server knows no data set, and the learning rate of a step depends on them. None from an earlier release."""
+    groups: WireGroups = ()
+    """See parameter_groups.Groups: a server knows no names."""
 
     @property
     def layout(self) -> Layout:

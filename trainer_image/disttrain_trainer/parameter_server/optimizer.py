@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
+from disttrain.api.optimizer import Optimizer as Settings
+from disttrain.api.optimizer import OptimizerName
 from disttrain.api.strategy import ParameterServerStrategy
-from disttrain.api.trainer import Optimizer as Settings
-from disttrain.api.trainer import OptimizerName
-from disttrain_trainer.model.update_rule import UpdateRule
+from disttrain_trainer.model.update_rule import UpdateRule, rules_of
 from disttrain_trainer.runtime.memory import zeros
 
 PADDING = 64
@@ -41,7 +41,10 @@ class Optimizer:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._rule = UpdateRule(settings)
+        self._rules = rules_of(settings)
+        self.groups = len(self._rules)
+        """Groups of parameters; 0 is that of those that no match names."""
+        self._rule = self._rules[0]
         self.name = self._rule.name
         self.slots = self._rule.slots
         """The state beside each part; also the names in a saved shard."""
@@ -67,35 +70,44 @@ class Optimizer:
         out: torch.Tensor,
         missed: int = 0,
         rate: float = 1.0,
+        group: int = 0,
     ) -> None:
         """Updates a block, the elements `block` of part number `part`, with `scale` times the gradient.
 
         block: within the part. parameters, gradient, out: one-dimensional, as long as the block, of the part's dtype.
-        missed: how many of the optimiser's steps these elements took no part in. rate: what the learning rate is multiplied by.
+        missed: how many of the optimiser's steps these elements took no part in. rate: what the learning rate is multiplied by. group: of
+        all these elements.
 
         The result goes to `out`: `parameters` or `gradient` itself. `gradient` is lost. One optimiser step is a call for every block
         of every part, and then `advance` once.
         """
         if not self.slots:  # plain SGD: one pass over the memory, and no scratch
-            self._descend(parameters, gradient, scale=scale, out=out, rate=rate)
+            self._descend(self._rules[group], parameters, gradient, scale=scale, out=out, rate=rate)
             return
         if scale != 1.0:
             gradient.mul_(scale)
         updated = parameters if out is parameters else self._scratch[part][: len(parameters)].copy_(parameters)
         state = {slot: [tensor[block]] for slot, tensor in self._state[part].items()}
         updates = [torch.tensor(float(self.updates - missed), dtype=torch.float32)] if self._rule.is_adaptive else []
-        self._rule.step([updated], [gradient], state, updates, rate=rate)
+        self._rules[group].step([updated], [gradient], state, updates, rate=rate)
         if updated is not out:
             out.copy_(updated)
 
     def _descend(
-        self, parameters: torch.Tensor, gradient: torch.Tensor, *, scale: float, out: torch.Tensor, rate: float
+        self,
+        rule: UpdateRule,
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        scale: float,
+        out: torch.Tensor,
+        rate: float,
     ) -> None:
         """Stochastic gradient descent with an L2 penalty, as torch.optim.SGD without momentum."""
-        if self._rule.weight_decay:
-            gradient.mul_(scale).add_(parameters, alpha=self._rule.weight_decay)
+        if rule.weight_decay:
+            gradient.mul_(scale).add_(parameters, alpha=rule.weight_decay)
             scale = 1.0
-        torch.add(parameters, gradient, alpha=-self._rule.learning_rate * rate * scale, out=out)
+        torch.add(parameters, gradient, alpha=-rule.learning_rate * rate * scale, out=out)
 
     def advance(self) -> None:
         """Ends an optimiser step: the count of updates, Adam's t, grows by one."""

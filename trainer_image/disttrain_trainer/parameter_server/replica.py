@@ -92,12 +92,18 @@ class Replica:
         self._holds_step = step
         return True
 
-    def leave_buffers(self, client: ShardedClient, part: BatchPart) -> None:
-        """Sync: after a part. What part 0 leaves goes to the servers before its gradient, which may complete the step."""
+    def forget_step(self) -> None:
+        """Parameters and buffers are not those of the training any more: they are asked for again."""
+        self._holds_step = self._left_for = None
+
+    def leave_buffers(self, client: ShardedClient, part: BatchPart, *, again: bool = False) -> None:
+        """Sync: after a part. What part 0 leaves goes to the servers before its gradient, which may complete the step. again: they may
+        have it already; the model's buffers may be others by now."""
         if self._step_buffers is None:
             return
         number = part.index % self._parts_per_step
-        self._step_buffers.left(step=part.step, part=number)
+        if not again:
+            self._step_buffers.left(step=part.step, part=number)
         if not number:
             client.keep_buffers(part.step, self._step_buffers.encoded())
             self._left_for = part.step + 1

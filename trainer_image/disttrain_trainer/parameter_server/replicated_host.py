@@ -1,13 +1,13 @@
-"""A shard that has a copy on another server, or is one: ShardHost with the two ends of the log of its updates (docs/design/0011)."""
+"""A shard that has a copy on another server, or is one: ClippingHost with the two ends of the log of its updates (docs/design/0011)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.net.frames import Reason, Refusal
+from disttrain_trainer.parameter_server.clipping_host import ClippingHost
 from disttrain_trainer.parameter_server.shard import Buffers
 from disttrain_trainer.parameter_server.shard_file import ShardFile
-from disttrain_trainer.parameter_server.shard_host import ShardHost
 from disttrain_trainer.parameter_server.update_log import Record, UpdateLog
 
 
@@ -19,9 +19,11 @@ class Snapshot(NamedTuple):
     """The buffers of steps."""
     first: int
     """The version with which the round began."""
+    norm: float | None
+    """Of the gradient that led to the version of the file, before the clip; None where the master does not know it."""
 
 
-class ReplicatedHost(ShardHost):
+class ReplicatedHost(ClippingHost):
     """See ShardHost: any thread may call these methods, too, and what they do not accept raises Refusal."""
 
     # Of a primary that has a copy.
@@ -31,10 +33,13 @@ class ReplicatedHost(ShardHost):
         return UpdateLog(self._changed)
 
     def await_parameters(self, log: UpdateLog) -> None:
-        """Blocks until there is something to copy. Refuses when the round or the log is over."""
+        """Blocks until there is something to copy, and a worker has said which groups its elements are in. Refuses when the round or the
+        log is over."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self.over or log.over or (self._shard is not None and self._shard.initialized)
+                lambda: (
+                    self.over or log.over or (self._shard is not None and self._shard.initialized and self.knows_groups)
+                )
             )
             self._require_wanted(log)
 
@@ -44,7 +49,8 @@ class ReplicatedHost(ShardHost):
         with self._changed:
             self._require_wanted(log)
             file = self._known_shard().snapshot(self._policy.in_version, memory, previous=True)
-            snapshot = Snapshot(file, dict(self._kept), self._first)
+            version, norm = self._last_norm or (0, None)
+            snapshot = Snapshot(file, dict(self._kept), self._first, norm if version == file.version else None)
             if self._log is not None:
                 self._log.end()
             self._log = log  # after all that may fail: from here on workers wait for the copy
@@ -102,10 +108,11 @@ class ReplicatedHost(ShardHost):
             self.is_primary, self.term = True, term
             self._changed.notify_all()
 
-    def restore_buffers(self, kept: dict[int, bytes | bytearray], first: int) -> None:
-        """Of a snapshot: the buffers of the steps, and the version with which the round began."""
+    def restore_beside(self, kept: dict[int, bytes | bytearray], *, first: int, norm: float | None) -> None:
+        """What a snapshot has beside the file."""
         with self._changed:
             self._kept, self._first = kept, first
+            self._last_norm = None if norm is None else (self._policy.version, norm)
 
     def _do(self, record: Record) -> None:
         shard = self._known_shard()
@@ -119,6 +126,10 @@ class ReplicatedHost(ShardHost):
             first, stop = record.parts
             for index in range(first, stop):
                 self._policy.arrive(index, empty=record.gradient is None)
+            if self._policy.waits_for_norm:
+                self._policy.proceed()  # the coefficient is in the scale of the record
+            if record.norm is not None:
+                self._last_norm = self._policy.version, record.norm
             if record.gradient is not None:
                 shard.follow(first, record.gradient, scale=record.scale, rate=record.rate, took=record.took)
         except BaseException:

@@ -27,6 +27,10 @@ from disttrain_trainer.runtime.sockets import listening_host, split_address
 log = logs.get_logger(__name__)
 
 
+_A_SUM: Message = {"type": MessageType.NORM}
+"""An order of this process: the sum of a step is whole, and the master needs its squares."""
+
+
 class Server:
     """One parameter server. `describe` and `on_message` are the control thread's, `run` is the main thread's."""
 
@@ -46,6 +50,7 @@ class Server:
             port=port,
             on_staleness=metrics.staleness.observe,
             on_failure=self._orders.put,
+            on_sum=lambda: self._orders.put(_A_SUM),
             transport=transport.of(config, process.tls_dir),
         )
         metrics.before_scrape = self._count
@@ -58,6 +63,7 @@ class Server:
             "applied": state.applied.intervals(),
             "ahead": state.ahead,
             "shards": [list(holding) for holding in self.server.holdings],
+            **self._norms(),
         }
 
     def on_message(self, message: Message) -> None:
@@ -98,8 +104,14 @@ class Server:
                 for rank in order["ranks"]:
                     self.server.drop(int(rank))
                 control.send(MessageType.STATE, id=order["id"], **self._state())
+            case MessageType.NORM if order is _A_SUM:
+                control.send(MessageType.NORM, generation=self.server.round_number, norms=self.server.norm_parts())
+            case MessageType.NORM:
+                self.server.take_norm(int(order["generation"]), int(order["version"]), float(order["norm"]))
             case MessageType.SAVE:
                 self._saves.put(order)
+            case MessageType.NAN:
+                raise UserError(order["reason"])  # the master's answer where no roll-back is left
             case MessageType.PROMOTE:
                 self.server.promote([(int(shard), int(term)) for shard, term in order["shards"]])
                 control.send(MessageType.STATE, **self._state())
@@ -139,8 +151,14 @@ class Server:
             "ahead": state.ahead,
             "shards": [list(holding) for holding in self.server.holdings],
             "max_staleness_seen": state.max_staleness_seen,
+            "staleness": state.staleness,
             "gradient_norms": state.gradient_norms,
+            **self._norms(),
         }
+
+    def _norms(self) -> dict[str, Any]:
+        parts = self.server.norm_parts()
+        return {"norms": parts} if parts else {}
 
     def _write(self, control: ControlClient) -> None:
         """The thread that makes checkpoints, one after the other."""
@@ -150,15 +168,25 @@ class Server:
             try:
                 self._save(order, control, writer)
             except NotFinite as error:
-                control.send(MessageType.NAN, step=order["step"])
-                self._orders.put(
-                    UserError(
-                        f"{error} at step {order['step']}: lower trainer.optimizer.learningRate; "
-                        "no checkpoint of it is written"
-                    )
-                )
+                self._not_finite(f"{error} at step {order['step']}", order, control)
             except Exception as error:
                 self._orders.put(error)
+
+    def _not_finite(self, what: str, order: Message, control: ControlClient) -> None:
+        """The step before a checkpoint had a gradient that is not finite.
+
+        Sync with trainer.nanPolicy: which parts the step had is known, and the master decides. It begins a round from an older checkpoint
+        without them, or answers that the job fails.
+        """
+        config, step = self._process.config, int(order["step"])
+        reason = f"{what}: lower trainer.optimizer.learningRate; no checkpoint of it is written"
+        if config.trainer.nan_policy is None or not config.strategy.synchronous:
+            control.send(MessageType.NAN, step=step)
+            self._orders.put(UserError(reason))
+            return
+        each = config.parts_per_step
+        parts = list(range((step - 1) * each, step * each))
+        control.send(MessageType.NAN, id=order["id"], step=step - 1, parts=parts, reason=reason)
 
     def _save(self, order: Message, control: ControlClient, writer: BackgroundWriter) -> None:
         """Copies the shards that this server serves, tells the master that the training may go on, and writes the copies. Raises
@@ -169,7 +197,8 @@ class Server:
             self._cannot_save(control, save, "it has no checkpoint volume")
             return
         try:
-            copies = [(shard, self.server.snapshot(shard)) for shard in shards]
+            step, wanted = order["step"], self._saves.empty  # a later order is of a master that knows more
+            copies = [(shard, self.server.snapshot(shard, step=step, wanted=wanted)) for shard in shards]
         except RuntimeError as error:
             self._cannot_save(control, save, str(error))
             return

@@ -22,12 +22,13 @@ from disttrain_trainer.net.acceptor import Acceptor, PeerAddress
 from disttrain_trainer.net.connection import Closed, Connection, Silent
 from disttrain_trainer.net.frames import Header, Link, Op, ProtocolError, Reason, Refusal
 from disttrain_trainer.net.transport import PLAIN, Transport
+from disttrain_trainer.parameter_server.clipping_host import NormPart
 from disttrain_trainer.parameter_server.copy_receiver import follow_on, receive_follow, receive_snapshot
 from disttrain_trainer.parameter_server.copy_sender import CopySender
 from disttrain_trainer.parameter_server.following import Follow
 from disttrain_trainer.parameter_server.held_shards import HeldShards, Holding
 from disttrain_trainer.parameter_server.host_factory import HostFactory
-from disttrain_trainer.parameter_server.identity import Hello, config_digest
+from disttrain_trainer.parameter_server.identity import MAX_HELLO, Hello, config_digest
 from disttrain_trainer.parameter_server.optimizer import Optimizer, settings_of
 from disttrain_trainer.parameter_server.replicated_host import ReplicatedHost
 from disttrain_trainer.parameter_server.requests import Requests
@@ -64,6 +65,7 @@ class ShardServer:
     optimizer: makes the optimiser of each round. Default: what the job names.
     on_staleness: called with each gradient's staleness, the versions between the parameters that it is of and those it is applied to;
         the shard stands still meanwhile.
+    on_sum: called when `norm_parts` has something new; a shard stands still meanwhile.
     on_failure: called with an exception of this server itself: the process must end, for its shard may be half changed.
         Default: the thread raises it.
     """
@@ -78,6 +80,7 @@ class ShardServer:
         optimizer: Callable[[], Optimizer] | None = None,
         on_staleness: Callable[[int], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        on_sum: Callable[[], None] = lambda: None,
         transport: Transport = PLAIN,
     ) -> None:
         loop, strategy = config.trainer.work, config.strategy.exchange
@@ -91,6 +94,7 @@ class ShardServer:
             strategy,
             optimizer=optimizer or (lambda: Optimizer(settings_of(strategy, loop.optimizer))),
             on_staleness=on_staleness,
+            on_sum=on_sum,
         )
         self._on_failure = on_failure
         self._transport = transport
@@ -136,6 +140,7 @@ class ShardServer:
             timeout=self._config.peer_timeout_seconds,
             handshake_seconds=self._config.peer_timeout_seconds,
             strangers=STRANGERS + self._config.world_size,
+            beside=self._transport.listen_beside(listener),
         )
         self._acceptor.start()
 
@@ -217,9 +222,11 @@ class ShardServer:
         """The shard goes on without a copy."""
         self._held.replicate(shard, None)
 
-    def snapshot(self, shard: int | None = None) -> ShardFile:
+    def snapshot(
+        self, shard: int | None = None, *, step: int | None = None, wanted: Callable[[], bool] = lambda: True
+    ) -> ShardFile:
         """A copy of the current version of a shard, by default of the one of this server's number; until the next call: the memory is used
-        again. Training stands still only meanwhile.
+        again. Training stands still only meanwhile. step, wanted: see ShardHost.
 
         Raises RuntimeError when there are no parameters yet.
         """
@@ -228,7 +235,7 @@ class ShardServer:
         if host is None:
             raise RuntimeError("no round has begun")
         try:
-            return host.snapshot(self._memory.setdefault(number, HostCopy()))
+            return host.snapshot(self._memory.setdefault(number, HostCopy()), step, wanted)
         except Refusal as error:
             raise RuntimeError(error.text) from None
 
@@ -247,6 +254,16 @@ class ShardServer:
         late = self._held.late + state.late_gradients
         bytes_out += self._held.bytes_copied
         return replace(state, bytes_in=bytes_in, bytes_out=bytes_out, late_gradients=late)
+
+    def norm_parts(self) -> list[NormPart]:
+        """What the master needs for the norms of the gradients of steps, of the shards that are served here."""
+        return [part for host in self._held.hosts if (part := host.norm_part()) is not None]
+
+    def take_norm(self, round_number: int, version: int, norm: float) -> None:
+        """The norm of the gradient of the step that makes this version: the shards that wait for it make the step."""
+        for host in self._held.hosts:
+            if host.number == round_number:
+                host.take_norm(version, norm)
 
     def drop(self, worker_rank: int) -> None:
         """Ends the worker's connection and waits for it no more; it may connect again."""
@@ -296,6 +313,7 @@ class ShardServer:
                 session=session,
                 timeout_seconds=self._config.startup_timeout_seconds,
                 heartbeat_seconds=min(hello.timeout_seconds / 4, HEARTBEAT_SECONDS),
+                members=self._config.strategy.model_parallel_size,
             ).serve()
         except Refusal as refusal:
             _refuse(connection.link, refusal.reason, refusal.text)
@@ -315,10 +333,10 @@ class ShardServer:
             self._acceptor.known(accepted)
         file, kept = receive_snapshot(connection.link, follow)
         try:
-            host = self._hosts.copy(follow.round_number, follow.shard, file, follow.term)
+            host = self._hosts.copy(follow.round_number, follow.shard, file, follow.term, follow.groups)
         except WrongInput as error:
             raise Refusal(Reason.LAYOUT, str(error)) from None
-        host.restore_buffers(kept, follow.first)
+        host.restore_beside(kept, first=follow.first, norm=follow.norm)
         self._end(self._held.place_copy(follow.round_number, follow.shard, host))
         connection.host = host
         follow_on(connection.link, host, timeout_seconds=self._config.peer_timeout_seconds)
@@ -326,7 +344,7 @@ class ShardServer:
     def _hello(self, link: Link, header: Header) -> Hello:
         if header.op is not Op.HELLO:
             raise ProtocolError(f"a connection begins with HELLO, not {header.op.name}")
-        hello = Hello.decode(link.receive_text(header))
+        hello = Hello.decode(link.receive_bytes(header, most=MAX_HELLO))
         self._refuse_strangers(hello, f"worker {hello.rank}")
         return hello
 
@@ -355,7 +373,7 @@ class ShardServer:
                 self._retired.add(before)
             self._incarnations[hello.rank] = hello.incarnation
             session = Session(hello.rank, hello.incarnation)
-            version, initialized = host.enter(session, hello.layout)
+            version, initialized = host.enter(session, hello.layout, total_steps=hello.total_steps, groups=hello.groups)
             replaced = [
                 c
                 for c in self._connections

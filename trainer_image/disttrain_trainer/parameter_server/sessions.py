@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from disttrain_trainer.parameter_server.participation import Took
+
+if TYPE_CHECKING:
+    from disttrain_trainer.parameter_server.shares import PackedShare
 
 
 @dataclass(eq=False, slots=True)
@@ -12,6 +16,8 @@ class Session:
 
     rank: int
     incarnation: str
+    share: "PackedShare | None" = None
+    """Of a rank of a group; None: the worker has the whole model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +34,8 @@ class Gradient:
     """Version of the parameters that it is of."""
     weight: float | None = None
     """The weight that the loss returned with its mean; None: the number of samples."""
+    norm: float | None = None
+    """Async with a clip: that of the whole gradient."""
     took: Took = None
     """The elements of the shard that it is of."""
 

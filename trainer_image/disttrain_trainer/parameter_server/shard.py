@@ -13,6 +13,7 @@ Parameters of 16 bits have a 32-bit master, on which gradients are summed and th
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -20,9 +21,12 @@ from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.errors import WrongInput
 from disttrain_trainer.model.flat import Layout, Span, bytes_of
+from disttrain_trainer.model.parameter_groups import Groups, covers
+from disttrain_trainer.parameter_server.block_update import BlockUpdate
 from disttrain_trainer.parameter_server.optimizer import PADDING, Optimizer
-from disttrain_trainer.parameter_server.participation import Missed, Took, after, to_update
+from disttrain_trainer.parameter_server.participation import Missed, Took, after
 from disttrain_trainer.parameter_server.shard_file import ShardFile
+from disttrain_trainer.parameter_server.squares import Squares, nodes_of
 from disttrain_trainer.runtime.memory import zeros
 
 _PREVIOUS = "previous"
@@ -89,6 +93,7 @@ class Shard:
         """The updates in which elements took no part."""
         parts = self._current.parts
         self._masters = [_wide(part) for part in parts]
+        self._update = BlockUpdate(self.spans, self._masters, optimizer, history=history)
         self._free_wide: list[list[torch.Tensor | None]] = []
         """Vectors of 32 bits, in which gradients of 16 are summed."""
         self._sum_spans = tuple(
@@ -106,6 +111,15 @@ class Shard:
     def nbytes(self) -> int:
         """Bytes of the parameters as workers read them, which are those of a gradient."""
         return sum(span.nbytes for span in self.spans)
+
+    def assign(self, groups: Groups) -> None:
+        """The groups of the model's elements, by which rule each is updated. WrongInput when they are not those of this layout."""
+        lengths = [vector.length for vector in self.layout.vectors]
+        if self._optimizer.groups == 1:
+            return  # with local steps they are the workers' own
+        if not covers(groups, lengths=lengths, count=self._optimizer.groups) or not groups:
+            raise WrongInput(f"the groups are not those of a model of {lengths} elements")
+        self._update.groups = groups
 
     def take(self) -> Buffers:
         """Buffers to receive into, with any content. Hand them back: to `give`, `initialize` or `absorb`."""
@@ -160,24 +174,28 @@ class Shard:
         divisor: float = 1.0,
         took: Took = None,
         rate: float = 1.0,
+        factor: float = 1.0,
         measure: bool = False,
         copy: Buffers | None = None,
     ) -> float | None:
         """For each (a, b) of `additions`, in this order, adds the sum held under part b to that under part a. Then, unless `update` is
         None, takes an optimiser step with the sum held under that part, to a new version. A part may hold nothing.
 
-        divisor: what the sum is divided by before. took: the elements that the step changes. rate: what the learning rate is multiplied
-        by. copy: of `take_sum`, gets the sum that it steps with.
-        The sum of no gradients is no step, and no new version. `measure`: returns the squared norm of the sum that it steps with.
+        divisor, factor: what the sum is divided by, and multiplied by, before. took: the elements that the step changes. rate: what the
+        learning rate is multiplied by. copy: of `take_sum`, gets the sum that it steps with.
+        The sum of no gradients is no step of the optimizer; with history it is a new version of the same values. `measure`: returns the
+        squared norm of the sum that it steps with.
         """
         work = self._prepare(additions)
         total = None if update is None else self._sums.pop(update, None)
+        if total is None and update is not None and self._history:
+            self._publish_unchanged()
         if not work and total is None:
             return None
         first_alone = total is not None and self._widen(total)
         squared = 0.0
-        plain = took is None and not any(self._missed)
-        scale = 1.0 if total is None else total.scale / divisor
+        plain = took is None and not any(self._missed) and not self._update.groups
+        scale = 1.0 if total is None else total.scale / divisor * factor
         for number, part in enumerate(self._current.parts):
             for start in range(0, part.numel(), BLOCK):
                 block = slice(start, min(start + BLOCK, part.numel()))
@@ -196,9 +214,11 @@ class Shard:
                     own = gradient[: max(0, self.spans[number].length - start)]  # without the padding
                     squared += float(torch.linalg.vector_norm(own)) ** 2
                 if plain:
-                    self._step(number, block, gradient, following, scale, rate)
+                    self._update.whole(number, block, part, gradient, following, scale=scale, rate=rate)
                 else:
-                    self._step_some(number, block, gradient, following, scale, rate, took)
+                    taking = ((0, self.spans[number].length),) if took is None else took[number]
+                    segments = self._update.segments(number, block, self._missed[number], taking)
+                    self._update.some(number, block, segments, part, gradient, following, scale=scale, rate=rate)
         for _, right, *_ in work:
             self._free.append(right.buffers)
             self._narrow(right)
@@ -207,11 +227,23 @@ class Shard:
         self._narrow(total)
         self.last_scale = scale
         self._optimizer.advance()
-        if not plain:
+        if took is not None or any(self._missed):
             self._count_misses(took)
         self.version += 1
         self._publish(total.buffers)
         return squared * scale**2 if measure else None
+
+    def squares(self, part: int) -> Squares:
+        """Of the sum that is held under this part: the squared norm of what lies here of it, to be added up over all shards."""
+        found = self._sums.get(part)
+        if found is None:
+            return Squares(nodes=[[] for _ in self.spans], scale=1.0)
+        nodes = []
+        for number, span in enumerate(self.spans):
+            edges = [*range(0, span.length, BLOCK), span.length]
+            blocks = (found.block(number, slice(start, stop)) for start, stop in pairwise(edges))
+            nodes.append(nodes_of(blocks, span.start))
+        return Squares(nodes=nodes, scale=found.scale)
 
     def _prepare(self, additions: Sequence[tuple[int, int]]) -> list[tuple["_Sum", "_Sum", float, float, bool]]:
         """The additions that there is something to do for: left, right, what left is multiplied with before, right's weight, and whether
@@ -322,73 +354,18 @@ class Shard:
             **self._optimizer.state()[number],
         }
 
-    def _step(
-        self,
-        number: int,
-        block: slice,
-        gradient: torch.Tensor,
-        following: torch.Tensor,
-        scale: float,
-        rate: float,
-        missed: int = 0,
-    ) -> None:
-        """Updates a block. With history the next version is written to `following`, over the gradient: no memory is moved for it."""
-        current, master = self._current.parts[number][block], self._masters[number]
-        out = following if self._history else current
-        if master is None:
-            self._optimizer.step(number, block, current, gradient, scale=scale, out=out, missed=missed, rate=rate)
-        else:
-            values = master[block]
-            self._optimizer.step(number, block, values, gradient, scale=scale, out=values, missed=missed, rate=rate)
-            out.copy_(values)
-
-    def _step_some(
-        self,
-        number: int,
-        block: slice,
-        gradient: torch.Tensor,
-        following: torch.Tensor,
-        scale: float,
-        rate: float,
-        took: Took,
-    ) -> None:
-        """As `_step`, for the elements of a block that took part, each with its own count of steps; the others stay as they are."""
-        length = self.spans[number].length
-        intervals = ((0, length),) if took is None else took[number]
-        segments = [
-            (max(first, block.start), min(last, block.stop), missed)
-            for first, last, missed in to_update(self._missed[number], intervals, length)
-            if first < block.stop and last > block.start
-        ]
-        if len(segments) == 1 and segments[0][:2] == (block.start, min(block.stop, length)):
-            self._step(number, block, gradient, following, scale, rate, segments[0][2])
-            return
-        current, master = self._current.parts[number][block], self._masters[number]
-        values = current if master is None else master[block]
-        gradient = gradient.clone()  # `following` may be the same memory
-        if self._history:
-            following.copy_(current)
-        for start, stop, missed in segments:
-            # In whole paddings, as everywhere; what lies around the elements is put back.
-            around = slice(start // PADDING * PADDING, -(-stop // PADDING) * PADDING)
-            inner = slice(start - around.start, stop - around.start)
-            rest = slice(around.start - block.start, around.stop - block.start)
-            before = {slot: tensor[around].clone() for slot, tensor in self._optimizer.state()[number].items()}
-            new = values[rest].clone()
-            mine = gradient[rest].clone()
-            self._optimizer.step(number, around, new, mine, scale=scale, out=new, missed=missed, rate=rate)
-            for slot, old in before.items():
-                state = self._optimizer.state()[number][slot][around]
-                old[inner] = state[inner]
-                state.copy_(old)
-            if master is not None:
-                values[rest][inner] = new[inner]
-            (following if self._history else current)[rest][inner] = new[inner]
-
     def _count_misses(self, took: Took) -> None:
         for number, span in enumerate(self.spans):
             intervals = ((0, span.length),) if took is None else took[number]
             self._missed[number] = after(self._missed[number], intervals, span.length)
+
+    def _publish_unchanged(self) -> None:
+        """A step whose parts all have no gradient: the version before stays readable, and the new one has its values."""
+        buffers = self.take()
+        for new, old in zip(buffers.parts, self._current.parts, strict=True):
+            new.copy_(old)
+        self.version += 1
+        self._publish(buffers)
 
     def _publish(self, buffers: Buffers) -> None:
         if not self._history:

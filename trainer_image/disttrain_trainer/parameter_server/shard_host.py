@@ -7,16 +7,19 @@ A host whose round is over refuses every call; a thread that still works on its 
 import math
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
+from disttrain.api.schedule import LearningRateSchedule
 from disttrain.api.strategy import Consistency as ConsistencyName
 from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint.background import HostCopy
 from disttrain_trainer.errors import WrongInput
-from disttrain_trainer.model.flat import Layout
+from disttrain_trainer.model import clipping
+from disttrain_trainer.model.flat import Layout, Span
+from disttrain_trainer.model.parameter_groups import Groups
 from disttrain_trainer.net.frames import Reason, Refusal
 from disttrain_trainer.parameter_server import consistency
+from disttrain_trainer.parameter_server.assembly import Assemblies, Pushed
 from disttrain_trainer.parameter_server.gradient_norm import NormSamples
 from disttrain_trainer.parameter_server.optimizer import Optimizer
 from disttrain_trainer.parameter_server.participation import Took, union
@@ -24,17 +27,11 @@ from disttrain_trainer.parameter_server.sessions import Gradient, Session, Waiti
 from disttrain_trainer.parameter_server.shard import Buffers, Shard
 from disttrain_trainer.parameter_server.shard_file import ShardFile
 from disttrain_trainer.parameter_server.shard_state import ShardState
-from disttrain_trainer.parameter_server.stale_rate import rate_factor
+from disttrain_trainer.parameter_server.step_rate import StepRate
 from disttrain_trainer.parameter_server.update_log import Record, UpdateLog
 
-
-class Pushed(NamedTuple):
-    """What became of a pushed gradient."""
-
-    version: int
-    """Of the shard after that."""
-    late: bool
-    """The part counted already: the gradient was ignored."""
+LOOK_SECONDS = 0.05
+"""Between two looks at whether a checkpoint that waits for a step is wanted still."""
 
 
 class ShardHost:
@@ -57,9 +54,14 @@ class ShardHost:
         checkpoint: ShardFile | None = None,
         term: int = 1,
         is_primary: bool = True,
+        schedule: LearningRateSchedule | None = None,
+        groups: Groups = (),
         observe_staleness: Callable[[int], None] | None = None,
+        clip: float | None = None,
     ) -> None:
-        """term: see docs/design/0011. checkpoint: of a copy, the snapshot of its primary.
+        """term: see docs/design/0011. checkpoint: of a copy, the snapshot of its primary. schedule: of the learning rate; None: constant.
+        groups: of the parameters, of a copy; a primary knows them from its first worker. clip: the largest norm of a gradient; None:
+        any.
 
         observe_staleness is called with the lock held.
         """
@@ -72,8 +74,11 @@ class ShardHost:
         self._parts_per_step = parts_per_step
         self._place = (shard, shards)
         self._sync = strategy.consistency is ConsistencyName.SYNC
-        self._stale_rate = strategy.stale_learning_rate
+        self._rate = StepRate(schedule, stale=strategy.stale_learning_rate, parts_per_step=parts_per_step)
         self._optimizer = optimizer
+        self.groups: Groups = ()
+        """Of the parameters, once `knows_groups`."""
+        self.knows_groups = optimizer.groups == 1
         self._observe_staleness = observe_staleness
         self._changed = threading.Condition()
         self.over = False
@@ -87,16 +92,22 @@ class ShardHost:
         self._sessions: dict[int, Session] = {}
         self._waited = 0.0
         self._norms = NormSamples()
+        self._measures = self._sync and clip is None and strategy.local_steps == 1
+        """Whether what the steps are made of is a gradient, whose norm is not known otherwise."""
+        self._clip = clip
         self._policy = consistency.build(
             strategy,
             parts_per_step=parts_per_step,
             version=checkpoint.version if checkpoint else 0,
             accepted=checkpoint.applied.copy() if checkpoint else None,
+            clips=clip is not None,
         )
         self._first = self._policy.version
         self._kept: dict[int, bytes | bytearray] = {}
         """Sync: the buffers of a step, which are opaque here, of the versions that a worker may still read, and of the last one saved."""
         self._saved = self._first
+        self.assemblies = Assemblies(self)
+        """What ranks of groups bring in shares."""
         self._log: UpdateLog | None = None
         """What goes to the copy of this shard, if there is one."""
         if checkpoint is not None:
@@ -106,10 +117,16 @@ class ShardHost:
                     f"synchronous training with {parts_per_step} parts a step has"
                 )
             self._shard = self._build(checkpoint.layout)
+            if not is_primary:
+                self._know_groups(self._shard, groups)
             self._shard.restore(checkpoint)
 
-    def enter(self, session: Session, layout: Layout) -> tuple[int, bool]:
-        """A worker connects; returns the version and whether the parameters have values. It replaces an earlier session of its rank."""
+    def enter(
+        self, session: Session, layout: Layout, *, total_steps: int | None = None, groups: Groups = ()
+    ) -> tuple[int, bool]:
+        """A worker connects; returns the version and whether the parameters have values. It replaces an earlier session of its rank.
+
+        total_steps: of the job, which a learning rate that changes needs. groups: of the parameters."""
         with self._changed:
             self._require_going_on()
             if self._shard is None:
@@ -120,11 +137,20 @@ class ShardHost:
                     f"trainer.model: worker {session.rank} has another model than this shard is of: names, shapes or dtypes of the "
                     f"parameters differ ({layout} there, {self._shard.layout} here); a checkpoint fits only the model that it is of",
                 )
-            if session.rank in self._sessions:
+            try:
+                self._rate.know(total_steps)
+                self._know_groups(self._shard, groups)
+            except WrongInput as error:
+                raise Refusal(Reason.LAYOUT, str(error)) from None
+            former = self._sessions.get(session.rank)
+            if former is not None:
                 self._policy.leave(session.rank)
                 self._changed.notify_all()
             self._sessions[session.rank] = session
-            return self._policy.version, self._shard.initialized
+            found = self._policy.version, self._shard.initialized
+        if former is not None and former.share is not None:
+            self.assemblies.abandon(former.share.lease)
+        return found
 
     def exit(self, session: Session) -> bool:
         """A worker's connection ended; no worker waits for it any more. False when another session had replaced it."""
@@ -134,7 +160,9 @@ class ShardHost:
             del self._sessions[session.rank]
             self._policy.leave(session.rank)
             self._changed.notify_all()
-            return True
+        if session.share is not None:
+            self.assemblies.abandon(session.share.lease)
+        return True
 
     def take(self) -> Buffers:
         """Buffers to receive values or a gradient into; hand them to `initialize` or `push`, or `give` them back."""
@@ -171,6 +199,22 @@ class ShardHost:
             self._policy.leave(session.rank)
             self._changed.notify_all()
 
+    def brought(self, session: Session, clock: int) -> int:
+        """The worker has brought its share of the gradient of its iteration `clock`; returns the shard's version."""
+        with self._changed:
+            self._require_current(session)
+            before = self._policy.gate
+            self._policy.complete(session.rank, clock)
+            if self._policy.gate != before:
+                self._changed.notify_all()
+            return self._policy.version
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """What of each vector is this shard's."""
+        with self._changed:
+            return self._known_shard().spans
+
     def push(self, session: Session, gradient: Gradient, buffers: Buffers | None) -> Pushed:
         """Applies a gradient if its part is new. buffers: its values; None: a part without samples.
 
@@ -183,6 +227,8 @@ class ShardHost:
                 raise Refusal(
                     Reason.MISTAKE, f"part {gradient.index} has a gradient, but this shard has no parameters yet"
                 )
+            if self._clip is not None and not self._sync and buffers is not None and gradient.norm is None:
+                raise Refusal(Reason.MISTAKE, f"part {gradient.index} comes without the norm of its gradient")
             try:
                 arrival = self._policy.arrive(gradient.index, empty=buffers is None)
             except consistency.OutOfStep as error:
@@ -197,26 +243,10 @@ class ShardHost:
                     staleness = max(0, shard.version - gradient.version)
                     if self._observe_staleness is not None and buffers is not None:
                         self._observe_staleness(staleness)
-                    measure = self._sync and self._norms.due(shard.version + 1)
-                    updates = arrival.update is not None
-                    copy = shard.take_sum() if updates and self._log is not None else None
-                    rate = rate_factor(self._stale_rate, staleness)
-                    divisor, took = (self._divisor(), self._all_took(shard)) if updates else (1.0, None)
-                    squared = shard.absorb(
-                        arrival.additions,
-                        update=arrival.update,
-                        divisor=divisor,
-                        took=took,
-                        rate=rate,
-                        measure=measure,
-                        copy=copy,
-                    )
-                    if self._log is not None and (updates or not self._sync):
-                        parts = self._parts_of(gradient.index)
-                        record = Record(parts=parts, gradient=copy, scale=shard.last_scale, rate=rate, took=took)
-                        self._log.add(record)
-                    if squared is not None:
-                        self._norms.add(shard.version, squared)
+                    rate = self._rate.factor(gradient.index, staleness)
+                    self._absorb(shard, arrival.additions, index=gradient.index, update=arrival.update, rate=rate)
+                    if arrival.summed is not None:
+                        self._sum_is_whole(shard, arrival.summed)
                 except BaseException:
                     self.over = True  # the part counts already, and may be half applied: this shard must not be read or saved any more
                     raise
@@ -227,6 +257,47 @@ class ShardHost:
                 self._forget_buffers()
                 self._changed.notify_all()
             return Pushed(self._policy.version, late=arrival is None)
+
+    def _absorb(
+        self,
+        shard: Shard,
+        additions: Sequence[tuple[int, int]],
+        *,
+        index: int,
+        update: int | None,
+        rate: float = 1.0,
+        factor: float = 1.0,
+        divisor: float | None = None,
+        norm: float | None = None,
+    ) -> None:
+        """As Shard.absorb, and what becomes an update goes to the copy, too. index: of one of its parts. norm: that of the gradient."""
+        measure = self._measures and self._norms.due(shard.version + 1)
+        updates = update is not None
+        copy = shard.take_sum() if updates and self._log is not None else None
+        took = self._all_took(shard) if updates else None
+        if updates and divisor is None:
+            divisor = self._divisor()
+        squared = shard.absorb(
+            additions,
+            update=update,
+            divisor=1.0 if divisor is None else divisor,
+            factor=factor,
+            took=took,
+            rate=rate,
+            measure=measure,
+            copy=copy,
+        )
+        if self._log is not None and (updates or not self._sync):
+            record = Record(
+                parts=self._parts_of(index), gradient=copy, scale=shard.last_scale, rate=rate, norm=norm, took=took
+            )
+            self._log.add(record)
+        if squared is not None:
+            self._norms.add(shard.version, squared)
+
+    def _sum_is_whole(self, shard: Shard, first: int) -> None:
+        """Sync with a clip: the shard holds the sum of a step under this part, and waits for the norm of the whole gradient."""
+        raise NotImplementedError
 
     def pull(
         self,
@@ -321,9 +392,19 @@ class ShardHost:
                 self._log.end()
             self._changed.notify_all()
 
-    def snapshot(self, memory: HostCopy) -> ShardFile:
-        """A copy of the current version in this memory. Refuses when there are no parameters yet, or the round is over."""
+    def snapshot(
+        self, memory: HostCopy, step: int | None = None, wanted: Callable[[], bool] = lambda: True
+    ) -> ShardFile:
+        """A copy of the current version in this memory. Refuses when there are no parameters yet, or the round is over.
+
+        step: of the checkpoint, in a synchronous training. Blocks while the last step before it waits for its norm: the master counts a
+        step whose parts have all arrived. Refuses once the copy is not wanted any more: the norm may need what the master does after it."""
         with self._changed:
+            while not self._changed.wait_for(lambda: self.over or not self._is_before(step), LOOK_SECONDS):
+                if not wanted():
+                    raise Refusal(
+                        Reason.ROUND, f"step {step} is not complete, and its checkpoint is not wanted any more"
+                    )
             self._require_going_on()
             shard = self._known_shard()
             if not shard.initialized:
@@ -339,6 +420,7 @@ class ShardHost:
                 version=self._policy.version,
                 applied=self._policy.accepted.copy(),
                 max_staleness_seen=self._policy.max_staleness_seen,
+                staleness=self._policy.staleness,
                 late_gradients=self._policy.late,
                 initialized=self._shard is not None and self._shard.initialized,
                 shard_bytes=0 if self._shard is None else self._shard.nbytes,
@@ -346,6 +428,9 @@ class ShardHost:
                 gradient_norms=self._norms.newest,
                 workers=tuple(sorted(self._sessions)),
             )
+
+    def _is_before(self, step: int | None) -> bool:
+        return self._policy.waits_for_norm and step is not None and self._policy.version < step
 
     def _parts_of(self, index: int) -> tuple[int, int]:
         """The parts of the update that this one completes."""
@@ -358,10 +443,10 @@ class ShardHost:
             del self._kept[old]
 
     def _weigh(self, gradient: Gradient) -> float:
-        """The weight of a gradient in its update. Async: each one is an update of its own, whatever it weighs."""
+        """The weight of a gradient in its update. Async: each one is an update of its own, whatever it weighs; it may be clipped."""
         self._took.append(gradient.took)
         if not self._sync:
-            return 1.0
+            return clipping.coefficient(gradient.norm, self._clip) if self._clip and gradient.norm is not None else 1.0
         own = gradient.weight is not None
         weight = (gradient.weight if gradient.weight is not None else gradient.samples) / gradient.batch_samples
         self._weights[gradient.index] = weight
@@ -385,6 +470,12 @@ class ShardHost:
     def _build(self, layout: Layout) -> Shard:
         shard, shards = self._place
         return Shard(layout=layout, server=shard, servers=shards, optimizer=self._optimizer, history=self._sync)
+
+    def _know_groups(self, shard: Shard, groups: Groups) -> None:
+        """Every worker has the same ones: they follow from the layout's names and the job."""
+        if not self.knows_groups:
+            shard.assign(groups)
+            self.groups, self.knows_groups = groups, True
 
     def _may_start(self, session: Session, clock: int, step: int | None) -> bool:
         self._require_current(session)

@@ -20,6 +20,8 @@ class ShardState:
     """The parts that count here. Sync: with those of the step that is still incomplete."""
     max_staleness_seen: int = 0
     """Largest lead over the slowest live worker with which an iteration started."""
+    staleness: int | None = None
+    """Iterations by which the fastest live worker is ahead of the slowest now; None where workers wait for one another (Sync)."""
     late_gradients: int = 0
     """Gradients that were ignored because their part counted already; of a server those of all its rounds."""
     ahead: int = 0

@@ -28,6 +28,8 @@ class Record:
     """What the sum is multiplied by in the optimiser's step."""
     rate: float = 1.0
     """What the learning rate is multiplied by."""
+    norm: float | None = None
+    """Of the gradient before the clip, where that is known to the master: a copy that is promoted says it to the next one."""
     took: Took = None
     """The elements that the step changes."""
     kept: tuple[int, bytes | bytearray] | None = None

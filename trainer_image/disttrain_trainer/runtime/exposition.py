@@ -6,10 +6,12 @@ connect.
 
 import contextlib
 import errno
+import hmac
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,8 +28,20 @@ MOST_CLIENTS = 32
 """Requests that are served at one time."""
 REQUEST_SECONDS = 10.0
 """From a connection to the end of its answer. Prometheus gives up sooner."""
+MOST_POSTED = 64 << 10
+"""Bytes of the body of a request."""
 _RETRY_SECONDS = 0.1
 """Seconds before the next try when no connection can be accepted, as when there are too many open files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What may be posted at a path, by who has the bearer token."""
+
+    path: str
+    token: str
+    take: Callable[[bytes], None]
+    """Called by any thread with the body. Raises ValueError for one that it does not understand."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -74,10 +88,19 @@ class _Server(ThreadingHTTPServer):
         log.debug("a scrape was not answered", exc_info=True)  # noqa: LOG014 - called while the exception is handled
 
 
-def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[str], str | None] | None = None) -> None:
+def serve(
+    metrics: Collector,
+    *,
+    host: str,
+    port: int,
+    progress: Callable[[str], str | None] | None = None,
+    history: Callable[[], bytes | None] | None = None,
+    inbox: Inbox | None = None,
+) -> None:
     """Serves /metrics, and /progress where there is one, in a thread. A port that is taken is said once, and nothing else.
 
     progress: called with what follows "/progress/", "" for nothing; its None is "not found".
+    history: what /history answers. inbox: takes what is posted.
     """
     registry = CollectorRegistry()
     registry.register(metrics)
@@ -91,6 +114,8 @@ def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[str],
                 self._answer(CONTENT_TYPE_LATEST, generate_latest(registry))
             elif (report := self._report(path)) is not None:
                 self._answer("application/json", report.encode())
+            elif path == "/history" and history is not None and (lines := history()) is not None:
+                self._answer("application/jsonl", lines)
             else:
                 self.send_error(404)
 
@@ -106,7 +131,26 @@ def serve(metrics: Collector, *, host: str, port: int, progress: Callable[[str],
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
+        def do_POST(self) -> None:
+            if inbox is None or self.path.partition("?")[0] != inbox.path:
+                self._refuse()
+                return
+            given = self.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(errors="replace"), f"Bearer {inbox.token}".encode()):
+                self.send_error(401)
+                return
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal() or int(length) > MOST_POSTED:
+                self.send_error(413)
+                return
+            try:
+                inbox.take(self.rfile.read(int(length)))
+            except ValueError as error:
+                self.send_error(400, explain=str(error))
+                return
+            self._answer("application/json", b"{}")
+
+        do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
 
         def _answer(self, kind: str, body: bytes) -> None:
             self.send_response(200)

@@ -24,7 +24,8 @@ from typing import ClassVar, NoReturn
 from disttrain.api import environment
 from disttrain.api.environment import ExitCode
 from disttrain.api.names import Role
-from disttrain.api.runtime import RestartsInPlace, Termination
+from disttrain.api.runtime import RestartsInPlace
+from disttrain.api.termination import Termination
 from disttrain_trainer.errors import CRASHED, Terminated, TrainerError, WrongInput
 from disttrain_trainer.runtime import in_place, logs, machine, script_runner
 from disttrain_trainer.runtime.in_place import End, StepCell

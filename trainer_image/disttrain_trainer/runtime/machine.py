@@ -194,6 +194,16 @@ def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(available, -(-int(quota) // int(period))))
 
 
+def memory(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may use with the others of its container: the cgroup's limit, at most what the machine has."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError):
+            text = file.read_text().strip()
+            return min(there, int(text)) if text.isdecimal() else there  # "max": no limit
+    return there
+
+
 def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Processes that the memory limit of this process's cgroup has killed so far; 0 where that is not known.
 

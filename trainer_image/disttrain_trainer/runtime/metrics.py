@@ -34,6 +34,9 @@ STEPS = (
 SAMPLES = "Samples that this process computed, at the master those that a script reported; samples that were computed again included."
 RECOVERIES = "How often the processes formed again after a fault, and at the master also how often a worker's parts went to others."
 LOST_STEPS = "Steps that were done and then lost to a fault, so that they had to be done again."
+DROPPED_SAMPLES = (
+    "Samples that trainer.lastBatch Drop has left out: of each epoch that is done those that fill no whole batch."
+)
 BYTES = (
     "Bytes of gradients, parameters and buffers that this process exchanges with parameter servers, or with other workers: of each "
     "collective operation the least that it needs, such as 2 B (n - 1) / n for an all-reduce of B bytes over n workers."
@@ -51,7 +54,13 @@ LATE_GRADIENTS = "Gradients that were not applied, because another copy of their
 STALENESS = (
     "Versions of the shard between the parameters that a gradient was computed of and those that it was applied to."
 )
+EVALUATION = "Numbers of the newest evaluation on the test data, by the names that trainer.evaluate gives them; the master reports them."
+EVALUATION_STEP = "Step of the parameters of the newest evaluation; the master reports it."
 CHECKPOINT_DURATION = "Duration of writing a checkpoint, or a server's shard of it."
+VALUE = (
+    "Mean of a named value that trainer.loss returns, over the last steps: at the master of all workers, at a worker of what it computed "
+    "itself."
+)
 LABELS = ("namespace", "job_name", "role", "rank")
 
 STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -119,6 +128,8 @@ class Metrics(Collector):
         self._role = process.role
         self._info = (config.strategy.type.value, str(config.attempt), str(config.world_size))
         self.loss: float | None = None
+        self.values: dict[str, float] = {}
+        """By name, see VALUE."""
         self.step: int | None = None
         """Steps done, where the process knows."""
         self.epoch: int | None = None
@@ -136,8 +147,12 @@ class Metrics(Collector):
         self.late_gradients = 0
         self.checkpoint_seconds = Histogram(CHECKPOINT_BUCKETS)
         self.checkpoint_step: int | None = None
+        self.evaluation: dict[str, float] = {}
+        self.evaluation_step: int | None = None
         self.recoveries = 0
         self.lost_steps = 0
+        self.dropped_samples: int | None = None
+        """At the master of a job that drops some."""
         self.goodput_seconds: dict[str, float] = {}
         self.left_out: frozenset[str] = {
             Role.WORKER: NOT_OF_WORKERS,
@@ -167,15 +182,28 @@ class Metrics(Collector):
                 self.version,
             ),
             ("disttrain_checkpoint_last_step", "Step of the newest complete checkpoint.", self.checkpoint_step),
+            ("disttrain_evaluation_step", EVALUATION_STEP, self.evaluation_step),
         ):
             if value is not None:
                 gauge = GaugeMetricFamily(name, text, labels=LABELS)
                 gauge.add_metric(self._labels, value)
                 yield gauge
+        if self.values:
+            named = GaugeMetricFamily("disttrain_value", VALUE, labels=(*LABELS, "name"))
+            for name, value in self.values.items():
+                named.add_metric((*self._labels, name), value)
+            yield named
+        if self.evaluation:
+            family = GaugeMetricFamily("disttrain_evaluation", EVALUATION, labels=(*LABELS, "name"))
+            for name, value in list(self.evaluation.items()):
+                family.add_metric((*self._labels, name), value)
+            yield family
         yield self._counter("disttrain_steps", STEPS, self.steps)
         yield self._counter("disttrain_samples", SAMPLES, self.samples)
         yield self._counter("disttrain_recoveries", RECOVERIES, self.recoveries)
         yield self._counter("disttrain_lost_steps", LOST_STEPS, self.lost_steps)
+        if self.dropped_samples is not None:
+            yield self._counter("disttrain_samples_dropped", DROPPED_SAMPLES, self.dropped_samples)
         yield self._split("disttrain_communication_bytes", BYTES, "direction",
                           {"sent": self.bytes_sent, "received": self.bytes_received})  # fmt: skip
         if self.goodput_seconds:

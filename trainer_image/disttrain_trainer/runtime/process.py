@@ -25,6 +25,8 @@ class Process:
     """Training processes that the job was to have when this one was started; 0: not said."""
     steps_done: int = 0
     """Steps that the job had done before this process."""
+    roll_back: tuple[int, int] | None = None
+    """(attempt, step): checkpoints of later steps that attempts before that one wrote are not taken any more."""
     checkpoint_dir: Path | None = None
     model_dir: Path | None = None
     """Where the trained model is put at the end of a training of our own loop."""
@@ -104,6 +106,7 @@ class Process:
             pod=environ.get(environment.POD_UID) or None,
             world_size=_number(environ, environment.WORLD_SIZE, default=0),
             steps_done=_number(environ, environment.STEPS_DONE, default=0),
+            roll_back=_roll_back(environ),
             checkpoint_dir=checkpoint_dir,
             model_dir=_path(environ, environment.MODEL_DIR) or checkpoint_dir,
             data_dir=_path(environ, environment.DATA_DIR),
@@ -130,6 +133,16 @@ def _number(environ: Mapping[str, str], name: str, *, default: int) -> int:
     if not text.isdecimal():
         raise WrongInput(f"{name}: {text!r} is no number; expected one such as 0")
     return int(text)
+
+
+def _roll_back(environ: Mapping[str, str]) -> tuple[int, int] | None:
+    text = environ.get(environment.ROLL_BACK, "")
+    if not text:
+        return None
+    attempt, _, step = text.partition(":")
+    if not (attempt.isdecimal() and step.isdecimal()):
+        raise WrongInput(f"{environment.ROLL_BACK}: {text!r} is no attempt and step; expected such as 3:120")
+    return int(attempt), int(step)
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:

@@ -1,24 +1,30 @@
-"""The processes of a user's script in one round: started, their output read, ended, and their error found when they fail."""
+"""The processes of a user's program: started, their output read, ended, and their error found when they fail."""
 
 import contextlib
+import functools
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, BinaryIO
 
 from disttrain_trainer.errors import ProgramFailed
 from disttrain_trainer.runtime import machine
+from disttrain_trainer.runtime.output_reader import OutputReader
 
 LAST_LINES = 200
 LONGEST_LINE = 4096
 """Characters that are kept of the end of a line."""
-DRAIN_SECONDS = 2.0
-"""Seconds for what a process wrote before it ended: one that has left its group may hold the pipe for ever."""
+MOST_LEFT = 1 << 20
+"""Bytes that are read of a pipe after the end of its process: more than it holds. A process that has left the group may write for ever."""
+DRAIN_SECONDS = 30.0
+"""Seconds that the end waits for a log that takes nothing."""
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)')
 _RANK = re.compile(r"^\[rank\d+\]: ?")
@@ -33,10 +39,22 @@ class Program:
     """One process for each training process of the pod."""
 
     def __init__(
-        self, command: Sequence[str], environs: Sequence[Mapping[str, str]], *, changed: threading.Condition
+        self,
+        command: Sequence[str],
+        environs: Sequence[Mapping[str, str]],
+        *,
+        changed: threading.Condition,
+        readers: Sequence[OutputReader] = (),
+        name: str = "script",
     ) -> None:
-        """environs: of each process, beside our own. changed: notified when one ends."""
+        """environs: of each process, beside our own. changed: notified when one ends.
+
+        readers: of the output of each process; none where the output is not read. name: what messages call the program.
+        Raises OSError when the program cannot be started.
+        """
         self._changed = changed
+        self._readers = readers
+        self._name = name
         self._children: list[subprocess.Popen[bytes]] = []
         self._lines = [_Lines() for _ in environs]
         self._codes: dict[int, int] = {}
@@ -49,6 +67,7 @@ class Program:
             child = subprocess.Popen(
                 command,
                 env={**os.environ, **environ},
+                stdout=subprocess.PIPE if readers else None,
                 stderr=subprocess.PIPE,
                 process_group=0,
                 preexec_fn=dies_with_agent,  # noqa: PLW1509 - only a system call, whose code is loaded before the fork
@@ -90,6 +109,8 @@ class Program:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to what still runs, once: the handler of a program that saves its state must not be entered twice."""
+        for reader in self._readers:
+            reader.hurry()
         with self._signalling:
             if number not in self._signalled:
                 self._signalled.add(number)
@@ -99,53 +120,104 @@ class Program:
     def failure(self, code: int) -> ProgramFailed:
         """The error of a program that failed: the exception that ended it, and the last frame of its traceback that is the user's."""
         first = next((rank for rank, ended in self._codes.items() if ended == code), 0)
-        return failure_of(code, self._lines[first].all())
+        return failure_of(code, self._lines[first].all(), name=self._name)
 
     def _watch(self, local_rank: int, child: subprocess.Popen[bytes]) -> None:
-        """Tells when the process is gone; its children, which may hold its standard error for as long as they like, go with it."""
+        """Tells when the process is gone; its children, which may hold its output for as long as they like, go with it."""
         assert child.stderr is not None
-        reader = threading.Thread(target=self._lines[local_rank].follow, args=(child.stderr,), daemon=True)
-        reader.start()
+        reader = self._readers[local_rank] if self._readers else None
+        ends, running = os.pipe()
+        threads = [_hand_on(child.stderr, sys.stderr.buffer, ends, self._lines[local_rank].feed, *_takers(reader, 2))]
+        if child.stdout is not None:
+            threads.append(_hand_on(child.stdout, sys.stdout.buffer, ends, *_takers(reader, 1)))
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         with self._signalling:
             self._alive.discard(child.pid)
             with contextlib.suppress(PermissionError):  # a child that changed its user
                 os.killpg(child.pid, signal.SIGKILL)
         code = child.wait()
-        reader.join(DRAIN_SECONDS)
+        os.close(running)
+        drained_by = time.monotonic() + DRAIN_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, drained_by - time.monotonic()))
+        if not any(thread.is_alive() for thread in threads):
+            os.close(ends)
+        if reader is not None:
+            reader.end()
         with self._changed:
             self._codes[local_rank] = 128 - code if code < 0 else code
             self._changed.notify_all()
 
 
+def _hand_on(source: IO[bytes], sink: BinaryIO, ends: int, *takers: Callable[[bytes], None]) -> threading.Thread:
+    """A thread that writes what comes to the sink as it comes, unchanged: a progress bar ends no line. Then the takers get it.
+
+    ends: a descriptor that can be read once the process has ended. Then the thread reads what the source holds, and ends with it: a
+    process that has left the group may hold the source open for ever.
+    """
+
+    def run() -> None:
+        with source:
+            for data in _pieces(source.fileno(), ends):
+                sink.write(data)
+                sink.flush()
+                for take in takers:
+                    take(data)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def _pieces(source: int, ends: int) -> Iterator[bytes]:
+    """What can be read of the source until its end; after the end of the process only what is there."""
+    waiting = select.poll()
+    for descriptor in (source, ends):
+        waiting.register(descriptor, select.POLLIN)
+    over, left = False, MOST_LEFT
+    while left > 0:
+        ready = {descriptor for descriptor, _ in waiting.poll(0 if over else None)}
+        if source in ready:
+            data = os.read(source, 65536)
+            if not data:
+                return
+            yield data
+            left -= len(data) if over else 0
+        elif over:
+            return
+        else:
+            over = True
+
+
+def _takers(reader: OutputReader | None, stream: int) -> list[Callable[[bytes], None]]:
+    return [functools.partial(reader.feed, stream)] if reader is not None else []
+
+
 class _Lines:
-    """The end of what a process writes to standard error, which is handed on as it comes: a progress bar ends no line."""
+    """The end of what a process writes to standard error."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._rest = ""
 
-    def follow(self, stderr: IO[bytes]) -> None:
-        with stderr:
-            while data := os.read(stderr.fileno(), 65536):
-                sys.stderr.buffer.write(data)
-                sys.stderr.buffer.flush()
-                *lines, self._rest = (self._rest + data.decode(errors="replace")).replace("\r", "\n").split("\n")
-                self._lines.extend(line[-LONGEST_LINE:] for line in lines)
-                self._rest = self._rest[-LONGEST_LINE:]
+    def feed(self, data: bytes) -> None:
+        """More of it."""
+        *lines, self._rest = (self._rest + data.decode(errors="replace")).replace("\r", "\n").split("\n")
+        self._lines.extend(line[-LONGEST_LINE:] for line in lines)
+        self._rest = self._rest[-LONGEST_LINE:]
 
     def all(self) -> list[str]:
         """The last lines, without empty ones."""
         return [line for raw in [*self._lines, self._rest] if (line := _RANK.sub("", raw)).strip()]
 
 
-def failure_of(code: int, lines: Sequence[str]) -> ProgramFailed:
+def failure_of(code: int, lines: Sequence[str], *, name: str = "script") -> ProgramFailed:
     """What a program with this exit code and these last lines failed of. Only a traceback tells a reason, and only where no signal ended
     the program: what it printed last before it was killed, such as a progress line, is no reason."""
-    how = f"the script ended with code {code}"
+    how = f"the {name} ended with code {code}"
     if code > 128:
         with contextlib.suppress(ValueError):  # a program may answer with any code
-            how = f"the script was killed by {signal.Signals(code - 128).name} ({code})"
+            how = f"the {name} was killed by {signal.Signals(code - 128).name} ({code})"
     else:
         last_line, where = find_cause(lines)
         if where:

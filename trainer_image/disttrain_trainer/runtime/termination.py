@@ -5,6 +5,7 @@ A user's mistake never shows our own frames.
 
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from disttrain.api import environment
-from disttrain.api.runtime import Termination
+from disttrain.api.termination import Termination
 from disttrain_trainer.runtime import logs
 
 _PACKAGE = Path(__file__).parents[1]
@@ -29,6 +30,18 @@ _HINTS = {
 log = logs.get_logger(__name__)
 
 
+class RaisedElsewhere(Exception):
+    """User code raised in another process something that cannot be brought here as it was."""
+
+
+_ELSEWHERE = "_disttrain_raised_elsewhere"
+
+
+def note_elsewhere(error: BaseException, found: tuple[str, Termination]) -> None:
+    """The error was raised in another process, where `of_user_error` found this of it."""
+    setattr(error, _ELSEWHERE, found)
+
+
 def write(path: Path | None, termination: Termination) -> None:
     """Leaves the termination message, where the environment names a file that can be written."""
     if path is None:
@@ -37,6 +50,23 @@ def write(path: Path | None, termination: Termination) -> None:
         path.write_text(termination.encode())
     except OSError as error:
         log.warning("the termination message could not be written to %s: %s", path, error.strerror)
+
+
+class Ending:
+    """How the process ends: as the thread that comes first says."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._code: int | None = None
+
+    def end(self, code: int, path: Path | None, message: Termination) -> int:
+        """Leaves the message and returns the code, or that of the thread that came before, when it has written its own: to exit meanwhile
+        would tear it."""
+        with self._lock:
+            if self._code is None:
+                write(path, message)
+                self._code = code
+            return self._code
 
 
 def path_in(environ: Mapping[str, str]) -> Path | None:
@@ -55,6 +85,9 @@ def is_users(filename: str) -> bool:
 
 def of_user_error(error: BaseException) -> tuple[str, Termination]:
     """The traceback without our frames, and the termination message: the last line, and where the user's own code raised."""
+    elsewhere: tuple[str, Termination] | None = getattr(error, _ELSEWHERE, None)
+    if elsewhere is not None:
+        return elsewhere
     trace = _strip(error.__traceback__)
     if trace is None and not isinstance(error, SyntaxError):
         trace = error.__traceback__  # no user took part: the mistake is ours, and all of it is shown

@@ -40,6 +40,10 @@ class Hedging:
         self.held: int | None = None
         """The step whose parameters the model has; None: of no step, or of a mixture."""
 
+    def forget(self) -> None:
+        """The parameters of the model may be changed: they are asked for again."""
+        self.held = None
+
     def begin(self) -> None:
         """This worker begins to compute a part."""
         self._began = time.perf_counter()

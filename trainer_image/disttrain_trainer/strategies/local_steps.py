@@ -9,21 +9,41 @@ from collections.abc import Sequence
 
 import torch
 
-from disttrain.api.trainer import Optimizer as Settings
+from disttrain.api.optimizer import Optimizer as Settings
+from disttrain_trainer.checkpoint import tensors
 from disttrain_trainer.data.inner_batches import inner_batches
 from disttrain_trainer.data.schedule import BatchPart
-from disttrain_trainer.model.flat import FlatModel, Vectors
+from disttrain_trainer.model import clipping
+from disttrain_trainer.model.flat import FlatModel, Vectors, norm
+from disttrain_trainer.model.learning_rate import LearningRate
 from disttrain_trainer.model.optimizers import FlatOptimizer
 
 
 class LocalSteps:
     """Of one worker process. For the training thread."""
 
-    def __init__(self, model: FlatModel, optimizer: Settings, *, steps: int, full: int) -> None:
-        """steps: of a part. full: samples of a part of a full step."""
+    def __init__(
+        self,
+        model: FlatModel,
+        optimizer: Settings,
+        *,
+        steps: int,
+        full: int,
+        clip: float | None = None,
+        learning_rate: LearningRate | None = None,
+    ) -> None:
+        """steps: of a part. full: samples of a part of a full step. clip: the largest norm of a step's gradient; None: any. learning_rate:
+        that of the steps of the job, which the local steps of a part all have; None: constant."""
         self._model = model
         self._optimizer = FlatOptimizer(optimizer, model)
         self._steps, self._full = steps, full
+        self._clip = clip
+        self.wants_norm = True
+        """Whether `norm` is to be that of the next step, also without a clip."""
+        self.norm: float | None = None
+        """Of the gradient of the newest step of which it is known, before the clip."""
+        self._learning_rate = learning_rate
+        self._rate = 1.0
         self._start = tuple(torch.empty_like(vector) for vector in model.parameters)
         """The parameters at the beginning of the part, and then the change."""
         self._took: list[bool] | None = []
@@ -33,18 +53,24 @@ class LocalSteps:
         """Whether the loss says what its means weigh."""
         self._newest: float = 0.0
 
+    @property
+    def began_finite(self) -> bool:
+        """Whether the parameters were finite at the beginning of the part: else it is not one of its own steps that made them so."""
+        return all(map(tensors.is_finite, self._start))
+
     def reset(self) -> None:
         """The servers went back to a checkpoint: the optimiser begins as in a new process."""
         state = self._optimizer.state()
-        for tensors in state.values():
-            for tensor in tensors:
-                tensor.zero_()
+        for vectors in state.values():
+            for vector in vectors:
+                vector.zero_()
         self._optimizer.restore(state.get("updates", ()))
 
     def begin(self, part: BatchPart) -> Sequence[BatchPart]:
         """The model has the servers' parameters. Returns the batches of the part."""
         for start, vector in zip(self._start, self._model.parameters, strict=True):
             start.copy_(vector)
+        self._rate = self._learning_rate.factor(part.step) if self._learning_rate is not None else 1.0
         self._took = [False] * len(self._model.places)
         self._weight, self._is_weighed = 0.0, False
         return inner_batches(part, self._steps, self._full) if part.samples else (part,)
@@ -60,7 +86,11 @@ class LocalSteps:
         if not self._newest:
             return  # of weight 0: it has no gradient
         gradients, took = self._model.gradients(), self._model.took_part
-        self._optimizer.step(gradients, took)
+        if self._clip is not None:
+            self.norm = clipping.clip(gradients, self._clip)
+        elif self.wants_norm:
+            self.norm, self.wants_norm = norm(gradients), False
+        self._optimizer.step(gradients, took, rate=self._rate)
         self._model.zero_grad()
         if self._took is not None:
             self._took = None if took is None else [one or other for one, other in zip(self._took, took, strict=True)]

@@ -22,15 +22,19 @@ from disttrain.api.names import MODEL_FILE
 from disttrain.api.trainer import ScriptLoop
 from disttrain_trainer.checkpoint import store, tensor_file
 from disttrain_trainer.checkpoint.script_state import StateOfScript, read_state
+from disttrain_trainer.data import loading
 from disttrain_trainer.data.loader import fetcher, fingerprint_of
 from disttrain_trainer.data.schedule import BatchPart, DataSet, Schedule
 from disttrain_trainer.errors import OwnGroup, ProgramFailed, UserError, WrongInput
 from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.trained import Trained
+from disttrain_trainer.model import parameter_groups, user_code
 from disttrain_trainer.model import task as tasks
-from disttrain_trainer.model import user_code
 from disttrain_trainer.model.factories import add_current_folder
+from disttrain_trainer.model.learning_rate import LearningRate
 from disttrain_trainer.model.module import prepare
+from disttrain_trainer.model.named_values import Values
+from disttrain_trainer.model.objective import cross_entropy
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import ParameterServerMember, Round
@@ -52,9 +56,9 @@ class _ScriptLoop(TrainingLoop):
         super().__init__(*arguments, **options)
         self._turns = turns
 
-    def _look_at(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> None:
+    def _look_at(self, loss: torch.Tensor, part: BatchPart, weight: float | None, values: Values | None) -> None:
         if self._turns.gave_loss:
-            super()._look_at(loss, part, weight)
+            super()._look_at(loss, part, weight, values)
         else:
             self._meter.add(part, loss=0.0, weight=0.0)
 
@@ -122,6 +126,7 @@ class OwnLoop:
         if self._model is not None:
             raise WrongInput("parameter_server was called before: the servers train one model")
         prepare(model)
+        parameter_groups.check(self._config.trainer.loop.optimizer, [name for name, _ in model.named_parameters()])
         self._model = model.to(self._device)
 
     def batches(
@@ -236,19 +241,32 @@ class OwnLoop:
                 f"batches got batch_size={batch_size}, and trainer.batchSize is {trainer.batch_size}: it is the batch of all workers "
                 "together, and must be the same in both"
             )
-        fetch = fetcher(dataset, device=self._device, field="the dataset of batches", collate=collate)
+        fetch = fetcher(
+            dataset, device=self._device, field="the dataset of batches", collate=collate, seed=trainer.seed
+        )
         data = DataSet(len(dataset), fingerprint_of(dataset))
         tasks.seed_process(trainer.seed, rank=self._process.rank, incarnation=self._process.incarnation)
+        schedule = Schedule.of(self._config, data.samples)
         task = Task(
             model=self._model,
             make_model=lambda: self._model or nn.Module(),
-            loss=tasks.cross_entropy,
-            schedule=Schedule.of(self._config, data.samples),
+            loss=cross_entropy,
+            schedule=schedule,
+            learning_rate=LearningRate(trainer.learning_rate_schedule, schedule.total_steps),
+            make_optimizer=None,
             data=data,
             fetch=fetch,
             device=self._device,
             evaluate=None,
-            seeds_all=trainer.deterministic,
+            batches_per_step=self._config.parts_per_step,
+            seeds_all=trainer.deterministic or fetch.by_sample,
+            loading=loading.begin(
+                self._config,
+                fetch=fetch,
+                schedule=Schedule.of(self._config, data.samples),
+                dataset=dataset,
+                around=partial(user_code.refusing_groups, "trainer.script"),
+            ),
         )
         worker = ScriptWorker(
             process=self._process,

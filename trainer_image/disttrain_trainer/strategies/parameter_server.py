@@ -12,11 +12,13 @@ from disttrain.api.strategy import ParameterServerStrategy
 from disttrain_trainer.checkpoint import model_file
 from disttrain_trainer.checkpoint.background import BackgroundWriter
 from disttrain_trainer.checkpoint.store import step_of
+from disttrain_trainer.data.inner_batches import Portions
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import forward_options, user_code
 from disttrain_trainer.model import task as tasks
+from disttrain_trainer.model.parameter_groups import groups_of
 from disttrain_trainer.model.task import Task
 from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
@@ -29,14 +31,16 @@ from disttrain_trainer.parameter_server.replica import Replica
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies import first_evaluation
+from disttrain_trainer.strategies.accumulation import Accumulation
 from disttrain_trainer.strategies.hedging import Hedging
+from disttrain_trainer.strategies.kept_gradient import KeptGradient
 from disttrain_trainer.strategies.local_steps import LocalSteps
 from disttrain_trainer.strategies.push_pull import PushPull
+from disttrain_trainer.strategies.served_evaluation import ServedEvaluation
+from disttrain_trainer.strategies.served_rounds import ServedRounds
 
 log = logs.get_logger(__name__)
-
-RETRY_SECONDS = 0.2
-"""Seconds before a worker asks for another round when one broke and the master did not end it."""
 
 
 class Worker:
@@ -64,6 +68,7 @@ class Worker:
             self._task = task or tasks.build(
                 self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
             )
+            first_evaluation.attempt(self._task, process)
         forward_options.apply(self._task.model, self._config.trainer)
         self._replica = Replica(process, self._task, is_sync=self._is_sync)
         self._writer = BackgroundWriter()
@@ -77,16 +82,15 @@ class Worker:
             send=lambda fields: control.send(MessageType.REPORT, **fields),
         )
         self._local = self._local_steps()
+        portions = Portions(self._config)
+        self._accumulation = Accumulation(self._replica.model, portions) if portions.count > 1 else None
         exchange = process.config.strategy.exchange
         assert isinstance(exchange, ParameterServerStrategy)
         self._compression = compression.of(exchange.compression, self._replica.staging.parameters)
+        self._evaluation = self._between_steps()
         self._assignments = Assignments(control, member)
-        self._clock = 0
-        """Iterations completed in the newest round."""
-        self._moved = time.monotonic()
-        """When a part was last done."""
-        self._moved_bytes = (0, 0)
-        """Sent and received by connections that are closed."""
+        self._rounds = ServedRounds(control, member, timeout=self._config.startup_timeout_seconds)
+        self._kept = KeptGradient()
         metrics.before_scrape = self._count
 
     def run(self) -> None:
@@ -102,15 +106,11 @@ class Worker:
             member.data = self._task.data
             member.buffers = self._process.checkpoint_dir is not None
             member.keeps_model = self._model_dir is not None
+            member.ahead = self._task.loading.ahead if self._task.loading is not None else 0
         while not control.finished:
-            if member.round is None:
-                control.send(MessageType.READY, **member.describe())
-            this_round = control.wait(
-                lambda: "finished" if control.finished else member.round,
-                what="the parameter servers and the master",
-                timeout=self._config.startup_timeout_seconds,
-            )
-            if isinstance(this_round, Round):
+            member.get_ready(control, **self._kept.describe())
+            this_round = member.await_round(control, timeout=self._config.startup_timeout_seconds)
+            if this_round is not None:
                 self._take_part_in(this_round)
 
     def _take_part_in(self, this_round: Round) -> None:
@@ -122,9 +122,11 @@ class Worker:
             incarnation=self._process.incarnation,
             round_number=this_round.number,
             timeout=self._config.peer_timeout_seconds,
-            clock=self._clock if this_round.number == self._replica.round_number else 0,
+            clock=self._rounds.clock if this_round.number == self._replica.round_number else 0,
             primaries=this_round.primaries,
             compression=self._compression,
+            total_steps=self._task.schedule.total_steps,
+            groups=groups_of(self._config.trainer.loop.optimizer, self._replica.model.places),
             transport=self._transport,
         )
         with self._control.changed:
@@ -132,8 +134,10 @@ class Worker:
                 return
             self._member.client = client
         self._assignments.begin(this_round)
+        self._task.schedule.without_parts = frozenset(self._member.course.left_out)
         if this_round.number != self._replica.round_number:
             self._forget_lost_steps()
+        hedging = self._hedging_with(client)
         exchange = PushPull(
             control=self._control,
             member=self._member,
@@ -144,12 +148,17 @@ class Worker:
             schedule=self._task.schedule,
             replica=self._replica,
             is_sync=self._is_sync,
+            clips=self._config.trainer.max_gradient_norm is not None,
             every=self._config.checkpoint.every_steps if self._config.checkpoint else 0,
             save=lambda: self._save_buffers(client),
             evaluate=lambda: self._evaluate(client, this_round),
-            on_part=self._note_part,
-            hedging=self._hedging_with(client),
+            on_part=self._rounds.note_part,
+            hedging=hedging,
             local=self._local,
+            accumulation=self._accumulation,
+            loading=self._task.loading,
+            evaluation=self._evaluation,
+            kept=None if hedging else self._kept,
         )
         try:
             client.connect(self._replica.model.layout)
@@ -158,17 +167,35 @@ class Worker:
             with user_code.refusing_groups("trainer.model"):
                 self._loop.run(exchange)
         except NonFiniteLoss as error:
-            self._control.send(MessageType.NAN, step=error.step)
-            raise
+            self._go_back_or_fail(error, this_round)
         except PeerLost as error:
-            self._round_broke(this_round, error)
+            self._metrics.recoveries += 1
+            self._rounds.broke(this_round, error)
         finally:
             with self._control.changed:
                 self._member.client = None
-                self._clock = client.clock
-                sent, received = self._moved_bytes
-                self._moved_bytes = (sent + client.bytes_sent, received + client.bytes_received)
+                self._rounds.left(client)
             client.close()
+
+    def _go_back_or_fail(self, error: NonFiniteLoss, this_round: Round) -> None:
+        """The loss is not finite: waits for the round that begins from the newest checkpoint, or raises the error."""
+        member, each = self._member, self._config.parts_per_step
+        goes_back = member.course.may_roll_back(self._config)
+        step, parts = error.step, [] if error.part is None else [error.part]
+        if self._is_sync:
+            began = self._replica.model.is_finite() if self._local is None else self._local.began_finite
+            if not began:  # the gradient of the step before was not
+                step = max(0, step - 1)
+            parts = list(range(step * each, (step + 1) * each))
+        self._control.send(MessageType.NAN, step=step, stay=this_round.lease, parts=parts)
+        if not goes_back:
+            raise error
+        log.warning("%s; the training goes back to the newest checkpoint", error)
+        self._control.wait(
+            lambda: True if member.round is not this_round else None,
+            what="the roll-back",
+            timeout=self._config.startup_timeout_seconds,
+        )
 
     def _forget_lost_steps(self) -> None:
         """Another round begins from a checkpoint: what this worker keeps beside the model is of steps after that."""
@@ -176,13 +203,34 @@ class Worker:
             self._compression.reset()
         if self._local is not None:
             self._local.reset()
+        if self._evaluation is not None:
+            self._evaluation.forget()
+
+    def _between_steps(self) -> ServedEvaluation | None:
+        if self._task.evaluate is None or not self._config.trainer.evaluate_every_steps:
+            return None
+        return ServedEvaluation(
+            config=self._config,
+            control=self._control,
+            member=self._member,
+            task=self._task,
+            replica=self._replica,
+            evaluator=self._task.evaluate,
+        )
 
     def _local_steps(self) -> LocalSteps | None:
         exchange, trainer = self._config.strategy.exchange, self._config.trainer
         if not (isinstance(exchange, ParameterServerStrategy) and exchange.local_steps > 1):
             return None
         full = trainer.batch_size // self._config.parts_per_step
-        return LocalSteps(self._replica.model, trainer.loop.optimizer, steps=exchange.local_steps, full=full)
+        return LocalSteps(
+            self._replica.model,
+            trainer.loop.optimizer,
+            steps=exchange.local_steps,
+            full=full,
+            clip=trainer.max_gradient_norm,
+            learning_rate=self._task.learning_rate,
+        )
 
     def _hedging_with(self, client: ShardedClient) -> Hedging | None:
         exchange = self._config.strategy.exchange
@@ -190,30 +238,8 @@ class Worker:
             return None
         return Hedging(control=self._control, assignments=self._assignments, client=client, replica=self._replica)
 
-    def _note_part(self) -> None:
-        self._moved = time.monotonic()
-
     def _count(self) -> None:
-        with self._control.changed:  # a client's bytes are in one of the two, never in both
-            client = self._member.client
-            sent, received = self._moved_bytes
-            if client is not None:
-                sent, received = sent + client.bytes_sent, received + client.bytes_received
-        self._metrics.bytes_sent, self._metrics.bytes_received = sent, received
-
-    def _round_broke(self, this_round: Round, error: PeerLost) -> None:
-        """A server is lost, or the master ended the round: waits for the next round. Raises when no part was done for too long."""
-        control, member = self._control, self._member
-        self._metrics.recoveries += 1
-        with control.changed:
-            if member.round is not this_round:
-                return
-            log.warning("%s", error)
-            if time.monotonic() - self._moved > self._config.startup_timeout_seconds:
-                raise error
-            control.changed.wait_for(lambda: member.round is not this_round, RETRY_SECONDS)
-            if member.round is this_round:
-                member.round = None
+        self._metrics.bytes_sent, self._metrics.bytes_received = self._rounds.bytes_moved()
 
     def _save_buffers(self, client: ShardedClient) -> None:
         with self._control.changed:
@@ -235,30 +261,28 @@ class Worker:
 
         The file is written first: an evaluation that fails, or that changes the model, must not cost the training.
         """
+        step = self._member.last_step or self._task.schedule.total_steps
         client.join()
-        self._replica.pull(client, self._task.schedule.total_steps)
+        self._replica.pull(client, step)
         self._replica.take_buffers(client, client.versions[0])
         client.leave()
         found: dict[str, object] = {}
         if (folder := self._model_dir) is not None:
-            step, over = self._task.schedule.total_steps, partial(self._over, this_round)
+            over = partial(self._rounds.over, this_round)
             written = model_file.insist(
                 lambda: model_file.write(model_file.state_of(self._task.model), folder), step=step, over=over
             )
             if written is None:
                 return
             found["model"] = written.to_dict()
-        if self._task.evaluate is not None:
-            found["evaluation"] = self._task.evaluate(self._task.model)
+        course = self._member.course
+        if course.evaluated == step and course.evaluation is not None:
+            found["evaluation"] = course.evaluation  # the training has ended at an evaluation
+        elif self._task.evaluate is not None:
+            found["evaluation"] = numbers = self._task.evaluate(self._task.model)
+            if self._task.hooks is not None:
+                self._task.hooks.evaluated(numbers)
         self._control.send(MessageType.EVALUATED, stay=this_round.lease, **found)
-
-    def _over(self, this_round: Round, seconds: float) -> bool:
-        """Waits so long between two tries of the model's file; whether the round is over."""
-        control, member = self._control, self._member
-        with control.changed:
-            control.changed.wait_for(lambda: member.round is not this_round, seconds)
-        control.check()
-        return member.round is not this_round
 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, member: ParameterServerMember) -> None:

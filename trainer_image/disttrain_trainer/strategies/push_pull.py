@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from disttrain_trainer.data.loading import Loading
 from disttrain_trainer.data.schedule import BatchPart, Schedule
+from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.flat import Vectors, norm, runs_of
 from disttrain_trainer.net.control_client import ControlClient
@@ -14,8 +17,11 @@ from disttrain_trainer.parameter_server.assignments import Assignments
 from disttrain_trainer.parameter_server.client import WHOLE, GradientInfo, ShardedClient
 from disttrain_trainer.parameter_server.replica import Replica
 from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.strategies.accumulation import Accumulation
 from disttrain_trainer.strategies.hedging import Hedging
+from disttrain_trainer.strategies.kept_gradient import KeptGradient, Unconfirmed
 from disttrain_trainer.strategies.local_steps import LocalSteps
+from disttrain_trainer.strategies.served_evaluation import ServedEvaluation
 
 IDLE_SECONDS = 0.02
 """Seconds without an assignment after which a worker leaves, so that no other worker waits for it."""
@@ -45,9 +51,16 @@ class PushPull:
         on_part: Callable[[], None],
         hedging: Hedging | None = None,
         local: LocalSteps | None = None,
+        accumulation: Accumulation | None = None,
+        loading: Loading | None = None,
+        clips: bool = False,
+        evaluation: ServedEvaluation | None = None,
+        kept: KeptGradient | None = None,
     ) -> None:
-        """hedging: in a job with backup workers. local: in one with local steps. every: steps between two checkpoints, 0 for none.
-        on_part: called after each part that the servers have.
+        """hedging: in a job with backup workers. local: in one with local steps. accumulation: in one whose parts are computed in
+        portions. clips: in one with a largest norm. evaluation: in one that evaluates between two steps. every: steps between two
+        checkpoints, 0 for none. on_part: called after each part that the servers have. kept: a gradient of an earlier lease; not in
+        a job with backup workers.
 
         save, evaluate: carry out the master's orders, between two parts.
         """
@@ -68,6 +81,14 @@ class PushPull:
         self._on_part = on_part
         self._hedging = hedging
         self._local = local
+        self._accumulation = accumulation
+        self._sends_norm = clips and not is_sync and local is None
+        """Async: the gradient of a part is that of an update, and no server has all of it. Sync: the norm is of a sum on the servers."""
+        self._loading = loading
+        self._evaluation = evaluation
+        self._kept = kept
+        self._again: Unconfirmed | None = None
+        """What is pushed again of the part, which is not computed."""
         self._participates = self._is_current = False
         """Whether this worker counts in the clocks, and whether the parameters are those of the next part."""
         self._was_looked_at = self._is_abandoned = False
@@ -79,6 +100,8 @@ class PushPull:
         self._gradients: Vectors | None = None
         """Its gradient; None for an empty part."""
         self._info = WHOLE
+        self._is_encoded = False
+        """Whether the compression, if there is one, has this gradient."""
 
     def next_parts(self) -> Sequence[BatchPart]:
         """One part, with the parameters and, under Sync, the buffers of its step."""
@@ -86,20 +109,29 @@ class PushPull:
         while (index := self._next_assignment()) is not None:
             self._watch.start()
             part = self._part = self._schedule.part(index)
+            self._foresee(index)
             if not self._participates:
                 client.join()
                 self._participates = True
+            self._again = self._kept.take(index, self._assignments.round.number) if self._kept is not None else None
+            if self._again is not None:
+                return (part,)
             if self._hedging is not None:
                 part = self._hedge_instead(self._hedging, part)
             else:
                 self._is_current = self._is_current or replica.pull(client, part.step)
             self._is_current = self._is_current and replica.take_buffers(client, part.step)
             if self._is_current:
+                if self._evaluation is not None:
+                    self._evaluation.keep(part.step)
                 self._was_looked_at = self._is_abandoned = False
                 self._watch.lap("communicate")
                 if self._hedging is not None:
                     self._hedging.begin()
-                return (part,) if self._local is None else self._local.begin(part)
+                if part.index != index:  # a hedge
+                    self._foresee(part.index)
+                cut = self._local or self._accumulation
+                return (part,) if cut is None else cut.begin(part)
             if self._assignments.is_over:
                 break  # nothing is known of the part
             self._finished(part, time.perf_counter())  # its step is over: another worker computed the part
@@ -107,9 +139,14 @@ class PushPull:
         return ()
 
     def before(self, part: BatchPart) -> BatchPart | None:
-        """Nothing for a part without samples, or one that another worker has done."""
+        """Nothing for a part without samples, one that another worker has done, or one whose gradient is kept."""
         self._look_whether_abandoned(part)
-        return part if part.samples and not self._is_abandoned else None
+        return part if part.samples and not self._is_abandoned and self._again is None else None
+
+    def _foresee(self, index: int) -> None:
+        """The part is computed next, and those that are assigned after it."""
+        if self._loading is not None:
+            self._loading.foresee((index,), self._assignments.waiting)
 
     def _hedge_instead(self, hedging: Hedging, part: BatchPart) -> BatchPart:
         """The parameters are those of the part, or of another one that the master wants to have computed before it: that one."""
@@ -132,24 +169,52 @@ class PushPull:
         if self._local is not None:
             self._local.weigh(part, weight)
         self._look_whether_abandoned(part)
+        if self._accumulation is not None:
+            loss = self._accumulation.weigh(loss, part, weight)
         return None if weight == 0 or self._is_abandoned else loss
 
     def after(self, part: BatchPart) -> None:
         if self._local is not None:
             self._local.step()
+        if self._accumulation is not None:
+            self._accumulation.after(part)
 
     def complete(self) -> bool:
         """Pushes the gradient, and pulls the parameters for the next part if it is assigned already. Of weight 0: zeros."""
-        part, client, replica = self._part, self._client, self._replica
-        self._gradients, self._info = None, WHOLE
+        part, client, again = self._part, self._client, self._again
         if self._hedging is not None:
             self._hedging.computed()
         self._look_whether_abandoned(part)
         if self._is_abandoned:
+            self._gradients = None
             self._drop(part)
             return True
-        learns = not part.samples or self._take_gradients()
-        replica.leave_buffers(client, part)
+        if again is None:
+            self._gradients, self._info = None, WHOLE
+            learns = not part.samples or self._take_gradients()
+        else:
+            self._gradients, self._info, client.versions, learns = (
+                again.gradients,
+                again.info,
+                again.versions,
+                again.learns,
+            )
+        self._is_encoded = self._info.encoded
+        try:
+            self._hand_in(part)
+        except PeerLost:
+            if self._kept is not None:
+                self._kept.keep(self._unconfirmed(learns))
+            raise
+        self._metrics.version = client.versions[0]
+        self._watch.lap("communicate")
+        self._finished(part, self._watch.now)
+        return learns
+
+    def _hand_in(self, part: BatchPart) -> None:
+        client, replica = self._client, self._replica
+        replica.leave_buffers(client, part, again=self._again is not None)
+        self._is_encoded = True
         following = self._assignments.following
         if self._hedging is not None:
             if not client.push(part, self._gradients, self._info) and self._was_looked_at:
@@ -158,18 +223,27 @@ class PushPull:
             client.push(part, self._gradients, self._info)
             self._is_current = False
         else:
-            step = self._schedule.part(following).step
+            step = following // self._schedule.parts_per_step
             wanted = step if self._is_sync else None
             versions = client.push_pull(part, self._gradients, replica.staging.parameters, wanted, self._info)
             self._is_current = replica.took_over(versions, step)
-        self._metrics.version = client.versions[0]
-        self._watch.lap("communicate")
-        self._finished(part, self._watch.now)
-        return learns
+
+    def _unconfirmed(self, learns: bool) -> Unconfirmed:
+        """The push of the part was cut off."""
+        return Unconfirmed(
+            round_number=self._assignments.round.number,
+            part=self._part,
+            gradients=None if self._gradients is None else tuple(vector.clone() for vector in self._gradients),
+            info=replace(self._info, encoded=self._is_encoded),
+            versions=self._client.versions,
+            learns=learns,
+        )
 
     def step_done(self, *, reported: bool) -> None:
         """Tells the master which parts are done, at once when a checkpoint is due."""
-        if reported and self._gradients and not self._is_sync:
+        if reported and self._local is not None:
+            self._metrics.gradient_norm, self._local.wants_norm = self._local.norm, True
+        elif reported and self._gradients and not self._is_sync:
             # Sync: it is a part of the step's gradient, which no worker has.
             self._metrics.gradient_norm = norm(self._gradients)
         if reported or self._hedging is not None or (self._every and (self._part.step + 1) % self._every == 0):
@@ -191,9 +265,11 @@ class PushPull:
             gradients, took_part, self._weight = self._local.change()
         else:
             gradients, took_part = self._model.gradients(), self._model.took_part
-        if self._weight is not None or took_part is not None:
+            if self._accumulation is not None:
+                self._weight = self._accumulation.mean(gradients)
+        if self._weight is not None or took_part is not None or self._sends_norm:
             runs = None if took_part is None else runs_of(self._model.places, took_part)
-            self._info = GradientInfo(weight=self._weight, runs=runs)
+            self._info = GradientInfo(weight=self._weight, runs=runs, clips=self._sends_norm)
         self._gradients = self._replica.staging.gradients(gradients)
         self._watch.lap("backward")
         return self._weight == 0 or took_part is None or any(took_part)
@@ -207,12 +283,14 @@ class PushPull:
         control, member, assignments = self._control, self._member, self._assignments
 
         def something_new() -> bool:
-            called = member.evaluate or member.save is not None
+            called = member.evaluate or member.save is not None or member.between is not None
             return called or assignments.following is not None or assignments.is_over
 
         while not assignments.is_over:
             if member.save is not None:
                 self._save()
+            if member.between is not None and self._evaluation is not None:
+                self._evaluate_between(self._evaluation)
             assignments.request()
             if (index := assignments.take()) is not None:
                 return index
@@ -236,3 +314,13 @@ class PushPull:
                 self._evaluate()
                 self._participates = self._is_current = False
         return None
+
+    def _evaluate_between(self, evaluation: ServedEvaluation) -> None:
+        """The master's order, between two steps; no other worker waits for this one meanwhile."""
+        self._loop.report()
+        if self._participates:
+            self._client.leave()
+        self._participates = self._is_current = False
+        if self._hedging is not None:
+            self._hedging.forget()
+        evaluation.run(self._client, self._assignments.round)

@@ -7,26 +7,31 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
 
 from disttrain.api.runtime import JobConfig
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.errors import UserError
 from disttrain_trainer.loop.exchange import Exchange
 from disttrain_trainer.loop.loop import TrainingLoop
-from disttrain_trainer.loop.meter import NonFiniteLoss
+from disttrain_trainer.loop.meter import NonFinite
 from disttrain_trainer.loop.trained import Trained
 from disttrain_trainer.model import task as tasks
 from disttrain_trainer.model import user_code
 from disttrain_trainer.net import copies, transport
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.net.messages import MessageType
+from disttrain_trainer.net.messages import Message, MessageType
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.process_group import AbortableProcessGroup, process_group
 from disttrain_trainer.parallel.traffic import Traffic
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
+from disttrain_trainer.strategies import first_evaluation
 
 log = logs.get_logger(__name__)
 
@@ -40,6 +45,10 @@ class RoundEnded(Exception):
     """The master ended the round."""
 
 
+class RolledBack(RoundEnded):
+    """The round ended because its loss was not finite."""
+
+
 class RoundResized(RoundEnded):
     """The round ended after a whole step: members of an elastic job join or leave."""
 
@@ -49,6 +58,9 @@ class Saves(Protocol):
 
     def wait(self) -> None:
         """Blocks until nothing is being written."""
+
+    def keep_left_out(self, course: Course) -> None:
+        """Rank 0, after it went back to a checkpoint."""
 
     def answer(self) -> None:
         """Rank 0, between two tries of a last file: the master asks for the state after the last step."""
@@ -85,6 +97,7 @@ class Rank(ABC):
             self._task = tasks.build(
                 self._config, rank=process.rank, local_rank=process.machine_rank, incarnation=process.incarnation
             )
+            first_evaluation.attempt(self._task, process)
         self._backend = tasks.choose_backend(self._config, self._task.device)
         if self._backend == "nccl":
             metrics.left_out |= {"disttrain_communication_bytes"}  # NCCL reports no bytes
@@ -101,6 +114,10 @@ class Rank(ABC):
     @abstractmethod
     def resume(self) -> None:
         """Before the first round: what this rank knows of the newest checkpoint. Raises WrongInput."""
+
+    @abstractmethod
+    def go_back(self) -> None:
+        """The loss was not finite: forgets the state, and resumes as a new process would."""
 
     @abstractmethod
     def take_part_in(self, this_round: Round) -> None:
@@ -144,18 +161,26 @@ class Rank(ABC):
     def _run(self) -> None:
         self.resume()
         while True:
+            if self._member.rolled_back:
+                self._go_back()
             self._member.get_ready(self._control)
             this_round = self._member.await_round(self._control, timeout=self._config.startup_timeout_seconds)
             if this_round is None:
                 return
+            self._task.schedule.without_parts = frozenset(self._member.course.left_out)
             try:
+                if self._member.round is not this_round:
+                    raise RoundEnded
                 self.take_part_in(this_round)
                 return
+            except RolledBack:
+                continue
             except RoundResized:
                 log.info("round %d is over at step %d: workers join or leave", this_round.number, self._member.step)
                 continue
             except RoundEnded:
-                log.info("round %d is over: a worker was lost", this_round.number)
+                why = "the loss is not finite" if self._member.rolled_back else "a worker was lost"
+                log.info("round %d is over: %s", this_round.number, why)
             except BrokenGroup as error:
                 log.warning("round %d ended: %s", this_round.number, error)
                 self._require_a_lost_peer(this_round, error)
@@ -166,13 +191,60 @@ class Rank(ABC):
         try:
             with user_code.refusing_groups("trainer.model"):
                 loop.run(exchange)
-        except NonFiniteLoss as error:
-            self._control.send(MessageType.NAN, step=error.step)
-            raise
+        except NonFinite as error:
+            self._go_back_or_fail(error, this_round)
         except RuntimeError as error:
             if together and self.has_ended(this_round):
                 raise BrokenGroup(error) from None
             raise
+
+    def _go_back_or_fail(self, error: NonFinite, this_round: Round) -> NoReturn:
+        """The training is not finite: raises RolledBack when the master has ended the round for it, else the error."""
+        member, parts = self._member, self._config.parts_per_step
+        goes_back = member.course.may_roll_back(
+            self._config
+        )  # as the master decides it: both know the course of this round
+        step = self.failing_step(error)
+        left_out = list(range(step * parts, (step + 1) * parts))
+        said: Message = {"step": step, "generation": this_round.number, "parts": left_out}
+        if goes_back:
+            with self._control.changed:
+                member.nan = said
+        self._control.send(MessageType.NAN, **said)
+        if not goes_back:
+            raise error
+        log.warning("%s; the training goes back to the newest checkpoint", error)
+        self._control.wait(
+            lambda: True if member.round is not this_round else None,
+            what="the roll-back",
+            timeout=self._config.startup_timeout_seconds,
+        )
+        raise RolledBack from None
+
+    def failing_step(self, error: NonFinite) -> int:
+        """The step whose gradient, or loss, is not finite."""
+        return error.step
+
+    def _go_back(self) -> None:
+        """What this rank holds does not count any more."""
+        member = self._member
+        with self._control.changed:
+            member.rolled_back, known = False, member.course
+        self.go_back()
+        member.course = member.course.merged(known)
+        if self.saves is not None and self._process.rank == 0:
+            self.saves.keep_left_out(member.course)
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any rank of the round says so. Every rank must call it. Raises BrokenGroup."""
+        if not dist.is_initialized():
+            return stop
+        flag = torch.tensor([float(stop)], device=self._task.device)
+        try:
+            dist.all_reduce(flag)
+        except RuntimeError as error:
+            raise BrokenGroup(error) from None
+        return bool(flag.item())
 
     def has_ended(self, this_round: Round) -> bool:
         """Whether the master ended the round, which it may do a moment after a peer's loss was seen here."""

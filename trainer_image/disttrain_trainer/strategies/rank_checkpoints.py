@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import retention, store
 from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.errors import UserError
+from disttrain_trainer.loop.meter import NonFinite
 from disttrain_trainer.model.flat import FlatModel
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember
@@ -21,6 +22,7 @@ from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parallel.state import RankState
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.strategies.kept_course import KeptCourse
 
 log = logs.get_logger(__name__)
 
@@ -45,6 +47,7 @@ class RankCheckpoints:
         self._root = root
         self._keep = keep
         self._config = config
+        self._course = KeptCourse(root, config, control)
         self._metrics = metrics
         self._control = control
         self._member = member
@@ -69,7 +72,7 @@ class RankCheckpoints:
     def save(self) -> None:
         """Saves the state after this step: in the background, or, when the master asked for it, before this returns.
 
-        Raises UserError when a parameter is not finite, and what the save before failed with. A volume that is full or broken is logged
+        Raises NonFinite when a parameter is not, and what the save before failed with. A volume that is full or broken is logged
         and reported: the training goes on, and the next save has all that was in this one.
         """
         if self._member.save_asked:
@@ -78,8 +81,9 @@ class RankCheckpoints:
         began = time.perf_counter()
         self._writer.wait()
         self._require_finite()
-        step, tensors = self._member.step, self._copy.take(self._state.present())
-        self._writer.start(lambda: self._commit(step, tensors, began=began))
+        step, course = self._member.step, self._member.course
+        tensors = self._copy.take(self._state.present())
+        self._writer.start(lambda: self._commit(step, tensors, course=course, began=began))
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
 
     def save_last(self) -> str | None:
@@ -95,6 +99,15 @@ class RankCheckpoints:
         error = self.save_now(last=True, finished=True)
         self.complete = error is None
         return error
+
+    def keep_course(self, course: Course) -> None:
+        """Keeps what an evaluation found with the checkpoint of its step, if there is one. Waits until that is written."""
+        self._writer.wait()
+        self._course.keep(course)
+
+    def keep_left_out(self, course: Course) -> None:
+        """Keeps with the checkpoint that the training went back to which parts are left out after it."""
+        self._course.keep_left_out(self._member.step, course)
 
     def forget_last(self) -> None:
         """A round begins: the state may change again."""
@@ -118,16 +131,18 @@ class RankCheckpoints:
         if not is_written:  # an evaluation may have changed the model since: that is no part of the training
             self._require_finite()
         step, tensors = self._member.step, {} if is_written else self._state.present()
-        error = self._commit(step, tensors, began=began, asked=asked, last=last, finished=finished)
+        course = self._member.course
+        error = self._commit(step, tensors, course=course, began=began, asked=asked, last=last, finished=finished)
         self._metrics.phase_seconds["checkpoint"] += time.perf_counter() - began
         return error
 
     def _require_finite(self) -> None:
         self._model.verify()
         if not self._model.is_finite():
-            raise UserError(
+            raise NonFinite(
                 f"a parameter is not finite at step {self._member.step}: lower trainer.optimizer.learningRate; "
-                "no checkpoint of it is written"
+                "no checkpoint of it is written",
+                step=max(0, self._member.step - 1),
             )
 
     def _commit(
@@ -135,6 +150,7 @@ class RankCheckpoints:
         step: int,
         tensors: Named,
         *,
+        course: Course,
         began: float,
         asked: bool = False,
         last: bool = False,
@@ -160,16 +176,24 @@ class RankCheckpoints:
                 data=self._data,
                 files={file: digest},
                 finished=finished,
-                evaluation=member.evaluation,
+                evaluation=member.evaluation or (course.evaluation if course.evaluated == step else None),
                 model=member.model,
                 resumed=self.resumed,
+                course=course,
             )
-            store.prune(folder, manifest, keep=self._keep)
+            retention.prune(
+                folder,
+                manifest,
+                keep=self._keep,
+                keep_best=self._course.keep_best,
+                roll_back_seconds=self._config.roll_back_seconds,
+            )
+            best = self._course.best()
         except OSError as error:
             log.error("checkpoint %d was not written: %s; the one before is intact", step, error)
             self._control.send(MessageType.SAVED, error=str(error), asked=asked)
             return str(error)
         self._metrics.checkpoint_step = step
         self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-        self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked)
+        self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked, **best)
         return None

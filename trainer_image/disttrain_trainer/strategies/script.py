@@ -6,6 +6,7 @@ rounds apart.
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.runtime.subprocesses import Program
-from disttrain_trainer.strategies import joining
+from disttrain_trainer.strategies import joining, printed_progress
 
 log = logs.get_logger(__name__)
 
@@ -29,6 +30,7 @@ PEER_LOSS_NOTICE_SECONDS = 1.0
 """Seconds that the master has to end the round because of another member, before this agent reports its failed program as the cause."""
 STOP_GRACE_SECONDS = 10.0
 """Seconds between SIGTERM and SIGKILL, for a program whose round is over."""
+LOOPBACK = "127.0.0.1"
 MAX_RESTARTS = "999"
 """How often the agent would start the script again, for a script that reads it. The agent has no limit; the job's runPolicy has."""
 
@@ -44,6 +46,7 @@ class Agent:
         self._arguments = script.args
         self._program: Program | None = None
         self._terminated = False
+        self._held: socket.socket | None = None
         self._control = ControlClient(
             process=process,
             describe=self.rank.describe,
@@ -61,11 +64,13 @@ class Agent:
         while not self._terminated:
             rank.get_ready(control)
             this_round = control.wait(
-                lambda: "over" if self._terminated or control.finished else rank.round,
+                lambda: "over" if self._terminated or control.finished else rank.begun,
                 what="the other workers and the master",
                 timeout=self._process.config.startup_timeout_seconds,
             )
-            if control.finished or (isinstance(this_round, Round) and self.run_in(this_round)):
+            if control.finished:
+                return
+            if isinstance(this_round, Round) and rank.round is this_round and self.run_in(this_round):
                 return
             self._metrics.recoveries += 1
         raise Terminated
@@ -120,6 +125,9 @@ class Agent:
             return False
         finally:
             program.stop(grace=STOP_GRACE_SECONDS, patient=lambda: self._terminated)
+            if self._held is not None:
+                self._held.close()
+                self._held = None
 
     def _start(self, this_round: Round) -> Program:
         """Starts the program of a round. Raises Terminated after SIGTERM."""
@@ -130,11 +138,28 @@ class Agent:
             contract(config, index=self._process.index, local_rank=local_rank, this_round=this_round)
             for local_rank in range(config.processes_per_worker)
         ]
+        if config.world_size == 1 and not config.elastic:
+            environs[0] = alone(environs[0], port=self._port_of_its_own())
         with self._control.changed:
             if self._terminated:
                 raise Terminated
-            self._program = Program(command, environs, changed=self._control.changed)
+            readers = printed_progress.readers(
+                config,
+                ranks=[int(environ[environment.RANK]) for environ in environs],
+                round_number=this_round.number,
+                metrics=self._metrics,
+            )
+            self._program = Program(command, environs, changed=self._control.changed, readers=readers)
             return self._program
+
+    def _port_of_its_own(self) -> int:
+        """A port of loopback that no other program is given in this round. A program that sets SO_REUSEADDR, as every server
+        does, can listen on it all the same."""
+        if self._held is None:
+            self._held = socket.socket()
+            self._held.bind((LOOPBACK, 0))
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return int(self._held.getsockname()[1])
 
     def _await_end(self, this_round: Round) -> bool:
         """Blocks until every member's program is done: True. False when the round is over before, or this pod must end."""
@@ -150,7 +175,7 @@ class Agent:
         self.rank.on_message(message)
         if message["type"] == MessageType.NOT_JOINED and self._program is not None:
             spawned = joining.spawns(self._program.pids)
-            if spawned or self._process.config.world_size > 1:
+            if self._process.config.world_size > 1:
                 seconds = float(message.get("seconds") or 0)
                 log.warning("%s", joining.hint(self._process.config, seconds=seconds, spawned=spawned))
 
@@ -193,6 +218,13 @@ def contract(config: JobConfig, *, index: int, local_rank: int, this_round: Roun
         environment.ELASTIC_RUN_ID: config.uid,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, machine.cpu_limit() // count)),
     }
+
+
+def alone(environ: dict[str, str], *, port: int) -> dict[str, str]:
+    """The same for the only process of a job: no other one needs a store, so that the program has its own, as without torchrun. One that
+    starts its processes itself, by torch.multiprocessing.spawn, can connect them then."""
+    own = {environment.MASTER_ADDR: LOOPBACK, environment.MASTER_PORT: str(port)}
+    return {name: value for name, value in environ.items() if name != environment.USE_AGENT_STORE} | own
 
 
 def file_of(script: Script, config: JobConfig) -> Path:

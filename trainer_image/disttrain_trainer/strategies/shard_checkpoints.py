@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import final, store
+from disttrain_trainer.checkpoint import final, retention, store
 from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.checkpoint.tensor_file import Named
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.errors import UserError
+from disttrain_trainer.loop.meter import NonFinite
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember
 from disttrain_trainer.net.messages import MessageType
@@ -29,6 +30,7 @@ from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
 from disttrain_trainer.runtime import logs
 from disttrain_trainer.runtime.metrics import Metrics
+from disttrain_trainer.strategies.kept_course import KeptCourse
 from disttrain_trainer.strategies.rank import RoundEnded
 
 log = logs.get_logger(__name__)
@@ -72,6 +74,7 @@ class ShardCheckpoints:
         self._rank = rank
         self._root = root
         self._keep = keep
+        self._course = KeptCourse(root, config, control)
         self._metrics = metrics
         self._control = control
         self._member = member
@@ -110,7 +113,7 @@ class ShardCheckpoints:
     def save(self, *, at_once: bool) -> None:
         """Saves the state after this step: in the background, or before this returns. Every rank must call it after the same step.
 
-        Raises UserError when a parameter is not finite, and what the save before failed with.
+        Raises NonFinite when a parameter is not, and what the save before failed with.
         """
         began = time.perf_counter()
         self._writer.wait()
@@ -128,7 +131,7 @@ class ShardCheckpoints:
     def save_last(self) -> None:
         """Saves the state after the last step: every rank its file, rank 0 the manifest; tries again while a volume is full or broken.
 
-        Blocks. Raises RoundEnded, Unsaved, UserError.
+        Blocks. Raises RoundEnded, Unsaved, NonFinite.
         """
         began = time.perf_counter()
         self._writer.wait()
@@ -167,6 +170,15 @@ class ShardCheckpoints:
         asked, self._member.save_asked = self._member.save_asked, False
         self._control.send(MessageType.SAVED, step=self._last.step, time=self._last.time.isoformat(), asked=asked)
 
+    def keep_course(self, course: Course) -> None:
+        """Rank 0: keeps what an evaluation found with the checkpoint of its step, if there is one. Waits until that is written."""
+        self._writer.wait()
+        self._course.keep(course)
+
+    def keep_left_out(self, course: Course) -> None:
+        """Rank 0: keeps with the checkpoint that the training went back to which parts are left out after it."""
+        self._course.keep_left_out(self._member.checkpoint or 0, course)
+
     @property
     def last_folder(self) -> Path:
         """Where the state after the last step is."""
@@ -188,9 +200,10 @@ class ShardCheckpoints:
         assert self._model is not None
         self._model.verify()
         if not self._model.is_finite():
-            raise UserError(
+            raise NonFinite(
                 f"a parameter is not finite at step {self._member.step}: lower trainer.optimizer.learningRate; "
-                "no checkpoint of it is written"
+                "no checkpoint of it is written",
+                step=max(0, self._member.step - 1),
             )
 
     @property
@@ -259,18 +272,26 @@ class ShardCheckpoints:
         """Rank 0: makes a checkpoint of the files of all ranks. Raises OSError."""
         folder = self._root / store.name_of(step)
         manifest = self._last = self._publish(folder, step, files, finished=False)
-        store.prune(folder, manifest, keep=self._keep)
+        retention.prune(
+            folder,
+            manifest,
+            keep=self._keep,
+            keep_best=self._course.keep_best,
+            roll_back_seconds=self._config.roll_back_seconds,
+        )
         if self._lasting:
             self._member.checkpoint = step
             self._metrics.checkpoint_step = step
             self._metrics.checkpoint_seconds.observe(time.perf_counter() - began)
-            self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked)
+            best = self._course.best()
+            self._control.send(MessageType.SAVED, step=step, time=manifest.time.isoformat(), asked=asked, **best)
 
     def _report_failure(self, error: str, *, asked: bool) -> None:
         if self._rank == 0 and self._lasting:
             self._control.send(MessageType.SAVED, error=error, asked=asked)
 
     def _publish(self, folder: Path, step: int, files: dict[str, str], *, finished: bool) -> Manifest:
+        course = self._member.course
         return store.publish(
             folder,
             config=self._config,
@@ -279,9 +300,10 @@ class ShardCheckpoints:
             data=self._data,
             files=files,
             finished=finished,
-            evaluation=self._member.evaluation,
+            evaluation=self._member.evaluation or (course.evaluation if course.evaluated == step else None),
             model=self._member.model,
             resumed=self.resumed,
+            course=course,
         )
 
 

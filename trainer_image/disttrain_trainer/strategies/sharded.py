@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,21 +17,23 @@ from disttrain.api.mesh import Coordinate
 from disttrain.api.runtime import ProgressModel
 from disttrain_trainer.checkpoint import by_name, final, model_file, origin, store, tensors
 from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import NAME
+from disttrain_trainer.checkpoint.measured import Evaluation, Measured
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.loop import TrainingLoop
-from disttrain_trainer.model.evaluation import Evaluation
 from disttrain_trainer.model.flat import described
 from disttrain_trainer.model.initial import FactoryNotRepeatable
-from disttrain_trainer.model.task import Objective
+from disttrain_trainer.model.objective import Objective
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.members import CollectiveMember, Round
-from disttrain_trainer.parallel import backend, shard_state
+from disttrain_trainer.parallel import backend, shard_factory, shard_state
 from disttrain_trainer.parallel.backend import BrokenGroup
 from disttrain_trainer.parallel.compose import LocalModel, ParallelContext, compose
 from disttrain_trainer.parallel.mesh import Groups, mesh_of
 from disttrain_trainer.parallel.pipeline import Pipeline
 from disttrain_trainer.parallel.pipeline_forward import NeedsWholeModel
+from disttrain_trainer.parallel.shard_factory import ShardFactoryOptimizer
 from disttrain_trainer.parallel.shard_optimizer import ShardOptimizer
 from disttrain_trainer.parallel.shard_state import ShardState
 from disttrain_trainer.parallel.sharded_model import ShardedModel
@@ -42,14 +43,13 @@ from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.runtime.termination import of_user_error
+from disttrain_trainer.strategies.evaluations import RankEvaluations
 from disttrain_trainer.strategies.rank import Rank, RoundEnded
 from disttrain_trainer.strategies.shard_checkpoints import ShardCheckpoints, Writers
 from disttrain_trainer.strategies.shard_exchange import ShardExchange
 
 log = logs.get_logger(__name__)
 
-_TRIED_SAMPLES = 2
-"""Of the batch that whole and cut model both compute: BatchNorm refuses one."""
 _MIXED = "mixed torch.Tensor and DTensor"
 """In what torch says of an operation on a whole tensor and a part of one."""
 _LAST_STATE = ".last-state"
@@ -66,6 +66,7 @@ class ShardedWorker(Rank):
         self._at: Coordinate = self._mesh.coordinate(process.rank)
         shard_state.check(task.model)
         self._layout = described(task.model)
+        self._dtypes = {name: parameter.dtype for name, parameter in task.model.named_parameters()}
         self._model_dir = model_file.place_of(task.model, process.model_dir)
         with control.changed:
             member.data = task.data
@@ -104,7 +105,16 @@ class ShardedWorker(Rank):
             by_name.require_fit(found.start.folder, self._task.model, source=found.start.of)
         if found.checkpoint is not None:
             self._member.checkpoint = found.checkpoint.manifest.step
+            self._member.course = found.checkpoint.manifest.course
             self._metrics.checkpoint_step = found.checkpoint.manifest.step
+
+    def go_back(self) -> None:
+        """What this rank holds is forgotten: every rank loads its part of the checkpoint that rank 0 finds."""
+        if self._last_state is not None:
+            self._last_state.end()
+        self._held = {}
+        self._member.step, self._member.course = -1, Course()
+        self.resume()
 
     def take_part_in(self, this_round: Round) -> None:
         """One round: cut the model, take over the state, train to the end, wait for the others."""
@@ -134,11 +144,12 @@ class ShardedWorker(Rank):
                 groups=groups,
                 loss=task.loss,
                 device=task.device,
-                sample=self._sample if is_cold else None,
+                autocast=task.autocast,
+                sample=task.first_samples if is_cold else None,
             )
             local = self._composed(context, this_round)
             model = ShardedModel(local, layout=self._layout, at=self._at)
-            optimizer = ShardOptimizer(config.trainer.loop.optimizer, model)
+            optimizer = self._optimizer_of(model, this_round, tried=is_cold)
             state = ShardState(
                 model,
                 optimizer,
@@ -148,7 +159,7 @@ class ShardedWorker(Rank):
             self._enter(this_round, state, groups)
             self._held = state.present()
             loop = self._loop = self._loop or self.new_loop(model, counts=self._mesh.counts(process.rank))
-            objective = Objective(local.module, task.loss, reads_weights=config.parts_per_step > 1)
+            objective = Objective(local.module, task.autocast.loss(task.loss), reads_weights=task.batches_per_step > 1)
             loop.adopt(model, local.pipeline or objective)
             checkpoints = self._checkpoints
             if self._last_state is not None:
@@ -172,6 +183,8 @@ class ShardedWorker(Rank):
                 parameters=len(self._layout.places),
                 checkpoints=checkpoints,
                 plan_field=context.plan_field if is_cold else None,
+                evaluations=self._evaluations(this_round, model, local.pipeline),
+                computed_in=task.autocast.dtype,
             )
             try:
                 self.train(loop, exchange, this_round, together=groups is not None)
@@ -188,6 +201,38 @@ class ShardedWorker(Rank):
                 self._held = state.present()
             self._finish(this_round, model, local.pipeline)
 
+    def _evaluations(self, this_round: Round, model: ShardedModel, run: Pipeline | None) -> RankEvaluations | None:
+        """Those between two steps: every rank calls the cut model together, and finds the same numbers. run: as of `_finish`."""
+        evaluator, process, loop = self._task.evaluate, self._process, self._loop
+        if evaluator is None or loop is None or not self._config.trainer.evaluate_every_steps:
+            return None
+
+        def measure(number: int, of: int) -> Measured:
+            try:
+                measured = evaluator.measure(run.forward_model() if run is not None else model.module)
+            except NeedsWholeModel as error:
+                raise WrongInput(
+                    f"trainer.evaluateEverySteps: {error}, and no process puts it together between two steps: call the model alone in "
+                    "trainer.evaluate, or evaluate at the end only (0)"
+                ) from None
+            if process.rank == 0 and self._checkpoints is not None:
+                # Before any rank goes on: one that ends here writes its last file into the same folder, which is tidied after a save.
+                self._checkpoints.wait()
+            return measured
+
+        return RankEvaluations(
+            process=self._process,
+            task=self._task,
+            loop=loop,
+            control=self._control,
+            member=self._member,
+            this_round=this_round,
+            measure=measure,
+            kept=self._checkpoints.keep_course if process.rank == 0 and self._checkpoints is not None else None,
+            all_call=True,
+            agree=self.agree,
+        )
+
     def _composed(self, context: ParallelContext, this_round: Round) -> LocalModel:
         """A new model, cut. Raises BrokenGroup where a peer is lost meanwhile, which what it calls says in its own ways."""
         model = self._new_model()
@@ -198,11 +243,22 @@ class ShardedWorker(Rank):
                 raise BrokenGroup(error) from None
             raise
 
-    def _sample(self) -> Any:
-        """The first samples of the training."""
-        part = self._task.schedule.part(0)
-        self._task.seed(part)
-        return self._task.fetch(part.indices[:_TRIED_SAMPLES])
+    def _optimizer_of(
+        self, model: ShardedModel, this_round: Round, *, tried: bool
+    ) -> ShardOptimizer | ShardFactoryOptimizer:
+        """tried: that of a factory makes some steps with made-up numbers. Raises BrokenGroup where a peer is lost meanwhile."""
+        make, config = self._task.make_optimizer, self._config
+        if make is None:
+            return ShardOptimizer(config.trainer.loop.optimizer, model)
+        found = ShardFactoryOptimizer(make, model, scheduled=config.trainer.learning_rate_schedule is not None)
+        try:
+            if tried:
+                shard_factory.require_same(make, model, self._layout, self._dtypes)
+        except (RuntimeError, WrongInput) as error:
+            if dist.is_initialized() and self.has_ended(this_round):
+                raise BrokenGroup(error) from None
+            raise
+        return found
 
     def _new_model(self) -> nn.Module:
         """A model that no round has cut. Raises FactoryNotRepeatable where the factory returns one that it keeps."""
@@ -256,13 +312,18 @@ class ShardedWorker(Rank):
             checkpoints.save_last()
             if self._process.rank == 0 and self._model_dir is not None and member.model is None:
                 self._write_model(this_round, checkpoints.last_folder, self._model_dir)
-        if self._task.evaluate is not None:
+        course = member.course
+        if course.evaluated == member.step and course.evaluation is not None:
+            member.evaluation = course.evaluation if self._process.rank == 0 else None
+        elif self._task.evaluate is not None:
             try:
                 found = self._evaluate(self._task.evaluate, model, run)
             except RuntimeError as error:
                 if self.has_ended(this_round):
                     raise BrokenGroup(error) from None
                 raise
+            if self._task.hooks is not None and found is not None:
+                self._task.hooks.evaluated(found)
             if self._process.rank == 0:  # the same on every rank
                 member.evaluation = found
         if checkpoints is not None and self._checkpoints is None and self._process.rank == 0:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from disttrain_trainer.errors import TrainerError, UserError
+from disttrain_trainer.model.named_values import Values
 
 FIRST_STEPS = 3
 """Batches from the first one on of which one must reach a parameter of the model."""
@@ -28,6 +29,8 @@ class Turns:
     """Batches from the worker's thread to the script's, and back what it made of them. Either the one or the other thread runs."""
 
     def __init__(self) -> None:
+        self.values: Values | None = None
+        """As of LossOf: a script gives none."""
         self._changed = threading.Condition()
         self._batch: list[Any] = []
         """The batch that the script is to compute, until it takes it."""

@@ -36,11 +36,10 @@ def counts(view: JobView, pod: PodView) -> bool:
 
 
 def next_attempt(view: JobView) -> datetime | None:
-    """When the pods of a restarted job may be made; None: now. A single pod has its back-off behind it when its place is free."""
+    """When the pods of a restarted job may be made; None: at once. A single pod has its back-off behind it when its place is free."""
     if view.present or view.restarts.last is None:
         return None
-    moment = view.until(view.restarts.last.time, delay(view.counted_so_far))
-    return moment if moment > view.now else None
+    return view.until(view.restarts.last.time, delay(view.counted_so_far))
 
 
 def finished(view: JobView, pod: PodView) -> datetime:
@@ -53,7 +52,7 @@ def finished(view: JobView, pod: PodView) -> datetime:
         and (pod.role.status_name, pod.index) == (last.role, last.index)
     ):
         return pod.ended if pod.ended.replace(microsecond=0) <= last.time else last.time
-    if pod.ended <= view.now:
+    if view.reached(pod.ended):
         return pod.ended
     return last.time if last is not None and pod.uid in view.restarts.accounted else view.now
 

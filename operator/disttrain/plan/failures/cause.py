@@ -86,7 +86,7 @@ def verdict(view: JobView, root: PodView) -> Verdict:
     others = list(_others(view))
     if any(_taken_away(view, pod) for _, pod in others):
         return Verdict.CONSEQUENCE
-    waits = view.now < open_until(view, root)
+    waits = not view.reached(open_until(view, root))
     if waits and any(pod is None or not pod.ready or pod.node != root.node for _, pod in others):
         return Verdict.OPEN
     if any(pod is None or not pod.scheduled for _, pod in others):
@@ -96,7 +96,7 @@ def verdict(view: JobView, root: PodView) -> Verdict:
 
 def open_until(view: JobView, root: PodView) -> datetime:
     """When the loss of any other node would have shown."""
-    return view.until(finished(view, root), NODE_LOSS_SHOWS_WITHIN)
+    return view.until(root.ended, NODE_LOSS_SHOWS_WITHIN)
 
 
 def _others(view: JobView) -> Iterator[tuple[Slot, PodView | None]]:

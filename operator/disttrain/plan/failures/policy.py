@@ -57,8 +57,8 @@ def failures(view: JobView) -> Step | None:
     fresh = [pod for pod in view.failed if pod.uid not in accounted]
     if not fresh:
         return None
-    if view.runs_command and (until := min(view.until(pod.ended, COLLECT_FAILURES_FOR) for pod in fresh)) > view.now:
-        return Step(look=until)
+    if view.runs_command and not view.reached(min(view.until(pod.ended, COLLECT_FAILURES_FOR) for pod in fresh)):
+        return Step()
     root = cause.root_cause(view, fresh)
     if root is None:
         master = silent_master(view) if cause.recorded_cause(view) is None else None
@@ -147,8 +147,7 @@ def _wait_for_a_lost_node(view: JobView, failure: Failure) -> Step:
     claims = [Claim(type=ConditionType.READY, status="False", reason=Reason.REPLICA_FAILED, message=text)]
     if view.status.is_true(ConditionType.SCHEDULED):  # the job had all its pods
         claims.append(replace(claims[0], type=ConditionType.RESTARTING, status="True"))
-    look = min(step.look, until) if step.look is not None else until
-    return replace(step, claims=tuple(claims), look=look)
+    return replace(step, claims=tuple(claims))
 
 
 def _without_cause(view: JobView, fresh: list[PodView]) -> Step:

@@ -24,7 +24,7 @@ def silent_master(view: JobView) -> PodView | None:
         return None  # it is written down already; the failures of now are its consequences
     if master.silent_since is not None:
         return None  # its whole node does not report: that is no failure of the master
-    return master if master.created < read < view.now - REPORT_TIMEOUT else None
+    return master if master.created < read and view.reached(read + REPORT_TIMEOUT) else None
 
 
 def replace_silent(view: JobView, master: PodView, fresh: list[PodView]) -> Step:

@@ -102,6 +102,8 @@ def written_down(view: JobView, pods: list[PodView], restarts: Restarts) -> Step
             "restarts": kept.model_copy(update={"accounted": accounted}),
             **_replica_restarts(view, [pod.role for pod in pods]),
         },
+        # What was counted before is forgotten with its pod, which the cache may show for longer than the status names it.
+        final=view.restarts.total > 0,
         again=True,
     )
 
