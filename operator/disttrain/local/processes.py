@@ -132,20 +132,24 @@ class Process:
         self._ended(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, and SIGKILL if it still runs after the grace period. Returns at once; may be repeated with a shorter period."""
-        self._grace_seconds = grace_seconds
+        """SIGTERM, once, and SIGKILL if it still runs after the grace period. Returns at once; a later call can only shorten the period."""
+        if self._grace_seconds is None or grace_seconds < self._grace_seconds:
+            self._grace_seconds = grace_seconds
         if self._child is None or self._over:
             return
-        # Not Popen's own method, which would wait for a child that has just ended, and free its number.
-        os.kill(self._child.pid, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
-        if self._kill_timer is not None:
+        if grace_seconds <= 0:
+            self._kill()
+            return
+        loop = asyncio.get_running_loop()
+        kill_at = loop.time() + grace_seconds
+        if self._kill_timer is None:
+            # Not Popen's own method, which would wait for a child that has just ended, and free its number.
+            os.kill(self._child.pid, signal.SIGTERM)
+        elif self._kill_timer.when() <= kill_at:
+            return
+        else:
             self._kill_timer.cancel()
-        self._kill_timer = asyncio.get_running_loop().call_later(grace_seconds, self._kill)
-
-    def stop_once(self, grace_seconds: float) -> None:
-        """As `stop`, unless it was called already."""
-        if self._grace_seconds is None:
-            self.stop(grace_seconds)
+        self._kill_timer = loop.call_at(kill_at, self._kill)
 
     def _kill(self) -> None:
         if self._child is not None and not self._over:

@@ -151,7 +151,7 @@ class Run:
                     return
                 # cleanPodPolicy may leave pods for a look at them; a local run leaves their logs instead.
                 for process in left:
-                    process.stop_once(self._grace(process))
+                    process.stop(self._grace(process))
             look_again = plan.look_again.total_seconds() if plan.look_again is not None else None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(look_again):

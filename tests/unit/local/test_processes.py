@@ -131,6 +131,32 @@ def test_who_does_not_listen_is_killed_after_the_grace_period(process: Process) 
     assert 0.2 < time.monotonic() - began < 5
 
 
+COUNTS_SIGTERM = (
+    "import signal, sys, time; signal.signal(15, lambda *_: print('asked', flush=True)); print('up', flush=True)\n"
+    "for _ in range({tenths}): time.sleep(0.1)"
+)
+
+
+def test_who_is_stopped_again_is_asked_once(process: Process) -> None:
+    """A second SIGTERM would break into the checkpoint that the first one asked for."""
+
+    def stop_twice() -> None:
+        process.stop(30)
+        asyncio.get_running_loop().call_later(0.3, process.stop, 40)
+
+    lines = run(process, *python(COUNTS_SIGTERM.format(tenths=8)), meanwhile=stop_twice)
+    assert (lines, process.exit_code) == (["up", "asked"], 0)
+
+
+def test_a_second_stop_shortens_the_grace_period_and_never_extends_it(process: Process) -> None:
+    def stop_three_times() -> None:
+        for seconds in (30, 0.3, 30):
+            process.stop(seconds)
+
+    lines = run(process, *python(COUNTS_SIGTERM.format(tenths=100)), meanwhile=stop_three_times)
+    assert (lines, process.exit_code) == (["up", "asked"], 137)
+
+
 def test_a_stop_before_the_start_is_not_forgotten(process: Process) -> None:
     program = python("import time; time.sleep(60)")
     run(process, *program, meanwhile=lambda: process.stop(5))

@@ -101,7 +101,7 @@ def test_ctrl_c_gives_time_and_ends_with_130(folder: Path) -> None:
     started.process.send_signal(signal.SIGINT)
     done = started.finish(20)
     assert done.code == 130, done
-    assert done.out.count("saved") == 2
+    assert done.out.count("saved") == 2, done.out
     assert "\nstopping: up to 30 s; Ctrl-C again ends it at once\n" in done.out
     assert "stub: interrupted after" in done.out
     assert left_behind(folder) == []
