@@ -81,7 +81,11 @@ def read(file: IO[bytes], name: str) -> Run:
             continue
         if isinstance(line := decode(text), Point | Event):
             lines.append(line)
-    points = [line for line in kept(lines) if isinstance(line, Point)]
+    return of_points([line for line in kept(lines) if isinstance(line, Point)], name)
+
+
+def of_points(points: Sequence[Point], name: str) -> Run:
+    """The curves of points that are left."""
     return Run(
         name,
         [(point.step, point.loss) for point in points if point.loss is not None],

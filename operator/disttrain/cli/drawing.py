@@ -56,7 +56,7 @@ def _panel(panel: Panel) -> Iterator[str]:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     (low, high), (first, last) = panel.values, panel.steps
     across, down = right - _LEFT, bottom - _TOP
-    yield f'<text x="{_LEFT}" y="{_TOP - 10}">{panel.title}</text>'
+    yield f'<text x="{_LEFT}" y="{_TOP - 10}">{escape(panel.title)}</text>'
     for value in _ticks(low, high):
         y = bottom - (value - low) / (high - low) * down
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from disttrain import __version__
+from disttrain.cli import tools
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +72,8 @@ def _call(options: argparse.Namespace) -> int:
             return logs(options)
         case "ls" | "status" | "events" | "suspend" | "resume" | "cancel":
             return _on_cluster(options)
+        case verb if verb in tools.VERBS:
+            return tools.call(options)
         case "data":
             from disttrain.cli.data import pack
 
@@ -218,6 +221,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     scale.add_argument("workers", metavar="N", help="how many workers, from elastic.minReplicas to maxReplicas")
 
+    tools.add(verbs, on_cluster)
     _add_submit(verbs, on_cluster)
     _add_verbs_of_a_cluster(verbs, on_cluster)
     _add_logs(verbs, on_cluster)

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from disttrain.api.crd import COLUMNS
 from disttrain.api.names import LABEL_INDEX, LABEL_ROLE, TRAINER_CONTAINER
-from disttrain.cli.words import clock
+from disttrain.cli.durations import clock
 from disttrain.client.jobs import moment_of
 from disttrain.client.text import one_line
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.status import WHOLE_JOB
-from disttrain.cli.words import duration
+from disttrain.cli.durations import duration
 from disttrain.local.folders import RunFolder
 from disttrain.plan.words import WARNING
 

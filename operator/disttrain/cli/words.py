@@ -4,6 +4,7 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
 from disttrain.api.trainer import Command
+from disttrain.cli.durations import clock
 
 _SHOWN_VALUES = 3
 """Of the named values of a loss; the status and the summary have all."""
@@ -52,15 +53,3 @@ def steps(job: DistTrainJob, progress: Progress | None) -> tuple[int, int | None
     if progress is not None and (training is None or progress.step >= training.step):
         return progress.step, progress.total_steps
     return (training.step, training.total_steps) if training is not None else (0, None)
-
-
-def duration(seconds: float) -> str:
-    """4.2 s, 3:07, 1:02:09"""
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
-
-
-def clock(seconds: float) -> str:
-    """0:04, 3:07, 1:02:09"""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -22,10 +22,10 @@ def test_help_lists_what_there_is() -> None:
         [Path(sys.executable).with_name("disttrain"), "--help"], capture_output=True, text=True, check=True
     )
     assert all(f"    {verb} " in done.stdout for verb in ("run", "submit", "plot", "lint", "ls", "status", "version"))
-    assert "report" not in done.stdout
+    assert "watch" not in done.stdout
 
 
-@pytest.mark.parametrize("module", ["main as m; m.make_parser()", "history", "logs", "plot"])
+@pytest.mark.parametrize("module", ["main as m; m.make_parser()", "history", "logs", "plot", "report"])
 def test_help_and_verbs_that_read_a_run_import_nothing_heavy(module: str) -> None:
     heavy = "('pydantic', 'yaml', 'rich', 'asyncio', 'kubernetes')"
     program = f"import sys, disttrain.cli.{module}; print([n for n in {heavy} if n in sys.modules])"

@@ -15,10 +15,11 @@ from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role
 from disttrain.api.runtime import Progress
 from disttrain.api.status import DistTrainJobStatus
+from disttrain.cli.durations import duration
 from disttrain.cli.screen import PlainScreen, screen_for
 from disttrain.cli.summary import summary
 from disttrain.cli.terminal import Bar
-from disttrain.cli.words import duration, numbers
+from disttrain.cli.words import numbers
 from disttrain.local.folders import RunFolder
 from disttrain.local.processes import Process
 from disttrain.plan.model import Event

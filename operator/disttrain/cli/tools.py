@@ -1,0 +1,35 @@
+"""The verbs around a job, their arguments and what does each: report, init, doctor, completion, convert, debug.
+
+Each module is imported when its verb is called. Not here: what a verb does.
+"""
+
+import argparse
+from typing import Final, TypeAlias
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+VERBS: Final = ("report",)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Does what such a verb says; the exit code."""
+    from disttrain.cli.report import report
+
+    runs = [run for run in (options.run, options.second) if run is not None]
+    return report(runs, options.output, (options.namespace, options.context))
+
+
+def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
+    """Their arguments. on_cluster: those of every verb of a cluster."""
+    report = verbs.add_parser(
+        "report",
+        help="write a page about a run or job, or about two",
+        description="Writes one file of HTML about a local run, or about two beside one another: curves, restarts on a time line, where "
+        "the time went, ranks, configuration without its secrets. It needs no network and no script. With -n or --context of jobs of "
+        "the cluster, from their masters while they run.",
+        epilog="exit codes: 0 done, 1 the file cannot be written, 2 no such run, or it has no history; of a cluster as `disttrain ls`",
+        parents=[on_cluster],
+    )
+    report.add_argument("run", metavar="RUN", help="as of history")
+    report.add_argument("second", metavar="RUN2", nargs="?", help="another one, beside the first")
+    report.add_argument("-o", "--output", metavar="FILE", help="default: report-RUN.html; - is standard output")
