@@ -1,4 +1,4 @@
-"""The verbs around a job, their arguments and what does each: report, init, doctor, completion, convert, debug.
+"""The verbs around a job, their arguments and what does each: report, init.
 
 Each module is imported when its verb is called. Not here: what a verb does.
 """
@@ -8,15 +8,21 @@ from typing import Final, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-VERBS: Final = ("report",)
+VERBS: Final = ("report", "init")
 
 
 def call(options: argparse.Namespace) -> int:
     """Does what such a verb says; the exit code."""
-    from disttrain.cli.report import report
+    match options.verb:
+        case "report":
+            from disttrain.cli.report import report
 
-    runs = [run for run in (options.run, options.second) if run is not None]
-    return report(runs, options.output, (options.namespace, options.context))
+            runs = [run for run in (options.run, options.second) if run is not None]
+            return report(runs, options.output, (options.namespace, options.context))
+        case _:
+            from disttrain.cli.init import init
+
+            return init(options.name, options.strategy, options.workers, options.folder, force=options.force)
 
 
 def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
@@ -33,3 +39,20 @@ def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
     report.add_argument("run", metavar="RUN", help="as of history")
     report.add_argument("second", metavar="RUN2", nargs="?", help="another one, beside the first")
     report.add_argument("-o", "--output", metavar="FILE", help="default: report-RUN.html; - is standard output")
+
+    init = verbs.add_parser(
+        "init",
+        help="write the files of a new job",
+        description="Writes a commented job and a Python file that run as they are, to be changed into your own. On a terminal it asks for "
+        "what no option says.",
+        epilog="exit codes: 0 done, 1 a file cannot be written, 2 wrong input, or a file is there already, 130 interrupted",
+    )
+    init.add_argument("name", metavar="NAME", nargs="?", help="of the job; default: that of the folder")
+    init.add_argument(
+        "--strategy",
+        metavar="STRATEGY",
+        help="DataParallel (default), ParameterServer, or script: a torchrun script of your own",
+    )
+    init.add_argument("--workers", metavar="N", help="default: 2")
+    init.add_argument("--folder", metavar="DIR", default=".", help="where the files are written; default: here")
+    init.add_argument("--force", action="store_true", help="write over files that are there")
