@@ -208,6 +208,12 @@ def test_what_is_not_supported_yet_makes_no_pods_and_says_so(rest: Rest, operato
     assert rest.list(PODS, "disttrain.dev/job-name=later") == []
 
 
+def test_a_template_that_reaches_into_its_node_makes_no_pods_and_says_so(rest: Rest, operator: Operator) -> None:
+    rest.create(JOBS, job("host", worker={"replicas": 1, "template": {"spec": {"hostNetwork": True}}}))
+    eventually(lambda: condition(rest, "host", "Valid") == ("False", "TemplateNotAllowed"))
+    assert rest.list(PODS, "disttrain.dev/job-name=host") == []
+
+
 def test_the_scale_subresource_resizes_an_elastic_job(rest: Rest, operator: Operator, kubelet: Kubelet) -> None:
     names = started(rest, "elastic", worker={"replicas": 2, "elastic": {"minReplicas": 1, "maxReplicas": 3}})
     for name in names:

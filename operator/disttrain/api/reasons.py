@@ -45,6 +45,8 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     NOT_YET_SUPPORTED = "NotYetSupported"
     INVALID_SPEC = "InvalidSpec"
+    TEMPLATE_NOT_ALLOWED = "TemplateNotAllowed"
+    """A template asks for its pod's node, and the operator may not grant that."""
     POD_REFUSED = "PodRefused"
     """The API server refused a pod of the job: its message says why (quota, Pod Security, a missing account)."""
     SECRET_NOT_FOUND = "SecretNotFound"

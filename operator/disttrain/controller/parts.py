@@ -83,6 +83,7 @@ class Parts:
             volume_failures=self.volume_failures,
             clock=clock,
             restored=restored,
+            allows_host_access=settings.allow_host_access,
         )
 
     def begin_passes(self) -> None:

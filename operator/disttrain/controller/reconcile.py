@@ -60,6 +60,7 @@ class Reconciler:
         volume_failures: VolumeFailures,
         clock: Callable[[], datetime],
         restored: Callable[[Restored], None],
+        allows_host_access: bool = False,
     ) -> None:
         self._api = api
         self._cache = cache
@@ -73,6 +74,7 @@ class Reconciler:
         self._volume_failures = volume_failures
         self._clock = clock
         self._restored = restored
+        self._allows_host_access = allows_host_access
         self._progress_turns = ProgressTurns()
         self._logged: set[tuple[str, ...]] = set()
 
@@ -171,7 +173,15 @@ class Reconciler:
 
     def _decide(self, record: JobRecord, read: ReadJob) -> Plan:
         now = self._clock()
-        return decide(take_snapshot(self._cache, record, read.job, now, not_understood=read.not_understood))
+        snapshot = take_snapshot(
+            self._cache,
+            record,
+            read.job,
+            now,
+            not_understood=read.not_understood,
+            allows_host_access=self._allows_host_access,
+        )
+        return decide(snapshot)
 
     def _tell_unknown(self, key: Key, read: ReadJob) -> None:
         """Logs fields of another version, once for all jobs that have them: the API server gives its defaults to every one."""

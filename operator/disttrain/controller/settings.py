@@ -51,6 +51,8 @@ class Settings(BaseModel):
     """Seconds between two full comparisons of the cache with the API server, which heal what a watch missed."""
     status_write_seconds: Annotated[float, Field(ge=0, le=60)] = 2
     """Seconds between a write of a job's status and the next one that can wait: counts, progress, the stages of a start."""
+    allow_host_access: bool = False
+    """Make pods that reach into their nodes where a template says so: hostPath, hostNetwork, hostPID, hostIPC, hostUsers, nodeName."""
     progress: ProgressPath = ProgressPath.AUTO
     """How the masters' progress is read: Auto, Pod or ApiServer."""
     host: str = "0.0.0.0"

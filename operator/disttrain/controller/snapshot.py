@@ -17,7 +17,13 @@ CANNOT_START = "CreateContainerConfigError"
 
 
 def take_snapshot(
-    cache: Cache, record: JobRecord, job: DistTrainJob, now: datetime, *, not_understood: tuple[str, ...] = ()
+    cache: Cache,
+    record: JobRecord,
+    job: DistTrainJob,
+    now: datetime,
+    *,
+    not_understood: tuple[str, ...] = (),
+    allows_host_access: bool = False,
 ) -> Snapshot:
     """The job and its children, by namespace and owner uid, as the cache has them now."""
     owner = job.metadata.namespace, job.metadata.uid
@@ -41,6 +47,7 @@ def take_snapshot(
         step_seen=record.step_seen,
         listening_since=record.known_since,
         not_understood=not_understood,
+        allows_host_access=allows_host_access,
         # Sorted, since answers come in any order, and the status names the first: its message must not change with the order.
         refusals=tuple(sorted(record.refusals.values(), key=lambda refusal: refusal.name)),
         suspend_refused=record.suspend_refused,

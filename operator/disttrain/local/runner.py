@@ -177,6 +177,7 @@ class Run:
             log_hint=str(self._folder.log("{pod}")),
             keeps_certificates=True,
             local=True,
+            allows_host_access=True,  # it has no pods
         )
 
     def _view(self, process: Process) -> PodView:

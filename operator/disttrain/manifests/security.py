@@ -1,7 +1,7 @@
 """The security settings of every pod: the `restricted` Pod Security Standard, and no way for a template to loosen it.
 
 What a template may say of it is refused or accepted by api/security.py; here, once more, only what is known to be harmless is taken over.
-What a template adds elsewhere (hostPath, hostNetwork) is judged by the namespace's Pod Security admission, not here.
+What a template asks of its node elsewhere (hostPath, hostNetwork) is refused before there is a pod (plan/host_access.py).
 """
 
 from typing import Any, Final

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from disttrain.api.names import ChildKind, Role
 from disttrain.api.policies import NetworkPolicyMode
 from disttrain.api.reasons import Reason
-from disttrain.plan import certificate, disruptions, gang, lost_nodes, words
+from disttrain.plan import certificate, disruptions, gang, host_access, lost_nodes, words
 from disttrain.plan.failures import account
 from disttrain.plan.model import (
     Action,
@@ -88,6 +88,8 @@ def _impossible(view: JobView) -> str:
     """Why there is no use in trying."""
     if fields := unsupported(view.spec):
         return f"Not supported by this version: {', '.join(fields)}"
+    if why := host_access.refused(view):
+        return why
     if (problem := gang.problem(view)) is not None:
         return problem[1]
     if view.snapshot.name_conflicts:
@@ -100,6 +102,8 @@ def blocked_reason(view: JobView) -> Reason:
     """The reason to `blocked`."""
     if unsupported(view.spec):
         return Reason.NOT_YET_SUPPORTED
+    if host_access.refused(view):
+        return Reason.TEMPLATE_NOT_ALLOWED
     if (problem := gang.problem(view)) is not None:
         return problem[0]
     return Reason.NAME_TAKEN if view.snapshot.name_conflicts else Reason.POD_REFUSED

@@ -153,6 +153,8 @@ class Snapshot:
     """Names that the job needs and that objects of a former, deleted job of the same name hold until they have ended."""
     log_hint: str = "kubectl logs -n {namespace} {pod}"
     """How a user reads a pod's log; messages about failures end with it."""
+    allows_host_access: bool = False
+    """Pods of the job may reach into their nodes, where its templates say so."""
     keeps_certificates: bool = False
     """Certificates are kept without a Secret, as in a local run."""
     local: bool = False
