@@ -101,6 +101,8 @@ def _shrink(view: JobView) -> Step | None:
 
 
 def _probe(view: JobView, known: Room) -> Step | None:
+    if not all(view.has_node(slot) or view.needs_no_pod(slot) for slot in view.wanted):
+        return None  # where one that the job uses finds no node, one more would find none, either
     if not view.reached(known.since + _pause(known)):
         return None
     more = known.model_copy(update={"workers": known.workers + 1, "since": view.second, "probing": True})
@@ -126,9 +128,17 @@ def _patience_ends(view: JobView) -> datetime | None:
     scheduled = view.status.condition(ConditionType.SCHEDULED)
     if scheduled is None or scheduled.status != "False" or scheduled.reason not in _NO_ROOM:
         return None
-    # A job that is resumed waits from then on: it was not scheduled while it was suspended, either.
-    since = max(scheduled.last_transition_time, view.status.start_time or scheduled.last_transition_time)
-    return since + timedelta(seconds=view.spec.scheduling.timeout_seconds)
+    # The scheduler places workers in any order: the last one may have the node that another one waits for, and holds it until it is gone.
+    if any(pod.role is Role.WORKER for pod in view.outdated):
+        return None
+    # A job that is resumed waits from then on: it was not scheduled while it was suspended, either. So does one that became smaller: its
+    # workers may have the nodes of those that left.
+    since, known = [scheduled.last_transition_time], room(view)
+    if view.status.start_time is not None:
+        since.append(view.status.start_time)
+    if known is not None:
+        since.append(known.since)
+    return max(since) + timedelta(seconds=view.spec.scheduling.timeout_seconds)
 
 
 def _with_room(view: JobView) -> int | None:

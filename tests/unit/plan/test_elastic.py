@@ -164,6 +164,37 @@ def test_a_job_goes_on_with_the_workers_that_have_a_node_when_the_others_waited_
     assert scene.status.restarts is None or scene.status.restarts.total == 0
 
 
+def one_leaves_that_has_a_node() -> Scene:
+    """Nodes for three of four workers, of which the scheduler gave one to the last: it leaves, and the third may have its node."""
+    scene = elastic(4).spec(scheduling={"timeoutSeconds": 100})
+    scene.step()
+    on_nodes(scene, (MASTER, 0), (SERVER, 0), *((WORKER, rank) for rank in (0, 1, 3)))
+    without_nodes(scene, 2).reports(5, world_size=3).seen()
+    scene.after(100).reports(6, world_size=3).step()
+    plan = scene.plan()
+    assert deleted(plan) == ["digits-worker-3"]
+    scene.status = read_back(plan.status)
+    return scene.change(3, deleting=True).seen()
+
+
+def test_a_worker_may_have_the_node_of_one_that_leaves():
+    scene = one_leaves_that_has_a_node().after(50).reports(7, world_size=2).seen()
+    assert scene.status.worker.target_replicas == 3
+    del scene.pods["digits-worker-3"]
+    on_nodes(scene, (WORKER, 2)).reports(8, world_size=3).seen()
+    assert (scene.status.worker.target_replicas, scene.status.state) == (3, JobState.TRAINING)
+    assert scene.status.worker.room.workers == 3
+
+
+def test_a_job_that_became_smaller_waits_once_more_before_it_becomes_smaller_again():
+    scene = one_leaves_that_has_a_node()
+    del scene.pods["digits-worker-3"]
+    scene.after(99).reports(8, world_size=2).step()
+    assert scene.status.worker.room.workers == 3
+    scene.after(1).reports(9, world_size=2).step()
+    assert scene.status.worker.room.workers == 2
+
+
 def test_a_job_with_nodes_for_fewer_than_its_fewest_workers_waits():
     scene = crowded(placed=1, fewest=2)
     assert scene.after(500).reports(6).plan().status.worker.room is None
