@@ -36,6 +36,7 @@ class Refusal(Exception):
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"{status}: {body[:500]}")
         self.status = status
+        self.body = body
 
 
 def eventually(check: Callable[[], T], *, seconds: float = 15, every: float = 0.1) -> T:
@@ -54,15 +55,16 @@ def eventually(check: Callable[[], T], *, seconds: float = 15, every: float = 0.
 
 
 class Rest:
-    """The API server of a control plane, raw, in one namespace."""
+    """The API server of a control plane, raw, in one namespace; as the admin, or as a user whom the admin plays."""
 
-    def __init__(self, control_plane: ControlPlane, namespace: str = "default") -> None:
+    def __init__(self, control_plane: ControlPlane, namespace: str = "default", *, user: str = "") -> None:
         folder = control_plane.folder / "pki"
         self._context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
         self._context.load_cert_chain(folder / "admin.crt", folder / "admin.key")
         self._address = control_plane.server.removeprefix("https://")
         self._connection: http.client.HTTPSConnection | None = None
         self.namespace = namespace
+        self._headers = {"Impersonate-User": user} if user else {}
         control_plane.opened.callback(self.close)
 
     def close(self) -> None:
@@ -81,7 +83,7 @@ class Rest:
             if self._connection is None:
                 self._connection = http.client.HTTPSConnection(self._address, context=self._context, timeout=30)
             try:
-                self._connection.request(method, path, text, {"Content-Type": kind})
+                self._connection.request(method, path, text, {"Content-Type": kind, **self._headers})
                 answer = self._connection.getresponse()
                 data = answer.read().decode()
                 break
