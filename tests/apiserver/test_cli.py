@@ -83,3 +83,21 @@ def test_a_name_that_no_job_can_have_is_refused_and_no_job_is_deleted(rest: Rest
         assert (code, out) == (2, "")
         assert err.startswith(f"disttrain: {name!r} is no name of a job")
         assert rest.find(JOBS, "kept") is not None
+
+
+def test_doctor_says_what_a_cluster_lacks_and_what_a_user_may_not(
+    control_plane: ControlPlane, rest: Rest, disttrain: Call
+) -> None:
+    code, out, _ = disttrain("doctor", "-n", NAMESPACE, "-o", "json")
+    found = {(one["check"], one["level"]): one for one in json.loads(out)}
+    assert code == 1  # there is no node
+    assert found["CRD", "ok"]["text"] == "disttrainjobs.disttrain.dev v1alpha1, as this command knows it"
+    assert found["permissions", "ok"]["text"] == f"all that the command needs in {NAMESPACE}"
+    assert found["nodes", "missing"]["text"] == "none of 0 takes pods"
+    assert found["storage", "warning"]["text"].startswith("no storage class")
+    assert found["operator", "warning"]["mend"] == "kubectl apply --server-side -k deploy/base"
+    code, out, _ = disttrain("doctor", "-n", NAMESPACE, kubeconfig=control_plane.kubeconfig_for("nobody"))
+    assert code == 1
+    assert f"you may not create disttrainjobs, get disttrainjobs, list disttrainjobs in {NAMESPACE}" in out
+    assert "you may not get pods/log" in out
+    assert "unknown nodes" in " ".join(out.split())

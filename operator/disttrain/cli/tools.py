@@ -1,4 +1,4 @@
-"""The verbs around a job, their arguments and what does each: report, init.
+"""The verbs around a job, their arguments and what does each: report, init, doctor.
 
 Each module is imported when its verb is called. Not here: what a verb does.
 """
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-VERBS: Final = ("report", "init")
+VERBS: Final = ("report", "init", "doctor")
 
 
 def call(options: argparse.Namespace) -> int:
@@ -19,6 +19,10 @@ def call(options: argparse.Namespace) -> int:
 
             runs = [run for run in (options.run, options.second) if run is not None]
             return report(runs, options.output, (options.namespace, options.context))
+        case "doctor":
+            from disttrain.cli.doctor import doctor
+
+            return doctor(options.namespace, options.context, options.output)
         case _:
             from disttrain.cli.init import init
 
@@ -56,3 +60,13 @@ def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
     init.add_argument("--workers", metavar="N", help="default: 2")
     init.add_argument("--folder", metavar="DIR", default=".", help="where the files are written; default: here")
     init.add_argument("--force", action="store_true", help="write over files that are there")
+
+    doctor = verbs.add_parser(
+        "doctor",
+        help="say what this machine and the cluster lack, and what mends it",
+        description="Looks at what a local run needs (Python, packages, memory, /dev/shm, disk), and where there is a kubeconfig at the "
+        "cluster: its version, CRD, operator, your rights in the namespace, nodes, storage, schedulers. It changes nothing.",
+        epilog="exit codes: 0 nothing is missing (warnings are printed), 1 something is, 2 wrong input, 3 no cluster",
+        parents=[on_cluster],
+    )
+    doctor.add_argument("-o", "--output", choices=["table", "json", "yaml"], default="table")

@@ -37,6 +37,8 @@ WATCH_SECONDS = 50
 """After which the API server ends a watch; less than the silence that is taken for a lost connection."""
 _SILENCE_SECONDS = 60.0
 _MOST_OF_AN_ERROR = 1 << 16
+_ANY = Resource("", "", "other", "")
+"""Stands in the count of requests for what is asked for by its path."""
 Count: TypeAlias = Callable[[str, str, str], None]
 """Called after each request with its verb, the plural of its resource, and the HTTP status as text, "none" without an answer."""
 
@@ -187,6 +189,11 @@ class KubeClient:
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         return await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=options)
+
+    async def ask(self, path: str, body: Body | None = None) -> Body:
+        """A GET of any path, such as one of discovery; with a body a POST, as for a review of rights. Raises ApiError."""
+        method, verb = ("POST", "create") if body else ("GET", "get")
+        return await self._request(method, verb, _ANY, path, body=body)
 
     async def proxy(self, namespace: str, pod: str, port: int, path: str, *, most: int) -> bytes:
         where = PODS.path(namespace, f"{pod}:{port}", "proxy", path.lstrip("/"))
