@@ -1,4 +1,4 @@
-"""The verbs around a job, their arguments and what does each: report, init, doctor.
+"""The verbs around a job, their arguments and what does each: report, init, doctor, completion.
 
 Each module is imported when its verb is called. Not here: what a verb does.
 """
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-VERBS: Final = ("report", "init", "doctor")
+VERBS: Final = ("report", "init", "doctor", "completion")
 
 
 def call(options: argparse.Namespace) -> int:
@@ -23,6 +23,11 @@ def call(options: argparse.Namespace) -> int:
             from disttrain.cli.doctor import doctor
 
             return doctor(options.namespace, options.context, options.output)
+        case "completion":
+            from disttrain.cli.completion import completion
+            from disttrain.cli.main import make_parser
+
+            return completion(options.shell, make_parser())
         case _:
             from disttrain.cli.init import init
 
@@ -70,3 +75,12 @@ def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
         parents=[on_cluster],
     )
     doctor.add_argument("-o", "--output", choices=["table", "json", "yaml"], default="table")
+
+    completion = verbs.add_parser(
+        "completion",
+        help="print a script by which a shell completes this command",
+        description="Prints the script for a shell: `source <(disttrain completion bash)`, the same with zsh, `disttrain completion fish | "
+        "source`; put the line into the shell's start file.",
+        epilog="exit codes: 0 done, 2 wrong input",
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
