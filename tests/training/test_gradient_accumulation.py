@@ -13,11 +13,14 @@ from training import mesh_models, mesh_users
 from training.job import Job, final_parameters, served
 from training.test_data_parallel import classic, expected
 from training.test_gradient_clipping import CLIP, DATA, FULLY, LEFT_OUT, STEPS
+from training.test_hybrid_servers import grouped
 from training.test_model_parallel_jobs import ADAMW, FILE, SGD, cut, users_spec
 
 PORTIONS = 4
 PIPELINE = cut(pipeline=2)
-PIPELINE["strategy"]["modelParallel"]["microbatches"] = 2
+GROUPS = grouped(pipeline=2, data=1, servers=1)
+for pipeline in (PIPELINE, GROUPS):
+    pipeline["strategy"]["modelParallel"]["microbatches"] = 2
 ALONE = {"worker": {"replicas": 1}}
 
 
@@ -31,8 +34,10 @@ ALONE = {"worker": {"replicas": 1}}
         (PIPELINE, 1, {}, ADAMW, 1e-12),
         (served("Sync", servers=2), 2, LEFT_OUT, ADAMW, 1e-12),
         (served("Async", servers=2) | ALONE, 1, {"unused": True}, ADAMW, 1e-12),
+        (grouped(tensor=2, data=1, servers=1), 2, LEFT_OUT | {"dtype": "float32"}, SGD, 1e-6),
+        (GROUPS, 1, {}, ADAMW, 1e-12),
     ],
-    ids=["whole", "alone-fp32", "fully-sharded", "tensor", "pipeline", "servers", "async"],
+    ids=["whole", "alone-fp32", "fully-sharded", "tensor", "pipeline", "servers", "async", "groups-fp32", "piped groups"],
 )
 def test_portions_with_a_clip_are_those_of_one_process(
     tmp_path: Path,
@@ -49,7 +54,7 @@ def test_portions_with_a_clip_are_those_of_one_process(
     spec["trainer"]["gradientAccumulationSteps"] = portions = PORTIONS if parts < 3 else 2
     with Job(folder=tmp_path, spec=spec) as job:
         job.train()
-    microbatch = 1 if shape is PIPELINE else None
+    microbatch = 1 if shape in (PIPELINE, GROUPS) else None
     wanted = mesh_models.alone(
         options, name=optimizer["name"], microbatch=microbatch, count=parts, steps=STEPS, clip=CLIP, portions=portions
     )

@@ -86,9 +86,6 @@ UNSUPPORTED = (
     _not_by_groups("trainer", "evaluateEverySteps", asked_for=lambda s: s.trainer.evaluate_every_steps > 0),
     _not_by_groups("trainer", "nanPolicy", asked_for=lambda s: s.trainer.nan_policy is not None),
     _not_by_groups(
-        "trainer", "gradientAccumulationSteps", asked_for=lambda s: s.trainer.gradient_accumulation_steps > 1
-    ),
-    _not_by_groups(
         "strategy", "parameterServer", "backupWorkers", asked_for=_served(lambda served: served.backup_workers > 0)
     ),
     _not_by_groups(

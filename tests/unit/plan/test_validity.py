@@ -54,7 +54,6 @@ ROWS = [
         for field, served, trainer in (
             ("trainer.evaluateEverySteps", {}, EVALUATED),
             ("trainer.nanPolicy", {}, LOOP | {"nanPolicy": {"rollBacks": 1}}),
-            ("trainer.gradientAccumulationSteps", {}, LOOP | {"gradientAccumulationSteps": 2}),
             ("strategy.parameterServer.backupWorkers", {"backupWorkers": 1}, {}),
             ("strategy.parameterServer.localSteps", {"localSteps": 2, "outerOptimizer": {}}, {}),
             ("strategy.parameterServer.compression", {"compression": {"type": "BFloat16"}}, {}),

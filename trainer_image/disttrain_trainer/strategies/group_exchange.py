@@ -13,6 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
+from disttrain_trainer.data.inner_batches import Portions
 from disttrain_trainer.data.loading import Loading
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.errors import PeerLost
@@ -63,6 +64,7 @@ class GroupPushPull:
         client: ShardedClient,
         loop: TrainingLoop,
         schedule: Schedule,
+        portions: Portions,
         own: GroupModel,
         groups: Groups,
         plan_field: str,
@@ -92,6 +94,7 @@ class GroupPushPull:
         self._loop = loop
         self._watch = loop.stopwatch
         self._schedule = schedule
+        self._portions = portions
         self._own = own
         self._groups = groups
         self._plan_field = plan_field
@@ -105,11 +108,13 @@ class GroupPushPull:
         self._on_part = on_part
         self._loading = loading
         self._participates = False
-        self._weight: float | None = None
         self._part: BatchPart
+        """What is computed."""
+        self._total, self._is_weighed = 0.0, False
+        """What its portions weigh together: samples, or as the losses say."""
 
     def next_parts(self) -> Sequence[BatchPart]:
-        """One part, with the parameters and, under Sync, the buffers of its step."""
+        """The portions of one part, with the parameters and, under Sync, the buffers of its step."""
         while True:
             told = self._next() if self._orders.leads else self._orders.hear()
             match told.order:
@@ -118,7 +123,7 @@ class GroupPushPull:
                     if self._loading is not None:
                         self._loading.foresee((told.number,), (told.following,) if told.following >= 0 else ())
                     if self._begin(part):
-                        return (part,)
+                        return self._portions.of(part)
                     self._finished(part, time.perf_counter())  # its step is over: another group computed the part
                 case Order.NOTHING:
                     self._rest()
@@ -135,23 +140,25 @@ class GroupPushPull:
     def before(self, part: BatchPart) -> BatchPart | None:
         """Nothing for a part without samples."""
         if part.samples and self._own.pipeline is not None:
-            self._own.pipeline.begin(replace(part, batch_samples=part.samples))
+            self._own.pipeline.begin(replace(part, batch_samples=self._part.samples))
         return part if part.samples else None
 
     def weigh(self, loss: torch.Tensor, part: BatchPart, weight: float | None) -> torch.Tensor | None:
-        """The mean loss of the part: the servers know what it counts in the step."""
+        """The mean loss of the part, or a portion's share in it: the servers know what the part counts in the step."""
         if self._own.pipeline is not None:
             weight = self._own.pipeline.weight_of_last(weight)
-        self._weight = weight
+        counts = part.samples if weight is None else weight
+        self._total, self._is_weighed = self._total + counts, self._is_weighed or weight is not None
         self._own.values.refuse_changed()
         if self._own.pipeline is not None or weight == 0:
             return None  # it has gone backward, or counts for nothing
         self._own.model.before_backward(counts=True)
+        share = counts / self._part.samples if self._sums else 1.0
         if isinstance(loss, DTensor):  # of loss_parallel(), which the loss has left: its backward needs it again
             with loss_parallel():
-                loss.full_tensor().backward()  # type: ignore[no-untyped-call]
+                (loss.full_tensor() * share).backward()  # type: ignore[no-untyped-call]
             return None
-        return loss
+        return loss * share
 
     def after(self, part: BatchPart) -> None:
         pass
@@ -172,7 +179,7 @@ class GroupPushPull:
         self._metrics.version = client.versions[0]
         self._watch.lap("communicate")
         self._finished(part, self._watch.now)
-        return not part.samples or self._weight == 0 or bool(learning)
+        return not part.samples or not self._total or bool(learning)
 
     def step_done(self, *, reported: bool) -> None:
         """The first rank tells the master which parts are done, at once when a checkpoint is due."""
@@ -197,19 +204,18 @@ class GroupPushPull:
         if lacking:
             return False
         own.values.put_in()
-        self._weight = None
+        self._total, self._is_weighed = 0.0, False
         self._watch.lap("communicate")
         return True
 
     def _gradients(self, part: BatchPart) -> tuple[Vectors, GradientInfo, bool]:
         """The packed gradient of the part's mean loss; what it is of; whether a parameter of this rank took part."""
-        own, weight = self._own, self._weight
-        took = own.model.took_part if weight != 0 else frozenset[int]()
-        # A pipeline's is that of the sum over its micro-batches, by their weights, / the samples.
-        scale = part.samples / weight if own.pipeline is not None and weight else 1.0
+        own, total = self._own, self._total
+        took = own.model.took_part if total else frozenset[int]()
+        scale = part.samples / total if self._sums and self._is_weighed and total else 1.0
         gradients = own.values.gradients(scale=scale)
         axis = self._groups.mesh["tensor"]
-        if not own.proved and axis.size() > 1 and weight != 0:
+        if not own.proved and axis.size() > 1 and total:
             require_equal_gradients(
                 own.values.shared_gradients(),
                 group=axis.get_group(),
@@ -222,7 +228,13 @@ class GroupPushPull:
         if self._clips and not self._is_sync:  # each gradient is an update of its own
             (square,) = self._orders.count(norm(gradients) ** 2)
             whole = self._metrics.gradient_norm = math.sqrt(square)
+        weight = total if self._is_weighed else None
         return gradients, GradientInfo(weight=weight, runs=runs, clips=whole is not None, norm=whole), bool(took)
+
+    @property
+    def _sums(self) -> bool:
+        """Whether backward leaves the sum over portions or micro-batches, by what they weigh, / the samples; else that of the mean."""
+        return self._own.pipeline is not None or self._portions.count > 1
 
     def _finished(self, part: BatchPart, now: float) -> None:
         if self._orders.leads:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from disttrain.api.mesh import Coordinate, Mesh
+from disttrain_trainer.data.inner_batches import Portions
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model import task as tasks
@@ -260,6 +261,7 @@ class GroupRank:
             client=client,
             loop=models.loop,
             schedule=self._task.schedule,
+            portions=Portions(config),
             own=own,
             groups=groups,
             plan_field=models.plan_field,
