@@ -188,31 +188,16 @@ def test_namespaced_variant_has_the_same_rules_and_nothing_of_the_cluster(contro
         return {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
 
     objects = render("deploy/overlays/namespaced")
-    assert {kind for kind, _ in objects} == {"ServiceAccount", "RoleBinding", "Deployment"}
+    assert {kind for kind, _ in objects} == {
+        "ServiceAccount", "Role", "RoleBinding", "Deployment", "PodDisruptionBudget"
+    }  # fmt: skip
     bound = objects["RoleBinding", "disttrain-operator"]["roleRef"]
     (role,) = yaml.safe_load_all((ROOT / "deploy/base/rbac/role.yaml").read_text())
     assert render("deploy/cluster-prerequisites")[bound["kind"], bound["name"]]["rules"] == role["rules"]
 
 
-def test_leader_election_component_suffices_to_take_and_to_leave_the_lease(
-    control_plane: ControlPlane, rest: Rest, tmp_path: Path
-) -> None:
-    kustomization = {
-        "resources": [os.path.relpath(ROOT / "deploy/base", tmp_path)],
-        "components": [os.path.relpath(ROOT / "deploy/components/leader-election", tmp_path)],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    text = control_plane.kubectl("kustomize", str(tmp_path))
-    control_plane.kubectl("apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-", input=text)
-    objects = {(body["kind"], body["metadata"]["name"]): body for body in yaml.safe_load_all(text)}
-    deployment = objects["Deployment", "disttrain-operator"]["spec"]
-    assert deployment["replicas"] == 2
-    (container,) = deployment["template"]["spec"]["containers"]
-    settings = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert settings["DISTTRAIN_OPERATOR_LEADER_ELECT"] == "true"
-    assert "DISTTRAIN_OPERATOR_LEASE_NAMESPACE" in settings
-
-    lease = [objects["Role", "disttrain-operator-lease"], objects["RoleBinding", "disttrain-operator-lease"]]
+def test_role_for_the_lease_suffices_to_take_and_to_leave_it(control_plane: ControlPlane, rest: Rest) -> None:
+    lease = list(yaml.safe_load_all((ROOT / "deploy/base/operator/lease-role.yaml").read_text()))
     control_plane.kubectl("apply", "-f", "-", input=lease)
     with Meddler(control_plane, user=ACCOUNT) as meddler:
         flags = ("--namespaces=rbac", "--progress=Pod", "--leader-elect", "--lease-namespace=disttrain-system")

@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 GROUP: Final = "disttrain.dev"
@@ -19,6 +20,12 @@ LABEL_JOB_NAME: Final = "disttrain.dev/job-name"
 LABEL_ROLE: Final = "disttrain.dev/role"
 LABEL_INDEX: Final = "disttrain.dev/index"
 LABEL_ATTEMPT: Final = "disttrain.dev/attempt"
+LABEL_OPERATOR: Final = "disttrain.dev/operator"
+"""Of a namespace, "true": its operators may read the metrics of jobs in other ones."""
+LABEL_MONITORING: Final = "disttrain.dev/monitoring"
+"""Of a namespace, "true": its pods may read the metrics of every job."""
+OPERATOR_POD: Final = MappingProxyType({"app.kubernetes.io/name": "disttrain-operator"})
+"""Labels by which an operator's pod is known."""
 ANNOTATION_TRAINER_IMAGE: Final = "disttrain.dev/trainer-image"
 """On a pod: the trainer image of the operator that made it, which the pods of one attempt share."""
 ANNOTATION_STATUS_TOKEN: Final = "disttrain.dev/status-token"

@@ -3,6 +3,7 @@
 Not here: the environment (environment.py), the security settings (security.py), how lists are merged (template.py).
 """
 
+from types import MappingProxyType
 from typing import Any, Final
 
 from disttrain.api import trainer_status
@@ -71,6 +72,12 @@ GRACE_SECONDS_WITH_CHECKPOINT = 60
 LOST_NODE_SECONDS = 30
 """How long a pod stays on a node that does not report. Kubernetes would give it 300 s, in which a job of many nodes waits for one."""
 _LOST_NODE: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+_UNDISTURBED: Final = MappingProxyType(
+    {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+)
+"""Of master and servers: what makes nodes fewer leaves theirs alone. Without them every worker waits, and a PodDisruptionBudget
+would count them like workers."""
 
 _TMP: Final = f"{VOLUME_PREFIX}tmp"
 _SHM: Final = f"{VOLUME_PREFIX}shm"
@@ -166,6 +173,8 @@ def _metadata(
         "prometheus.io/port": str(job.spec.observability.metrics_port),
         "prometheus.io/path": "/metrics",
     }
+    if role is not Role.WORKER:
+        defaults |= _UNDISTURBED
     metadata["labels"] = {**((given and given.labels) or {}), **metadata["labels"], **own_labels}
     own_annotations = {ANNOTATION_TRAINER_IMAGE: trainer_image, **annotations_of_member(job, role, pod_group)}
     if reports_status(job, role):

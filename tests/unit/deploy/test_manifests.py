@@ -14,6 +14,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from disttrain.api.names import CONTROL_PORT, METRICS_PORT
+from disttrain.manifests.network_policy import build_network_policy
+from unit.manifests.jobs import job
+from unit.manifests.reach import admits
+
 ROOT = Path(__file__).parents[3]
 KUSTOMIZATIONS = sorted(
     str(path.parent.relative_to(ROOT))
@@ -134,6 +139,41 @@ def test_the_operator_leaves_a_lost_node_after_30_seconds(name: str) -> None:
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", INSTALLATIONS)
+def test_two_operators_on_two_nodes_wait_for_one_lease_and_a_drain_takes_one_of_them(name: str) -> None:
+    objects = render(name)
+    (operator,) = find(objects, "Deployment", "disttrain-operator")
+    template = operator["spec"]["template"]
+    assert operator["spec"]["replicas"] == 2
+    (container,) = template["spec"]["containers"]
+    settings = {variable["name"]: variable for variable in container["env"]}
+    assert settings["DISTTRAIN_OPERATOR_LEADER_ELECT"]["value"] == "true"
+    own = {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    assert settings["DISTTRAIN_OPERATOR_LEASE_NAMESPACE"]["valueFrom"] == own
+    (apart,) = template["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    (budget,) = find(objects, "PodDisruptionBudget", "disttrain-operator")
+    assert budget["spec"]["minAvailable"] == 1
+    for selector in (apart["podAffinityTerm"]["labelSelector"], budget["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+    for each in (budget, *find(objects, "Role"), *find(objects, "RoleBinding")):
+        assert each["metadata"]["namespace"] == operator["metadata"]["namespace"]
+
+
+@each_kustomization(WITH_MONITORING)
+def test_operator_and_prometheus_reach_the_metrics_of_a_job_and_no_other_port(name: str) -> None:
+    objects = render(name)
+    namespaces = {each["metadata"]["name"]: each["metadata"]["labels"] for each in find(objects, "Namespace")}
+    policy = build_network_policy(job())
+    for program in ("disttrain-operator", "prometheus"):
+        (deployment,) = find(objects, "Deployment", program)
+        namespace = deployment["metadata"]["namespace"]
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        who = {"namespace": namespace, "namespace_labels": namespaces[namespace], "labels": labels}
+        assert admits(policy, port=METRICS_PORT, **who)
+        assert not admits(policy, port=CONTROL_PORT, **who)
+
+
 @each_kustomization()
 def test_roles_name_what_they_allow(name: str) -> None:
     for role in (each for each in render(name) if each["kind"] in ("Role", "ClusterRole")):
@@ -217,7 +257,10 @@ def test_the_overlay_for_a_namespace_and_its_prerequisites_are_the_base_for_a_cl
     base = {(each["kind"], each["metadata"]["name"]): each for each in render("deploy/base")}
     before = {(each["kind"], each["metadata"]["name"]): each for each in render(PREREQUISITES)}
     within = {(each["kind"], each["metadata"]["name"]) for each in render("deploy/overlays/namespaced")}
-    assert {kind for kind, _ in within} == {"ServiceAccount", "RoleBinding", "Deployment"}, "no cluster-wide right"
+    kinds = {kind for kind, _ in within}
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding", "Deployment", "PodDisruptionBudget"}, (
+        "no cluster-wide right"
+    )
     of_cluster = {("Namespace", "disttrain-system"), ("ClusterRoleBinding", "disttrain-operator")}
     of_namespace = {("ClusterRole", "disttrain-operator-bind"), ("RoleBinding", "disttrain-operator")}
     assert before.keys() | within == base.keys() - of_cluster | of_namespace

@@ -14,7 +14,7 @@ from disttrain.api.names import Role
 from disttrain.api.runtime import Addresses
 from disttrain.api.status import RollBack
 from disttrain.api.template import PodTemplate
-from disttrain.manifests import build_network_policy, build_pod, build_service, cluster_addresses, training_environment
+from disttrain.manifests import build_pod, build_service, cluster_addresses, training_environment
 from disttrain.manifests.environment import job_config
 from unit.manifests.jobs import JOBS, PARAMETER_SERVER, VOLUMES, job
 
@@ -447,14 +447,18 @@ def test_the_service_publishes_names_before_pods_are_ready():
     assert ports == {"rendezvous": 29500, "control": 29400, "server": 29600, "metrics": 9400}
 
 
-def test_the_network_policy_lets_in_the_job_and_everybody_to_the_metrics():
-    spec = build_network_policy(job(observability={"metricsPort": 9500}))["spec"]
-    own = {"podSelector": {"matchLabels": {"disttrain.dev/job-name": "digits"}}}
-    assert spec == {
-        **own,
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": [own]}, {"ports": [{"protocol": "TCP", "port": 9500}]}],
-    }
+@pytest.mark.parametrize("role", Role)
+def test_what_makes_nodes_fewer_leaves_those_of_master_and_servers_alone(role):
+    asked = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    annotations = build_pod(job(**PARAMETER_SERVER), role, 0, 1, trainer_image="t:1")["metadata"]["annotations"]
+    assert (asked.items() <= annotations.items()) is (role is not Role.WORKER)
+    assert bool(asked.keys() & annotations.keys()) is (role is not Role.WORKER)
+
+
+def test_a_template_may_let_its_master_be_disturbed():
+    template = {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "false"}}}
+    pod = build_pod(job(master={"template": template}), Role.MASTER, 0, 1, trainer_image="t:1")
+    assert pod["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "false"
 
 
 def lost_node_seconds(*tolerations):
