@@ -37,7 +37,17 @@ ALONE = {"worker": {"replicas": 1}}
         (grouped(tensor=2, data=1, servers=1), 2, LEFT_OUT | {"dtype": "float32"}, SGD, 1e-6),
         (GROUPS, 1, {}, ADAMW, 1e-12),
     ],
-    ids=["whole", "alone-fp32", "fully-sharded", "tensor", "pipeline", "servers", "async", "groups-fp32", "piped groups"],
+    ids=[
+        "whole",
+        "alone-fp32",
+        "fully-sharded",
+        "tensor",
+        "pipeline",
+        "servers",
+        "async",
+        "groups-fp32",
+        "piped groups",
+    ],
 )
 def test_portions_with_a_clip_are_those_of_one_process(
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""The verbs around a job, their arguments and what does each: report, init, doctor, completion.
+"""The verbs around a job, their arguments and what does each: report, init, doctor, completion, convert.
 
 Each module is imported when its verb is called. Not here: what a verb does.
 """
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-VERBS: Final = ("report", "init", "doctor", "completion")
+VERBS: Final = ("report", "init", "doctor", "completion", "convert")
 
 
 def call(options: argparse.Namespace) -> int:
@@ -28,6 +28,10 @@ def call(options: argparse.Namespace) -> int:
             from disttrain.cli.main import make_parser
 
             return completion(options.shell, make_parser())
+        case "convert":
+            from disttrain.cli.convert import convert
+
+            return convert(options.file, options.output)
         case _:
             from disttrain.cli.init import init
 
@@ -84,3 +88,13 @@ def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
         epilog="exit codes: 0 done, 2 wrong input",
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
+
+    convert = verbs.add_parser(
+        "convert",
+        help="make a DistTrainJob of a job of Kubeflow or KubeRay",
+        description="Prints a PyTorchJob, TFJob, TrainJob or RayJob as a DistTrainJob, with the other objects of the file. What has no "
+        "counterpart, or changes, is said line by line on standard error, and the result is checked as by `disttrain lint`.",
+        epilog="exit codes: 0 done, 1 the file cannot be written, 2 wrong input, or the result has a fault that it names",
+    )
+    convert.add_argument("file", metavar="FILE", help="YAML or JSON file, folder or URL; - reads standard input")
+    convert.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
