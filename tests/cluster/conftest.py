@@ -16,6 +16,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     node = getattr(item, "funcargs", {}).get("node")
     if report.failed and isinstance(node, Node):
+        report.sections.append(("the node", node.how_it_is()))
         report.sections.append(("the node's logs", str(node.keep_logs(f"{item.nodeid} failed"))))
     return report
 

@@ -207,7 +207,8 @@ class Node(Kubectl):
         with contextlib.suppress(Exception):  # the API server may be the very thing that failed
             state = self.kubectl("get", "pods,jobs,services,pvc,nodes", "-A", "-o", "wide", check=False, timeout=10)
             events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False, timeout=10)
-            (self.folder / "log" / "objects.txt").write_text(state + "\n" + events)
+            jobs = self.kubectl("get", "dtj", "-A", "-o", "yaml", check=False, timeout=10)
+            (self.folder / "log" / "objects.txt").write_text("\n".join((state, events, jobs)))
         for worker in self.workers.values():
             source, log = worker.machine.folder, self.folder / "log"
             if (source / "pod-logs").exists():
@@ -215,6 +216,16 @@ class Node(Kubectl):
             if source != self.folder:
                 shutil.copytree(source / "log", log / worker.name, dirs_exist_ok=True)
         return runs.keep_logs(self.folder, why)
+
+    def how_it_is(self) -> str:
+        """Jobs and pods in a few lines, and what keeps the machine busy: pods have small shares of its processors."""
+        objects = ""
+        with contextlib.suppress(Exception):  # the API server may be the very thing that failed
+            objects = self.kubectl("get", "dtj,pods", "-A", check=False, timeout=10)
+        busy = subprocess.run(
+            ["ps", "-eo", "pcpu,etimes,stat,args", "--sort=-pcpu"], capture_output=True, text=True, check=False
+        ).stdout.splitlines()[:9]
+        return "\n".join((objects, f"load {os.getloadavg()}", *(line[:140] for line in busy)))
 
     # -- the API
 
