@@ -200,17 +200,33 @@ def test_sigterm_saves_before_anybody_ends(tmp_path: Path, changes: dict[str, An
     assert min(steps) > 50
 
 
-def test_one_terminated_worker_saves_and_the_others_go_on(tmp_path: Path) -> None:
-    with Job(folder=tmp_path, spec=digits(**SYNC, **checkpoints(1_000_000), trainer=held(epochs=60))) as job:
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        pytest.param(SYNC, (Role.WORKER, 1), id="worker"),
+        pytest.param(SYNC, (Role.PARAMETER_SERVER, 0), id="server"),
+        pytest.param(SYNC, (Role.MASTER, 0), id="master"),
+        pytest.param({}, (Role.WORKER, 1), id="worker of DataParallel"),
+    ],
+)
+def test_one_process_that_is_told_to_go_saves_once_and_the_others_go_on(
+    tmp_path: Path, changes: dict[str, Any], gone: tuple[Role, int]
+) -> None:
+    """Such as that of a pod that is preempted: whichever it is, it saves one step before it ends, and nothing is lost."""
+    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(1_000_000), trainer=held(epochs=4))) as job:
         job.hold(60)
         job.start()
         job.until_held(60)
         job.until(lambda p: p.world_size == 2)  # the first may take all steps before the second is there
-        job.kill(Role.WORKER, 1, signal.SIGTERM)
+        job.kill(*gone, signal.SIGTERM)
         job.let_go()
         job.complete()
-        assert job.restarts == {(Role.WORKER, 1): 1}
-    assert len(manifests(tmp_path / "checkpoints")) == 2
+        assert job.restarts[gone] == 1
+        end = job.termination(Role.MASTER).progress
+    assert end is not None
+    saved, last = sorted(manifest["step"] for manifest in manifests(tmp_path / "checkpoints"))
+    assert 60 <= saved < last == end.step
+    assert all(manifest["slices"] == 2 * manifest["step"] for manifest in manifests(tmp_path / "checkpoints"))
 
 
 def test_a_job_that_was_finished_is_finished_at_once(tmp_path: Path) -> None:

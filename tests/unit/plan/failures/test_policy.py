@@ -117,12 +117,12 @@ def test_failure_rules(rules, pod, outcome):
     assert actual == outcome
 
 
-def test_a_preempted_pod_is_replaced_without_counting():
-    scene = (
-        make_job().run_policy(backoffLimit=0).training().failed(0, code=143, conditions=frozenset({"DisruptionTarget"}))
-    )
-    scene.step()
+@pytest.mark.parametrize("role", [MASTER, SERVER, WORKER])
+def test_a_preempted_pod_is_replaced_without_counting(role):
+    scene = make_job().servers(1).run_policy(backoffLimit=0).training()
+    scene.failed(0, role=role, code=143, conditions=frozenset({"DisruptionTarget"})).seen()
     assert scene.says("Restarting") == ("True", "Preempted")
+    assert not scene.finished
     assert (scene.status.restarts.total, scene.status.restarts.counted_towards_limit) == (1, 0)
 
 
