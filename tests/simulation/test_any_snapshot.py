@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import DistTrainJobStatus
-from disttrain.plan import Snapshot, decide
+from disttrain.plan import Snapshot, decide, look_again
 from disttrain.plan.children import NEEDED
 from disttrain.plan.model import MadeSecret, Phase, PodView, Refusal, Trouble
 from disttrain.plan.view import JobView
@@ -229,18 +229,18 @@ def looked_at_in_time(snapshot: Snapshot, percent: int) -> DistTrainJob:
     """The job after some passes."""
     for _ in range(PASSES):
         plan, before = decide(snapshot), snapshot.status
-        snapshot = with_status(snapshot, plan.status)
-        if plan.look_again != timedelta(0):
-            nothing_changes(snapshot, plan.look_again, percent)
+        pause, snapshot = look_again(snapshot, plan), with_status(snapshot, plan.status)
+        if pause != timedelta(0):
+            nothing_changes(snapshot, pause, percent)
         if before == plan.status:
             break
     return snapshot.job
 
 
-def nothing_changes(snapshot: Snapshot, look_again: timedelta | None, percent: int) -> None:
+def nothing_changes(snapshot: Snapshot, pause: timedelta | None, percent: int) -> None:
     """Within this time, a pass would do and write what one of now does."""
     now = decide(snapshot)
-    end = look_again or timedelta(days=1)
+    end = pause or timedelta(days=1)
     for wait in (end * percent / 100, end - timedelta.resolution):
         later = decide(replace(snapshot, now=snapshot.now + wait))
         assert later.actions == now.actions

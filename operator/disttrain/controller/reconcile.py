@@ -28,7 +28,7 @@ from disttrain.controller.snapshot import running_master, take_snapshot
 from disttrain.controller.status import StatusWriter, Wait, Written
 from disttrain.controller.volume_failures import VolumeFailures, waits_for_volumes
 from disttrain.kube.api import JOBS, PODS, ApiError, Body, Conflict, KubeApi, NotFound, Unavailable
-from disttrain.plan import Plan, decide
+from disttrain.plan import Plan, Snapshot, decide, look_again
 from disttrain.plan.model import DeleteJob, Write
 from disttrain.plan.progress import pass_after, read_interval
 from disttrain.plan.urgency import not_carried_out
@@ -135,10 +135,10 @@ class Reconciler:
         key, job = stored.key, read.job
         self._tell_unknown(key, read)
         self._follow_volumes(key, stored.uid, record)
-        plan = self._decide(record, read)
+        snapshot, plan = self._decide(record, read)
         if plan.asks:
             await self._progress.look(key)
-            plan = self._decide(record, read)
+            snapshot, plan = self._decide(record, read)
         if plan.irreversible:
             # The watch may have been mute for a minute. What nothing takes back is decided a second time, on what is true now.
             await self._look_live(stored, record, plan)
@@ -146,7 +146,7 @@ class Reconciler:
                 await self._progress.look(
                     key
                 )  # a status that is final has the last checkpoint, and not that of some seconds ago
-            plan = self._decide(record, read)
+            snapshot, plan = self._decide(record, read)
         trouble: ApiError | None = None
         changed = False
         try:
@@ -166,12 +166,13 @@ class Reconciler:
             raise trouble
         if changed:
             self._queue.add(key)  # the plan has to see it
-        if plan.look_again is not None and (written or plan.look_again):  # at once only after what was written down
-            self._queue.add_after(key, plan.look_again.total_seconds())
+        pause = look_again(snapshot, plan) if written else plan.look_again
+        if pause is not None and (written or pause):  # at once only after what was written down
+            self._queue.add_after(key, pause.total_seconds())
         if (deadline := self._expectations.next_deadline(key)) is not None:
             self._queue.add_after(key, deadline - asyncio.get_running_loop().time())
 
-    def _decide(self, record: JobRecord, read: ReadJob) -> Plan:
+    def _decide(self, record: JobRecord, read: ReadJob) -> tuple[Snapshot, Plan]:
         now = self._clock()
         snapshot = take_snapshot(
             self._cache,
@@ -181,7 +182,7 @@ class Reconciler:
             not_understood=read.not_understood,
             allows_host_access=self._allows_host_access,
         )
-        return decide(snapshot)
+        return snapshot, decide(snapshot)
 
     def _tell_unknown(self, key: Key, read: ReadJob) -> None:
         """Logs fields of another version, once for all jobs that have them: the API server gives its defaults to every one."""

@@ -80,17 +80,17 @@ class StatusWriter:
         """
         job = stored.value
         before = job.read.job.status
+        # Nothing is serialised by a pass that does not write, and most do not.
         if plan.status is before:
-            return Written.NO  # most passes: nothing is serialised
-        old, new = before.to_dict(), plan.status.to_dict()
-        patch = self._without_refused(status_patch(job.status, old, new))
-        if not patch:
             return Written.NO
         due = max(turn, last + delay(plan.write, self._interval, latency=self._latency))
         began = asyncio.get_running_loop().time()
         # Moments are compared, not spans: what is left of a span may be too little for any clock to show that it has passed.
         if due > began:
             return Wait(due - began, larger=last + delay(Write.SOON, self._interval, latency=self._latency) - began)
+        patch = self._without_refused(status_patch(job.status, before.to_dict(), plan.status.to_dict()))
+        if not patch:
+            return Written.NO
         namespace, name = stored.key
         try:
             answer = await self._send(stored, patch)

@@ -24,7 +24,7 @@ from disttrain.local.guarded import guarded
 from disttrain.local.processes import Process
 from disttrain.local.programs import Programs
 from disttrain.manifests.environment import of_earlier_attempts
-from disttrain.plan import Plan, Snapshot, decide
+from disttrain.plan import Plan, Snapshot, decide, look_again
 from disttrain.plan.model import CreatePod, DeletePod, Event, Phase, PodView, SuspendJob
 from disttrain.plan.progress import is_another_step, is_news
 
@@ -136,10 +136,12 @@ class Run:
         while True:
             self._wake.clear()
             gone = [process.uid for process in self._processes.values() if process.deleting and not process.alive]
-            plan = decide(self._snapshot())
+            snapshot = self._snapshot()
+            plan = decide(snapshot)
             if plan.asks:
                 await self._read_progress()
-                plan = decide(self._snapshot())
+                snapshot = self._snapshot()
+                plan = decide(snapshot)
             # A process that was deleted and has ended is gone as a pod would be: after its termination message was read.
             for uid in gone:
                 del self._processes[uid]
@@ -152,9 +154,9 @@ class Run:
                 # cleanPodPolicy may leave pods for a look at them; a local run leaves their logs instead.
                 for process in left:
                     process.stop(self._grace(process))
-            look_again = plan.look_again.total_seconds() if plan.look_again is not None else None
+            pause = look_again(snapshot, plan)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(look_again):
+                async with asyncio.timeout(pause.total_seconds() if pause is not None else None):
                     await self._wake.wait()
 
     def _over(self) -> bool:

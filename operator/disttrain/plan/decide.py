@@ -45,25 +45,33 @@ _ASK_AGAIN = timedelta(seconds=1)
 
 
 def decide(snapshot: Snapshot) -> Plan:
-    """The plan for a job now."""
+    """The plan for a job now. Its `look_again` is by the stored status: until then time alone changes nothing."""
     view = JobView(snapshot)
     plan = _plan(view)
-    return replace(plan, look_again=_look_again(view, plan), write=urgency(snapshot.status, plan.status))
+    first = plan.look_again if plan.look_again is not None else _until_first(view)
+    if plan.asks:
+        first = _sooner(first, _ASK_AGAIN)
+    return replace(plan, look_again=first, write=urgency(snapshot.status, plan.status))
 
 
-def _look_again(view: JobView, plan: Plan) -> timedelta | None:
-    """Until time alone may change something: the earliest moment that has not come and that a policy asked for, by the stored status or by
-    the new one."""
-    if plan.look_again is not None:
+def look_again(snapshot: Snapshot, plan: Plan) -> timedelta | None:
+    """When to look again once the status of the plan for that snapshot is stored: what a policy waits for may follow from it alone. It
+    costs as much as `decide`, and is asked only after a write."""
+    if plan.status is snapshot.status or plan.look_again == timedelta(0):
         return plan.look_again
-    moments = [*view.awaited, view.now + _ASK_AGAIN] if plan.asks else view.awaited
-    if plan.status is not view.status:
-        after = JobView(replace(view.snapshot, job=view.job.model_copy(update={"status": plan.status})))
-        following = _plan(after)
-        if following.status != plan.status and not plan.actions:
-            return timedelta(0)
-        moments = [*moments, *after.awaited]
-    return min(moments) - view.now if moments else None
+    after = JobView(replace(snapshot, job=snapshot.job.model_copy(update={"status": plan.status})))
+    if _plan(after).status != plan.status and not plan.actions:
+        return timedelta(0)
+    return _sooner(plan.look_again, _until_first(after))
+
+
+def _until_first(view: JobView) -> timedelta | None:
+    """Until the earliest moment that has not come and that a policy asked for."""
+    return min(view.awaited) - view.now if view.awaited else None
+
+
+def _sooner(one: timedelta | None, other: timedelta | None) -> timedelta | None:
+    return min((wait for wait in (one, other) if wait is not None), default=None)
 
 
 def _plan(view: JobView) -> Plan:

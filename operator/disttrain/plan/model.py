@@ -259,7 +259,7 @@ class Plan:
     status: DistTrainJobStatus
     events: tuple[Event, ...] = ()
     look_again: timedelta | None = None
-    """None: only when something happens."""
+    """By the stored status; when the new one is stored, plan.look_again says it. None: only when something happens."""
     final: bool = False
     """Whether the status says something that nothing takes back: the job fails or restarts, or a running pod is declared failed."""
     asks: bool = False

@@ -13,7 +13,7 @@ from typing import Any, Self
 from disttrain.api import DistTrainJob, Progress, Termination
 from disttrain.api.names import ChildKind, Role, pod_name
 from disttrain.api.status import CertificateStatus, Condition, DistTrainJobStatus
-from disttrain.plan import Plan, Snapshot, decide
+from disttrain.plan import Plan, Snapshot, decide, look_again
 from disttrain.plan.model import (
     Action,
     Create,
@@ -245,8 +245,10 @@ class Scene:
         )
 
     def plan(self) -> Plan:
-        """What would be done now."""
-        return decide(self.snapshot)
+        """What would be done now; `look_again` is that of a job whose status is written at once."""
+        snapshot = self.snapshot
+        plan = decide(snapshot)
+        return replace(plan, look_again=look_again(snapshot, plan))
 
     def step(self) -> Plan:
         """What is done now: the actions carried out and the status kept, as an API server gives it back."""
