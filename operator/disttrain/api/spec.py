@@ -315,4 +315,7 @@ class DistTrainJobSpec(Model):
         """The pod template of a role, an empty one when the job has none."""
         owners = {Role.MASTER: self.master, Role.PARAMETER_SERVER: self.parameter_server, Role.WORKER: self.worker}
         owner = owners[role]
-        return (owner.template if owner is not None else None) or PodTemplate()
+        return (owner.template if owner is not None else None) or _EMPTY
+
+
+_EMPTY = PodTemplate()

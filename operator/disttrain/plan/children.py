@@ -25,7 +25,6 @@ from disttrain.plan.model import (
     Refusal,
 )
 from disttrain.plan.step import Step
-from disttrain.plan.validity import unsupported
 from disttrain.plan.view import JobView
 
 REFUSAL_DELAY = timedelta(seconds=10)
@@ -86,7 +85,7 @@ def blocked(view: JobView) -> str:
 
 def _impossible(view: JobView) -> str:
     """Why there is no use in trying."""
-    if fields := unsupported(view.spec):
+    if fields := view.unsupported:
         return f"Not supported by this version: {', '.join(fields)}"
     if why := host_access.refused(view):
         return why
@@ -100,7 +99,7 @@ def _impossible(view: JobView) -> str:
 
 def blocked_reason(view: JobView) -> Reason:
     """The reason to `blocked`."""
-    if unsupported(view.spec):
+    if view.unsupported:
         return Reason.NOT_YET_SUPPORTED
     if host_access.refused(view):
         return Reason.TEMPLATE_NOT_ALLOWED
@@ -154,7 +153,7 @@ def _creations(view: JobView, *, pods: bool) -> Iterator[Action]:
             yield Create(kind=kind)
     if not pods or not gang.admitted(view):
         return
-    scheduler = gang.scheduler(view)
+    scheduler = view.gang_scheduler
     if (view.runs_command or scheduler) and any(pod.attempt < view.attempt for pod in view.snapshot.pods):
         return  # nothing of ours in those programs refuses a peer of another attempt; and a gang waits until all of it can be placed
     pod_group = scheduler.kind if scheduler is not None else None

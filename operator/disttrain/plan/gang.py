@@ -15,11 +15,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from disttrain.api.gangs import (
-    GANG_SCHEDULERS,
     LABEL_KUEUE_QUEUE,
-    GangScheduler,
     fewest_pods,
-    named_schedulers,
     scheduler_name,
 )
 from disttrain.api.names import POD_GROUPS, ChildKind
@@ -39,22 +36,6 @@ _OF_A_NODE = "nodes are available"
 """In what the scheduler says of a pod that fits no node. Of the other pods of a gang it says only that one of them does not fit."""
 
 
-def scheduler(view: JobView) -> GangScheduler | None:
-    """The one that places the job's pods together; None: each pod is placed by itself."""
-    if view.snapshot.local:
-        return None
-    if view.spec.scheduling.gang is not Gang.AUTO:
-        return GANG_SCHEDULERS.get(view.spec.scheduling.gang)
-    return next((one for one in GANG_SCHEDULERS.values() if _found(view, one)), None)
-
-
-def _found(view: JobView, one: GangScheduler) -> bool:
-    """Auto: whether the pods name the scheduler, and the cluster has it. A PodGroup that came after the pods would wait for more pods than
-    will ever name it."""
-    before_the_pods = one.kind in view.snapshot.children or not view.snapshot.pods
-    return before_the_pods and one.kind not in view.snapshot.unavailable and named_schedulers(view.spec) == (one.name,)
-
-
 def problem(view: JobView) -> tuple[Reason, str] | None:
     """Why the job cannot have its gang, with the reason; None where it can, or needs none."""
     if view.snapshot.local:
@@ -62,7 +43,7 @@ def problem(view: JobView) -> tuple[Reason, str] | None:
     if _queued(view):
         remedy = f"take the label {LABEL_KUEUE_QUEUE} off, or set scheduling.gang to None"
         return Reason.NOT_YET_SUPPORTED, f"Not supported by this version: queues of Kueue; {remedy}"
-    chosen = scheduler(view)
+    chosen = view.gang_scheduler
     if chosen is None or chosen.kind not in view.snapshot.unavailable:
         return None
     missing = f"The cluster has no {chosen.pod_groups} for scheduling.gang {chosen.gang}, or the operator has no right to them"
@@ -81,7 +62,7 @@ def _queued(view: JobView) -> bool:
 
 def needs(view: JobView, kind: ChildKind) -> bool:
     """Whether the job needs its PodGroup of that kind now."""
-    chosen = scheduler(view)
+    chosen = view.gang_scheduler
     return chosen is not None and chosen.kind is kind and (bool(view.snapshot.pods) or not rests(view))
 
 
@@ -93,7 +74,7 @@ def given_back(view: JobView) -> tuple[Delete, ...]:
 def admitted(view: JobView) -> bool:
     """Whether the pods may be created: those of a PodGroup in phase Pending would only burden the scheduler, which may refuse them. A pod
     that replaces another one does not wait."""
-    chosen = scheduler(view)
+    chosen = view.gang_scheduler
     return chosen is None or not chosen.admits or bool(view.present) or view.snapshot.pod_group_phase not in _PENDING
 
 
@@ -106,7 +87,7 @@ def not_admitted(view: JobView) -> str:
 
 def incomplete(view: JobView) -> bool:
     """Whether fewer pods of a gang have a node than it needs."""
-    return scheduler(view) is not None and _placed(view) < _fewest(view)
+    return view.gang_scheduler is not None and _placed(view) < _fewest(view)
 
 
 def sentence(view: JobView) -> str:
@@ -134,7 +115,7 @@ def timed_out(view: JobView) -> Step | None:
 def rests(view: JobView) -> bool:
     """Whether the job has a gang that gave its nodes back, and creates no pods yet."""
     scheduled, lost = view.status.condition(ConditionType.SCHEDULED), view.status.disruptions
-    if scheduler(view) is None or view.present or lost is None:
+    if view.gang_scheduler is None or view.present or lost is None:
         return False
     if scheduled is None or scheduled.reason != Reason.GANG_TIMED_OUT:
         return False
@@ -181,7 +162,7 @@ def _obstacle(view: JobView) -> str:
         return f"{first.name}: {first.message or first.reason}"
     if view.refusals:
         return f"{view.refusals[0].name}: {view.refusals[0].message}"
-    chosen = scheduler(view)
+    chosen = view.gang_scheduler
     if not pods or chosen is None:
         return f"{view.name(waiting[0])} is to be created" if waiting else "none is missing"
     name = scheduler_name(view.spec, chosen.kind)

@@ -39,6 +39,8 @@ def _served(asked_for: Callable[[ParameterServerStrategy], bool]) -> Callable[[D
     return lambda s: s.strategy.parameter_server is not None and asked_for(s.strategy.parameter_server)
 
 
+_USUAL_TIMEOUT = Scheduling().timeout_seconds
+
 UNSUPPORTED = (
     Unsupported(
         ("strategy", "parameterServer", "replication"),
@@ -109,12 +111,8 @@ UNSUPPORTED = (
     ),
     Unsupported(
         ("scheduling", "timeoutSeconds"),
-        f"scheduling.timeoutSeconds other than {Scheduling().timeout_seconds} without worker.elastic or a gang",
-        lambda s: (
-            s.scheduling.timeout_seconds != Scheduling().timeout_seconds
-            and s.worker.elastic is None
-            and not may_be_gang(s)
-        ),
+        f"scheduling.timeoutSeconds other than {_USUAL_TIMEOUT} without worker.elastic or a gang",
+        lambda s: s.scheduling.timeout_seconds != _USUAL_TIMEOUT and s.worker.elastic is None and not may_be_gang(s),
     ),
 )
 

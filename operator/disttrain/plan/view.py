@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from disttrain.api.environment import ExitCode
+from disttrain.api.gangs import GangScheduler
 from disttrain.api.job import DistTrainJob
 from disttrain.api.names import Role, pod_name
 from disttrain.api.policies import BackoffLimitReset
@@ -18,8 +19,10 @@ from disttrain.api.spec import DistTrainJobSpec
 from disttrain.api.status import DistTrainJobStatus, ReplicaStatus, Restarts
 from disttrain.api.trainer import Command, Loop
 from disttrain.plan import in_place
+from disttrain.plan.gang_scheduler import gang_scheduler
 from disttrain.plan.indexes import parse_indexes
 from disttrain.plan.model import DISRUPTED, Phase, PodView, Refusal, Snapshot
+from disttrain.plan.validity import unsupported
 
 REPORT_TIMEOUT = timedelta(seconds=60)
 """Without a report for so long, it is not known whether steps are made."""
@@ -27,6 +30,7 @@ REPORT_TIMEOUT = timedelta(seconds=60)
 _EXITED_EARLY = (
     "the process ended before the job was done: its code or a library called exit, such as sys.exit(0) or os._exit(0)"
 )
+_NO_RESTARTS = Restarts()
 
 Slot: TypeAlias = tuple[Role, int]
 """A role and an index: the place of one pod."""
@@ -80,6 +84,16 @@ class JobView:
     @cached_property
     def finished(self) -> bool:
         return self.status.is_true(ConditionType.COMPLETE) or self.status.is_true(ConditionType.FAILED)
+
+    @cached_property
+    def unsupported(self) -> tuple[str, ...]:
+        """What the spec asks for and this version cannot do."""
+        return unsupported(self.spec)
+
+    @cached_property
+    def gang_scheduler(self) -> GangScheduler | None:
+        """The one that places the job's pods together; None: each pod is placed by itself."""
+        return gang_scheduler(self.snapshot)
 
     @cached_property
     def wish(self) -> int:
@@ -219,12 +233,12 @@ class JobView:
     @cached_property
     def restarted_in_place(self) -> tuple[in_place.Uncounted, ...]:
         """Restarts in place that are reported and that the stored status does not count yet."""
-        return in_place.uncounted(self.present.values(), self.progress, self.status.restarts or Restarts())
+        return in_place.uncounted(self.present.values(), self.progress, self.status.restarts or _NO_RESTARTS)
 
     @cached_property
     def restarts(self) -> Restarts:
         """The account, with the restarts in place that are reported by now: whatever is decided, they are written down with it."""
-        stored = self.status.restarts or Restarts()
+        stored = self.status.restarts or _NO_RESTARTS
         return in_place.counted(
             stored,
             self.restarted_in_place,
