@@ -57,7 +57,11 @@ class ControlClient:
         connection.ended[0] = self._lost
         master.control.accept(connection)
         hello = {"role": self._member.role, "rank": self._member.rank, "incarnation": self._incarnation}
-        connection.send(0, {"type": MessageType.HELLO, **hello, **self._describe()})
+        connection.send(0, {"type": MessageType.HELLO, **hello, **self.describe()})
+
+    def describe(self) -> Message:
+        """The process's fields of HELLO."""
+        return self._describe()
 
     def send(self, kind: MessageType, **fields: object) -> bool:
         self._job.trace("%s says %s %s", self._member, kind, fields)

@@ -23,6 +23,7 @@ from configs import config_of
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
 from disttrain.api.strategy import Consistency, ParameterServerStrategy
+from disttrain_trainer.coordinator.parameter_server import RETURN_SECONDS
 from disttrain_trainer.net.peers import Member
 from simulation.training.master import Master
 from simulation.training.oracle import Oracle, Violation
@@ -91,6 +92,7 @@ def _config(
     fewest: int | None,
     replication: int,
     roll_backs: int,
+    script: bool,
 ) -> JobConfig:
     chosen: dict[str, object] = {"consistency": consistency, "replication": replication}
     chosen |= {"maxStaleness": staleness} if consistency == "BoundedStaleness" else {}
@@ -101,8 +103,7 @@ def _config(
             "worker": {"replicas": workers}
             | ({"elastic": {"minReplicas": fewest, "maxReplicas": workers}} if fewest is not None else {}),
             "trainer": {
-                "model": "m:m",
-                "dataset": "m:d",
+                **({"script": {"file": "train.py"}} if script else {"model": "m:m", "dataset": "m:d"}),
                 "optimizer": {"name": "SGD", "learningRate": 0.1},
                 "batchSize": 2 * parts,
                 "partsPerStep": parts,
@@ -144,7 +145,10 @@ class Job:
         replication = copies.choice((1, 2)) if servers > 1 else 1
         poison = Random(f"poison of {seed}")
         is_poisoned = replication == 1 and poison.random() < 0.3
+        self.is_script = not (is_poisoned or self.evaluates) and Random(f"script of {seed}").random() < 0.4
+        """The loop is a script's."""
         self.config = _config(
+            script=self.is_script,
             consistency=consistency,
             staleness=staleness,
             servers=servers,
@@ -215,6 +219,17 @@ class Job:
         """The process that listens as this server."""
         process = self._processes.get(Member(Role.PARAMETER_SERVER, index))
         return process if isinstance(process, Server) else None
+
+    def is_present(self, process: Worker) -> bool:
+        """Whether the process runs, and no other one has its place."""
+        return process.alive and self._processes.get(process.member) is process
+
+    def is_back(self, process: Worker) -> bool:
+        """Whether the master knows the worker, or must wait for it: the master before that one may have assigned parts to it."""
+        master = self.master
+        if master is None or self.timeline.now < master.began_at + RETURN_SECONDS:
+            return True
+        return master.control.connection(process.member) is not None
 
     def primary(self, shard: int, round_number: int) -> ShardHost | None:
         """The shard as its primary in this round has it; None while it has none, or another server holds a later copy of it."""

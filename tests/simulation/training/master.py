@@ -31,6 +31,7 @@ class Master:
         self._job = job
         self.incarnation = incarnation
         self.alive = True
+        self.began_at = job.timeline.now
         self._leaving = False
         self._asked: deque[Callable[[], None]] = deque()
         self.tracker = Tracker(attempt=1)

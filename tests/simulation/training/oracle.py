@@ -14,6 +14,7 @@ from simulation.training.volume import ShardFile
 if TYPE_CHECKING:
     from simulation.training.job import Job
     from simulation.training.master import Master
+    from simulation.training.worker import Worker
 
 
 class Violation(AssertionError):
@@ -33,6 +34,8 @@ class Oracle:
         """By round: the parts that a worker reported, with its present lease, as applied on every server."""
         self._norms: dict[tuple[int, int], float] = {}
         """By round and version: the norm with which a shard has made the step."""
+        self._computed: dict[tuple[int, int], Worker] = {}
+        """By round and part: the process of a script that had the batch last."""
         self._committed = 0
         """Step of the newest checkpoint."""
 
@@ -44,6 +47,7 @@ class Oracle:
     def begun(self, round_number: int) -> None:
         """A server begins a round; numbers come again when master and servers are all new."""
         self._acknowledged.pop(round_number, None)
+        self._computed = {key: process for key, process in self._computed.items() if key[0] != round_number}
         self._norms = {key: norm for key, norm in self._norms.items() if key[0] != round_number}
 
     def restored(self, server: int, path: str | None) -> ShardFile | None:
@@ -71,8 +75,14 @@ class Oracle:
 
     # The workers.
 
-    def computes(self, worker: Member, part: int, parameters: tuple[int, ...]) -> None:
-        """Sync: a gradient is of exactly the parameters of its step, on every shard."""
+    def computes(self, process: "Worker", round_number: int, part: int, parameters: tuple[int, ...]) -> None:
+        """Sync: a gradient is of exactly the parameters of its step, on every shard. A script gets a batch that one had before only if the
+        process of that one is lost."""
+        worker = process.member
+        before = self._computed.get((round_number, part))
+        if before is not None and self._job.is_script and self._job.is_present(before):
+            self.wrong(f"{worker} gets the batch of part {part} again, which {before.member} has had")
+        self._computed[round_number, part] = process
         expected = _all(part - part % self._job.config.parts_per_step)
         if self._job.sync and any(parts != expected for parts in parameters):
             found = [_names(parts) for parts in parameters]
@@ -91,6 +101,7 @@ class Oracle:
     def lost(self, member: Member) -> None:
         if member.role is Role.WORKER:
             self._end_lease(member.rank)
+            self._forgive(member)
 
     def received(self, member: Member, message: Message) -> None:
         """Before the coordinator has it."""
@@ -120,6 +131,7 @@ class Oracle:
             case Role.PARAMETER_SERVER, MessageType.PROMOTE:
                 # What was acknowledged of a step that is not on the copy is computed again.
                 self._acknowledged.clear()
+                self._computed.clear()
             case Role.PARAMETER_SERVER, MessageType.BEGIN if self._job.has_volume:
                 newest = self._job.volume.newest
                 name = newest.file_of(shard_of(member.rank)) if newest else None
@@ -184,6 +196,9 @@ class Oracle:
         if parts != sorted(set(parts)):
             self.wrong(f"{worker} gets parts out of order: {parts}")
         for part in parts:
+            before = self._computed.get((round_number, part))
+            if before is not None and not self._job.is_back(before):
+                self._forgive(before.member)
             if not self._job.every_part >> part & 1:
                 self.wrong(f"{worker} gets part {part}, which the job does not have")
             if self._acknowledged.get(round_number, 0) >> part & 1:
@@ -191,6 +206,10 @@ class Oracle:
             if part in self._leases:
                 self.wrong(f"part {part} is assigned to {worker}, while worker-{self._leases[part]} has it")
             self._leases[part] = worker.rank
+
+    def _forgive(self, member: Member) -> None:
+        """The master takes the worker for lost: others may get its batches."""
+        self._computed = {key: process for key, process in self._computed.items() if process.member != member}
 
     def _end_lease(self, rank: int) -> None:
         self._rounds.pop(rank, None)

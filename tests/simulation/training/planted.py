@@ -12,6 +12,7 @@ from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.coordinator.workers import Workers
 from disttrain_trainer.data.index_set import IndexSet
 from disttrain_trainer.net.messages import Message, MessageType
+from simulation.training.control import ControlClient
 
 
 def an_acknowledged_part_is_assigned_again(patch: pytest.MonkeyPatch) -> None:
@@ -76,9 +77,20 @@ def a_roll_back_is_forgotten_with_its_round(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Course, "merged", merged)
 
 
+def a_worker_does_not_say_what_it_has_begun(patch: pytest.MonkeyPatch) -> None:
+    """To a new master: that one gives another worker the part whose gradient is kept."""
+    describe = ControlClient.describe
+
+    def silent(self: ControlClient) -> Message:
+        return {name: field for name, field in describe(self).items() if name != "begun"}
+
+    patch.setattr(ControlClient, "describe", silent)
+
+
 PLANTED: tuple[tuple[Callable[[pytest.MonkeyPatch], None], str], ...] = (
     (an_acknowledged_part_is_assigned_again, "is assigned again"),
     (a_part_of_an_older_lease_counts, "which are not applied on every server"),
+    (a_worker_does_not_say_what_it_has_begun, "gets the batch of part"),
     (squares_are_said_once, "the job did not end"),
     (a_roll_back_is_forgotten_with_its_round, "the job did not end"),
     (a_checkpoint_is_committed_without_one_shard, "is committed without the shard"),

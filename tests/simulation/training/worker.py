@@ -187,8 +187,10 @@ class Worker:
         self._trained = False
         self._round_number = self._clock = 0
         self._done: list[int] = []
-        self._kept: tuple[int, int] | None = None
-        """Round and number of a part whose push was cut off (strategies/kept_gradient.py)."""
+        self._kept: int | None = None
+        """The part whose push was cut off (strategies/kept_gradient.py)."""
+        self._resumes = False
+        """Whether the part was in work before in this round (parameter_server/assignments.py)."""
         self._seconds = 0.0
 
     @property
@@ -229,8 +231,7 @@ class Worker:
         while not control.finished:
             if member.round is None:
                 member.begun = None
-                begun = {"begun": list(self._kept)} if self._kept else {}
-                control.send(MessageType.READY, **member.describe(), **begun)
+                control.send(MessageType.READY, **member.describe())
             yield Wait(lambda: control.finished or member.begun is not None)
             if not control.finished and member.begun is not None:
                 try:
@@ -288,18 +289,18 @@ class Worker:
                 yield from client.join()
                 participates = True
             kept, self._kept = self._kept, None
-            if kept != (this_round.number, index):
+            if kept != index or not self._resumes:
                 if not current:
                     current = self._received((yield from client.pull(step if job.sync else None)), step)
                 if not current:
                     self._finished(index, began)  # its step is over
                     continue
-                job.oracle.computes(self.member, index, self.parameters)
+                job.oracle.computes(self, this_round.number, index, self.parameters)
                 yield from self._pause(job.pace.compute)
                 if index in job.poisoned and index not in member.course.left_out:
                     yield from self._go_back(this_round, index)
                     return
-            self._kept = this_round.number, index
+            self._kept = index
             following = member.assignments[0] if member.assignments else None
             if following is None:
                 yield from client.push(index)
@@ -329,7 +330,15 @@ class Worker:
     def _received(self, versions: tuple[int, ...], step: int) -> bool:
         return not self.job.sync or all(version == step for version in versions)
 
+    def _take(self) -> int:
+        member = self._member
+        index = member.assignments.popleft()
+        self._resumes, member.in_work = member.in_work == index, index
+        return index
+
     def _finished(self, index: int, began: float) -> None:
+        if self._member.in_work == index:
+            self._member.in_work = None
         self._done.append(index)
         seconds = self.job.timeline.now - began
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
@@ -352,7 +361,7 @@ class Worker:
             self._save_buffers()
         self._request(this_round)
         if member.assignments:
-            return member.assignments.popleft()
+            return self._take()
         self._request(this_round, force=True)
 
         def something_new() -> bool:
@@ -368,7 +377,7 @@ class Worker:
             return (yield from self._next_assignment(client, this_round, participates))
         if member.evaluate:
             yield from self._evaluate(client, this_round)
-        return -1 if idle or not member.assignments else member.assignments.popleft()
+        return -1 if idle or not member.assignments else self._take()
 
     def _save_buffers(self) -> None:
         save, self._member.save = self._member.save, None

@@ -173,9 +173,11 @@ class Table:
         applied = [list(interval) for interval in IndexSet(sorted(self.applied[server])).intervals()]
         return {"generation": self.round_number[server], "applied": applied}
 
-    def join(self, *members: Member) -> None:
+    def join(self, *members: Member, **fields: Any) -> None:
+        """fields: further ones of the HELLO."""
         for member in members:
             hello = self.state(member) if member in SERVERS else {"samples": 80, "buffers": self.buffers}
+            hello |= {"incarnation": f"{'s' if member in SERVERS else 'w'}{member.rank}", **fields}
             self.training.joined(member, hello, 0)
             self.serve()
 

@@ -1,7 +1,7 @@
 """A gradient whose push was cut off is pushed again as it was, and is not computed again."""
 
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,8 @@ from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.stopwatch import Stopwatch
 from disttrain_trainer.model.flat import Vectors
-from disttrain_trainer.net.members import ParameterServerMember, Round
+from disttrain_trainer.net.members import ParameterServerMember
+from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.parameter_server.assignments import Assignments
 from disttrain_trainer.parameter_server.client import GradientInfo
 from disttrain_trainer.strategies.kept_gradient import KeptGradient
@@ -51,15 +52,17 @@ class Worker:
     """What a worker keeps from lease to lease."""
 
     def __init__(self) -> None:
-        self.model, self.kept = Model(), KeptGradient()
+        self.model, self.kept, self.member = Model(), KeptGradient(), ParameterServerMember()
         self.left: list[bool] = []
         self.buffers_break = False
 
-    def exchange(self, client: Client, *, number: int, part: int) -> PushPull:
-        """The round begins; this part is assigned."""
-        member = ParameterServerMember()
-        member.round = Round(number, lease="m.1")
-        member.assignments = deque([part])
+    def exchange(self, client: Client, *, part: int, resumes: bool = False) -> PushPull:
+        """The worker is invited; this part is assigned. resumes: in the same round as before."""
+        member = self.member
+        fields = {"generation": 4, "stay": "m.1", "buffers": None, "anew": False, "servers": ["s0"]}
+        member.on_message({"type": MessageType.ROUND, **fields, "resumes": resumes})
+        assert member.round is not None
+        member.assignments.append(part)
         control: Any = SimpleNamespace(changed=threading.Condition(), send=lambda *_, **__: None)
         assignments = Assignments(control, member)
         assignments.begin(member.round)
@@ -106,47 +109,47 @@ class Worker:
 
 def worker_whose_push_was_cut_off() -> Worker:
     worker = Worker()
-    exchange = worker.exchange(Client(version=7, breaks=True), number=3, part=1)
+    exchange = worker.exchange(Client(version=7, breaks=True), part=1)
     with pytest.raises(PeerLost):
         worker.computes(exchange, 0.5)
-    assert worker.kept.describe() == {"begun": [3, 1]}
+    assert worker.member.describe()["begun"] == {"generation": 4, "servers": ["s0"], "slices": [1]}, "in HELLO, too"
     return worker
 
 
 def test_it_is_pushed_again_in_the_same_round() -> None:
     worker = worker_whose_push_was_cut_off()
     client = Client(version=8, breaks=False)
-    assert not worker.computes(worker.exchange(client, number=3, part=1), 0.25)
+    assert not worker.computes(worker.exchange(client, part=1, resumes=True), 0.25)
     assert client.pushed == [(1, [0.5, 0.5], GradientInfo(encoded=True), (7,))]
     assert worker.left == [False, True], "the buffers that the part left are those of then"
-    assert worker.kept.describe() == {}
+    assert "begun" not in worker.member.describe()
 
 
 def test_it_is_kept_when_it_is_cut_off_again() -> None:
     worker = worker_whose_push_was_cut_off()
     with pytest.raises(PeerLost):
-        worker.computes(worker.exchange(Client(version=8, breaks=True), number=3, part=1), 0.25)
-    assert worker.kept.describe() == {"begun": [3, 1]}
+        worker.computes(worker.exchange(Client(version=8, breaks=True), part=1, resumes=True), 0.25)
+    assert worker.member.describe()["begun"]["slices"] == [1]
     client = Client(version=9, breaks=False)
-    worker.computes(worker.exchange(client, number=3, part=1), 0.25)
+    worker.computes(worker.exchange(client, part=1, resumes=True), 0.25)
     assert client.pushed == [(1, [0.5, 0.5], GradientInfo(encoded=True), (7,))]
 
 
-@pytest.mark.parametrize(("number", "part"), [(4, 1), (3, 2)], ids=["of a lost round", "the servers have it"])
-def test_it_is_dropped(number: int, part: int) -> None:
+@pytest.mark.parametrize(("resumes", "part"), [(False, 1), (True, 2)], ids=["of a lost round", "the servers have it"])
+def test_it_is_dropped(resumes: bool, part: int) -> None:
     worker = worker_whose_push_was_cut_off()
     client = Client(version=8, breaks=False)
-    assert worker.computes(worker.exchange(client, number=number, part=part), 0.25)
+    assert worker.computes(worker.exchange(client, part=part, resumes=resumes), 0.25)
     assert client.pushed == [(part, [0.25, 0.25], GradientInfo(), (8,))]
-    assert worker.kept.describe() == {}
+    assert "begun" not in worker.member.describe()
 
 
 def test_one_that_was_not_encoded_yet_is_encoded_when_it_is_pushed() -> None:
     worker = Worker()
     worker.buffers_break = True
     with pytest.raises(PeerLost):
-        worker.computes(worker.exchange(Client(version=7, breaks=False), number=3, part=0), 0.5)
+        worker.computes(worker.exchange(Client(version=7, breaks=False), part=0), 0.5)
     worker.buffers_break = False
     client = Client(version=8, breaks=False)
-    assert not worker.computes(worker.exchange(client, number=3, part=0), 0.25)
+    assert not worker.computes(worker.exchange(client, part=0, resumes=True), 0.25)
     assert client.pushed == [(0, [0.5, 0.5], GradientInfo(), (7,))]

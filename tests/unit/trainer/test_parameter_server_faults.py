@@ -2,6 +2,7 @@
 
 import pytest
 
+from disttrain_trainer.coordinator.parameter_server import RETURN_SECONDS
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
 from unit.trainer.served import SERVERS, WORKERS, Table, finish, training
@@ -147,21 +148,60 @@ def test_a_part_that_is_pushed_while_the_others_are_called_away_is_not_handed_ou
     assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[2, 4]]
 
 
+def begun(*parts: int, number: int = 1, servers: tuple[str, ...] = ("s0", "s1")) -> dict[str, object]:
+    """A worker's claim that it may have begun these parts."""
+    return {"samples": 80, "begun": {"generation": number, "servers": list(servers), "slices": list(parts)}}
+
+
 @pytest.mark.parametrize("consistency", ["Sync", "Async"])
-def test_a_part_whose_gradient_a_worker_has_is_its_own_at_once(consistency: str) -> None:
+def test_the_part_that_a_worker_has_begun_is_its_own_once_the_servers_have_said_what_they_have(
+    consistency: str,
+) -> None:
     table = training(consistency=consistency)
     assert [table.work(worker, 0, ask=1) for worker in WORKERS] == [[0], [1]]
-    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "begun": [1, 1]}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY} | begun(1), 1)
+    table.serve()
     said = [(kind, fields.get("slices")) for member, kind, fields in table.said if member == WORKERS[1]]
-    assert said == [(MessageType.ROUND, None), (MessageType.ASSIGN, [1])], "before the servers have answered"
+    assert said == [(MessageType.ROUND, None), (MessageType.ASSIGN, [1])]
 
 
-@pytest.mark.parametrize("begun", [[0, 1], [1, 0]], ids=["of a lost round", "of another worker"])
-def test_a_part_that_a_worker_has_computed_is_not_its_own(begun: list[int]) -> None:
+@pytest.mark.parametrize(
+    "claim",
+    [begun(1, number=0), begun(1, servers=("s2", "s3")), begun(0)],
+    ids=["of a lost round", "of a lost round of the same number", "of another worker"],
+)
+def test_a_part_that_a_worker_has_computed_is_not_its_own(claim: dict[str, object]) -> None:
     table = training(consistency="Async")
     assert [table.work(worker, 0, ask=1) for worker in WORKERS] == [[0], [1]]
-    table.training.on_message(WORKERS[1], {"type": MessageType.READY, "samples": 80, "begun": begun}, 1)
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY} | claim, 1)
+    table.serve()
     assert messages_to(table, WORKERS[1]) == [MessageType.ROUND]
+
+
+def test_a_new_master_gives_a_worker_the_part_that_it_has_begun_and_no_other_worker_gets_it() -> None:
+    """The old master had assigned parts 0, 2 and 4 to the worker; every server has part 0."""
+    table = Table(consistency="Async")
+    for server in SERVERS:
+        table.round_number[server], table.applied[server] = 1, {0}
+        table.join(server)
+    table.join(WORKERS[0], samples=80)
+    table.serve()
+    table.join(WORKERS[1], **begun(0, 2, 4))
+    table.serve()
+    assert [(member, fields["slices"]) for member, _, fields in table.take(MessageType.ASSIGN)] == [(WORKERS[1], [2])]
+    assert table.work(WORKERS[0], 0, ask=2) == [1, 3]
+
+
+def test_a_new_master_of_a_script_assigns_no_part_before_every_worker_is_back_or_taken_for_lost() -> None:
+    """A worker that is not back may have begun any part."""
+    table = Table(consistency="Async", model=None, dataset=None, script={"file": "train.py"})
+    for server in SERVERS:
+        table.round_number[server] = 1
+        table.join(server)
+    table.join(WORKERS[0])
+    assert table.work(WORKERS[0], 0, ask=2) == []
+    table.training.tick(RETURN_SECONDS)
+    assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[0, 1]]
 
 
 def test_a_worker_without_parts_recalls_no_other_when_it_starts_again() -> None:

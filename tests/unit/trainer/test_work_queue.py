@@ -117,13 +117,27 @@ def test_what_the_servers_know_counts_and_what_they_deny_returns() -> None:
     assert queue.take(0, 9) == [0, 4]
 
 
-def test_a_worker_resumes_a_part_that_is_neither_done_nor_of_another() -> None:
+def resumed(queue: WorkQueue, worker: int, *parts: int) -> int | None:
+    queue.reserve(worker, list(parts))
+    return queue.resume(worker, list(parts))
+
+
+def test_a_worker_resumes_the_first_part_that_is_neither_done_nor_of_another() -> None:
     queue = make(done=[0])
     assert queue.take(1, 1) == [1]
     queue.limit = 3
-    assert [queue.resume(0, part) for part in (0, 1, 2, 3)] == [False, False, True, False]
-    assert queue.holds(0)
-    assert queue.take(2, 9) == []
+    assert [resumed(queue, 0, part) for part in (0, 1, 2, 3)] == [None, None, 2, None]
+    assert queue.holders(2) == [0]
+    assert resumed(make(done=[0]), 0, 0, 2, 1) == 2, "in its order"
+
+
+def test_parts_that_a_worker_may_have_begun_are_nobodys_before_it_is_known_which_are_applied() -> None:
+    queue = make()
+    queue.reserve(0, [0, 1, 2])
+    assert 0 not in queue.take(1, 2)
+    queue.learn(IndexSet([0]))
+    assert queue.resume(0, [0, 1, 2]) == 1
+    assert queue.holders(2) == [], "it begins a part when the one before is applied"
 
 
 @given(

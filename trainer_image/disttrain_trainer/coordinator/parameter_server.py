@@ -6,6 +6,7 @@ sender sends, and the checkpoint store does the files.
 
 from disttrain.api.names import Role
 from disttrain.api.runtime import JobConfig
+from disttrain.api.trainer import ScriptLoop
 from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
 from disttrain_trainer.coordinator import missing_members
@@ -30,6 +31,9 @@ from disttrain_trainer.runtime import logs
 
 log = logs.get_logger(__name__)
 
+RETURN_SECONDS = 3.0
+"""Seconds that a new master of a script's loop waits for workers before it assigns parts. A worker that is not back may have begun some, so
+that no other script may get these; it tries to connect at least every second."""
 INQUIRY_INTERVAL_SECONDS = 1.0
 """Seconds between two questions to the servers about what they hold."""
 
@@ -103,6 +107,9 @@ class ParameterServerCoordinator:
         self._returns = self._known_returns = 0
         """How often parts returned to the queue that may be applied, though no worker has reported them, and how many of these times the
         servers have said since which are. No part is handed out before: a script would get a batch again whose step has returned."""
+        self._awaits_workers = isinstance(config.trainer.work, ScriptLoop)
+        self._everyone_back_at: float | None = None
+        """When a new master assigns parts at the latest; None before it has a round."""
         self._missing_members = MissingMembers()
         self._start = StartState(self._newest, config)
         self._draining = ServedDraining(
@@ -217,7 +224,9 @@ class ParameterServerCoordinator:
         self._inquire(now)  # no process sends a message in the middle of a long step
         if self._checkpoints is not None and not self.ended:
             self._checkpoints.tick(now)
-            self._advance(now)  # the last checkpoint may be tried again
+        self._advance(
+            now
+        )  # the last checkpoint may be tried again, and workers that are not back are waited for no longer
 
     def terminate(self, now: float) -> None:
         self._draining.terminate()
@@ -263,6 +272,9 @@ class ParameterServerCoordinator:
     def _round_opened(self, now: float) -> None:
         self._tracker.round_number = self._rounds.number
         self._tracker.promotions = self._rounds.promotions
+        if self._everyone_back_at is None:
+            waits = self._awaits_workers and self._rounds.is_inherited
+            self._everyone_back_at = now + RETURN_SECONDS if waits else now
         self._make_queue()
         if self._draining.pending or self._draining.terminating:
             self._save_soon(now)
@@ -355,6 +367,7 @@ class ParameterServerCoordinator:
             buffers=self._start.buffers,
             from_scratch=self._start.from_scratch,
             primaries=self._servers.primaries,
+            servers=self._servers.serving,
             course=self._evaluations.course,
         )
 
@@ -423,8 +436,14 @@ class ParameterServerCoordinator:
         hurrying = (
             self._checkpoints is not None and self._checkpoints.hurrying
         )  # then the limit is that of the steps in work
-        if self._known_returns == self._returns and (hurrying or len(self._workers.ready) >= self._fewest):
+        enough = hurrying or len(self._workers.ready) >= self._fewest
+        if self._known_returns == self._returns and enough and self._is_everyone_back(now):
             self._workers.serve(queue)
+
+    def _is_everyone_back(self, now: float) -> bool:
+        """Whether every worker has said to this master which parts it may have begun, or is taken for lost."""
+        back = len(self._workers.live) >= self._config.data_parallel_size
+        return back or (self._everyone_back_at is not None and now >= self._everyone_back_at)
 
     def _evaluate_between(self, queue: WorkQueue) -> None:
         """Asks a worker to evaluate, when that is due: after its buffers are copied, which it does not do while it evaluates."""

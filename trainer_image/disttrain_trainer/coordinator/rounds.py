@@ -76,6 +76,8 @@ class Rounds:
         self._copies = Copies(shards=servers.count, count=config.replication)
         self._is_new = True
         """This master has not led a round: it knows of the servers only what they say."""
+        self.is_inherited = False
+        """A master before this one began the present round."""
         self._gathering_since = 0.0
         self.promotions = 0
         """How often copies took the places of lost servers."""
@@ -216,6 +218,7 @@ class Rounds:
         """
         if self._is_new:
             self._copies.forget()  # whether they follow on is not known
+            self.is_inherited = True
         self._phase, self.number, self._is_new = _Phase.TAKING_OVER, round_number, False
         self._servers.take(choices, round_number)
 
@@ -244,7 +247,7 @@ class Rounds:
         self.look(now)
 
     def _begin(self) -> None:
-        self._phase, self._is_new = _Phase.BEGINNING, False
+        self._phase, self._is_new, self.is_inherited = _Phase.BEGINNING, False, False
         self._servers.serve_own()
         self._copies.forget()
         self.number += 1

@@ -46,6 +46,8 @@ class Servers:
         """The server of each shard."""
         self._terms = [1] * count
         self._there: dict[int, _Server] = {}
+        self._processes: dict[int, str] = {}
+        """The incarnation of each server's newest process."""
         self._asked = 0
         self.asked_at = 0.0
         """Time of the last question."""
@@ -68,6 +70,11 @@ class Servers:
         known = [self._norms.get(index, {}) for index in set(self.primaries)]
         common = set.intersection(*map(set, known))
         return math.sqrt(sum(norms[max(common)] for norms in known)) if common else None
+
+    @property
+    def serving(self) -> list[str]:
+        """The incarnations of the primaries. A process is never in two rounds of one number."""
+        return [self._processes.get(index, "") for index in sorted({*self.primaries})]
 
     @property
     def missing(self) -> list[Member]:
@@ -116,6 +123,8 @@ class Servers:
     def know(self, index: int, message: Message) -> None:
         """Records the state that a server reported. What it says of its copies counts when it joins; then their primaries know better."""
         round_number = int(message["generation"])
+        if (process := message.get("incarnation")) is not None:
+            self._processes[index] = str(process)
         before = self._there.get(index)
         held = _held(index, message)
         if before is not None and before.round_number == round_number:

@@ -117,12 +117,29 @@ class WorkQueue:
             self._close(step, [part])
         self._leases[worker].add(part)
 
-    def resume(self, worker: int, part: int) -> bool:
-        """The worker goes on with a part that it had; False where that is done, or another worker's."""
-        if part in self.applied or part >= self._stop or self.holders(part):
-            return False
-        self.move(part, worker)
-        return True
+    def reserve(self, worker: int, parts: list[int]) -> None:
+        """The worker may have begun these parts: no other worker gets them before `resume`."""
+        for part in parts:
+            if part < self.total and part not in self.applied and not self.holders(part):
+                self.move(part, worker)
+
+    def resume(self, worker: int, parts: list[int]) -> int | None:
+        """It is known which parts are applied: the worker goes on with the first of those that were reserved for it and are not applied.
+        None where it cannot have begun that one, or it must not be assigned now. The others return.
+
+        parts: in the worker's order. A worker begins a part when every server has the one before. Synchronous steps: it begins one of the
+        lowest unfinished step only; of a later one it would wait for parts that may be nobody's."""
+        lease = self._leases[worker]
+        reserved = [part for part in parts if part in lease]
+        lease.difference_update(reserved)
+        left = [part for part in reserved if part not in self.applied]
+        for part in left:
+            self._return(part)
+        low = self.applied.floor // self.parts_per_step
+        if not left or left[0] >= self._stop or (self._aligned and left[0] // self.parts_per_step > low):
+            return None
+        self.move(left[0], worker)
+        return left[0]
 
     def holders(self, part: int) -> list[int]:
         """The workers that the part is assigned to: one, or none."""

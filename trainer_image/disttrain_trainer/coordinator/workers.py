@@ -4,6 +4,7 @@ Pure; the sender sends.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from disttrain.api.names import Role
 from disttrain_trainer.checkpoint.course import Course
@@ -14,6 +15,16 @@ from disttrain_trainer.data.schedule import DataSet
 from disttrain_trainer.net.members import course_field
 from disttrain_trainer.net.messages import Message, MessageType, Waited
 from disttrain_trainer.net.peers import Member, Sender
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The parts that a worker may have begun, and the round that they are of."""
+
+    round_number: int
+    servers: frozenset[str]
+    parts: list[int]
+    """In the worker's order."""
 
 
 class Workers:
@@ -39,8 +50,10 @@ class Workers:
         self._leases: dict[int, str] = {}
         """The present lease of each invited worker. Unique over masters, which the number of a round is not when all servers and the master
         are new."""
-        self._begun: dict[int, tuple[int, int]] = {}
-        """Of workers that wait for a round: the round and the number of a part whose gradient they have."""
+        self._begun: dict[int, _Begun] = {}
+        """Of workers that wait for a round."""
+        self._reserved: dict[int, list[int]] = {}
+        """Of invited workers the parts that they may have begun, until the servers have said which of them are applied."""
         self._wants: dict[int, int] = {}
         """Workers that wait for parts, and how many each requested."""
         self.live: dict[int, int | None] = {}
@@ -82,7 +95,7 @@ class Workers:
         self._wants.pop(rank, None)
         self._begun.pop(rank, None)
         if begun := message.get("begun"):
-            self._begun[rank] = begun[0], begun[1]
+            self._begun[rank] = _Begun(int(begun["generation"]), frozenset(begun["servers"]), list(begun["slices"]))
         return True
 
     def invite(
@@ -94,25 +107,34 @@ class Workers:
         buffers: str | None,
         from_scratch: bool,
         primaries: Sequence[int],
+        servers: Sequence[str],
         course: Course | None = None,
     ) -> None:
         """Sends a worker into the round, with a new lease. buffers: the newest checkpoint's file of them. from_scratch: there is no
-        checkpoint. primaries: the server of each shard.
+        checkpoint. primaries: the server of each shard. servers: the incarnations of these.
 
-        A part of this round whose gradient the worker has is assigned to it at once: it pushes the gradient, and computes nothing."""
+        The parts of this round that the worker may have begun are no other worker's: `serve` assigns it the one that it did begin."""
         queue.join(rank)
+        begun = self._begun.pop(rank, None)
+        resumes = begun is not None and begun.round_number == round_number and not begun.servers.isdisjoint(servers)
+        self._reserved.pop(rank, None)
+        if begun is not None and resumes and self._hedges is None:
+            queue.reserve(rank, begun.parts)
+            self._reserved[rank] = begun.parts
         if self._hedges is not None:
             self._hedges.leave(rank)
         self._invited += 1
-        lease = self._leases[rank] = f"{self._incarnation}.{self._invited}"
+        self._leases[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
-        fields: Message = {"generation": round_number, "stay": lease, "buffers": buffers, "anew": from_scratch}
-        fields["primaries"] = list(primaries)
+        fields: Message = {
+            "generation": round_number,
+            "stay": self._leases[rank],
+            "buffers": buffers,
+            "anew": from_scratch,
+        }
+        fields |= {"primaries": list(primaries), "servers": list(servers), "resumes": resumes}
         fields |= course_field(course or Course())
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
-        begun_in, part = self._begun.pop(rank, (0, 0))
-        if begun_in == round_number and self._hedges is None and queue.resume(rank, part):
-            self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=lease, slices=[part])
 
     def take(self, rank: int, message: Message, queue: WorkQueue) -> bool:
         """Records which parts a worker did and how many it requests. False for a message of an earlier lease: its parts have returned."""
@@ -146,7 +168,12 @@ class Workers:
         return message.get("stay") is not None and message.get("stay") == self._leases.get(rank)
 
     def serve(self, queue: WorkQueue) -> None:
-        """Assigns unassigned parts to the workers that wait for some."""
+        """Assigns the parts that workers have begun to these, and unassigned ones to the workers that wait for some. Call it when it is
+        known which parts are applied."""
+        reserved, self._reserved = self._reserved, {}
+        for rank, begun in reserved.items():
+            if (part := queue.resume(rank, begun)) is not None:
+                self._sender.send(Member(Role.WORKER, rank), MessageType.ASSIGN, stay=self._leases[rank], slices=[part])
         for rank in [rank for rank in self._wants if rank not in self.retiring and rank != self.paused]:
             parts = queue.take(rank, self._fair(self._wants[rank], queue))
             if parts:
@@ -164,6 +191,7 @@ class Workers:
         self._wants.pop(rank, None)
         self._leases.pop(rank, None)
         self._begun.pop(rank, None)
+        self._reserved.pop(rank, None)
         if self._hedges is not None:
             self._hedges.leave(rank)
         self.retiring.discard(rank)
@@ -191,6 +219,7 @@ class Workers:
                 self._hedges.leave(rank)
         self._leases.clear()
         self._wants.clear()
+        self._reserved.clear()
 
     def send_to_all(self, kind: MessageType, *, but: int | None = None) -> None:
         """Sends to every worker except `but`."""

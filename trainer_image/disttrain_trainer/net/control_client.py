@@ -217,6 +217,8 @@ class ControlClient:
 
     def _hello(self) -> bytes:
         process = self._process
+        with self.changed:
+            state = self._describe()
         return encode(
             MessageType.HELLO,
             job=process.config.uid,
@@ -229,7 +231,7 @@ class ControlClient:
             code=process.code_digest,
             code_admitted=self._code_admitted,
             **({"restarts": process.restarts.model_dump(mode="json")} if process.restarts else {}),
-            **self._describe(),
+            **state,
         )
 
     def _handle(self, message: Message) -> None:

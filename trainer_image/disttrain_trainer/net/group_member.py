@@ -33,6 +33,10 @@ class GroupMember(ParameterServerMember):
         fields: Message = {"formation": self.formation, "awaits_group": self._waits}
         return fields if self.formation is None else fields | super().describe()
 
+    def _begun(self) -> Message:
+        """Nothing: a group keeps no gradient."""
+        return {}
+
     def await_group(self, control: ControlClient, *, timeout: float) -> str | None:
         """Leaves its process group; blocks until the master has another one formed, and returns its name. None when the job is done."""
         while not control.finished:

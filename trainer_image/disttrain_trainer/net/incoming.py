@@ -126,6 +126,14 @@ class _Found(_Incoming):
     weights: Evaluation | None = None
 
 
+class _Begun(_Incoming):
+    """The parts that a worker of parameter servers may have begun."""
+
+    round_number: Count = Field(alias="generation")
+    servers: Annotated[list[Name], Field(max_length=1 << 12)]
+    parts: Annotated[list[Count], Field(min_length=1, max_length=1 << 13, alias="slices")]
+
+
 class Hello(_Incoming):
     """The first message of a process."""
 
@@ -157,6 +165,7 @@ class Hello(_Incoming):
     members: Count = 0
     buffers: bool = False
     keeps_model: bool = False
+    begun: _Begun | None = None
     applied: Parts = []
     ahead: Count = 0
     shards: Shards = None
@@ -177,7 +186,7 @@ class _Ready(_Incoming):
     repeats_data: bool = False
     buffers: bool = False
     keeps_model: bool = False
-    begun: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    begun: _Begun | None = None
     round_number: Count = Field(0, alias="generation")
     formation: Name | None = None
 

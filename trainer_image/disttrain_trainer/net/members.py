@@ -63,6 +63,11 @@ class Round:
 
     primaries: tuple[int, ...] = ()
     """The parameter server that serves each shard; none: each its own."""
+    servers: tuple[str, ...] = ()
+    """The incarnations of the primaries. A round's number comes again when master and servers are all new; with a server in common, two
+    rounds of one number are one."""
+    resumes: bool = False
+    """Of parameter servers: the round is the one in which the worker began its part (`in_work`), so that its gradient still counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +261,10 @@ class ParameterServerMember:
         self.begun: Round | None = None
         """As that of CollectiveMember."""
         self.assignments: deque[int] = deque()
+        self.in_work: int | None = None
+        """The part that the main thread took last, until every server has it: also after its round, while its gradient is kept."""
+        self._entered: Round | None = None
+        """The newest round: that of these parts."""
         self.ahead = 0
         """Parts beyond the one in work that its loader processes can have in work: it has as many assigned."""
         self.asked = False
@@ -280,15 +289,25 @@ class ParameterServerMember:
         """The fields of HELLO that tell a new master this member's state."""
         data = asdict(self.data) if self.data else {}
         known = {"generation": self.course_round, **course} if (course := course_field(self.course)) else {}
-        return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model, **known}
+        return {**data, "buffers": self.buffers, "keeps_model": self.keeps_model, **known, **self._begun()}
 
-    def get_ready(self, control: ControlClient, **kept: object) -> None:
-        """Tells the master, unless this member is in a round. kept: of the round before."""
+    def _begun(self) -> Message:
+        """The field of HELLO and READY that names the parts which this worker may have begun, in its order. A worker that connects to a
+        new master may still compute and push the parts that the old one assigned."""
+        parts = [*([] if self.in_work is None else [self.in_work]), *self.assignments]
+        if self._entered is None or not parts:
+            return {}
+        entered = self._entered
+        return {"begun": {"generation": entered.number, "servers": list(entered.servers), "slices": parts}}
+
+    def get_ready(self, control: ControlClient) -> None:
+        """Tells the master, unless this member is in a round."""
         with control.changed:
             if self.round is not None:
                 return
             self.begun = None
-        control.send(MessageType.READY, **self.describe(), **kept)
+            state = self.describe()
+        control.send(MessageType.READY, **state)
 
     def await_round(self, control: ControlClient, *, timeout: float) -> Round | None:
         """As that of CollectiveMember."""
@@ -317,6 +336,8 @@ class ParameterServerMember:
                         buffers=message["buffers"],
                         from_scratch=bool(message["anew"]),
                         primaries=tuple(message.get("primaries", ())),
+                        servers=tuple(message.get("servers", ())),
+                        resumes=bool(message.get("resumes")),
                     )
                 )
                 self._take_course(message.get("course", {}))
@@ -348,6 +369,10 @@ class ParameterServerMember:
     def _enter(self, this_round: Round | None) -> None:
         self.round = this_round
         self.begun = this_round or self.begun
+        if this_round is not None:
+            self._entered = this_round
+            if not this_round.resumes:
+                self.in_work = None
         self.assignments.clear()
         self.hedge = None
         self.abandoned.clear()

@@ -15,6 +15,8 @@ class Assignments:
         self._control = control
         self._member = member
         self._round: Round | None = None
+        self.resumes = False
+        """Whether the part that was taken last was in work before this round, so that a gradient of it that is kept counts."""
         self._done: list[int] = []
         """Parts that every server applied and that are not reported to the master yet."""
         self._seconds = 0.0
@@ -52,11 +54,14 @@ class Assignments:
             return tuple(self._member.assignments)
 
     def take(self) -> int | None:
-        """The next part; None when none is assigned."""
-        try:
-            return self._member.assignments.popleft()
-        except IndexError:
-            return None
+        """The next part; None when none is assigned, or the round is over."""
+        member = self._member
+        with self._control.changed:
+            if self.is_over or not member.assignments:
+                return None
+            index = member.assignments.popleft()
+            self.resumes, member.in_work = member.in_work == index, index
+            return index
 
     def put_back(self, index: int) -> None:
         """The part is the next one again: another one is computed before it."""
@@ -70,6 +75,9 @@ class Assignments:
 
     def finished(self, index: int, seconds: float) -> None:
         """Every server has this part, after so many seconds of work."""
+        with self._control.changed:
+            if self._member.in_work == index:
+                self._member.in_work = None
         self._done.append(index)
         self._seconds += (seconds - self._seconds) * 0.1 if self._seconds else seconds
 

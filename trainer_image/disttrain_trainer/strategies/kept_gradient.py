@@ -1,14 +1,14 @@
 """A gradient whose push was cut off: its worker pushes it again, and nobody computes it again.
 
 Some servers may have it, and the worker does not know which. A script's `ps.step()` is about to return for its batch, so that no script
-may get this batch again. The worker names the part in its READY, and the master assigns it to this worker first (docs/design/0015).
+may get this batch again. The worker names the part in its HELLO and READY, and the master assigns it to this worker first
+(docs/design/0015).
 """
 
 from dataclasses import dataclass
 
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.model.flat import Vectors
-from disttrain_trainer.net.messages import Message
 from disttrain_trainer.parameter_server.client import GradientInfo
 
 
@@ -16,7 +16,6 @@ from disttrain_trainer.parameter_server.client import GradientInfo
 class Unconfirmed:
     """What `complete` was to push."""
 
-    round_number: int
     part: BatchPart
     gradients: Vectors | None
     """A copy: the model's vectors are zeroed before the next part. None: the part has no samples."""
@@ -37,14 +36,8 @@ class KeptGradient:
         """The push was cut off."""
         self._kept = unconfirmed
 
-    def take(self, index: int, round_number: int) -> Unconfirmed | None:
-        """What is kept, when it is of this part and round; it is kept no more. Of another round its step is lost; when the master assigns
-        another part first, the servers have this one."""
-        if (kept := self._kept) is None:
-            return None
-        self._kept = None
-        return kept if (kept.part.index, kept.round_number) == (index, round_number) else None
-
-    def describe(self) -> Message:
-        """The field of READY."""
-        return {} if (kept := self._kept) is None else {"begun": [kept.round_number, kept.part.index]}
+    def take(self, index: int, *, resumes: bool) -> Unconfirmed | None:
+        """What is kept, when it is of this part; it is kept no more. resumes: the part was in work before in this round; of another round
+        its step is lost. When the master assigns another part first, the servers have this one."""
+        kept, self._kept = self._kept, None
+        return kept if kept is not None and resumes and kept.part.index == index else None

@@ -108,7 +108,7 @@ class Worker:
             member.keeps_model = self._model_dir is not None
             member.ahead = self._task.loading.ahead if self._task.loading is not None else 0
         while not control.finished:
-            member.get_ready(control, **self._kept.describe())
+            member.get_ready(control)
             this_round = member.await_round(control, timeout=self._config.startup_timeout_seconds)
             if this_round is not None:
                 self._take_part_in(this_round)

@@ -113,7 +113,7 @@ class PushPull:
             if not self._participates:
                 client.join()
                 self._participates = True
-            self._again = self._kept.take(index, self._assignments.round.number) if self._kept is not None else None
+            self._again = self._kept.take(index, resumes=self._assignments.resumes) if self._kept is not None else None
             if self._again is not None:
                 return (part,)
             if self._hedging is not None:
@@ -231,7 +231,6 @@ class PushPull:
     def _unconfirmed(self, learns: bool) -> Unconfirmed:
         """The push of the part was cut off."""
         return Unconfirmed(
-            round_number=self._assignments.round.number,
             part=self._part,
             gradients=None if self._gradients is None else tuple(vector.clone() for vector in self._gradients),
             info=replace(self._info, encoded=self._is_encoded),
