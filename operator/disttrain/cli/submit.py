@@ -82,9 +82,11 @@ def submit(options: argparse.Namespace) -> int:
             return COMPLETE
         print(f"{order.name}: submitted to namespace {jobs.namespace}", file=sys.stderr)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as deadline:
                 return await _followed(jobs, api, submitted.job)
         except TimeoutError:
+            if not deadline.expired():
+                raise  # of something else, such as a terminal that does not read
             print(f"{order.name}: not at its end after {options.timeout}; it goes on: {watch}", file=sys.stderr)
             return TIMED_OUT
 

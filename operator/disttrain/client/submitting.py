@@ -1,5 +1,6 @@
 """A job and what it needs, created on a cluster with the user's rights. Not here: what the file must be like (disttrain.cli.files)."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -32,14 +33,21 @@ async def submit(
 ) -> Submitted:
     """Creates the objects beside a job, the ConfigMap of its code, and the job. Raises ClusterError.
 
-    The API server is asked first whether it takes the job: of one that it refuses nothing is created. An object of the file that is there
+    The API server is asked first whether it takes the job: of one that it refuses nothing is created, and the code is removed again if it
+    refuses the job after all. An object of the file that is there
     already stays as it is. The code's ConfigMap is the job's own: it goes when the job is deleted.
     """
     await _create_job(api, namespace, job, dry_run=True)
-    kept = [one for one in beside if not await _create(api, namespace, one)]
-    if code is not None and not await _create(api, namespace, code):
+    kept = [one for one in beside if await _create(api, namespace, one) is None]
+    ours = None if code is None else await _create(api, namespace, code)
+    if code is not None and ours is None:
         await _check_same(api, namespace, code)
-    created = await _create_job(api, namespace, job)
+    try:
+        created = await _create_job(api, namespace, job)
+    except ClusterError as error:
+        if ours is not None and _is_refusal(error):
+            await _remove(api, namespace, ours)
+        raise
     notes = [f"{_title(one)} was there already and stays as it is" for one in kept]
     if code is not None:
         notes += await _own(api, namespace, code, created)
@@ -64,15 +72,29 @@ async def _create_job(api: KubeApi, namespace: str, job: Body, *, dry_run: bool 
         raise of_answer(error, what="create the job", namespace=namespace) from error
 
 
-async def _create(api: KubeApi, namespace: str, body: Body) -> bool:
-    """False: an object of that name is there."""
+async def _create(api: KubeApi, namespace: str, body: Body) -> Body | None:
+    """What was created; None: an object of that name is there."""
     try:
-        await api.create(BESIDE[body["kind"]], namespace, body)
+        return await api.create(BESIDE[body["kind"]], namespace, body)
     except Conflict:
-        return False
+        return None
     except ApiError as error:
         raise of_answer(error, what=f"create the {_title(body)}", namespace=namespace) from error
-    return True
+
+
+def _is_refusal(error: ClusterError) -> bool:
+    """Whether the API server refused the request; of one that it did not answer, or failed to, the object may be there."""
+    return isinstance(error.__cause__, ApiError) and 400 <= error.__cause__.status < 500
+
+
+async def _remove(api: KubeApi, namespace: str, code: Body) -> None:
+    """The job was refused after its code was created. Another job of this name may have taken the code meanwhile. What cannot be removed
+    stays: the user reads why the job was refused."""
+    name, uid = code["metadata"]["name"], code["metadata"]["uid"]
+    with contextlib.suppress(ApiError):
+        stored = await api.get(CONFIG_MAPS, namespace, name)
+        if not stored["metadata"].get("ownerReferences"):
+            await api.delete(CONFIG_MAPS, namespace, name, uid=uid)
 
 
 async def _check_same(api: KubeApi, namespace: str, code: Body) -> None:

@@ -6,10 +6,9 @@ Not here: the waits inside the training (each has its own deadline there), the b
 from datetime import datetime, timedelta
 
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.status import WHOLE_JOB, LastRestart
 from disttrain.plan import conditions, words
 from disttrain.plan.completion import fail
-from disttrain.plan.failures import account, steps
+from disttrain.plan.failures import steps
 from disttrain.plan.model import Event
 from disttrain.plan.step import Claim, Step
 from disttrain.plan.view import REPORT_TIMEOUT, JobView, Slot
@@ -104,10 +103,7 @@ def _stalled(view: JobView) -> Step:
     if over := steps.limit_exceeded(view, message):
         return over
     blame, index = _awaited(view) or (None, 0)
-    role = blame.status_name if blame is not None else WHOLE_JOB
-    last = LastRestart(role=role, index=index, reason=Reason.STALLED, message=message, time=view.second)
-    restarts = account.record(view, failed=1, counted=True, last=last)
-    return steps.restart_job(view, blame=blame, restarts=restarts, reason=Reason.STALLED, message=message)
+    return steps.restart_by_rule(view, Reason.STALLED, message, blame=blame, index=index)
 
 
 def _awaited(view: JobView) -> Slot | None:

@@ -13,11 +13,11 @@ from typing import TypeAlias
 
 from disttrain.api.health import HealthAction, HealthMetric, HealthRule
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.status import WHOLE_JOB, HealthStatus, LastRestart, RollBack
+from disttrain.api.status import HealthStatus, RollBack
 from disttrain.api.types import INT32_MAX
 from disttrain.plan import children
 from disttrain.plan.completion import fail
-from disttrain.plan.failures import account, steps
+from disttrain.plan.failures import steps
 from disttrain.plan.model import Event, SuspendJob
 from disttrain.plan.progress import is_good, last_advance, reported
 from disttrain.plan.step import Claim, Step
@@ -169,7 +169,7 @@ def _suspend_job(view: JobView) -> Step:
 def _restart_job(view: JobView, rule: HealthRule, entry: HealthStatus, message: str) -> Step:
     if over := steps.limit_exceeded(view, message):
         return over
-    return _new_attempt(view, message, counted=True)
+    return steps.restart_by_rule(view, Reason.HEALTH_RULE, message)
 
 
 def _roll_back(view: JobView, rule: HealthRule, entry: HealthStatus, message: str) -> Step:
@@ -185,7 +185,7 @@ def _roll_back(view: JobView, rule: HealthRule, entry: HealthStatus, message: st
         )
     after = HealthStatus(name=entry.name, roll_backs=1 if newer else entry.roll_backs + 1)
     said = f"{message}; going back to the newest checkpoint up to step {step}, later ones are not taken any more"
-    answer = _new_attempt(view, said, counted=False)
+    answer = steps.restart_by_rule(view, Reason.HEALTH_RULE, said, counted=False)
     roll_back = RollBack(attempt=view.attempt + 1, step=step)
     return replace(
         answer, status={**answer.status, "health": (after,) if newer else _with(view, after), "roll_back": roll_back}
@@ -194,13 +194,6 @@ def _roll_back(view: JobView, rule: HealthRule, entry: HealthStatus, message: st
 
 def _fail_job(view: JobView, rule: HealthRule, entry: HealthStatus, message: str) -> Step:
     return fail(view, Reason.HEALTH_RULE, message)
-
-
-def _new_attempt(view: JobView, message: str, *, counted: bool) -> Step:
-    reason = Reason.HEALTH_RULE
-    last = LastRestart(role=WHOLE_JOB, index=0, reason=reason, message=message, time=view.second)
-    restarts = account.record(view, failed=1, counted=counted, last=last)
-    return steps.restart_job(view, blame=None, restarts=restarts, reason=reason, message=message)
 
 
 def _with(view: JobView, changed: HealthStatus) -> tuple[HealthStatus, ...]:

@@ -12,7 +12,7 @@ from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, JobState
 from disttrain.api.runtime import Progress
 from disttrain.api.spec import DistTrainJobSpec
-from disttrain.api.status import BestCheckpoint, CheckpointStatus, ModelStatus, RollBacks, TrainingStatus
+from disttrain.api.status import BestCheckpoint, CheckpointStatus, ModelStatus, RollBack, RollBacks, TrainingStatus
 from disttrain.api.types import INT32_MAX
 from disttrain.api.values import NAME
 from disttrain.plan.model import Phase
@@ -55,6 +55,16 @@ def training(view: JobView, *, moves: bool) -> TrainingStatus | None:
     after = _training(view)
     return (
         after if after is None or moves else after.model_copy(update={"eta_seconds": None, "samples_per_second": None})
+    )
+
+
+def without_set_aside(training: TrainingStatus, roll_back: RollBack) -> TrainingStatus:
+    """Without the best checkpoint that the next attempt sets aside: it reports another one once it has one."""
+    best = training.best_checkpoint
+    return (
+        training
+        if best is None or best.step <= roll_back.step
+        else training.model_copy(update={"best_checkpoint": None})
     )
 
 

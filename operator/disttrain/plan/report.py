@@ -61,6 +61,8 @@ def _status(view: JobView, step: Step, claims: tuple[Claim, ...]) -> DistTrainJo
     )
     status = view.status.model_copy(update=fields)
     training = progress.training(view, moves=_moves(view, claims))
+    if training is not None and status.roll_back is not None and status.roll_back != view.status.roll_back:
+        training = progress.without_set_aside(training, status.roll_back)
     if status == view.status and (training == view.status.training or not progress.due(view)):
         return view.status
     return status.model_copy(

@@ -44,6 +44,10 @@ class Played:
         body = await self.get(resource, namespace, name)
         self.objects[name] = {**body, "metadata": {**body["metadata"], **patch["metadata"]}}
 
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+        assert uid == f"uid of {name}"
+        del self.objects[name]
+
     def owners(self) -> list[str]:
         return [owner["uid"] for owner in self.objects[CODE["metadata"]["name"]]["metadata"]["ownerReferences"]]
 
@@ -69,6 +73,24 @@ def test_code_of_a_former_job_becomes_that_of_the_new_one_also_where_it_is_colle
         played.before_patch = lambda: played.objects.pop(CODE["metadata"]["name"])
     submit(played)
     assert played.owners() == ["uid of digits"]
+
+
+@pytest.mark.parametrize(
+    ("error", "owned", "stays"),
+    [
+        (Refused(403, "Forbidden", "exceeded quota"), False, False),
+        (Refused(403, "Forbidden", "exceeded quota"), True, True),
+        (ApiError(0, "Unavailable", "closed"), False, True),
+    ],
+    ids=["refused", "another job has taken it", "the job may be there"],
+)
+def test_the_code_of_a_job_that_is_refused_at_last_is_removed(error: ApiError, owned: bool, stays: bool) -> None:
+    played = Played()
+    played.errors["create", "DistTrainJob"] = error
+    code = {**CODE, "metadata": {**CODE["metadata"], **({"ownerReferences": [{"uid": "other"}]} if owned else {})}}
+    with pytest.raises(ClusterError):
+        asyncio.run(submitting.submit(played, "team", JOB, code=code))  # type: ignore[arg-type]
+    assert (CODE["metadata"]["name"] in played.objects) is stays
 
 
 def test_other_code_under_the_name_of_the_digest_is_not_taken() -> None:

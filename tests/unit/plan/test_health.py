@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from disttrain.api.runtime import ProgressCheckpoint
+from disttrain.api.runtime import ProgressBest, ProgressCheckpoint
 from disttrain.plan.model import Refusal, SuspendJob
 from unit.plan.builders import MASTER, NOON, WORKER, Scene, created, deleted, make_job
 
@@ -202,6 +202,16 @@ def test_roll_back_begins_an_attempt_that_believes_no_checkpoint_of_the_breach()
     assert scene.status.restarts.counted_towards_limit == 0
     scene.after(60).seen()
     assert scene.pod(0, MASTER).attempt == 2
+
+
+@pytest.mark.parametrize(("step", "after"), [(20, None), (15, 15)], ids=["set aside", "before the breach"])
+def test_the_status_names_no_best_checkpoint_that_a_roll_back_sets_aside(step, after):
+    scene = ruled("RollBack").training(15)
+    saved = ProgressCheckpoint(step=20, time=NOON + timedelta(seconds=30))
+    breach(scene, step=16, last_checkpoint=saved, best=ProgressBest(step=step, value=0.5))
+    assert scene.status.attempt == 2
+    best = scene.status.training.best_checkpoint
+    assert (best and best.step) == after
 
 
 def test_checkpoints_up_to_the_last_good_report_are_believed_though_the_stored_step_is_older():

@@ -112,6 +112,23 @@ def test_another_worker_evaluates_when_the_one_that_did_is_lost() -> None:
     assert work_on(table, WORKERS[0]) == [(WORKERS[0], 3)]
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_the_worker_that_evaluates_goes_on_when_another_one_is_lost_or_starts_over(returns: bool) -> None:
+    table = table_of()
+    assert work_on(table, *WORKERS) == [(WORKERS[1], 3)]
+    table.says(WORKERS[1], begun=True)
+    table.work(WORKERS[0], 0)
+    if returns:
+        table.training.on_message(WORKERS[0], {"type": MessageType.READY, "samples": 80}, 1)
+    else:
+        table.training.lost(WORKERS[0], 1)
+    table.serve()
+    assert [kind for member, kind, _ in table.said if member == WORKERS[1]] == []
+    table.says(WORKERS[1], step=3, evaluation={"accuracy": 0.5})
+    assert table.tracker.evaluation_step == 3
+    assert table.work(WORKERS[1], 0), "then it computes parts again"
+
+
 def test_a_worker_that_trains_alone_copies_its_buffers_before_it_evaluates() -> None:
     """It does nothing else while it evaluates, and a second worker that joins then would get no part."""
     table = SlowFolders(evaluate=True, evaluateEverySteps=3, every=3, buffers=True)

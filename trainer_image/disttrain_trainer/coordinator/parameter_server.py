@@ -351,13 +351,15 @@ class ParameterServerCoordinator:
         self._advance(now)
 
     def _void_leases(self, rank: int) -> None:
-        """Sync: the parts of a lost worker return to the queue, and every other worker starts over.
+        """Sync: the parts of a lost worker return to the queue, and every other worker starts over. One that evaluates goes on: it has no
+        part.
 
         Another worker may wait at a server for one of these parts, and so would never request it. It pushes until it gets to know this: its
         own parts return with its READY, and the servers are asked then.
         """
-        self._workers.end_leases()
-        self._workers.send_to_all(MessageType.REFORM, but=rank)
+        evaluates = self._evaluations.evaluating
+        self._workers.end_leases(but=evaluates)
+        self._workers.send_to_all(MessageType.REFORM, but=(rank, evaluates))
 
     def _invite(self, rank: int, queue: WorkQueue) -> None:
         self._workers.invite(

@@ -56,6 +56,11 @@ class ServedEvaluations(JobCourse):
         self._lacking: set[int] = set()
         """Workers that have not the parameters of the step."""
 
+    @property
+    def evaluating(self) -> int | None:
+        """The worker that was asked to evaluate, and has not answered: it holds no part."""
+        return self.evaluator if self._asked else None
+
     def begin(self, course: Course, queue: WorkQueue, *, round_number: int) -> None:
         """A round begins, or a new master takes one over. course: that of the state which the round began from."""
         stored = course

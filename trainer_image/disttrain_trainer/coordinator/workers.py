@@ -3,7 +3,7 @@
 Pure; the sender sends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from disttrain.api.names import Role
@@ -212,21 +212,20 @@ class Workers:
                 self._released.add(rank)
                 self._sender.send(Member(Role.WORKER, rank), MessageType.RELEASED)
 
-    def end_leases(self) -> None:
-        """Ends every lease: messages that carry it are ignored from now on."""
+    def end_leases(self, *, but: int | None = None) -> None:
+        """Ends every lease except that of `but`: messages that carry one are ignored from now on."""
         for rank in self._leases:
-            if self._hedges is not None:
+            if self._hedges is not None and rank != but:
                 self._hedges.leave(rank)
-        self._leases.clear()
+        self._leases = {rank: lease for rank, lease in self._leases.items() if rank == but}
         self._wants.clear()
         self._reserved.clear()
 
-    def send_to_all(self, kind: MessageType, *, but: int | None = None) -> None:
-        """Sends to every worker except `but`."""
+    def send_to_all(self, kind: MessageType, *, but: Collection[int | None] = ()) -> None:
+        """Sends to every worker except those of `but`."""
         for rank in self.live:
-            if rank == but:
-                continue
-            self._sender.send(Member(Role.WORKER, rank), kind)
+            if rank not in but:
+                self._sender.send(Member(Role.WORKER, rank), kind)
 
     def _count(self) -> None:
         self._tracker.world_size = len(self.ready) * self._processes

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import store
+from disttrain_trainer.checkpoint import retention, store
 from disttrain_trainer.checkpoint.course import Course
-from disttrain_trainer.checkpoint.manifest import NAME
+from disttrain_trainer.checkpoint.manifest import NAME, Manifest
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.runtime import logs
@@ -19,11 +19,17 @@ class KeptCourse:
     def __init__(self, root: Path, config: JobConfig, control: ControlClient) -> None:
         self._root = root
         self._control = control
-        self.keep_best = config.checkpoint.keep_best if config.checkpoint is not None else None
+        self._keep_best = config.checkpoint.keep_best if config.checkpoint is not None else None
+        self._roll_back_seconds = config.roll_back_seconds
+
+    def prune(self, published: Path, manifest: Manifest, *, keep: int) -> None:
+        """A checkpoint was published: removes those that need not stay, `keep` of the newest and what retention.py names beside them."""
+        seconds = self._roll_back_seconds
+        retention.prune(published, manifest, keep=keep, keep_best=self._keep_best, roll_back_seconds=seconds)
 
     def best(self) -> dict[str, object]:
         """The field of SAVED that names the best checkpoint. Raises OSError."""
-        found = store.best(self._root, self.keep_best) if self.keep_best is not None else None
+        found = store.best(self._root, self._keep_best) if self._keep_best is not None else None
         return {} if found is None else {"best": found}
 
     def keep(self, course: Course) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import retention, store
+from disttrain_trainer.checkpoint import store
 from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
 from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.tensor_file import Named
@@ -181,13 +181,7 @@ class RankCheckpoints:
                 resumed=self.resumed,
                 course=course,
             )
-            retention.prune(
-                folder,
-                manifest,
-                keep=self._keep,
-                keep_best=self._course.keep_best,
-                roll_back_seconds=self._config.roll_back_seconds,
-            )
+            self._course.prune(folder, manifest, keep=self._keep)
             best = self._course.best()
         except OSError as error:
             log.error("checkpoint %d was not written: %s; the one before is intact", step, error)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from disttrain.api.runtime import JobConfig
-from disttrain_trainer.checkpoint import final, retention, store
+from disttrain_trainer.checkpoint import final, store
 from disttrain_trainer.checkpoint.background import BackgroundWriter, HostCopy
 from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import Manifest
@@ -272,13 +272,7 @@ class ShardCheckpoints:
         """Rank 0: makes a checkpoint of the files of all ranks. Raises OSError."""
         folder = self._root / store.name_of(step)
         manifest = self._last = self._publish(folder, step, files, finished=False)
-        retention.prune(
-            folder,
-            manifest,
-            keep=self._keep,
-            keep_best=self._course.keep_best,
-            roll_back_seconds=self._config.roll_back_seconds,
-        )
+        self._course.prune(folder, manifest, keep=self._keep)
         if self._lasting:
             self._member.checkpoint = step
             self._metrics.checkpoint_step = step

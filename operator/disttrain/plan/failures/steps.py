@@ -7,7 +7,7 @@ from typing import Any
 
 from disttrain.api.names import Role
 from disttrain.api.reasons import ConditionType, Reason
-from disttrain.api.status import ReplicaStatus, Restarts
+from disttrain.api.status import WHOLE_JOB, LastRestart, ReplicaStatus, Restarts
 from disttrain.plan import disruptions, words
 from disttrain.plan.completion import fail
 from disttrain.plan.failures.account import finished, of_pods_that_exist, record
@@ -53,6 +53,16 @@ def restart_job(view: JobView, *, blame: Role | None, restarts: Restarts, reason
         final=True,
         again=True,
     )
+
+
+def restart_by_rule(
+    view: JobView, reason: Reason, message: str, *, blame: Role | None = None, index: int = 0, counted: bool = True
+) -> Step:
+    """The next attempt, which a deadline or a rule of the spec asks for while no process failed. blame: None where it is the whole job."""
+    role = blame.status_name if blame is not None else WHOLE_JOB
+    last = LastRestart(role=role, index=index, reason=reason, message=message, time=view.second)
+    restarts = record(view, failed=1, counted=counted, last=last)
+    return restart_job(view, blame=blame, restarts=restarts, reason=reason, message=message)
 
 
 def new_attempt_claims(message: str) -> tuple[Claim, ...]:
