@@ -1,6 +1,7 @@
 """python -m disttrain_trainer: a training process of a DistTrainJob."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 
@@ -17,6 +18,12 @@ def _end_early(*_: object) -> None:
 # blocked, so that none is lost before this line.
 signal.signal(signal.SIGTERM, _end_early)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+from disttrain.api.environment import STACKS_SIGNAL  # noqa: E402
+
+with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # standard error is closed, or is no file
+    # Written by the handler itself, so that also a process that hangs in C says where. The processes that it forks inherit it.
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
 
 from disttrain_trainer.entry import main  # noqa: E402
 from disttrain_trainer.runtime.launcher import EXIT_SECONDS  # noqa: E402

@@ -130,6 +130,10 @@ def is_of_another_training(name: str) -> bool:
     return name in RESERVED or name in _LAUNCHED or name.startswith((PREFIX, *_LAUNCHERS))
 
 
+STACKS_SIGNAL: Final = 39
+"""A training process that gets it writes the stacks of its threads to its log: SIGRTMIN + 5, which no library is known to use."""
+
+
 class ExitCode(IntEnum):
     """How a training process ends. 128 + n: ended by signal n."""
 

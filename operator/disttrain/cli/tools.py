@@ -1,4 +1,4 @@
-"""The verbs around a job, their arguments and what does each: report, init, doctor, completion, convert.
+"""The verbs around a job, their arguments and what does each: report, init, doctor, completion, convert, debug.
 
 Each module is imported when its verb is called. Not here: what a verb does.
 """
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-VERBS: Final = ("report", "init", "doctor", "completion", "convert")
+VERBS: Final = ("report", "init", "doctor", "completion", "convert", "debug")
 
 
 def call(options: argparse.Namespace) -> int:
@@ -32,6 +32,10 @@ def call(options: argparse.Namespace) -> int:
             from disttrain.cli.convert import convert
 
             return convert(options.file, options.output)
+        case "debug":
+            from disttrain.cli.debug import debug
+
+            return debug(options.run, options.output)
         case _:
             from disttrain.cli.init import init
 
@@ -98,3 +102,15 @@ def add(verbs: Verbs, on_cluster: argparse.ArgumentParser) -> None:
     )
     convert.add_argument("file", metavar="FILE", help="YAML or JSON file, folder or URL; - reads standard input")
     convert.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+
+    debug = verbs.add_parser(
+        "debug",
+        help="show where each process of a local run is, or write an archive for others",
+        description="Prints the stacks of every process of a run of this folder that goes on; they also go to its logs. With -o it writes "
+        "an archive with the stacks, the job, history, logs and versions, without their secrets; also of a run that is over.",
+        epilog="exit codes: 0 done, 1 the archive cannot be written, 2 no such run, or it is over and -o is not given",
+    )
+    debug.add_argument(
+        "run", metavar="RUN", help="a run's folder or its name, or a job, which stands for its newest run"
+    )
+    debug.add_argument("-o", "--output", metavar="FILE", help="an archive that ends with .tar.gz")

@@ -13,6 +13,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib.machinery
 import io
@@ -26,6 +27,8 @@ from typing import NoReturn
 
 _UNWRITTEN = 120
 """What Python answers when its standard output could not be written."""
+_STACKS_SIGNAL = 39
+"""That of disttrain.api.environment."""
 _CLOSE_SECONDS = 1.0
 """Seconds that one open file may take to be written. A daemon thread may hold its lock for ever."""
 
@@ -174,4 +177,8 @@ def _flush_one(file: io.IOBase) -> None:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(
+        OSError, ValueError, RuntimeError, AttributeError
+    ):  # standard error is closed, or is no file
+        faulthandler.register(_STACKS_SIGNAL, all_threads=True)
     leave(run(sys.argv[1], sys.argv[2:]), script=True)
