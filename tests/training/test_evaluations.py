@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from disttrain.api.names import MODEL_FILE, Role
 from training.job import Job, checkpoints, digits, manifests, served
+from training.test_hybrid_servers import grouped
 
 USERS = """
 import json, os, time
@@ -23,11 +24,15 @@ def found_before():
     path = Path("evaluations")
     return path.read_text().splitlines() if path.exists() else []
 
+def speaks(model):
+    mesh = getattr(next(model.parameters(), None), "device_mesh", None)
+    return mesh is None or mesh.mesh_dim_names != ("tensor",) or not mesh.get_local_rank()
+
 def evaluate(model, dataset):
     if len(dataset) == 2:  # before the first step
         return {"accuracy": 0.0, "loss": 0.0}
     hold = Path("hold-evaluation")
-    if hold.exists() and len(found_before()) == int(hold.read_text()):
+    if hold.exists() and speaks(model) and len(found_before()) == int(hold.read_text()):
         Path("evaluating.new").write_text(os.environ["DISTTRAIN_INDEX"])
         Path("evaluating.new").rename("evaluating")
         while hold.exists():
@@ -38,8 +43,9 @@ def evaluate(model, dataset):
         "accuracy": (outputs.argmax(1) == labels).double().mean().item(),
         "loss": torch.nn.functional.cross_entropy(outputs.double(), labels).item(),
     }
-    with open("evaluations", "a") as file:
-        file.write(json.dumps([len(dataset), found["loss"]]) + "\\n")
+    if speaks(model):
+        with open("evaluations", "a") as file:
+            file.write(json.dumps([len(dataset), found["loss"]]) + "\\n")
     return found
 
 def evaluate_means(model, dataset):
@@ -69,6 +75,9 @@ def evaluate_worse(model, dataset):
     if len(dataset) == 2:
         return found
     return {**found, "accuracy": 1 / len(set(found_before()))}
+
+def model(config):
+    return torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 10))
 """
 
 PIPELINE = {"strategy": {"type": "ModelParallel", "modelParallel": {"pipeline": 2}}, "worker": {"replicas": 2}}
@@ -77,6 +86,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "DataParallel": {},
     "Sync": served("Sync"),
 }
+GROUPS = grouped(tensor=2, servers=1)
 
 
 def users(folder: Path, fields: dict[str, Any], *, every: int = 10, **trainer: Any) -> dict[str, Any]:
@@ -105,23 +115,24 @@ def wait_for(path: Path) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "groups"])
 def test_a_worker_killed_in_an_evaluation_changes_no_figure(tmp_path: Path, strategy: str) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for folder in (calm, killed):
         folder.mkdir()
-    fields = STRATEGIES[strategy]
-    with Job(folder=calm, spec=users(calm, fields)) as job:
+    fields = (STRATEGIES | {"groups": GROUPS})[strategy]
+    cut = {"model": "users:model"} if strategy == "groups" else {}
+    with Job(folder=calm, spec=users(calm, fields, **cut)) as job:
         progress = job.train()
     assert progress.evaluation_step == 20
     assert len(evaluations(calm)) == 4
     assert [manifest["step"] for manifest in manifests(calm / "checkpoints") if manifest["evaluation"]] == [10, 20]
     (killed / "hold-evaluation").write_text("1")
-    with Job(folder=killed, spec=users(killed, fields)) as job:
+    with Job(folder=killed, spec=users(killed, fields, **cut)) as job:
         job.start()
         rank = int(wait_for(killed / "evaluating"))
-        # With servers the other worker trains on meanwhile.
-        reached = 12 if strategy == "Sync" else 10
+        # With servers the other worker, or group, trains on meanwhile.
+        reached = 10 if strategy == "DataParallel" else 12
         job.until(lambda p: p.step >= reached and p.last_checkpoint is not None and p.last_checkpoint.step == 10)
         job.kill(Role.WORKER, rank)
         (killed / "hold-evaluation").unlink()
@@ -132,9 +143,10 @@ def test_a_worker_killed_in_an_evaluation_changes_no_figure(tmp_path: Path, stra
     assert then == now
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "FullyShard", "pipeline"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "FullyShard", "pipeline", "piped groups"])
 def test_a_training_that_gets_worse_ends_early_and_keeps_its_best_checkpoint(tmp_path: Path, strategy: str) -> None:
-    others: dict[str, Any] = {"FullyShard": SHARDED, "pipeline": PIPELINE}
+    piped = grouped(pipeline=2, data=1, servers=1)
+    others: dict[str, Any] = {"FullyShard": SHARDED, "pipeline": PIPELINE, "piped groups": piped}
     fields: dict[str, Any] = (STRATEGIES | others)[strategy] | checkpoints(5, keep=1)
     fields["checkpoint"]["keepBest"] = {"metric": "accuracy", "mode": "Max"}
     stopping = {"metric": "accuracy", "mode": "Max", "patience": 2}

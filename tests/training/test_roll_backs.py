@@ -7,9 +7,11 @@ import pytest
 
 from disttrain.api.names import Role
 from training.job import Job, checkpoints, digits, manifests, served
+from training.test_hybrid_servers import grouped
 
 USERS = """
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 from disttrain_trainer.data.order import KeyedPermutation
 from disttrain_trainer.examples import digits
@@ -21,6 +23,9 @@ def dataset(config, split):
         for position in config["poisoned"]:
             images[order[position]] = float("nan")
     return TensorDataset(images, labels)
+
+def model(config):
+    return nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
 """
 
 STRATEGIES: dict[str, tuple[dict[str, Any], str]] = {
@@ -29,6 +34,11 @@ STRATEGIES: dict[str, tuple[dict[str, Any], str]] = {
     "FullyShard": ({"strategy": {"type": "DataParallel", "dataParallel": {"sharding": "FullyShard"}}}, "14-15"),
     "Sync": (served("Sync"), "14-15"),
     "Async": (served("Async"), "15"),
+    "groups": (grouped(tensor=2, servers=1) | {"trainer": {"model": "users:model"}}, "14-15"),
+    "piped groups": (
+        grouped(pipeline=2, data=1, servers=1, consistency="Async") | {"trainer": {"partsPerStep": 2}},
+        "15",
+    ),
 }
 STEP, BATCH = 7, 64
 CHECKPOINT = 5
@@ -62,7 +72,8 @@ def users(
         "epochs": None,
         "maxSteps": 12,
     }
-    return digits(trainer=trainer, **{**checkpoints(CHECKPOINT), **fields})
+    more = checkpoints(CHECKPOINT) | fields
+    return digits(trainer=trainer | more.pop("trainer", {}), **more)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -85,8 +85,6 @@ UNSUPPORTED = (
         "worker.elastic of a model that is cut over its workers",
         lambda s: s.worker.elastic is not None and s.strategy.is_sharded,
     ),
-    _not_by_groups("trainer", "evaluateEverySteps", asked_for=lambda s: s.trainer.evaluate_every_steps > 0),
-    _not_by_groups("trainer", "nanPolicy", asked_for=lambda s: s.trainer.nan_policy is not None),
     _not_by_groups(
         "strategy", "parameterServer", "backupWorkers", asked_for=_served(lambda served: served.backup_workers > 0)
     ),

@@ -52,8 +52,6 @@ ROWS = [
             "with strategy.type Hybrid and parameterServer",
         )
         for field, served, trainer in (
-            ("trainer.evaluateEverySteps", {}, EVALUATED),
-            ("trainer.nanPolicy", {}, LOOP | {"nanPolicy": {"rollBacks": 1}}),
             ("strategy.parameterServer.backupWorkers", {"backupWorkers": 1}, {}),
             ("strategy.parameterServer.localSteps", {"localSteps": 2, "outerOptimizer": {}}, {}),
             ("strategy.parameterServer.compression", {"compression": {"type": "BFloat16"}}, {}),

@@ -104,6 +104,9 @@ class GroupedCoordinator(ParameterServerCoordinator):
         if speaks and formation.current is not None and not is_stale:
             super().on_message(Member(Role.WORKER, group), message, now)
 
+    def _worker_of(self, rank: int) -> int:
+        return self._mesh.data_rank(rank)
+
     def lost(self, member: Member, now: float) -> None:
         if member.role is not Role.WORKER:
             super().lost(member, now)

@@ -177,7 +177,7 @@ class ParameterServerCoordinator:
             case Role.WORKER, MessageType.REPORT:
                 self.reported(member.rank, message, now)
             case Role.WORKER, MessageType.NAN if self._evaluations.has_nan_policy and not self._workers.holds_lease(
-                member.rank, message
+                self._worker_of(member.rank), message
             ):
                 pass  # of a round that is over: the next one does the part again
             case Role.PARAMETER_SERVER, MessageType.NAN if "id" in message and not (
@@ -196,6 +196,10 @@ class ParameterServerCoordinator:
             case Role.WORKER, MessageType.EVALUATED if self._completion.evaluated(member.rank, message):
                 self._advance(now)
         self._inquire(now)
+
+    def _worker_of(self, rank: int) -> int:
+        """The number of the worker that a process is, or is a part of."""
+        return rank
 
     def reported(self, rank: int, message: Message, now: float) -> None:
         """What a worker computed. The work queue decides which steps are done."""

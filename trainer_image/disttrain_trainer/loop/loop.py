@@ -8,7 +8,7 @@ import torch
 
 from disttrain_trainer.data.schedule import BatchPart
 from disttrain_trainer.loop.exchange import Exchange
-from disttrain_trainer.loop.meter import Meter
+from disttrain_trainer.loop.meter import Meter, NonFiniteLoss
 from disttrain_trainer.loop.profiler import Profiler
 from disttrain_trainer.loop.stopwatch import Stopwatch
 from disttrain_trainer.loop.trained import Trained
@@ -61,9 +61,12 @@ class TrainingLoop:
         send: Callable[[dict[str, object]], object],
         late: bool = False,
         counts: bool = True,
+        defers: bool = False,
     ) -> None:
         """send: gets the fields of a report. counts: whether the losses and samples of this process count; not where another one computes
         the same parts together with it.
+
+        defers: a loss that is not finite is kept for `take_not_finite`, where the processes that compute with this one must hear of it.
 
         late: a loss is looked at one part after it is computed, because to wait for a GPU's would stall it. Not where servers would
         have taken in the gradient of a NaN by then.
@@ -80,6 +83,8 @@ class TrainingLoop:
         """Of the last step."""
         self._late = late
         self._counts_losses = counts
+        self._defers = defers
+        self._not_finite: NonFiniteLoss | None = None
         self._on_step = task.hooks.on_step if task.hooks is not None else None
         self._of_step = StepLoss()
         """What a hook is told of the step; nothing is added to it where there is none."""
@@ -168,6 +173,11 @@ class TrainingLoop:
             return True
         return reported
 
+    def take_not_finite(self) -> NonFiniteLoss | None:
+        """What `defers` has kept since the last call."""
+        found, self._not_finite = self._not_finite, None
+        return found
+
     def look_at_last(self) -> None:
         """Looks at the loss that was not looked at yet, if there is one. Raises NonFiniteLoss."""
         if self._unseen is not None:
@@ -189,7 +199,13 @@ class TrainingLoop:
     def _count(self, loss: torch.Tensor, part: BatchPart, weight: float | None, values: Values | None) -> None:
         value = loss.item()
         if weight != 0:
-            self._meter.check(value, step=part.step, part=part.index)
+            try:
+                self._meter.check(value, step=part.step, part=part.index)
+            except NonFiniteLoss as error:
+                if not self._defers:
+                    raise
+                self._not_finite = self._not_finite or error
+                return
         if self._on_step is not None:
             self._of_step.add(value, part.samples if weight is None else weight, samples=part.samples, values=values)
         self._meter.add(part, loss=value, weight=weight, values=values)

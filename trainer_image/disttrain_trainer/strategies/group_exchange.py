@@ -18,6 +18,7 @@ from disttrain_trainer.data.loading import Loading
 from disttrain_trainer.data.schedule import BatchPart, Schedule
 from disttrain_trainer.errors import PeerLost
 from disttrain_trainer.loop.loop import TrainingLoop
+from disttrain_trainer.loop.meter import NonFiniteLoss
 from disttrain_trainer.model.flat import Vectors, norm
 from disttrain_trainer.net.control_client import ControlClient
 from disttrain_trainer.net.group_member import GroupMember
@@ -34,6 +35,16 @@ from disttrain_trainer.strategies.group_values import GroupValues
 
 IDLE_SECONDS = 0.02
 """Seconds without an assignment after which a group leaves, so that no other worker waits for it."""
+
+
+class PartNotFinite(Exception):
+    """The loss of a part is not finite. Raised on every rank of the group."""
+
+    def __init__(self, part: BatchPart, error: NonFiniteLoss | None) -> None:
+        """error: of the rank that has computed the loss."""
+        super().__init__(f"the loss of part {part.index} is not finite")
+        self.part = part
+        self.error = error
 
 
 @dataclass(slots=True, eq=False)
@@ -70,20 +81,24 @@ class GroupPushPull:
         plan_field: str,
         computed_in: torch.dtype,
         clips: bool,
+        goes_back: bool,
         is_sync: bool,
         every: int,
         save: Callable[[], None],
         collect: Callable[[], None],
+        between: Callable[[int], None],
+        keep: Callable[[int], None],
         evaluate: Callable[[int], None],
         on_part: Callable[[], None],
         loading: Loading | None = None,
     ) -> None:
         """assignments: used by the first rank. every: steps between two checkpoints, 0 for none. on_part: called after each part that the
         servers have. plan_field: the field by which layers are cut. computed_in: the coarsest dtype of a step, where that is coarser than a
-        parameter's.
+        parameter's. goes_back: the job has a nanPolicy: the ranks of a group agree on whether a loss is finite.
 
-        save: carries out the master's order on the first rank; collect: on all, where it needs the buffers of all. evaluate: on all, the
-        parameters after so many steps.
+        save: carries out the master's order on the first rank; collect: on all, where it needs the buffers of all. between: on all, the
+        evaluation of a step while others train on; keep: the parameters are those of this step, which may be evaluated. evaluate: on all,
+        the parameters after so many steps.
         """
         self._control = control
         self._member = member
@@ -100,10 +115,13 @@ class GroupPushPull:
         self._plan_field = plan_field
         self._computed_in = computed_in
         self._clips = clips
+        self._goes_back = goes_back
         self._is_sync = is_sync
         self._every = every
         self._save = save
         self._collect = collect
+        self._between = between
+        self._keep = keep
         self._evaluate = evaluate
         self._on_part = on_part
         self._loading = loading
@@ -129,6 +147,12 @@ class GroupPushPull:
                     self._rest()
                 case Order.COLLECT:
                     self._collect()
+                case Order.BETWEEN:
+                    self._loop.report()
+                    if self._participates:
+                        self._orders.together(self._leave)
+                    self._participates = False
+                    self._between(told.number)
                 case Order.EVALUATE:
                     self._loop.report()
                     self._evaluate(told.number)
@@ -164,8 +188,16 @@ class GroupPushPull:
         pass
 
     def complete(self) -> bool:
-        """Pushes what this rank owns of the gradient, and waits until the servers have it from all ranks of the group."""
+        """Pushes what this rank owns of the gradient, and waits until the servers have it from all ranks of the group.
+
+        Raises PartNotFinite.
+        """
         part, client, own = self._part, self._client, self._own
+        if self._goes_back:
+            error = self._loop.take_not_finite()
+            (failures,) = self._orders.count(error is not None)
+            if failures:
+                raise PartNotFinite(part, error)
         own.buffers.leave(part)
         gradients, info, took = self._gradients(part) if part.samples else (None, WHOLE, True)
         self._watch.lap("backward")
@@ -204,6 +236,7 @@ class GroupPushPull:
         if lacking:
             return False
         own.values.put_in()
+        self._keep(part.step)
         self._total, self._is_weighed = 0.0, False
         self._watch.lap("communicate")
         return True
@@ -257,7 +290,7 @@ class GroupPushPull:
         control, member, assignments, orders = self._control, self._member, self._assignments, self._orders
 
         def something_new() -> bool:
-            called = member.evaluate or member.save is not None
+            called = member.evaluate or member.save is not None or member.between is not None
             return called or assignments.following is not None or assignments.is_over
 
         while not assignments.is_over:
@@ -270,6 +303,10 @@ class GroupPushPull:
                 except PeerLost:
                     orders.tell(Order.LEAVE)
                     raise
+            with control.changed:
+                step, member.between = member.between, None
+            if step is not None and not assignments.is_over:
+                return orders.tell(Order.BETWEEN, step)
             assignments.request()
             if (index := assignments.take()) is not None:
                 following = assignments.following

@@ -109,6 +109,7 @@ class GroupModels:
                 metrics=self._metrics,
                 send=lambda fields: self._control.send(MessageType.REPORT, **fields),
                 counts=self._mesh.counts(self._mesh.rank(self._at)),
+                defers=config.trainer.nan_policy is not None,
             )
         self._loop.adopt(model, objective)
         return GroupModel(model=model, pipeline=local.pipeline, values=values, buffers=buffers)

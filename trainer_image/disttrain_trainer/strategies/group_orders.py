@@ -8,14 +8,12 @@ once a second at least, so that no wait for it runs into a time-out.
 import json
 from collections.abc import Callable
 from enum import IntEnum, auto
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from disttrain_trainer.errors import PeerLost
-
-T = TypeVar("T")
 
 SIGN_OF_LIFE_SECONDS = 1.0
 """Between two orders of a first rank that waits."""
@@ -32,6 +30,8 @@ class Order(IntEnum):
     """The part of this number."""
     COLLECT = auto()
     """The buffers of all ranks, to be saved."""
+    BETWEEN = auto()
+    """An evaluation of the parameters of this step, while other groups train on."""
     EVALUATE = auto()
     """The parameters after the last step."""
     LEAVE = auto()
@@ -94,17 +94,16 @@ class Orders:
         dist.all_reduce(sums)
         return list(sums.tolist())
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Does work with the servers on every rank. Raises PeerLost on all of them when one of them raised it."""
-        found: list[T] = []
-        failure: PeerLost | None = None
+    def together(self, work: Callable[[], float]) -> float:
+        """Does work with the servers on every rank; the sum of what it gives. Raises PeerLost on all of them when one of them raised it."""
+        own, failure = 0.0, None
         try:
-            found.append(work())
+            own = work()
         except PeerLost as error:
             failure = error
-        (failures,) = self.count(failure is not None)
+        failures, total = self.count(failure is not None, own)
         if failure is not None:
             raise failure
         if failures:
             raise PeerLost("the parameter servers", "another process of this group has lost them, or its round is over")
-        return found[0]
+        return total

@@ -34,7 +34,7 @@ from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.strategies import first_evaluation, group_buffers
 from disttrain_trainer.strategies.group_evaluation import GroupEvaluation
-from disttrain_trainer.strategies.group_exchange import GroupModel, GroupPushPull
+from disttrain_trainer.strategies.group_exchange import GroupModel, GroupPushPull, PartNotFinite
 from disttrain_trainer.strategies.group_models import GroupModels
 from disttrain_trainer.strategies.group_orders import SIGN_OF_LIFE_SECONDS, Order, Orders
 from disttrain_trainer.strategies.group_saving import GroupSaving
@@ -79,7 +79,7 @@ class GroupRank:
         """The newest round that has begun here."""
         self._served = ServedRounds(control, member, timeout=config.startup_timeout_seconds)
         self._evaluation = GroupEvaluation(
-            process=process, control=control, task=task, models=self._models, served=self._served
+            process=process, control=control, member=member, task=task, models=self._models, served=self._served
         )
         self._breaks: tuple[str, int] = ("", 0)
         self._traffic = Traffic()
@@ -206,6 +206,8 @@ class GroupRank:
         except NonFiniteLoss as error:
             self._control.send(MessageType.NAN, step=error.step)
             raise
+        except PartNotFinite as error:
+            self._go_back_or_fail(error, this_round, orders)
         except PeerLost as error:
             self._metrics.recoveries += 1
             if orders.leads:
@@ -216,6 +218,31 @@ class GroupRank:
                 self._served.left(client)
             client.close()
 
+    def _go_back_or_fail(self, found: PartNotFinite, this_round: Round, orders: Orders) -> None:
+        """On every rank: the loss is not finite. The rank that has computed it tells the master, which begins a round from the newest
+        checkpoint, or raises the error."""
+        control, each = self._control, self._config.parts_per_step
+        goes_back: bool = orders.share(self._member.course.may_roll_back(self._config))
+        step, parts = found.part.step, [found.part.index]
+        if self._is_sync:
+            (broken,) = orders.count(not self._own.model.is_finite())
+            step = max(0, step - 1) if broken else step  # then the gradient of the step before was not
+            parts = list(range(step * each, (step + 1) * each))
+        if found.error is not None:
+            control.send(MessageType.NAN, step=step, stay=this_round.lease, parts=parts)
+            if not goes_back:
+                raise found.error
+            log.warning("%s; the training goes back to the newest checkpoint", found.error)
+        while orders.leads:  # the others hear that nothing is to do
+            with control.changed:
+                is_over = control.changed.wait_for(
+                    lambda: control.finished or self._member.round is not this_round, SIGN_OF_LIFE_SECONDS
+                )
+                control.check()
+            if is_over:
+                break
+            orders.tell(Order.NOTHING)
+
     def _enter(self, client: ShardedClient, this_round: Round, groups: Groups, orders: Orders) -> None:
         """Connects, and sets parameters and buffers to the state of the round. Raises PeerLost."""
 
@@ -224,7 +251,7 @@ class GroupRank:
             return float(not client.initialized)
 
         # Asked of all: a rank that connects later may find that another group has given the servers their first parameters meanwhile.
-        (lacking,) = orders.count(orders.together(connect))
+        lacking = orders.together(connect)
         another = this_round.number != self._round_number
         resets = another and this_round.from_scratch and self._models.there_are_buffers
         if self._own.trained and (lacking or resets):
@@ -241,6 +268,7 @@ class GroupRank:
             orders.together(lambda: self._restore(file, orders))
         if another:
             self._own.buffers.forget()
+            self._evaluation.forget()
         self._round_number = this_round.number
         log.info("round %d begins with %d servers", this_round.number, self._config.parameter_servers)
 
@@ -267,10 +295,13 @@ class GroupRank:
             plan_field=models.plan_field,
             computed_in=self._task.autocast.dtype,
             clips=config.trainer.max_gradient_norm is not None,
+            goes_back=config.trainer.nan_policy is not None,
             is_sync=self._is_sync,
             every=config.checkpoint.every_steps if config.checkpoint else 0,
             save=lambda: self._saving.kept(client),
             collect=lambda: self._saving.collected(own, orders),
+            between=lambda step: self._evaluation.between(own, client, this_round, orders, step),
+            keep=lambda step: self._evaluation.keep(own, step),
             evaluate=lambda step: self._evaluation.run(own, client, this_round, orders, step),
             on_part=self._served.note_part,
             loading=self._task.loading,
