@@ -39,6 +39,10 @@ clients: ## scripts and commands for the trainers of others, each beside its res
 	@tools/environment clients
 	@tools/test clients
 
+.PHONY: schedulers
+schedulers: env-dev ## gangs under the schedulers of others: scheduler-plugins and Volcano, which Go builds once
+	@tools/test schedulers
+
 .PHONY: lint format crds lock
 lint: env-dev ## format check, lint, types, layers, stale CRD
 	@tools/test lint

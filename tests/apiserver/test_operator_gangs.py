@@ -152,10 +152,10 @@ def test_pods_of_volcano_come_when_it_has_admitted_their_group(rest: Rest, opera
     by_role = {"master": 1, "parameter-server": 1, "worker": 2}
     assert group["spec"] == {"minMember": 4, "minTaskMember": by_role, "minResources": {}}
     eventually(lambda: condition(rest, "volcano", "Scheduled")["reason"] == "WaitingForGang")
-    rest.merge(f"{VOLCANO_GROUPS}/volcano/status", {"status": {"phase": "Pending"}})
+    rest.merge(f"{VOLCANO_GROUPS}/volcano", {"status": {"phase": "Pending"}})
     eventually(lambda: "in phase Pending" in condition(rest, "volcano", "Scheduled")["message"])
     assert rest.pods_of("volcano") == {}
-    rest.merge(f"{VOLCANO_GROUPS}/volcano/status", {"status": {"phase": "Inqueue"}})
+    rest.merge(f"{VOLCANO_GROUPS}/volcano", {"status": {"phase": "Inqueue"}})
     made(rest, "volcano")
     for name in pod_names("volcano"):
         pod = rest.get(PODS, name)

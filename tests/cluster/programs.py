@@ -1,7 +1,8 @@
-"""The programs that tests with real servers need: `python tests/cluster/programs.py [apiserver|monitoring|cluster]`.
+"""The programs that tests with real servers need: `python tests/cluster/programs.py [apiserver|monitoring|schedulers|cluster]`.
 
-Three sets: `apiserver` (the API server, etcd, kubectl, controllers, scheduler, kwok), `monitoring` (these, Prometheus and promtool),
-both without root, and `cluster` (all of it, and the Debian packages of a node). What is there already is left as it is, so the second
+Four sets: `apiserver` (the API server, etcd, kubectl, controllers, scheduler, kwok), `monitoring` (these, Prometheus and promtool),
+`schedulers` (those of `apiserver`, and the gang schedulers of others), all without root, and `cluster` (all but those schedulers, and the
+Debian packages of a node). What is there already is left as it is, so the second
 run takes a second. They are built from source with the Go module proxy, at the versions and checksums in `kube/`: that takes no more
 than Go, and go.sum vouches for every module. About a quarter of an hour on two cores the first time, and with `cluster` three minutes
 for the images.
@@ -10,6 +11,7 @@ for the images.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,12 +33,12 @@ _KUBE_LDFLAGS = (
 # Of Prometheus' thirty service discoveries, Kubernetes' alone: the others' clients take longer to build than all the rest.
 _PROMETHEUS_TAGS = "remove_all_sd,enable_kubernetes_sd"
 
-Set = Literal["apiserver", "monitoring", "cluster"]
+Set = Literal["apiserver", "monitoring", "schedulers", "cluster"]
 
 
 @dataclass(frozen=True)
 class GoProgram:
-    """A program to build: the module in `kube/` that pins it, and its package."""
+    """A program to build: the module in `kube/` that pins it, or one of `PROJECTS`, and its package."""
 
     name: str
     module: str
@@ -44,6 +46,15 @@ class GoProgram:
     ldflags: str = "-s -w"
     tags: str = ""
 
+
+COSCHEDULING = "sigs.k8s.io/scheduler-plugins@v0.33.5"
+VOLCANO = "volcano.sh/volcano@v1.10.0"
+PROJECTS = {
+    COSCHEDULING: "h1:9u4QAYbuoxa59aStrJKP4Bii2EQrZmGPN2tzvfs2gL0=",
+    VOLCANO: "h1:+GzQinGgeV0j58WpWpxByOXgF+YfUPW55zghM8GqjF0=",
+}
+"""Modules that are built as their projects build them, with the checksum of each: by their own go.mod, whose replacements would not hold in
+a module of ours, and their own go.sum. Each has its own Kubernetes."""
 
 GO_PROGRAMS: dict[Set, list[GoProgram]] = {
     "apiserver": [
@@ -68,6 +79,14 @@ GO_PROGRAMS: dict[Set, list[GoProgram]] = {
 }
 GO_PROGRAMS["monitoring"] = GO_PROGRAMS["apiserver"] + GO_PROGRAMS["monitoring"]
 GO_PROGRAMS["cluster"] = GO_PROGRAMS["monitoring"] + GO_PROGRAMS["cluster"]
+GO_PROGRAMS["schedulers"] = [
+    *GO_PROGRAMS["apiserver"],
+    GoProgram("coscheduling-scheduler", COSCHEDULING, "./cmd/scheduler"),
+    GoProgram("coscheduling-controller", COSCHEDULING, "./cmd/controller"),
+    GoProgram("volcano-scheduler", VOLCANO, "./cmd/scheduler"),
+    GoProgram("volcano-controllers", VOLCANO, "./cmd/controller-manager"),
+]
+_PROJECT_OF = {one.name: one.module for one in GO_PROGRAMS["schedulers"] if one.module in PROJECTS}
 
 # Debian package -> a file that shows it is there. Other distributions: the same programs from their own packages.
 PACKAGES = {
@@ -102,7 +121,25 @@ def _folder() -> Path:
 
 def program(name: str) -> Path:
     """Where a program of the sets lies (or would lie)."""
+    if project := _PROJECT_OF.get(name):
+        return cache_folder() / "projects" / project.replace("/", "-") / name
     return _folder() / name
+
+
+@cache
+def source_of(project: str) -> Path:
+    """The folder with the source of one of `PROJECTS`, unpacked once from the Go module proxy."""
+    argv = [_go_that_builds(project), "mod", "download", "-json", project]
+    # As in a folder without a go.mod: only the module itself is asked for, none that it requires.
+    done = subprocess.run(argv, cwd="/", env={**os.environ, "GOWORK": "off"}, capture_output=True, text=True)
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        _fail(f"`{' '.join(argv)}` failed: {done.stderr.strip()[-600:]}")
+    if found.get("Sum") != PROJECTS[project]:
+        got = found.get("Sum") or found.get("Error")
+        _fail(f"{project} is not what it was: expected {PROJECTS[project]}, got {got}. Was the version replaced?")
+    return Path(found["Dir"])
 
 
 def missing(which: Set) -> str | None:
@@ -192,7 +229,8 @@ def _build(program_: GoProgram, go: str) -> None:
     ]
     # No C: no compiler needed, and the programs are static. GOTOOLCHAIN=auto lets a Go from 1.21 on fetch the one that go.mod names.
     env = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": os.environ.get("GOTOOLCHAIN", "auto")}
-    done = subprocess.run(argv, cwd=HERE / "kube" / program_.module, env=env, capture_output=True, text=True)
+    folder = source_of(program_.module) if program_.module in PROJECTS else HERE / "kube" / program_.module
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         partial.unlink(missing_ok=True)
         _fail(f" failed\n{done.stderr.strip()[-2000:]}")
@@ -222,7 +260,7 @@ def _build_all(programs: list[GoProgram]) -> None:
 
 
 def main() -> None:
-    without_root: list[Set] = ["apiserver", "monitoring"]
+    without_root: list[Set] = ["apiserver", "monitoring", "schedulers"]
     which: Set = next((one for one in without_root if one in sys.argv[1:]), "cluster")
     print(f"Programs, in {_folder()}:", flush=True)
     _build_all(GO_PROGRAMS["monitoring" if which == "cluster" else which])
