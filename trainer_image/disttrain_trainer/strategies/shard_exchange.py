@@ -198,9 +198,9 @@ class ShardExchange:
         if self._most is not None:
             scale *= clipping.coefficient(self._square**0.5, self._most)
         if scale != 1.0:
-            for piece in model.trained:
-                if (gradient := model.gradient(piece)) is not None:
-                    gradient.mul_(scale)
+            gradients = [one for piece in model.trained if (one := model.gradient(piece)) is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, scale)  # one call, for there may be hundreds
         try:
             self._optimizer.step(took_part if total else (), rate=self._rate.factor(self._member.step))
         except Exception:

@@ -6,7 +6,6 @@ state that is held here or by the rank of a copy; where that is lost, every rank
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from disttrain_trainer.checkpoint import by_name, final, model_file, origin, sto
 from disttrain_trainer.checkpoint.by_name import NamedCheckpoint
 from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.checkpoint.manifest import NAME
-from disttrain_trainer.checkpoint.measured import Evaluation, Measured
+from disttrain_trainer.checkpoint.measured import Measured
 from disttrain_trainer.errors import PeerLost, UserError, WrongInput
 from disttrain_trainer.loop.loop import TrainingLoop
 from disttrain_trainer.model.flat import described
@@ -43,6 +42,7 @@ from disttrain_trainer.runtime.metrics import Metrics
 from disttrain_trainer.runtime.process import Process
 from disttrain_trainer.runtime.sockets import split_address
 from disttrain_trainer.runtime.termination import of_user_error
+from disttrain_trainer.strategies import last_evaluation
 from disttrain_trainer.strategies.evaluations import RankEvaluations
 from disttrain_trainer.strategies.rank import Rank, RoundEnded
 from disttrain_trainer.strategies.shard_checkpoints import ShardCheckpoints, Writers
@@ -317,7 +317,15 @@ class ShardedWorker(Rank):
             member.evaluation = course.evaluation if self._process.rank == 0 else None
         elif self._task.evaluate is not None:
             try:
-                found = self._evaluate(self._task.evaluate, model, run)
+                last = self._last_state
+                found = last_evaluation.measure(
+                    self._task.evaluate,
+                    model,
+                    run,
+                    make_whole=self._task.make_model if self._process.rank == 0 else None,
+                    device=self._task.device,
+                    folder=last.last_folder if last is not None else None,
+                )
             except RuntimeError as error:
                 if self.has_ended(this_round):
                     raise BrokenGroup(error) from None
@@ -332,30 +340,6 @@ class ShardedWorker(Rank):
             over = self.over(this_round)
             if not final.insist("last checkpoint", member.step, checkpoints.finish, over=over):
                 raise RoundEnded
-
-    def _evaluate(
-        self, evaluate: Callable[[nn.Module], Evaluation], model: ShardedModel, run: Pipeline | None
-    ) -> Evaluation | None:
-        """The numbers, by the cut model: every rank calls it, with the same batches. None on a rank that leaves it to rank 0."""
-        if run is None:
-            return evaluate(model.module)
-        try:
-            return evaluate(run.forward_model())
-        except NeedsWholeModel as error:
-            if self._process.rank:
-                return None
-            if self._last_state is None:
-                log.warning(
-                    "trainer.evaluate gives no numbers: %s, and the job has no volume to put it together on", error
-                )
-                return None
-            folder = self._last_state.last_folder
-            log.warning(
-                "%s: worker-0 puts the whole model together for it, which needs %.1f MiB", error, _mebibytes_of(folder)
-            )
-            whole = self._task.make_model()
-            by_name.load_model(folder, whole, source=str(folder))
-            return evaluate(whole.to(self._task.device))
 
     def _write_model(self, this_round: Round, last: Path, target: Path) -> None:
         """Rank 0: puts the blocks of the last state together, some at a time. Raises RoundEnded."""
@@ -392,11 +376,6 @@ class ShardedWorker(Rank):
             data=self._task.data,
             lasting=root == self._process.checkpoint_dir,
         )
-
-
-def _mebibytes_of(folder: Path) -> float:
-    with NamedCheckpoint(folder) as checkpoint:
-        return sum(source.bytes for source in checkpoint.sources().values()) / (1 << 20)
 
 
 def run(process: Process, metrics: Metrics, control: ControlClient, member: CollectiveMember) -> None:
