@@ -86,7 +86,7 @@ class Process:
         watch_health = WatchHealth(asyncio.get_running_loop().time)
         intake = Intake(cache, self.queue, expectations, records, watch_health)
         self._resync = Resync(
-            api, cache, watch_health, namespaces=[namespace], changed=intake.changed, queue_all=intake.queue_all
+            api, cache, watch_health, namespaces=[namespace], changed=intake.changed, compared=intake.compared
         )
 
         async def unreachable(_: object) -> bytes:

@@ -4,18 +4,21 @@ Old news and our own echo change nothing in the cache and queue nothing. Not her
 """
 
 import asyncio
+import heapq
 from collections.abc import Mapping
 from typing import Any
 
 from disttrain.controller.cache import Cache, CachedPod, Entry, Key, belongs_to
 from disttrain.controller.expectations import Expectations
 from disttrain.controller.queue import WorkQueue
-from disttrain.controller.record import Child, JobRecord, JobRecords
+from disttrain.controller.record import LONG_AGO, Child, JobRecord, JobRecords
 from disttrain.controller.resync import WatchHealth
 from disttrain.kube.api import JOBS, Resource
 
 POD_CHANGES_TOGETHER_SECONDS = 0.5
 """The pods of a job find nodes, start and get ready within moments of one another: one pass is enough for them all."""
+LONGEST_REST_SECONDS = 600.0
+"""In so long every job gets a pass, though nothing happens to it: a timer that was lost cannot stop one for ever."""
 
 ON_ITS_WAY = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of a pod that waits which are none: every pod passes through them."""
@@ -37,6 +40,8 @@ class Intake:
         self._expectations = expectations
         self._records = records
         self._watch_health = watch_health
+        self._turns = 0.0
+        """The part of a job that has come to its turn in `compared`."""
 
     def take(self, resource: Resource, event: Mapping[str, Any]) -> None:
         """A watch event; its type is None when it comes from the list with which a watch starts or restarts."""
@@ -68,6 +73,19 @@ class Intake:
     def queue_all(self) -> None:
         for job in self._cache.jobs:
             self._queue.add(job.key)
+
+    def compared(self, seconds: float) -> None:
+        """The cache was put right, so many seconds after the last time. Of the jobs those are queued that no pass has looked at for the
+        longest, as many as come to their turn in that time."""
+        ours = [job.key for job in self._cache.jobs if job.value.ours and not job.value.deleting]
+        self._turns += len(ours) * min(1.0, seconds / LONGEST_REST_SECONDS)
+        turns, self._turns = divmod(self._turns, 1)
+        for key in heapq.nsmallest(int(turns), ours, key=self._looked_at):
+            self._queue.add(key)
+
+    def _looked_at(self, job: Key) -> float:
+        record = self._records.find(job)
+        return record.looked_at if record is not None else LONG_AGO
 
 
 def _urgent(value: object) -> bool:

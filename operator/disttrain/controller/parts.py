@@ -57,7 +57,7 @@ class Parts:
             self.watch_health,
             namespaces=settings.namespaces,
             changed=self.intake.changed,
-            queue_all=self.intake.queue_all,
+            compared=self.intake.compared,
             restored=restored,
             jitter=jitter,
         )

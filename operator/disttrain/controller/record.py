@@ -47,6 +47,8 @@ class JobRecord:
     """Uids of pods that have a node and no container yet, and since when."""
     volume_failures: dict[str, str] = field(default_factory=dict)
     """Of these pods, the message about volumes that cannot be mounted, by uid."""
+    looked_at: float = LONG_AGO
+    """When this process last began a pass over the job."""
     known_since: datetime | None = None
     """When this process made its first pass over the job."""
     progress: Progress | None = None
@@ -66,6 +68,7 @@ class JobRecord:
     def begin_pass(self, generation: int, *, has_status: bool, now: datetime, moment: float) -> None:
         """A pass over the job begins, at `now` and at `moment` of the loop's clock. A new spec may allow
         what was refused."""
+        self.looked_at = moment
         if self.known_since is None:
             self.known_since = now
             if not has_status:

@@ -1,7 +1,7 @@
 """Compares the cache with the API server, after each new list of a watch and every minute or so: the cure for whatever a watch missed.
 
 kopf's watch reports no objects that vanished while it was away (410 Gone, a new list), and a stalled watch reports nothing at all.
-Lists are read page by page as raw JSON, projected and dropped. Every job is queued, so that a lost timer cannot stop one for ever.
+Lists are read page by page as raw JSON, projected and dropped. What differs is queued, and some of the jobs that nothing happens to.
 
 A list shows everything that was written before it was asked for. One that is older than what we know comes from an API server that was
 restored from a backup: there the newest version of an object is not the one of the highest number, and nothing in the cache can be
@@ -96,8 +96,8 @@ class KindsChanged(Restored):
 
 
 class Resync:
-    """Lists everything and puts the cache right; `changed` gets every object that this changed, `restored` the reason why the cache
-    cannot be trusted any more."""
+    """Lists everything and puts the cache right; `changed` gets every object that this changed, `compared` the seconds since the comparison
+    before (inf: it is the first), `restored` the reason why the cache cannot be trusted any more."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Resync:
         *,
         namespaces: Sequence[str],
         changed: "Callable[[Resource, Entry[object], bool], None]",
-        queue_all: Callable[[], None],
+        compared: Callable[[float], None],
         restored: Callable[[Restored], None] = lambda _: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -116,9 +116,11 @@ class Resync:
         self._watch_health = watch_health
         self._namespaces: Sequence[str | None] = namespaces or [None]
         self._changed = changed
-        self._queue_all = queue_all
+        self._compared = compared
         self._restored = restored
         self._jitter = jitter
+        self._last = float("-inf")
+        """When the last comparison began, by the clock of the watches."""
         self._absent = set[Resource]()
         """Optional kinds that could not be read in the last comparison."""
 
@@ -154,7 +156,7 @@ class Resync:
             await asyncio.sleep(2)
 
     async def once(self) -> None:
-        absent = set[Resource]()
+        began, absent = self._watch_health.clock(), set[Resource]()
         for resource, selector in SELECTORS.items():
             try:
                 differences = sum(
@@ -179,7 +181,8 @@ class Resync:
             self._restored(KindsChanged(known - absent, absent - known))
             return
         self._watch_health.complete()
-        self._queue_all()
+        self._compared(began - self._last)
+        self._last = began
 
     async def _compare(self, resource: Resource, namespace: str | None, selector: str) -> int:
         store = self._cache.stores[resource]

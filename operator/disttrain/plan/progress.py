@@ -41,6 +41,8 @@ _FIGURES = frozenset(
     }
 )
 """Fields of a report that change what the status shows of a job that trains, and no decision about it until the next pass."""
+_WITHOUT_A_STEP = frozenset({"best", "evaluation", "evaluation_step", "last_checkpoint", "roll_backs"})
+"""Those of them that the status shows before another step is made. The others, such as a speed that decays, come with it."""
 LONGEST_READ_INTERVAL = timedelta(seconds=10)
 """A part of REPORT_TIMEOUT, so that a single failed reading does not make a master silent."""
 
@@ -153,7 +155,7 @@ def due(view: JobView) -> bool:
 
 def pass_after(job: DistTrainJob, before: Progress | None, after: Progress, now: datetime) -> timedelta | None:
     """How long the pass can wait that a report asks for: until its figures may be written, if it has newer figures than the one before and
-    nothing else is new. None: the pass is made at once."""
+    nothing else is new, and longer if none of them is shown. None: the pass is made at once."""
     status, training = job.status, job.status.training
     if status.state is not JobState.TRAINING or not status.is_true(ConditionType.PROGRESSING):
         return None  # a step may change the state
@@ -163,6 +165,8 @@ def pass_after(job: DistTrainJob, before: Progress | None, after: Progress, now:
         return None
     if _a_breach_begins_or_ends(job, before, after):
         return None
+    if after.step == before.step and all(getattr(after, name) == getattr(before, name) for name in _WITHOUT_A_STEP):
+        return REPORT_TIMEOUT
     due = training.last_update_time + timedelta(seconds=job.spec.observability.status_interval_seconds)
     # Also where progress is written seldom: the last step that no other follows is written after this time (`due`).
     return max(timedelta(0), min(due - now, REPORT_TIMEOUT))

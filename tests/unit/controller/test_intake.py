@@ -104,3 +104,18 @@ async def test_name_that_comes_free_stops_nothing_any_more() -> None:
     record.name_conflicts[child] = 0.0
     parts.tell("DELETED", pod("u1", 8))
     assert record.name_conflicts == {}
+
+
+@pytest.mark.parametrize(("seconds", "queued"), [(60.0, [7]), (120.0, [7, 0]), (float("inf"), [7, *range(7), 8, 9])])
+async def test_a_comparison_queues_the_jobs_that_waited_longest_for_a_pass(seconds: float, queued: list[int]) -> None:
+    """As many of ten as come to their turn. Of another controller's jobs there are no passes."""
+    parts = Parts()
+    for number in range(12):
+        metadata = {"name": f"job-{number}", "namespace": "default", "uid": f"{number}", "resourceVersion": "1"}
+        managed = {"managedBy": "example.org/another"} if number >= 10 else {}
+        parts.cache.jobs.put({"metadata": metadata, "spec": managed})
+        if number not in (7, 10, 11):
+            parts.records.of(Key("default", f"job-{number}"), f"{number}").looked_at = float(number)
+    parts.intake.compared(seconds)
+    found = [await parts.queue.get() for _ in range(len(parts.queue))]
+    assert found == [Key("default", f"job-{number}") for number in queued]

@@ -46,6 +46,7 @@ class Parts:
     def __init__(self) -> None:
         self.server, self.cache, self.gone = Server(), Cache(), asyncio.Queue[str]()
         self.restored: list[Restored] = []
+        self.compared: list[float] = []
         self.watch_health = WatchHealth(asyncio.get_running_loop().time)
         self.resync = Resync(
             self.server,  # type: ignore[arg-type]
@@ -53,7 +54,7 @@ class Parts:
             self.watch_health,
             namespaces=[],
             changed=self.changed,
-            queue_all=lambda: None,
+            compared=self.compared.append,
             restored=self.restored.append,
         )
 

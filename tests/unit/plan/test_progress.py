@@ -169,6 +169,14 @@ def test_newer_figures_are_due_when_the_interval_is_over_or_no_other_step_may_fo
     assert pass_after(scene.job, scene.report, after, scene.now) == timedelta(seconds=60)
 
 
+def test_figures_that_are_shown_with_the_next_step_alone_wait_for_it():
+    scene = make_job().training().after(9)
+    after = scene.report.model_copy(update={"samples_per_second": 1.0, "staleness": 3})
+    assert pass_after(scene.job, scene.report, after, scene.now) == timedelta(seconds=60)
+    evaluated = after.model_copy(update={"evaluation_step": 10})
+    assert pass_after(scene.job, after, evaluated, scene.now) == timedelta(0)
+
+
 @pytest.mark.parametrize(
     ("metric", "good", "bad"),
     [
