@@ -133,9 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Every run is a job of its own and begins at step 0.",
         epilog="exit codes: 0 complete, 1 failed, 2 wrong input, 130 interrupted",
     )
-    run.add_argument(
-        "file", metavar="FILE", help="YAML or JSON file, folder or URL with one DistTrainJob; - reads standard input"
-    )
+    _add_job_file(run)
     run.add_argument(
         "--resume", action="store_true", help="go on with the newest run of this job, from its last checkpoint"
     )
@@ -283,6 +281,12 @@ def _add_verbs_of_a_cluster(
             parser.add_argument("-o", "--output", choices=["text", "json", "yaml"], default="text")
 
 
+def _add_job_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help="YAML or JSON file, folder or URL with one DistTrainJob; - reads standard input"
+    )
+
+
 def _add_submit(
     verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", on_cluster: argparse.ArgumentParser
 ) -> None:
@@ -297,9 +301,7 @@ def _add_submit(
         "there, 130 interrupted",
         parents=[on_cluster],
     )
-    submit.add_argument(
-        "file", metavar="FILE", help="YAML or JSON file, folder or URL with one DistTrainJob; - reads standard input"
-    )
+    _add_job_file(submit)
     submit.add_argument(
         "--code",
         metavar="DIR",

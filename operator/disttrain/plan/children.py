@@ -127,7 +127,7 @@ def _held(view: JobView, paused: datetime | None) -> bool:
         moments.append(paused)
     if (moment := account.next_attempt(view)) is not None:
         moments.append(moment)
-    return gang.rests(view) or not view.reached(max(moments, default=view.now))
+    return gang.is_backing_off(view) or not view.reached(max(moments, default=view.now))
 
 
 def _deletions(view: JobView) -> Iterator[DeletePod]:

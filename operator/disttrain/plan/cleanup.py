@@ -17,7 +17,7 @@ def after_the_end(view: JobView) -> Plan:
         DeletePod(name=pod.name, uid=pod.uid) for pod in view.snapshot.pods if not pod.deleting and _is_due(view, pod)
     )
     return Plan(
-        actions=(*deletions, *lost_nodes.forced(view), *certificate.spent(view), *gang.given_back(view)),
+        actions=(*deletions, *lost_nodes.forced(view), *certificate.spent(view), *gang.group_deletions(view)),
         status=view.status.model_copy(update={"certificate": None}) if view.status.certificate else view.status,
     )
 

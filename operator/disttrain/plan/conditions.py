@@ -142,7 +142,7 @@ def _scheduled(view: JobView) -> Claim:
     without_node = [pod for pod in pods if pod is None or not (pod.scheduled or pod.done)]
     if not without_node:
         return _claim(ConditionType.SCHEDULED, "True", Reason.ALL_PODS_SCHEDULED)
-    if gang.rests(view) and (before := view.status.condition(ConditionType.SCHEDULED)) is not None:
+    if gang.is_backing_off(view) and (before := view.status.condition(ConditionType.SCHEDULED)) is not None:
         return _claim(ConditionType.SCHEDULED, "False", before.reason, before.message)
     if former := view.snapshot.former:
         message = f"Waiting until the objects of a deleted job of this name are gone: {', '.join(former)}"

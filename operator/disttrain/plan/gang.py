@@ -63,10 +63,10 @@ def _queued(view: JobView) -> bool:
 def needs(view: JobView, kind: ChildKind) -> bool:
     """Whether the job needs its PodGroup of that kind now."""
     chosen = view.gang_scheduler
-    return chosen is not None and chosen.kind is kind and (bool(view.snapshot.pods) or not rests(view))
+    return chosen is not None and chosen.kind is kind and (bool(view.snapshot.pods) or not is_backing_off(view))
 
 
-def given_back(view: JobView) -> tuple[Delete, ...]:
+def group_deletions(view: JobView) -> tuple[Delete, ...]:
     """The deletion of the PodGroup of a job that has no pods to be placed. The next one has the numbers of then."""
     return tuple(Delete(kind=kind) for kind in sorted(POD_GROUPS & view.snapshot.children))
 
@@ -96,7 +96,7 @@ def sentence(view: JobView) -> str:
 
 
 def timed_out(view: JobView) -> Step | None:
-    """The policy: all nodes are given back where a part of the gang found none in time."""
+    """The policy: all nodes are released where a part of the gang found none in time."""
     moment = _waits_until(view)
     if moment is None or not view.reached(moment):
         return None
@@ -112,8 +112,8 @@ def timed_out(view: JobView) -> Step | None:
     return replace(step, claims=claims, events=events)
 
 
-def rests(view: JobView) -> bool:
-    """Whether the job has a gang that gave its nodes back, and creates no pods yet."""
+def is_backing_off(view: JobView) -> bool:
+    """Whether the job has a gang that released its nodes, and creates no pods yet."""
     scheduled, lost = view.status.condition(ConditionType.SCHEDULED), view.status.disruptions
     if view.gang_scheduler is None or view.present or lost is None:
         return False

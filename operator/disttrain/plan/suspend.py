@@ -36,7 +36,7 @@ def _suspend(view: JobView) -> Step:
             () if view.status.is_true(ConditionType.SUSPENDED) else (Event(reason=Reason.SUSPENDED, message=message),)
         )
         claims = (_suspended("True", Reason.SUSPENDED, message), *_at_rest())
-        actions: tuple[Action, ...] = (*certificate.spent(view), *gang.given_back(view))
+        actions: tuple[Action, ...] = (*certificate.spent(view), *gang.group_deletions(view))
         return Step(actions=actions, status={"certificate": None}, claims=claims, events=events)
     # Written down first: else an operator that starts in between would create the pods again in the same attempt, with its old deadlines.
     written = _is_written(view)

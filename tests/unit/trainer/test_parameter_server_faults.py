@@ -2,6 +2,7 @@
 
 import pytest
 
+from disttrain_trainer.checkpoint.course import Course
 from disttrain_trainer.coordinator.parameter_server import RETURN_SECONDS
 from disttrain_trainer.net.messages import MessageType
 from disttrain_trainer.net.peers import Member
@@ -202,6 +203,18 @@ def test_a_new_master_of_a_script_assigns_no_part_before_every_worker_is_back_or
     assert table.work(WORKERS[0], 0, ask=2) == []
     table.training.tick(RETURN_SECONDS)
     assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[0, 1]]
+
+
+def test_a_new_master_leaves_out_what_a_worker_says_that_comes_when_the_round_is_open() -> None:
+    table = Table(consistency="Async", nanPolicy={"rollBacks": 2})
+    for server in SERVERS:
+        table.round_number[server] = 2
+        table.join(server)
+    table.join(WORKERS[0])
+    course = Course().without([4], "worker-1 at step 2")
+    table.join(WORKERS[1], generation=2, course=course.model_dump())
+    assert table.tracker.course.left_out == [4]
+    assert table.amended == [course]
 
 
 def test_a_worker_without_parts_recalls_no_other_when_it_starts_again() -> None:

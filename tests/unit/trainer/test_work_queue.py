@@ -131,7 +131,7 @@ def test_a_worker_resumes_the_first_part_that_is_neither_done_nor_of_another() -
     assert resumed(make(done=[0]), 0, 0, 2, 1) == 2, "in its order"
 
 
-def test_parts_that_a_worker_may_have_begun_are_nobodys_before_it_is_known_which_are_applied() -> None:
+def test_parts_that_a_worker_may_have_begun_are_not_assigned_before_it_is_known_which_are_applied() -> None:
     queue = make()
     queue.reserve(0, [0, 1, 2])
     assert 0 not in queue.take(1, 2)

@@ -35,8 +35,8 @@ class Formation:
     _waiting: set[int] = field(default_factory=set)
     _over: set[str] = field(default_factory=set)
     """Process groups that were dissolved."""
-    _told: set[int] = field(default_factory=set)
-    """Ranks that were told so, and have not left yet."""
+    _notified: set[int] = field(default_factory=set)
+    """Ranks that the master notified of that, and that have not left yet."""
 
     @property
     def leader(self) -> int:
@@ -50,28 +50,28 @@ class Formation:
         return absent or [rank for rank in self.ranks if self.current is None and rank not in self._waiting]
 
     def take_stale(self) -> dict[int, str]:
-        """Ranks that are in a process group that is over and were not told so, and which. They are told now."""
+        """Ranks that are in a process group that is over and were not notified of it, and which. They count as notified now."""
         found = self._stale
-        self._told.update(found)
+        self._notified.update(found)
         return found
 
     @property
     def _stale(self) -> dict[int, str]:
-        held = {rank: name for rank, name in self._there.items() if name is not None and rank not in self._told}
+        held = {rank: name for rank, name in self._there.items() if name is not None and rank not in self._notified}
         return {rank: name for rank, name in held.items() if name != self.current}
 
     def join(self, rank: int, held: str | None, *, waits: bool) -> None:
         """A rank connected, in this process group or in none. waits: for one."""
         self._there[rank] = held
         self._waiting.discard(rank)
-        self._told.discard(rank)
+        self._notified.discard(rank)
         if waits and held is None:
             self._waiting.add(rank)
 
     def wait(self, rank: int) -> None:
         """A rank has left its process group, or its model is made, and waits."""
         if rank in self._there:
-            self._told.discard(rank)
+            self._notified.discard(rank)
             self._there[rank] = None
             self._waiting.add(rank)
 
@@ -79,7 +79,7 @@ class Formation:
         """A rank is lost."""
         self._there.pop(rank, None)
         self._waiting.discard(rank)
-        self._told.discard(rank)
+        self._notified.discard(rank)
 
     def settle(self, name: str) -> Step:
         """What follows from what is known. name: of the process group that may be formed now."""

@@ -62,9 +62,9 @@ class GradientNorms:
             if version not in self._decided and len(parts) == self._shards:
                 self._decided[version] = _norm(list(parts.values()))
                 asked.add(version)
-        told = [(version, self._decided[version]) for version in sorted(asked) if version in self._decided]
+        answers = [(version, self._decided[version]) for version in sorted(asked) if version in self._decided]
         self._forget()
-        return told
+        return answers
 
     def _forget(self) -> None:
         if self._decided:

@@ -18,7 +18,8 @@ class Given(NamedTuple):
 
     part: int
     former: int | None
-    """The worker that had it and has it no more: it is told so. None: no worker had it, or it is a copy of one that its holder computes."""
+    """The worker that had it and has it no more, as the master tells it. None: no worker had it, or it is a copy of one that its holder
+    computes."""
 
 
 class Hedges:
@@ -33,7 +34,7 @@ class Hedges:
         self._given: dict[int, int] = {}
         """The worker of each hedge, by part, until a worker reports the part: the servers may have said before that it is done."""
         self._former: dict[int, int] = {}
-        """Of a part that was moved the worker that had it, which may have begun it before it heard of that."""
+        """Of a part that was moved the worker that had it, which may have begun it before the master's message arrived."""
         self._turn = 0
         self._reported: dict[int, int] = {}
         """The turn in which each worker last reported a part, or got a hedge: who has the oldest outstanding part."""

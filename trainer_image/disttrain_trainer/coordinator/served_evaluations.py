@@ -91,8 +91,15 @@ class ServedEvaluations(JobCourse):
             return
         of_round, course = int(message.get("generation") or 0), Course.model_validate(message["course"])
         self._known[rank] = of_round, course
-        if queue is not None and of_round == round_number and course.evaluated > self.course.evaluated:
+        if queue is None:
+            return
+        if of_round == round_number and course.evaluated > self.course.evaluated:
             self.begin(course, queue, round_number=round_number)
+        elif (merged := self.course.merged(course)) != self.course:
+            # The round was open before this worker came to a new master: what the one before had left out stays left out.
+            self.course = merged
+            self._show()
+            self._announce()
 
     def reset(self) -> None:
         """The round is lost."""
@@ -168,9 +175,13 @@ class ServedEvaluations(JobCourse):
         if course.stopped is not None:
             log.info("the training ends after the evaluation of step %d: %s", course.evaluated, course.stopped)
         self._hold(queue)
+        self._announce()
+
+    def _announce(self) -> None:
+        """The course has changed: the workers and the newest checkpoint get it."""
         for rank in self._workers.live:
-            self._sender.send(Member(Role.WORKER, rank), MessageType.COURSE, course=course.model_dump())
-        self._changed(course)
+            self._sender.send(Member(Role.WORKER, rank), MessageType.COURSE, course=self.course.model_dump())
+        self._changed(self.course)
 
     def _hold(self, queue: WorkQueue) -> None:
         """Sets the part from which on none is assigned yet."""

@@ -128,7 +128,7 @@ class WorkQueue:
         None where it cannot have begun that one, or it must not be assigned now. The others return.
 
         parts: in the worker's order. A worker begins a part when every server has the one before. Synchronous steps: it begins one of the
-        lowest unfinished step only; of a later one it would wait for parts that may be nobody's."""
+        lowest unfinished step only; of a later one it would wait for parts that may be unassigned."""
         lease = self._leases[worker]
         reserved = [part for part in parts if part in lease]
         lease.difference_update(reserved)

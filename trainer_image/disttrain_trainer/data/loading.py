@@ -77,7 +77,7 @@ def begin(config: JobConfig, *, fetch: Fetcher, schedule: Schedule, dataset: Any
         part = schedule.part(key[0])
         batches = portions.of(part) if steps == 1 else inner_batches(part, steps, full)
         if not part.samples or key[1] >= len(batches):
-            return None  # nobody takes it
+            return None  # no thread takes it
         batch = batches[key[1]]
         return fetch.load(batch.indices, batch.epoch)
 

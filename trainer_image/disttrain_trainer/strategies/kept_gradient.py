@@ -1,4 +1,4 @@
-"""A gradient whose push was cut off: its worker pushes it again, and nobody computes it again.
+"""A gradient whose push was cut off: its worker pushes it again, and no worker computes it again.
 
 Some servers may have it, and the worker does not know which. A script's `ps.step()` is about to return for its batch, so that no script
 may get this batch again. The worker names the part in its HELLO and READY, and the master assigns it to this worker first
