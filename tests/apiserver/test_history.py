@@ -65,6 +65,10 @@ def test_history_and_plot_ask_the_master_and_say_why_there_is_none(
     assert (code, err) == (0, "")
     assert out.startswith("training   step 3   loss 0.3333\n")
 
+    code, out, err = disttrain("report", training, *HERE, "-o", "-")
+    assert (code, err) == (0, "")
+    assert "<title>training</title>" in out
+    assert "persistentVolumeClaim" in out  # of the job's own configuration
     code, out, err = disttrain("plot", training, *HERE, kubeconfig=control_plane.kubeconfig_for("stranger"))
     assert (code, out, err.count("\n")) == (4, "", 1)
     assert err.startswith("plot: you may not read the job in namespace history: ")

@@ -72,6 +72,11 @@ class Panel:
 
 def read(file: IO[bytes], name: str) -> Run:
     """The curves of a file, without the points that a fall back undid. Raises OSError."""
+    return of_points([line for line in kept(lines_of(file)) if isinstance(line, Point)], name)
+
+
+def lines_of(file: IO[bytes]) -> list[Point | Event]:
+    """The points and events of a file; of one that is larger than a trainer writes only every n-th point. Raises OSError."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     every = 1 if size <= WHOLE_BYTES else size // _THINNED_BYTES
@@ -81,7 +86,7 @@ def read(file: IO[bytes], name: str) -> Run:
             continue
         if isinstance(line := decode(text), Point | Event):
             lines.append(line)
-    return of_points([line for line in kept(lines) if isinstance(line, Point)], name)
+    return lines
 
 
 def of_points(points: Sequence[Point], name: str) -> Run:

@@ -5,17 +5,17 @@ Both may come from another version, or from a claim that anybody writes to: what
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import IO, Any, Final, TypeAlias
 
-from disttrain.api.history import Event, EventType, Point, decode, kept, numbers
-from disttrain.cli.curves import Curve, Panel, Run, of_points
+from disttrain.api.history import Event, EventType, Point, kept, numbers
+from disttrain.cli.curves import Curve, Panel, Run, lines_of, of_points
 from disttrain.cli.redaction import redacted
 from disttrain.client.text import one_line
 
 Body: TypeAlias = Mapping[str, Any]
 
-_MOST_BYTES: Final = 64 << 20
-"""Of a history: what follows is no file of a trainer, which stays below 13 MB."""
 _BUCKETS: Final = ("productive", "queued", "starting", "redone", "stalled", "undecided")
 _TOLD: Final = {
     EventType.START: "start",
@@ -88,11 +88,7 @@ class Story:
 
 def read(file: IO[bytes], name: str, job: Body) -> Story:
     """The story of a history and of its job, {} where it is not known. Raises OSError."""
-    lines: list[Point | Event] = []
-    while file.tell() < _MOST_BYTES and (text := file.readline(1 << 20)):
-        if isinstance(line := decode(text), Point | Event):
-            lines.append(line)
-    return of_lines(lines, name, job)
+    return of_lines(lines_of(file), name, job)
 
 
 def of_lines(lines: Sequence[Point | Event], name: str, job: Body) -> Story:
@@ -146,12 +142,15 @@ def differences(first: Body, second: Body) -> list[tuple[str, str, str]]:
 def _spans(lines: Sequence[Point | Event]) -> list[Span]:
     """When steps were made. Neighbours are one, so that a week has no more spans than it had interruptions."""
     spans: list[Span] = []
+    points = [line for line in lines if isinstance(line, Point)]
+    # Of a file of which only every n-th point was read, what was left out lies between two of them.
+    left_out = median([b.time - b.seconds - a.time for a, b in pairwise(points)] or [0.0])
     for line, lost in zip(lines, _lost(lines), strict=True):
         if not isinstance(line, Point):
             continue
         begin = line.time - line.seconds
         # Of two points that follow one another the second begins where the first ends, but for the rounding and a quiet moment.
-        if spans and spans[-1].lost == lost and begin - spans[-1].end <= max(0.1, line.seconds / 2):
+        if spans and spans[-1].lost == lost and begin - spans[-1].end <= max(0.1, line.seconds / 2, 2 * left_out):
             spans[-1] = Span(spans[-1].begin, max(line.time, spans[-1].end), lost)
         else:
             spans.append(Span(begin, line.time, lost))

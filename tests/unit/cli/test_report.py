@@ -101,6 +101,11 @@ def test_steps_that_a_fall_back_undid_are_lost_time_and_a_quiet_time_is_none() -
     assert [rank.rank for rank in told.ranks] == [0, 1]
 
 
+def test_points_that_were_left_out_in_reading_are_no_quiet_time() -> None:
+    lines = [point(n, 100.0 + n) for n in range(1, 1000, 20)]
+    assert len(story.of_lines([*lines, point(2000, 2100.0)], RUN, {}).spans) == 2
+
+
 def test_two_runs_are_compared_by_the_fields_that_differ() -> None:
     write(RUN, LINES)
     write(OTHER, LINES, {**JOB, "spec": {**JOB["spec"], "trainer": {"epochs": 4, "batchSize": 8}}})
