@@ -24,8 +24,9 @@ from apiserver.operating import (
     eventually,
     job,
     pod_names,
+    stamp,
 )
-from apiserver.playing import Kubelet
+from apiserver.playing import Kubelet, Master
 from cluster.controlplane import ControlPlane
 
 ACCOUNT = "system:serviceaccount:disttrain-system:disttrain-operator"
@@ -34,11 +35,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def rest(control_plane: ControlPlane) -> Rest:
+def rest(control_plane: ControlPlane) -> Iterator[Rest]:
+    """Under the policy that narrows what the role cannot."""
     for namespace in ("disttrain-system", "rbac"):
         control_plane.kubectl("create", "namespace", namespace)
     control_plane.kubectl("apply", "-k", str(ROOT / "deploy/base/rbac"))
-    return Rest(control_plane, "rbac")
+    narrowed = str(ROOT / "deploy/components/admission/operator.yaml")
+    control_plane.kubectl("apply", "-f", narrowed)
+    yield Rest(control_plane, "rbac")
+    control_plane.kubectl("delete", "-f", narrowed)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,17 @@ def pod_waits_for_a_volume(rest: Rest, kubelet: Kubelet, name: str) -> None:
     eventually(lambda: "SecretNotFound" in str(rest.get(JOBS, "life")["status"]["conditions"]), seconds=30)
 
 
+def rule_of_health_suspends(rest: Rest, kubelet: Kubelet, name: str) -> None:
+    with Master() as master:
+        master.report |= {"step": 10, "loss": 5.0, "lastUpdateTime": stamp()}
+        rule = {"name": "diverged", "metric": "Loss", "above": 1, "forSeconds": 0, "action": "Suspend"}
+        rest.create(JOBS, job(name, health={"rules": [rule]}, observability=master.observability))
+        eventually(lambda: sorted(rest.pods_of(name)) == pod_names(name))
+        for pod in pod_names(name):
+            kubelet.run(pod, ip="127.0.0.1")
+        eventually(lambda: rest.get(JOBS, name)["spec"].get("suspend") is True)
+
+
 def worker_fails(rest: Rest, kubelet: Kubelet) -> None:
     uid = rest.get(PODS, "life-worker-0")["metadata"]["uid"]
     kubelet.fail("life-worker-0")
@@ -118,6 +134,7 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
 ) -> None:
     kubelet = Kubelet(rest)
     names_are_taken_and_given_back(rest)
+    rule_of_health_suspends(rest, kubelet, "ruled")
     selector = "disttrain.dev/job-name=life"
     rest.create(JOBS, job("life", runPolicy={"ttlSecondsAfterFinished": 1}, network={"tls": "Mutual"}))
     eventually(lambda: sorted(pod["metadata"]["name"] for pod in rest.list(PODS, selector)) == pod_names("life"))
@@ -154,8 +171,6 @@ def test_role_suffices_for_the_life_of_a_job_and_nothing_of_it_is_idle(
     unasked = {
         # Asked for by the API server itself, of a client that sets blockOwnerDeletion.
         ("disttrain.dev", "disttrainjobs/finalizers", "update"),
-        # By a rule of spec.health with action Suspend, which judges what a master reports: here there is none.
-        ("disttrain.dev", "disttrainjobs", "patch"),
     }
     needed = granted(role["rules"]) - unasked
     # What a request does can be seen before its answer passes the proxy: the job is gone a moment before its deletion is "allowed".
