@@ -64,7 +64,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
  && rm -r "$client/client/api" "$client/aio/client/api" \
  && python -OO -m compileall -q -b "$client" \
  && find "$client" -name '*.py' -delete
-RUN --mount=type=bind,from=project,source=/dist,target=/dist python -m pip install --no-deps --no-index /dist/*.whl
+# The wheel holds the trainer, too, which needs torch.
+RUN --mount=type=bind,from=project,source=/dist,target=/dist python -m pip install --no-deps --no-index /dist/*.whl \
+ && rm -r "$(python -c 'import importlib.util as u; print(u.find_spec("disttrain_trainer").submodule_search_locations[0])')"
 USER 65532:65532
 WORKDIR /
 ENTRYPOINT ["disttrain-operator"]

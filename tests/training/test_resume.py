@@ -213,13 +213,13 @@ def test_one_process_that_is_told_to_go_saves_once_and_the_others_go_on(
     tmp_path: Path, changes: dict[str, Any], gone: tuple[Role, int]
 ) -> None:
     """Such as that of a pod that is preempted: whichever it is, it saves one step before it ends, and nothing is lost."""
-    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(1_000_000), trainer=held(epochs=4))) as job:
+    with Job(folder=tmp_path, spec=digits(**changes, **checkpoints(1_000_000), trainer=held(epochs=40))) as job:
         job.hold(60)
         job.start()
         job.until_held(60)
         job.until(lambda p: p.world_size == 2)  # the first may take all steps before the second is there
         job.kill(*gone, signal.SIGTERM)
-        job.let_go()
+        job.let_go()  # 860 steps are left: it is heard long before the last one
         job.complete()
         assert job.restarts[gone] == 1
         end = job.termination(Role.MASTER).progress
