@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from cluster.programs import require
 from schedulers.projects import PROJECTS, Project
 
 NAMESPACE = "gangs"
+_RUNS = itertools.count(1)
+"""A scheduler may be set up twice, and an operator takes its port from a log of its own."""
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +33,7 @@ def rest(control_plane: ControlPlane) -> Rest:
     return Rest(control_plane, NAMESPACE)
 
 
-@pytest.fixture(scope="module", params=PROJECTS, ids=lambda project: project.name or project.gang)
+@pytest.fixture(scope="module", params=PROJECTS, ids=lambda project: project.label)
 def project(control_plane: ControlPlane, rest: Rest, request: pytest.FixtureRequest) -> Iterator[Project]:
     """The gang scheduler that runs, and the operator that asks it."""
     project: Project = request.param
@@ -38,5 +41,8 @@ def project(control_plane: ControlPlane, rest: Rest, request: pytest.FixtureRequ
     project.install(control_plane)
     eventually(lambda: rest("GET", project.groups)["kind"] == "PodGroupList")
     flags = (f"--namespaces={NAMESPACE}", "--progress=Pod", "--resync-seconds=1")
-    with project.running(control_plane), Operator(control_plane, *flags, name=f"operator-{project.gang}"):
+    with (
+        project.running(control_plane),
+        Operator(control_plane, *flags, name=f"operator-{project.label}-{next(_RUNS)}"),
+    ):
         yield project

@@ -28,9 +28,9 @@ class Project:
     """Folders of its module."""
     programs: Callable[[ControlPlane, Path], list[Program]]
     """How they are started, by the kubeconfig that they are to use."""
+    label: str
+    """In the names of tests and of logs."""
     needs: Set = "schedulers"
-    name: str = ""
-    """In the names of tests, where it is not `gang`."""
     placed: int = 0
     """How many of 8 pods it places that each need a node, where there are 7."""
 
@@ -40,15 +40,17 @@ class Project:
 
     @contextlib.contextmanager
     def running(self, control_plane: ControlPlane) -> Iterator[None]:
-        config = control_plane.kubeconfig_for(self.gang.lower(), groups=["system:masters"])
+        config = control_plane.kubeconfig_for(self.label, groups=["system:masters"])
         programs = self.programs(control_plane, config)
         control_plane.programs += programs
-        for one in programs:
-            one.start()
-        yield
-        for one in programs:
-            one.stop(signal.SIGKILL)
-            control_plane.programs.remove(one)
+        try:
+            for one in programs:
+                one.start()
+            yield
+        finally:
+            for one in programs:
+                one.stop(signal.SIGKILL)
+                control_plane.programs.remove(one)
 
 
 def _coscheduling(control_plane: ControlPlane, config: Path) -> list[Program]:
@@ -96,16 +98,18 @@ _COSCHEDULING = Project(
     "apis/scheduling.x-k8s.io/v1alpha1/{}/podgroups",
     ["config/crd/bases"],
     _coscheduling,
+    "coscheduling",
 )
-_VOLCANO = Project(
+VOLCANO_PROJECT = Project(
     "Volcano",
     VOLCANO,
     "apis/scheduling.volcano.sh/v1beta1/{}/podgroups",
     ["config/crd/volcano/bases", "config/crd/jobflow/bases"],
     _volcano,
+    "volcano",
 )
-GANG_SCHEDULERS = (_COSCHEDULING, _VOLCANO)
+GANG_SCHEDULERS = (_COSCHEDULING, VOLCANO_PROJECT)
 PROJECTS = (
-    replace(_COSCHEDULING, name="without-plugin", programs=_without_plugin, needs="apiserver", placed=7),
+    replace(_COSCHEDULING, label="without-plugin", programs=_without_plugin, needs="apiserver", placed=7),
     *GANG_SCHEDULERS,
 )
