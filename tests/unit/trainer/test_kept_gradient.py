@@ -53,14 +53,17 @@ class Worker:
 
     def __init__(self) -> None:
         self.model, self.kept, self.member = Model(), KeptGradient(), ParameterServerMember()
+        self.rounds = 0
+        """All have one number: masters and servers are new each time."""
         self.left: list[bool] = []
         self.buffers_break = False
 
     def exchange(self, client: Client, *, part: int, resumes: bool = False) -> PushPull:
         """The worker is invited; this part is assigned. resumes: in the same round as before."""
         member = self.member
-        fields = {"generation": 4, "stay": "m.1", "buffers": None, "anew": False, "servers": ["s0"]}
-        member.on_message({"type": MessageType.ROUND, **fields, "resumes": resumes})
+        self.rounds += not resumes
+        fields = {"generation": 4, "stay": f"m{self.rounds}.1", "servers": [f"s{self.rounds}"]}
+        member.on_message({"type": MessageType.ROUND, "buffers": None, "anew": False, **fields})
         assert member.round is not None
         member.assignments.append(part)
         control: Any = SimpleNamespace(changed=threading.Condition(), send=lambda *_, **__: None)
@@ -112,7 +115,9 @@ def worker_whose_push_was_cut_off() -> Worker:
     exchange = worker.exchange(Client(version=7, breaks=True), part=1)
     with pytest.raises(PeerLost):
         worker.computes(exchange, 0.5)
-    assert worker.member.describe()["begun"] == {"generation": 4, "servers": ["s0"], "slices": [1]}, "in HELLO, too"
+    assert worker.member.describe()["begun"] == {"generation": 4, "stay": "m1.1", "servers": ["s1"], "slices": [1]}, (
+        "in HELLO, too"
+    )
     return worker
 
 

@@ -15,7 +15,7 @@ def test_workers_are_invited_when_every_server_has_begun() -> None:
     assert table.training.waiting_for(3) == "worker-1, parameter-server-1 (0 s)"
     table.join(SERVERS[1])
     fields = {"generation": 1, "stay": "m.1", "buffers": None, "anew": True, "primaries": [0, 1]}
-    fields |= {"servers": ["s0", "s1"], "resumes": False}
+    fields["servers"] = ["s0", "s1"]
     assert table.take(MessageType.ROUND) == [(WORKERS[0], MessageType.ROUND, fields)]
 
 

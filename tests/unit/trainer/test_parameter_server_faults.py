@@ -149,9 +149,12 @@ def test_a_part_that_is_pushed_while_the_others_are_called_away_is_not_handed_ou
     assert [fields["slices"] for _, _, fields in table.take(MessageType.ASSIGN)] == [[2, 4]]
 
 
-def begun(*parts: int, number: int = 1, servers: tuple[str, ...] = ("s0", "s1")) -> dict[str, object]:
+def begun(
+    *parts: int, number: int = 1, servers: tuple[str, ...] = ("s0", "s1"), lease: str = "old.2"
+) -> dict[str, object]:
     """A worker's claim that it may have begun these parts."""
-    return {"samples": 80, "begun": {"generation": number, "servers": list(servers), "slices": list(parts)}}
+    fields = {"generation": number, "stay": lease, "servers": list(servers), "slices": list(parts)}
+    return {"samples": 80, "begun": fields}
 
 
 @pytest.mark.parametrize("consistency", ["Sync", "Async"])
@@ -160,7 +163,10 @@ def test_the_part_that_a_worker_has_begun_is_its_own_once_the_servers_have_said_
 ) -> None:
     table = training(consistency=consistency)
     assert [table.work(worker, 0, ask=1) for worker in WORKERS] == [[0], [1]]
-    table.training.on_message(WORKERS[1], {"type": MessageType.READY} | begun(1), 1)
+    claim = begun(
+        1, servers=("s8", "s9"), lease=table.lease[WORKERS[1]]
+    )  # the copies have taken the places of all primaries
+    table.training.on_message(WORKERS[1], {"type": MessageType.READY} | claim, 1)
     table.serve()
     said = [(kind, fields.get("slices")) for member, kind, fields in table.said if member == WORKERS[1]]
     assert said == [(MessageType.ROUND, None), (MessageType.ASSIGN, [1])]

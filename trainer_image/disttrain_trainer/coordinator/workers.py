@@ -12,7 +12,7 @@ from disttrain_trainer.coordinator.hedging import Hedges
 from disttrain_trainer.coordinator.progress import Tracker
 from disttrain_trainer.coordinator.work_queue import WorkQueue
 from disttrain_trainer.data.schedule import DataSet
-from disttrain_trainer.net.members import course_field
+from disttrain_trainer.net.members import Round, course_field
 from disttrain_trainer.net.messages import Message, MessageType, Waited
 from disttrain_trainer.net.peers import Member, Sender
 
@@ -21,8 +21,7 @@ from disttrain_trainer.net.peers import Member, Sender
 class _Begun:
     """The parts that a worker may have begun, and the round that they are of."""
 
-    round_number: int
-    servers: frozenset[str]
+    of: Round
     parts: list[int]
     """In the worker's order."""
 
@@ -95,7 +94,8 @@ class Workers:
         self._wants.pop(rank, None)
         self._begun.pop(rank, None)
         if begun := message.get("begun"):
-            self._begun[rank] = _Begun(int(begun["generation"]), frozenset(begun["servers"]), list(begun["slices"]))
+            of = Round(int(begun["generation"]), lease=str(begun["stay"]), servers=tuple(begun["servers"]))
+            self._begun[rank] = _Begun(of, list(begun["slices"]))
         return True
 
     def invite(
@@ -115,16 +115,15 @@ class Workers:
 
         The parts of this round that the worker may have begun are no other worker's: `serve` assigns it the one that it did begin."""
         queue.join(rank)
-        begun = self._begun.pop(rank, None)
-        resumes = begun is not None and begun.round_number == round_number and not begun.servers.isdisjoint(servers)
+        self._invited += 1
+        self._leases[rank] = f"{self._incarnation}.{self._invited}"
+        begun, this_round = self._begun.pop(rank, None), Round(round_number, self._leases[rank], servers=tuple(servers))
         self._reserved.pop(rank, None)
-        if begun is not None and resumes and self._hedges is None:
+        if begun is not None and self._hedges is None and begun.of.is_same(this_round):
             queue.reserve(rank, begun.parts)
             self._reserved[rank] = begun.parts
         if self._hedges is not None:
             self._hedges.leave(rank)
-        self._invited += 1
-        self._leases[rank] = f"{self._incarnation}.{self._invited}"
         self._count()
         fields: Message = {
             "generation": round_number,
@@ -132,7 +131,7 @@ class Workers:
             "buffers": buffers,
             "anew": from_scratch,
         }
-        fields |= {"primaries": list(primaries), "servers": list(servers), "resumes": resumes}
+        fields |= {"primaries": list(primaries), "servers": list(servers)}
         fields |= course_field(course or Course())
         self._sender.send(Member(Role.WORKER, rank), MessageType.ROUND, **fields)
 

@@ -130,6 +130,7 @@ class _Begun(_Incoming):
     """The parts that a worker of parameter servers may have begun."""
 
     round_number: Count = Field(alias="generation")
+    lease: Name = Field(alias="stay")
     servers: Annotated[list[Name], Field(max_length=1 << 12)]
     parts: Annotated[list[Count], Field(min_length=1, max_length=1 << 13, alias="slices")]
 

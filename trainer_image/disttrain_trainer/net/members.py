@@ -64,10 +64,14 @@ class Round:
     primaries: tuple[int, ...] = ()
     """The parameter server that serves each shard; none: each its own."""
     servers: tuple[str, ...] = ()
-    """The incarnations of the primaries. A round's number comes again when master and servers are all new; with a server in common, two
-    rounds of one number are one."""
-    resumes: bool = False
-    """Of parameter servers: the round is the one in which the worker began its part (`in_work`), so that its gradient still counts."""
+    """The incarnations of the primaries."""
+
+    def is_same(self, other: "Round") -> bool:
+        """Whether two leases are of one round. A round's number comes again when the master and all servers are new: no master has two of
+        one number, and no server process is in two."""
+        masters = {each.lease.rpartition(".")[0] for each in (self, other)}
+        is_known = len(masters) == 1 or not frozenset(self.servers).isdisjoint(other.servers)
+        return is_known and self.number == other.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +302,8 @@ class ParameterServerMember:
         if self._entered is None or not parts:
             return {}
         entered = self._entered
-        return {"begun": {"generation": entered.number, "servers": list(entered.servers), "slices": parts}}
+        round_fields = {"generation": entered.number, "stay": entered.lease, "servers": list(entered.servers)}
+        return {"begun": {**round_fields, "slices": parts}}
 
     def get_ready(self, control: ControlClient) -> None:
         """Tells the master, unless this member is in a round."""
@@ -337,7 +342,6 @@ class ParameterServerMember:
                         from_scratch=bool(message["anew"]),
                         primaries=tuple(message.get("primaries", ())),
                         servers=tuple(message.get("servers", ())),
-                        resumes=bool(message.get("resumes")),
                     )
                 )
                 self._take_course(message.get("course", {}))
@@ -370,9 +374,9 @@ class ParameterServerMember:
         self.round = this_round
         self.begun = this_round or self.begun
         if this_round is not None:
-            self._entered = this_round
-            if not this_round.resumes:
+            if self._entered is not None and not this_round.is_same(self._entered):
                 self.in_work = None
+            self._entered = this_round
         self.assignments.clear()
         self.hedge = None
         self.abandoned.clear()

@@ -56,14 +56,13 @@ class MessageType(StrEnum):
     rank 0, where a round begins that no state is left for; samples, fingerprint and order of its
     data set; layout: a digest of the state's, or, with parameter servers, whether its model has
     buffers, and whether the worker has a place for the trained model (keeps_model); begun: the parts that it may have
-    begun, in its order, and their round (generation, servers, slices), as in HELLO]."""
+    begun, in its order, and their round (generation, stay, servers, slices), as in HELLO]."""
     ROUND = "world"
     """A round begins [generation, source: the rank whose state is the newest; of a sharded model step: that of the state, and holders: the
     ranks that have it, none where it is the checkpoint's; of an elastic job members: the numbers of those that take part, ascending].
 
     To workers of parameter servers [generation, stay, buffers: the newest checkpoint's file of them, or null, anew: there is no
-    checkpoint, primaries: the server of each shard, servers: the incarnations of these, resumes: the parts that the worker said it may
-    have begun are of this round]: both ends ignore messages of an earlier lease."""
+    checkpoint, primaries: the server of each shard, servers: the incarnations of these]: both ends ignore messages of an earlier lease."""
     REFORM = "reform"
     """A member was lost: leave the round, drop the parts that were not computed, and send READY. To a rank whose training goes back to a
     checkpoint [roll_back, course]; to ranks of a group [stay: the lease that is over]."""
